@@ -1,0 +1,128 @@
+"""The numerical backends, imported in one fixed order, and what depends on the machine: threads and devices.
+
+torch comes first: torch and faiss both bring an OpenMP runtime, and with torch loaded first they share its
+settings. Every other module takes both from here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+try:
+    import faiss  # isort: skip  (after torch, see above)
+except ImportError:  # faiss comes with one of two extras; exact scores need neither
+    faiss = None
+
+from patchindex.errors import DeviceError, InputError
+
+__all__ = ["faiss_gpus", "require_faiss", "resolve_device", "threads"]
+
+MAX_GPU_SELECTION = 2048  # FAISS's GPU side selects at most this many neighbours, and probes as many lists
+
+
+def require_faiss() -> Any:
+    """Return the `faiss` module, or say how to get it.
+
+    Raises
+    ------
+    DeviceError
+        When neither faiss-cpu nor faiss-gpu is installed.
+    """
+    if faiss is None:
+        raise DeviceError(
+            "faiss is not installed",
+            where="patch index",
+            remedy="pip install 'patchindex[cpu]', or 'patchindex[gpu]' on a CUDA machine",
+        )
+    return faiss
+
+
+def faiss_gpus() -> int:
+    """Return the number of GPUs that the installed FAISS can use; 0 for faiss-cpu."""
+    return int(faiss.get_num_gpus()) if faiss is not None and hasattr(faiss, "StandardGpuResources") else 0
+
+
+def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = False) -> torch.device:
+    """Turn a device's name into a `torch.device` that is there.
+
+    Parameters
+    ----------
+    device : str, torch.device or None
+        `"cpu"` (also None), `"cuda"` or `"cuda:0"`.
+    needs_faiss : bool
+        Whether FAISS has to work on this device too.
+
+    Raises
+    ------
+    DeviceError
+        When CUDA is asked for and torch, or FAISS if it is needed, has none.
+
+    Examples
+    --------
+    >>> resolve_device(None)
+    device(type='cpu')
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+    except RuntimeError:
+        raise DeviceError(f"unknown device {device!r}", where="device", remedy="use cpu or cuda") from None
+    if found.type not in ("cpu", "cuda"):
+        raise DeviceError(f"{found.type!r} is not supported", where="device", remedy="use cpu or cuda")
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError("torch finds no CUDA device", where=f"device {found}", remedy="use cpu")
+        if found.index is not None and found.index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"there are {torch.cuda.device_count()} CUDA devices",
+                where=f"device {found}",
+                remedy="use a lower number",
+            )
+        if needs_faiss and not faiss_gpus():
+            raise DeviceError(
+                "the installed faiss has no GPU support",
+                where=f"device {found}",
+                remedy="pip uninstall faiss-cpu, then pip install 'patchindex[gpu]'; or use cpu",
+            )
+    return found
+
+
+@contextmanager
+def threads(n: int | None) -> Iterator[int]:
+    """Run torch and FAISS on `n` CPU threads inside the block; None leaves the settings as they are.
+
+    Yields
+    ------
+    int
+        The number of threads in use.
+
+    Raises
+    ------
+    InputError
+        When `n` is below one.
+
+    Examples
+    --------
+    >>> with threads(1) as n:
+    ...     n, torch.get_num_threads()
+    (1, 1)
+    """
+    if n is None:
+        yield torch.get_num_threads()
+        return
+    if n < 1:
+        raise InputError(f"must be at least 1, got {n}", where="threads", remedy=f"use 1 to {os.cpu_count()}")
+    before = torch.get_num_threads(), None if faiss is None else faiss.omp_get_max_threads()
+    torch.set_num_threads(n)
+    if faiss is not None:
+        faiss.omp_set_num_threads(n)
+    try:
+        yield n
+    finally:
+        torch.set_num_threads(before[0])
+        if faiss is not None:
+            faiss.omp_set_num_threads(before[1])

@@ -1,0 +1,17 @@
+"""Image sources: one small file a format, one registry.
+
+`open_images` takes arrays, files, folders and names of known sets, and returns an `ImageSource`: uint8 images
+(N, H, W, C), read when they are asked for, and their labels.
+
+Examples
+--------
+>>> import numpy as np
+>>> source = open_images(np.zeros((10, 8, 8), np.uint8))
+>>> [(start, images.shape) for start, images in source.chunks(6)]
+[(0, (6, 8, 8, 1)), (6, (4, 8, 8, 1))]
+"""
+
+from patchindex.images.registry import KNOWN_SETS, open_images
+from patchindex.images.source import ImageSource
+
+__all__ = ["KNOWN_SETS", "ImageSource", "open_images"]

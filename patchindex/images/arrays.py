@@ -1,0 +1,187 @@
+"""Images in anything that is shaped and sliced like a NumPy array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from patchindex.errors import InputError
+from patchindex.images.source import ImageSource
+
+__all__ = ["ArraySource"]
+
+# A float image x holds the uint8 image (x + offset) * factor.
+UNIT = (0.0, 255.0)  # [0, 1]
+SIGNED = (1.0, 127.5)  # [-1, 1]
+
+# Float images are checked this many values at a time.
+VALUES_A_CHUNK = 2**22
+
+
+class ArraySource(ImageSource):
+    """Images of an array, read from it only when asked for.
+
+    Float images are accepted when they are uint8 images scaled to [0, 1] or, if any value is negative, to
+    [-1, 1]: `x * 255` or `(x + 1) * 127.5` is integral up to the rounding of their dtype. That is checked
+    here, in one pass; `read` returns the uint8 images.
+
+    Parameters
+    ----------
+    array : array-like
+        Shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, or float16, float32 or float64. NumPy arrays and
+        memory maps, HDF5 datasets, zarr arrays and whatever else has `shape`, a NumPy `dtype` and slices are
+        kept as they are; anything else goes through `numpy.asarray` (CPU tensors share their memory).
+    name : str, optional
+        For messages and provenance.
+    labels : array-like of int, optional
+        Shape (N,).
+
+    Raises
+    ------
+    InputError
+        Another layout or dtype; float values that are not finite, not in range or not uint8 images scaled.
+
+    Examples
+    --------
+    >>> source = ArraySource(np.array([[[0.0, 0.2], [0.6, 1.0]]], np.float32))
+    >>> source.read(slice(0, 1))[0, :, :, 0]
+    array([[  0,  51],
+           [153, 255]], dtype=uint8)
+    """
+
+    def __init__(self, array: Any, *, name: str = "array", labels: Any = None) -> None:
+        array = _as_sliceable(array, name)
+        _check_dtype(array.dtype, name)
+        super().__init__(name, _layout(tuple(array.shape), name), labels=labels)
+        self._array = array
+        self._scaling = None if array.dtype == np.uint8 else self._find_scaling()
+
+    def _read(self, index: slice | np.ndarray) -> np.ndarray:
+        images = self._raw(index) if isinstance(index, slice) else self._gather(index)
+        if self._scaling is not None:
+            offset, factor = self._scaling
+            # float16 cannot hold 0..255 with the fractions in between; float32 and float64 can.
+            wide: np.ndarray = images.astype(np.float64 if images.dtype.itemsize == 8 else np.float32)
+            images = np.rint((wide + offset) * factor).astype(np.uint8)
+        return np.ascontiguousarray(images).reshape(-1, *self.shape[1:])
+
+    def _raw(self, index: slice) -> np.ndarray:
+        """Copy a slice of the array, in the array's own dtype."""
+        if isinstance(self._array, np.ndarray):
+            return np.array(self._array[index])
+        try:
+            return np.array(self._array[index])
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            # Storage libraries raise what they like for a damaged chunk.
+            raise InputError(
+                f"images {index.start} to {index.stop - 1} cannot be read ({_first_line(error)})",
+                where=self.name,
+                remedy="the file is damaged: copy or make it again",
+            ) from error
+
+    def _gather(self, ids: np.ndarray) -> np.ndarray:
+        if isinstance(self._array, np.ndarray):
+            return np.asarray(self._array[ids])
+        # Ids in one storage chunk are read by one slice, so that no chunk is decompressed twice.
+        chunks = getattr(self._array, "chunks", None)
+        rows = int(chunks[0]) if chunks and isinstance(chunks[0], int) else 1
+        ordered, inverse = np.unique(ids, return_inverse=True)
+        groups = np.split(ordered, np.flatnonzero(np.diff(ordered // rows)) + 1)
+        parts = [self._raw(slice(int(g[0]), int(g[-1]) + 1))[g - g[0]] for g in groups]
+        return np.concatenate(parts)[inverse]
+
+    def _find_scaling(self) -> tuple[float, float]:
+        """Check float images in one pass and return (offset, factor) of their range."""
+        eps = float(np.finfo(self._array.dtype).eps)
+        low, high = np.inf, -np.inf
+        inexact: dict[tuple[float, float], int | None] = {UNIT: None, SIGNED: None}
+        step = max(1, VALUES_A_CHUNK // int(np.prod(self.shape[1:])))
+        for start in range(0, len(self), step):
+            raw = self._raw(slice(start, min(start + step, len(self))))
+            x = raw.astype(np.float64).reshape(len(raw), -1)
+            finite = np.isfinite(x).all(axis=1)
+            if not finite.all():
+                raise InputError(
+                    f"image {start + int(np.argmin(finite))} holds NaN or infinity",
+                    where=self.name,
+                    remedy="remove or repair it: images must be finite",
+                )
+            low, high = min(low, float(x.min())), max(high, float(x.max()))
+            if low < -1 - 2 * eps or high > 1 + 2 * eps:
+                continue  # refused below, with the range of all images
+            for offset, factor in [SIGNED] if low < 0 else [UNIT, SIGNED]:
+                if inexact[offset, factor] is None:
+                    levels = (x + offset) * factor
+                    # Scaling and shifting in the input's dtype leaves an error of less than 255 eps.
+                    wrong = (np.abs(levels - np.rint(levels)) > 255 * eps).any(axis=1)
+                    if wrong.any():
+                        inexact[offset, factor] = start + int(np.argmax(wrong))
+        if low < -1 - 2 * eps or high > 1 + 2 * eps:
+            raise InputError(
+                f"float values from {low:.9g} to {high:.9g} are neither in [0, 1] nor in [-1, 1]",
+                where=self.name,
+                remedy="give uint8 images: x.round().astype(np.uint8)"
+                if low >= 0 and high <= 255
+                else "scale the images to uint8",
+            )
+        scaling = SIGNED if low < 0 else UNIT
+        if inexact[scaling] is not None:
+            span, code = ("[-1, 1]", "((x + 1) * 127.5)") if low < 0 else ("[0, 1]", "(x * 255)")
+            raise InputError(
+                f"image {inexact[scaling]} is not exactly a uint8 image scaled to {span}",
+                where=self.name,
+                remedy=f"round to uint8 yourself: {code}.round().astype(np.uint8)",
+            )
+        return scaling
+
+
+def _as_sliceable(array: Any, name: str) -> Any:
+    if isinstance(getattr(array, "dtype", None), np.dtype) and hasattr(array, "__getitem__"):
+        return array
+    try:
+        return np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"cannot be read as an array of images ({_first_line(error)})",
+            where=name,
+            remedy="give a uint8 NumPy array or CPU tensor of shape (N, H, W, C)",
+        ) from error
+
+
+def _check_dtype(dtype: np.dtype, name: str) -> None:
+    if dtype == np.uint8 or (dtype.kind == "f" and dtype.itemsize in (2, 4, 8)):
+        return
+    remedy = {
+        "O": "stack images of one size into one uint8 array (Python objects are never loaded)",
+        "b": "give x.astype(np.uint8) * 255",
+        "i": "if the values are 0 to 255, give x.astype(np.uint8)",
+        "u": "if the values are 0 to 255, give x.astype(np.uint8)",
+    }.get(dtype.kind, "give a uint8 array with values 0 to 255")
+    raise InputError(f"dtype {dtype} is not uint8 or float", where=name, remedy=remedy)
+
+
+def _layout(shape: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
+    """(N, H, W, C) of an array of that shape; what is empty is the contract's to refuse."""
+    if len(shape) == 3:
+        return (shape[0], shape[1], shape[2], 1)
+    if len(shape) != 4:
+        raise InputError(
+            f"shape {shape} is not (N, H, W) or (N, H, W, C)",
+            where=name,
+            remedy="reshape the images, for example x.reshape(-1, 28, 28)",
+        )
+    if shape[3] not in (1, 3):
+        if shape[1] in (1, 3):
+            remedy = "it looks like (N, C, H, W), so transpose it: x.transpose(0, 2, 3, 1)"
+        elif shape[3] == 4:
+            remedy = "drop the alpha channel: x[..., :3]"
+        else:
+            remedy = "give one image an entry, with 1 or 3 channels last"
+        raise InputError(f"shape {shape} is not (N, H, W, 1) or (N, H, W, 3)", where=name, remedy=remedy)
+    return (shape[0], shape[1], shape[2], shape[3])
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,134 @@
+"""IDX, the format of MNIST and its relatives: unsigned bytes behind a short header, plain or gzipped.
+
+Header, big-endian: two zero bytes, the type (8: unsigned byte), the number of dimensions, then each dimension
+as a 4-byte integer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from patchindex.errors import InputError
+from patchindex.images.arrays import ArraySource
+from patchindex.images.options import Options
+from patchindex.images.source import ImageSource
+from patchindex.images.transform import transformed
+
+__all__ = ["DESCRIPTION", "matches", "open", "read_array"]
+
+DESCRIPTION = "IDX (*-images-idx3-ubyte, also .gz)"
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def matches(path: Path) -> bool:
+    """Whether the path is a file named as IDX files are: `...idx3-ubyte` or `...idx1-ubyte`, also `.gz`."""
+    return re.search(r"idx\d-ubyte(\.gz)?$", path.name) is not None and path.is_file()
+
+
+def open(path: Path, options: Options) -> ImageSource:
+    """Open an IDX file of images, with the labels in the file beside it, if that is there.
+
+    A plain file is memory-mapped, a gzipped one is loaded. The labels of `train-images-idx3-ubyte` are in
+    `train-labels-idx1-ubyte`, either of them plain or `.gz`.
+
+    Raises
+    ------
+    InputError
+        Not an IDX file of images, a wrong length, or labels that do not fit.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "train-images-idx3-ubyte"
+    ...     header = bytes([0, 0, 8, 3]) + struct.pack(">3I", 5, 8, 8)
+    ...     _ = path.write_bytes(header + bytes(5 * 8 * 8))
+    ...     open(path, Options()).shape
+    (5, 8, 8, 1)
+    """
+    images = read_array(path, dimensions=3)
+    labels_path = _labels_beside(path) if options.labels == "stored" else None
+    labels = None if labels_path is None else read_array(labels_path, dimensions=1)
+    return transformed(ArraySource(images, name=str(path), labels=labels), options.transform)
+
+
+def read_array(path: Path, *, dimensions: int) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, plain or gzipped.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    dimensions : int
+        3 for images, 1 for labels.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 of that many dimensions, not writeable.
+
+    Raises
+    ------
+    InputError
+        Another magic number or dimension, a truncated file, or bytes past its end.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(2) == GZIP_MAGIC:
+                file.seek(0)
+                with gzip.GzipFile(fileobj=file) as unzipped:
+                    shape = _read_shape(unzipped.read(4 + 4 * dimensions), path, dimensions)
+                    # One byte more than announced is enough to see that there is more.
+                    data = unzipped.read(math.prod(shape) + 1)
+                _check_length(len(data), shape, path)
+                return np.frombuffer(data, np.uint8).reshape(shape)
+            file.seek(0)
+            header = file.read(4 + 4 * dimensions)
+        shape = _read_shape(header, path, dimensions)
+        _check_length(path.stat().st_size - len(header), shape, path)
+        if math.prod(shape) == 0:
+            return np.empty(shape, np.uint8)  # there is nothing to map
+        return np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            "cannot be read (truncated or damaged)", where=path, remedy="download or copy it again"
+        ) from error
+
+
+def _read_shape(header: bytes, path: Path, dimensions: int) -> tuple[int, ...]:
+    magic = bytes([0, 0, 8, dimensions])
+    if header[:4] != magic or len(header) < 4 + 4 * dimensions:
+        what = "images" if dimensions == 3 else "labels"
+        raise InputError(
+            f"not an IDX file of {what} (it starts with {header[:4].hex() or 'nothing'}, not {magic.hex()})",
+            where=path,
+            remedy=f"give the file called *-{what}-idx{dimensions}-ubyte, plain or .gz",
+        )
+    return struct.unpack(f">{dimensions}I", header[4:])
+
+
+def _check_length(found: int, shape: tuple[int, ...], path: Path) -> None:
+    expected = math.prod(shape)
+    if found != expected:
+        problem = "truncated" if found < expected else "longer than its header says"
+        raise InputError(
+            f"{problem} (the header announces {expected} bytes of shape {shape})",
+            where=path,
+            remedy="download or copy it again",
+        )
+
+
+def _labels_beside(path: Path) -> Path | None:
+    stem = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    if stem == path.name.removesuffix(".gz"):
+        return None
+    found = [path.with_name(name) for name in (stem, f"{stem}.gz") if path.with_name(name).is_file()]
+    return found[0] if found else None

@@ -1,0 +1,184 @@
+"""Which format a path is in, and `open_images`, the one way in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.images import folder, hdf5, idx, npy, npz, zarr
+from patchindex.images.arrays import ArraySource
+from patchindex.images.label_files import read_label_file
+from patchindex.images.labels import as_labels
+from patchindex.images.options import Options
+from patchindex.images.source import ImageSource
+from patchindex.images.transform import Transform, as_size, transformed
+
+__all__ = ["FORMATS", "KNOWN_SETS", "Format", "open_images"]
+
+
+class Format(Protocol):
+    """A format: a module with these names."""
+
+    DESCRIPTION: str
+
+    def matches(self, path: Path) -> bool:
+        """Whether an existing path is in this format."""
+
+    def open(self, path: Path, options: Options) -> ImageSource:
+        """Open it."""
+
+
+# In the order they are tried: zarr is a folder too.
+FORMATS: tuple[Format, ...] = (npz, npy, hdf5, zarr, idx, folder)
+
+# Formats that hold several arrays, one of which `dataset` names.
+HOLD_DATASETS: tuple[Format, ...] = (hdf5, zarr)
+
+# Name: (file, how to get it).
+KNOWN_SETS = {
+    "fashion-mnist": (
+        Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"),
+        "apt install dataset-fashion-mnist",
+    ),
+}
+
+
+def open_images(
+    source: Any,
+    *,
+    labels: Any = None,
+    dataset: str | None = None,
+    limit: int | None = None,
+    resize: int | Sequence[int] | None = None,
+    crop: int | Sequence[int] | None = None,
+    grayscale: bool = False,
+) -> ImageSource:
+    """Open images of any kind this package reads.
+
+    Parameters
+    ----------
+    source : ImageSource, array-like, str or Path
+        An array or CPU tensor of shape (N, H, W) or (N, H, W, C), C 1 or 3, uint8, or float in [0, 1] or
+        [-1, 1] where that is exactly a uint8 image scaled. Or a path: .npz, .npy, HDF5 (`file.h5` or
+        `file.h5::path/in/file`), zarr, IDX (also .gz), a folder of image files. Or the name of a known set:
+        "fashion-mnist".
+    labels : array-like of int, str or Path, optional
+        Shape (N,), for all N images of `source`; or a file of them (.npy, .npz, .txt, .csv, IDX); or
+        "folders": the sub-folders of a folder of image files. By default the labels that come with the
+        images, if there are any.
+    dataset : str, optional
+        Path of the images inside an HDF5 file or a zarr group.
+    limit : int, optional
+        Only the first `limit` images.
+    resize, crop : int or (height, width), optional
+        In pixels; an int means a square. The centre crop comes first.
+    grayscale : bool, optional
+        Convert to one channel.
+
+    Returns
+    -------
+    ImageSource
+        uint8 images of shape (N, H, W, C), read when asked for where the format allows it. An `ImageSource`
+        for which nothing else is asked is returned as it is.
+
+    Raises
+    ------
+    SourceNotFoundError
+        No such file, or a known set that is not installed.
+    InputError
+        An unknown format, a damaged file, images or labels that are not acceptable.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> source = open_images(np.zeros((10, 28, 28), np.uint8), labels=range(10), limit=4)
+    >>> source.shape, source.labels.tolist()
+    ((4, 28, 28, 1), [0, 1, 2, 3])
+    """
+    transform = Transform(as_size(crop, "crop"), as_size(resize, "resize"), grayscale)
+    if isinstance(source, str | Path):
+        opened = _open_path(source, dataset, labels, transform)
+    elif dataset is not None or _is_folders(labels):
+        what, value = ("dataset", dataset) if dataset is not None else ("labels", labels)
+        raise InputError(f"{value!r} needs a path, got an array", where=what, remedy=f"leave {what} out")
+    else:
+        opened = source if isinstance(source, ImageSource) else ArraySource(source)
+        opened = transformed(opened, transform)
+    if labels is not None and not _is_folders(labels):
+        count = len(opened)
+        from_file = isinstance(labels, str | Path)
+        values = read_label_file(Path(labels), count) if from_file else as_labels(labels, count)
+        # A copy, because the source may be the caller's own.
+        opened = copy.copy(opened)
+        opened.labels, opened.label_names = values, None
+    return opened if limit is None else opened.subset(_as_limit(limit))
+
+
+def _open_path(source: str | Path, dataset: str | None, labels: Any, transform: Transform) -> ImageSource:
+    path, dataset = _locate(source, dataset)
+    fmt = next((fmt for fmt in FORMATS if fmt.matches(path)), None)
+    if fmt is None:
+        raise InputError(
+            "not a known format",
+            where=path,
+            remedy="give one of: " + "; ".join(fmt.DESCRIPTION for fmt in FORMATS),
+        )
+    if dataset is not None and fmt not in HOLD_DATASETS:
+        raise InputError(
+            f"there are no datasets to choose {dataset!r} from", where=path, remedy="leave the dataset out"
+        )
+    if _is_folders(labels) and fmt is not folder:
+        raise InputError(
+            'labels="folders" needs a folder of image files', where=path, remedy="give a file of labels"
+        )
+    wanted: Literal["stored", "folders", "none"] = "stored" if labels is None else "none"
+    opened = fmt.open(path, Options(dataset, "folders" if _is_folders(labels) else wanted, transform))
+    opened.name = str(source) if dataset is None else f"{path}::{dataset}"
+    return opened
+
+
+def _locate(source: str | Path, dataset: str | None) -> tuple[Path, str | None]:
+    """Find the existing path that `source` means, and the dataset inside it."""
+    if source in KNOWN_SETS:
+        path, remedy = KNOWN_SETS[str(source)]
+        if not path.is_file():
+            raise SourceNotFoundError("this known set is not installed", where=source, remedy=remedy)
+        return path, dataset
+    path = Path(source)
+    try:
+        if str(source) and path.exists():
+            return path, dataset
+        before, colons, inside = str(source).partition("::")
+        if colons and before and inside and Path(before).exists():
+            if dataset is not None and dataset != inside:
+                raise InputError(
+                    f"two datasets are named, {inside!r} and {dataset!r}", where=source, remedy="name one"
+                )
+            return Path(before), inside
+    except OSError as error:
+        raise InputError(
+            f"cannot be looked at ({error.strerror})",
+            where=source,
+            remedy="check the path and its permissions",
+        ) from error
+    raise SourceNotFoundError(
+        "no such file or folder",
+        where=source if str(source) else "''",
+        remedy=f"check the path, or name a known set: {', '.join(KNOWN_SETS)}",
+    )
+
+
+def _is_folders(labels: Any) -> bool:
+    return isinstance(labels, str) and labels == "folders"
+
+
+def _as_limit(limit: Any) -> int:
+    try:
+        return int(limit.__index__())
+    except AttributeError as error:
+        raise InputError(
+            f"{limit!r} is not a number of images", where="limit", remedy="give an integer"
+        ) from error

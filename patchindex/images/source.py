@@ -1,0 +1,263 @@
+"""The contract of an image source: uint8 images by id, read when they are asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from patchindex.errors import InputError
+from patchindex.images.labels import as_labels
+
+__all__ = ["ImageSource", "Index", "SubsetSource"]
+
+Index = slice | np.ndarray | Sequence[int]
+
+
+class ImageSource(ABC):
+    """N uint8 images of one size, with labels or without.
+
+    A subclass says how images are read (`_read`); everything else is here.
+
+    Parameters
+    ----------
+    name : str
+        What the user typed, or "array": for messages and provenance.
+    shape : tuple of int
+        (N, H, W, C), C 1 or 3, nothing empty.
+    labels : array-like of int, optional
+        Shape (N,).
+    label_names : sequence of str, optional
+        What the labels 0, 1, ... are called, where the source knows.
+
+    Attributes
+    ----------
+    name, shape, label_names
+        As given.
+    labels : numpy.ndarray or None
+        int64, shape (N,).
+
+    Raises
+    ------
+    InputError
+        An empty shape, channels other than 1 or 3, labels that do not fit.
+
+    Examples
+    --------
+    >>> from patchindex.images import open_images
+    >>> source = open_images(np.zeros((5, 8, 8), np.uint8), labels=[0, 1, 0, 1, 0])
+    >>> source.shape, source.labels.tolist()
+    ((5, 8, 8, 1), [0, 1, 0, 1, 0])
+    >>> source.read(slice(1, 3)).shape
+    (2, 8, 8, 1)
+    >>> source.subset(source.labels == 1).shape
+    (2, 8, 8, 1)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int, int, int],
+        *,
+        labels: Any = None,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
+        count, height, width, channels = shape
+        if count < 1:
+            raise InputError("holds no images", where=name, remedy="give at least one image")
+        if height < 1 or width < 1:
+            raise InputError(
+                f"images of {height}×{width} pixels are empty",
+                where=name,
+                remedy="give images of at least one pixel",
+            )
+        if channels not in (1, 3):
+            raise InputError(
+                f"images have {channels} channels, expected 1 or 3",
+                where=name,
+                remedy="give shape (N, H, W), (N, H, W, 1) or (N, H, W, 3)",
+            )
+        self.name = name
+        self.shape = shape
+        self.labels = None if labels is None else as_labels(labels, count, where=name)
+        self.label_names = None if label_names is None else tuple(label_names)
+
+    @abstractmethod
+    def _read(self, index: slice | np.ndarray) -> np.ndarray:
+        """Images of a slice(start, stop) or of int64 ids, both inside [0, N) and neither empty.
+
+        Returns a new uint8 array, shape (n, H, W, C), C-contiguous.
+        """
+
+    def read(self, index: Index) -> np.ndarray:
+        """Read images.
+
+        Parameters
+        ----------
+        index : slice, array of int, or array of bool
+            A slice of step 1; or ids in any order, each in [0, N), repeats allowed; or a mask of shape (N,).
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8, shape (n, H, W, C), C-contiguous, the caller's own: writing to it changes no source.
+
+        Raises
+        ------
+        InputError
+            An id outside [0, N), a slice with another step, or images that turn out to be damaged.
+        """
+        which = self._resolve(index)
+        empty = which.start == which.stop if isinstance(which, slice) else len(which) == 0
+        return np.empty((0, *self.shape[1:]), np.uint8) if empty else self._read(which)
+
+    def _resolve(self, index: Index) -> slice | np.ndarray:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise InputError(
+                    f"a slice of step {step} cannot be read",
+                    where=self.name,
+                    remedy="give the ids as an array",
+                )
+            return slice(start, max(start, stop))
+        ids = np.asarray(index)
+        if ids.dtype == bool and ids.shape == (len(self),):
+            return np.flatnonzero(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise InputError(
+                f"image ids of dtype {ids.dtype} and shape {ids.shape}",
+                where=self.name,
+                remedy=f"give a one-dimensional array of integers, or a mask of shape ({len(self)},)",
+            )
+        outside = (ids < 0) | (ids >= len(self))
+        if outside.any():
+            raise InputError(
+                f"there is no image {ids[np.argmax(outside)]}",
+                where=self.name,
+                remedy=f"ids run from 0 to {len(self) - 1}",
+            )
+        return ids.astype(np.int64)
+
+    def chunks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Go through all images in order.
+
+        Parameters
+        ----------
+        size : int
+            Images a chunk; the last chunk may be smaller.
+
+        Yields
+        ------
+        start : int
+            Id of the first image of the chunk.
+        images : numpy.ndarray
+            uint8, shape (n, H, W, C).
+
+        Raises
+        ------
+        InputError
+            `size` under 1.
+        """
+        if size < 1:
+            raise InputError(f"{size} images a chunk", where="size", remedy="give 1 or more")
+        for start in range(0, len(self), size):
+            yield start, self.read(slice(start, start + size))
+
+    def subset(self, which: int | Index) -> ImageSource:
+        """Select some of the images, with their labels, still read when asked for.
+
+        Parameters
+        ----------
+        which : int, slice of step 1, array of int, or array of bool
+            The first `which` images (all of them when there are fewer), or what `read` takes.
+
+        Returns
+        -------
+        ImageSource
+            The images in the order of `which`; the source itself when that is all of them.
+
+        Raises
+        ------
+        InputError
+            No image left, or ids outside [0, N).
+        """
+        if isinstance(which, int | np.integer):
+            if which < 1:
+                raise InputError(
+                    f"a limit of {which} leaves no image", where=self.name, remedy="give 1 or more"
+                )
+            which = slice(0, int(which))
+        index = self._resolve(which)
+        everything = isinstance(index, slice) and index == slice(0, len(self))
+        return self if everything else SubsetSource(self, index)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | Index) -> np.ndarray:
+        """One image (H, W, C) for an int, images (n, H, W, C) for a slice, ids or a mask."""
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                # Python ends a for loop over a sequence by this error.
+                raise IndexError(f"{self.name}: there is no image {index}; ids run from 0 to {len(self) - 1}")
+            return self.read(np.array([index % len(self)]))[0]
+        if isinstance(index, slice) and index.step not in (None, 1):
+            index = np.arange(*index.indices(len(self)))
+        return self.read(index)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("an image source is always read into a new array")
+        images = self.read(slice(None))
+        return images if dtype is None else images.astype(dtype)
+
+    def __repr__(self) -> str:
+        count, height, width, channels = self.shape
+        labels = "no labels" if self.labels is None else "labels"
+        return f"<{type(self).__name__} {self.name}: {count} images {height}×{width}×{channels}, {labels}>"
+
+
+class SubsetSource(ImageSource):
+    """Some images of another source; made by `ImageSource.subset`.
+
+    Parameters
+    ----------
+    parent : ImageSource
+        Where the images are read from.
+    index : slice or numpy.ndarray of int64
+        Which ones: slice(start, stop) or ids, inside [0, N).
+
+    Raises
+    ------
+    InputError
+        An empty index.
+
+    Examples
+    --------
+    >>> from patchindex.images import open_images
+    >>> images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1)
+    >>> open_images(images).subset([3, 1])[:].ravel().tolist()
+    [3, 1]
+    """
+
+    def __init__(self, parent: ImageSource, index: slice | np.ndarray) -> None:
+        count = index.stop - index.start if isinstance(index, slice) else len(index)
+        super().__init__(
+            parent.name,
+            (count, *parent.shape[1:]),
+            labels=None if parent.labels is None else parent.labels[index],
+            label_names=parent.label_names,
+        )
+        self._parent = parent
+        self._index = index
+
+    def _read(self, index: slice | np.ndarray) -> np.ndarray:
+        if isinstance(self._index, np.ndarray):
+            return self._parent.read(self._index[index])
+        start = self._index.start
+        if isinstance(index, slice):
+            return self._parent.read(slice(start + index.start, start + index.stop))
+        return self._parent.read(start + index)

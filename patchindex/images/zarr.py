@@ -1,0 +1,91 @@
+"""Zarr: an array of images, or a group with `images` and, optionally, `labels`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from patchindex.errors import InputError
+from patchindex.images.arrays import ArraySource
+from patchindex.images.options import Options
+from patchindex.images.source import ImageSource
+from patchindex.images.transform import transformed
+
+__all__ = ["DESCRIPTION", "matches", "open"]
+
+DESCRIPTION = ".zarr folder"
+
+METADATA = ("zarr.json", ".zarray", ".zgroup")
+
+
+def matches(path: Path) -> bool:
+    """Whether the path is a folder called .zarr, or one with zarr's metadata in it."""
+    return path.is_dir() and (path.suffix.lower() == ".zarr" or any((path / m).is_file() for m in METADATA))
+
+
+def open(path: Path, options: Options) -> ImageSource:
+    """Open a zarr array, or `options.dataset` (by default `images`) of a zarr group.
+
+    Images are read when asked for. An array `labels` beside `images` holds their labels.
+
+    Raises
+    ------
+    InputError
+        Not a readable zarr array or group, no such array in it, or an array that is not images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = zarr.save_array(f"{folder}/set.zarr", np.zeros((5, 8, 8), np.uint8))
+    ...     open(Path(folder) / "set.zarr", Options()).shape
+    (5, 8, 8, 1)
+    """
+    with _damage_refused(path):
+        node: Any = zarr.open(str(path), mode="r")
+    labels = None
+    if isinstance(node, zarr.Group):
+        node, labels = _choose(node, options.dataset or "images", path)
+    elif options.dataset is not None:
+        raise InputError(
+            f"is one array, with no {options.dataset} in it", where=path, remedy=f"give {path} alone"
+        )
+    source = ArraySource(
+        node,
+        name=str(path) if options.dataset is None else f"{path}::{options.dataset}",
+        labels=labels[:] if isinstance(labels, zarr.Array) and options.labels == "stored" else None,
+    )
+    return transformed(source, options.transform)
+
+
+def _choose(group: zarr.Group, name: str, path: Path) -> tuple[zarr.Array, Any]:
+    """Find the array of that name in a group, and what is called `labels` beside it."""
+    with _damage_refused(path):
+        array = group.get(name)
+        labels = group.get("/".join([*name.split("/")[:-1], "labels"]))
+    if not isinstance(array, zarr.Array):
+        listed = ", ".join(sorted(group.array_keys())) or "none"
+        raise InputError(
+            f"has no array {name}; arrays: {listed}",
+            where=path,
+            remedy=f"name one: {path}::path/in/group",
+        )
+    return array, labels
+
+
+@contextmanager
+def _damage_refused(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # Metadata that is JSON but not zarr's ends in whatever zarr first trips over.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "not a readable zarr array or group",
+            where=path,
+            remedy="give the folder that holds zarr.json, .zarray or .zgroup",
+        ) from error

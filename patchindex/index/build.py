@@ -1,0 +1,314 @@
+"""The offline builder: from images to a store, stage by stage, visible only when it is whole.
+
+A build works in a folder beside the store, `<store>.building`: first the images, then scale after scale, each
+renamed into place when it is whole, at last the folder itself. So whatever interrupts it, what stands under
+the final path is complete or is not there, and `resume=True` goes on after the last whole stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from filelock import FileLock, Timeout
+
+from patchindex.backends import require_faiss, resolve_device, threads
+from patchindex.errors import InputError, OutputExistsError
+from patchindex.images import ImageSource, open_images
+from patchindex.index.plan import CHUNK_BYTES, BuildPlan, parse_memory, plan_build
+from patchindex.index.raw import RawWriter, open_raw
+from patchindex.index.store import FORMAT_VERSION, PatchIndex, open_index, read_attributes, scale_group
+from patchindex.index.train import Progress, build_scale
+from patchindex.patches import Geometry
+from patchindex.training import TrainingImages
+
+__all__ = ["build_index"]
+
+
+def build_index(
+    images: Any,
+    path: str | os.PathLike[str],
+    scales: Sequence[int] | None = None,
+    labels: Any = None,
+    *,
+    machine: str = "ELS",
+    train_windows: str = "valid",
+    locality: Any = None,
+    pca_dims: int | None = None,
+    lists: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    device: str | torch.device | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> PatchIndex:
+    """Put every patch of the images, at each locality scale, into a store.
+
+    Parameters
+    ----------
+    images : array, path or name
+        uint8 images (N, H, W) or (N, H, W, C), or anything `open_images` takes.
+    path : str or Path
+        The store to make, a folder.
+    scales : sequence of int, optional
+        Odd locality scales; by default those of `locality`.
+    labels : array of int or path, optional
+        Class of each image, shape (N,); the source's own by default.
+    machine : str
+        `"ELS"`, `"bbELS"`, or `"LS"` and `"IS"`, whose stores hold images and no index.
+    train_windows : str
+        `"valid"` or `"wrapped"`, for ELS.
+    locality : str or sequence of int, optional
+        A published preset's name or a schedule, kept in the store as the default for sampling. With
+        `scales` too, it is moved to the nearest of them.
+    pca_dims, lists : int, optional
+        Code size and number of inverted lists; by default chosen from the data.
+    seed : int
+        Seed of the samples that PCA and k-means are trained on.
+    threads : int, optional
+        CPU threads. Stores built with different numbers differ in rounding.
+    memory : int or str, optional
+        What the build may take, in bytes or as `"4G"`; by default half of the machine's memory. A build
+        that needs more is refused before it starts.
+    device : str or torch.device, optional
+        `"cpu"` (default) or `"cuda"`: where lists are trained and patches assigned to them.
+    overwrite : bool
+        Replace a store that is there, once the new one is whole.
+    resume : bool
+        Go on with an interrupted build of the same settings. For a finished store: nothing to do.
+    progress : callable, optional
+        Called as `progress(stage, done, total)`.
+
+    Returns
+    -------
+    PatchIndex
+        The store, opened.
+
+    Raises
+    ------
+    InputError
+        When images, labels or settings are not acceptable; nothing was written then.
+    OutputExistsError
+        When the store, or an unfinished build of it, is there already.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8)
+    >>> build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=(3, 5)).scales
+    (3, 5)
+    """
+    path = Path(path)
+    source = open_images(images, labels=labels)
+    plan, schedule = plan_build(
+        source, scales, machine=machine, train_windows=train_windows, locality=locality, pca_dims=pca_dims, lists=lists
+    )
+    where = resolve_device(device, needs_faiss=True)
+    if plan.scales:
+        require_faiss()
+    budget = parse_memory(memory)
+    if plan.memory_bytes > budget:
+        need, have = (f"{b / 2**30:.2f} GiB" for b in (plan.memory_bytes, budget))
+        raise InputError(
+            f"the build may need {need}, over the budget of {have}",
+            where="memory",
+            remedy="raise it, or use fewer images, fewer scales or a smaller pca_dims",
+        )
+    settings = {
+        "machine": machine,
+        "train_windows": train_windows,
+        "scales": [scale.k for scale in plan.scales],
+        "locality": {"name": schedule.name, "scales": schedule.scales} if schedule else None,
+        "pca_dims": pca_dims,
+        "lists": lists,
+        "seed": seed,
+        "source": source.name,
+        "shape": source.shape,
+        "labels": None if source.labels is None else _digest(source.labels),
+    }
+    settings = json.loads(json.dumps(settings))  # as they come back from the store: lists for tuples
+    finished = _check_output(path, settings, overwrite, resume)
+    if not finished:
+        with _threads(threads), _building(path, settings, resume) as folder:
+            _write_images(folder, TrainingImages(source), progress)
+            _write_scales(folder, plan, settings, where, progress)
+            _finish(folder, settings, source, plan)
+            _move_into_place(folder, path)
+    return open_index(path, device=device)
+
+
+_threads = threads  # build_index's own parameter has this name
+
+
+def _check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: bool) -> bool:
+    """Say whether the store is finished already; refuse to touch what is in the way."""
+    building = _building_path(path)
+    if path.exists():
+        found = read_attributes(path) if path.is_dir() else None
+        if resume and found is not None:
+            _check_settings(found["settings"], settings, path)
+            return True
+        if not overwrite:
+            raise OutputExistsError("exists already", where=path, remedy="use another path, or overwrite")
+        if found is None:
+            raise OutputExistsError("exists and is not a patchindex store", where=path, remedy="use another path")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError("cannot write there", where=parent, remedy="use a folder that you may write to")
+    if building.exists():
+        if resume:
+            _check_settings(_building_settings(building), settings, building)
+        elif not overwrite:
+            raise OutputExistsError(
+                "an unfinished build is there", where=building, remedy="resume it, or overwrite to start anew"
+            )
+    return False
+
+
+def _check_settings(found: dict[str, Any], settings: dict[str, Any], where: Path) -> None:
+    different = sorted(key for key in settings if found.get(key) != settings[key])
+    if different:
+        raise InputError(
+            f"was built with other settings ({', '.join(different)})",
+            where=where,
+            remedy="give the same ones, or overwrite",
+        )
+
+
+def _building_path(path: Path) -> Path:
+    return path.with_name(path.name + ".building")
+
+
+def _building_settings(building: Path) -> dict[str, Any]:
+    if not (building / "zarr.json").is_file():
+        return {}
+    return dict(zarr.open_group(building, mode="r").attrs.get("building", {}))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
+    """Give the folder that a build works in, held by a lock: another builder is refused."""
+    building = _building_path(path)
+    building.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(building.with_name(building.name + ".lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError("another build of it is running", where=path, remedy="wait for it to end") from None
+    try:
+        if building.exists() and not resume:
+            shutil.rmtree(building)
+        if not (building / "zarr.json").exists():
+            zarr.open_group(building, mode="w", attributes={"building": settings})
+        yield building
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _write_images(folder: Path, training: TrainingImages, progress: Progress | None) -> None:
+    group = zarr.open_group(folder, mode="a")
+    if "source_ids" in group:  # the stage's last array
+        return
+    for name in ("images", "labels"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    height, width, channels = training.source.shape[1:]
+    step = max(1, CHUNK_BYTES // (height * width * channels))
+    with RawWriter(folder, "images", "uint8", (height, width, channels)) as out:
+        for start in range(0, len(training), step):
+            out.write(training.read(start, start + step))
+            if progress is not None:
+                progress("images", min(start + step, len(training)), len(training))
+    if training.labels is not None:
+        group.create_array("labels", data=training.labels)
+    group.create_array("source_ids", data=training.source_ids)
+
+
+def _write_scales(
+    folder: Path, plan: BuildPlan, settings: dict[str, Any], device: torch.device, progress: Progress | None
+) -> None:
+    pixels = torch.from_numpy(open_raw(folder, "images"))
+    group = zarr.open_group(folder, mode="r")
+    labels = np.asarray(group["labels"][:]) if "labels" in group else None  # type: ignore[index]
+    for scale in plan.scales:
+        done = folder / scale_group(scale.k)
+        if done.exists():
+            continue
+        unfinished = done.with_name(done.name + ".tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        geometry = Geometry.of(plan.machine, scale.k, plan.images[1:3], plan.train_windows)
+        build_scale(
+            unfinished,
+            pixels,
+            labels,
+            geometry,
+            pca_dims=settings["pca_dims"],
+            lists=settings["lists"],
+            seed=settings["seed"],
+            device=device,
+            progress=progress,
+        )
+        unfinished.rename(done)
+
+
+def _finish(folder: Path, settings: dict[str, Any], source: ImageSource, plan: BuildPlan) -> None:
+    """Write down what the store is; with this it is one."""
+    arrays = [folder / "images", *(folder / scale_group(scale.k) for scale in plan.scales)]
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for array in arrays:
+        fingerprint.update(_file_checksum(array))
+    labels = None if source.labels is None else [int(label) for label in np.unique(source.labels)]
+    attributes = {
+        "format": FORMAT_VERSION,
+        "fingerprint": fingerprint.hexdigest()[:16],
+        **{key: settings[key] for key in ("machine", "train_windows", "scales", "locality", "source", "shape")},
+        "labels": labels,
+        "label_names": None if source.label_names is None else list(source.label_names),
+        "settings": settings,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("patchindex", "torch", "numpy", "zarr")}
+        | {"faiss": str(require_faiss().__version__) if plan.scales else None},
+    }
+    zarr.open_group(folder, mode="a").attrs["patchindex"] = attributes
+
+
+def _file_checksum(folder: Path) -> bytes:
+    """The crc32c that ends every raw file of a folder: the contents in four bytes."""
+    raw = sorted(file for file in folder.rglob("0") if file.is_file() and "c" in file.relative_to(folder).parts)
+    found = b""
+    for file in raw:
+        with file.open("rb") as handle:
+            handle.seek(-4, os.SEEK_END)
+            found += handle.read()
+    return found
+
+
+def _move_into_place(folder: Path, path: Path) -> None:
+    if path.exists():
+        replaced = path.with_name(f"{path.name}.replaced-{os.getpid()}")
+        path.rename(replaced)
+        folder.rename(path)
+        shutil.rmtree(replaced)
+    else:
+        folder.rename(path)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+

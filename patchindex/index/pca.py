@@ -1,0 +1,112 @@
+"""Principal components of patches: fitted on a sample, applied as a convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.patches import Geometry
+from patchindex.windows import pad
+
+__all__ = ["ENERGY", "MAX_DIMS", "PCA", "fit_pca"]
+
+ENERGY = 0.99  # share of the patches' variance that the codes keep
+MAX_DIMS = 64
+
+
+@dataclass(frozen=True)
+class PCA:
+    """`y = V^T (P - mu)` for patches P.
+
+    Attributes
+    ----------
+    components : array, shape (dims, k, k, C), float32
+        V^T: orthonormal rows, the largest variance first.
+    mean : array, shape (k, k, C), float32
+        mu.
+    energy : float
+        Share of the variance that the components keep, in [0, 1].
+    """
+
+    components: np.ndarray
+    mean: np.ndarray
+    energy: float
+
+    @property
+    def dims(self) -> int:
+        """How many components are kept."""
+        return len(self.components)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """Return `V^T (P - mu)` of patches (n, k, k, C): shape (n, dims)."""
+        components, mean = (torch.from_numpy(a).to(patches.device) for a in (self.components, self.mean))
+        return (patches - mean).flatten(1) @ components.flatten(1).T
+
+    def project_images(self, images: Tensor, geometry: Geometry) -> Tensor:
+        """Return the projection of every training window of images, without unfolding them.
+
+        Parameters
+        ----------
+        images : Tensor, shape (n, C, H, W)
+            In [-1, 1].
+        geometry : Geometry
+            Says which windows a training image has.
+
+        Returns
+        -------
+        Tensor
+            Shape (n * patches_per_image, dims), in the order of patch ids.
+        """
+        return self._convolve(pad(images, geometry, geometry.y.train_padding), 1.0)
+
+    def project_queries(self, x: Tensor, geometry: Geometry, a: float) -> Tensor:
+        """Return `z = V^T (q - a mu)` for every pixel's window q of noisy images x (B, C, H, W).
+
+        Its distance to `a y` is the distance that the logit of patch y needs, but for what the components
+        leave out. Shape (B * H * W, dims).
+        """
+        return self._convolve(pad(x, geometry, "wrapped" if geometry.y.circular else "zeros"), a)
+
+    def _convolve(self, padded: Tensor, a: float) -> Tensor:
+        filters = torch.from_numpy(self.components).to(padded.device)
+        offset = -a * (filters.flatten(1) @ torch.from_numpy(self.mean).to(padded.device).flatten())
+        out = torch.nn.functional.conv2d(padded, filters.permute(0, 3, 1, 2).contiguous(), offset)
+        return out.permute(0, 2, 3, 1).reshape(-1, self.dims)
+
+
+def fit_pca(patches: Tensor, dims: int | None = None) -> PCA:
+    """Fit principal components.
+
+    Parameters
+    ----------
+    patches : Tensor, shape (n, k, k, C)
+        A sample of patches.
+    dims : int, optional
+        How many components to keep. By default as few as keep `ENERGY` of the variance, rounded up to a
+        multiple of 4 and at most `MAX_DIMS`. Never more than a patch has pixels times channels.
+    """
+    shape = patches.shape[1:]
+    flat = patches.flatten(1).double()
+    mean = flat.mean(0)
+    covariance = (flat - mean).T @ (flat - mean) / len(flat)
+    variance, vectors = torch.linalg.eigh(covariance)
+    variance, vectors = variance.flip(0).clamp_min(0), vectors.flip(1)
+    total = variance.sum()
+    # Images of one colour have no variance at all: nothing is lost then, whatever is kept.
+    energy = variance.cumsum(0) / total if total > 0 else torch.ones_like(variance)
+    if dims is None:
+        enough = int((energy < ENERGY).sum()) + 1
+        dims = min(-(-enough // 4) * 4, MAX_DIMS)
+    dims = min(dims, len(variance))
+    # A component's sign is arbitrary: make its largest entry positive.
+    vectors = vectors[:, :dims].T
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
+    return PCA(
+        components=vectors.float().reshape(dims, *shape).numpy(),
+        mean=mean.float().reshape(shape).numpy(),
+        energy=float(energy[dims - 1]),
+    )

@@ -1,0 +1,145 @@
+"""What a build will do, checked and counted before any work is done."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from patchindex.errors import InputError
+from patchindex.images import ImageSource
+from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts
+from patchindex.index.pca import MAX_DIMS
+from patchindex.patches import Geometry
+from patchindex.schedules import LocalitySchedule
+
+__all__ = ["CHUNK_BYTES", "PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_build"]
+
+ID_BYTES = 8  # FAISS keeps a 64-bit id beside each code
+CHUNK_BYTES = 64 << 20  # what one step of a stage may take
+PCA_SAMPLE = 20_000  # patches
+
+
+@dataclass(frozen=True)
+class ScalePlan:
+    """Forecast of one scale; `dims`, `disk_bytes` and `memory_bytes` are upper bounds."""
+
+    k: int
+    patches: int
+    lists: int
+    dims: int
+    disk_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Forecast of a build: what is stored, and the largest memory that a stage takes."""
+
+    machine: str
+    train_windows: str
+    images: tuple[int, int, int, int]
+    images_bytes: int
+    scales: tuple[ScalePlan, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Upper bound of the store's size."""
+        return self.images_bytes + sum(scale.disk_bytes for scale in self.scales)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Upper bound of the memory that the build needs at any time."""
+        return max([2 * CHUNK_BYTES, *(scale.memory_bytes for scale in self.scales)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return {**asdict(self), "disk_bytes": self.disk_bytes, "memory_bytes": self.memory_bytes}
+
+
+def plan_build(
+    source: ImageSource,
+    scales: Sequence[int] | None = None,
+    *,
+    machine: str = "ELS",
+    train_windows: str = "valid",
+    locality: Any = None,
+    pca_dims: int | None = None,
+    lists: int | None = None,
+) -> tuple[BuildPlan, LocalitySchedule | None]:
+    """Check a build's settings and forecast it; the arguments are those of `build_index`.
+
+    Returns
+    -------
+    BuildPlan
+    LocalitySchedule or None
+        The schedule that the store will have: `locality`, moved to the nearest of `scales`.
+
+    Raises
+    ------
+    InputError
+        When a setting is not acceptable.
+    """
+    n, height, width, channels = source.shape
+    schedule = None if locality is None else LocalitySchedule.of(locality)
+    for name, value in (("pca_dims", pca_dims), ("lists", lists)):
+        if value is not None and value < 1:
+            raise InputError(f"must be at least 1, got {value}", where=name, remedy="leave it out for the default")
+    if scales is not None and len(scales) == 0:
+        raise InputError("there are none", where="scales", remedy="give at least one, such as 3,5,7")
+    wanted = sorted(set(scales if scales is not None else schedule.distinct if schedule else ()))
+    geometries = [Geometry.of(machine, k, (height, width), train_windows) for k in wanted]
+    if not geometries and Geometry.of(machine, 1, (height, width), train_windows).is_exact is False:
+        raise InputError(f"{machine} needs them", where="scales", remedy="give scales such as 3,5,7, or a locality")
+    if schedule is not None and scales is not None:
+        schedule = schedule.nearest(wanted)
+    indexed = [_plan_scale(g, n, channels, pca_dims, lists) for g in geometries if not g.is_exact]
+    plan = BuildPlan(machine, train_windows, source.shape, n * height * width * channels, tuple(indexed))
+    return plan, schedule
+
+
+def _plan_scale(
+    geometry: Geometry, images: int, channels: int, pca_dims: int | None, lists: int | None
+) -> ScalePlan:
+    patches = images * geometry.patches_per_image
+    pixels = geometry.k**2 * channels
+    dims = min(pixels, pca_dims or MAX_DIMS)
+    by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
+    n_lists = int(list_counts(by_class, lists).sum())
+    stored = patches * (dims + ID_BYTES) + 4 * n_lists * dims + 4 * pixels * (dims + 1)
+    # FAISS's lists grow by doubling, so they may hold twice what is in them. Training comes before, and
+    # holds a sample and the covariance of the patches.
+    training = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims + 8 * (2 * PCA_SAMPLE * pixels + 3 * pixels**2)
+    memory = max(training, 2 * patches * (dims + ID_BYTES)) + 2 * CHUNK_BYTES
+    return ScalePlan(geometry.k, patches, n_lists, dims, stored, memory)
+
+
+def parse_memory(memory: int | str | None) -> int:
+    """Return a memory budget in bytes.
+
+    Parameters
+    ----------
+    memory : int, str or None
+        Bytes, or a number with a unit: `"500M"`, `"4G"`, `"4GiB"`. None means half of the machine's memory.
+
+    Raises
+    ------
+    InputError
+        When it is neither.
+
+    Examples
+    --------
+    >>> parse_memory("1.5G")
+    1610612736
+    """
+    if memory is None:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(memory).strip(), re.IGNORECASE)
+    value = float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ") if found else 0
+    if value < 1:
+        raise InputError(f"{memory!r} is no amount of memory", where="memory", remedy="use 500M, 4G, ...")
+    return int(value)

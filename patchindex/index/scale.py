@@ -1,0 +1,177 @@
+"""One locality scale of an index: PCA, inverted lists and a FAISS index, opened from its folder and searched."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+
+from patchindex.backends import MAX_GPU_SELECTION, require_faiss
+from patchindex.errors import InputError, StoreError
+from patchindex.index.lists import InvertedLists, to_gpu
+from patchindex.index.pca import PCA
+from patchindex.index.raw import open_raw, raw_path
+from patchindex.patches import Geometry
+from patchindex.softmax import SoftmaxState
+
+__all__ = ["FAISS_ARRAY", "ScaleIndex"]
+
+FAISS_ARRAY = "faiss"
+MASS_ROWS = 1024  # pixels whose mass is estimated at once
+
+
+class ScaleIndex:
+    """The patches of one locality scale, by nearest neighbour.
+
+    Attributes
+    ----------
+    path : Path
+        Folder of the scale in the store.
+    geometry : Geometry
+        Machine and locality scale.
+    attributes : dict
+        What the builder wrote down: patches, lists, dims, energy, bytes.
+    pca : PCA
+    lists : InvertedLists
+    """
+
+    def __init__(self, path: Path, geometry: Geometry, device: torch.device) -> None:
+        self.path, self.geometry, self.device = path, geometry, device
+        group = zarr.open_group(path, mode="r")
+        self.attributes: dict[str, Any] = dict(group.attrs)
+        arrays = {name: np.asarray(array[:]) for name, array in group.arrays() if name != FAISS_ARRAY}
+        self.pca = PCA(arrays["pca_components"], arrays["pca_mean"], float(self.attributes["pca_energy"]))
+        self.lists = InvertedLists(arrays["centroids"], arrays["list_bounds"], device)
+        self._variance = arrays["within_list_variance"]  # (dims,)
+        self._counts = arrays["list_counts"]  # (labels or 1, lists)
+
+    @cached_property
+    def faiss(self) -> Any:
+        """The FAISS index, memory-mapped on the CPU or cloned to a GPU."""
+        faiss = require_faiss()
+        open_raw(self.path, FAISS_ARRAY)  # for its length, before FAISS reads it
+        file = raw_path(self.path, FAISS_ARRAY, 1)
+        try:
+            index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise StoreError(f"FAISS cannot read it ({reason})", where=file, remedy="build the store again") from error
+        if index.ntotal != self.attributes["patches"]:
+            raise StoreError(
+                f"holds {index.ntotal} patches, not {self.attributes['patches']}",
+                where=file,
+                remedy="build the store again",
+            )
+        return to_gpu(index, self.device)
+
+    def search(
+        self, vectors: np.ndarray, keys: np.ndarray, candidates: int, images: tuple[int, int] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the nearest codes in given lists.
+
+        Parameters
+        ----------
+        vectors : array, shape (n, dims), float32
+            `z / a`: projected queries over the signal scale, so that the order of the distances is the order
+            of the logits.
+        keys : array of int64, shape (n, probes)
+            The lists to look into; -1 for none.
+        candidates : int
+            How many patches to find.
+        images : (int, int), optional
+            Only patches of images [lo, hi).
+
+        Returns
+        -------
+        distances : array, shape (n, candidates), float32
+            Squared distances to the codes, ascending.
+        ids : array, shape (n, candidates), int64
+            Patch ids; -1 where there are no more.
+        """
+        faiss, n = require_faiss(), len(vectors)
+        on_gpu = self.device.type == "cuda"
+        per_image = self.geometry.patches_per_image
+        wanted = candidates
+        if on_gpu:
+            self._check_gpu(candidates, keys.shape[1])
+            if images is not None:  # the GPU side ignores selectors: look for more, and drop what is outside
+                share = (images[1] - images[0]) * per_image / self.attributes["patches"]
+                wanted = min(MAX_GPU_SELECTION, round(2 * candidates / share))
+        selector = (
+            None
+            if images is None or on_gpu
+            # Images were added in order, so ids ascend inside each list.
+            else faiss.IDSelectorRange(images[0] * per_image, images[1] * per_image, True)
+        )
+        vectors, keys = np.ascontiguousarray(vectors), np.ascontiguousarray(keys)
+        coarse = np.zeros(keys.shape, np.float32)  # the codes are no residuals: FAISS does not look at these
+        distances, ids = np.empty((n, wanted), np.float32), np.empty((n, wanted), np.int64)
+        pointers = [faiss.swig_ptr(array) for array in (vectors, keys, coarse, distances, ids)]
+        parameters = faiss.IVFSearchParameters(nprobe=keys.shape[1], sel=selector)
+        self.faiss.search_preassigned_c(n, pointers[0], wanted, *pointers[1:], False, parameters)
+        if images is not None and on_gpu:
+            outside = (ids < images[0] * per_image) | (ids >= images[1] * per_image)
+            order = np.argsort(outside, axis=1, kind="stable")[:, :candidates]
+            ids[outside] = -1
+            distances, ids = (np.take_along_axis(a, order, 1) for a in (distances, ids))
+        return distances, ids
+
+    def _check_gpu(self, candidates: int, probes: int) -> None:
+        for name, value in (("candidates", candidates), ("probes", probes)):
+            if value > MAX_GPU_SELECTION:
+                raise InputError(
+                    f"FAISS's GPU side takes at most {MAX_GPU_SELECTION}, got {value}",
+                    where=name,
+                    remedy="use fewer, or device cpu",
+                )
+
+    def list_sizes(self, label_index: int | None = None) -> np.ndarray:
+        """Return how many patches each list holds, of all labels or of the label with this index."""
+        counts = self._counts.sum(0) if label_index is None else self._counts[label_index]
+        return np.asarray(counts)
+
+    def log_mass(
+        self, z: Tensor, classes: np.ndarray, a: float, beta: float, label_index: int | None = None
+    ) -> Tensor:
+        """Estimate the log sum of exp(logit) over all patches of each pixel's class, in PCA space.
+
+        A list of n codes around the centroid m with variance s_d^2 in dimension d is taken for a Gaussian:
+
+            n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)),   v_d = beta + a^2 s_d^2
+
+        Parameters
+        ----------
+        z : Tensor, shape (n, dims)
+            Projected queries.
+        classes : array of int, shape (n,)
+            Their position classes.
+        a, beta : float
+            Signal scale and noise variance.
+        label_index : int, optional
+            Count patches of the label with this index only.
+
+        Returns
+        -------
+        Tensor, shape (n,), float64
+        """
+        sizes = torch.from_numpy(self.list_sizes(label_index)).to(z)
+        v = beta + a * a * torch.from_numpy(self._variance).to(z)
+        means = a * torch.from_numpy(self.lists.centroids).to(z) / v.sqrt()
+        scaled = z / v.sqrt()
+        base = sizes.log() - means.square().sum(1) / 2 + (beta / v).log().sum() / 2
+        out = torch.empty(len(z), dtype=torch.float64, device=z.device)
+        bounds = self.lists.bounds
+        for c in range(len(bounds) - 1):
+            lists = slice(int(bounds[c]), int(bounds[c + 1]))
+            mine = torch.from_numpy(np.flatnonzero(classes == c)).to(z.device)
+            for rows in mine.split(MASS_ROWS):
+                logits = torch.addmm(base[lists], scaled[rows], means[lists].T)
+                logits -= scaled[rows].square().sum(1, keepdim=True) / 2
+                no_centres = torch.empty(logits.shape[1], 0, dtype=z.dtype, device=z.device)
+                out[rows] = SoftmaxState.of(logits, no_centres).log_weight()
+        return out

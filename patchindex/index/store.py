@@ -1,0 +1,178 @@
+"""The store: a zarr v3 group with the training images, and a group a locality scale.
+
+    store.zarr/
+      zarr.json           attributes: machine, scales, settings, provenance, fingerprint
+      images/             uint8 (N, H, W, C) in label order, one raw file
+      labels/             int64 (N,), ascending; absent when there are no labels
+      source_ids/         int64 (N,), the user's number of each image
+      scales/k007/        attributes: patches, lists, dims, energy, seconds
+        faiss/            uint8: the FAISS file, one raw file
+        pca_components/   float32 (dims, k, k, C)       pca_mean/  float32 (k, k, C)
+        centroids/        float32 (lists, dims)         list_bounds/  int64 (classes + 1,)
+        list_counts/      int64 (labels or 1, lists)    within_list_variance/  float32 (dims,)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+
+from patchindex.backends import resolve_device
+from patchindex.errors import InputError, SourceNotFoundError, StoreError
+from patchindex.images import open_images
+from patchindex.index.raw import open_raw
+from patchindex.index.scale import ScaleIndex
+from patchindex.patches import Geometry
+from patchindex.schedules import LocalitySchedule
+from patchindex.training import TrainingImages
+
+__all__ = ["FORMAT_VERSION", "PatchIndex", "open_index", "scale_group"]
+
+FORMAT_VERSION = 1
+
+
+def scale_group(k: int) -> str:
+    """Return the name of a scale's group in the store."""
+    return f"scales/k{k:03d}"
+
+
+def open_index(path: str | os.PathLike[str], *, device: str | torch.device | None = None) -> PatchIndex:
+    """Open a store that `build_index` made.
+
+    Parameters
+    ----------
+    path : str or Path
+        The store's folder.
+    device : str or torch.device, optional
+        Where its lists are searched: `"cpu"` (default, memory-mapped) or a CUDA device.
+
+    Raises
+    ------
+    SourceNotFoundError
+        When there is nothing at this path.
+    InputError
+        When it is something else than a store.
+    StoreError
+        When it is damaged, or of a newer version.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SourceNotFoundError("no such store", where=path, remedy="check the path, or build it first")
+    attributes = read_attributes(path)
+    if attributes is None:
+        raise InputError("not a patchindex store", where=path, remedy="give a folder made by patchindex build")
+    if attributes["format"] > FORMAT_VERSION:
+        raise StoreError(
+            f"has format {attributes['format']}, newer than {FORMAT_VERSION}", where=path, remedy="update patchindex"
+        )
+    return PatchIndex(path, attributes, resolve_device(device, needs_faiss=True))
+
+
+def read_attributes(path: Path) -> dict[str, Any] | None:
+    """Return what a store says of itself; None when the path is no finished store."""
+    if not (path / "zarr.json").is_file():
+        return None
+    try:
+        found = zarr.open_group(path, mode="r").attrs.get("patchindex")
+    except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
+        raise StoreError(f"zarr.json cannot be read ({error})", where=path, remedy="build the store again") from error
+    return found if isinstance(found, dict) else None
+
+
+class PatchIndex:
+    """Training images and, for machines that have one, an index of all their patches at several scales.
+
+    Made by `open_index` and `build_index`.
+
+    Attributes
+    ----------
+    path : Path
+        Where the store is.
+    machine : str
+        The score machine that it was built for.
+    train_windows : str
+        `"valid"` or `"wrapped"`.
+    scales : tuple of int
+        Locality scales with an index, ascending; empty for IS and LS.
+    locality : LocalitySchedule or None
+        The schedule it was built for, if it was told.
+    training : TrainingImages
+        The images in label order, memory-mapped.
+    attributes : dict
+        Everything that the store says of itself.
+    """
+
+    def __init__(self, path: Path, attributes: dict[str, Any], device: torch.device) -> None:
+        self.path, self.attributes, self.device = path, attributes, device
+        self.machine: str = attributes["machine"]
+        self.train_windows: str = attributes["train_windows"]
+        self.scales: tuple[int, ...] = tuple(attributes["scales"])
+        schedule = attributes["locality"]
+        self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
+        images = open_raw(path, "images")
+        self.pixels: torch.Tensor = torch.from_numpy(images)
+        source = open_images(images)
+        source.name = attributes["source"]
+        group = zarr.open_group(path, mode="r")
+
+        def column(name: str) -> np.ndarray:
+            array = group.get(name)
+            if not isinstance(array, zarr.Array) or array.shape != (len(images),):
+                raise StoreError(
+                    f"the array {name!r} is missing or damaged", where=path, remedy="build the store again"
+                )
+            return np.asarray(array[:])
+
+        labels = column("labels") if attributes["labels"] is not None else None
+        self.training = TrainingImages(source, labels, column("source_ids"))
+        self._scales: dict[int, ScaleIndex] = {}
+
+    def __repr__(self) -> str:
+        n, (height, width) = len(self.training), self.training.size
+        scales = f", scales {', '.join(map(str, self.scales))}" if self.scales else ""
+        return f"PatchIndex({self.path}: {self.machine}, {n} images of {height} x {width}{scales})"
+
+    def geometry(self, k: int | None) -> Geometry:
+        """Return the geometry of this store's machine at locality scale k."""
+        return Geometry.of(self.machine, k, self.training.size, self.train_windows)
+
+    def scale(self, k: int) -> ScaleIndex:
+        """Return the index of locality scale k.
+
+        Raises
+        ------
+        InputError
+            When the store has none for this scale.
+        """
+        if k not in self.scales:
+            held = ", ".join(map(str, self.scales)) or "none"
+            raise InputError(
+                f"the store has no index for it, only for {held}",
+                where=f"locality scale {k}",
+                remedy=f"build with --scales {','.join(map(str, sorted({*self.scales, k})))}, or use the nearest scales",
+            )
+        if k not in self._scales:
+            self._scales[k] = ScaleIndex(self.path / scale_group(k), self.geometry(k), self.device)
+        return self._scales[k]
+
+    def info(self) -> dict[str, Any]:
+        """Return what `patchindex info` prints: settings, provenance, and sizes of each scale."""
+        scales = {}
+        for k in self.scales:
+            scales[str(k)] = {**self.scale(k).attributes, "bytes": _tree_bytes(self.path / scale_group(k))}
+        return {
+            "path": str(self.path),
+            **self.attributes,
+            "images": len(self.training),
+            "bytes": _tree_bytes(self.path),
+            "indexes": scales,
+        }
+
+
+def _tree_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

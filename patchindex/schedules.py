@@ -1,0 +1,133 @@
+"""Noise schedules and locality schedules, with the published presets.
+
+The forward process is `x_t = sqrt(1 - beta(t)) x_0 + sqrt(beta(t)) eps`, with t from 0 (data) to 1 (noise).
+A locality schedule says at which locality scale k the score at time t looks: entry i of n is for t = i / n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from patchindex.errors import InputError
+
+__all__ = ["LOCALITY_PRESETS", "NOISE_SCHEDULES", "LocalitySchedule", "NoiseSchedule", "cosine", "noise_schedule"]
+
+NoiseSchedule = Callable[[float], float]
+
+
+def cosine(t: float) -> float:
+    """Return `beta(t) = 1 - cos(t / 1.008 * pi / 2)^2`, the noise schedule of the paper's code.
+
+    Examples
+    --------
+    >>> round(cosine(0.5), 4)
+    0.4938
+    """
+    return 1.0 - math.cos(t / 1.008 * math.pi / 2) ** 2
+
+
+NOISE_SCHEDULES: dict[str, NoiseSchedule] = {"cosine": cosine}
+
+
+def noise_schedule(noise: str | NoiseSchedule) -> NoiseSchedule:
+    """Return the noise schedule of this name; a function from t to beta is returned as it is.
+
+    Raises
+    ------
+    InputError
+        When the name is unknown.
+    """
+    if callable(noise):
+        return noise
+    if noise not in NOISE_SCHEDULES:
+        known = ", ".join(sorted(NOISE_SCHEDULES))
+        raise InputError(f"unknown noise schedule {noise!r}", where="noise", remedy=f"use {known}")
+    return NOISE_SCHEDULES[noise]
+
+
+# Kamb & Ganguli's calibrated schedules: index 0 is the lowest noise, and its entry is never used.
+LOCALITY_PRESETS: dict[str, tuple[int, ...]] = {
+    "cifar10-resnet-circular": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15, 15),
+    "cifar10-resnet-zeros": (3, 3, 3, 3, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 11, 13, 15, 17, 17, 17),
+    "cifar10-unet-zeros": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 13, 13, 15, 17, 25),
+    "celeba-resnet-zeros": (3, 3, 3, 5, 5, 5, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 13, 15, 19, 19),
+    "celeba-unet-zeros": (3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 5, 5, 7, 7, 9, 9, 9, 13, 19, 27),
+    "fashion-mnist-resnet-zeros": (3, 3, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 13, 13, 13, 15, 15, 15, 17, 17),
+    "fashion-mnist-unet-zeros": (3, 3, 5, 5, 7, 7, 7, 9, 11, 11, 11, 13, 15, 15, 21, 23, 25, 25, 25, 25),
+    "mnist-resnet-circular": (3, 3, 5, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 11, 9, 9, 7, 7, 3, 3),
+    "mnist-resnet-zeros": (3, 3, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 11, 11, 13, 15, 15, 15, 15, 15),
+    "mnist-unet-zeros": (3, 3, 3, 5, 5, 7, 7, 7, 9, 9, 9, 11, 13, 15, 17, 21, 23, 23, 25, 27),
+}
+
+
+@dataclass(frozen=True)
+class LocalitySchedule:
+    """The locality scale at every time: `k(t) = scales[clip(round(n t), 1, n - 1)]`.
+
+    Attributes
+    ----------
+    name : str
+        The preset it comes from, or `"custom"`.
+    scales : tuple of int
+        Locality scales by time, lowest noise first; the first entry is unused, as in the paper's code.
+
+    Examples
+    --------
+    >>> s = LocalitySchedule.of("cifar10-resnet-circular")
+    >>> s.k(0.05), s.k(0.5), s.k(0.95)
+    (3, 7, 15)
+    >>> s.distinct
+    (3, 5, 7, 9, 11, 13, 15)
+    """
+
+    name: str
+    scales: tuple[int, ...]
+
+    @classmethod
+    def of(cls, locality: str | int | Sequence[int] | LocalitySchedule) -> LocalitySchedule:
+        """Return the schedule of a preset's name, of a sequence of scales, or of one scale for all times.
+
+        Raises
+        ------
+        InputError
+            When the preset is unknown, or a scale is even or below 1.
+        """
+        if isinstance(locality, LocalitySchedule):
+            return locality
+        if isinstance(locality, str):
+            if locality not in LOCALITY_PRESETS:
+                raise InputError(
+                    f"unknown preset {locality!r}", where="locality", remedy=f"use one of {', '.join(LOCALITY_PRESETS)}"
+                )
+            return cls(locality, LOCALITY_PRESETS[locality])
+        entries = (locality,) if isinstance(locality, int) else tuple(locality)
+        if not entries:
+            raise InputError("the schedule is empty", where="locality", remedy="give at least one scale")
+        for k in entries:
+            if isinstance(k, bool) or int(k) != k or k < 1 or k % 2 == 0:
+                raise InputError(f"k must be odd and at least 1, got {k}", where="locality", remedy="use 3, 5, 7, ...")
+        return cls("custom", tuple(int(k) for k in entries))
+
+    @property
+    def distinct(self) -> tuple[int, ...]:
+        """The scales in use, ascending: what an index for this schedule must hold."""
+        return tuple(sorted(set(self.scales[1:] or self.scales)))
+
+    def k(self, t: float) -> int:
+        """Return the locality scale at time t in (0, 1)."""
+        n = len(self.scales)
+        return self.scales[min(max(round(n * t), 1), n - 1)]
+
+    def nearest(self, scales: Iterable[int]) -> LocalitySchedule:
+        """Return this schedule with every entry moved to the nearest of `scales`, the smaller one in a tie.
+
+        Examples
+        --------
+        >>> LocalitySchedule.of("cifar10-resnet-circular").nearest([3, 7, 15]).scales[::3]
+        (3, 3, 3, 7, 7, 15, 15)
+        """
+        ascending = sorted(scales)
+        moved = tuple(min(ascending, key=lambda s: abs(s - k)) for k in self.scales)
+        return self if moved == self.scales else LocalitySchedule(f"{self.name}/nearest", moved)

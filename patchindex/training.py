@@ -1,0 +1,104 @@
+"""Training images in label order, so that a label is a range of ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.errors import InputError
+from patchindex.images import ImageSource, open_images
+
+__all__ = ["TrainingImages"]
+
+
+class TrainingImages:
+    """The images that a score is made of, sorted by label (stably; unsorted when there are no labels).
+
+    Parameters
+    ----------
+    source : ImageSource, array, str or Path
+        Anything `open_images` takes.
+    labels : array or path, optional
+        Labels of the images, shape (N,); the source's own by default.
+    source_ids : array of int64, shape (N,), optional
+        The user's number of each image of a source that is in label order already, as a store's is.
+
+    Attributes
+    ----------
+    labels : array of int64, shape (N,), or None
+        Ascending.
+    source_ids : array of int64, shape (N,)
+        The user's number of each image: its place in the source.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.zeros((3, 8, 8, 1), np.uint8)
+    >>> training = TrainingImages(images, labels=[7, 2, 7])
+    >>> training.source_ids, training.range_of(7)
+    (array([1, 0, 2]), (1, 3))
+    """
+
+    def __init__(self, source: Any, labels: Any = None, source_ids: np.ndarray | None = None) -> None:
+        self.source: ImageSource = open_images(source, labels=labels)
+        n = len(self.source)
+        self.labels: np.ndarray | None = None
+        self._order: np.ndarray | None = None
+        if source_ids is not None:
+            self.source_ids, self.labels = source_ids, self.source.labels
+        elif self.source.labels is None:
+            self.source_ids = np.arange(n)
+        else:
+            order = np.argsort(self.source.labels, kind="stable")
+            self.labels = self.source.labels[order]
+            self.source_ids = self._order = order
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.source.shape[1], self.source.shape[2]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels, 1 or 3."""
+        return self.source.shape[3]
+
+    def range_of(self, label: int | None) -> tuple[int, int]:
+        """Return the range [lo, hi) of images with this label; None means all.
+
+        Raises
+        ------
+        InputError
+            When there are no labels, or none is this one.
+        """
+        if label is None:
+            return 0, len(self)
+        if self.labels is None:
+            raise InputError("the images have no labels", where=f"label {label}", remedy="give labels, or no label")
+        lo, hi = (int(np.searchsorted(self.labels, label, side)) for side in ("left", "right"))  # type: ignore[call-overload]
+        if lo == hi:
+            known = np.unique(self.labels)
+            listed = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
+            raise InputError("no image has this label", where=f"label {label}", remedy=f"use one of {listed}")
+        return lo, hi
+
+    def read(self, lo: int, hi: int) -> np.ndarray:
+        """Return images [lo, hi) in label order: uint8, shape (hi - lo, H, W, C)."""
+        return self.source.read(slice(lo, hi) if self._order is None else self._order[lo:hi])
+
+    def tile(self, lo: int, hi: int, device: torch.device | str = "cpu") -> Tensor:
+        """Return images [lo, hi) as a uint8 tensor of shape (hi - lo, C, H, W)."""
+        # A read-only array (a memory map) becomes a tensor that nobody writes to; torch wants a promise of it.
+        pixels = np.require(self.read(lo, hi), requirements=["C", "W"])
+        return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+
+
+def to_unit(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uint8 pixels as floats in [-1, 1]: `p / 127.5 - 1`."""
+    return pixels.to(dtype) / 127.5 - 1

@@ -1,0 +1,97 @@
+"""The pixels of windows: of noisy images by position, of training images by patch id."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchindex.patches import Axis, Geometry
+from patchindex.training import to_unit
+
+__all__ = ["gather_patches", "pad", "query_windows"]
+
+
+def pad(images: Tensor, geometry: Geometry, padding: str) -> Tensor:
+    """Surround images with what the windows at their borders see.
+
+    Parameters
+    ----------
+    images : Tensor, shape (B, C, H, W)
+        In [-1, 1], so that zero padding is zero.
+    geometry : Geometry
+        For the window size.
+    padding : str
+        `"valid"` (nothing), `"wrapped"` (the image itself) or `"zeros"`.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, C, H + 2 d, W + 2 d) with d = k // 2, or the images for `"valid"`.
+    """
+    if padding == "valid":
+        return images
+    d = geometry.k // 2
+    if padding == "zeros":
+        return torch.nn.functional.pad(images, (d, d, d, d))
+    for dim, axis in ((2, geometry.y), (3, geometry.x)):
+        images = images.index_select(dim, torch.arange(-d, axis.size + d, device=images.device) % axis.size)
+    return images
+
+
+def query_windows(x: Tensor, geometry: Geometry) -> Tensor:
+    """Return every pixel's window.
+
+    Parameters
+    ----------
+    x : Tensor, shape (B, C, H, W)
+        Noisy images.
+    geometry : Geometry
+        Says how the windows are padded.
+
+    Returns
+    -------
+    Tensor
+        Shape (B * H * W, k, k, C), pixels in raster order: a view of the padded images until it is reshaped.
+    """
+    k, (height, width) = geometry.k, geometry.size
+    padded = pad(x, geometry, "wrapped" if geometry.y.circular else "zeros")
+    windows = padded.unfold(2, k, 1).unfold(3, k, 1)  # (B, C, H, W, k, k)
+    return windows.permute(0, 2, 3, 4, 5, 1).reshape(len(x) * height * width, k, k, -1)
+
+
+def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
+    """Return training patches by id.
+
+    Parameters
+    ----------
+    pixels : Tensor, shape (N, H, W, C), uint8
+        The training images.
+    geometry : Geometry
+        Says where the windows are and how they are padded.
+    ids : Tensor, shape (...), int64
+        Patch ids, `image * patches_per_image + raster index of the window`.
+
+    Returns
+    -------
+    Tensor
+        Shape (..., k, k, C), float32 in [-1, 1].
+    """
+    columns = len(geometry.x.train_positions)
+    image, place = ids // geometry.patches_per_image, ids % geometry.patches_per_image
+    rows, row_inside = _window_positions(place // columns, geometry.y)
+    cols, col_inside = _window_positions(place % columns, geometry.x)
+    patches = to_unit(pixels[image[..., None, None], rows[..., :, None], cols[..., None, :]])
+    if geometry.y.train_padding == "zeros":
+        patches *= (row_inside[..., :, None] & col_inside[..., None, :]).unsqueeze(-1)
+    return patches
+
+
+def _window_positions(index: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
+    """Pixels along an axis of the windows with these numbers, shape (..., k), and which lie inside."""
+    d = axis.k // 2
+    first = axis.train_positions[0]
+    along = index.unsqueeze(-1) + torch.arange(first - d, first + d + 1, device=index.device)
+    if axis.train_padding == "wrapped":
+        along = along % axis.size
+    inside = (along >= 0) & (along < axis.size)
+    return along.clamp(0, axis.size - 1), inside

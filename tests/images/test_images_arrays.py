@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import torch
+
+from patchindex.images.arrays import ArraySource
+
+ALL_LEVELS = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+
+
+def as_floats(images, dtype, span):
+    """Scaled in that dtype throughout, as users do."""
+    x = images.astype(dtype) / dtype(255)
+    return x if span == "unit" else x * dtype(2) - dtype(1)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_uint8_is_kept(gray, rgb, channels):
+    array = {None: gray, 1: gray[..., None], 3: rgb}[channels]
+    source = ArraySource(array)
+    assert source.shape == (20, 28, 28, channels or 1)
+    np.testing.assert_array_equal(source[:].reshape(array.shape), array)
+
+
+def test_memory_order_does_not_matter(rgb):
+    for array in (np.asfortranarray(rgb), rgb[:, ::-1], rgb[::-2], rgb.transpose(0, 2, 1, 3)):
+        source = ArraySource(array)
+        for images in (source[:], source.read(np.arange(len(array)))):
+            assert images.flags.c_contiguous
+            np.testing.assert_array_equal(images, array)
+
+
+def test_lists_and_tensors(rgb):
+    np.testing.assert_array_equal(ArraySource(list(rgb))[:], rgb)
+    np.testing.assert_array_equal(ArraySource(torch.from_numpy(rgb))[:], rgb)
+    x = torch.from_numpy(rgb).float().div(255).sub(0.5).div(0.5)
+    np.testing.assert_array_equal(ArraySource(x)[:], rgb)
+
+
+@pytest.mark.parametrize("span", ["unit", "signed"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scaled_uint8_round_trips_in_every_float(span, dtype, rgb):
+    for images in (ALL_LEVELS, rgb):
+        source = ArraySource(as_floats(images, dtype, span))
+        np.testing.assert_array_equal(source[:].reshape(images.shape), images)
+        np.testing.assert_array_equal(source[[2, 0]].reshape(-1), images[[2, 0]].reshape(-1))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_other_ways_to_scale(dtype):
+    levels = ALL_LEVELS.astype(dtype)
+    for x in (
+        levels / dtype(127.5) - dtype(1),
+        levels * dtype(2 / 255) - dtype(1),
+        (levels / dtype(255) - dtype(0.5)) / dtype(0.5),
+        levels * dtype(1 / 255),
+    ):
+        np.testing.assert_array_equal(ArraySource(x)[:][..., 0], ALL_LEVELS)
+
+
+def test_big_endian_floats():
+    np.testing.assert_array_equal(ArraySource((ALL_LEVELS / 255).astype(">f4"))[:][..., 0], ALL_LEVELS)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("span", "words"), [("unit", "(x * 255).round()"), ("signed", "((x + 1) * 127.5).round()")]
+)
+def test_floats_between_levels_are_refused(dtype, span, words, refused):
+    x = as_floats(ALL_LEVELS, dtype, span)
+    x[2, 3, 3] += dtype(0.4 / (255 if span == "unit" else 127.5))
+    with refused("set.npy", "image 2 ", words):
+        ArraySource(x, name="set.npy")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_image(bad, refused):
+    x = as_floats(ALL_LEVELS, np.float32, "unit")
+    x[3, 0, 0] = bad
+    x[1, 7, 7] = bad
+    with refused("array", "image 1 "):
+        ArraySource(x)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0, 255, "x.round().astype(np.uint8)"), (0, 1.5, "1.5"), (-1.25, 1, "-1.25"), (-2.0, 1e308, "scale")],
+)
+def test_other_ranges_are_refused(low, high, words, refused):
+    with refused("array", "neither in [0, 1] nor in [-1, 1]", words):
+        ArraySource(np.array([low, high], float).reshape(2, 1, 1))
+
+
+def test_the_range_is_found_over_all_chunks(monkeypatch, refused):
+    monkeypatch.setattr("patchindex.images.arrays.VALUES_A_CHUNK", 64)
+    x = as_floats(ALL_LEVELS[::-1], np.float32, "signed")  # only the last images are negative
+    np.testing.assert_array_equal(ArraySource(x)[:][..., 0], ALL_LEVELS[::-1])
+    x[3, 7, 7] += 0.003
+    with refused("image 3 "):
+        ArraySource(x)
+    x[3, 0, 0] = np.nan
+    with refused("image 3 "):
+        ArraySource(x)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        (np.int64, "x.astype(np.uint8)"),
+        (np.uint16, "x.astype(np.uint8)"),
+        (bool, "* 255"),
+        (np.complex64, "uint8"),
+        (object, "never loaded"),
+        (np.longdouble, "uint8"),
+        ("S4", "uint8"),
+    ],
+)
+def test_other_dtypes_are_refused(dtype, words, refused):
+    array = np.zeros((2, 4, 4), dtype)
+    with refused("set.npy", str(array.dtype), words):
+        ArraySource(array, name="set.npy")
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((5, 3, 32, 32), "x.transpose(0, 2, 3, 1)"),
+        ((5, 1, 28, 28), "x.transpose(0, 2, 3, 1)"),
+        ((5, 8, 8, 4), "alpha"),
+        ((5, 8, 8, 2), "1 or 3 channels"),
+        ((5, 784), "reshape"),
+        ((), "reshape"),
+        ((1, 5, 8, 8, 3), "reshape"),
+        ((0, 8, 8), "no images"),
+        ((5, 0, 8), "0×8"),
+        ((5, 8, 0, 3), "8×0"),
+    ],
+)
+def test_other_layouts_are_refused(shape, words, refused):
+    with refused("set.npy", words):
+        ArraySource(np.zeros(shape, np.uint8), name="set.npy")
+
+
+def test_what_is_no_array_is_refused(refused):
+    for value in (
+        [[1, 2], [3]],
+        torch.zeros(2, 4, 4, requires_grad=True),
+        torch.zeros(2, 4, 4, dtype=torch.bfloat16),
+    ):
+        with refused("array"):
+            ArraySource(value)
+    for value in (None, 3, object()):
+        with refused("array"):
+            ArraySource(value)
+
+
+def test_labels_must_fit(gray, refused):
+    with refused("set.npy", "3 labels for 20 images"):
+        ArraySource(gray, name="set.npy", labels=[1, 2, 3])
+
+
+class Recorder:
+    """An array in storage chunks of 5 images that keeps the slices it was asked for."""
+
+    def __init__(self, array):
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.chunks, self.slices = (5, *array.shape[1:]), []
+
+    def __getitem__(self, index):
+        assert isinstance(index, slice)
+        self.slices.append((index.start, index.stop))
+        return self._array[index]
+
+
+def test_storage_is_read_when_asked_for_and_each_chunk_once(rgb):
+    storage = Recorder(rgb)
+    source = ArraySource(storage)
+    assert storage.slices == []
+    ids = [19, 3, 1, 3, 16, 12]
+    np.testing.assert_array_equal(source.read(ids), rgb[ids])
+    assert storage.slices == [(1, 4), (12, 13), (16, 20)]
+
+
+def test_damaged_storage_is_named(rgb, refused):
+    class Damaged(Recorder):
+        def __getitem__(self, index):
+            raise OSError("checksum mismatch\nin chunk 0")
+
+    with refused("set.zarr", "images 2 to 3", "checksum mismatch"):
+        ArraySource(Damaged(rgb), name="set.zarr").read(slice(2, 4))
