@@ -16,7 +16,7 @@ import torch
 try:
     import faiss  # isort: skip  (after torch, see above)
 except ImportError:  # faiss comes with one of two extras; exact scores need neither
-    faiss = None
+    faiss = None  # type: ignore[assignment]
 
 from patchindex.errors import DeviceError, InputError
 

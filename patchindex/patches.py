@@ -21,9 +21,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from patchindex.errors import InputError
 
@@ -32,6 +33,9 @@ __all__ = ["INDEXED_MACHINES", "MACHINES", "TRAIN_WINDOWS", "Axis", "Geometry", 
 MACHINES = ("IS", "LS", "ELS", "bbELS")
 TRAIN_WINDOWS = ("valid", "wrapped")
 INDEXED_MACHINES = ("ELS", "bbELS")  # the others compare a pixel with N patches only, and are always exact
+
+
+IdArray = TypeVar("IdArray", np.ndarray, Tensor)
 
 
 class Offset(NamedTuple):
@@ -151,8 +155,8 @@ class Geometry:
     >>> g = Geometry.of("ELS", 7, (32, 32))
     >>> g.patches_per_image
     676
-    >>> g.position(g.patches_per_image + 1)  # image 1, the second training position
-    (array(1), array(3), array(4))
+    >>> g.position(np.array([677]))  # image 1, the second training position
+    (array([1]), array([3]), array([4]))
     """
 
     machine: str
@@ -182,10 +186,14 @@ class Geometry:
             has no window of that size (ELS with `valid` windows).
         """
         if machine not in MACHINES:
-            raise InputError(f"unknown machine {machine!r}", where="machine", remedy=f"use {', '.join(MACHINES)}")
+            raise InputError(
+                f"unknown machine {machine!r}", where="machine", remedy=f"use {', '.join(MACHINES)}"
+            )
         if train_windows not in TRAIN_WINDOWS:
             raise InputError(
-                f"unknown value {train_windows!r}", where="train_windows", remedy=f"use {' or '.join(TRAIN_WINDOWS)}"
+                f"unknown value {train_windows!r}",
+                where="train_windows",
+                remedy=f"use {' or '.join(TRAIN_WINDOWS)}",
             )
         if train_windows != "valid" and machine != "ELS":
             raise InputError(
@@ -196,12 +204,15 @@ class Geometry:
         if machine == "IS":
             k = 2 * max(size) - 1
         elif k is None or isinstance(k, bool) or int(k) != k or k < 1 or k % 2 == 0:
-            raise InputError(f"k must be odd and at least 1, got {k}", where="locality scale", remedy="use 3, 5, 7, ...")
-        if machine == "ELS" and train_windows == "valid" and k > min(size):
+            raise InputError(
+                f"k must be odd and at least 1, got {k}", where="locality scale", remedy="use 3, 5, 7, ..."
+            )
+        largest = min(size) - 1 + min(size) % 2
+        if machine == "ELS" and train_windows == "valid" and k > largest:
             raise InputError(
                 f"k = {k} is larger than the images, which are {size[0]} x {size[1]}",
                 where="locality scale",
-                remedy=f"use k up to {min(size) - 1 + min(size) % 2}, train_windows='wrapped', or bbELS or LS",
+                remedy=f"use k up to {largest}, train_windows='wrapped', or bbELS or LS",
             )
         k = int(k)
         padding = train_windows if machine == "ELS" else "zeros"
@@ -239,20 +250,25 @@ class Geometry:
 
     @cached_property
     def train_classes(self) -> np.ndarray:
-        """Position class of every training window of an image, shape (patches_per_image,), in raster order."""
+        """Position class of every training window of an image in raster order, (patches_per_image,)."""
         ys, xs = np.array(self.y.train_positions), np.array(self.x.train_positions)
         return self.query_classes[np.ix_(ys, xs)].reshape(-1)
 
-    def position(self, patch_id: np.ndarray | int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return image, y and x of patches; `id = image * patches_per_image + raster index of the window`."""
+    def position(self, ids: IdArray) -> tuple[IdArray, IdArray, IdArray]:
+        """Return image, y and x of patches; `id = image * patches_per_image + raster index of the window`.
+
+        Parameters
+        ----------
+        ids : array or tensor of int64
+        """
         columns = len(self.x.train_positions)
-        image, place = np.divmod(np.asarray(patch_id), self.patches_per_image)
-        y, x = np.divmod(place, columns)
+        image, place = ids // self.patches_per_image, ids % self.patches_per_image
+        y, x = place // columns, place % columns
         return image, y + self.y.train_positions[0], x + self.x.train_positions[0]
 
 
 def _axis_classes(machine: str, k: int, n: int) -> tuple[int, ...]:
-    """Number the position classes along one axis of n pixels, in the order in which they appear."""
+    """Return the position classes along one axis of n pixels, numbered in the order they appear in."""
     d = k // 2
     keys: list[object] = []
     for i in range(n):

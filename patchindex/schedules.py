@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from patchindex.errors import InputError
 
-__all__ = ["LOCALITY_PRESETS", "NOISE_SCHEDULES", "LocalitySchedule", "NoiseSchedule", "cosine", "noise_schedule"]
+__all__ = [
+    "LOCALITY_PRESETS",
+    "NOISE_SCHEDULES",
+    "LocalitySchedule",
+    "NoiseSchedule",
+    "cosine",
+    "noise_schedule",
+]
 
 NoiseSchedule = Callable[[float], float]
 
@@ -99,7 +106,9 @@ class LocalitySchedule:
         if isinstance(locality, str):
             if locality not in LOCALITY_PRESETS:
                 raise InputError(
-                    f"unknown preset {locality!r}", where="locality", remedy=f"use one of {', '.join(LOCALITY_PRESETS)}"
+                    f"unknown preset {locality!r}",
+                    where="locality",
+                    remedy=f"use one of {', '.join(LOCALITY_PRESETS)}",
                 )
             return cls(locality, LOCALITY_PRESETS[locality])
         entries = (locality,) if isinstance(locality, int) else tuple(locality)
@@ -107,7 +116,9 @@ class LocalitySchedule:
             raise InputError("the schedule is empty", where="locality", remedy="give at least one scale")
         for k in entries:
             if isinstance(k, bool) or int(k) != k or k < 1 or k % 2 == 0:
-                raise InputError(f"k must be odd and at least 1, got {k}", where="locality", remedy="use 3, 5, 7, ...")
+                raise InputError(
+                    f"k must be odd and at least 1, got {k}", where="locality", remedy="use 3, 5, 7, ..."
+                )
         return cls("custom", tuple(int(k) for k in entries))
 
     @property

@@ -82,9 +82,7 @@ class SoftmaxState:
     count: Tensor
 
     @classmethod
-    def empty(
-        cls, shape: tuple[int, ...], channels: int, device: torch.device | str = "cpu"
-    ) -> SoftmaxState:
+    def empty(cls, shape: tuple[int, ...], channels: int, device: torch.device | str = "cpu") -> SoftmaxState:
         """Return the state of no members for a grid of pixels of `shape`: the neutral element of `merge`."""
 
         def zeros(*tail: int) -> Tensor:
@@ -145,7 +143,11 @@ class SoftmaxState:
         state.count += n if valid is None else valid.sum(-1)
         if m is not None:
             v = (m - 1) * mw * w
-            moments = [v.sum(-1, keepdim=True).double(), _weighted_sum(v, centres), _weighted_sum(v, centres.square())]
+            moments = [
+                v.sum(-1, keepdim=True).double(),
+                _weighted_sum(v, centres),
+                _weighted_sum(v, centres.square()),
+            ]
             state.variance = torch.cat(moments, -1)
         return state
 
@@ -182,7 +184,9 @@ class SoftmaxState:
             Which pixels of this state `other` is about, as an index that names no pixel twice.
         """
         pair = (self[at], other)
-        stacked = SoftmaxState(*(torch.stack(parts) for parts in zip(*(vars(s).values() for s in pair), strict=True)))
+        stacked = SoftmaxState(
+            *(torch.stack(parts) for parts in zip(*(vars(s).values() for s in pair), strict=True))
+        )
         for mine, merged in zip(vars(self).values(), vars(stacked.reduce(0)).values(), strict=True):
             mine[at] = merged
 

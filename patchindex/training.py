@@ -80,8 +80,10 @@ class TrainingImages:
         if label is None:
             return 0, len(self)
         if self.labels is None:
-            raise InputError("the images have no labels", where=f"label {label}", remedy="give labels, or no label")
-        lo, hi = (int(np.searchsorted(self.labels, label, side)) for side in ("left", "right"))  # type: ignore[call-overload]
+            raise InputError(
+                "the images have no labels", where=f"label {label}", remedy="give labels, or no label"
+            )
+        lo, hi = (int(np.searchsorted(self.labels, label, side)) for side in ("left", "right"))
         if lo == hi:
             known = np.unique(self.labels)
             listed = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
@@ -94,11 +96,11 @@ class TrainingImages:
 
     def tile(self, lo: int, hi: int, device: torch.device | str = "cpu") -> Tensor:
         """Return images [lo, hi) as a uint8 tensor of shape (hi - lo, C, H, W)."""
-        # A read-only array (a memory map) becomes a tensor that nobody writes to; torch wants a promise of it.
+        # torch wants arrays that may be written to.
         pixels = np.require(self.read(lo, hi), requirements=["C", "W"])
         return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
 
 
 def to_unit(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return uint8 pixels as floats in [-1, 1]: `p / 127.5 - 1`."""
-    return pixels.to(dtype) / 127.5 - 1
+    return pixels.to(dtype).div_(127.5).sub_(1)

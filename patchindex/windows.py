@@ -76,22 +76,26 @@ def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
     Tensor
         Shape (..., k, k, C), float32 in [-1, 1].
     """
-    columns = len(geometry.x.train_positions)
-    image, place = ids // geometry.patches_per_image, ids % geometry.patches_per_image
-    rows, row_inside = _window_positions(place // columns, geometry.y)
-    cols, col_inside = _window_positions(place % columns, geometry.x)
+    image, y, x = geometry.position(ids)
+    y, x, d, k, channels = y.unsqueeze(-1), x.unsqueeze(-1), geometry.k // 2, geometry.k, pixels.shape[3]
+    height, width = geometry.size
+    window = torch.arange(-d, d + 1, device=ids.device)
+    if geometry.y.train_padding == "valid":
+        # A row of a window is k pixels side by side: copied whole, it is ten times as fast as by pixel.
+        runs = pixels.as_strided((pixels[..., 0].numel() - k + 1, k * channels), (channels, 1))
+        rows = (image.unsqueeze(-1) * height + y + window) * width + x - d
+        return to_unit(runs.index_select(0, rows.flatten()).reshape(*ids.shape, k, k, channels))
+    rows, row_inside = _inside(y + window, geometry.y)
+    cols, col_inside = _inside(x + window, geometry.x)
     patches = to_unit(pixels[image[..., None, None], rows[..., :, None], cols[..., None, :]])
     if geometry.y.train_padding == "zeros":
         patches *= (row_inside[..., :, None] & col_inside[..., None, :]).unsqueeze(-1)
     return patches
 
 
-def _window_positions(index: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
-    """Pixels along an axis of the windows with these numbers, shape (..., k), and which lie inside."""
-    d = axis.k // 2
-    first = axis.train_positions[0]
-    along = index.unsqueeze(-1) + torch.arange(first - d, first + d + 1, device=index.device)
+def _inside(positions: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
+    """Move positions along an axis into the image, around it or to its border, and say which were inside."""
     if axis.train_padding == "wrapped":
-        along = along % axis.size
-    inside = (along >= 0) & (along < axis.size)
-    return along.clamp(0, axis.size - 1), inside
+        positions = positions % axis.size
+    inside = (positions >= 0) & (positions < axis.size)
+    return positions.clamp(0, axis.size - 1), inside

@@ -4,7 +4,7 @@ For a fixed offset o between query and training positions, the inner products of
 are pixel products summed over windows, and a window sum is a product with a matrix of ones along each axis.
 So a tile of n images costs, for each of the pairs of row and column offsets, two batched matrix products:
 
-    R[x, y, j]      = sum_{c, i} window_y[y, i] (a q[c, i - o_y, x - o_x] v[c, i, x, j] - a^2/2 v[c, i, x, j]^2)
+    R[x, y, j] = sum_{c, i} window_y[y, i] (a q[c, i - o_y, x - o_x] v[c, i, x, j] - a^2/2 v[c, i, x, j]^2)
     logit[x', y, j] = 1/beta sum_x window_x[x', x] R[x, y, j]
 
 (q: the query image, v: training image j), which is `-|W - a P|^2 / (2 beta)` but for the query's own norm,
@@ -94,7 +94,7 @@ def _scan_tile(
     """Add a tile of images (n, C, H, W) to the state of some queries (b, C, H, W)."""
     n, channels, height, width = tile.shape
     window_y, window_x = (_tensor(axis.window, x) for axis in (geometry.y, geometry.x))
-    # Layout (W, C, H, n): images innermost, for long vectors; columns outermost, as the matrix product's batch.
+    # Layout (W, C, H, n): images innermost, for long vectors; columns outermost, the batch of the product.
     pixels = tile.permute(3, 1, 2, 0).contiguous()
     right = torch.cat([pixels, pixels.square().sum(1, keepdim=True)], 1)
     right = right.reshape(width, (channels + 1) * height, n)

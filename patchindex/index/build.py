@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -114,7 +114,13 @@ def build_index(
     path = Path(path)
     source = open_images(images, labels=labels)
     plan, schedule = plan_build(
-        source, scales, machine=machine, train_windows=train_windows, locality=locality, pca_dims=pca_dims, lists=lists
+        source,
+        scales,
+        machine=machine,
+        train_windows=train_windows,
+        locality=locality,
+        pca_dims=pca_dims,
+        lists=lists,
     )
     where = resolve_device(device, needs_faiss=True)
     if plan.scales:
@@ -164,7 +170,9 @@ def _check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume:
         if not overwrite:
             raise OutputExistsError("exists already", where=path, remedy="use another path, or overwrite")
         if found is None:
-            raise OutputExistsError("exists and is not a patchindex store", where=path, remedy="use another path")
+            raise OutputExistsError(
+                "exists and is not a patchindex store", where=path, remedy="use another path"
+            )
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -276,7 +284,10 @@ def _finish(folder: Path, settings: dict[str, Any], source: ImageSource, plan: B
     attributes = {
         "format": FORMAT_VERSION,
         "fingerprint": fingerprint.hexdigest()[:16],
-        **{key: settings[key] for key in ("machine", "train_windows", "scales", "locality", "source", "shape")},
+        **{
+            key: settings[key]
+            for key in ("machine", "train_windows", "scales", "locality", "source", "shape")
+        },
         "labels": labels,
         "label_names": None if source.label_names is None else list(source.label_names),
         "settings": settings,
@@ -288,8 +299,10 @@ def _finish(folder: Path, settings: dict[str, Any], source: ImageSource, plan: B
 
 
 def _file_checksum(folder: Path) -> bytes:
-    """The crc32c that ends every raw file of a folder: the contents in four bytes."""
-    raw = sorted(file for file in folder.rglob("0") if file.is_file() and "c" in file.relative_to(folder).parts)
+    """Return the crc32c that ends every raw file of a folder: the contents in four bytes."""
+    raw = sorted(
+        file for file in folder.rglob("0") if file.is_file() and "c" in file.relative_to(folder).parts
+    )
     found = b""
     for file in raw:
         with file.open("rb") as handle:
@@ -310,5 +323,3 @@ def _move_into_place(folder: Path, path: Path) -> None:
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
-
-

@@ -11,7 +11,7 @@ from torch import Tensor
 from patchindex.patches import Geometry
 from patchindex.windows import pad
 
-__all__ = ["ENERGY", "MAX_DIMS", "PCA", "fit_pca"]
+__all__ = ["ENERGY", "MAX_DIMS", "PCA", "default_dims", "fit_pca"]
 
 ENERGY = 0.99  # share of the patches' variance that the codes keep
 MAX_DIMS = 64
@@ -77,6 +77,18 @@ class PCA:
         return out.permute(0, 2, 3, 1).reshape(-1, self.dims)
 
 
+def default_dims(enough: int, pixels: int) -> int:
+    """Round a number of components up to a multiple of 8, within `MAX_DIMS` and what a patch has.
+
+    Examples
+    --------
+    >>> default_dims(12, 147), default_dims(100, 147), default_dims(9, 9), default_dims(3, 3)
+    (16, 64, 8, 3)
+    """
+    whole = pixels // 8 * 8 or pixels
+    return min(-(-enough // 8) * 8, MAX_DIMS, whole)
+
+
 def fit_pca(patches: Tensor, dims: int | None = None) -> PCA:
     """Fit principal components.
 
@@ -86,7 +98,8 @@ def fit_pca(patches: Tensor, dims: int | None = None) -> PCA:
         A sample of patches.
     dims : int, optional
         How many components to keep. By default as few as keep `ENERGY` of the variance, rounded up to a
-        multiple of 4 and at most `MAX_DIMS`. Never more than a patch has pixels times channels.
+        multiple of 8, which FAISS's vectorised code needs, and at most `MAX_DIMS`. Never more than a patch
+        has pixels times channels.
     """
     shape = patches.shape[1:]
     flat = patches.flatten(1).double()
@@ -99,7 +112,7 @@ def fit_pca(patches: Tensor, dims: int | None = None) -> PCA:
     energy = variance.cumsum(0) / total if total > 0 else torch.ones_like(variance)
     if dims is None:
         enough = int((energy < ENERGY).sum()) + 1
-        dims = min(-(-enough // 4) * 4, MAX_DIMS)
+        dims = default_dims(enough, len(variance))
     dims = min(dims, len(variance))
     # A component's sign is arbitrary: make its largest entry positive.
     vectors = vectors[:, :dims].T

@@ -13,7 +13,7 @@ import numpy as np
 from patchindex.errors import InputError
 from patchindex.images import ImageSource
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts
-from patchindex.index.pca import MAX_DIMS
+from patchindex.index.pca import MAX_DIMS, default_dims
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule
 
@@ -88,13 +88,17 @@ def plan_build(
     schedule = None if locality is None else LocalitySchedule.of(locality)
     for name, value in (("pca_dims", pca_dims), ("lists", lists)):
         if value is not None and value < 1:
-            raise InputError(f"must be at least 1, got {value}", where=name, remedy="leave it out for the default")
+            raise InputError(
+                f"must be at least 1, got {value}", where=name, remedy="leave it out for the default"
+            )
     if scales is not None and len(scales) == 0:
         raise InputError("there are none", where="scales", remedy="give at least one, such as 3,5,7")
     wanted = sorted(set(scales if scales is not None else schedule.distinct if schedule else ()))
     geometries = [Geometry.of(machine, k, (height, width), train_windows) for k in wanted]
     if not geometries and Geometry.of(machine, 1, (height, width), train_windows).is_exact is False:
-        raise InputError(f"{machine} needs them", where="scales", remedy="give scales such as 3,5,7, or a locality")
+        raise InputError(
+            f"{machine} needs them", where="scales", remedy="give scales such as 3,5,7, or a locality"
+        )
     if schedule is not None and scales is not None:
         schedule = schedule.nearest(wanted)
     indexed = [_plan_scale(g, n, channels, pca_dims, lists) for g in geometries if not g.is_exact]
@@ -107,7 +111,7 @@ def _plan_scale(
 ) -> ScalePlan:
     patches = images * geometry.patches_per_image
     pixels = geometry.k**2 * channels
-    dims = min(pixels, pca_dims or MAX_DIMS)
+    dims = min(pixels, pca_dims) if pca_dims else default_dims(MAX_DIMS, pixels)
     by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     n_lists = int(list_counts(by_class, lists).sum())
     stored = patches * (dims + ID_BYTES) + 4 * n_lists * dims + 4 * pixels * (dims + 1)

@@ -1,15 +1,14 @@
 """Arrays that are one raw file: written as a stream, read through a memory map, verified by zarr.
 
-A zarr v3 array of one uncompressed chunk with a crc32c codec is its bytes followed by four of checksum. So the
-file can be written by anything that streams, opened by anything that reads such bytes (FAISS, `numpy.memmap`),
-and still be read and verified as an ordinary zarr array.
+A zarr v3 array of one uncompressed chunk with a crc32c codec is its bytes followed by four of checksum. So
+the file can be written by anything that streams, opened by anything that reads such bytes (FAISS,
+`numpy.memmap`), and still be read and verified as an ordinary zarr array.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -63,9 +62,10 @@ class RawWriter:
         path.parent.mkdir(parents=True)
         self._file = path.open("wb")
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | np.ndarray) -> int:
         """Append bytes, or an array of the right data type; return how many bytes it was."""
-        view = memoryview(np.ascontiguousarray(data)).cast("B") if isinstance(data, np.ndarray) else memoryview(data)
+        flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data)
+        view = flat.reshape(-1).view(np.uint8).data
         for start in range(0, len(view), PIECE):  # the checksum wants a copy: keep it small
             piece = bytes(view[start : start + PIECE])
             self._file.write(piece)
@@ -85,11 +85,18 @@ class RawWriter:
             self._file.write(self._checksum.digest()[::-1])
         length, rest = divmod(self._bytes, self._dtype.itemsize * int(np.prod(self._shape, dtype=int)))
         if rest or not length:
-            raise ValueError(f"{self._bytes} bytes are no whole number of entries of {self._dtype} {self._shape}")
+            raise ValueError(
+                f"{self._bytes} bytes are no whole number of entries of {self._dtype} {self._shape}"
+            )
         shape = (length, *self._shape)
         # The metadata comes last: an array without it does not exist.
         zarr.open_group(self._group, mode="a").create_array(
-            self._name, shape=shape, chunks=shape, dtype=self._dtype, compressors=[Crc32cCodec()], filters=None
+            self._name,
+            shape=shape,
+            chunks=shape,
+            dtype=self._dtype,
+            compressors=[Crc32cCodec()],
+            filters=None,
         )
 
     @property
@@ -117,4 +124,3 @@ def open_raw(group: Path, name: str) -> np.memmap:
     if found != expected:
         raise StoreError(f"holds {found} bytes, not {expected}", where=path, remedy="build the store again")
     return np.memmap(path, dtype=array.dtype, mode="c", shape=array.shape)
-

@@ -1,4 +1,4 @@
-"""One locality scale of an index: PCA, inverted lists and a FAISS index, opened from its folder and searched."""
+"""One locality scale of an index, opened and searched: PCA, inverted lists and a FAISS index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patchindex.softmax import SoftmaxState
 __all__ = ["FAISS_ARRAY", "ScaleIndex"]
 
 FAISS_ARRAY = "faiss"
-MASS_ROWS = 1024  # pixels whose mass is estimated at once
+REST_ROWS = 1024  # pixels whose rest is estimated at once
 
 
 class ScaleIndex:
@@ -60,7 +60,9 @@ class ScaleIndex:
             index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise StoreError(f"FAISS cannot read it ({reason})", where=file, remedy="build the store again") from error
+            raise StoreError(
+                f"FAISS cannot read it ({reason})", where=file, remedy="build the store again"
+            ) from error
         if index.ntotal != self.attributes["patches"]:
             raise StoreError(
                 f"holds {index.ntotal} patches, not {self.attributes['patches']}",
@@ -118,7 +120,7 @@ class ScaleIndex:
             outside = (ids < images[0] * per_image) | (ids >= images[1] * per_image)
             order = np.argsort(outside, axis=1, kind="stable")[:, :candidates]
             ids[outside] = -1
-            distances, ids = (np.take_along_axis(a, order, 1) for a in (distances, ids))
+            return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
         return distances, ids
 
     def _check_gpu(self, candidates: int, probes: int) -> None:
@@ -135,14 +137,23 @@ class ScaleIndex:
         counts = self._counts.sum(0) if label_index is None else self._counts[label_index]
         return np.asarray(counts)
 
-    def log_mass(
-        self, z: Tensor, classes: np.ndarray, a: float, beta: float, label_index: int | None = None
+    def log_rest(
+        self,
+        z: Tensor,
+        classes: np.ndarray,
+        a: float,
+        beta: float,
+        ceiling: Tensor,
+        label_index: int | None = None,
     ) -> Tensor:
-        """Estimate the log sum of exp(logit) over all patches of each pixel's class, in PCA space.
+        """Estimate the log sum of exp(logit) over the patches of each pixel's class that were not retrieved.
 
-        A list of n codes around the centroid m with variance s_d^2 in dimension d is taken for a Gaussian:
+        A list of n codes around the centroid m with variance s_d^2 in dimension d is taken for a Gaussian,
+        no code of which has a logit above the ceiling:
 
-            n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)),   v_d = beta + a^2 s_d^2
+            min(n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)), n exp(ceiling))
+
+        with `v_d = beta + a^2 s_d^2`.
 
         Parameters
         ----------
@@ -152,6 +163,8 @@ class ScaleIndex:
             Their position classes.
         a, beta : float
             Signal scale and noise variance.
+        ceiling : Tensor, shape (n,)
+            Logit, in PCA space, of the last patch that was retrieved.
         label_index : int, optional
             Count patches of the label with this index only.
 
@@ -159,19 +172,20 @@ class ScaleIndex:
         -------
         Tensor, shape (n,), float64
         """
-        sizes = torch.from_numpy(self.list_sizes(label_index)).to(z)
+        log_sizes = torch.from_numpy(self.list_sizes(label_index)).to(z).log()
         v = beta + a * a * torch.from_numpy(self._variance).to(z)
         means = a * torch.from_numpy(self.lists.centroids).to(z) / v.sqrt()
         scaled = z / v.sqrt()
-        base = sizes.log() - means.square().sum(1) / 2 + (beta / v).log().sum() / 2
+        base = log_sizes - means.square().sum(1) / 2 + (beta / v).log().sum() / 2
         out = torch.empty(len(z), dtype=torch.float64, device=z.device)
         bounds = self.lists.bounds
         for c in range(len(bounds) - 1):
             lists = slice(int(bounds[c]), int(bounds[c + 1]))
             mine = torch.from_numpy(np.flatnonzero(classes == c)).to(z.device)
-            for rows in mine.split(MASS_ROWS):
-                logits = torch.addmm(base[lists], scaled[rows], means[lists].T)
-                logits -= scaled[rows].square().sum(1, keepdim=True) / 2
+            for rows in mine.split(REST_ROWS):
+                gaussian = torch.addmm(base[lists], scaled[rows], means[lists].T)
+                gaussian -= scaled[rows].square().sum(1, keepdim=True) / 2
+                logits = torch.minimum(gaussian, log_sizes[lists] + ceiling[rows].unsqueeze(1))
                 no_centres = torch.empty(logits.shape[1], 0, dtype=z.dtype, device=z.device)
                 out[rows] = SoftmaxState.of(logits, no_centres).log_weight()
         return out

@@ -1,15 +1,15 @@
 """The store: a zarr v3 group with the training images, and a group a locality scale.
 
-    store.zarr/
-      zarr.json           attributes: machine, scales, settings, provenance, fingerprint
-      images/             uint8 (N, H, W, C) in label order, one raw file
-      labels/             int64 (N,), ascending; absent when there are no labels
-      source_ids/         int64 (N,), the user's number of each image
-      scales/k007/        attributes: patches, lists, dims, energy, seconds
-        faiss/            uint8: the FAISS file, one raw file
-        pca_components/   float32 (dims, k, k, C)       pca_mean/  float32 (k, k, C)
-        centroids/        float32 (lists, dims)         list_bounds/  int64 (classes + 1,)
-        list_counts/      int64 (labels or 1, lists)    within_list_variance/  float32 (dims,)
+store.zarr/
+  zarr.json           attributes: machine, scales, settings, provenance, fingerprint
+  images/             uint8 (N, H, W, C) in label order, one raw file
+  labels/             int64 (N,), ascending; absent when there are no labels
+  source_ids/         int64 (N,), the user's number of each image
+  scales/k007/        attributes: patches, lists, dims, energy, seconds
+    faiss/            uint8: the FAISS file, one raw file
+    pca_components/   float32 (dims, k, k, C)       pca_mean/  float32 (k, k, C)
+    centroids/        float32 (lists, dims)         list_bounds/  int64 (classes + 1,)
+    list_counts/      int64 (labels or 1, lists)    within_list_variance/  float32 (dims,)
 """
 
 from __future__ import annotations
@@ -65,10 +65,14 @@ def open_index(path: str | os.PathLike[str], *, device: str | torch.device | Non
         raise SourceNotFoundError("no such store", where=path, remedy="check the path, or build it first")
     attributes = read_attributes(path)
     if attributes is None:
-        raise InputError("not a patchindex store", where=path, remedy="give a folder made by patchindex build")
+        raise InputError(
+            "not a patchindex store", where=path, remedy="give a folder made by patchindex build"
+        )
     if attributes["format"] > FORMAT_VERSION:
         raise StoreError(
-            f"has format {attributes['format']}, newer than {FORMAT_VERSION}", where=path, remedy="update patchindex"
+            f"has format {attributes['format']}, newer than {FORMAT_VERSION}",
+            where=path,
+            remedy="update patchindex",
         )
     return PatchIndex(path, attributes, resolve_device(device, needs_faiss=True))
 
@@ -80,7 +84,9 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
     try:
         found = zarr.open_group(path, mode="r").attrs.get("patchindex")
     except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
-        raise StoreError(f"zarr.json cannot be read ({error})", where=path, remedy="build the store again") from error
+        raise StoreError(
+            f"zarr.json cannot be read ({error})", where=path, remedy="build the store again"
+        ) from error
     return found if isinstance(found, dict) else None
 
 
@@ -131,6 +137,7 @@ class PatchIndex:
         labels = column("labels") if attributes["labels"] is not None else None
         self.training = TrainingImages(source, labels, column("source_ids"))
         self._scales: dict[int, ScaleIndex] = {}
+        self._copies: dict[torch.device, torch.Tensor] = {}
 
     def __repr__(self) -> str:
         n, (height, width) = len(self.training), self.training.size
@@ -151,14 +158,26 @@ class PatchIndex:
         """
         if k not in self.scales:
             held = ", ".join(map(str, self.scales)) or "none"
+            wanted = ",".join(map(str, sorted({*self.scales, k})))
             raise InputError(
                 f"the store has no index for it, only for {held}",
                 where=f"locality scale {k}",
-                remedy=f"build with --scales {','.join(map(str, sorted({*self.scales, k})))}, or use the nearest scales",
+                remedy=f"build with scales {wanted}, or move the schedule to the nearest scales",
             )
         if k not in self._scales:
             self._scales[k] = ScaleIndex(self.path / scale_group(k), self.geometry(k), self.device)
         return self._scales[k]
+
+    def pixels_on(self, device: torch.device) -> torch.Tensor:
+        """Return the images as a uint8 tensor (N, H, W, C) in label order, on a device.
+
+        On the CPU it is the memory map itself; a copy on another device is made once and kept.
+        """
+        if device.type == "cpu":
+            return self.pixels
+        if device not in self._copies:
+            self._copies[device] = self.pixels.to(device)
+        return self._copies[device]
 
     def info(self) -> dict[str, Any]:
         """Return what `patchindex info` prints: settings, provenance, and sizes of each scale."""

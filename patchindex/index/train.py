@@ -68,7 +68,9 @@ def build_scale(
     clock.append(time.perf_counter())
     index = _empty_index(inverted, sample)
     del sample, classes
-    label_index = np.zeros(len(pixels), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    label_index = (
+        np.zeros(len(pixels), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    )
     list_counts_by_label = np.zeros((int(label_index.max()) + 1, len(inverted.centroids)), np.int64)
     squares = np.zeros(pca.dims)
     for start, stop, codes in _project_all(pixels, geometry, pca, device):

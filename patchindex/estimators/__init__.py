@@ -1,0 +1,39 @@
+"""Estimators of the posterior mean, by name, under one contract."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from patchindex.errors import InputError
+from patchindex.estimators.base import Data, Estimate, Estimator, Query
+from patchindex.estimators.exact import Exact
+from patchindex.estimators.topk import TopK
+
+__all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "make_estimator"]
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {"exact": Exact, "topk": TopK}
+
+
+def make_estimator(name: str, data: Data, **options: Any) -> Estimator:
+    """Make an estimator by name.
+
+    Raises
+    ------
+    InputError
+        When the name is unknown, or an option is not one of this estimator's.
+    """
+    if name not in ESTIMATORS:
+        raise InputError(
+            f"unknown estimator {name!r}", where="estimator", remedy=f"use {' or '.join(ESTIMATORS)}"
+        )
+    known = list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise InputError(
+                f"{name} has no option {option!r}",
+                where="estimator",
+                remedy=f"its options are {', '.join(known)}" if known else "it has none",
+            )
+    return ESTIMATORS[name](data, **options)

@@ -1,0 +1,155 @@
+"""The one contract of all estimators: a `Query` in, an `Estimate` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from patchindex.index import PatchIndex
+from patchindex.patches import Geometry
+from patchindex.softmax import SoftmaxState
+from patchindex.training import TrainingImages
+
+__all__ = ["Data", "Estimate", "Estimator", "Query"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """Noisy images whose posterior mean is asked for.
+
+    Attributes
+    ----------
+    x : Tensor, shape (B, C, H, W), float32
+    a, beta : float
+        Signal scale `sqrt(1 - beta)` and noise variance.
+    k : int or None
+        Locality scale; None for IS, which has none.
+    label : int or None
+        Only training images of this label; None for all.
+    seed : int
+        For estimators that draw.
+    progress : callable or None
+        Told the share that is done, in (0, 1].
+    """
+
+    x: Tensor
+    a: float
+    beta: float
+    k: int | None
+    label: int | None = None
+    seed: int = 0
+    progress: Callable[[float], None] | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What an estimator draws from.
+
+    Attributes
+    ----------
+    training : TrainingImages
+    machine, train_windows : str
+        The score machine.
+    index : PatchIndex or None
+        The patch index, when there is one.
+    device : torch.device
+        Where scores are computed.
+    memory : int
+        Bytes that temporary arrays may take.
+    dtype : torch.dtype
+        float32, or float64 for exact studies.
+    """
+
+    training: TrainingImages
+    machine: str
+    train_windows: str
+    index: PatchIndex | None
+    device: torch.device
+    memory: int
+    dtype: torch.dtype = torch.float32
+
+    def geometry(self, k: int | None) -> Geometry:
+        """Return the machine's geometry at locality scale k."""
+        return Geometry.of(self.machine, k, self.training.size, self.train_windows)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A posterior mean, what was spent on it and how sure it is.
+
+    Attributes
+    ----------
+    mean : Tensor, shape (B, C, H, W), float32
+        `E[x_0 | x_t]` under the machine, in [-1, 1].
+    stderr : Tensor, shape (B, H, W)
+        Standard error of the mean, root mean square over channels: 0 for `exact`, NaN for `topk`, which has
+        a bias and no variance.
+    ess : Tensor, shape (B, H, W)
+        Effective sample size of the softmax, `(sum w)^2 / sum w^2`.
+    captured_mass : Tensor, shape (B, H, W)
+        Share of the softmax that the evaluated patches hold, in [0, 1]: 1 for `exact`, else an estimate.
+    patches_evaluated : int
+        Exact logits computed, over all pixels.
+    codes_scanned : int
+        Codes whose approximate distance was computed, over all pixels.
+    """
+
+    mean: Tensor
+    stderr: Tensor
+    ess: Tensor
+    captured_mass: Tensor
+    patches_evaluated: int
+    codes_scanned: int = 0
+
+    @classmethod
+    def from_state(
+        cls, state: SoftmaxState, *, stderr: Tensor, captured_mass: Tensor, codes_scanned: int = 0
+    ) -> Estimate:
+        """Make the estimate of a softmax state of shape (B, H, W)."""
+        return cls(
+            mean=state.mean().permute(0, 3, 1, 2).float().contiguous(),
+            stderr=stderr.float(),
+            ess=state.ess().float(),
+            captured_mass=captured_mass.float(),
+            patches_evaluated=int(state.count.sum()),
+            codes_scanned=codes_scanned,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Estimate]) -> Estimate:
+        """Join the estimates of parts of a batch."""
+        return cls(
+            mean=torch.cat([p.mean for p in parts]),
+            stderr=torch.cat([p.stderr for p in parts]),
+            ess=torch.cat([p.ess for p in parts]),
+            captured_mass=torch.cat([p.captured_mass for p in parts]),
+            patches_evaluated=sum(p.patches_evaluated for p in parts),
+            codes_scanned=sum(p.codes_scanned for p in parts),
+        )
+
+    def __getitem__(self, rows: Tensor) -> Estimate:
+        """Return the same estimate with its images in another order, a permutation."""
+        return Estimate(
+            self.mean[rows],
+            self.stderr[rows],
+            self.ess[rows],
+            self.captured_mass[rows],
+            self.patches_evaluated,
+            self.codes_scanned,
+        )
+
+
+class Estimator(Protocol):
+    """A way to estimate the posterior mean.
+
+    A class whose constructor takes the `Data` and its own options by keyword, and whose instances turn a
+    `Query` into an `Estimate`.
+    """
+
+    def __call__(self, query: Query) -> Estimate:
+        """Estimate the posterior mean at every pixel of the query."""
+        ...

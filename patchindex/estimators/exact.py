@@ -1,0 +1,44 @@
+"""`exact`: every patch of every training image."""
+
+from __future__ import annotations
+
+import torch
+
+from patchindex.estimators.base import Data, Estimate, Query
+from patchindex.exact import scan
+
+__all__ = ["Exact"]
+
+
+class Exact:
+    """Compare each pixel with every patch of its position class.
+
+    The truth that other estimators are measured against. Its standard error is 0 and it captures all mass;
+    in float32 it agrees with float64 to about 1e-5 of the largest value for t >= 0.3, and 3e-4 at t = 0.05,
+    where logits are large and their rounding shows.
+
+    Parameters
+    ----------
+    data : Data
+        Needs no index.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+
+    def __call__(self, query: Query) -> Estimate:
+        """Scan the training images once for the whole batch."""
+        data = self._data
+        state = scan(
+            data.training,
+            data.geometry(query.k),
+            query.x,
+            query.a,
+            query.beta,
+            label=query.label,
+            memory=data.memory,
+            dtype=data.dtype,
+            progress=query.progress,
+        )
+        zero = torch.zeros_like(state.weight)
+        return Estimate.from_state(state, stderr=zero, captured_mass=zero + 1)

@@ -1,0 +1,127 @@
+"""`topk`: the truncated softmax over the patches that the index retrieves."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.errors import InputError
+from patchindex.estimators.base import Data, Estimate, Query
+from patchindex.index import PatchIndex, ScaleIndex
+from patchindex.patches import Geometry
+from patchindex.softmax import SoftmaxState
+from patchindex.windows import gather_patches, query_windows
+
+__all__ = ["TopK"]
+
+IMAGES_A_SEARCH = 4
+RERANK_BYTES = 32 << 20  # larger arrays are new pages of memory every time, which costs more than the work
+
+
+class TopK:
+    """Softmax over the `candidates` patches nearest in the index, re-ranked exactly.
+
+    The candidates are found by their codes; their logits are computed from the stored uint8 images. What the
+    other patches hold is left out, so the mean is biased where the softmax is broad: at high noise, and the
+    more the larger the data set. `captured_mass` estimates what was kept.
+
+    Parameters
+    ----------
+    data : Data
+        With an index.
+    candidates : int
+        Patches kept a pixel.
+    probes : int
+        Inverted lists that are looked into.
+
+    Raises
+    ------
+    InputError
+        When there is no index, or an option is below 1.
+    """
+
+    def __init__(self, data: Data, candidates: int = 256, probes: int = 32) -> None:
+        if data.index is None or not data.index.scales:
+            raise InputError(
+                "it needs a patch index, and there is none", where="estimator 'topk'", remedy="use 'exact'"
+            )
+        for name, value in (("candidates", candidates), ("probes", probes)):
+            if value < 1:
+                raise InputError(f"must be at least 1, got {value}", where=name, remedy="use a larger number")
+        self._data, self._index = data, data.index
+        self._candidates, self._probes = candidates, probes
+
+    def __call__(self, query: Query) -> Estimate:
+        """Search, re-rank and sum, a few images at a time."""
+        if query.k is None:
+            raise InputError("topk needs one", where="locality scale", remedy="give k or a locality schedule")
+        scale = self._index.scale(query.k)
+        images = query.x.split(IMAGES_A_SEARCH)
+        parts = []
+        for i, x in enumerate(images):
+            parts.append(self._estimate(x, query, scale))
+            if query.progress is not None:
+                query.progress((i + 1) / len(images))
+        return Estimate.cat(parts)
+
+    def _estimate(self, x: Tensor, query: Query, scale: ScaleIndex) -> Estimate:
+        a, beta, label, geometry = query.a, query.beta, query.label, scale.geometry
+        z = scale.pca.project_queries(x, geometry, a)
+        classes = np.tile(geometry.query_classes.reshape(-1), len(x))
+        vectors = (z / a).cpu().numpy()
+        probes = min(self._probes, len(scale.lists.centroids))
+        keys = scale.lists.nearest(vectors, classes, probes)
+        candidates = min(self._candidates, scale.attributes["patches"])
+        images = None if label is None else self._data.training.range_of(label)
+        distances, found = scale.search(vectors, keys, candidates, images)
+        ids = torch.from_numpy(found).to(x.device)
+        state = _rerank(self._index, geometry, x, ids, a, beta, self._data.memory)
+
+        label_index = None if label is None else self._index.attributes["labels"].index(label)
+        # Both sides of the captured mass are taken from codes, so that what the PCA leaves out cancels.
+        approximate = torch.from_numpy(distances).to(x.device) * (-a * a / (2 * beta))
+        no_centres = torch.empty(candidates, 0, device=x.device)
+        kept = SoftmaxState.of(approximate, no_centres, valid=ids >= 0).log_weight()
+        last = torch.where(ids >= 0, approximate, torch.inf).amin(1)
+        rest = scale.log_rest(z, classes, a, beta, last, label_index)
+        sizes = scale.list_sizes(label_index)
+        everything = _patches_of_class(scale, label_index)[classes] <= (found >= 0).sum(1)
+        captured = torch.sigmoid(kept - rest)
+        captured[torch.from_numpy(everything).to(x.device)] = 1
+        return Estimate.from_state(
+            state,
+            stderr=torch.full_like(state.weight, torch.nan),
+            captured_mass=captured.reshape(state.weight.shape),
+            codes_scanned=int(np.where(keys >= 0, sizes[keys], 0).sum()),
+        )
+
+
+def _patches_of_class(scale: ScaleIndex, label_index: int | None) -> np.ndarray:
+    """How many patches each position class has, shape (n_classes,)."""
+    return np.add.reduceat(scale.list_sizes(label_index), scale.lists.bounds[:-1])
+
+
+def _rerank(
+    index: PatchIndex, geometry: Geometry, x: Tensor, ids: Tensor, a: float, beta: float, memory: int
+) -> SoftmaxState:
+    """Return the state of the patches `ids` (B * H * W, n), their logits computed from the images."""
+    batch, channels, height, width = x.shape
+    pixels = index.pixels_on(x.device)
+    windows = query_windows(x, geometry)
+    # A patch in flight: uint8 and float pixels, a scaled copy, and 64-bit indices on the way.
+    per_query = ids.shape[1] * geometry.k**2 * (13 * channels + 16)
+    step = max(1, min(memory, RERANK_BYTES) // per_query)
+    middle = geometry.k // 2
+    states = []
+    for part, window in zip(ids.split(step), windows.split(step), strict=True):
+        valid = part >= 0
+        patches = gather_patches(pixels, geometry, part.clamp_min(0))
+        centres = patches[:, :, middle, middle].clone()
+        difference = patches.mul_(a).sub_(window.unsqueeze(1)).flatten(2)
+        logits = torch.linalg.vector_norm(difference, dim=-1).square() / (-2 * beta)
+        states.append(SoftmaxState.of(logits, centres, valid=valid))
+    state = SoftmaxState.cat(states)
+    return SoftmaxState(
+        *(field.reshape(batch, height, width, *field.shape[1:]) for field in vars(state).values())
+    )

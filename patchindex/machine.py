@@ -1,0 +1,278 @@
+"""`ScoreMachine`: the score of an analytic diffusion model, as a function of a noisy image and its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchindex.backends import resolve_device, threads
+from patchindex.errors import InputError
+from patchindex.estimators import Data, Estimate, Query, make_estimator
+from patchindex.index import PatchIndex, open_index, parse_memory
+from patchindex.index.store import read_attributes
+from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
+from patchindex.training import TrainingImages
+
+__all__ = ["ScoreMachine"]
+
+WORKING_MEMORY = 256 << 20  # bytes for temporary arrays, unless told otherwise
+
+
+class ScoreMachine:
+    """The score machine of a set of training images.
+
+        mu(p) = sum_j softmax_j(-|W_k(x, p) - a P_j|^2 / (2 beta)) c_j,    score = (a mu - x) / beta
+
+    over the training patches P_j, with centres c_j, that pixel p is compared with; a = sqrt(1 - beta).
+    (Kamb & Ganguli, arXiv 2412.20292.)
+
+    Parameters
+    ----------
+    source : PatchIndex, or anything `open_images` takes
+        A patch index (or its path), or raw images (exact scores only).
+    labels : array of int or path, optional
+        Labels of raw images, shape (N,). An index has its own.
+    machine : str, optional
+        `"IS"`, `"LS"`, `"ELS"` (default for raw images) or `"bbELS"`. An index has its own.
+    train_windows : str, optional
+        `"valid"` (default) or `"wrapped"`, for ELS. An index has its own.
+    estimator : str, optional
+        `"exact"` or `"topk"`. By default `"topk"` where there is an index to retrieve from, else `"exact"`.
+    noise : str or callable
+        Noise schedule: a name, or a function from t to beta.
+    locality : str or sequence of int, optional
+        Locality schedule: a preset's name or scales by time. By default the index's own, if it has one;
+        without any, `k` has to be given with every call. IS needs none.
+    label : int, optional
+        Draw from training images of this label only.
+    device : str or torch.device, optional
+        Where scores are computed; `"cpu"` by default.
+    threads : int, optional
+        CPU threads; by default those of torch.
+    memory : int or str, optional
+        Bytes for temporary arrays, or such as `"1G"`; 256 MiB by default.
+    dtype : torch.dtype
+        `torch.float32`, or `torch.float64` for exact studies.
+    **options
+        Of the estimator: `candidates` and `probes` for `"topk"`.
+
+    Raises
+    ------
+    InputError
+        When a setting is unknown or does not fit the images or the index.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    >>> m = ScoreMachine(images, machine="ELS", locality=[3, 3, 5, 7])
+    >>> x = torch.randn(2, 3, 16, 16)
+    >>> e = m.posterior_mean(x, 0.5)
+    >>> e.mean.shape, e.patches_evaluated == 2 * 16 * 16 * 20 * 12 * 12
+    (torch.Size([2, 3, 16, 16]), True)
+    >>> m(x, 0.5).shape
+    torch.Size([2, 3, 16, 16])
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        labels: Any = None,
+        *,
+        machine: str | None = None,
+        train_windows: str | None = None,
+        estimator: str | None = None,
+        noise: str | NoiseSchedule = "cosine",
+        locality: str | int | Sequence[int] | LocalitySchedule | None = None,
+        label: int | None = None,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        memory: int | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> None:
+        self.device = resolve_device(device)
+        if _is_store(source):
+            source = open_index(source, device=device)
+        self.index = source if isinstance(source, PatchIndex) else None
+        if isinstance(source, PatchIndex):
+            own = {"labels": None, "machine": source.machine, "train_windows": source.train_windows}
+            given = {"labels": labels, "machine": machine, "train_windows": train_windows}
+            for name, value in given.items():
+                if value is not None and value != own[name]:
+                    raise InputError(
+                        "is fixed in the store" + ("" if own[name] is None else f" as {own[name]!r}"),
+                        where=name,
+                        remedy="leave it out, or give the images themselves",
+                    )
+            self.machine, self.train_windows = source.machine, source.train_windows
+            training, locality = source.training, source.locality if locality is None else locality
+        else:
+            self.machine, self.train_windows = machine or "ELS", train_windows or "valid"
+            training = TrainingImages(source, labels)
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{dtype} is too coarse", where="dtype", remedy="use float32 or float64")
+        budget = WORKING_MEMORY if memory is None else parse_memory(memory)
+        data = Data(training, self.machine, self.train_windows, self.index, self.device, budget, dtype)
+        self.training = training
+        self.noise = noise_schedule(noise)
+        self.locality = None if locality is None else LocalitySchedule.of(locality)
+        self.estimator = estimator or ("topk" if self.index is not None and self.index.scales else "exact")
+        self._estimate = make_estimator(self.estimator, data, **options)
+        self.label, self._threads = label, threads
+        self._options = options
+        training.range_of(label)  # an unknown label is told now
+        for k in self.locality.distinct if self.locality else (1,):
+            self._check_scale(data, k)
+
+    def _check_scale(self, data: Data, k: int) -> None:
+        data.geometry(k)
+        if self.locality is not None and self.index is not None and self.estimator != "exact":
+            self.index.scale(k)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return (self.training.channels, *self.training.size)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was chosen, as plain data."""
+        return {
+            "machine": self.machine,
+            "train_windows": self.train_windows,
+            "estimator": self.estimator,
+            "options": self._options,
+            "noise": getattr(self.noise, "__name__", str(self.noise)),
+            "locality": None
+            if self.locality is None
+            else {"name": self.locality.name, "scales": list(self.locality.scales)},
+            "device": str(self.device),
+        }
+
+    def posterior_mean(
+        self,
+        x: Tensor,
+        t: float | Tensor,
+        k: int | None = None,
+        label: int | None = None,
+        *,
+        seed: int = 0,
+        progress: Callable[[float], None] | None = None,
+    ) -> Estimate:
+        """Estimate `E[x_0 | x_t = x]` under the machine.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, H, W)
+            Noisy images.
+        t : float or Tensor of shape (B,)
+            Times in (0, 1).
+        k : int, optional
+            Locality scale, in place of the schedule's.
+        label : int, optional
+            In place of the machine's own label.
+        seed : int
+            For estimators that draw.
+        progress : callable, optional
+            Told the share that is done, in (0, 1].
+
+        Returns
+        -------
+        Estimate
+            float32, on the machine's device.
+
+        Raises
+        ------
+        InputError
+            When x has another shape than the training images or is not finite, t is not in (0, 1), there is
+            no k, or no image has the label.
+        """
+        x = self._check_x(x)
+        times = self._check_t(t, len(x))
+        label = self.label if label is None else label
+        self.training.range_of(label)
+        distinct = list(dict.fromkeys(times))
+        parts, rows = [], []
+        with _threads(self._threads):
+            for i, time in enumerate(distinct):
+                mine = [row for row, at in enumerate(times) if at == time]
+
+                def told(share: float, i: int = i) -> None:
+                    if progress is not None:
+                        progress((i + share) / len(distinct))
+
+                beta = self.noise(time)
+                query = Query(x[mine], (1 - beta) ** 0.5, beta, self.scale_at(time, k), label, seed, told)
+                parts.append(self._estimate(query))
+                rows += mine
+        joined = Estimate.cat(parts)
+        return joined[torch.argsort(torch.tensor(rows, device=self.device))]
+
+    def score(self, x: Tensor, t: float | Tensor, k: int | None = None, label: int | None = None) -> Tensor:
+        """Return `(a mu - x) / beta`, shape (B, C, H, W), with mu the `posterior_mean`."""
+        return self.score_of(self.posterior_mean(x, t, k, label).mean, x, t)
+
+    __call__ = score
+
+    def score_of(self, mean: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
+        """Return the score that goes with a posterior mean at (x, t)."""
+        x = self._check_x(x)
+        beta = torch.tensor([self.noise(time) for time in self._check_t(t, len(x))], dtype=torch.float64)
+        beta = beta.to(x.device)[:, None, None, None]
+        return (((1 - beta).sqrt() * mean - x) / beta).float()
+
+    def scale_at(self, t: float, k: int | None = None) -> int | None:
+        """Return the locality scale at time t: k if it is given, else the schedule's; None for IS.
+
+        Raises
+        ------
+        InputError
+            When there is neither.
+        """
+        if k is not None or self.machine == "IS":
+            return k
+        if self.locality is None:
+            raise InputError(
+                "there is none", where="locality", remedy="give a locality schedule, or k with the call"
+            )
+        return self.locality.k(t)
+
+    def _check_x(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or x.dim() != 4 or tuple(x.shape[1:]) != self.shape or len(x) == 0:
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            expected = "(B, {}, {}, {})".format(*self.shape)
+            raise InputError(
+                f"must be a tensor of shape {expected}, got {found}", where="x", remedy="reshape it"
+            )
+        if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+            raise InputError("must be finite floats", where="x", remedy="check for NaN and infinity")
+        return x.to(self.device, torch.float32)
+
+    @staticmethod
+    def _check_t(t: float | Tensor, batch: int) -> list[float]:
+        times = (
+            [float(v) for v in t.flatten()] if isinstance(t, Tensor) and t.numel() > 1 else [float(t)] * batch
+        )
+        if len(times) != batch:
+            raise InputError(
+                f"there are {len(times)} times for {batch} images", where="t", remedy="give one, or one each"
+            )
+        for time in times:
+            if not 0 < time < 1:
+                raise InputError(
+                    f"must lie in (0, 1), got {time}", where="t", remedy="t = 0 is data, t = 1 is noise"
+                )
+        return times
+
+
+_threads = threads  # a parameter of the constructor has this name
+
+
+def _is_store(source: Any) -> bool:
+    """Whether it is the path of a store, rather than of images."""
+    return isinstance(source, str | Path) and read_attributes(Path(source)) is not None
