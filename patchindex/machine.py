@@ -103,7 +103,7 @@ class ScoreMachine:
             own = {"labels": None, "machine": source.machine, "train_windows": source.train_windows}
             given = {"labels": labels, "machine": machine, "train_windows": train_windows}
             for name, value in given.items():
-                if value is not None and value != own[name]:
+                if value is not None and (own[name] is None or value != own[name]):
                     raise InputError(
                         "is fixed in the store" + ("" if own[name] is None else f" as {own[name]!r}"),
                         where=name,

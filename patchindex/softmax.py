@@ -86,7 +86,7 @@ class SoftmaxState:
         """Return the state of no members for a grid of pixels of `shape`: the neutral element of `merge`."""
 
         def zeros(*tail: int) -> Tensor:
-            return torch.zeros(*shape, *tail, dtype=torch.float64, device=device)
+            return torch.zeros((*shape, *tail), dtype=torch.float64, device=device)
 
         return cls(
             max_logit=torch.full(shape, -torch.inf, dtype=torch.float64, device=device),

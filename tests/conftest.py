@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import brute
+import numpy as np
+import pytest
+import torch
+
+import patchindex as pi
+
+ROOT = Path(__file__).parents[1]
+RealImages = Callable[..., tuple[np.ndarray, np.ndarray]]
+
+
+def find_shared(name: str) -> Path:
+    """A file of the folder shared/ beside the repository (or inside it); it may not be there."""
+    return next(
+        (p for p in (ROOT.parent / "shared" / name, ROOT / "shared" / name) if p.is_file()), Path(name)
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_file() -> Callable[[str], Path]:
+    """Look up a file in shared/, or skip the test by the file's name where it is not installed."""
+
+    def find(name: str) -> Path:
+        path = find_shared(name)
+        if not path.is_file():
+            pytest.skip(f"shared/{name} is not here")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def real_images() -> RealImages:
+    """Fashion-MNIST, cropped at the centre: `real_images(n, size)` gives uint8 (n, size, size, C), labels."""
+    with np.load(ROOT / "data" / "fashion_mnist_6k.npz") as archive:
+        everything, all_labels = archive["images"], archive["labels"].astype(np.int64)
+
+    def take(
+        n: int,
+        size: int | tuple[int, int],
+        *,
+        channels: int = 1,
+        classes: tuple[int, ...] = (),
+        skip: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        chosen = np.flatnonzero(np.isin(all_labels, classes)) if classes else np.arange(len(all_labels))
+        height, width = (size, size) if isinstance(size, int) else size
+        top, left = (28 - height) // 2, (28 - width) // 2
+        # Colour images have three different real images as their channels.
+        planes = [
+            everything[np.roll(chosen, -37 * c)[skip : skip + n], top : top + height, left : left + width]
+            for c in range(channels)
+        ]
+        return np.stack(planes, -1), all_labels[chosen[skip : skip + n]]
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def labelled(real_images: RealImages) -> tuple[np.ndarray, np.ndarray]:
+    """Forty real images of 14 x 14 of three classes, not in label order, and their labels."""
+    images, labels = real_images(40, 14, classes=(1, 4, 9))
+    assert (labels[1:] < labels[:-1]).any()
+    return images, labels
+
+
+@pytest.fixture(scope="session")
+def held_out(real_images: RealImages) -> Callable[[float], torch.Tensor]:
+    """`held_out(t)`: two real images that are not among the forty, with the noise of time t."""
+    return lambda t: torch.from_numpy(brute.noisy(real_images(2, 14, skip=900)[0], t))
+
+
+@pytest.fixture(scope="session", params=["ELS", "ELS-wrapped", "bbELS"])
+def store(
+    request: pytest.FixtureRequest,
+    labelled: tuple[np.ndarray, np.ndarray],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> pi.PatchIndex:
+    """A finished store of the forty images for each machine that has an index: scales 3 and 5."""
+    images, labels = labelled
+    return pi.build_index(
+        images,
+        tmp_path_factory.mktemp("stores") / f"{request.param}.zarr",
+        scales=(3, 5),
+        labels=labels,
+        machine=request.param.removesuffix("-wrapped"),
+        train_windows="wrapped" if request.param == "ELS-wrapped" else "valid",
+    )

@@ -72,20 +72,31 @@ class TopK:
         vectors = (z / a).cpu().numpy()
         probes = min(self._probes, len(scale.lists.centroids))
         keys = scale.lists.nearest(vectors, classes, probes)
-        candidates = min(self._candidates, scale.attributes["patches"])
-        images = None if label is None else self._data.training.range_of(label)
+        lo, hi = self._data.training.range_of(label)
+        candidates = min(self._candidates, (hi - lo) * geometry.patches_per_image)
+        images = None if label is None else (lo, hi)
         distances, found = scale.search(vectors, keys, candidates, images)
+        label_index = None if label is None else self._index.attributes["labels"].index(label)
+        sizes = scale.list_sizes(label_index)
+        scanned = _codes(keys, sizes)
+        # The nearest lists may hold nothing, of this label above all: such pixels look into more of them.
+        empty = np.flatnonzero(found[:, 0] < 0)
+        while len(empty):
+            probes = min(2 * probes, len(sizes))
+            keys = scale.lists.nearest(vectors[empty], classes[empty], probes)
+            distances[empty], found[empty] = scale.search(vectors[empty], keys, candidates, images)
+            scanned += _codes(keys, sizes)
+            # All lists of a class together hold a patch of every image.
+            empty = empty[found[empty, 0] < 0] if probes < len(sizes) else empty[:0]
         ids = torch.from_numpy(found).to(x.device)
         state = _rerank(self._index, geometry, x, ids, a, beta, self._data.memory)
 
-        label_index = None if label is None else self._index.attributes["labels"].index(label)
         # Both sides of the captured mass are taken from codes, so that what the PCA leaves out cancels.
         approximate = torch.from_numpy(distances).to(x.device) * (-a * a / (2 * beta))
         no_centres = torch.empty(candidates, 0, device=x.device)
         kept = SoftmaxState.of(approximate, no_centres, valid=ids >= 0).log_weight()
         last = torch.where(ids >= 0, approximate, torch.inf).amin(1)
         rest = scale.log_rest(z, classes, a, beta, last, label_index)
-        sizes = scale.list_sizes(label_index)
         everything = _patches_of_class(scale, label_index)[classes] <= (found >= 0).sum(1)
         captured = torch.sigmoid(kept - rest)
         captured[torch.from_numpy(everything).to(x.device)] = 1
@@ -93,8 +104,13 @@ class TopK:
             state,
             stderr=torch.full_like(state.weight, torch.nan),
             captured_mass=captured.reshape(state.weight.shape),
-            codes_scanned=int(np.where(keys >= 0, sizes[keys], 0).sum()),
+            codes_scanned=scanned,
         )
+
+
+def _codes(keys: np.ndarray, sizes: np.ndarray) -> int:
+    """How many codes the lists `keys` hold, -1 being none."""
+    return int(np.where(keys >= 0, sizes[keys], 0).sum())
 
 
 def _patches_of_class(scale: ScaleIndex, label_index: int | None) -> np.ndarray:

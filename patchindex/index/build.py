@@ -35,6 +35,8 @@ from patchindex.training import TrainingImages
 
 __all__ = ["build_index"]
 
+DIGEST_IMAGES = 64  # a build goes on with the same images only; reading them all to know would take too long
+
 
 def build_index(
     images: Any,
@@ -143,6 +145,7 @@ def build_index(
         "seed": seed,
         "source": source.name,
         "shape": source.shape,
+        "images": _digest(source.read(np.linspace(0, len(source) - 1, DIGEST_IMAGES).astype(int))),
         "labels": None if source.labels is None else _digest(source.labels),
     }
     settings = json.loads(json.dumps(settings))  # as they come back from the store: lists for tuples

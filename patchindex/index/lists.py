@@ -37,7 +37,7 @@ def list_counts(patches_by_class: np.ndarray, lists: int | None = None) -> np.nd
     Examples
     --------
     >>> list_counts(np.array([1_000_000, 1_000]))
-    array([2499,    3])
+    array([2499,    2])
     """
     total = int(patches_by_class.sum())
     if lists is None:

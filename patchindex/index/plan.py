@@ -20,6 +20,7 @@ from patchindex.schedules import LocalitySchedule
 __all__ = ["CHUNK_BYTES", "PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_build"]
 
 ID_BYTES = 8  # FAISS keeps a 64-bit id beside each code
+OVERHEAD_BYTES = 16 << 10  # metadata and file headers of a group of the store
 CHUNK_BYTES = 64 << 20  # what one step of a stage may take
 PCA_SAMPLE = 20_000  # patches
 
@@ -43,7 +44,7 @@ class BuildPlan:
     machine: str
     train_windows: str
     images: tuple[int, int, int, int]
-    images_bytes: int
+    images_bytes: int  # with labels and source ids
     scales: tuple[ScalePlan, ...]
 
     @property
@@ -101,20 +102,26 @@ def plan_build(
         )
     if schedule is not None and scales is not None:
         schedule = schedule.nearest(wanted)
-    indexed = [_plan_scale(g, n, channels, pca_dims, lists) for g in geometries if not g.is_exact]
-    plan = BuildPlan(machine, train_windows, source.shape, n * height * width * channels, tuple(indexed))
+    labels = 0 if source.labels is None else len(np.unique(source.labels))
+    indexed = [_plan_scale(g, n, channels, labels, pca_dims, lists) for g in geometries if not g.is_exact]
+    # An image has its number in the source and its label beside it; the labels are listed once more.
+    images_bytes = n * (height * width * channels + 16) + 32 * labels + OVERHEAD_BYTES
+    plan = BuildPlan(machine, train_windows, source.shape, images_bytes, tuple(indexed))
     return plan, schedule
 
 
 def _plan_scale(
-    geometry: Geometry, images: int, channels: int, pca_dims: int | None, lists: int | None
+    geometry: Geometry, images: int, channels: int, labels: int, pca_dims: int | None, lists: int | None
 ) -> ScalePlan:
     patches = images * geometry.patches_per_image
     pixels = geometry.k**2 * channels
     dims = min(pixels, pca_dims) if pca_dims else default_dims(MAX_DIMS, pixels)
     by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     n_lists = int(list_counts(by_class, lists).sum())
-    stored = patches * (dims + ID_BYTES) + 4 * n_lists * dims + 4 * pixels * (dims + 1)
+    # Centroids are in the FAISS file and beside it; a list has its length there, and a count a label.
+    a_list = 2 * 4 * dims + 8 * (1 + max(labels, 1))
+    small = 4 * pixels * (dims + 1) + 16 * dims + 8 * geometry.n_classes + OVERHEAD_BYTES
+    stored = patches * (dims + ID_BYTES) + n_lists * a_list + small
     # FAISS's lists grow by doubling, so they may hold twice what is in them. Training comes before, and
     # holds a sample and the covariance of the patches.
     training = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims + 8 * (2 * PCA_SAMPLE * pixels + 3 * pixels**2)

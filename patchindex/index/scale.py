@@ -22,6 +22,14 @@ from patchindex.softmax import SoftmaxState
 __all__ = ["FAISS_ARRAY", "ScaleIndex"]
 
 FAISS_ARRAY = "faiss"
+ARRAYS = (
+    "pca_components",
+    "pca_mean",
+    "centroids",
+    "list_bounds",
+    "list_counts",
+    "within_list_variance",
+)
 REST_ROWS = 1024  # pixels whose rest is estimated at once
 
 
@@ -44,7 +52,13 @@ class ScaleIndex:
         self.path, self.geometry, self.device = path, geometry, device
         group = zarr.open_group(path, mode="r")
         self.attributes: dict[str, Any] = dict(group.attrs)
-        arrays = {name: np.asarray(array[:]) for name, array in group.arrays() if name != FAISS_ARRAY}
+        found = {name: group.get(name) for name in ARRAYS}
+        missing = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
+        if missing:
+            raise StoreError(
+                f"arrays are missing: {', '.join(missing)}", where=path, remedy="build the store again"
+            )
+        arrays = {name: np.asarray(array[:]) for name, array in found.items()}  # type: ignore[index]
         self.pca = PCA(arrays["pca_components"], arrays["pca_mean"], float(self.attributes["pca_energy"]))
         self.lists = InvertedLists(arrays["centroids"], arrays["list_bounds"], device)
         self._variance = arrays["within_list_variance"]  # (dims,)

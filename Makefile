@@ -1,0 +1,38 @@
+# make demo | test | lint. Each makes .venv when it is missing; nothing is done twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := demo
+
+.PHONY: demo test lint format clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
+	touch $@
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy patchindex cli
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(DEMO)/samples/grid.png
+	@echo "Look at $(DEMO)/samples/grid.png"
+
+$(DEMO)/fashion.zarr/zarr.json: | $(STAMP)
+	$(BIN)/patchindex build data/fashion_mnist_6k.npz -o $(DEMO)/fashion.zarr --limit 2000 \
+		--scales 3,5,7,9,11,13,15,17 --locality fashion-mnist-resnet-zeros --resume
+
+$(DEMO)/samples/grid.png: $(DEMO)/fashion.zarr/zarr.json
+	$(BIN)/patchindex sample $(DEMO)/fashion.zarr -n 16 -o $(DEMO)/samples --overwrite
+
+clean:
+	rm -rf $(DEMO) build dist *.egg-info

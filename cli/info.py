@@ -1,0 +1,71 @@
+"""`patchindex info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from patchindex.index import open_index
+
+from .options import print_json
+
+__all__ = ["info"]
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON on stdout.")
+def info(store: Path, as_json: bool) -> None:
+    """Print what a store holds: settings, provenance, and the size of each scale.
+
+    \b
+    Example:
+      patchindex info fashion.zarr --json
+    """
+    found = open_index(store).info()
+    if as_json:
+        print_json(found)
+        return
+    console = Console()
+    _, height, width, channels = found["shape"]
+    labels = found["labels"]
+    facts = {
+        "machine": f"{found['machine']} ({found['train_windows']} training windows)"
+        if found["machine"] == "ELS"
+        else found["machine"],
+        "images": f"{found['images']:,} of {height} x {width} x {channels}, from {found['source']}",
+        "labels": "none"
+        if labels is None
+        else ", ".join(map(str, labels[:12])) + (", ..." if len(labels) > 12 else ""),
+        "locality": "none" if found["locality"] is None else "{name}: {scales}".format(**found["locality"]),
+        "size": decimal(found["bytes"]),
+        "built": f"{found['created']} by patchindex {found['versions']['patchindex']}",
+        "fingerprint": found["fingerprint"],
+    }
+    for name, value in facts.items():
+        console.print(f"[bold]{name:<12}[/bold]{value}", highlight=False, soft_wrap=True)
+    if not found["indexes"]:
+        return
+    table = Table(
+        box=box.SIMPLE_HEAD, title="code: bytes of a patch's code; energy: what its dimensions keep"
+    )
+    for name in ("k", "patches", "lists", "classes", "code", "energy", "size", "B/patch", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for k, scale in found["indexes"].items():
+        table.add_row(
+            k,
+            f"{scale['patches']:,}",
+            f"{scale['lists']:,}",
+            f"{scale['position_classes']:,}",
+            str(scale["pca_dims"]),
+            f"{scale['pca_energy']:.4f}",
+            decimal(scale["bytes"]),
+            f"{scale['bytes'] / scale['patches']:.1f}",
+            f"{sum(scale['seconds'].values()):.1f}",
+        )
+    console.print(table)

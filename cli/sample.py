@@ -1,0 +1,188 @@
+"""`patchindex sample`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+import patchindex
+from patchindex.backends import faiss
+from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
+from patchindex.estimators import ESTIMATORS
+from patchindex.index import open_index
+from patchindex.machine import ScoreMachine
+from patchindex.pictures import image_grid
+from patchindex.sampling import SAMPLERS, SampleResult
+from patchindex.sampling import sample as draw
+
+from .options import common, locality_option, parse_locality, print_json
+from .progress import stages
+
+__all__ = ["sample"]
+
+FILES = ("grid.png", "samples.npz", "samples.json")
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("-n", type=int, help="How many images.  [default: 16, or as many as in --x-t]")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
+@click.option(
+    "--estimator", type=click.Choice(list(ESTIMATORS)), help="[default: topk where there is an index]"
+)
+@click.option("--candidates", type=int, help="topk: patches kept a pixel.  [default: 256]")
+@click.option("--probes", type=int, help="topk: inverted lists looked into.  [default: 32]")
+@locality_option("Locality schedule, in place of the store's own.")
+@click.option(
+    "--nearest-scales", is_flag=True, help="Move the schedule to the nearest scales that the store has."
+)
+@click.option("--label", type=int, help="Draw from training images of this label only.")
+@click.option(
+    "--x-t", type=click.Path(path_type=Path), help="Noise to start from: .npy, or .npz with key x_T."
+)
+@click.option(
+    "--steps", type=int, default=20, show_default=True, help="Steps of the time grid; one less is taken."
+)
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddim", show_default=True)
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Images drawn together.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
+@common
+def sample(
+    store: Path,
+    n: int | None,
+    output: Path,
+    estimator: str | None,
+    candidates: int | None,
+    probes: int | None,
+    locality: str | None,
+    nearest_scales: bool,
+    label: int | None,
+    x_t: Path | None,
+    steps: int,
+    sampler: str,
+    batch_size: int,
+    overwrite: bool,
+    seed: int,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Draw images from a STORE.
+
+    Writes grid.png, samples.npz (images, x_T, labels, settings) and samples.json (settings, versions,
+    fingerprint of the store, timings) to the output folder.
+
+    \b
+    Examples:
+      patchindex sample fashion.zarr -n 16 -o samples
+      patchindex sample fashion.zarr -n 4 -o bags --label 8 --estimator exact --seed 1
+      patchindex sample cifar.zarr -n 8 -o out --locality cifar10-resnet-circular --nearest-scales
+    """
+    in_the_way = [name for name in FILES if (output / name).exists()]
+    if in_the_way and not overwrite:
+        raise OutputExistsError(
+            f"holds {', '.join(in_the_way)} already",
+            where=output,
+            remedy="use another folder, or --overwrite",
+        )
+    if output.exists() and not output.is_dir():
+        raise OutputExistsError("is no folder", where=output, remedy="use another path")
+    index = open_index(store, device=device)
+    schedule = parse_locality(locality) or index.locality
+    if schedule is None and index.machine != "IS":
+        raise InputError(
+            "the store has no schedule of its own", where="--locality", remedy="give a preset or scales"
+        )
+    if schedule is not None and nearest_scales and index.scales:
+        schedule = schedule.nearest(index.scales)
+    options: dict[str, Any] = {
+        name: value for name, value in (("candidates", candidates), ("probes", probes)) if value is not None
+    }
+    machine = ScoreMachine(
+        index, estimator=estimator, locality=schedule, label=label, device=device, threads=threads, **options
+    )
+    noise = None if x_t is None else _read_noise(x_t)
+    if noise is None and n is None:
+        n = 16
+    start = time.perf_counter()
+    with stages() as progress:
+        result = draw(
+            machine,
+            n,
+            steps,
+            sampler,
+            seed,
+            noise,
+            batch_size=batch_size,
+            progress=lambda share: progress("sampling", share, 1.0),
+        )
+    seconds = round(time.perf_counter() - start, 3)
+    record = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "store": {"path": str(store), "fingerprint": index.attributes["fingerprint"]},
+        "settings": result.settings,
+        "versions": {
+            "patchindex": patchindex.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "faiss": getattr(faiss, "__version__", None),
+        },
+        "seconds": seconds,
+        "steps": result.steps,
+    }
+    _write(output, result, record)
+    if as_json:
+        print_json({**record, "files": [str(output / name) for name in FILES]})
+    else:
+        click.echo(f"{output / FILES[0]}: {len(result.images)} images in {seconds:.1f} s")
+
+
+def _read_noise(path: Path) -> np.ndarray:
+    """Read the noise to start from."""
+    if not path.is_file():
+        raise SourceNotFoundError("no such file", where=path, remedy="check --x-t")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            if "x_T" in found:
+                return np.asarray(found["x_T"])
+            keys = ", ".join(found.files)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(
+            f"cannot be read ({error})", where=path, remedy="give .npy, or .npz with key x_T"
+        ) from None
+    raise InputError(f"has no key x_T, only {keys}", where=path, remedy="save the noise as x_T")
+
+
+def _write(output: Path, result: SampleResult, record: dict[str, Any]) -> None:
+    """Write all files beside the folder first, so that what is in it is whole."""
+    output.mkdir(parents=True, exist_ok=True)
+    count = len(result.images)
+    label = result.settings["label"]
+    with tempfile.TemporaryDirectory(dir=output, prefix=".writing-") as scratch:
+        folder = Path(scratch)
+        image_grid(result.images).save(folder / "grid.png")
+        np.savez_compressed(
+            folder / "samples.npz",
+            images=result.images.cpu().numpy(),
+            x_T=result.x_T.cpu().numpy(),
+            labels=np.full(count, -1 if label is None else label),  # -1: drawn from all labels
+            settings=json.dumps(result.settings),
+        )
+        (folder / "samples.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+        for name in FILES:
+            shutil.move(os.fspath(folder / name), output / name)

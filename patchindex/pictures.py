@@ -1,0 +1,58 @@
+"""Pictures of images: one grid, as a PNG."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["image_grid", "to_uint8"]
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Return images (n, C, H, W) in [-1, 1] as uint8 pixels (n, H, W, C); what is outside is clipped.
+
+    Examples
+    --------
+    >>> import torch
+    >>> to_uint8(torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 1, 1, 3)).ravel()
+    array([  0, 128, 255], dtype=uint8)
+    """
+    pixels = ((images.cpu().permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255).round()
+    return pixels.numpy().astype(np.uint8)
+
+
+def image_grid(images: Tensor, columns: int | None = None, height: int = 112, gap: int = 4) -> Image.Image:
+    """Lay images out in a grid.
+
+    Parameters
+    ----------
+    images : Tensor, shape (n, C, H, W)
+        In [-1, 1].
+    columns : int, optional
+        By default as many as make the grid square.
+    height : int
+        Small images are enlarged by a whole factor, pixels kept sharp, up to about this height.
+    gap : int
+        White pixels between images.
+
+    Examples
+    --------
+    >>> import torch
+    >>> image_grid(torch.zeros(5, 1, 28, 28)).size
+    (352, 236)
+    """
+    pixels = to_uint8(images)
+    n, h, w, channels = pixels.shape
+    factor = max(1, height // h)
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    h, w = h * factor, w * factor
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, channels), 255, np.uint8)
+    for i, image in enumerate(pixels):
+        y, x = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        canvas[y : y + h, x : x + w] = image
+    return Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)

@@ -1,0 +1,112 @@
+"""The posterior mean in float64 numpy, straight from the definitions, by loops over pixels and windows.
+
+It shares no code with the package, and is slow on purpose: the truth that the engines are held against.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+MACHINES = ("IS", "LS", "ELS", "ELS-wrapped", "bbELS")
+
+
+@dataclass(frozen=True)
+class Truth:
+    mean: np.ndarray  # (C, H, W)
+    ess: np.ndarray  # (H, W)
+    log_weight: np.ndarray  # (H, W): log of the sum of exp(logit)
+    count: np.ndarray  # (H, W): how many patches the pixel was compared with
+
+
+def beta_of(t: float) -> float:
+    return 1 - math.cos(t / 1.008 * math.pi / 2) ** 2
+
+
+def noisy(images: np.ndarray, t: float, seed: int = 0) -> np.ndarray:
+    """Uint8 images (B, H, W, C) with the noise of time t: float32 (B, C, H, W)."""
+    beta = beta_of(t)
+    x0 = images.transpose(0, 3, 1, 2) / 127.5 - 1
+    eps = np.random.default_rng(seed).standard_normal(x0.shape)
+    return (math.sqrt(1 - beta) * x0 + math.sqrt(beta) * eps).astype(np.float32)
+
+
+def window(image: np.ndarray, y: int, x: int, k: int, padding: str) -> np.ndarray:
+    """The k x k window centred on (y, x) of images (..., H, W, C), flattened: (..., k * k * C)."""
+    height, width = image.shape[-3:-1]
+    d = k // 2
+    pixels = []
+    for dy in range(-d, d + 1):
+        for dx in range(-d, d + 1):
+            row, column = y + dy, x + dx
+            if padding == "circular":
+                pixels.append(image[..., row % height, column % width, :])
+            elif 0 <= row < height and 0 <= column < width:
+                pixels.append(image[..., row, column, :])
+            else:
+                assert padding == "zeros", "a valid window left the image"
+                pixels.append(np.zeros_like(image[..., 0, 0, :]))
+    return np.concatenate(pixels, -1)
+
+
+def position_class(machine: str, k: int, y: int, x: int, height: int, width: int) -> tuple[int, ...]:
+    """What two positions have in common when their patches are compared."""
+    d = k // 2
+    if machine in ("IS", "LS"):
+        return y, x
+    if machine in ("ELS", "ELS-wrapped"):
+        return ()
+    return min(y, d), min(height - 1 - y, d), min(x, d), min(width - 1 - x, d)
+
+
+def train_positions(machine: str, k: int, height: int, width: int) -> list[tuple[int, int]]:
+    """Where the windows of a training image have their centres, in raster order."""
+    d = k // 2 if machine == "ELS" else 0
+    return [(y, x) for y in range(d, height - d) for x in range(d, width - d)]
+
+
+def posterior_mean(
+    images: np.ndarray, x: np.ndarray, beta: float, machine: str, k: int | None = None
+) -> Truth:
+    """The posterior mean of one noisy image x (C, H, W) under uint8 training images (N, H, W, C)."""
+    v = images.astype(np.float64) / 127.5 - 1
+    q = x.astype(np.float64).transpose(1, 2, 0)
+    height, width, channels = q.shape
+    a = math.sqrt(1 - beta)
+    truth = Truth(
+        np.empty((channels, height, width)), *(np.empty((height, width)) for _ in range(3))
+    )  # filled below
+    if machine == "IS":
+        distance = ((q - a * v) ** 2).sum((1, 2, 3))
+        for y in range(height):
+            for x_ in range(width):
+                _store(truth, y, x_, -distance / (2 * beta), v[:, y, x_])
+        return truth
+    assert k is not None
+    query_padding = "circular" if machine.startswith("ELS") else "zeros"
+    train_padding = {"ELS": "valid", "ELS-wrapped": "circular"}.get(machine, "zeros")
+    by_class: dict[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for y, x_ in train_positions(machine, k, height, width):
+        patch = window(v, y, x_, k, train_padding)  # one a training image
+        by_class.setdefault(position_class(machine, k, y, x_, height, width), []).append((patch, v[:, y, x_]))
+    joined = {
+        name: (np.concatenate([p for p, _ in members]), np.concatenate([c for _, c in members]))
+        for name, members in by_class.items()
+    }
+    for y in range(height):
+        for x_ in range(width):
+            patches, centres = joined[position_class(machine, k, y, x_, height, width)]
+            difference = window(q, y, x_, k, query_padding) - a * patches
+            _store(truth, y, x_, -(difference**2).sum(1) / (2 * beta), centres)
+    return truth
+
+
+def _store(truth: Truth, y: int, x: int, logits: np.ndarray, centres: np.ndarray) -> None:
+    top = logits.max()
+    w = np.exp(logits - top)
+    truth.mean[:, y, x] = w @ centres / w.sum()
+    truth.ess[y, x] = w.sum() ** 2 / (w**2).sum()
+    truth.log_weight[y, x] = top + math.log(w.sum())
+    truth.count[y, x] = len(w)

@@ -1,0 +1,230 @@
+"""The commands as a user runs them: what they write, print and end with."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from patchindex_cli import main
+from PIL import Image
+
+DATA = "data/fashion_mnist_6k.npz"
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, fashion):
+    path = tmp_path_factory.mktemp("cli") / "store.zarr"
+    images, labels = fashion
+    np.savez(path.with_suffix(".npz"), images=images[:40], labels=labels[:40])
+    run("build", path.with_suffix(".npz"), "-o", path, "--locality", "3,3,5,7", "--threads", 1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    with np.load(DATA) as data:
+        return data["images"], data["labels"].astype(np.int64)
+
+
+def test_build_prints_nothing_but_one_line_off_a_terminal(store, tmp_path):
+    result = run("build", DATA, "-o", tmp_path / "s.zarr", "--limit", 20, "--scales", "3")
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1
+    assert "20 images" in result.stdout
+
+
+def test_info_tells_the_same_in_json_and_in_words(store):
+    found = json.loads(run("info", store, "--json").stdout)
+    assert found["scales"] == [3, 5, 7]
+    assert found["indexes"]["5"]["patches"] == 40 * 24 * 24
+    words = run("info", store).stdout
+    assert found["fingerprint"] in words
+    assert f"{40 * 24 * 24:,}" in words
+
+
+def test_dry_run_forecasts_and_writes_nothing(tmp_path):
+    path = tmp_path / "s.zarr"
+    plan = json.loads(
+        run("build", DATA, "-o", path, "--limit", 30, "--scales", "3,7", "--dry-run", "--json").stdout
+    )
+    assert [scale["patches"] for scale in plan["scales"]] == [30 * 26 * 26, 30 * 22 * 22]
+    assert list(tmp_path.iterdir()) == []
+    assert "fits" in run("build", DATA, "-o", path, "--limit", 30, "--scales", "3,7", "--dry-run").stdout
+
+
+def test_sample_writes_a_grid_the_samples_and_how_they_were_made(store, tmp_path):
+    run("sample", store, "-n", 3, "-o", tmp_path, "--seed", 4, "--steps", 6)
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.mode == "L"
+        assert min(grid.size) >= 2 * 112
+    record = json.loads((tmp_path / "samples.json").read_text())
+    assert record["store"]["fingerprint"] == json.loads(run("info", store, "--json").stdout)["fingerprint"]
+    assert [step["k"] for step in record["steps"]] == [7, 7, 5, 3, 3]
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert samples["images"].shape == samples["x_T"].shape == (3, 1, 28, 28)
+        assert json.loads(str(samples["settings"]))["seed"] == 4
+        assert (samples["labels"] == -1).all()
+        images = samples["images"]
+    # The noise that was written draws the same images again.
+    run("sample", store, "-o", tmp_path / "again", "--x-t", tmp_path / "samples.npz", "--steps", 6)
+    with np.load(tmp_path / "again" / "samples.npz") as again:
+        np.testing.assert_array_equal(again["images"], images)
+
+
+def test_sample_of_one_label_uses_its_images_only(store, tmp_path, fashion):
+    everything = ("--candidates", 10**6, "--probes", 10**4)
+    run("sample", store, "-n", 1, "-o", tmp_path / "a", "--label", 3, "--steps", 5, *everything)
+    images, labels = fashion
+    alone = tmp_path / "alone.npz"
+    np.savez(alone, images=images[:40][labels[:40] == 3])
+    run("build", alone, "-o", tmp_path / "alone.zarr", "--locality", "3,3,5,7")
+    run(
+        "sample", tmp_path / "alone.zarr", "-n", 1, "-o", tmp_path / "b", "--estimator", "exact", "--steps", 5
+    )
+    with np.load(tmp_path / "a" / "samples.npz") as a, np.load(tmp_path / "b" / "samples.npz") as b:
+        # All patches of the label are candidates and every list is looked into: nothing is truncated, and
+        # what differs is the rounding of float32 sums over four steps.
+        np.testing.assert_allclose(a["images"], b["images"], atol=1e-3)
+        assert (a["labels"] == 3).all()
+
+
+def broken_inputs(folder):
+    """Each bad input of a build, by name: the source and further arguments."""
+    images = np.zeros((6, 12, 12), np.uint8)
+    np.savez(folder / "good.npz", images=images)
+    np.save(folder / "int64.npy", images.astype(np.int64))
+    floats = images.astype(np.float32)
+    floats[2, 3, 4] = np.nan
+    np.save(folder / "nan.npy", floats)
+    np.save(folder / "labels.npy", np.arange(5))
+    (folder / "truncated.npz").write_bytes((folder / "good.npz").read_bytes()[:-200])
+    (folder / "text.npz").write_text("these are no images\n")
+    (folder / "empty").mkdir()
+    (folder / "taken").mkdir()
+    (folder / "taken" / "mine.txt").write_text("keep me")
+    scales = ("--scales", "3")
+    return {
+        "missing file": ("missing.npz", *scales),
+        "wrong dtype": ("int64.npy", *scales),
+        "NaN": ("nan.npy", *scales),
+        "even k": ("good.npz", "--scales", "3,4"),
+        "no number": ("good.npz", "--scales", "three"),
+        "k larger than the image": ("good.npz", "--scales", "13"),
+        "labels of the wrong length": ("good.npz", *scales, "--labels", folder / "labels.npy"),
+        "an existing output": ("good.npz", *scales, "-o", folder / "taken"),
+        "an existing output, overwrite": ("good.npz", *scales, "-o", folder / "taken", "--overwrite"),
+        "an empty folder": ("empty", *scales),
+        "a truncated npz": ("truncated.npz", *scales),
+        "a text file named npz": ("text.npz", *scales),
+        "an unknown preset": ("good.npz", "--locality", "no-such-preset"),
+        "neither scales nor locality": ("good.npz",),
+        "no amount of memory": ("good.npz", *scales, "--memory", "lots"),
+        "too little memory": ("good.npz", *scales, "--memory", "1M"),
+        "a limit of none": ("good.npz", *scales, "--limit", "0"),
+        "no such device": ("good.npz", *scales, "--device", "tpu"),
+        "no threads": ("good.npz", *scales, "--threads", "0"),
+    }
+
+
+NAMES = [
+    "missing file",
+    "wrong dtype",
+    "NaN",
+    "even k",
+    "no number",
+    "k larger than the image",
+    "labels of the wrong length",
+    "an existing output",
+    "an existing output, overwrite",
+    "an empty folder",
+    "a truncated npz",
+    "a text file named npz",
+    "an unknown preset",
+    "neither scales nor locality",
+    "no amount of memory",
+    "too little memory",
+    "a limit of none",
+    "no such device",
+    "no threads",
+]
+
+
+def test_every_bad_input_is_tried(tmp_path):
+    assert list(broken_inputs(tmp_path)) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_input_of_a_build_is_one_line_and_leaves_nothing(name, tmp_path):
+    source, *rest = broken_inputs(tmp_path)[name]
+    before = sorted(tmp_path.rglob("*"))
+    result = run("build", tmp_path / source, "-o", tmp_path / "out.zarr", *rest, code=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "taken" / "mine.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--label", 77], "label 77"),
+        (["--locality", "no-such-preset"], "no-such-preset"),
+        (["--locality", "3,9"], "locality scale 9"),
+        (["--x-t", "missing.npy"], "missing.npy"),
+        (["-n", 0], "n: must be at least 1"),
+        (["--steps", 1], "steps"),
+        (["--seed", -1], "seed"),
+        (["--estimator", "exact", "--candidates", 5], "candidates"),
+        (["--probes", 0], "probes"),
+    ],
+)
+def test_bad_input_of_a_sample_is_one_line_and_leaves_nothing(store, tmp_path, args, says):
+    result = run("sample", store, "-o", tmp_path / "out", *args, code=2)
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_refuses_what_is_no_store(tmp_path, store):
+    for path in (tmp_path, tmp_path / "missing"):
+        result = run("sample", path, "-o", tmp_path / "out", code=2)
+        assert len(result.stderr.splitlines()) == 1
+    zarr.open_group(tmp_path / "other.zarr", mode="w")
+    assert "not a patchindex store" in run("info", tmp_path / "other.zarr", code=2).stderr
+
+
+def test_sample_overwrites_only_when_told(store, tmp_path):
+    args = ("sample", store, "-n", 1, "-o", tmp_path, "--steps", 2)
+    run(*args)
+    before = (tmp_path / "samples.json").read_bytes()
+    assert "--overwrite" in run(*args, code=2).stderr
+    assert (tmp_path / "samples.json").read_bytes() == before
+    run(*args, "--overwrite")
+    assert (tmp_path / "samples.json").read_bytes() != before
+
+
+def test_a_damaged_store_is_a_failure_not_bad_input(store, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (10, 12, 12), np.uint8)
+    np.save(tmp_path / "i.npy", images)
+    run("build", tmp_path / "i.npy", "-o", tmp_path / "s.zarr", "--locality", "3,3,3")
+    faiss_file = tmp_path / "s.zarr/scales/k003/faiss/c/0"
+    faiss_file.write_bytes(faiss_file.read_bytes()[:-100])
+    result = run("sample", tmp_path / "s.zarr", "-n", 1, "-o", tmp_path / "out", code=1)
+    assert "faiss" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_on_a_finished_store_does_nothing(tmp_path):
+    args = ("build", DATA, "-o", tmp_path / "s.zarr", "--limit", 20, "--scales", "3")
+    run(*args)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    run(*args, "--resume")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -1,0 +1,25 @@
+"""`exact` from an index is `exact` from the images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import patchindex as pi
+
+
+@pytest.mark.parametrize("label", [None, 4])
+def test_an_index_and_its_images_give_the_same(store, labelled, held_out, label):
+    images, labels = labelled
+    settings = {"machine": store.machine, "train_windows": store.train_windows}
+    x = held_out(0.5)
+    raw = pi.ScoreMachine(images, labels, estimator="exact", dtype=torch.float64, **settings)
+    indexed = pi.ScoreMachine(store, estimator="exact", dtype=torch.float64)
+    a, b = (m.posterior_mean(x, 0.5, k=5, label=label) for m in (raw, indexed))
+    torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=1e-6)  # float64, rounded to float32
+    assert a.patches_evaluated == b.patches_evaluated
+
+
+def test_exact_takes_scales_that_the_index_lacks(store, held_out):
+    e = pi.ScoreMachine(store, estimator="exact", locality=[3, 7, 9]).posterior_mean(held_out(0.5), 0.5)
+    assert torch.isfinite(e.mean).all()

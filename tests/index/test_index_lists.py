@@ -1,0 +1,76 @@
+"""Inverted lists: shared out among position classes, and nearest inside a class only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from patchindex.index.lists import MIN_PATCHES_A_LIST, InvertedLists, list_counts, train_lists
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("lists", [None, 1, 7, 100, 10**9])
+@pytest.mark.parametrize("patches", [[1], [31], [5000], [100_000, 32, 1, 640, 100_000]])
+def test_every_class_has_a_list_and_none_has_small_ones(patches, lists):
+    patches = np.array(patches)
+    counts = list_counts(patches, lists)
+    assert (counts >= 1).all()
+    assert ((counts == 1) | (counts * MIN_PATCHES_A_LIST <= patches)).all()
+
+
+def test_lists_are_shared_out_in_proportion():
+    assert list_counts(np.array([3_000_000, 1_000_000]), 4000).tolist() == [3000, 1000]
+    assert list_counts(np.array([1_000_000])).tolist() == [2500]
+    assert list_counts(np.array([10_000]), 50).tolist() == [50]
+
+
+def test_nearest_looks_into_the_lists_of_its_class():
+    rng = np.random.default_rng(0)
+    centroids = rng.standard_normal((12, 8)).astype(np.float32)
+    bounds = np.array([0, 1, 6, 12])
+    vectors = rng.standard_normal((100, 8)).astype(np.float32)
+    classes = rng.integers(0, 3, 100)
+    found = InvertedLists(centroids, bounds, CPU).nearest(vectors, classes, 6)
+    assert found.shape == (100, 6)
+    for vector, c, row in zip(vectors, classes, found, strict=True):
+        distances = ((vector - centroids[bounds[c] : bounds[c + 1]]) ** 2).sum(1)
+        expected = (np.argsort(distances) + bounds[c]).tolist()
+        assert row.tolist() == expected + [-1] * (6 - len(expected))
+
+
+def test_nearest_with_one_class_is_plain_search():
+    rng = np.random.default_rng(0)
+    centroids = rng.standard_normal((9, 4)).astype(np.float32)
+    vectors = rng.standard_normal((50, 4)).astype(np.float32)
+    found = InvertedLists(centroids, np.array([0, 9]), CPU).nearest(vectors, np.zeros(50, int), 3)
+    distances = ((vectors[:, None] - centroids) ** 2).sum(2)
+    np.testing.assert_array_equal(found, np.argsort(distances, 1)[:, :3])
+
+
+def test_train_lists_finds_clusters_inside_each_class():
+    rng = np.random.default_rng(0)
+    # Class 0 has clusters at +-10, class 1 at +-20.
+    middles = np.repeat([10.0, -10.0, 20.0, -20.0], 100)[:, None]
+    sample = (middles + rng.standard_normal((400, 4))).astype(np.float32)
+    classes = np.repeat([0, 0, 1, 1], 100)
+    order = rng.permutation(400)
+    lists = train_lists(sample[order], classes[order], np.array([2, 2]), 0, CPU)
+    assert lists.bounds.tolist() == [0, 2, 4]
+    assert lists.centroids.dtype == np.float32
+    means = lists.centroids.mean(1)
+    # Means of 64 or more points with a spread of 1: 4 standard errors.
+    np.testing.assert_allclose(sorted(means[:2]), [-10, 10], atol=0.5)
+    np.testing.assert_allclose(sorted(means[2:]), [-20, 20], atol=0.5)
+    assigned = lists.nearest(sample, classes, 1)[:, 0]
+    assert (np.bincount(assigned, minlength=4) == 100).all()
+
+
+def test_train_lists_repeats_itself():
+    sample = np.random.default_rng(0).standard_normal((640, 8)).astype(np.float32)
+    made = [
+        train_lists(sample, np.zeros(640, int), np.array([10]), seed, CPU).centroids for seed in (3, 3, 4)
+    ]
+    np.testing.assert_array_equal(made[0], made[1])
+    assert (made[0] != made[2]).any()

@@ -1,0 +1,117 @@
+"""What a build will take is told before it starts, and is not exceeded."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+import patchindex as pi
+from patchindex.errors import InputError
+from patchindex.index import parse_memory, plan_build
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (1000, 1000),
+        ("1000", 1000),
+        ("1K", 1024),
+        ("4G", 4 << 30),
+        ("4 GiB", 4 << 30),
+        ("4gb", 4 << 30),
+        ("500M", 500 << 20),
+        ("1.5G", 3 << 29),
+        ("2T", 2 << 40),
+        (" 7 ", 7),
+        (1.0e9, 10**9),
+        (np.int64(5), 5),
+    ],
+)
+def test_parse_memory(text, expected):
+    assert parse_memory(text) == expected
+
+
+def test_half_of_the_machine_by_default():
+    assert parse_memory(None) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+@pytest.mark.parametrize("text", ["", "G", "4X", "four", "-1G", 0, -5, "0", "0.5", "1e400", "4GG", "nan"])
+def test_amounts_that_are_none_are_refused(text):
+    with pytest.raises(InputError, match="no amount of memory"):
+        parse_memory(text)
+
+
+def tree_bytes(path):
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"pca_dims": 6}, {"lists": 3}, {"lists": 10_000, "pca_dims": 25}])
+@pytest.mark.parametrize("machine", ["ELS", "bbELS"])
+def test_a_store_is_no_larger_than_its_forecast(labelled, tmp_path, machine, settings, with_labels):
+    images, labels = labelled
+    source = pi.open_images(images, labels=labels if with_labels else None)
+    plan, _ = plan_build(source, (3, 5), machine=machine, **settings)
+    index = pi.build_index(source, tmp_path / "s.zarr", scales=(3, 5), machine=machine, **settings)
+    assert tree_bytes(index.path) <= plan.disk_bytes
+    assert plan.disk_bytes < 4 * tree_bytes(index.path)  # at 64 dimensions the codes take twice what they do
+    for scale in plan.scales:
+        built = index.scale(scale.k).attributes
+        assert scale.patches == built["patches"]
+        assert scale.lists == built["lists"]
+        assert scale.dims >= built["pca_dims"]
+
+
+def test_the_plan_counts_what_the_machine_has(labelled):
+    source = pi.open_images(labelled[0])
+    for machine, train_windows, patches in (
+        ("ELS", "valid", 10 * 10),
+        ("ELS", "wrapped", 14 * 14),
+        ("bbELS", "valid", 14 * 14),
+    ):
+        plan, _ = plan_build(source, [5], machine=machine, train_windows=train_windows)
+        assert [scale.patches for scale in plan.scales] == [40 * patches]
+        assert plan.memory_bytes >= plan.scales[0].memory_bytes > plan.scales[0].disk_bytes
+        assert json.loads(json.dumps(plan.as_dict()))["disk_bytes"] == plan.disk_bytes
+
+
+@pytest.mark.parametrize("machine", ["LS", "IS"])
+def test_exact_machines_plan_no_index(labelled, machine):
+    source = pi.open_images(labelled[0])
+    for scales in (None, [3, 5]):
+        plan, _ = plan_build(source, scales, machine=machine)
+        assert plan.scales == ()
+
+
+def test_scales_are_those_of_the_schedule_unless_told(labelled):
+    source = pi.open_images(labelled[0])
+    plan, schedule = plan_build(source, locality=[9, 3, 5, 7])
+    assert [scale.k for scale in plan.scales] == [3, 5, 7]
+    assert schedule.scales == (9, 3, 5, 7)
+    plan, schedule = plan_build(source, [7, 3, 3], locality=[9, 3, 5, 7])
+    assert [scale.k for scale in plan.scales] == [3, 7]
+    assert schedule.scales == (7, 3, 3, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "scales: ELS needs them"),
+        ({"machine": "bbELS"}, "scales: bbELS needs them"),
+        ({"scales": []}, "scales: there are none"),
+        ({"scales": [3, 4]}, "k must be odd"),
+        ({"scales": [15]}, "k = 15 is larger than the images"),
+        ({"scales": [3], "machine": "XLS"}, "unknown machine"),
+        ({"machine": "XLS"}, "unknown machine"),
+        ({"scales": [3], "pca_dims": 0}, "pca_dims: must be at least 1"),
+        ({"scales": [3], "lists": 0}, "lists: must be at least 1"),
+        ({"locality": "none"}, "unknown preset"),
+        ({"machine": "LS", "train_windows": "wrapped"}, "train_windows"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(labelled, settings, words):
+    with pytest.raises(InputError, match=words):
+        plan_build(pi.open_images(labelled[0]), **settings)

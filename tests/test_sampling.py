@@ -1,0 +1,263 @@
+"""Sampling: the steps of DDIM, one noise an image, and the same images however they are batched."""
+
+from __future__ import annotations
+
+import brute
+import numpy as np
+import pytest
+import torch
+
+import patchindex as pi
+from patchindex.errors import InputError
+from patchindex.sampling import SAMPLERS, ddim, draw_noise
+from patchindex.schedules import cosine
+
+# 19 steps of float32, each dividing a rounding by beta, which is small at the end; images are 2 wide.
+TRAJECTORY = 1e-3
+
+
+@pytest.fixture(scope="module")
+def images(real_images):
+    return real_images(12, 10, classes=(2, 5, 8))
+
+
+@pytest.fixture(scope="module")
+def machine(images):
+    return pi.ScoreMachine(*images, locality=[3, 3, 5, 7])
+
+
+# Noise.
+
+
+def test_noise_of_an_image_depends_on_seed_and_number_only():
+    a = draw_noise(3, 4, (3, 8, 8))
+    assert a.dtype == torch.float32
+    assert torch.equal(a, draw_noise(3, 6, (3, 8, 8))[:4])
+    assert not torch.equal(a, draw_noise(4, 4, (3, 8, 8)))
+    assert not torch.equal(a[0], a[1])
+
+
+def test_noise_is_standard_normal():
+    z = draw_noise(0, 10, (1, 100, 100)).double()
+    # 1e5 draws: the mean is known to 0.0032, the standard deviation to 0.0022; four of these each.
+    assert abs(z.mean()) < 0.013
+    assert abs(z.std() - 1) < 0.009
+    assert float((z.abs() > 1.96).double().mean()) == pytest.approx(0.05, abs=0.003)
+
+
+# DDIM.
+
+
+def test_ddim_goes_to_the_point_that_all_data_are_at():
+    """With one data point v the score is (a v - x) / beta, and an x_t is a v + sqrt(beta) eps: eps stays."""
+    v = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
+    start = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def score(x, t):
+        beta = cosine(t)
+        return ((1 - beta) ** 0.5 * v - x) / beta
+
+    for steps in (2, 5, 20):
+        path = []
+        end = ddim(score, start, steps, cosine, path.append)
+        first = cosine((steps - 1) / steps)
+        eps = (start - (1 - first) ** 0.5 * v) / first**0.5
+        for step in path:
+            beta = cosine((step["i"] - 1) / steps)
+            expected = (1 - beta) ** 0.5 * v + beta**0.5 * eps
+            torch.testing.assert_close(step["x"], expected, rtol=0, atol=1e-12)  # float64
+        torch.testing.assert_close(end, v.expand(3, -1, -1, -1), rtol=0, atol=1e-12)
+
+
+def test_ddim_scales_gaussian_data_as_its_marginals():
+    """For data N(0, s^2) the exact flow scales x by the ratio of the marginals' standard deviations."""
+    s = 0.5
+
+    def spread(t):
+        beta = cosine(t)
+        return ((1 - beta) * s**2 + beta) ** 0.5
+
+    start = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for steps in (20, 200, 2000):
+        end = ddim(lambda x, t: -x / spread(t) ** 2, start, steps, cosine)
+        expected = start * s / spread((steps - 1) / steps)
+        errors.append(float((end / expected - 1).abs().max()))
+    # A method of first order: ten times the steps, a tenth of the error.
+    assert errors[1] < errors[0] / 5
+    assert errors[2] < errors[1] / 5
+    assert errors[2] < 1e-3
+
+
+def test_ddim_takes_the_steps_of_the_grid():
+    asked, told = [], []
+
+    def score(x, t):
+        asked.append(t)
+        return torch.zeros_like(x)
+
+    ddim(score, torch.ones(1, 1, 2, 2), 20, cosine, lambda step: told.append((step["i"], step["t"])))
+    assert asked == [i / 20 for i in range(19, 0, -1)]
+    assert told == [(i, i / 20) for i in range(19, 0, -1)]
+
+
+@pytest.mark.parametrize("name", ["IS", "LS"])
+def test_one_training_image_is_what_is_drawn(images, name):
+    r = pi.sample(pi.ScoreMachine(images[0][:1], machine=name, locality=5), n=2)
+    expected = torch.from_numpy(images[0][:1].transpose(0, 3, 1, 2) / 127.5 - 1).float()
+    torch.testing.assert_close(r.images, expected.expand(2, -1, -1, -1), rtol=0, atol=TRAJECTORY)
+
+
+def test_sampling_by_hand(images):
+    """The whole trajectory in float64 from brute-force posterior means."""
+    pixels, steps = images[0][:5], 6
+    m = pi.ScoreMachine(pixels, machine="bbELS", locality=3)
+    r = pi.sample(m, n=1, steps=steps, seed=1)
+    x = r.x_T[0].double().numpy()
+    for i in range(steps - 1, 0, -1):
+        beta, following = brute.beta_of(i / steps), brute.beta_of((i - 1) / steps)
+        mean = brute.posterior_mean(pixels, x, beta, "bbELS", 3).mean
+        eps = (x - (1 - beta) ** 0.5 * mean) / beta**0.5
+        x = (1 - following) ** 0.5 * mean + following**0.5 * eps
+    np.testing.assert_allclose(r.images[0], x, rtol=0, atol=TRAJECTORY)
+
+
+# sample().
+
+
+@pytest.fixture(scope="module")
+def five(machine):
+    return pi.sample(machine, n=5, steps=5, seed=4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_equal_seeds_give_equal_images_in_any_batches(machine, five, batch_size):
+    r = pi.sample(machine, n=5, steps=5, seed=4, batch_size=batch_size)
+    assert torch.equal(r.x_T, five.x_T)
+    torch.testing.assert_close(r.images, five.images, rtol=0, atol=TRAJECTORY)
+
+
+def test_other_seeds_give_other_images(machine, five):
+    other = pi.sample(machine, n=5, steps=5, seed=5)
+    assert ((other.images - five.images).abs().amax((1, 2, 3)) > 0.1).all()
+
+
+def test_one_or_as_many_as_in_the_noise(machine):
+    assert pi.sample(machine, steps=2).images.shape == (1, 1, 10, 10)
+    noise = draw_noise(0, 3, machine.shape)
+    r = pi.sample(machine, x_T=noise, steps=3)
+    assert r.images.shape == (3, 1, 10, 10)
+    assert torch.equal(r.x_T, noise)
+    as_array = pi.sample(machine, n=3, x_T=noise.numpy(), steps=3)
+    torch.testing.assert_close(as_array.images, r.images, rtol=0, atol=TRAJECTORY)
+    # The seed's own noise, given.
+    torch.testing.assert_close(
+        pi.sample(machine, n=3, seed=0, steps=3).images, r.images, rtol=0, atol=TRAJECTORY
+    )
+    assert r.settings["x_T"] == "given"
+
+
+def test_the_noise_that_was_given_is_left_alone(machine):
+    noise = draw_noise(0, 2, machine.shape)
+    pi.sample(machine, x_T=noise, steps=3)
+    assert torch.equal(noise, draw_noise(0, 2, machine.shape))
+
+
+def test_images_are_within_the_range_of_the_training_images(machine):
+    r = pi.sample(machine, n=4)
+    assert r.images.dtype == torch.float32
+    assert r.images.abs().max() <= 1 + TRAJECTORY
+
+
+def test_what_the_callback_is_told(machine):
+    told = []
+    r = pi.sample(machine, n=3, steps=4, batch_size=2, callback=told.append)
+    assert [(step["first"], step["i"]) for step in told] == [(0, 3), (0, 2), (0, 1), (2, 3), (2, 2), (2, 1)]
+    for step in told:
+        n = 2 if step["first"] == 0 else 1
+        assert set(step) == {"i", "t", "x", "score", "estimate", "first"}
+        assert step["t"] == step["i"] / 4
+        assert step["x"].shape == step["score"].shape == step["estimate"].mean.shape == (n, 1, 10, 10)
+    assert torch.equal(torch.cat([told[2]["x"], told[5]["x"]]), r.images)
+    # The estimate is the one that the score was made of.
+    before = told[0]["x"]
+    torch.testing.assert_close(
+        told[1]["score"], machine.score_of(told[1]["estimate"].mean, before, told[1]["t"]), rtol=0, atol=1e-6
+    )
+
+
+def test_what_the_result_says(machine):
+    r = pi.sample(machine, n=3, steps=4, batch_size=2, seed=7)
+    assert len(r.steps) == 6
+    assert [step["t"] for step in r.steps] == [3 / 4, 2 / 4, 1 / 4] * 2
+    assert [step["k"] for step in r.steps] == [7, 5, 3] * 2
+    assert all(step["captured_mass"] == 1 and step["codes_scanned"] == 0 for step in r.steps)
+    # 12 images; windows inside of 10 x 10.
+    assert [step["patches_evaluated"] for step in r.steps[:3]] == [
+        2 * 100 * 12 * (11 - k) ** 2 for k in (7, 5, 3)
+    ]
+    expected = {
+        "n": 3,
+        "steps": 4,
+        "sampler": "ddim",
+        "seed": 7,
+        "batch_size": 2,
+        "label": None,
+        "machine": "ELS",
+    }
+    assert expected.items() <= r.settings.items()
+
+
+def test_labels(images, machine):
+    pixels, labels = images
+    r = pi.sample(machine, n=2, steps=5, label=5)
+    subset = pi.ScoreMachine(pixels[labels == 5], locality=machine.locality)
+    torch.testing.assert_close(r.images, pi.sample(subset, n=2, steps=5).images, rtol=0, atol=TRAJECTORY)
+    own = pi.ScoreMachine(pixels, labels, locality=machine.locality, label=5)
+    by_machine = pi.sample(own, n=2, steps=5)
+    torch.testing.assert_close(by_machine.images, r.images, rtol=0, atol=TRAJECTORY)
+    assert pi.sample(own, n=1, steps=2).settings["label"] == 5
+
+
+def test_progress_grows_to_one(images):
+    shares = []
+    m = pi.ScoreMachine(*images, locality=[3, 3, 5, 7], memory=20_000)
+    pi.sample(m, n=5, steps=4, batch_size=2, progress=shares.append)
+    assert len(shares) > 9  # 3 batches of 3 steps, and more than one tile in a step
+    assert shares == sorted(shares)
+    assert shares[0] > 0
+    assert shares[-1] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "topk"])
+def test_sampling_from_a_store(images, tmp_path, estimator):
+    store = pi.build_index(images[0], tmp_path / "s.zarr", locality=[3, 3, 5, 7])
+    options = {"candidates": 10**6, "probes": 10**6} if estimator == "topk" else {}
+    r = pi.sample(pi.ScoreMachine(store, estimator=estimator, **options), n=2, steps=5)
+    raw = pi.sample(pi.ScoreMachine(images[0], locality=[3, 3, 5, 7]), n=2, steps=5)
+    torch.testing.assert_close(r.images, raw.images, rtol=0, atol=TRAJECTORY)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"n": 0}, "n: must be at least 1, got 0"),
+        ({"steps": 1}, "steps: must be at least 2, got 1"),
+        ({"seed": -1}, "seed: must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
+        ({"sampler": "euler"}, "unknown sampler 'euler'; use ddim"),
+        ({"label": 3}, "label 3: no image has this label"),
+        ({"x_T": torch.zeros(1, 10, 10)}, r"x_T: must have shape \(n, 1, 10, 10\), got \(1, 10, 10\)"),
+        ({"x_T": torch.zeros(0, 1, 10, 10)}, "x_T: must have shape"),
+        ({"x_T": torch.zeros(2, 1, 10, 10), "n": 3}, "n = 3: there are 2 images in x_T; leave n out"),
+        ({"x_T": torch.full((2, 1, 10, 10), torch.nan)}, "x_T: must be finite floats"),
+        ({"x_T": torch.zeros(2, 1, 10, 10, dtype=torch.int32)}, "x_T: must be finite floats"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(machine, settings, words):
+    with pytest.raises(InputError, match=words):
+        pi.sample(machine, **settings)
+
+
+def test_ddim_is_the_default_sampler():
+    assert SAMPLERS["ddim"] is ddim
