@@ -23,6 +23,10 @@ from patchindex.errors import InputError
 
 __all__ = ["SoftmaxState"]
 
+# Members this far below the largest logit are taken to be just so far: 1e12 of them would not change the 20th
+# digit, and exponentials that underflow take ten times as long as others.
+NEGLIGIBLE = -80.0
+
 
 def _scale(logit: Tensor, reference: Tensor) -> Tensor:
     """exp(logit - reference), and 0 where there is nothing yet (both are minus infinity)."""
@@ -131,7 +135,10 @@ class SoftmaxState:
             logits = torch.where(valid, logits, -torch.inf)
         top = logits.amax(-1)
         # A pixel without members keeps its minus infinity; 0 stands in, so that no NaN arises here.
-        w = torch.exp(logits - torch.where(top == -torch.inf, 0.0, top).unsqueeze(-1))
+        below = logits - torch.where(top == -torch.inf, 0.0, top).unsqueeze(-1)
+        w = torch.exp(below.clamp_min_(NEGLIGIBLE))
+        if valid is not None:
+            w = torch.where(valid, w, 0.0)
         m = None if log_multiplicity is None else torch.exp(log_multiplicity)
         mw = w if m is None else m * w
         channels = centres.shape[-1]

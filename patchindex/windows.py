@@ -76,21 +76,36 @@ def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
     Tensor
         Shape (..., k, k, C), float32 in [-1, 1].
     """
-    image, y, x = geometry.position(ids)
-    y, x, d, k, channels = y.unsqueeze(-1), x.unsqueeze(-1), geometry.k // 2, geometry.k, pixels.shape[3]
-    height, width = geometry.size
-    window = torch.arange(-d, d + 1, device=ids.device)
-    if geometry.y.train_padding == "valid":
-        # A row of a window is k pixels side by side: copied whole, it is ten times as fast as by pixel.
-        runs = pixels.as_strided((pixels[..., 0].numel() - k + 1, k * channels), (channels, 1))
-        rows = (image.unsqueeze(-1) * height + y + window) * width + x - d
-        return to_unit(runs.index_select(0, rows.flatten()).reshape(*ids.shape, k, k, channels))
+    if geometry.y.train_padding == "wrapped" or pixels[..., 0].numel() < geometry.k:
+        return _gather_by_pixel(pixels, geometry, ids)
+    # A row of a window is k pixels side by side. Copied whole, it is ten times as fast as by pixel; where it
+    # leaves the image it runs into the next row, which is zeroed.
+    image, y, x = (index.unsqueeze(-1) for index in geometry.position(ids))
+    (height, width), k, channels = geometry.size, geometry.k, pixels.shape[3]
+    window = torch.arange(k, device=ids.device) - k // 2
     rows, row_inside = _inside(y + window, geometry.y)
-    cols, col_inside = _inside(x + window, geometry.x)
-    patches = to_unit(pixels[image[..., None, None], rows[..., :, None], cols[..., None, :]])
+    starts = (image * height + rows) * width + x - k // 2
+    last = pixels[..., 0].numel() - k
+    runs = pixels.contiguous().as_strided((last + 1, k * channels), (channels, 1))
+    flat = runs.index_select(0, starts.clamp(0, last).flatten())
+    patches = to_unit(flat.reshape(*ids.shape, k, k, channels))
     if geometry.y.train_padding == "zeros":
-        patches *= (row_inside[..., :, None] & col_inside[..., None, :]).unsqueeze(-1)
+        _, col_inside = _inside(x + window, geometry.x)
+        patches *= (row_inside.unsqueeze(-1) & col_inside.unsqueeze(-2)).unsqueeze(-1)
+        # Runs that would begin before the first pixel, or end after the last, were moved.
+        moved = ((starts < 0) | (starts > last)).any(-1)
+        if moved.any():
+            patches[moved] = _gather_by_pixel(pixels, geometry, ids[moved])
     return patches
+
+
+def _gather_by_pixel(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
+    image, y, x = geometry.position(ids)
+    window = torch.arange(geometry.k, device=ids.device) - geometry.k // 2
+    rows, row_inside = _inside(y.unsqueeze(-1) + window, geometry.y)
+    cols, col_inside = _inside(x.unsqueeze(-1) + window, geometry.x)
+    patches = to_unit(pixels[image[..., None, None], rows[..., :, None], cols[..., None, :]])
+    return patches * (row_inside.unsqueeze(-1) & col_inside.unsqueeze(-2)).unsqueeze(-1)
 
 
 def _inside(positions: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
