@@ -28,8 +28,8 @@ demo: $(DEMO)/samples/grid.png
 	@echo "Look at $(DEMO)/samples/grid.png"
 
 $(DEMO)/fashion.zarr/zarr.json: | $(STAMP)
-	$(BIN)/patchindex build data/fashion_mnist_6k.npz -o $(DEMO)/fashion.zarr --limit 2000 \
-		--scales 3,5,7,9,11,13,15,17 --locality fashion-mnist-resnet-zeros --resume
+	$(BIN)/patchindex build data/fashion_mnist_6k.npz -o $(DEMO)/fashion.zarr --limit 1500 \
+		--machine bbELS --locality fashion-mnist-resnet-zeros --scales 3,5,9,13,17 --resume
 
 $(DEMO)/samples/grid.png: $(DEMO)/fashion.zarr/zarr.json
 	$(BIN)/patchindex sample $(DEMO)/fashion.zarr -n 16 -o $(DEMO)/samples --overwrite

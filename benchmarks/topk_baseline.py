@@ -114,8 +114,8 @@ def main() -> None:
         work / "images.npz", topk=result.images.numpy(), exact=exact.numpy(), x_T=noise.numpy()
     )
     disk = info["bytes"] / 2**20
-    print(f"build   {build_seconds:8.1f} s   peak RssAnon {building.mebibytes:7.0f} MiB   on disk {disk:.0f} MiB")
-    print(f"topk    {sample_seconds:8.1f} s   peak RssAnon {sampling.mebibytes:7.0f} MiB")
+    print(f"build   {build_seconds:8.1f} s   RssAnon {building.mebibytes:7.0f} MiB   disk {disk:.0f} MiB")
+    print(f"topk    {sample_seconds:8.1f} s   RssAnon {sampling.mebibytes:7.0f} MiB")
     print(f"exact   {exact_seconds:8.1f} s")
     print("image     " + " ".join(f"{i:7d}" for i in range(arguments.n)))
     for name in ("pearson_r", "r2", "rmse"):
