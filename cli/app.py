@@ -18,18 +18,28 @@ __all__ = ["main"]
 
 
 class _Group(click.Group):
-    """A group that turns errors raised on purpose into one line and their exit code."""
+    """A group that turns errors into one line on stderr and an exit code."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and end the process with the exit code."""
+        code, message = 0, ""
         try:
-            return super().invoke(ctx)
+            code = super().main(*args, **{**kwargs, "standalone_mode": False}) or 0
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "patchindex"
+            code, message = 2, f"{error.format_message().rstrip('.')}; see {command} --help"
         except PatchIndexError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            sys.exit(error.exit_code)
+            code, message = error.exit_code, str(error)
+        except (click.Abort, KeyboardInterrupt):
+            code, message = 1, "interrupted"
         except OSError as error:  # a full disk, a read-only folder: the work failed
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"Error: {where}{error.strerror or error}", err=True)
-            sys.exit(1)
+            code, message = 1, f"{where}{error.strerror or error}"
+        if message:
+            click.echo(f"Error: {' '.join(message.split())}", err=True)
+        sys.exit(code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

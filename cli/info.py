@@ -8,6 +8,7 @@ import click
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from patchindex.index import open_index
@@ -48,7 +49,7 @@ def info(store: Path, as_json: bool) -> None:
         "fingerprint": found["fingerprint"],
     }
     for name, value in facts.items():
-        console.print(f"[bold]{name:<12}[/bold]{value}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{name:<12}[/bold]{escape(str(value))}", highlight=False, soft_wrap=True)
     if not found["indexes"]:
         return
     table = Table(

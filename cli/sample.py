@@ -8,6 +8,8 @@ import platform
 import shutil
 import tempfile
 import time
+import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,9 @@ def sample(
             where=output,
             remedy="use another folder, or --overwrite",
         )
-    if output.exists() and not output.is_dir():
-        raise OutputExistsError("is no folder", where=output, remedy="use another path")
+    parent = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError("is no folder that can be written to", where=parent, remedy="use another path")
     index = open_index(store, device=device)
     schedule = parse_locality(locality) or index.locality
     if schedule is None and index.machine != "IS":
@@ -154,14 +157,14 @@ def _read_noise(path: Path) -> np.ndarray:
     if not path.is_file():
         raise SourceNotFoundError("no such file", where=path, remedy="check --x-t")
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
+        with path.open("rb") as handle:  # ours, since numpy leaves its own open when the file is damaged
+            found = np.load(handle, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
             if "x_T" in found:
                 return np.asarray(found["x_T"])
             keys = ", ".join(found.files)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"cannot be read ({error})", where=path, remedy="give .npy, or .npz with key x_T"
         ) from None

@@ -206,7 +206,7 @@ class ScoreMachine:
                     if progress is not None:
                         progress((i + share) / len(distinct))
 
-                beta = self.noise(time)
+                beta = self._beta(time)
                 query = Query(x[mine], (1 - beta) ** 0.5, beta, self.scale_at(time, k), label, seed, told)
                 parts.append(self._estimate(query))
                 rows += mine
@@ -222,7 +222,7 @@ class ScoreMachine:
     def score_of(self, mean: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         """Return the score that goes with a posterior mean at (x, t)."""
         x = self._check_x(x)
-        beta = torch.tensor([self.noise(time) for time in self._check_t(t, len(x))], dtype=torch.float64)
+        beta = torch.tensor([self._beta(time) for time in self._check_t(t, len(x))], dtype=torch.float64)
         beta = beta.to(x.device)[:, None, None, None]
         return (((1 - beta).sqrt() * mean - x) / beta).float()
 
@@ -241,6 +241,12 @@ class ScoreMachine:
                 "there is none", where="locality", remedy="give a locality schedule, or k with the call"
             )
         return self.locality.k(t)
+
+    def _beta(self, t: float) -> float:
+        beta = self.noise(t)
+        if not 0 < beta < 1:
+            raise InputError(f"gives beta = {beta} at t = {t}", where="noise", remedy="give beta in (0, 1)")
+        return beta
 
     def _check_x(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or x.dim() != 4 or tuple(x.shape[1:]) != self.shape or len(x) == 0:

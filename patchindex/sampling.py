@@ -261,7 +261,10 @@ def _noise(machine: ScoreMachine, n: int | None, seed: int, x_T: Tensor | np.nda
     """Return the noise to start from, on the machine's device."""
     if x_T is None:
         return draw_noise(seed, 1 if n is None else n, machine.shape).to(machine.device)
-    given = torch.as_tensor(x_T)
+    try:
+        given = torch.as_tensor(x_T)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"is no array: {type(x_T).__name__}", where="x_T", remedy="give floats") from None
     if given.dim() != 4 or tuple(given.shape[1:]) != machine.shape or len(given) == 0:
         expected = "(n, {}, {}, {})".format(*machine.shape)
         raise InputError(

@@ -32,7 +32,7 @@ def cosine(t: float) -> float:
     >>> round(cosine(0.5), 4)
     0.4938
     """
-    return 1.0 - math.cos(t / 1.008 * math.pi / 2) ** 2
+    return math.sin(t / 1.008 * math.pi / 2) ** 2  # the same, and not zero for a tiny t
 
 
 NOISE_SCHEDULES: dict[str, NoiseSchedule] = {"cosine": cosine}

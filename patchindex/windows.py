@@ -91,7 +91,7 @@ def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
     patches = to_unit(flat.reshape(*ids.shape, k, k, channels))
     if geometry.y.train_padding == "zeros":
         _, col_inside = _inside(x + window, geometry.x)
-        patches *= (row_inside.unsqueeze(-1) & col_inside.unsqueeze(-2)).unsqueeze(-1)
+        patches.mul_(row_inside.to(patches)[..., None, None]).mul_(col_inside.to(patches)[..., None, :, None])
         # Runs that would begin before the first pixel, or end after the last, were moved.
         moved = ((starts < 0) | (starts > last)).any(-1)
         if moved.any():

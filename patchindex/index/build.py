@@ -113,7 +113,11 @@ def build_index(
     >>> build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=(3, 5)).scales
     (3, 5)
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))
+    if not path.name:
+        raise InputError("is no name for a store", where=path, remedy="give a folder that does not exist yet")
+    if seed < 0:
+        raise InputError(f"must be at least 0, got {seed}", where="seed", remedy="use 0 or more")
     source = open_images(images, labels=labels)
     plan, schedule = plan_build(
         source,
@@ -155,7 +159,7 @@ def build_index(
             _write_images(folder, TrainingImages(source), progress)
             _write_scales(folder, plan, settings, where, progress)
             _finish(folder, settings, source, plan)
-            _move_into_place(folder, path)
+            _move_into_place(folder, path, overwrite)
     return open_index(path, device=device)
 
 
@@ -167,7 +171,8 @@ def _check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume:
     building = _building_path(path)
     if path.exists():
         found = read_attributes(path) if path.is_dir() else None
-        if resume and found is not None:
+        interrupted_overwrite = overwrite and building.exists()
+        if resume and found is not None and not interrupted_overwrite:
             _check_settings(found["settings"], settings, path)
             return True
         if not overwrite:
@@ -223,10 +228,20 @@ def _building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pa
         raise InputError("another build of it is running", where=path, remedy="wait for it to end") from None
     try:
         if building.exists() and not resume:
+            if any(building.iterdir()) and not _building_settings(building):
+                raise OutputExistsError(
+                    "is in the way and no unfinished build", where=building, remedy="use another path"
+                )
             shutil.rmtree(building)
         if not (building / "zarr.json").exists():
             zarr.open_group(building, mode="w", attributes={"building": settings})
-        yield building
+        try:
+            yield building
+        except InputError:
+            # Bad input that shows only when it is read, such as a damaged image, leaves nothing behind either.
+            if not (building / "source_ids").exists():
+                shutil.rmtree(building)
+            raise
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
@@ -314,8 +329,13 @@ def _file_checksum(folder: Path) -> bytes:
     return found
 
 
-def _move_into_place(folder: Path, path: Path) -> None:
+def _move_into_place(folder: Path, path: Path, overwrite: bool) -> None:
     if path.exists():
+        # It may have come while the build was running: what is not ours to replace stays.
+        if not overwrite or read_attributes(path) is None:
+            raise OutputExistsError(
+                "appeared during the build", where=path, remedy="move it away, and build with --resume"
+            )
         replaced = path.with_name(f"{path.name}.replaced-{os.getpid()}")
         path.rename(replaced)
         folder.rename(path)

@@ -42,7 +42,7 @@ def list_counts(patches_by_class: np.ndarray, lists: int | None = None) -> np.nd
     total = int(patches_by_class.sum())
     if lists is None:
         lists = round(LISTS_A_ROOT_PATCH * math.sqrt(total))
-    share = np.rint(lists * patches_by_class / total).astype(np.int64)
+    share = np.rint(min(lists, total) * patches_by_class / total).astype(np.int64)
     return np.clip(share, 1, np.maximum(1, patches_by_class // MIN_PATCHES_A_LIST))
 
 
@@ -137,7 +137,7 @@ def train_lists(
             sample.shape[1],
             int(count),
             niter=KMEANS_ITERATIONS,
-            seed=seed,
+            seed=seed % 2**31,  # FAISS takes a C int
             min_points_per_centroid=1,  # small classes have few patches, and FAISS warns on stderr
             max_points_per_centroid=TRAINING_PATCHES_A_LIST,
             gpu=device.type == "cuda" and faiss_gpus() > 0,

@@ -83,6 +83,8 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found = zarr.open_group(path, mode="r").attrs.get("patchindex")
+    except (zarr.errors.ContainsArrayError, zarr.errors.NodeTypeValidationError):
+        return None  # an array: images, not a store
     except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
         raise StoreError(
             f"zarr.json cannot be read ({error})", where=path, remedy="build the store again"

@@ -1,6 +1,7 @@
 """The commands as a user runs them: what they write, print and end with."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +155,40 @@ NAMES = [
     "no such device",
     "no threads",
 ]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["build", DATA],
+        ["build"],
+        ["build", DATA, "-o", "x", "--machine", "XLS"],
+        ["build", DATA, "-o", "x", "--crop", "abc"],
+        ["build", DATA, "-o", ".", "--scales", "3"],
+        ["build", DATA, "-o", "/", "--scales", "3"],
+        ["build", DATA, "-o", "x", "--scales", "3", "--seed", "-5"],
+        ["no-such-command"],
+        ["--no-such-option"],
+    ],
+)
+def test_wrong_usage_is_one_line_too(args, tmp_path, monkeypatch):
+    source = Path(DATA).resolve()
+    monkeypatch.chdir(tmp_path)
+    result = run(*(source if arg == DATA else arg for arg in args), code=2)
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_noise_that_cannot_be_read_is_one_line(store, tmp_path):
+    np.savez(tmp_path / "good.npz", x_T=np.zeros((1, 1, 28, 28), np.float32))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-60])
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    for name in ("cut.npz", "words.npy"):
+        result = run("sample", store, "-o", tmp_path / "out", "--x-t", tmp_path / name, code=2)
+        assert len(result.stderr.splitlines()) == 1
+    (tmp_path / "file").write_text("")
+    run("sample", store, "-n", 1, "-o", tmp_path / "file" / "out", code=2)
 
 
 def test_every_bad_input_is_tried(tmp_path):

@@ -1,0 +1,77 @@
+"""What a build must never do: lose what a user has, or leave behind what it could not use."""
+
+import numpy as np
+import pytest
+
+import patchindex as pi
+from patchindex.errors import InputError, OutputExistsError
+
+
+def images(n=8):
+    return np.random.default_rng(0).integers(0, 256, (n, 12, 12), np.uint8)
+
+
+def test_what_appears_at_the_final_path_during_a_build_stays(tmp_path):
+    path = tmp_path / "s.zarr"
+
+    def appear(stage, done, total):
+        path.mkdir(exist_ok=True)
+        (path / "precious.txt").write_text("keep me")
+
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match="appeared during the build"):
+            pi.build_index(images(), path, (3,), progress=appear, overwrite=overwrite)
+        assert (path / "precious.txt").read_text() == "keep me"
+        (path / "precious.txt").unlink()
+        path.rmdir()
+    # The work is not lost: it is there to be resumed.
+    assert pi.build_index(images(), path, (3,), resume=True).scales == (3,)
+
+
+def test_a_folder_that_is_no_unfinished_build_is_not_overwritten(tmp_path):
+    building = tmp_path / "s.zarr.building"
+    building.mkdir()
+    (building / "mine.txt").write_text("keep me")
+    with pytest.raises(OutputExistsError, match="no unfinished build"):
+        pi.build_index(images(), tmp_path / "s.zarr", (3,), overwrite=True)
+    assert (building / "mine.txt").read_text() == "keep me"
+
+
+def test_an_interrupted_overwrite_is_resumed(tmp_path):
+    path = tmp_path / "s.zarr"
+    pi.build_index(images(), path, (3,))
+
+    def interrupt(stage, done, total):
+        if stage.startswith("k=5"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pi.build_index(images(), path, (3, 5), overwrite=True, progress=interrupt)
+    assert pi.open_index(path).scales == (3,)
+    assert pi.build_index(images(), path, (3, 5), overwrite=True, resume=True).scales == (3, 5)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_a_damaged_image_found_during_the_build_leaves_nothing(tmp_path):
+    class Damaged(pi.ImageSource):
+        reads = 0
+
+        def _read(self, index):
+            self.reads += 1
+            if self.reads > 1:  # the first read is of a sample, for the settings
+                raise InputError("is damaged", where="image 7")
+            return np.zeros(
+                (len(range(8)[index]) if isinstance(index, slice) else len(index), 12, 12, 1), np.uint8
+            )
+
+    with pytest.raises(InputError, match="damaged"):
+        pi.build_index(Damaged("test", (8, 12, 12, 1)), tmp_path / "s.zarr", (3,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_noise_schedule_must_stay_inside_zero_and_one():
+    machine = pi.ScoreMachine(images(), machine="IS", noise=lambda t: 1.5)
+    import torch
+
+    with pytest.raises(InputError, match="beta"):
+        machine.posterior_mean(torch.zeros(1, 1, 12, 12), 0.5)
