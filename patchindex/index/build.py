@@ -238,7 +238,7 @@ def _building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pa
         try:
             yield building
         except InputError:
-            # Bad input that shows only when it is read, such as a damaged image, leaves nothing behind either.
+            # Bad input that shows only when it is read, a damaged image say, leaves nothing behind either.
             if not (building / "source_ids").exists():
                 shutil.rmtree(building)
             raise

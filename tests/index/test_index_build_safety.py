@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError
@@ -71,7 +72,5 @@ def test_a_damaged_image_found_during_the_build_leaves_nothing(tmp_path):
 
 def test_a_noise_schedule_must_stay_inside_zero_and_one():
     machine = pi.ScoreMachine(images(), machine="IS", noise=lambda t: 1.5)
-    import torch
-
     with pytest.raises(InputError, match="beta"):
         machine.posterior_mean(torch.zeros(1, 1, 12, 12), 0.5)
