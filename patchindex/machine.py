@@ -261,9 +261,14 @@ class ScoreMachine:
 
     @staticmethod
     def _check_t(t: float | Tensor, batch: int) -> list[float]:
-        times = (
-            [float(v) for v in t.flatten()] if isinstance(t, Tensor) and t.numel() > 1 else [float(t)] * batch
-        )
+        try:
+            times = torch.as_tensor(t, dtype=torch.float64).flatten().tolist()
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"is no time: {t!r}", where="t", remedy="give a float, or one for each image"
+            ) from None
+        if len(times) == 1:
+            times = times * batch
         if len(times) != batch:
             raise InputError(
                 f"there are {len(times)} times for {batch} images", where="t", remedy="give one, or one each"

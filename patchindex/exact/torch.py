@@ -57,7 +57,7 @@ def scan(
     label : int, optional
         Only images of this label.
     memory : int
-        Bytes that a tile may take.
+        Bytes that temporary arrays may take, if one query fits: about 13 MiB at 32 x 32 x 3, 100 at 64 x 64.
     dtype : torch.dtype
         float32, or float64 for studies. Products accumulate in it; the state is float64 always.
     progress : callable, optional
@@ -71,10 +71,14 @@ def scan(
     batch, channels, height, width = x.shape
     state = SoftmaxState.empty((width, height, batch), channels, x.device)
     lo, hi = training.range_of(label)
-    queries = min(batch, QUERIES_A_TILE)
+    # Half of the memory is for the tile and half for what a query takes whatever the tile: its shifted rows,
+    # and the states of all pairs of columns, with copies. At least one query is taken.
+    rows = 3 * width * height * (channels + 1) * height * dtype.itemsize
+    states = geometry.x.slots.size * height * 8 * (5 + 3 * channels)
+    queries = min(batch, QUERIES_A_TILE, max(1, memory // 2 // (3 * rows + 2 * states)))
     # An image of a tile takes its pixels in three layouts, and R, the logits and three temporaries a query.
     per_image = (3 * (channels + 1) + 6 * queries) * height * width * dtype.itemsize
-    step = int(min(max(1, memory // per_image), 256))  # past 256 images a tile falls out of the cache
+    step = int(min(max(1, memory // 2 // per_image), 256))  # past 256 images a tile falls out of the cache
     for start in range(lo, hi, step):
         stop = min(start + step, hi)
         tile = to_unit(training.tile(start, stop, x.device), dtype)

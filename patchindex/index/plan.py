@@ -124,8 +124,8 @@ def _plan_scale(
     stored = patches * (dims + ID_BYTES) + n_lists * a_list + small
     # FAISS's lists grow by doubling, so they may hold twice what is in them. Training comes before, and
     # holds a sample and the covariance of the patches.
-    training = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims + 8 * (2 * PCA_SAMPLE * pixels + 3 * pixels**2)
-    memory = max(training, 2 * patches * (dims + ID_BYTES)) + 2 * CHUNK_BYTES
+    training = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
+    memory = max(training, 2 * patches * (dims + ID_BYTES)) + n_lists * a_list + 2 * CHUNK_BYTES
     return ScalePlan(geometry.k, patches, n_lists, dims, stored, memory)
 
 

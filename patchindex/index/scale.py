@@ -30,7 +30,7 @@ ARRAYS = (
     "list_counts",
     "within_list_variance",
 )
-REST_ROWS = 1024  # pixels whose rest is estimated at once
+REST_BYTES = 32 << 20  # for the weights of pixels and lists whose rest is estimated at once
 
 
 class ScaleIndex:
@@ -196,7 +196,7 @@ class ScaleIndex:
         for c in range(len(bounds) - 1):
             lists = slice(int(bounds[c]), int(bounds[c + 1]))
             mine = torch.from_numpy(np.flatnonzero(classes == c)).to(z.device)
-            for rows in mine.split(REST_ROWS):
+            for rows in mine.split(max(1, REST_BYTES // (24 * (lists.stop - lists.start)))):
                 gaussian = torch.addmm(base[lists], scaled[rows], means[lists].T)
                 gaussian -= scaled[rows].square().sum(1, keepdim=True) / 2
                 logits = torch.minimum(gaussian, log_sizes[lists] + ceiling[rows].unsqueeze(1))
