@@ -74,6 +74,7 @@ def read_arrays(path: Path, *, required: str, optional: Sequence[str] = ()) -> d
                 remedy="save the images as one uint8 array",
             ) from error
         raise _unreadable(path) from error
+    # zipfile answers compression it does not know, and encryption, with the last two.
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise _unreadable(path) from error
     raise InputError(

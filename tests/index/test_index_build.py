@@ -9,7 +9,7 @@ import torch
 import zarr
 
 import patchindex as pi
-from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError, StoreError
+from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
 from patchindex.index import build as build_module
 from patchindex.index.raw import raw_path
 from patchindex.index.store import scale_group
@@ -358,37 +358,6 @@ def test_a_failing_overwrite_leaves_the_old_store(labelled, tmp_path, monkeypatc
     assert len(pi.build_index(images[:10], path, scales=[3], overwrite=True).training) == 10
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "other zarr group"])
-def test_what_is_no_store_is_never_overwritten(labelled, tmp_path, kind):
-    path = tmp_path / "precious"
-    if kind == "file":
-        path.write_text("thesis")
-    elif kind == "folder":
-        path.mkdir()
-        (path / "thesis.tex").write_text("thesis")
-    else:
-        zarr.open_group(path, mode="w", attributes={"mine": 1})
-    for option in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(OutputExistsError):
-            pi.build_index(labelled[0], path, scales=[3], **option)
-    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
-    with pytest.raises(InputError, match="not a patchindex store"):
-        pi.open_index(path)
-
-
-def test_another_build_of_the_same_store_is_refused(labelled, tmp_path):
-    path = tmp_path / "s.zarr"
-
-    def second(stage, done, total):
-        with pytest.raises(InputError, match="another build of it is running"):
-            pi.build_index(labelled[0], path, scales=[3], resume=True)
-        second.calls += 1
-
-    second.calls = 0
-    pi.build_index(labelled[0], path, scales=[3], progress=second)
-    assert second.calls > 1
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -413,64 +382,3 @@ def test_a_build_within_its_budget_is_allowed(labelled, tmp_path):
         pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], memory=plan.memory_bytes - 1)
     assert_nothing_at(tmp_path / "s.zarr")
     pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], memory=plan.memory_bytes)
-
-
-# Damage.
-
-
-@pytest.fixture
-def own_store(labelled, tmp_path):
-    return pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], labels=labelled[1])
-
-
-def test_a_truncated_index_is_told_at_first_touch(own_store):
-    file = faiss_file(own_store, 3)
-    file.write_bytes(file.read_bytes()[:-10])
-    again = pi.open_index(own_store.path)
-    with pytest.raises(StoreError, match="bytes, not"):
-        pi.ScoreMachine(again).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
-
-
-def test_truncated_images_are_told_at_opening(own_store):
-    file = raw_path(own_store.path, "images", 4)
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(StoreError, match="bytes, not"):
-        pi.open_index(own_store.path)
-
-
-def test_a_file_that_is_not_faiss_is_told(own_store):
-    file = faiss_file(own_store, 3)
-    file.write_bytes(b"\0" * file.stat().st_size)
-    with pytest.raises(StoreError, match="FAISS cannot read it"):
-        _ = pi.open_index(own_store.path).scale(3).faiss
-
-
-@pytest.mark.parametrize("name", ["labels", "source_ids"])
-def test_a_missing_column_is_told(own_store, name):
-    (own_store.path / name / "zarr.json").unlink()
-    with pytest.raises(StoreError, match=f"{name!r} is missing or damaged"):
-        pi.open_index(own_store.path)
-
-
-def test_a_missing_scale_array_is_told(own_store):
-    (own_store.path / "scales" / "k003" / "centroids" / "zarr.json").unlink()
-    with pytest.raises(StoreError, match="centroids"):
-        pi.open_index(own_store.path).scale(3)
-
-
-def test_attributes_that_are_no_json_are_told(own_store):
-    (own_store.path / "zarr.json").write_text("{")
-    with pytest.raises(StoreError, match=r"zarr\.json cannot be read"):
-        pi.open_index(own_store.path)
-
-
-def test_a_newer_format_is_refused(own_store):
-    group = zarr.open_group(own_store.path, mode="a")
-    group.attrs["patchindex"] = {**group.attrs["patchindex"], "format": 99}
-    with pytest.raises(StoreError, match="format 99, newer than 1"):
-        pi.open_index(own_store.path)
-
-
-def test_a_path_that_is_not_there(tmp_path):
-    with pytest.raises(SourceNotFoundError, match="no such store"):
-        pi.open_index(tmp_path / "none.zarr")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import zarr
 
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError
@@ -74,3 +75,34 @@ def test_a_noise_schedule_must_stay_inside_zero_and_one():
     machine = pi.ScoreMachine(images(), machine="IS", noise=lambda t: 1.5)
     with pytest.raises(InputError, match="beta"):
         machine.posterior_mean(torch.zeros(1, 1, 12, 12), 0.5)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "other zarr group"])
+def test_what_is_no_store_is_never_overwritten(labelled, tmp_path, kind):
+    path = tmp_path / "precious"
+    if kind == "file":
+        path.write_text("thesis")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "thesis.tex").write_text("thesis")
+    else:
+        zarr.open_group(path, mode="w", attributes={"mine": 1})
+    for option in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(OutputExistsError):
+            pi.build_index(labelled[0], path, scales=[3], **option)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+    with pytest.raises(InputError, match="not a patchindex store"):
+        pi.open_index(path)
+
+
+def test_another_build_of_the_same_store_is_refused(labelled, tmp_path):
+    path = tmp_path / "s.zarr"
+
+    def second(stage, done, total):
+        with pytest.raises(InputError, match="another build of it is running"):
+            pi.build_index(labelled[0], path, scales=[3], resume=True)
+        second.calls += 1
+
+    second.calls = 0
+    pi.build_index(labelled[0], path, scales=[3], progress=second)
+    assert second.calls > 1
