@@ -22,6 +22,7 @@ from patchindex.errors import DeviceError, InputError
 
 __all__ = ["faiss_gpus", "require_faiss", "resolve_device", "threads"]
 
+MAX_THREADS = 1024
 MAX_GPU_SELECTION = 2048  # FAISS's GPU side selects at most this many neighbours, and probes as many lists
 
 
@@ -103,7 +104,7 @@ def threads(n: int | None) -> Iterator[int]:
     Raises
     ------
     InputError
-        When `n` is below one.
+        When `n` is below one, or above 1024.
 
     Examples
     --------
@@ -114,8 +115,10 @@ def threads(n: int | None) -> Iterator[int]:
     if n is None:
         yield torch.get_num_threads()
         return
-    if n < 1:
-        raise InputError(f"must be at least 1, got {n}", where="threads", remedy=f"use 1 to {os.cpu_count()}")
+    if not 1 <= n <= MAX_THREADS:
+        raise InputError(
+            f"must be 1 to {MAX_THREADS}, got {n}", where="threads", remedy=f"use 1 to {os.cpu_count()}"
+        )
     before = torch.get_num_threads(), None if faiss is None else faiss.omp_get_max_threads()
     torch.set_num_threads(n)
     if faiss is not None:

@@ -33,6 +33,7 @@ __all__ = ["INDEXED_MACHINES", "MACHINES", "TRAIN_WINDOWS", "Axis", "Geometry", 
 MACHINES = ("IS", "LS", "ELS", "bbELS")
 TRAIN_WINDOWS = ("valid", "wrapped")
 INDEXED_MACHINES = ("ELS", "bbELS")  # the others compare a pixel with N patches only, and are always exact
+LARGEST_SCALE = 1023  # pixels; more is a typing error
 
 
 IdArray = TypeVar("IdArray", np.ndarray, Tensor)
@@ -182,8 +183,8 @@ class Geometry:
         Raises
         ------
         InputError
-            When the machine is unknown, k is even, below 1, or larger than the image where the machine
-            has no window of that size (ELS with `valid` windows).
+            When the machine is unknown, k is even, below 1 or above `LARGEST_SCALE`, or larger than the image
+            where the machine has no window of that size (ELS with `valid` windows).
         """
         if machine not in MACHINES:
             raise InputError(
@@ -203,9 +204,11 @@ class Geometry:
             )
         if machine == "IS":
             k = 2 * max(size) - 1
-        elif k is None or isinstance(k, bool) or int(k) != k or k < 1 or k % 2 == 0:
+        elif k is None or isinstance(k, bool) or int(k) != k or not 1 <= k <= LARGEST_SCALE or k % 2 == 0:
             raise InputError(
-                f"k must be odd and at least 1, got {k}", where="locality scale", remedy="use 3, 5, 7, ..."
+                f"k must be odd, from 1 to {LARGEST_SCALE}, got {k}",
+                where="locality scale",
+                remedy="use 3, 5, 7, ...",
             )
         largest = min(size) - 1 + min(size) % 2
         if machine == "ELS" and train_windows == "valid" and k > largest:

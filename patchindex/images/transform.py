@@ -14,6 +14,8 @@ from patchindex.images.source import ImageSource
 
 __all__ = ["Transform", "TransformedSource", "as_size", "transformed"]
 
+LARGEST_SIDE = 16384  # pixels; more is a typing error
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -130,7 +132,7 @@ def as_size(value: int | Sequence[int] | None, name: str) -> tuple[int, int] | N
     Raises
     ------
     InputError
-        Anything but one or two integers of at least 1.
+        Anything but one or two integers from 1 to 16384.
 
     Examples
     --------
@@ -143,10 +145,10 @@ def as_size(value: int | Sequence[int] | None, name: str) -> tuple[int, int] | N
         sides = tuple(as_int(side) for side in (value if isinstance(value, Sequence) else (value, value)))
     except TypeError:
         sides = ()
-    if len(sides) != 2 or min(sides) < 1:
+    if len(sides) != 2 or not all(1 <= side <= LARGEST_SIDE for side in sides):
         raise InputError(
             f"{value!r} is not a size in pixels",
             where=name,
-            remedy="give an integer, or a pair (height, width), of at least 1",
+            remedy="give an integer, or a pair (height, width), from 1 to 16384",
         )
     return (sides[0], sides[1])

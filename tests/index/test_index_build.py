@@ -365,7 +365,7 @@ def test_a_failing_overwrite_leaves_the_old_store(labelled, tmp_path, monkeypatc
         ({"scales": [4]}, "k must be odd"),
         ({}, "scales"),
         ({"scales": [3], "labels": [1, 2]}, "2 labels for 40 images"),
-        ({"scales": [3], "threads": 0}, "threads: must be at least 1"),
+        ({"scales": [3], "threads": 0}, "threads: must be 1 to 1024"),
         ({"scales": [3], "device": "tpu"}, "device"),
     ],
 )
