@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +14,9 @@ from torch import Tensor
 from patchindex.errors import InputError
 from patchindex.images import ImageSource, open_images
 
-__all__ = ["TrainingImages"]
+__all__ = ["TrainingImages", "read_ahead", "to_unit"]
+
+T = TypeVar("T")
 
 
 class TrainingImages:
@@ -94,11 +99,43 @@ class TrainingImages:
         """Return images [lo, hi) in label order: uint8, shape (hi - lo, H, W, C)."""
         return self.source.read(slice(lo, hi) if self._order is None else self._order[lo:hi])
 
+    def blocks(self, lo: int, hi: int, size: int) -> Iterator[np.ndarray]:
+        """Yield images [lo, hi) in blocks of at most `size`: uint8, shape (n, H, W, C).
+
+        All images come in the source's own order, which is the fastest to read and may be another than `read`
+        has; others in label order.
+        """
+        direct = self._order is None or (lo, hi) == (0, len(self))
+        for start in range(lo, hi, size):
+            stop = min(start + size, hi)
+            yield self.source.read(slice(start, stop)) if direct else self.read(start, stop)
+
     def tile(self, lo: int, hi: int, device: torch.device | str = "cpu") -> Tensor:
         """Return images [lo, hi) as a uint8 tensor of shape (hi - lo, C, H, W)."""
         # torch wants arrays that may be written to.
         pixels = np.require(self.read(lo, hi), requirements=["C", "W"])
         return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def read_ahead(blocks: Iterator[T]) -> Iterator[Iterator[T]]:
+    """Read the next block in a thread of its own while this one is worked on.
+
+    Examples
+    --------
+    >>> with read_ahead(iter("abc")) as letters:
+    ...     list(letters)
+    ['a', 'b', 'c']
+    """
+    with ThreadPoolExecutor(1, "patchindex-read") as reader:
+
+        def ahead() -> Iterator[T]:
+            coming = reader.submit(next, blocks, None)
+            while (block := coming.result()) is not None:
+                coming = reader.submit(next, blocks, None)
+                yield block
+
+        yield ahead()
 
 
 def to_unit(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from patchindex.patches import Axis, Geometry
 from patchindex.training import to_unit
 
-__all__ = ["gather_patches", "pad", "query_windows"]
+__all__ = ["gather_patches", "pad", "query_norms", "query_windows"]
 
 
 def pad(images: Tensor, geometry: Geometry, padding: str) -> Tensor:
@@ -57,6 +57,30 @@ def query_windows(x: Tensor, geometry: Geometry) -> Tensor:
     padded = pad(x, geometry, "wrapped" if geometry.y.circular else "zeros")
     windows = padded.unfold(2, k, 1).unfold(3, k, 1)  # (B, C, H, W, k, k)
     return windows.permute(0, 2, 3, 4, 5, 1).reshape(len(x) * height * width, k, k, -1)
+
+
+def query_norms(x: Tensor, geometry: Geometry) -> Tensor:
+    """Return the squared norm of every pixel's window.
+
+    Parameters
+    ----------
+    x : Tensor, shape (B, C, H, W)
+        Noisy images.
+    geometry : Geometry
+        Says how the windows are padded.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, H, W), of x's dtype.
+    """
+
+    def window(axis: Axis) -> Tensor:
+        padding = "wrapped" if axis.circular else "zeros"
+        counts = Axis(axis.size, axis.k, axis.circular, padding, axis.classes).window
+        return torch.from_numpy(counts).to(x)
+
+    return torch.einsum("yi,bij,xj->byx", window(geometry.y), x.square().sum(1), window(geometry.x))
 
 
 def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:

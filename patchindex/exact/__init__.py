@@ -1,5 +1,5 @@
 """Exact engines: scans over every patch, behind one function."""
 
-from patchindex.exact.torch import scan
+from patchindex.exact.engine import scan
 
 __all__ = ["scan"]

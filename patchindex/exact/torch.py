@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.patches import Axis, Geometry
+from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, to_unit
+from patchindex.windows import query_norms
 
 __all__ = ["scan"]
 
@@ -88,7 +89,7 @@ def scan(
         if progress is not None:
             progress((stop - lo) / (hi - lo))
     state = SoftmaxState(*(field.transpose(0, 2).contiguous() for field in vars(state).values()))
-    state.max_logit -= _window_norms(geometry, x.double()) / (2 * beta)
+    state.max_logit -= query_norms(x.double(), geometry) / (2 * beta)
     return state
 
 
@@ -134,13 +135,3 @@ def _pad(x: Tensor, geometry: Geometry) -> Tensor:
     if geometry.y.circular:
         return x.repeat(1, 1, 3, 3)
     return torch.nn.functional.pad(x, (width, width, height, height))
-
-
-def _window_norms(geometry: Geometry, x: Tensor) -> Tensor:
-    """Squared norm of every pixel's query window, shape (B, H, W)."""
-
-    def window(axis: Axis) -> Tensor:
-        padding = "wrapped" if axis.circular else "zeros"
-        return _tensor(Axis(axis.size, axis.k, axis.circular, padding, axis.classes).window, x)
-
-    return torch.einsum("yi,bij,xj->byx", window(geometry.y), x.square().sum(1), window(geometry.x))

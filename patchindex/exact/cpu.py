@@ -1,0 +1,358 @@
+"""The exact scan on a CPU: tiles of training images, shared out to threads that run the kernel.
+
+A task is a tile and a piece of the queries' work; how the work is cut depends on the data and not on the
+number of threads. Threads add what they find to float64 sums of their own, and those are merged at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Event, Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.exact import kernel
+from patchindex.exact.plan import Plan
+from patchindex.exact.simd import BLOCK, LANES
+from patchindex.patches import Geometry
+from patchindex.softmax import SoftmaxState
+from patchindex.training import TrainingImages, read_ahead
+from patchindex.windows import query_norms
+
+__all__ = ["scan"]
+
+POLL = 0.1  # seconds between looks at progress and Ctrl-C
+TASK_SECONDS = 0.2  # what a task should take at most, since threads stop between tasks
+LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
+NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
+
+# Nanoseconds of one thread, measured by benchmarks/exact.py (2 x AVX-512 at 4 GHz) and used to choose between
+# the kernels and to cut the work; only their ratios matter for the choice.
+MULTIPLY_ADD = 1.0  # a block of products in `scan_pixels` or `scan_all`
+MEMBERS = 12.0  # a block of logits, from the sums to the weights
+
+
+class Piece(NamedTuple):
+    """A share of one query's work: row offsets for all pixels, or a part of the pixels asked for."""
+
+    query: int
+    first: int
+    last: int
+
+
+@dataclass
+class Job:
+    """All work of a scan, in units that are the same for every tile.
+
+    Attributes
+    ----------
+    plan : Plan
+    queries : list of array of float32
+        Scaled and flat, as the kernel takes them.
+    pixels : list of array of int64 or None
+        Which pixels of each query are asked for one by one; None where all are scanned.
+    grey : array of float32, shape (C,)
+        Subtracted from the images.
+    norm_scale : float
+    threshold : float32
+    """
+
+    plan: Plan
+    queries: list[np.ndarray]
+    pixels: list[np.ndarray | None]
+    grey: np.ndarray
+    norm_scale: float
+    threshold: np.float32
+
+    def units(self, query: int) -> int:
+        """How many units a query's work has."""
+        pixels = self.pixels[query]
+        return len(self.plan.full.row_start) - 1 if pixels is None else len(pixels)
+
+    def unit_seconds(self, query: int) -> float:
+        """Roughly what a unit takes for one tile."""
+        pixels = self.pixels[query]
+        blocks = _full_cost(self.plan) / self.units(query) if pixels is None else _pixel_cost(self.plan)
+        return blocks * 1e-9
+
+    def pieces(self, tiles: int) -> list[list[Piece]]:
+        """Cut the work of a tile into tasks."""
+        seconds = [self.units(q) * self.unit_seconds(q) for q in range(len(self.queries))]
+        tasks = max(math.ceil(sum(seconds) / TASK_SECONDS), math.ceil(LEAST_TASKS / tiles))
+        limit = sum(seconds) / tasks
+        cut: list[list[Piece]] = [[]]
+        room = limit
+        for q in range(len(self.queries)):
+            first = 0
+            while first < self.units(q):
+                count = max(1, min(self.units(q) - first, round(room / self.unit_seconds(q))))
+                cut[-1].append(Piece(q, first, first + count))
+                room -= count * self.unit_seconds(q)
+                first += count
+                if room < 0.5 * self.unit_seconds(q):
+                    cut.append([])
+                    room = limit
+        return [pieces for pieces in cut if pieces]
+
+
+def scan(
+    training: TrainingImages,
+    geometry: Geometry,
+    x: Tensor,
+    a: float,
+    beta: float,
+    *,
+    label: int | None = None,
+    memory: int = 256 << 20,
+    progress: Callable[[float], None] | None = None,
+    pixels: Tensor | None = None,
+) -> SoftmaxState:
+    """Scan with the CPU kernel in float32: `patchindex.exact.scan` for LS, ELS and bbELS.
+
+    Parameters and results are those of `patchindex.exact.scan`, with `pixels` a mask.
+    """
+    batch, channels, height, width = x.shape
+    lo, hi = training.range_of(label)
+    threads = torch.get_num_threads()
+    # A query takes float32 sums in each thread once, and for each query two maxima, float64 sums and states.
+    each = height * width * (threads * (12 + 8 * (2 + channels)) + 3 * 8 * (5 + 3 * channels))
+    group = max(1, memory // 2 // each)
+    parts = []
+    for first in range(0, batch, group):
+        part = slice(first, first + group)
+
+        def told(share: float, first: int = first) -> None:
+            if progress is not None:
+                progress((first + share * min(group, batch - first)) / batch)
+
+        mask = None if pixels is None else pixels[part]
+        parts.append(_scan_group(training, geometry, x[part], a, beta, lo, hi, memory // 2, mask, told))
+    return SoftmaxState.cat(parts)
+
+
+def _scan_group(
+    training: TrainingImages,
+    geometry: Geometry,
+    x: Tensor,
+    a: float,
+    beta: float,
+    lo: int,
+    hi: int,
+    memory: int,
+    mask: Tensor | None,
+    told: Callable[[float], None],
+) -> SoftmaxState:
+    batch, channels, height, width = x.shape
+    plan = _plan(geometry, channels, _lanes(geometry, hi - lo))
+    # Values are integers around a grey of the data's own: smaller sums round less.
+    sample = training.read(lo, min(lo + 64, hi))
+    grey = np.rint(sample.mean((0, 1, 2), dtype=np.float64)).astype(np.float32)
+    grey_unit = torch.from_numpy(grey.astype(np.float64) / 127.5 - 1)
+    centred = x.double() - a * grey_unit[:, None, None]
+    counts = _counts(geometry)
+    members = int(counts.max()) * (hi - lo)
+    job = Job(
+        plan=plan,
+        queries=[_query(image, a / beta / math.log(2) / 127.5) for image in centred],
+        pixels=_choose(plan, batch, mask),
+        grey=grey,
+        norm_scale=a * a / (2 * beta) / math.log(2) / 127.5**2,
+        # What is skipped weighs at most 2^-threshold a member, of a sum that is 1/2 or more since the running
+        # maximum was rounded up; a mean in [-1, 1] moves by twice that share.
+        threshold=np.float32(math.log2(members * 4 / NEGLIGIBLE)),
+    )
+    tops, totals = _run(training, job, lo, hi, memory, told)
+    states = [_state(top, total, grey_unit) for top, total in zip(tops, totals, strict=True)]
+    state = states[0]
+    for other in states[1:]:
+        state.merge(other)
+    state = SoftmaxState(*(f.reshape(batch, height, width, *f.shape[2:]) for f in vars(state).values()))
+    state.count += torch.from_numpy(counts) * (hi - lo)
+    state.max_logit -= query_norms(centred, geometry) / (2 * beta)
+    return state
+
+
+_plan = lru_cache(maxsize=32)(Plan)  # its tables take a few milliseconds to make
+
+
+def _lanes(geometry: Geometry, images: int) -> int:
+    """Choose how many images of a tile lie side by side.
+
+    Few leave less of a tile empty and keep it in the cache; many waste less at the ends of the rows, where a
+    block of columns sticks out. One column offset alone (LS) wants a whole block of images.
+    """
+    if len(geometry.x.offsets) == 1:
+        return BLOCK
+    return 16 if images <= 16 or max(geometry.size) > 48 else 32
+
+
+def _query(image: Tensor, scale: float) -> np.ndarray:
+    """Lay out an image (C, H, W) as the kernel takes it: (H + 1, C, W), float32, flat."""
+    rows = np.zeros((image.shape[1] + 1, image.shape[0], image.shape[2]), np.float32)
+    rows[:-1] = (image * scale).permute(1, 0, 2).numpy()
+    return rows.reshape(-1)
+
+
+def _counts(geometry: Geometry) -> np.ndarray:
+    """How many patches of an image each pixel is compared with: int64, shape (H, W)."""
+    along = []
+    for axis in (geometry.y, geometry.x):
+        query = np.concatenate([offset.query for offset in axis.offsets])
+        along.append(np.bincount(query, minlength=axis.size))
+    return along[0][:, None] * along[1][None, :]
+
+
+def _full_cost(plan: Plan) -> float:
+    """Nanoseconds of a tile and a query in `scan_all`."""
+    full = plan.full
+    products = (full.rows[:, 0] >= 0).sum() + (full.rows[:, 2] >= 0).sum()
+    ready = (full.rows[:, 4] >= 0).sum()
+    return float(
+        full.slots.sum() * products * plan.channels * MULTIPLY_ADD + full.steps.sum() * ready * MEMBERS
+    )
+
+
+def _pixel_cost(plan: Plan) -> float:
+    """Nanoseconds of a tile and a pixel in `scan_pixels`."""
+    direct = plan.direct
+    rows, columns = (int((r[:, 1] - r[:, 0]).max()) for r in (direct.range_y, direct.range_x))
+    window = plan.geometry.k**2 * plan.channels
+    return rows * math.ceil(columns / plan.width) * (window * MULTIPLY_ADD + MEMBERS)
+
+
+def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | None]:
+    """Decide for each query whether the pixels asked for are scanned one by one, or all at once."""
+    if mask is None:
+        return [None] * batch
+    chosen: list[np.ndarray | None] = []
+    for one in mask.reshape(batch, -1):
+        pixels = one.nonzero()[:, 0].numpy()
+        chosen.append(pixels if len(pixels) * _pixel_cost(plan) < _full_cost(plan) else None)
+    return chosen
+
+
+class _Tasks:
+    """Tasks, handed to threads one at a time."""
+
+    def __init__(self, tasks: Iterator[tuple[np.ndarray, list[Piece]]]) -> None:
+        self._tasks, self._lock = tasks, Lock()
+        self.stop = Event()
+        self.done = 0
+
+    def take(self) -> tuple[np.ndarray, list[Piece]] | None:
+        with self._lock:
+            return None if self.stop.is_set() else next(self._tasks, None)
+
+    def finished(self) -> None:
+        with self._lock:
+            self.done += 1
+
+
+def _run(
+    training: TrainingImages, job: Job, lo: int, hi: int, memory: int, told: Callable[[float], None]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Run all tasks; return the maxima (pixels) and sums (pixels, 2 + C) of all queries, by thread."""
+    lanes = job.plan.lanes
+    tiles = math.ceil((hi - lo) / lanes)
+    cut = job.pieces(tiles)
+    height, width = job.plan.geometry.size
+    # Two blocks are there at a time, and while the next is read a third.
+    at_once = max(1, memory // 3 // (lanes * height * width * job.plan.channels)) * lanes
+    with read_ahead(training.blocks(lo, hi, at_once)) as blocks:
+        tasks = _Tasks(
+            (block[i : i + lanes], pieces)
+            for block in blocks
+            for i in range(0, len(block), lanes)
+            for pieces in cut
+        )
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads, "patchindex-exact") as pool:
+            futures = [pool.submit(_work, job, tasks) for _ in range(threads)]
+            try:
+                running = True
+                while running:
+                    running = bool(wait(futures, POLL, FIRST_EXCEPTION).not_done)
+                    if tasks.done:
+                        told(min(1.0, tasks.done / (tiles * len(cut))))
+                    for future in futures:
+                        if future.done():
+                            future.result()
+            finally:
+                tasks.stop.set()  # after an error or Ctrl-C the others end with the task that they are at
+        results = [future.result() for future in futures]
+    return [top for top, _ in results], [totals for _, totals in results]
+
+
+def _work(job: Job, tasks: _Tasks) -> tuple[np.ndarray, np.ndarray]:
+    """Take tasks until there are none; return what they add up to."""
+    plan, batch = job.plan, len(job.queries)
+    height, width = plan.geometry.size
+    pixels = height * width
+    tile = kernel.Tile(
+        _aligned(height * plan.channels * plan.padded * plan.lanes),
+        _aligned(2 * height * plan.padded * plan.lanes),
+        height,
+        width,
+        plan.channels,
+        plan.lanes,
+        plan.padded,
+    )
+    tile.norms[:] = kernel.NO_LOGIT
+    wrapped = plan.geometry.x.train_padding == "wrapped"
+    down = np.zeros((width, plan.lanes))
+    sums = _aligned(pixels * (2 + plan.channels) * LANES)
+    columns = _aligned((plan.full.slot_train.shape[1] + 1) * BLOCK)
+    running = np.full((batch, pixels), kernel.NOTHING_YET)
+    tops = np.full((batch, pixels), float(kernel.NOTHING_YET))
+    totals = np.zeros((batch, pixels, 2 + plan.channels))
+    prepared = None
+    while (task := tasks.take()) is not None:
+        images, pieces = task
+        if prepared is not images:
+            kernel.prepare(
+                images,
+                job.grey,
+                job.norm_scale,
+                plan.norm_rows,
+                plan.norm_columns,
+                plan.masks,
+                wrapped,
+                tile,
+                down,
+            )
+        for query, first, last in pieces:
+            mine = kernel.Sums(running[query], sums, columns, job.threshold)
+            asked = job.pixels[query]
+            if asked is None:
+                kernel.scan_all(tile, job.queries[query], plan.full, first, last, mine)
+            else:
+                kernel.scan_pixels(tile, job.queries[query], plan.direct, asked[first:last], mine)
+            kernel.flush(mine, plan.channels, tops[query], totals[query])
+        tasks.finished()
+    return tops, totals
+
+
+def _state(tops: np.ndarray, totals: np.ndarray, grey_unit: Tensor) -> SoftmaxState:
+    """Return a thread's sums (B, pixels, 2 + C) as a state, in nats and pixel values."""
+    channels = totals.shape[2] - 2
+    state = SoftmaxState.empty(tops.shape, channels)
+    nothing = totals[..., 0] == 0
+    state.max_logit = torch.from_numpy(np.where(nothing, -np.inf, tops * math.log(2)))
+    state.weight = torch.from_numpy(totals[..., 0].copy())
+    state.weight_sq = torch.from_numpy(totals[..., 1].copy())
+    state.centre = torch.from_numpy(totals[..., 2:] / 127.5) + state.weight.unsqueeze(-1) * grey_unit
+    return state
+
+
+def _aligned(n: int) -> np.ndarray:
+    """Return n zeros, float32, on a cache line."""
+    room = np.zeros(n * 4 + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + 4 * n].view(np.float32)

@@ -1,0 +1,281 @@
+"""The CPU kernel: logits of all patches of a tile of images, folded into softmax sums as they appear.
+
+For one offset between query and training positions, the inner product of two windows is a sum of pixel
+products over the window, and neighbouring windows share all but a row and a column of it. So the kernel walks
+down the rows of a tile with the running sums of k rows of products in one vector for each column
+(`2 C` multiply-adds a pair), and along each row with the running sum of k columns (two additions), whatever
+k is.
+
+A vector is `BLOCK` floats: neighbouring training columns x images. Logits are in units of log 2, so that a
+change of the running maximum, always a whole number, is an exact change of exponents. A block whose logits
+are all `threshold` below the running maximum of its pixel is skipped before any exponential.
+
+Layouts, all flat: tile values (H, C, padded W, lanes), integers `pixel - grey`; norms (mask, H, padded W,
+lanes); query (H + 1, C, W), the last row zeros; sums (pixels, 2 + C, LANES): w, w^2, w times the centre's
+channels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from patchindex.exact.simd import (
+    BLOCK,
+    LANES,
+    any_above,
+    exp2,
+    fold_max,
+    fold_product,
+    fold_sum,
+    largest,
+    load_block,
+    load_lanes,
+    splat_block,
+    splat_lanes,
+    store,
+    total,
+)
+
+__all__ = ["NOTHING_YET", "Sums", "Tile", "flush", "prepare", "scan_all", "scan_pixels"]
+
+NOTHING_YET = np.float32(
+    -1e29
+)  # running maximum of a pixel without members: above every logit that is masked
+FLOOR = np.float32(-62.0)  # weights are not below 2^FLOOR, whose square is a normal number still
+SLACK = np.float32(16.0)  # weights may grow to 2^SLACK before the running maximum is moved
+NO_LOGIT = np.float32(1e30)
+
+
+class Tile(NamedTuple):
+    """A tile of training images.
+
+    Attributes
+    ----------
+    values, norms : arrays of float32, flat
+    height, width, channels, lanes : int
+        Width without padding.
+    padded : int
+        Columns with padding.
+    """
+
+    values: np.ndarray
+    norms: np.ndarray
+    height: int
+    width: int
+    channels: int
+    lanes: int
+    padded: int
+
+
+class Sums(NamedTuple):
+    """What a thread accumulates for one query.
+
+    Attributes
+    ----------
+    top : array of float32, shape (pixels,)
+        Running maximum of the logits, a whole number; kept between tiles.
+    sums : array of float32, flat
+    columns : array of float32, flat
+        Room for the column sums.
+    threshold : float32
+        Blocks so far below `top` are skipped.
+    """
+
+    top: np.ndarray
+    sums: np.ndarray
+    columns: np.ndarray
+    threshold: np.float32
+
+
+# Numba compiles for the processor at hand and keeps the result beside the source, or in NUMBA_CACHE_DIR.
+compiled = njit(nogil=True, cache=True, error_model="numpy")
+inlined = njit(forceinline=True, error_model="numpy")
+
+
+@compiled
+def prepare(images, grey, scale, rows, columns, masks, wrapped, tile, down):  # type: ignore[no-untyped-def]
+    """Write uint8 images (n, H, W, C) into a tile, with `scale` times the squared norms of their windows.
+
+    `rows`, `columns` and `masks` are `norm_rows`, `norm_columns` and `masks` of the `Plan`; `down` is room
+    for (W, lanes) float64. The tile's padding holds zeros and norms of `NO_LOGIT` already, and so have its
+    norms outside the masks; where windows wrap around it is filled here. Sums of squares are exact: integers.
+    """
+    n = len(images)
+    height, width, channels, lanes, padded = tile.height, tile.width, tile.channels, tile.lanes, tile.padded
+    pad = (padded - width) // 2
+    values = tile.values.reshape(height, channels, padded, lanes)
+    norms = tile.norms.reshape(len(masks), height, padded, lanes)
+    for y in range(height):
+        for lane in range(n):
+            for x in range(width):
+                for c in range(channels):
+                    values[y, c, pad + x, lane] = np.float32(images[lane, y, x, c]) - grey[c]
+        for c in range(channels):
+            values[y, c, pad : pad + width, n:] = np.float32(0)
+            if wrapped:
+                for x in range(pad):
+                    values[y, c, pad - 1 - x] = values[y, c, pad + (-1 - x) % width]
+                    values[y, c, pad + width + x] = values[y, c, pad + x % width]
+    down[:] = 0.0
+    for r in range(len(rows)):
+        for entry in range(2):
+            row, sign = rows[r, entry], 1.0 - 2.0 * entry
+            if row >= 0:
+                for c in range(channels):
+                    for x in range(width):
+                        for lane in range(lanes):
+                            v = np.float64(values[row, c, pad + x, lane])
+                            down[x, lane] += sign * v * v
+        y = rows[r, 2]
+        if y < 0:
+            continue
+        along = np.zeros(lanes)
+        for j in range(len(columns)):
+            for entry in range(2):
+                column, sign = columns[j, entry], 1.0 - 2.0 * entry
+                if column >= 0:
+                    for lane in range(lanes):
+                        along[lane] += sign * down[column, lane]
+            x = columns[j, 2]
+            if x < 0:
+                continue
+            for m in range(len(masks)):
+                if masks[m, x]:
+                    for lane in range(lanes):
+                        norms[m, y, pad + x, lane] = np.float32(along[lane] * scale)
+                    norms[m, y, pad + x, n:] = NO_LOGIT
+        if wrapped:
+            for x in range(pad):
+                norms[0, y, pad - 1 - x] = norms[0, y, pad + (-1 - x) % width]
+                norms[0, y, pad + width + x] = norms[0, y, pad + x % width]
+
+
+@inlined
+def _add(logits, pixel, mine, tile, centres):  # type: ignore[no-untyped-def]
+    """Add a block of members to a pixel: their logits, and where the values of their centres begin."""
+    top = fold_max(logits)
+    reference = mine.top[pixel]
+    if not any_above(top, reference - mine.threshold):
+        return
+    stride = tile.padded * tile.lanes
+    at = pixel * (2 + tile.channels) * LANES
+    if any_above(top, reference + SLACK):
+        highest = np.float32(np.ceil(largest(top)))
+        # Powers of two, so that this is exact. What was there is zero if there was nothing yet.
+        scale = np.float32(2.0 ** max(np.float64(reference - highest), -200.0))
+        for e in range(2 + tile.channels):
+            factor = scale * scale if e == 1 else scale
+            store(mine.sums, at + e * LANES, load_lanes(mine.sums, at + e * LANES) * splat_lanes(factor))
+        mine.top[pixel] = reference = highest
+    w = exp2(logits - splat_block(reference), FLOOR)
+    store(mine.sums, at, fold_sum(load_lanes(mine.sums, at), w))
+    store(mine.sums, at + LANES, fold_product(load_lanes(mine.sums, at + LANES), w, w))
+    for c in range(tile.channels):
+        e = at + (2 + c) * LANES
+        centre = load_block(tile.values, centres + c * stride)
+        store(mine.sums, e, fold_product(load_lanes(mine.sums, e), w, centre))
+
+
+@compiled
+def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped-def]
+    """Add a tile's patches to all pixels, for the row offsets numbered `first` to `last - 1` in `Full`."""
+    lanes, channels, width = tile.lanes, tile.channels, tile.width
+    line = tile.padded * lanes  # floats of a row of one channel
+    zero_slot = tables.slot_train.shape[1]
+    for offset in range(first, last):
+        for b in range(len(tables.slots)):
+            n_slots = tables.slots[b]
+            for j in range(n_slots):
+                store(mine.columns, j * BLOCK, splat_block(np.float32(0)))
+            store(mine.columns, zero_slot * BLOCK, splat_block(np.float32(0)))
+            norms = tables.mask[b] * tile.height * line
+            for r in range(tables.row_start[offset], tables.row_start[offset + 1]):
+                enters, leaves = tables.rows[r, 0], tables.rows[r, 2]
+                add, add_query = enters * channels * line, tables.rows[r, 1] * channels * width
+                sub, sub_query = leaves * channels * line, tables.rows[r, 3] * channels * width
+                if leaves >= 0:
+                    for j in range(n_slots):
+                        column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
+                        s = load_block(mine.columns, j * BLOCK)
+                        for c in range(channels):
+                            new = load_block(tile.values, add + c * line + column)
+                            s = s + splat_block(query[add_query + c * width + q]) * new
+                            old = load_block(tile.values, sub + c * line + column)
+                            s = s - splat_block(query[sub_query + c * width + q]) * old
+                        store(mine.columns, j * BLOCK, s)
+                elif enters >= 0:
+                    for j in range(n_slots):
+                        column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
+                        s = load_block(mine.columns, j * BLOCK)
+                        for c in range(channels):
+                            new = load_block(tile.values, add + c * line + column)
+                            s = s + splat_block(query[add_query + c * width + q]) * new
+                        store(mine.columns, j * BLOCK, s)
+                y = tables.rows[r, 4]
+                if y < 0:
+                    continue
+                pixels = tables.rows[r, 5] * width
+                s = load_block(tables.start, b * BLOCK)
+                for j in range(tables.warm[b]):
+                    s = s + load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
+                for j in range(tables.warm[b], tables.steps[b]):
+                    s = s + load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
+                    s = s - load_block(mine.columns, tables.columns[b, j, 1] * BLOCK)
+                    if tables.columns[b, j, 3] >= 0:
+                        column = tables.columns[b, j, 2] * lanes
+                        logits = s - load_block(tile.norms, norms + y * line + column)
+                        _add(
+                            logits, pixels + tables.columns[b, j, 3], mine, tile, y * channels * line + column
+                        )
+
+
+@compiled
+def scan_pixels(tile, query, tables, pixels, mine):  # type: ignore[no-untyped-def]
+    """Add a tile's patches to some pixels (raster numbers), one window product at a time."""
+    lanes, channels, width = tile.lanes, tile.channels, tile.width
+    line = tile.padded * lanes
+    pad = (tile.padded - width) // 2
+    reach = tables.reach
+    for p in range(len(pixels)):
+        y, x = pixels[p] // width, pixels[p] % width
+        mask = tables.mask[x]
+        for i in range(tables.range_y[y, 0], tables.range_y[y, 1]):
+            norms = (mask * tile.height + i) * line
+            end = tables.range_x[x, 1]
+            for j in range(tables.range_x[x, 0], end, BLOCK // lanes):
+                logits = load_block(tables.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
+                for dy in range(2 * reach + 1):
+                    query_y, train_y = tables.query_y[y + dy], tables.train_y[i + dy]
+                    if query_y < 0 or train_y < 0:
+                        continue
+                    for dx in range(2 * reach + 1):
+                        query_x, train_x = tables.query_x[x + dx], tables.train_x[j + dx]
+                        if query_x < 0 or train_x < 0:
+                            continue
+                        at = train_y * channels * line + (pad + train_x) * lanes
+                        q = query_y * channels * width + query_x
+                        for c in range(channels):
+                            values = load_block(tile.values, at + c * line)
+                            logits = logits + splat_block(query[q + c * width]) * values
+                column = (pad + j) * lanes
+                logits = logits - load_block(tile.norms, norms + column)
+                _add(logits, pixels[p], mine, tile, i * channels * line + column)
+
+
+@compiled
+def flush(mine, channels, tops, totals):  # type: ignore[no-untyped-def]
+    """Move the sums of a thread into float64 totals (pixels, 2 + C), relative to 2^tops, and empty them."""
+    for pixel in range(len(mine.top)):
+        at = pixel * (2 + channels) * LANES
+        weight = total(load_lanes(mine.sums, at))
+        if weight == 0.0:
+            continue
+        scale = 2.0 ** max(tops[pixel] - mine.top[pixel], -1000.0)
+        tops[pixel] = mine.top[pixel]
+        for e in range(2 + channels):
+            factor = scale * scale if e == 1 else scale
+            totals[pixel, e] = totals[pixel, e] * factor + total(load_lanes(mine.sums, at + e * LANES))
+            store(mine.sums, at + e * LANES, splat_lanes(np.float32(0)))

@@ -1,0 +1,384 @@
+"""The order of work of the CPU kernel, as tables of integers made from a `Geometry`.
+
+For one offset between query and training positions, window sums slide: a step along an axis adds what enters
+the window and takes away what leaves it. `slide` writes those steps down; everything that tells the machines
+apart (padding, wrapping, position classes) is in these tables and in masks of training columns, so that the
+kernel has no cases.
+
+Training columns are handled in blocks of `width` neighbouring ones, `lanes` images each: the column offsets
+`first, ..., first + width - 1` of a query column are one stretch of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from patchindex.exact.simd import BLOCK
+from patchindex.patches import Axis, Geometry
+
+__all__ = ["Direct", "Full", "Plan"]
+
+NOTHING = -1
+# Added to logits that must not count: far below any, and sums with it are still finite.
+FAR_BELOW = np.float32(-1e30)
+
+
+class Step(NamedTuple):
+    """One step of a sliding window: positions that enter and leave it, and its centre if that is wanted."""
+
+    add: int | None
+    sub: int | None
+    centre: int | None
+
+
+def slide(centres: Iterable[int], d: int, exists: Callable[[int], bool]) -> list[Step]:
+    """Slide a window of 2 d + 1 positions over ascending centres.
+
+    Positions for which `exists` is false add nothing.
+
+    Examples
+    --------
+    >>> [tuple(step) for step in slide([1, 2], 1, lambda i: i < 3)]
+    [(0, None, None), (1, None, None), (2, None, 1), (None, 0, 2)]
+    """
+    wanted = list(centres)
+    ends = {centre + d: centre for centre in wanted}
+    first = wanted[0] - d
+    steps = []
+    for front in range(first, wanted[-1] + d + 1):
+        back = front - (2 * d + 1)
+        step = Step(
+            front if exists(front) else None,
+            back if back >= first and exists(back) else None,
+            ends.get(front),
+        )
+        if step != (None, None, None):
+            steps.append(step)
+    return steps
+
+
+class Full(NamedTuple):
+    """Tables for all pixels of a query.
+
+    Attributes
+    ----------
+    row_start : array of int64, shape (row offsets + 1,)
+        Where the steps of each row offset begin in `rows`.
+    rows : array of int64, shape (steps, 6)
+        Training and query row that enter, training and query row that leave, training row and query row whose
+        logits are ready; -1 for none. Query row H is a row of zeros.
+    slot_train, slot_query : arrays of int64, shape (blocks, most slots)
+        First training column (padded) and query column of the column sums of a block of offsets.
+    slots, steps, warm : arrays of int64, shape (blocks,)
+        How many slots and steps a block has, and how many of the steps come before any is ready.
+    columns : array of int64, shape (blocks, most steps, 4)
+        Slot that enters, slot that leaves (the last one is always zero), first training column (padded) and
+        query column that are ready, or -1.
+    mask : array of int64, shape (blocks,)
+        Which mask of training columns a block has.
+    start : array of float32, shape (blocks * BLOCK,)
+        0 for the offsets of a block, `FAR_BELOW` for those that it must leave out.
+    """
+
+    row_start: np.ndarray
+    rows: np.ndarray
+    slot_train: np.ndarray
+    slot_query: np.ndarray
+    slots: np.ndarray
+    steps: np.ndarray
+    warm: np.ndarray
+    columns: np.ndarray
+    mask: np.ndarray
+    start: np.ndarray
+
+
+class Direct(NamedTuple):
+    """Tables for single pixels.
+
+    Attributes
+    ----------
+    reach : int
+        k // 2.
+    query_y, query_x, train_y, train_x : arrays of int64
+        Pixel at position i - reach, wrapped around where the windows are; -1 where there is none.
+    range_y, range_x : arrays of int64, shape (H or W, 2)
+        Range of the training positions that a position is compared with.
+    mask : array of int64, shape (W,)
+        Mask of training columns of a query column.
+    start : array of float32, shape (width * BLOCK,)
+        As in `Full`, for blocks of which 1, 2, ... columns are in range.
+    """
+
+    reach: int
+    query_y: np.ndarray
+    query_x: np.ndarray
+    train_y: np.ndarray
+    train_x: np.ndarray
+    range_y: np.ndarray
+    range_x: np.ndarray
+    mask: np.ndarray
+    start: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tables of a geometry, for tiles of `lanes` images.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    channels : int
+    lanes : int
+        Images of a tile, a power of two up to BLOCK.
+
+    Examples
+    --------
+    >>> plan = Plan(Geometry.of("ELS", 3, (8, 8)), 3, 32)
+    >>> plan.padded, plan.masks.shape, len(plan.full.row_start)
+    (14, (2, 8), 9)
+    """
+
+    geometry: Geometry
+    channels: int
+    lanes: int
+
+    @property
+    def width(self) -> int:
+        """Training columns of a block."""
+        return BLOCK // self.lanes
+
+    @property
+    def pad(self) -> int:
+        """Columns that a tile has on each side of its images."""
+        return self.width - 1
+
+    @property
+    def padded(self) -> int:
+        """Columns of a tile."""
+        return self.geometry.x.size + 2 * self.pad
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """Training columns that are shared, and those that are alone in their class: bool, shape (2, W)."""
+        masks = np.zeros((2, self.geometry.x.size), bool)
+        for mask, positions in zip(masks, _positions(self.geometry.x), strict=True):
+            mask[positions] = True
+        return masks
+
+    @cached_property
+    def norm_rows(self) -> np.ndarray:
+        """Steps of the sums of squares down the rows: row that enters, leaves, is ready; (steps, 3)."""
+        return _norm_steps(self.geometry.y)
+
+    @cached_property
+    def norm_columns(self) -> np.ndarray:
+        """The same along a row."""
+        return _norm_steps(self.geometry.x)
+
+    @cached_property
+    def full(self) -> Full:
+        """Tables for all pixels of a query."""
+        rows = [self._rows(offset) for offset in _offsets(self.geometry.y)]
+        blocks = [
+            block for mask in (0, 1) for first in self._first_offsets(mask) for block in [(mask, first)]
+        ]
+        slot_lists, step_lists = [], []
+        for mask, first in blocks:
+            slots = self._slots(mask, first)
+            slot_lists.append(slots)
+            step_lists.append(self._columns(mask, first, slots))
+        zero_slot = max(map(len, slot_lists))
+        most = max(map(len, step_lists))
+        slot_train = np.zeros((len(blocks), zero_slot), np.int64)
+        slot_query = np.zeros_like(slot_train)
+        columns = np.full((len(blocks), most, 4), NOTHING)
+        start = np.zeros((len(blocks), self.width, self.lanes), np.float32)
+        warm = np.zeros(len(blocks), np.int64)
+        for b, ((mask, first), slots, steps) in enumerate(zip(blocks, slot_lists, step_lists, strict=True)):
+            slot_train[b, : len(slots)] = [self._train_column(u + first) for u in slots]
+            slot_query[b, : len(slots)] = np.array(slots) % self.geometry.x.size
+            for j, (add, sub, train, query) in enumerate(steps):
+                columns[b, j] = (
+                    zero_slot if add is None else add,
+                    zero_slot if sub is None else sub,
+                    train,
+                    query,
+                )
+            warm[b] = next(j for j, step in enumerate(steps) if step[1] is not None or step[3] != NOTHING)
+            allowed = self._last_offset(mask) - first + 1
+            start[b, max(0, allowed) :] = FAR_BELOW
+        return Full(
+            row_start=np.cumsum([0, *map(len, rows)]),
+            rows=np.concatenate(rows),
+            slot_train=slot_train,
+            slot_query=slot_query,
+            slots=np.array([len(s) for s in slot_lists]),
+            steps=np.array([len(s) for s in step_lists]),
+            warm=warm,
+            columns=columns,
+            mask=np.array([mask for mask, _ in blocks]),
+            start=start.reshape(-1),
+        )
+
+    @cached_property
+    def direct(self) -> Direct:
+        """Tables for single pixels."""
+        d = self.geometry.k // 2
+        y, x = self.geometry.y, self.geometry.x
+        start = np.zeros((self.width, self.width, self.lanes), np.float32)
+        for columns in range(self.width):
+            start[columns, columns + 1 :] = FAR_BELOW
+        shared = _positions(x)[0]
+        return Direct(
+            reach=d,
+            query_y=_pixels(y, y.circular),
+            query_x=_pixels(x, x.circular),
+            train_y=_pixels(y, y.train_padding == "wrapped"),
+            train_x=_pixels(x, x.train_padding == "wrapped"),
+            range_y=_ranges(y),
+            range_x=_ranges(x),
+            mask=np.array([int(not (x.circular or i in shared)) for i in range(x.size)]),
+            start=start.reshape(-1),
+        )
+
+    def _rows(self, offset: int) -> np.ndarray:
+        """Return the steps of one row offset, as in `Full.rows`."""
+        axis = self.geometry.y
+        shared, alone = _positions(axis)
+        centres = sorted([*shared, *alone]) if offset == 0 else list(shared)
+        if not axis.circular:
+            centres = [i for i in centres if offset == 0 or i - offset in shared]
+
+        def exists(row: int) -> bool:
+            if axis.train_padding == "wrapped":
+                return True
+            inside = 0 <= row < axis.size
+            return inside and (axis.circular or 0 <= row - offset < axis.size)
+
+        def pair(row: int | None) -> tuple[int, int]:
+            return (NOTHING, NOTHING) if row is None else (row % axis.size, (row - offset) % axis.size)
+
+        table = []
+        for step in slide(centres, self.geometry.k // 2, exists):
+            add, sub = pair(step.add), pair(step.sub)
+            if step.add is None and step.sub is not None:
+                add = (0, axis.size)  # the row of zeros
+            table.append((*add, *sub, *pair(step.centre)))
+        return np.array(table, np.int64)
+
+    def _first_offsets(self, mask: int) -> range:
+        """Return the first column offset of each block."""
+        axis = self.geometry.x
+        count = len(_positions(axis)[mask])
+        if count == 0:
+            return range(0)
+        if mask == 1:
+            return range(1)
+        return range(0 if axis.circular else 1 - count, self._last_offset(mask) + 1, self.width)
+
+    def _last_offset(self, mask: int) -> int:
+        axis = self.geometry.x
+        if mask == 1:
+            return 0
+        return axis.size - 1 if axis.circular else len(_positions(axis)[0]) - 1
+
+    def _outputs(self, mask: int, first: int) -> list[int]:
+        """Return the query columns, not wrapped around, that some offset of a block compares."""
+        axis = self.geometry.x
+        train = _positions(axis)[mask]
+        if axis.train_padding == "wrapped":
+            return list(range(-first, axis.size - first))
+        if mask == 1:
+            return list(train)
+        columns = range(train[0] - first - self.pad, train[-1] - first + 1)
+        return [u for u in columns if axis.circular or u in train]
+
+    def _exists(self, column: int, first: int) -> bool:
+        """Whether a query column, not wrapped around, has products with a block's training columns."""
+        axis = self.geometry.x
+        if axis.train_padding == "wrapped":
+            return True
+        inside = -self.pad <= column + first < axis.size
+        return inside and (axis.circular or 0 <= column < axis.size)
+
+    def _slots(self, mask: int, first: int) -> list[int]:
+        """Return the query columns, not wrapped around, whose column sums a block needs."""
+        axis, d = self.geometry.x, self.geometry.k // 2
+        outputs = self._outputs(mask, first)
+        if axis.train_padding == "wrapped":
+            return outputs  # all there are; they repeat beyond
+        return [u for u in range(outputs[0] - d, outputs[-1] + d + 1) if self._exists(u, first)]
+
+    def _columns(
+        self, mask: int, first: int, slots: list[int]
+    ) -> list[tuple[int | None, int | None, int, int]]:
+        """Return the steps of a block along a row: slots that enter and leave, training and query column."""
+        size = self.geometry.x.size
+        number = {u: i for i, u in enumerate(slots)}
+        if self.geometry.x.train_padding == "wrapped":
+            modular = {u % size: i for u, i in number.items()}
+            number = {
+                u: modular[u % size] for u in range(slots[0] - self.geometry.k, slots[-1] + self.geometry.k)
+            }
+        steps = slide(self._outputs(mask, first), self.geometry.k // 2, lambda u: self._exists(u, first))
+        table = []
+        for add, sub, centre in steps:
+            ready = (
+                (NOTHING, NOTHING) if centre is None else (self._train_column(centre + first), centre % size)
+            )
+            table.append((None if add is None else number[add], None if sub is None else number[sub], *ready))
+        return table
+
+    def _train_column(self, column: int) -> int:
+        """Return where a block of training columns begins in a tile."""
+        if self.geometry.x.train_padding == "wrapped":
+            column %= self.geometry.x.size
+        return column + self.pad
+
+
+def _positions(axis: Axis) -> tuple[range | list[int], list[int]]:
+    """Return the training positions that share their class with others, and those that are alone in it."""
+    members: dict[int, list[int]] = {}
+    for position in range(axis.size):
+        members.setdefault(axis.classes[position], []).append(position)
+    if axis.circular:
+        return axis.train_positions, []
+    shared = [m for m in members.values() if len(m) > 1]
+    if len(shared) > 1:
+        raise AssertionError("no machine has two classes with several positions along an axis")
+    alone = [m[0] for m in members.values() if len(m) == 1]
+    return (range(shared[0][0], shared[0][-1] + 1) if shared else range(0)), alone
+
+
+def _offsets(axis: Axis) -> list[int]:
+    return [offset.offset for offset in axis.offsets]
+
+
+def _norm_steps(axis: Axis) -> np.ndarray:
+    wrapped = axis.train_padding == "wrapped"
+    steps = slide(axis.train_positions, axis.k // 2, lambda i: wrapped or 0 <= i < axis.size)
+    return np.array([[NOTHING if i is None else i % axis.size for i in step] for step in steps], np.int64)
+
+
+def _pixels(axis: Axis, wrapped: bool) -> np.ndarray:
+    d = axis.k // 2
+    positions = np.arange(-d, axis.size + d)
+    if wrapped:
+        return positions % axis.size
+    return np.where((positions >= 0) & (positions < axis.size), positions, NOTHING)
+
+
+def _ranges(axis: Axis) -> np.ndarray:
+    shared, _ = _positions(axis)
+    return np.array(
+        [
+            (shared[0], shared[-1] + 1) if axis.circular or i in shared else (i, i + 1)
+            for i in range(axis.size)
+        ],
+        np.int64,
+    )
