@@ -71,9 +71,9 @@ def test_exact_agrees_with_brute_force(golden, name, dtype):
     for i in np.flatnonzero(golden["machine"] == name):
         expected = golden["posterior_mean"][i]
         t, k, label = (golden[key][i] for key in ("t", "k", "label"))
-        # float32 logits are up to 3e4 at t = 0.05, where their rounding is 1e-3; the issue asks for these
-        # bounds. From float64 only the result is rounded to float32.
-        bound = 1e-6 if dtype == torch.float64 else 1e-4 if t >= 0.3 else 1e-3
+        # float32 logits are up to 3e4 at t = 0.05, where their rounding is 1e-3. From float64 only the result
+        # is rounded to float32.
+        bound = 1e-6 if dtype == torch.float64 else 2e-5 if t >= 0.3 else 5e-4
         error = np.abs(estimate(machine, golden, i) - expected).max() / np.abs(expected).max()
         assert error < bound, (name, f"{k=} {t=} {label=} {error=}")
 

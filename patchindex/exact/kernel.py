@@ -199,21 +199,21 @@ def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped
                 if leaves >= 0:
                     for j in range(n_slots):
                         column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
-                        s = load_block(mine.columns, j * BLOCK)
+                        change = splat_block(np.float32(0))
                         for c in range(channels):
                             new = load_block(tile.values, add + c * line + column)
-                            s = s + splat_block(query[add_query + c * width + q]) * new
+                            change = change + splat_block(query[add_query + c * width + q]) * new
                             old = load_block(tile.values, sub + c * line + column)
-                            s = s - splat_block(query[sub_query + c * width + q]) * old
-                        store(mine.columns, j * BLOCK, s)
+                            change = change - splat_block(query[sub_query + c * width + q]) * old
+                        store(mine.columns, j * BLOCK, load_block(mine.columns, j * BLOCK) + change)
                 elif enters >= 0:
                     for j in range(n_slots):
                         column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
-                        s = load_block(mine.columns, j * BLOCK)
+                        change = splat_block(np.float32(0))
                         for c in range(channels):
                             new = load_block(tile.values, add + c * line + column)
-                            s = s + splat_block(query[add_query + c * width + q]) * new
-                        store(mine.columns, j * BLOCK, s)
+                            change = change + splat_block(query[add_query + c * width + q]) * new
+                        store(mine.columns, j * BLOCK, load_block(mine.columns, j * BLOCK) + change)
                 y = tables.rows[r, 4]
                 if y < 0:
                     continue
@@ -222,8 +222,9 @@ def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped
                 for j in range(tables.warm[b]):
                     s = s + load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
                 for j in range(tables.warm[b], tables.steps[b]):
-                    s = s + load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
-                    s = s - load_block(mine.columns, tables.columns[b, j, 1] * BLOCK)
+                    change = load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
+                    change = change - load_block(mine.columns, tables.columns[b, j, 1] * BLOCK)
+                    s = s + change
                     if tables.columns[b, j, 3] >= 0:
                         column = tables.columns[b, j, 2] * lanes
                         logits = s - load_block(tile.norms, norms + y * line + column)
