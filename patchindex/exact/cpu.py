@@ -33,8 +33,8 @@ TASK_SECONDS = 0.2  # what a task should take at most, since threads stop betwee
 LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
 NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
 
-# Nanoseconds of one thread, measured by benchmarks/exact.py (2 x AVX-512 at 4 GHz) and used to choose between
-# the kernels and to cut the work; only their ratios matter for the choice.
+# Nanoseconds of one thread, estimated from operation counts and not yet measured by a benchmark. They cut the
+# work into tasks and choose between the kernels; a wrong one costs time and changes no result.
 MULTIPLY_ADD = 1.0  # a block of products in `scan_pixels` or `scan_all`
 MEMBERS = 12.0  # a block of logits, from the sums to the weights
 
@@ -84,19 +84,21 @@ class Job:
 
     def pieces(self, tiles: int) -> list[list[Piece]]:
         """Cut the work of a tile into tasks."""
-        seconds = [self.units(q) * self.unit_seconds(q) for q in range(len(self.queries))]
+        units = [self.units(q) for q in range(len(self.queries))]
+        each = [self.unit_seconds(q) for q in range(len(self.queries))]
+        seconds = [n * s for n, s in zip(units, each, strict=True)]
         tasks = max(math.ceil(sum(seconds) / TASK_SECONDS), math.ceil(LEAST_TASKS / tiles))
         limit = sum(seconds) / tasks
         cut: list[list[Piece]] = [[]]
         room = limit
         for q in range(len(self.queries)):
             first = 0
-            while first < self.units(q):
-                count = max(1, min(self.units(q) - first, round(room / self.unit_seconds(q))))
+            while first < units[q]:
+                count = max(1, min(units[q] - first, round(room / each[q])))
                 cut[-1].append(Piece(q, first, first + count))
-                room -= count * self.unit_seconds(q)
+                room -= count * each[q]
                 first += count
-                if room < 0.5 * self.unit_seconds(q):
+                if room < 0.5 * each[q]:
                     cut.append([])
                     room = limit
         return [pieces for pieces in cut if pieces]
@@ -175,6 +177,9 @@ def _scan_group(
         state.merge(other)
     state = SoftmaxState(*(f.reshape(batch, height, width, *f.shape[2:]) for f in vars(state).values()))
     state.count += torch.from_numpy(counts) * (hi - lo)
+    # Squares were rounded to float32 one by one; what Cauchy and Schwarz say holds for their sum all the same.
+    square = state.weight.square()
+    state.weight_sq = torch.minimum(torch.maximum(state.weight_sq, square / state.count), square)
     state.max_logit -= query_norms(centred, geometry) / (2 * beta)
     return state
 
@@ -266,12 +271,8 @@ def _run(
     # Two blocks are there at a time, and while the next is read a third.
     at_once = max(1, memory // 3 // (lanes * height * width * job.plan.channels)) * lanes
     with read_ahead(training.blocks(lo, hi, at_once)) as blocks:
-        tasks = _Tasks(
-            (block[i : i + lanes], pieces)
-            for block in blocks
-            for i in range(0, len(block), lanes)
-            for pieces in cut
-        )
+        images = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
+        tasks = _Tasks((tile, pieces) for tile in images for pieces in cut)
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads, "patchindex-exact") as pool:
             futures = [pool.submit(_work, job, tasks) for _ in range(threads)]
@@ -312,7 +313,7 @@ def _work(job: Job, tasks: _Tasks) -> tuple[np.ndarray, np.ndarray]:
     running = np.full((batch, pixels), kernel.NOTHING_YET)
     tops = np.full((batch, pixels), float(kernel.NOTHING_YET))
     totals = np.zeros((batch, pixels, 2 + plan.channels))
-    prepared = None
+    prepared: np.ndarray | None = None
     while (task := tasks.take()) is not None:
         images, pieces = task
         if prepared is not images:
@@ -327,6 +328,7 @@ def _work(job: Job, tasks: _Tasks) -> tuple[np.ndarray, np.ndarray]:
                 tile,
                 down,
             )
+            prepared = images
         for query, first, last in pieces:
             mine = kernel.Sums(running[query], sums, columns, job.threshold)
             asked = job.pixels[query]

@@ -3,8 +3,8 @@
 For one offset between query and training positions, the inner product of two windows is a sum of pixel
 products over the window, and neighbouring windows share all but a row and a column of it. So the kernel walks
 down the rows of a tile with the running sums of k rows of products in one vector for each column
-(`2 C` multiply-adds a pair), and along each row with the running sum of k columns (two additions), whatever
-k is.
+(`2 C` multiply-adds a pair), and along each row with the running sum of k columns (two additions, and three
+that keep what those round off), whatever k is.
 
 A vector is `BLOCK` floats: neighbouring training columns x images. Logits are in units of log 2, so that a
 change of the running maximum, always a whole number, is an exact change of exponents. A block whose logits
@@ -41,9 +41,8 @@ from patchindex.exact.simd import (
 
 __all__ = ["NOTHING_YET", "Sums", "Tile", "flush", "prepare", "scan_all", "scan_pixels"]
 
-NOTHING_YET = np.float32(
-    -1e29
-)  # running maximum of a pixel without members: above every logit that is masked
+# Running maximum of a pixel without members: above every logit that is masked.
+NOTHING_YET = np.float32(-1e29)
 FLOOR = np.float32(-62.0)  # weights are not below 2^FLOOR, whose square is a normal number still
 SLACK = np.float32(16.0)  # weights may grow to 2^SLACK before the running maximum is moved
 NO_LOGIT = np.float32(1e30)
@@ -179,6 +178,17 @@ def _add(logits, pixel, mine, tile, centres):  # type: ignore[no-untyped-def]
         store(mine.sums, e, fold_product(load_lanes(mine.sums, e), w, centre))
 
 
+@inlined
+def _products(tile, query, values, pixel):  # type: ignore[no-untyped-def]
+    """Multiply a block of training values by a query pixel, summed over channels."""
+    stride = tile.padded * tile.lanes
+    products = splat_block(query[pixel]) * load_block(tile.values, values)
+    for c in range(1, tile.channels):
+        value = load_block(tile.values, values + c * stride)
+        products = products + splat_block(query[pixel + c * tile.width]) * value
+    return products
+
+
 @compiled
 def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped-def]
     """Add a tile's patches to all pixels, for the row offsets numbered `first` to `last - 1` in `Full`."""
@@ -196,41 +206,28 @@ def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped
                 enters, leaves = tables.rows[r, 0], tables.rows[r, 2]
                 add, add_query = enters * channels * line, tables.rows[r, 1] * channels * width
                 sub, sub_query = leaves * channels * line, tables.rows[r, 3] * channels * width
-                if leaves >= 0:
+                if enters >= 0:
                     for j in range(n_slots):
                         column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
-                        change = splat_block(np.float32(0))
-                        for c in range(channels):
-                            new = load_block(tile.values, add + c * line + column)
-                            change = change + splat_block(query[add_query + c * width + q]) * new
-                            old = load_block(tile.values, sub + c * line + column)
-                            change = change - splat_block(query[sub_query + c * width + q]) * old
-                        store(mine.columns, j * BLOCK, load_block(mine.columns, j * BLOCK) + change)
-                elif enters >= 0:
-                    for j in range(n_slots):
-                        column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
-                        change = splat_block(np.float32(0))
-                        for c in range(channels):
-                            new = load_block(tile.values, add + c * line + column)
-                            change = change + splat_block(query[add_query + c * width + q]) * new
+                        change = _products(tile, query, add + column, add_query + q)
+                        if leaves >= 0:
+                            change = change - _products(tile, query, sub + column, sub_query + q)
                         store(mine.columns, j * BLOCK, load_block(mine.columns, j * BLOCK) + change)
                 y = tables.rows[r, 4]
                 if y < 0:
                     continue
                 pixels = tables.rows[r, 5] * width
-                s = load_block(tables.start, b * BLOCK)
-                for j in range(tables.warm[b]):
-                    s = s + load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
-                for j in range(tables.warm[b], tables.steps[b]):
+                s, lost = load_block(tables.start, b * BLOCK), splat_block(np.float32(0))
+                for j in range(tables.steps[b]):
                     change = load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
                     change = change - load_block(mine.columns, tables.columns[b, j, 1] * BLOCK)
+                    before = s
                     s = s + change
+                    lost = lost + (change - (s - before))  # what rounding took (Dekker)
                     if tables.columns[b, j, 3] >= 0:
-                        column = tables.columns[b, j, 2] * lanes
-                        logits = s - load_block(tile.norms, norms + y * line + column)
-                        _add(
-                            logits, pixels + tables.columns[b, j, 3], mine, tile, y * channels * line + column
-                        )
+                        pixel, column = pixels + tables.columns[b, j, 3], tables.columns[b, j, 2] * lanes
+                        logits = s - load_block(tile.norms, norms + y * line + column) + lost
+                        _add(logits, pixel, mine, tile, y * channels * line + column)
 
 
 @compiled
@@ -258,9 +255,7 @@ def scan_pixels(tile, query, tables, pixels, mine):  # type: ignore[no-untyped-d
                             continue
                         at = train_y * channels * line + (pad + train_x) * lanes
                         q = query_y * channels * width + query_x
-                        for c in range(channels):
-                            values = load_block(tile.values, at + c * line)
-                            logits = logits + splat_block(query[q + c * width]) * values
+                        logits = logits + _products(tile, query, at, q)
                 column = (pad + j) * lanes
                 logits = logits - load_block(tile.norms, norms + column)
                 _add(logits, pixels[p], mine, tile, i * channels * line + column)

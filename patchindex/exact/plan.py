@@ -74,8 +74,8 @@ class Full(NamedTuple):
         logits are ready; -1 for none. Query row H is a row of zeros.
     slot_train, slot_query : arrays of int64, shape (blocks, most slots)
         First training column (padded) and query column of the column sums of a block of offsets.
-    slots, steps, warm : arrays of int64, shape (blocks,)
-        How many slots and steps a block has, and how many of the steps come before any is ready.
+    slots, steps : arrays of int64, shape (blocks,)
+        How many slots and steps a block has.
     columns : array of int64, shape (blocks, most steps, 4)
         Slot that enters, slot that leaves (the last one is always zero), first training column (padded) and
         query column that are ready, or -1.
@@ -91,7 +91,6 @@ class Full(NamedTuple):
     slot_query: np.ndarray
     slots: np.ndarray
     steps: np.ndarray
-    warm: np.ndarray
     columns: np.ndarray
     mask: np.ndarray
     start: np.ndarray
@@ -183,10 +182,8 @@ class Plan:
     @cached_property
     def full(self) -> Full:
         """Tables for all pixels of a query."""
-        rows = [self._rows(offset) for offset in _offsets(self.geometry.y)]
-        blocks = [
-            block for mask in (0, 1) for first in self._first_offsets(mask) for block in [(mask, first)]
-        ]
+        rows = [self._rows(offset.offset) for offset in self.geometry.y.offsets]
+        blocks = [(mask, first) for mask in (0, 1) for first in self._first_offsets(mask)]
         slot_lists, step_lists = [], []
         for mask, first in blocks:
             slots = self._slots(mask, first)
@@ -198,7 +195,6 @@ class Plan:
         slot_query = np.zeros_like(slot_train)
         columns = np.full((len(blocks), most, 4), NOTHING)
         start = np.zeros((len(blocks), self.width, self.lanes), np.float32)
-        warm = np.zeros(len(blocks), np.int64)
         for b, ((mask, first), slots, steps) in enumerate(zip(blocks, slot_lists, step_lists, strict=True)):
             slot_train[b, : len(slots)] = [self._train_column(u + first) for u in slots]
             slot_query[b, : len(slots)] = np.array(slots) % self.geometry.x.size
@@ -209,7 +205,6 @@ class Plan:
                     train,
                     query,
                 )
-            warm[b] = next(j for j, step in enumerate(steps) if step[1] is not None or step[3] != NOTHING)
             allowed = self._last_offset(mask) - first + 1
             start[b, max(0, allowed) :] = FAR_BELOW
         return Full(
@@ -219,7 +214,6 @@ class Plan:
             slot_query=slot_query,
             slots=np.array([len(s) for s in slot_lists]),
             steps=np.array([len(s) for s in step_lists]),
-            warm=warm,
             columns=columns,
             mask=np.array([mask for mask, _ in blocks]),
             start=start.reshape(-1),
@@ -353,10 +347,6 @@ def _positions(axis: Axis) -> tuple[range | list[int], list[int]]:
         raise AssertionError("no machine has two classes with several positions along an axis")
     alone = [m[0] for m in members.values() if len(m) == 1]
     return (range(shared[0][0], shared[0][-1] + 1) if shared else range(0)), alone
-
-
-def _offsets(axis: Axis) -> list[int]:
-    return [offset.offset for offset in axis.offsets]
 
 
 def _norm_steps(axis: Axis) -> np.ndarray:

@@ -43,31 +43,9 @@ def scan(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[float], None] | None = None,
 ) -> SoftmaxState:
-    """Compare every pixel with every training patch of its position class.
+    """Scan by matrix products, in the device and dtype asked for; the state is float64 always.
 
-    Parameters
-    ----------
-    training : TrainingImages
-        N images of the geometry's size.
-    geometry : Geometry
-        The machine and its locality scale.
-    x : Tensor, shape (B, C, H, W)
-        Noisy images, on the device that does the work.
-    a, beta : float
-        Signal scale `sqrt(1 - beta)` and noise variance.
-    label : int, optional
-        Only images of this label.
-    memory : int
-        Bytes that temporary arrays may take, if one query fits: about 13 MiB at 32 x 32 x 3, 100 at 64 x 64.
-    dtype : torch.dtype
-        float32, or float64 for studies. Products accumulate in it; the state is float64 always.
-    progress : callable, optional
-        Told the share of the scan that is done, in (0, 1].
-
-    Returns
-    -------
-    SoftmaxState
-        For the pixels, shape (B, H, W).
+    Parameters and results are those of `patchindex.exact.scan`.
     """
     batch, channels, height, width = x.shape
     state = SoftmaxState.empty((width, height, batch), channels, x.device)
