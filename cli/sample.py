@@ -21,6 +21,7 @@ from patchindex.backends import faiss
 from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
 from patchindex.estimators import ESTIMATORS
 from patchindex.images.npz import read_arrays
+from patchindex.exact import load_kernel
 from patchindex.index import open_index
 from patchindex.machine import ScoreMachine
 from patchindex.pictures import image_grid
@@ -117,8 +118,13 @@ def sample(
     noise = None if x_t is None else _read_noise(x_t)
     if noise is None and n is None:
         n = 16
-    start = time.perf_counter()
     with stages() as progress:
+        compiling = None
+        if machine.estimator == "exact" and machine.device.type == "cpu":
+            progress("loading the kernel", 0, 1)  # by itself, so that its time is not taken for the drawing's
+            compiling = load_kernel()
+            progress("loading the kernel", 1, 1)
+        start = time.perf_counter()
         result = draw(
             machine,
             n,
@@ -142,6 +148,7 @@ def sample(
             "faiss": getattr(faiss, "__version__", None),
         },
         "seconds": seconds,
+        "compile_seconds": None if compiling is None else round(compiling, 3),
         "steps": result.steps,
     }
     _write(output, result, record)
@@ -149,6 +156,8 @@ def sample(
         print_json({**record, "files": [str(output / name) for name in FILES]})
     else:
         click.echo(f"{output / FILES[0]}: {len(result.images)} images in {seconds:.1f} s")
+        if compiling is not None:
+            click.echo(f"(and {compiling:.1f} s once, to compile the exact kernel for this processor)")
 
 
 def _read_noise(path: Path) -> np.ndarray:

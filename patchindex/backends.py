@@ -20,7 +20,7 @@ except ImportError:  # faiss comes with one of two extras; exact scores need nei
 
 from patchindex.errors import DeviceError, InputError
 
-__all__ = ["faiss_gpus", "require_faiss", "resolve_device", "threads"]
+__all__ = ["faiss_gpus", "full_precision", "require_faiss", "resolve_device", "threads"]
 
 MAX_THREADS = 1024
 MAX_GPU_SELECTION = 2048  # FAISS's GPU side selects at most this many neighbours, and probes as many lists
@@ -129,3 +129,25 @@ def threads(n: int | None) -> Iterator[int]:
         torch.set_num_threads(before[0])
         if faiss is not None:
             faiss.omp_set_num_threads(before[1])
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply float32 matrices in float32 inside the block, even where TF32 or bfloat16 are allowed.
+
+    Examples
+    --------
+    >>> torch.set_float32_matmul_precision("medium")
+    >>> with full_precision():
+    ...     torch.get_float32_matmul_precision()
+    'highest'
+    >>> torch.get_float32_matmul_precision()
+    'medium'
+    >>> torch.set_float32_matmul_precision("highest")
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

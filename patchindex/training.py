@@ -14,7 +14,7 @@ from torch import Tensor
 from patchindex.errors import InputError
 from patchindex.images import ImageSource, open_images
 
-__all__ = ["TrainingImages", "read_ahead", "to_unit"]
+__all__ = ["TrainingImages", "as_tensor", "read_ahead", "to_unit"]
 
 T = TypeVar("T")
 
@@ -110,12 +110,6 @@ class TrainingImages:
             stop = min(start + size, hi)
             yield self.source.read(slice(start, stop)) if direct else self.read(start, stop)
 
-    def tile(self, lo: int, hi: int, device: torch.device | str = "cpu") -> Tensor:
-        """Return images [lo, hi) as a uint8 tensor of shape (hi - lo, C, H, W)."""
-        # torch wants arrays that may be written to.
-        pixels = np.require(self.read(lo, hi), requirements=["C", "W"])
-        return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-
 
 @contextmanager
 def read_ahead(blocks: Iterator[T]) -> Iterator[Iterator[T]]:
@@ -136,6 +130,11 @@ def read_ahead(blocks: Iterator[T]) -> Iterator[Iterator[T]]:
                 yield block
 
         yield ahead()
+
+
+def as_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Return an array as a tensor, on a device; copied only if it may not be written to, as torch wants."""
+    return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
 
 
 def to_unit(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from patchindex.patches import Axis, Geometry
 from patchindex.training import to_unit
 
-__all__ = ["gather_patches", "pad", "query_norms", "query_windows"]
+__all__ = ["gather_patches", "pad", "query_norms", "query_windows", "windows"]
 
 
 def pad(images: Tensor, geometry: Geometry, padding: str) -> Tensor:
@@ -38,6 +38,28 @@ def pad(images: Tensor, geometry: Geometry, padding: str) -> Tensor:
     return images
 
 
+def windows(images: Tensor, geometry: Geometry, *, query: bool) -> Tensor:
+    """Return all windows of images, as a view of the padded images.
+
+    Parameters
+    ----------
+    images : Tensor, shape (B, C, H, W)
+        In [-1, 1].
+    geometry : Geometry
+        Says how the windows are padded.
+    query : bool
+        Whether the images are noisy ones; else they are training images.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, C, H, W, k, k); for training images only the positions that windows have.
+    """
+    wrapped = "wrapped" if geometry.y.circular else "zeros"
+    padded = pad(images, geometry, wrapped if query else geometry.y.train_padding)
+    return padded.unfold(2, geometry.k, 1).unfold(3, geometry.k, 1)
+
+
 def query_windows(x: Tensor, geometry: Geometry) -> Tensor:
     """Return every pixel's window.
 
@@ -54,9 +76,8 @@ def query_windows(x: Tensor, geometry: Geometry) -> Tensor:
         Shape (B * H * W, k, k, C), pixels in raster order: a view of the padded images until it is reshaped.
     """
     k, (height, width) = geometry.k, geometry.size
-    padded = pad(x, geometry, "wrapped" if geometry.y.circular else "zeros")
-    windows = padded.unfold(2, k, 1).unfold(3, k, 1)  # (B, C, H, W, k, k)
-    return windows.permute(0, 2, 3, 4, 5, 1).reshape(len(x) * height * width, k, k, -1)
+    by_pixel = windows(x, geometry, query=True).permute(0, 2, 3, 4, 5, 1)
+    return by_pixel.reshape(len(x) * height * width, k, k, -1)
 
 
 def query_norms(x: Tensor, geometry: Geometry) -> Tensor:

@@ -173,7 +173,8 @@ def test_tiles_of_any_size_agree(some, name):
             )
         )
     assert shares.count(1.0) == 3
-    assert 22 < len(shares) < 41  # 20 tiles, then more than one, then one
+    # Twenty tiles for each query by itself, then a few or one for both, then one.
+    assert 42 <= len(shares) < 60
     for state in states[:2]:
         torch.testing.assert_close(state.log_weight(), states[2].log_weight(), rtol=1e-10, atol=1e-9)
         torch.testing.assert_close(state.mean(), states[2].mean(), rtol=0, atol=1e-9)

@@ -7,6 +7,7 @@ number of threads. Threads add what they find to float64 sums of their own, and 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
 from patchindex.windows import query_norms
 
-__all__ = ["scan"]
+__all__ = ["load_kernel", "query_bytes", "scan"]
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # what a task should take at most, since threads stop between tasks
 LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
+SAMPLE = 64  # images whose grey is taken off
 NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
 
 # Nanoseconds of one thread, estimated from operation counts and not yet measured by a benchmark. They cut the
@@ -104,57 +106,31 @@ class Job:
         return [pieces for pieces in cut if pieces]
 
 
+def query_bytes(geometry: Geometry, channels: int) -> int:
+    """Return what a query takes: two maxima and float64 sums in each thread, and states with copies."""
+    pixels = geometry.size[0] * geometry.size[1]
+    return pixels * (torch.get_num_threads() * (12 + 8 * (2 + channels)) + 3 * 8 * (5 + 3 * channels))
+
+
 def scan(
     training: TrainingImages,
+    lo: int,
+    hi: int,
     geometry: Geometry,
     x: Tensor,
     a: float,
     beta: float,
     *,
-    label: int | None = None,
-    memory: int = 256 << 20,
-    progress: Callable[[float], None] | None = None,
-    pixels: Tensor | None = None,
-) -> SoftmaxState:
-    """Scan with the CPU kernel in float32: `patchindex.exact.scan` for LS, ELS and bbELS.
-
-    Parameters and results are those of `patchindex.exact.scan`, with `pixels` a mask.
-    """
-    batch, channels, height, width = x.shape
-    lo, hi = training.range_of(label)
-    threads = torch.get_num_threads()
-    # A query takes float32 sums in each thread once, and for each query two maxima, float64 sums and states.
-    each = height * width * (threads * (12 + 8 * (2 + channels)) + 3 * 8 * (5 + 3 * channels))
-    group = max(1, memory // 2 // each)
-    parts = []
-    for first in range(0, batch, group):
-        part = slice(first, first + group)
-
-        def told(share: float, first: int = first) -> None:
-            if progress is not None:
-                progress((first + share * min(group, batch - first)) / batch)
-
-        mask = None if pixels is None else pixels[part]
-        parts.append(_scan_group(training, geometry, x[part], a, beta, lo, hi, memory // 2, mask, told))
-    return SoftmaxState.cat(parts)
-
-
-def _scan_group(
-    training: TrainingImages,
-    geometry: Geometry,
-    x: Tensor,
-    a: float,
-    beta: float,
-    lo: int,
-    hi: int,
-    memory: int,
     mask: Tensor | None,
+    memory: int,
+    dtype: torch.dtype,
     told: Callable[[float], None],
 ) -> SoftmaxState:
+    """Scan in float32, whatever the dtype: see `Engine`."""
     batch, channels, height, width = x.shape
     plan = _plan(geometry, channels, _lanes(geometry, hi - lo))
     # Values are integers around a grey of the data's own: smaller sums round less.
-    sample = training.read(lo, min(lo + 64, hi))
+    sample = training.read(lo, min(lo + SAMPLE, hi))
     grey = np.rint(sample.mean((0, 1, 2), dtype=np.float64)).astype(np.float32)
     grey_unit = torch.from_numpy(grey.astype(np.float64) / 127.5 - 1)
     centred = x.double() - a * grey_unit[:, None, None]
@@ -177,11 +153,48 @@ def _scan_group(
         state.merge(other)
     state = SoftmaxState(*(f.reshape(batch, height, width, *f.shape[2:]) for f in vars(state).values()))
     state.count += torch.from_numpy(counts) * (hi - lo)
-    # Squares were rounded to float32 one by one; what Cauchy and Schwarz say holds for their sum all the same.
+    # Squares were rounded to float32 one by one; for their sum Cauchy and Schwarz hold all the same.
     square = state.weight.square()
     state.weight_sq = torch.minimum(torch.maximum(state.weight_sq, square / state.count), square)
     state.max_logit -= query_norms(centred, geometry) / (2 * beta)
     return state
+
+
+def load_kernel() -> float | None:
+    """Load the compiled kernel; return the seconds of compiling it, None where that was done before.
+
+    The first scan does it otherwise. What is compiled is kept for this processor: see `kernel.compiled`.
+
+    Examples
+    --------
+    >>> seconds = load_kernel()
+    >>> load_kernel() is None
+    True
+    """
+    functions = (kernel.prepare, kernel.scan_all, kernel.scan_pixels, kernel.flush)
+
+    def misses() -> int:
+        return sum(sum(function.stats.cache_misses.values()) for function in functions)
+
+    before, start = misses(), time.perf_counter()
+    training = TrainingImages(np.zeros((1, 8, 8, 1), np.uint8))
+    geometry, x = Geometry.of("ELS", 3, (8, 8)), torch.zeros(1, 1, 8, 8)
+    one = torch.arange(64)[None] == 0
+    for mask in (None, one):  # all pixels are for one kernel, one pixel is for the other
+        scan(
+            training,
+            0,
+            1,
+            geometry,
+            x,
+            0.5,
+            0.75,
+            mask=mask,
+            memory=1 << 20,
+            dtype=torch.float32,
+            told=lambda share: None,
+        )
+    return time.perf_counter() - start if misses() > before else None
 
 
 _plan = lru_cache(maxsize=32)(Plan)  # its tables take a few milliseconds to make
@@ -237,7 +250,7 @@ def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | No
     if mask is None:
         return [None] * batch
     chosen: list[np.ndarray | None] = []
-    for one in mask.reshape(batch, -1):
+    for one in mask:
         pixels = one.nonzero()[:, 0].numpy()
         chosen.append(pixels if len(pixels) * _pixel_cost(plan) < _full_cost(plan) else None)
     return chosen
@@ -318,7 +331,7 @@ def _work(job: Job, tasks: _Tasks) -> tuple[np.ndarray, np.ndarray]:
         images, pieces = task
         if prepared is not images:
             kernel.prepare(
-                images,
+                np.require(images, np.uint8, ["C", "W"]),  # one type to compile for
                 job.grey,
                 job.norm_scale,
                 plan.norm_rows,

@@ -1,19 +1,52 @@
-"""The exact scan: which engine does it."""
+"""The exact scan: which engine does it, for which queries at a time, and which of their pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from patchindex.exact import cpu
+from patchindex.backends import full_precision
+from patchindex.errors import InputError
+from patchindex.exact import cpu, ideal
 from patchindex.exact import torch as anywhere
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 
-__all__ = ["scan"]
+__all__ = ["Engine", "scan"]
+
+
+class Engine(Protocol):
+    """What a module has to have to be an engine."""
+
+    def query_bytes(self, geometry: Geometry, channels: int) -> int:
+        """Return what a query takes whatever the training images: its sums and states, with copies."""
+        ...
+
+    def scan(
+        self,
+        training: TrainingImages,
+        lo: int,
+        hi: int,
+        geometry: Geometry,
+        x: Tensor,
+        a: float,
+        beta: float,
+        *,
+        mask: Tensor | None,
+        memory: int,
+        dtype: torch.dtype,
+        told: Callable[[float], None],
+    ) -> SoftmaxState:
+        """Scan training images lo to hi - 1 for queries x (B, C, H, W); return a state of shape (B, H, W).
+
+        With a mask of bool, shape (B, H * W), pixels outside of it may hold anything. `memory` is for what
+        grows with a block of training images, and `told` hears the share that is done.
+        """
+        ...
 
 
 def scan(
@@ -24,6 +57,7 @@ def scan(
     beta: float,
     *,
     label: int | None = None,
+    pixels: Tensor | Sequence[Tensor] | None = None,
     memory: int = 256 << 20,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[float], None] | None = None,
@@ -31,7 +65,8 @@ def scan(
     """Compare every pixel with every training patch of its position class.
 
     In float32 on a CPU the compiled kernel of `patchindex.exact.cpu` does it, on as many threads as torch
-    has; on other devices, in float64 and for IS `patchindex.exact.torch`.
+    has; on other devices and in float64 `patchindex.exact.torch`; for IS, which compares whole images,
+    `patchindex.exact.ideal`.
 
     Parameters
     ----------
@@ -45,8 +80,12 @@ def scan(
         Signal scale `sqrt(1 - beta)` and noise variance.
     label : int, optional
         Only images of this label.
+    pixels : Tensor of bool, shape (B, H, W), or sequence of B tensors of int64, optional
+        Only these pixels: a mask, or for each image raster numbers `y * W + x`. Few cost in proportion to
+        their number; where a scan of all pixels is cheaper than that, it is done instead.
     memory : int
-        Bytes that temporary arrays may take, if one query fits: about 13 MiB at 32 x 32 x 3, 100 at 64 x 64.
+        Bytes that temporary arrays may take, if one query fits: half a MiB at 32 x 32 x 3 for the kernel, and
+        in float64 about 13 MiB, 100 at 64 x 64.
     dtype : torch.dtype
         float32, or float64 for studies.
     progress : callable, optional
@@ -55,19 +94,103 @@ def scan(
     Returns
     -------
     SoftmaxState
-        For the pixels, shape (B, H, W), in float64.
+        In float64. Of shape (B, H, W); with `pixels` of shape (M,), the pixels asked for: image by image, in
+        raster order for a mask, else as they are listed.
+
+    Raises
+    ------
+    InputError
+        When `pixels` has another shape or type, or numbers outside the image.
 
     Examples
     --------
     >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    >>> training, geometry = TrainingImages(images), Geometry.of("ELS", 3, (8, 8))
     >>> x = torch.zeros(1, 1, 8, 8)
-    >>> state = scan(TrainingImages(images), Geometry.of("ELS", 3, (8, 8)), x, 0.8, 0.36)
+    >>> state = scan(training, geometry, x, 0.8, 0.36)
     >>> state.mean().shape, int(state.count[0, 0, 0]) == 4 * 6 * 6
     (torch.Size([1, 8, 8, 1]), True)
+    >>> scan(training, geometry, x, 0.8, 0.36, pixels=[torch.tensor([63, 5])]).mean().shape
+    torch.Size([2, 1])
     """
-    if x.device.type == "cpu" and dtype == torch.float32 and geometry.machine != "IS":
-        return cpu.scan(training, geometry, x, a, beta, label=label, memory=memory, progress=progress)
-    return anywhere.scan(
-        training, geometry, x, a, beta, label=label, memory=memory, dtype=dtype, progress=progress
-    )
+    batch, channels, height, width = x.shape
+    engine: Engine = anywhere
+    if geometry.machine == "IS":
+        engine = ideal
+    elif x.device.type == "cpu" and dtype == torch.float32:
+        engine = cpu
+    lo, hi = training.range_of(label)
+    wanted = None if pixels is None else _wanted(pixels, x)
+    if wanted is not None and not sum(map(len, wanted)):
+        return SoftmaxState.empty((0,), channels, x.device)
+    # Half of the memory is for the queries of a group, with their states, and half for the scan.
+    group = max(1, memory // 2 // engine.query_bytes(geometry, channels))
+    parts = []
+    for first in range(0, batch, group):
+        part = slice(first, first + group)
+
+        def told(share: float, first: int = first) -> None:
+            if progress is not None:
+                progress((first + share * min(group, batch - first)) / batch)
+
+        mask = None
+        if wanted is not None:
+            mask = torch.zeros((len(wanted[part]), height * width), dtype=torch.bool, device=x.device)
+            for row, numbers in zip(mask, wanted[part], strict=True):
+                row[numbers] = True
+            if not mask.any():
+                continue
+        with full_precision():
+            state = engine.scan(
+                training,
+                lo,
+                hi,
+                geometry,
+                x[part],
+                a,
+                beta,
+                mask=mask,
+                memory=memory // 2,
+                dtype=dtype,
+                told=told,
+            )
+        if wanted is not None:
+            rows = torch.cat([i * height * width + numbers for i, numbers in enumerate(wanted[part])])
+            state = SoftmaxState(*(field.flatten(0, 2)[rows] for field in vars(state).values()))
+        parts.append(state)
+    return SoftmaxState.cat(parts)
+
+
+def _wanted(pixels: Tensor | Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """Return the raster numbers of the pixels asked for, image by image."""
+    batch, _, height, width = x.shape
+    if isinstance(pixels, Tensor) and pixels.dtype == torch.bool:
+        if tuple(pixels.shape) != (batch, height, width):
+            raise InputError(
+                f"a mask must be of shape {(batch, height, width)}, got {tuple(pixels.shape)}",
+                where="pixels",
+                remedy="give the shape of the images without channels",
+            )
+        return [mask.flatten().nonzero()[:, 0] for mask in pixels.to(x.device)]
+    wanted = [torch.as_tensor(numbers, device=x.device) for numbers in pixels]
+    if len(wanted) != batch:
+        raise InputError(
+            f"there are {len(wanted)} lists for {batch} images", where="pixels", remedy="give one for each"
+        )
+    for i, numbers in enumerate(wanted):
+        integers = not (numbers.is_floating_point() or numbers.dtype == torch.bool)
+        if numbers.dim() != 1 or not (integers or not len(numbers)):
+            raise InputError(
+                f"must be a list of integers, got {numbers.dtype} of shape {tuple(numbers.shape)}",
+                where=f"pixels of image {i}",
+                remedy="give raster numbers y * W + x, or a mask of bool for all images",
+            )
+        least, most = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+        if not 0 <= least <= most < height * width:
+            raise InputError(
+                f"numbers must be 0 to {height * width - 1}, got {least} to {most}",
+                where=f"pixels of image {i}",
+                remedy="give raster numbers y * W + x",
+            )
+    return [numbers.long() for numbers in wanted]

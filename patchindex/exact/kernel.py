@@ -17,7 +17,8 @@ channels.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -89,9 +90,16 @@ class Sums(NamedTuple):
     threshold: np.float32
 
 
-# Numba compiles for the processor at hand and keeps the result beside the source, or in NUMBA_CACHE_DIR.
-compiled = njit(nogil=True, cache=True, error_model="numpy")
 inlined = njit(forceinline=True, error_model="numpy")
+
+
+def compiled(function: Callable[..., None]) -> Any:
+    """Compile for the processor at hand, and keep the result: beside the source, or in NUMBA_CACHE_DIR."""
+    settings = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **settings)(function)
+    except RuntimeError:  # nowhere to keep it: a read-only installation without a home folder
+        return njit(**settings)(function)
 
 
 @compiled

@@ -2,7 +2,7 @@
 
 Numba leaves vectors to LLVM's loop vectoriser, which keeps no running sums in registers across a stencil.
 Here LLVM's own vector types are given a name: `block` vectors of `BLOCK` floats, which LLVM splits into as
-many machine registers as it takes (8 of AVX-512, 16 of AVX2, 32 of NEON), and `lane` vectors of `LANES`, one
+many machine registers as it takes (8 of AVX-512 or AVX2, 16 of NEON), and `lane` vectors of `LANES`, one
 AVX-512 register. The instructions are LLVM's portable ones, so the same code runs on x86 and ARM.
 
 All functions are for use inside `numba.njit`. Indices count floats and are not checked.
@@ -14,8 +14,8 @@ import operator
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
+from llvmlite import binding, ir
+from numba.core import config, types
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic, overload
 
@@ -36,8 +36,17 @@ __all__ = [
     "total",
 ]
 
+
+def _widest(features: str) -> int:
+    """Return the floats of a block: what leaves registers over for sums, for these processor features."""
+    return 128 if "+avx512f" in features.split(",") else 64
+
+
 LANES = 16
-BLOCK = 128
+# Numba compiles for the features in its setting, and those of this processor by default.
+BLOCK = _widest(
+    binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
+)
 FLAGS = ("nnan", "nsz", "contract")  # no NaN arises; products and sums fuse
 
 # 2^f = sum_i EXP2[i] f^i on [-1/2, 1/2], relative error 1e-7: see `exp2`.

@@ -1,6 +1,7 @@
 """The commands as a user runs them: what they write, print and end with."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,17 @@ def test_sample_writes_a_grid_the_samples_and_how_they_were_made(store, tmp_path
     run("sample", store, "-o", tmp_path / "again", "--x-t", tmp_path / "samples.npz", "--steps", 6)
     with np.load(tmp_path / "again" / "samples.npz") as again:
         np.testing.assert_array_equal(again["images"], images)
+
+
+def test_compiling_the_kernel_is_told_once(store, tmp_path, monkeypatch):
+    took = iter([4.25, None])
+    module = import_module("patchindex_cli.sample")
+    monkeypatch.setattr(module, "load_kernel", lambda: next(took))
+    for name, seconds in (("first", 4.25), ("second", None)):
+        done = run("sample", store, "-n", 1, "-o", tmp_path / name, "--steps", 2, "--estimator", "exact")
+        assert ("4.2 s once, to compile" in done.output) == (name == "first")
+        record = json.loads((tmp_path / name / "samples.json").read_text())
+        assert record["compile_seconds"] == seconds
 
 
 def test_sample_of_one_label_uses_its_images_only(store, tmp_path, fashion):

@@ -1,0 +1,77 @@
+"""The exact scan of IS: whole images, compared by one matrix product a block of them.
+
+The distance is the same at every pixel of an image, so the softmax is one over images, and its centres are
+whole images too:
+
+    logit_j = a/beta <x, v_j> - a^2/(2 beta) |v_j|^2
+
+which is `-|x - a v_j|^2 / (2 beta)` but for the query's own norm, added once at the end. Both are taken
+around the mean of some training images, which changes nothing and rounds less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.patches import Geometry
+from patchindex.softmax import SoftmaxState
+from patchindex.training import TrainingImages, as_tensor, read_ahead, to_unit
+
+__all__ = ["query_bytes", "scan"]
+
+SAMPLE = 64  # images whose mean is taken off
+
+
+def query_bytes(geometry: Geometry, channels: int) -> int:
+    """Return what a query takes besides the training images: its states, with copies."""
+    height, width = geometry.size
+    return 8 * height * width * (5 + 3 * channels) * 4
+
+
+def scan(
+    training: TrainingImages,
+    lo: int,
+    hi: int,
+    geometry: Geometry,
+    x: Tensor,
+    a: float,
+    beta: float,
+    *,
+    mask: Tensor | None,
+    memory: int,
+    dtype: torch.dtype,
+    told: Callable[[float], None],
+) -> SoftmaxState:
+    """Scan all pixels, whatever the mask, since they share their logits: see `Engine`."""
+    batch, channels, height, width = x.shape
+    numbers = height * width * channels
+
+    def flat(images: np.ndarray) -> Tensor:
+        return to_unit(as_tensor(images, x.device), dtype).reshape(len(images), numbers)
+
+    origin = flat(training.read(lo, min(lo + SAMPLE, hi))).mean(0)
+    queries = x.permute(0, 2, 3, 1).reshape(batch, numbers).to(dtype) - a * origin
+    state = SoftmaxState.empty((batch,), numbers, x.device)
+    # A block is there as bytes and three times as floats, and the block after it is being read.
+    step = max(1, memory // (numbers * (2 + 3 * dtype.itemsize) + 4 * batch * dtype.itemsize))
+    done = 0
+    with read_ahead(training.blocks(lo, hi, min(step, 1024))) as blocks:
+        for block in blocks:
+            values = flat(block) - origin
+            logits = torch.addmm(
+                values.square().sum(1) * (-0.5 * a * a / beta), queries, values.T, alpha=a / beta
+            )
+            state.add(logits, values)
+            done += len(block)
+            told(done / (hi - lo))
+    state.centre += state.weight.unsqueeze(-1) * origin
+    state.max_logit -= queries.double().square().sum(1) / (2 * beta)
+    whole = SoftmaxState.empty((batch, height, width), channels, x.device)
+    for name in ("max_logit", "weight", "weight_sq", "count"):
+        getattr(whole, name)[:] = getattr(state, name)[:, None, None]
+    whole.centre = state.centre.reshape(batch, height, width, channels)
+    return whole
