@@ -22,6 +22,7 @@ import torch
 from peak import anonymous_mebibytes
 
 import patchindex as pi
+from patchindex.exact import load_kernel
 from patchindex.sampling import ddim, draw_noise
 
 
@@ -68,7 +69,7 @@ class Trajectory:
 
 def watch(peak: list[float], stop: threading.Event) -> None:
     while not stop.wait(0.2):
-        peak[0] = max(peak[0], anonymous_mebibytes(os.getpid()))
+        peak[0] = max(peak[0], anonymous_mebibytes())
 
 
 def main() -> None:
@@ -83,11 +84,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument("--name", default="cifar10_exact")
     args = parser.parse_args()
-    source = pi.open_images(args.images)
-    images = source.read(slice(0, args.limit))  # in memory once, as uint8
+    images = pi.open_images(args.images).read(slice(0, args.limit))  # in memory once, as uint8
     machine = pi.ScoreMachine(images, machine=args.machine, locality=args.locality, estimator="exact")
     for folder in (args.work, args.output):
         folder.mkdir(parents=True, exist_ok=True)
+    load_kernel()
+    before = anonymous_mebibytes()
     peak, stop = [0.0], threading.Event()
     watcher = threading.Thread(target=watch, args=(peak, stop), daemon=True)
     watcher.start()
@@ -125,7 +127,11 @@ def main() -> None:
         mean=np.stack(first.mean),
         settings=json.dumps(settings),
     )
-    print(json.dumps({**settings, "peak_anonymous_mebibytes": round(peak[0]), "stored": images.nbytes >> 20}))
+    print(json.dumps(settings))
+    print(
+        f"RssAnon: {before:.0f} MiB before the first step, of which {images.nbytes >> 20} are the images; "
+        f"{peak[0]:.0f} MiB at most"
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import patchindex
 from patchindex.backends import faiss
 from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
 from patchindex.estimators import ESTIMATORS
-from patchindex.images.npz import read_arrays
 from patchindex.exact import load_kernel
+from patchindex.images.npz import read_arrays
 from patchindex.index import open_index
 from patchindex.machine import ScoreMachine
 from patchindex.pictures import image_grid

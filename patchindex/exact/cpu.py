@@ -35,10 +35,10 @@ LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
 SAMPLE = 64  # images whose grey is taken off
 NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
 
-# Nanoseconds of one thread, estimated from operation counts and not yet measured by a benchmark. They cut the
-# work into tasks and choose between the kernels; a wrong one costs time and changes no result.
-MULTIPLY_ADD = 1.0  # a block of products in `scan_pixels` or `scan_all`
-MEMBERS = 12.0  # a block of logits, from the sums to the weights
+# Nanoseconds of one thread (AVX-512), from `benchmarks/exact.py --parts pixels`. They cut the work into tasks and
+# choose between the kernels, for which only their ratio matters; they change no result.
+MULTIPLY_ADD = 2.7  # a block of products in `scan_pixels` or `scan_all`
+MEMBERS = 32.0  # a block of logits, from the sums to the weights
 
 
 class Piece(NamedTuple):
@@ -81,8 +81,8 @@ class Job:
     def unit_seconds(self, query: int) -> float:
         """Roughly what a unit takes for one tile."""
         pixels = self.pixels[query]
-        blocks = _full_cost(self.plan) / self.units(query) if pixels is None else _pixel_cost(self.plan)
-        return blocks * 1e-9
+        cost = _full_cost(self.plan) / self.units(query) if pixels is None else _pixel_cost(self.plan)
+        return cost * 1e-9
 
     def pieces(self, tiles: int) -> list[list[Piece]]:
         """Cut the work of a tile into tasks."""

@@ -1,0 +1,252 @@
+r"""The exact engine against the plain way and the authors' modules; how it scales; when pixels go one by one.
+
+    python benchmarks/exact.py cifar10_train.npz --reference CHECKOUT --json exact.json
+
+Ways are timed in turn, in one process; figures are medians of `--repeats` rounds and ratios medians of the
+rounds' ratios. Queries are other images of the file with the noise of time t. Parts:
+
+table      ELS, k in 3, 7, 11, 17 and t in 0.2, 0.6, 0.9, alone and as a batch of 8
+machines   the same for wrapped ELS, bbELS and LS
+scaling    in N, C, batch and threads
+pixels     some pixels of an image, by either kernel, and what the rule chooses
+image      the time of an image of all N images, extrapolated from a slice, step by step of the schedule
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain_scan
+import reference
+import torch
+from timing import Times, alternate, table
+
+import patchindex as pi
+from patchindex.exact import cpu, load_kernel, scan
+from patchindex.patches import Geometry
+from patchindex.schedules import LocalitySchedule, cosine
+from patchindex.training import TrainingImages
+
+SCALES, TIMES = (3, 7, 11, 17), (0.2, 0.6, 0.9)
+
+
+class Case:
+    """Training images and noisy queries; every way to their posterior mean."""
+
+    def __init__(self, images: np.ndarray, others: np.ndarray, machine: str, k: int, t: float) -> None:
+        self.k, self.t, self.beta = k, t, cosine(t)
+        self.a = (1 - self.beta) ** 0.5
+        name, _, wrapped = machine.partition("-")
+        self.geometry = Geometry.of(name, k, images.shape[1:3], wrapped or "valid")
+        self.images, self.training = torch.from_numpy(images), TrainingImages(images)
+        clean = torch.from_numpy(others.transpose(0, 3, 1, 2) / 127.5 - 1)
+        noise = torch.from_numpy(np.random.default_rng(0).standard_normal(clean.shape))
+        self.x = (self.a * clean + self.beta**0.5 * noise).float()
+        self.pairs = int(scan(self.training, self.geometry, self.x[:1], self.a, self.beta).count.sum())
+
+    def ours(self, batch: int = 1, **settings: Any) -> torch.Tensor:
+        """Scan with the package."""
+        x = self.x[:batch]
+        return scan(self.training, self.geometry, x, self.a, self.beta, **settings).mean().movedim(-1, 1)
+
+    def plain(self, batch: int = 1) -> torch.Tensor:
+        """Unfold and multiply."""
+        return plain_scan.posterior_mean(self.images, self.x[:batch], self.geometry, self.a, self.beta)
+
+    def authors(self, module: reference.Reference) -> torch.Tensor:
+        """Ask the authors' module."""
+        return module.posterior_mean(self.x[:1], self.t, self.k, self.a, self.beta)
+
+
+def compare(case: Case, module: reference.Reference | None, repeats: int) -> dict[str, Any]:
+    """Time all ways for one case, and say by how much their results differ."""
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "ours": case.ours,
+        "eight": lambda: case.ours(8),
+        "plain": case.plain,
+    }
+    if module is not None:
+        ways["authors"] = lambda: case.authors(module)
+    times = alternate(ways, repeats)
+    ours = times.results["ours"]
+    return {
+        "k": case.k,
+        "t": case.t,
+        "ms": 1e3 * times.median("ours"),
+        "ns a pair": 1e9 * times.median("ours") / case.pairs,
+        "ms in 8": 1e3 * times.median("eight") / 8,
+        "in 8 / alone": times.ratio("eight", "ours") / 8,
+        "plain / ours": times.ratio("plain", "ours"),
+        "authors / ours": times.ratio("authors", "ours") if module else None,
+        "off plain": float((times.results["plain"] - ours).abs().max()),
+        "off authors": float((times.results["authors"] - ours).abs().max()) if module else None,
+    }
+
+
+COLUMNS = {
+    "k": "d",
+    "t": ".1f",
+    "ms": ".1f",
+    "ns a pair": ".3f",
+    "ms in 8": ".1f",
+    "in 8 / alone": ".2f",
+    "plain / ours": ".1f",
+    "authors / ours": ".0f",
+    "off plain": ".0e",
+    "off authors": ".0e",
+}
+
+
+def machines(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    module = reference.load(args.reference) if args.reference else None
+    found = {}
+    for name in names:
+        rows = []
+        theirs = (
+            reference.Reference(module, name, args.images) if module and name in reference.CLASSES else None
+        )
+        for k in SCALES:
+            for t in TIMES:
+                rows.append(compare(Case(args.images, args.others, name, k, t), theirs, args.repeats))
+        print(f"\n{name}\n{table(rows, COLUMNS)}", flush=True)
+        found[name] = rows
+    return found
+
+
+def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One factor at a time, from 256 images, 3 channels, one query and all threads, at k = 7 and t = 0.6."""
+    rows = []
+
+    def add(factor: str, value: int, case: Case, ways: dict[str, Callable[[], Any]], batch: int = 1) -> None:
+        times = alternate(ways, args.repeats)
+        seconds = times.median("ours") / batch
+        rows.append(
+            {"factor": factor, "value": value, "ms": 1e3 * seconds, "ns a pair": 1e9 * seconds / case.pairs}
+        )
+
+    for n in (64, 256, 1024, 4096):
+        case = Case(args.everything[:n], args.others, "ELS", 7, 0.6)
+        add("images", n, case, {"ours": case.ours})
+    for channels in (1, 3):
+        case = Case(args.images[..., :channels], args.others[..., :channels], "ELS", 7, 0.6)
+        add("channels", channels, case, {"ours": case.ours})
+    case = Case(args.images, args.others, "ELS", 7, 0.6)
+    for batch in (1, 2, 4, 8, 16, 32):
+        add("batch", batch, case, {"ours": lambda batch=batch: case.ours(batch)}, batch)
+    all_threads = torch.get_num_threads()
+    for threads in range(1, all_threads + 1):
+        torch.set_num_threads(threads)
+        add("threads", threads, case, {"ours": case.ours})
+    torch.set_num_threads(all_threads)
+    print(
+        "\nscaling (k = 7, t = 0.6)\n"
+        + table(rows, {"factor": "s", "value": "d", "ms": ".1f", "ns a pair": ".3f"})
+    )
+    return rows
+
+
+def pixels(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time as many pixels as the rule calls a draw, one by one and all at once."""
+    rows = []
+    for name in ("ELS", "ELS-wrapped", "bbELS", "LS"):
+        for k in (3, 7, 17):
+            case = Case(args.images, args.others, name, k, 0.6)
+            plan = cpu._plan(case.geometry, 3, cpu._lanes(case.geometry, len(args.images)))
+            tiles = -(-len(args.images) // plan.lanes)
+            count = max(1, min(1024, round(cpu._full_cost(plan) / cpu._pixel_cost(plan))))
+            chosen = np.random.default_rng(0).choice(1024, count, replace=False)
+            # One pixel fewer than the rule's limit goes one by one; a mask of all pixels never does.
+            some = [torch.from_numpy(chosen[: max(1, count - 1)])]
+            times = alternate(
+                {"ours": case.ours, "some": lambda case=case, some=some: case.ours(pixels=some)}, args.repeats
+            )
+            rows.append(
+                {
+                    "machine": name,
+                    "k": k,
+                    "pixels at the limit": count,
+                    "expected ms": 1e-6 * tiles * cpu._full_cost(plan) / torch.get_num_threads(),
+                    "ms of these": 1e3 * times.median("some"),
+                    "ms of all": 1e3 * times.median("ours"),
+                    "these / all": times.ratio("some", "ours"),
+                }
+            )
+    columns = {"machine": "s", "k": "d", "pixels at the limit": "d", "expected ms": ".1f"}
+    print(
+        "\npixels where the rule is undecided\n"
+        + table(rows, columns | {"ms of these": ".1f", "ms of all": ".1f", "these / all": ".2f"}),
+        flush=True,
+    )
+    return rows
+
+
+def image(args: argparse.Namespace) -> dict[str, float]:
+    """Sum a slice's times over the steps of the schedule, times N over the slice's images."""
+    schedule = LocalitySchedule.of(args.locality)
+    module = reference.load(args.reference) if args.reference else None
+    theirs = reference.Reference(module, "ELS", args.images) if module else None
+    total = {"ours": 0.0, "plain": 0.0, "authors": 0.0}
+    for i in range(args.steps - 1, 0, -1):
+        t = i / args.steps
+        case = Case(args.images, args.others, "ELS", schedule.k(t), t)
+        ways: dict[str, Callable[[], Any]] = {"ours": case.ours, "plain": case.plain}
+        if theirs is not None:
+            ways["authors"] = lambda case=case: case.authors(theirs)
+        times: Times = alternate(ways, args.repeats)
+        for name in ways:
+            total[name] += times.median(name)
+    factor = len(args.everything) / len(args.images)
+    found = {name: seconds * factor for name, seconds in total.items() if seconds}
+    print(
+        f"\nan image of {len(args.everything)} images, {args.steps - 1} steps of {args.locality}, "
+        f"extrapolated from {len(args.images)}: "
+        + ", ".join(f"{name} {s:.0f} s ({s / found['ours']:.0f})" for name, s in found.items())
+    )
+    return found
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "table": lambda args: machines(args, ("ELS",)),
+    "machines": lambda args: machines(args, ("ELS-wrapped", "bbELS", "LS")),
+    "scaling": scaling,
+    "pixels": pixels,
+    "image": image,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="IMAGES")
+    parser.add_argument("--reference", type=Path, help="a checkout of the authors' repository")
+    parser.add_argument("--limit", type=int, default=256, help="training images (default 256)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--locality", default="cifar10-resnet-circular", help="for the part `image`")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.everything = pi.open_images(args.source).read(slice(None))
+    args.images, args.others = args.everything[: args.limit], args.everything[-32:]
+    compiling = load_kernel()
+    kernel = "kept from before" if compiling is None else f"compiled in {compiling:.1f} s"
+    print(
+        f"{args.limit} images {args.images.shape[1:]}, {torch.get_num_threads()} threads, "
+        f"median of {args.repeats}; kernel {kernel}"
+    )
+    found = {part: PARTS[part](args) for part in args.parts}
+    if args.json:
+        args.json.write_text(json.dumps({"threads": torch.get_num_threads(), **found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+r"""How far the CPU kernel is from what the processor can do.
+
+    python benchmarks/roofline.py cifar10_train.npz
+
+The peaks are measured here, on the threads that the kernel gets: multiply-adds on registers, and loads of a
+block from arrays that fit the first and second caches. Instructions and bytes of the kernel are counted from
+its tables, for blocks of `BLOCK` floats: none of the exponentials is computed at low noise and all are at
+high noise, so those two ends are counted and timed, as a batch of eight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from exact import Case
+from numba import njit
+from timing import alternate, table
+
+import patchindex as pi
+from patchindex.exact import cpu, load_kernel
+from patchindex.exact.plan import Plan
+from patchindex.exact.simd import BLOCK, load_block, splat_block, store
+
+CACHES = {"first": 16 << 10, "second": 512 << 10}  # bytes of an array that fits the cache, with room to spare
+SCALES = (3, 7, 11, 17)
+NOISE = {"none": 0.05, "all": 0.95}  # exponentials computed, and a time at which that is so
+
+
+@njit(nogil=True)
+def multiply_adds(n, out):  # type: ignore[no-untyped-def]
+    """Do 4 n multiply-adds of blocks, in two chains that do not wait for each other."""
+    a, b = splat_block(out[0]), splat_block(out[1])  # unknown to the compiler
+    x, y = load_block(out, 0), load_block(out, BLOCK)
+    for _ in range(n):
+        x = x * a + b
+        y = y * a + b
+        x = x * b + a
+        y = y * b + a
+    store(out, 0, x)
+    store(out, BLOCK, y)
+
+
+@njit(nogil=True)
+def loads(n, array, out):  # type: ignore[no-untyped-def]
+    """Add up an array n times, by blocks."""
+    x, y = load_block(out, 0), load_block(out, BLOCK)
+    for _ in range(n):
+        for i in range(0, len(array), 2 * BLOCK):
+            x = x + load_block(array, i)
+            y = y + load_block(array, i + BLOCK)
+    store(out, 0, x)
+    store(out, BLOCK, y)
+
+
+def on_all_threads(function: Callable[..., None], *shapes: int, n: int) -> Callable[[], None]:
+    """Run a function at once on as many threads as torch has, each with arrays of its own."""
+    threads = torch.get_num_threads()
+    arrays = [[cpu._aligned(size) for size in shapes] for _ in range(threads)]
+
+    def run() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda mine: function(n, *mine), arrays))
+
+    return run
+
+
+def peaks(repeats: int) -> dict[str, float]:
+    """Return blocks a nanosecond, of all threads together."""
+    n = 2_000_000
+    ways = {"multiply-adds": on_all_threads(multiply_adds, 2 * BLOCK, n=n)}
+    done = {"multiply-adds": 4 * n}
+    for cache, size in CACHES.items():
+        floats = size // 4
+        rounds = n * BLOCK // floats
+        ways[cache] = on_all_threads(loads, floats, 2 * BLOCK, n=rounds)
+        done[cache] = rounds * floats // BLOCK
+    times = alternate(ways, repeats)
+    threads = torch.get_num_threads()
+    return {name: threads * done[name] / times.median(name) * 1e-9 for name in ways}
+
+
+def counts(plan: Plan) -> dict[str, float]:
+    """Count instructions and loads of a tile and a query, in blocks, without and with exponentials."""
+    full, channels = plan.full, plan.channels
+    slots, steps = int(full.slots.sum()), int(full.steps.sum())
+    enters, leaves = (int((full.rows[:, column] >= 0).sum()) for column in (0, 2))
+    ready_rows = int((full.rows[:, 4] >= 0).sum())
+    ready = int((full.columns[..., 3] >= 0).sum()) * ready_rows
+    # Down a row: products of what enters and leaves, their difference, the sum. Along it: a difference, the
+    # sum and three for what it rounds off. A logit: its norm, the rest, the largest.
+    down = slots * (enters * (channels + 1) + leaves * (channels + 1))
+    along, logits = steps * ready_rows * 5, ready * 3
+    # Eleven for 2^x, one each for w and w^2, and the centres.
+    exponentials = ready * (11 + 2 + channels)
+    return {
+        "none": down + along + logits,
+        "all": down + along + logits + exponentials,
+        "loads none": slots * (enters + leaves) * channels + slots * enters + steps * ready_rows * 2 + ready,
+        "loads all": ready * channels,
+        "members": ready * BLOCK,
+    }
+
+
+def rows_of(
+    images: np.ndarray, others: np.ndarray, peak: dict[str, float], repeats: int
+) -> list[dict[str, Any]]:
+    rows = []
+    for k in SCALES:
+        for share, t in NOISE.items():
+            case = Case(images, others, "ELS", k, t)
+            plan = cpu._plan(case.geometry, images.shape[3], cpu._lanes(case.geometry, len(images)))
+            count, tiles = counts(plan), -(-len(images) // plan.lanes)
+            taken = count["loads none"] + (count["loads all"] if share == "all" else 0)
+            seconds = alternate({"ours": lambda case=case: case.ours(8)}, repeats).median("ours") / 8
+            pairs = case.pairs
+            ideal = tiles * max(count[share] / peak["multiply-adds"], taken / peak["first"])
+            rows.append(
+                {
+                    "k": k,
+                    "exponentials": share,
+                    "instructions": count[share] * tiles * BLOCK / pairs,
+                    "bytes": taken * tiles * BLOCK * 4 / pairs,
+                    "members / pairs": count["members"] * tiles / pairs,
+                    "ns at peak": ideal / pairs,
+                    "ns": 1e9 * seconds / pairs,
+                    "ns / ns at peak": 1e9 * seconds / ideal,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="IMAGES")
+    parser.add_argument("--limit", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    everything = pi.open_images(args.source).read(slice(None))
+    load_kernel()
+    peak = peaks(args.repeats)
+    print(
+        f"{torch.get_num_threads()} threads, blocks of {BLOCK} floats; at most "
+        f"{peak['multiply-adds'] * BLOCK * 2:.0f} GFLOP/s of multiply-adds, and loads of "
+        + ", ".join(f"{peak[cache] * BLOCK * 4:.0f} GB/s from the {cache} cache" for cache in CACHES)
+    )
+    rows = rows_of(everything[: args.limit], everything[-32:], peak, args.repeats)
+    forms = dict.fromkeys(rows[0], ".2f") | {"k": "d", "exponentials": "s", "ns at peak": ".3f", "ns": ".3f"}
+    print("a pair:\n" + table(rows, forms))
+    if args.json:
+        args.json.write_text(json.dumps({"peak": peak, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Times of several ways to do one thing, taken in turn so that a noisy machine is unfair to none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PAUSE = 0.02  # seconds
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each way, by round.
+
+    Attributes
+    ----------
+    seconds : dict of array, shape (repeats,)
+    results : dict
+        What each way returned the last time.
+    """
+
+    seconds: dict[str, np.ndarray]
+    results: dict[str, Any]
+
+    def median(self, name: str) -> float:
+        """Return the median time of a way."""
+        return float(np.median(self.seconds[name]))
+
+    def ratio(self, name: str, to: str) -> float:
+        """Return the median over rounds of one way's time over another's."""
+        return float(np.median(self.seconds[name] / self.seconds[to]))
+
+
+def alternate(ways: dict[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True) -> Times:
+    """Call all ways in turn, `repeats` times, after a call of each that does not count.
+
+    There is a pause before each, since the threads of the one before spin for a while after their work.
+    """
+    results = {name: way() for name, way in ways.items()} if warm_up else {}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            results[name] = way()
+            seconds[name].append(time.perf_counter() - start)
+    return Times({name: np.array(taken) for name, taken in seconds.items()}, results)
+
+
+def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
+    """Lay rows out under headings; `columns` gives each key's format."""
+    cells = [[key for key in columns]]
+    for row in rows:
+        cells.append(
+            ["" if row.get(key) is None else format(row[key], form) for key, form in columns.items()]
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
