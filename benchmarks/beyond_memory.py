@@ -109,7 +109,7 @@ def main() -> None:
         off = float((times.results["disk"] - times.results["memory"]).abs().max())
         print(
             f"{pixels or 'all'} pixels, {args.slice} images: disk {times.median('disk'):.2f} s, "
-            f"memory {times.median('memory'):.2f} s, ratio {times.ratio('disk', 'memory'):.3f}; off by {off:.0e}"
+            f"memory {times.median('memory'):.2f} s, ratio {times.ratio('disk', 'memory'):.3f}, {off:.0e} off"
         )
 
 

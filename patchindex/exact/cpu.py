@@ -35,8 +35,8 @@ LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
 SAMPLE = 64  # images whose grey is taken off
 NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
 
-# Nanoseconds of one thread (AVX-512), from `benchmarks/exact.py --parts pixels`. They cut the work into tasks and
-# choose between the kernels, for which only their ratio matters; they change no result.
+# Nanoseconds of one thread (AVX-512), from `benchmarks/exact.py --parts pixels`. They cut the work into tasks
+# and choose between the kernels, for which only their ratio matters; they change no result.
 MULTIPLY_ADD = 2.7  # a block of products in `scan_pixels` or `scan_all`
 MEMBERS = 32.0  # a block of logits, from the sums to the weights
 
