@@ -4,13 +4,15 @@ r"""The exact scan over more images than may be in memory: its time, its peak me
 
 Writes a zarr array of `--gibibytes` (3) to DIR: the images, then moved and mirrored copies of them, real
 pixels all. A process of its own scans it for 16 pixels of a noisy image while its RssAnon is watched. Then a
-slice of the array is scanned from disk and from memory in turn, for 16 pixels and for all.
+slice of the array is scanned from disk (dropped from the system's memory before each scan; the dropping is
+counted too) and from memory in turn, for 16 pixels and for all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -48,6 +50,16 @@ def write(images: np.ndarray, path: Path, count: int) -> None:
             moved = block[mine] if number % 2 == 0 else block[mine][:, :, ::-1]
             block[mine] = np.roll(moved, (number // 2 % 5, number // 10), (1, 2))
         array[start : start + len(ids)] = block
+
+
+def forget(path: Path) -> None:
+    """Ask the system to drop what it has of these files in memory."""
+    os.sync()
+    for file in path.rglob("*"):
+        if file.is_file():
+            handle = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
 
 
 def query(images: np.ndarray) -> torch.Tensor:
@@ -101,7 +113,7 @@ def main() -> None:
     for pixels in (16, None):
         times = alternate(
             {
-                "disk": lambda pixels=pixels: scan_some(disk, x, pixels),
+                "disk": lambda pixels=pixels: forget(slice_path) or scan_some(disk, x, pixels),
                 "memory": lambda pixels=pixels: scan_some(memory, x, pixels),
             },
             args.repeats,

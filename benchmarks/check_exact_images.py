@@ -39,7 +39,7 @@ def main() -> None:
     settings = json.loads(str(kept["settings"]))
     count, settings = settings["images"], settings["settings"]
     training = TrainingImages(pi.open_images(args.source).read(slice(0, count)))
-    rng = np.random.default_rng(0)
+    rng, worst = np.random.default_rng(0), 0.0
     for step in args.steps:
         start = time.perf_counter()
         t, k = float(kept["t"][step]), int(kept["k"][step])
@@ -54,6 +54,11 @@ def main() -> None:
             f"t = {t:.2f}, k = {k}: {args.pixels} pixels, {count} images: {off:.1e} apart at most, of values "
             f"up to {float(mean.abs().max()):.2f} ({time.perf_counter() - start:.0f} s)",
             flush=True,
+        )
+        worst = max(worst, off / float(mean.abs().max()) / (2e-5 if t >= 0.3 else 5e-4))
+    if worst > 1:
+        raise SystemExit(
+            "further apart than float32 is held to: 2e-5 of the largest value, 5e-4 below t = 0.3"
         )
 
 

@@ -28,6 +28,7 @@ from timing import Times, alternate, table
 
 import patchindex as pi
 from patchindex.exact import cpu, load_kernel, scan
+from patchindex.exact import torch as by_torch
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule, cosine
 from patchindex.training import TrainingImages
@@ -58,6 +59,10 @@ class Case:
         """Unfold and multiply."""
         return plain_scan.posterior_mean(self.images, self.x[:batch], self.geometry, self.a, self.beta)
 
+    def attention(self) -> torch.Tensor:
+        """Ask torch's fused attention."""
+        return plain_scan.attention(self.images, self.x[:1], self.geometry, self.a, self.beta)
+
     def authors(self, module: reference.Reference) -> torch.Tensor:
         """Ask the authors' module."""
         return module.posterior_mean(self.x[:1], self.t, self.k, self.a, self.beta)
@@ -70,6 +75,8 @@ def compare(case: Case, module: reference.Reference | None, repeats: int) -> dic
         "eight": lambda: case.ours(8),
         "plain": case.plain,
     }
+    if case.geometry.n_classes == 1:
+        ways["attention"] = case.attention
     if module is not None:
         ways["authors"] = lambda: case.authors(module)
     times = alternate(ways, repeats)
@@ -82,6 +89,7 @@ def compare(case: Case, module: reference.Reference | None, repeats: int) -> dic
         "ms in 8": 1e3 * times.median("eight") / 8,
         "in 8 / alone": times.ratio("eight", "ours") / 8,
         "plain / ours": times.ratio("plain", "ours"),
+        "attention / ours": times.ratio("attention", "ours") if "attention" in ways else None,
         "authors / ours": times.ratio("authors", "ours") if module else None,
         "off plain": float((times.results["plain"] - ours).abs().max()),
         "off authors": float((times.results["authors"] - ours).abs().max()) if module else None,
@@ -96,6 +104,7 @@ COLUMNS = {
     "ms in 8": ".1f",
     "in 8 / alone": ".2f",
     "plain / ours": ".1f",
+    "attention / ours": ".1f",
     "authors / ours": ".0f",
     "off plain": ".0e",
     "off authors": ".0e",
@@ -151,38 +160,56 @@ def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def pixels(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time as many pixels as the rule calls a draw, one by one and all at once."""
+    """Time as many pixels as the rule calls a draw, one by one and all at once, by both engines."""
     rows = []
-    for name in ("ELS", "ELS-wrapped", "bbELS", "LS"):
-        for k in (3, 7, 17):
-            case = Case(args.images, args.others, name, k, 0.6)
-            plan = cpu._plan(case.geometry, 3, cpu._lanes(case.geometry, len(args.images)))
-            tiles = -(-len(args.images) // plan.lanes)
-            count = max(1, min(1024, round(cpu._full_cost(plan) / cpu._pixel_cost(plan))))
-            chosen = np.random.default_rng(0).choice(1024, count, replace=False)
-            # One pixel fewer than the rule's limit goes one by one; a mask of all pixels never does.
-            some = [torch.from_numpy(chosen[: max(1, count - 1)])]
-            times = alternate(
-                {"ours": case.ours, "some": lambda case=case, some=some: case.ours(pixels=some)}, args.repeats
-            )
-            rows.append(
-                {
-                    "machine": name,
-                    "k": k,
-                    "pixels at the limit": count,
-                    "expected ms": 1e-6 * tiles * cpu._full_cost(plan) / torch.get_num_threads(),
-                    "ms of these": 1e3 * times.median("some"),
-                    "ms of all": 1e3 * times.median("ours"),
-                    "these / all": times.ratio("some", "ours"),
-                }
-            )
-    columns = {"machine": "s", "k": "d", "pixels at the limit": "d", "expected ms": ".1f"}
-    print(
-        "\npixels where the rule is undecided\n"
-        + table(rows, columns | {"ms of these": ".1f", "ms of all": ".1f", "these / all": ".2f"}),
-        flush=True,
-    )
+    for dtype, limit in ((torch.float32, args.limit), (torch.float64, 32)):
+        for name in ("ELS", "ELS-wrapped", "bbELS", "LS"):
+            for k in (3, 7, 17):
+                case = Case(args.images[:limit], args.others, name, k, 0.6)
+                order = torch.from_numpy(np.random.default_rng(0).permutation(1024))
+                count = draw(case, order, dtype)
+                some = [order[: max(1, count - 1)]]  # one more, and they are not done one by one
+                times = alternate(
+                    {
+                        "all": lambda case=case, dtype=dtype: case.ours(dtype=dtype),
+                        "some": lambda case=case, dtype=dtype, some=some: case.ours(pixels=some, dtype=dtype),
+                    },
+                    args.repeats,
+                )
+                rows.append(
+                    {
+                        "engine": "kernel" if dtype == torch.float32 else "torch",
+                        "machine": name,
+                        "k": k,
+                        "pixels at the limit": count,
+                        "ms of these": 1e3 * times.median("some"),
+                        "ms of all": 1e3 * times.median("all"),
+                        "these / all": times.ratio("some", "all"),
+                    }
+                )
+    columns = {"engine": "s", "machine": "s", "k": "d", "pixels at the limit": "d"}
+    columns |= {"ms of these": ".1f", "ms of all": ".1f", "these / all": ".2f"}
+    print("\npixels where the rule is undecided\n" + table(rows, columns), flush=True)
     return rows
+
+
+def draw(case: Case, order: torch.Tensor, dtype: torch.dtype) -> int:
+    """Return how many pixels the rule takes to cost as much as all."""
+    low, high = 1, len(order)
+    channels = case.x.shape[1]
+    plan = cpu._plan(case.geometry, channels, cpu._lanes(case.geometry, len(case.images)))
+    whole = by_torch._full_cost(case.geometry, 1, channels)
+    while low < high:
+        middle = (low + high) // 2
+        if dtype == torch.float32:
+            fewer = middle * cpu._pixel_cost(plan) < cpu._full_cost(plan)
+        else:
+            mask = torch.zeros(1, len(order), dtype=torch.bool)
+            mask[0, order[:middle]] = True
+            few = by_torch._Few(case.geometry, case.x[:1].double(), case.a, case.beta, mask, 1 << 28)
+            fewer = few.cost < whole
+        low, high = (middle + 1, high) if fewer else (low, middle)
+    return low
 
 
 def image(args: argparse.Namespace) -> dict[str, float]:

@@ -51,13 +51,17 @@ def load(folder: Path) -> ModuleType:
 
 
 class Reference:
-    """One of the authors' modules over some images, as their scripts set it up."""
+    """One of the authors' modules over some images, with the batch sizes of their `els_script.py`."""
 
     def __init__(self, module: ModuleType, machine: str, images: np.ndarray) -> None:
         values = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         data = torch.utils.data.TensorDataset(values, torch.zeros(len(values), dtype=torch.int64))
         self._module: Any = getattr(module, CLASSES[machine])(
-            data, image_size=images.shape[1], channels=images.shape[3], schedule=module.cosine_noise_schedule
+            data,
+            image_size=images.shape[1],
+            channels=images.shape[3],
+            schedule=module.cosine_noise_schedule,
+            batch_size=256 if machine in ("ELS", "bbELS") else len(images),
         )
 
     def posterior_mean(self, x: Tensor, t: float, k: int, a: float, beta: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -131,23 +132,45 @@ def threads(n: int | None) -> Iterator[int]:
             faiss.omp_set_num_threads(before[1])
 
 
+def _precisions() -> list[tuple[Any, str, Any]]:
+    """Return the settings of torch that float32 products may be rounded by, and what means not at all."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
+        return [(b.matmul, "fp32_precision", "ieee") for b in (torch.backends.cuda, torch.backends.mkldnn)]
+    return [(torch.backends.cuda.matmul, "allow_tf32", False)]
+
+
+_inside = 0  # how many blocks of `full_precision` there are at the moment, in all threads
+_before: list[Any] = []
+_counting = Lock()
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Multiply float32 matrices in float32 inside the block, even where TF32 or bfloat16 are allowed.
 
+    The setting is the process's: it comes back when the last of several blocks is left.
+
     Examples
     --------
-    >>> torch.set_float32_matmul_precision("medium")
+    >>> torch.set_float32_matmul_precision("high")
     >>> with full_precision():
-    ...     torch.get_float32_matmul_precision()
-    'highest'
+    ...     _ = torch.ones(2, 2) @ torch.ones(2, 2)
     >>> torch.get_float32_matmul_precision()
-    'medium'
+    'high'
     >>> torch.set_float32_matmul_precision("highest")
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    global _inside, _before
+    with _counting:
+        if _inside == 0:
+            _before = [getattr(settings, name) for settings, name, _ in _precisions()]
+            for settings, name, exact in _precisions():
+                setattr(settings, name, exact)
+        _inside += 1
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _counting:
+            _inside -= 1
+            if _inside == 0:
+                for (settings, name, _), value in zip(_precisions(), _before, strict=True):
+                    setattr(settings, name, value)

@@ -1,4 +1,4 @@
-"""The mergeable softmax: the one place in the package where a softmax is computed.
+"""The mergeable softmax: what every softmax of the package is computed by, or ends up in.
 
 For one pixel, with logits `l_j`, centres `c_j` and multiplicities `m_j` (one over the probability with which
 member j was drawn; 1 for a member that is there for certain), the posterior mean is

@@ -18,6 +18,8 @@ __all__ = ["TrainingImages", "as_tensor", "read_ahead", "to_unit"]
 
 T = TypeVar("T")
 
+BLOCK_BYTES = 2 << 20  # small, so that nobody waits long for one, and large against the cost of a call
+
 
 class TrainingImages:
     """The images that a score is made of, sorted by label (stably; unsorted when there are no labels).
@@ -99,16 +101,33 @@ class TrainingImages:
         """Return images [lo, hi) in label order: uint8, shape (hi - lo, H, W, C)."""
         return self.source.read(slice(lo, hi) if self._order is None else self._order[lo:hi])
 
-    def blocks(self, lo: int, hi: int, size: int) -> Iterator[np.ndarray]:
-        """Yield images [lo, hi) in blocks of at most `size`: uint8, shape (n, H, W, C).
+    def blocks(self, lo: int, hi: int, most: int, multiple: int = 1) -> Iterator[np.ndarray]:
+        """Yield images [lo, hi) in blocks of about `BLOCK_BYTES`: uint8, shape (n, H, W, C).
 
         All images come in the source's own order, which is the fastest to read and may be another than `read`
         has; others in label order.
+
+        Parameters
+        ----------
+        lo, hi : int
+            Range of images.
+        most : int
+            The most images of a block.
+        multiple : int
+            Blocks end at multiples of this, where that leaves any; at the ends of stored chunks instead if
+            the source has such, so that none is unpacked twice.
         """
         direct = self._order is None or (lo, hi) == (0, len(self))
-        for start in range(lo, hi, size):
-            stop = min(start + size, hi)
+        unit = self.source.chunk if direct and self.source.chunk > 1 else multiple
+        height, width = self.size
+        size = max(unit, BLOCK_BYTES // (height * width * self.channels))
+        size = min(most, size // unit * unit)
+        start = lo
+        while start < hi:
+            stop = start + size
+            stop = min(stop - stop % unit if size >= unit else stop, hi)
             yield self.source.read(slice(start, stop)) if direct else self.read(start, stop)
+            start = stop
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patchindex.patches import Axis, Geometry
 from patchindex.training import to_unit
 
-__all__ = ["gather_patches", "pad", "query_norms", "query_windows", "windows"]
+__all__ = ["gather_patches", "pad", "query_counts", "query_windows", "windows"]
 
 
 def pad(images: Tensor, geometry: Geometry, padding: str) -> Tensor:
@@ -80,28 +81,26 @@ def query_windows(x: Tensor, geometry: Geometry) -> Tensor:
     return by_pixel.reshape(len(x) * height * width, k, k, -1)
 
 
-def query_norms(x: Tensor, geometry: Geometry) -> Tensor:
-    """Return the squared norm of every pixel's window.
+def query_counts(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often the query windows centred on position i cover pixel j, along y and along x.
+
+    With them, `sum_ij y[p, i] |x[i, j]|^2 x[q, j]` is the squared norm of the window of pixel (p, q).
 
     Parameters
     ----------
-    x : Tensor, shape (B, C, H, W)
-        Noisy images.
     geometry : Geometry
         Says how the windows are padded.
 
     Returns
     -------
-    Tensor
-        Shape (B, H, W), of x's dtype.
+    arrays of float64, shapes (H, H) and (W, W)
     """
 
-    def window(axis: Axis) -> Tensor:
+    def counts(axis: Axis) -> np.ndarray:
         padding = "wrapped" if axis.circular else "zeros"
-        counts = Axis(axis.size, axis.k, axis.circular, padding, axis.classes).window
-        return torch.from_numpy(counts).to(x)
+        return Axis(axis.size, axis.k, axis.circular, padding, axis.classes).window
 
-    return torch.einsum("yi,bij,xj->byx", window(geometry.y), x.square().sum(1), window(geometry.x))
+    return counts(geometry.y), counts(geometry.x)
 
 
 def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:

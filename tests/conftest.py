@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-import patchindex as pi
-
 ROOT = Path(__file__).parents[1]
+# Numba looks at the file of a compiled function only, and the kernel is made of two: a cache by content,
+# which must be named before numba is imported.
+KERNEL = b"".join((ROOT / "patchindex" / "exact" / name).read_bytes() for name in ("kernel.py", "simd.py"))
+os.environ["NUMBA_CACHE_DIR"] = str(
+    ROOT / ".pytest_cache" / f"numba-{hashlib.sha256(KERNEL).hexdigest()[:16]}"
+)
+
+import patchindex as pi  # noqa: E402
+
 RealImages = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 

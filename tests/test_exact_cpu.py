@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
 import threading
+import time
 
 import brute
 import numpy as np
@@ -10,9 +14,11 @@ import pytest
 import torch
 
 from patchindex import exact
+from patchindex.errors import InputError
 from patchindex.exact import cpu
 from patchindex.exact.plan import slide
 from patchindex.exact.simd import BLOCK
+from patchindex.images import ImageSource
 from patchindex.patches import Geometry
 from patchindex.training import TrainingImages
 
@@ -111,13 +117,29 @@ def test_tiles_of_another_layout_agree(real_images, monkeypatch, name, lanes):
     torch.testing.assert_close(scan(images, x, 0.4, geometry).mean(), usual, rtol=0, atol=1e-6)
 
 
-def test_what_is_skipped_changes_nothing(real_images, monkeypatch):
-    """At low noise most blocks are skipped; with no threshold none is."""
-    images, x = images_and_query(real_images, 40, (12, 12), 3, 0.2)
-    geometry = geometry_of("ELS", 3, (12, 12))
-    skipping = scan(images, x, 0.2, geometry)
-    monkeypatch.setattr(cpu, "NEGLIGIBLE", 1e-300)
-    torch.testing.assert_close(scan(images, x, 0.2, geometry).mean(), skipping.mean(), rtol=0, atol=1e-6)
+def off_by_what_is_skipped(bits):
+    """One image that matches, then 4096 whose logits are some powers of two below it, of the opposite value.
+
+    Returns by how much the posterior mean differs from float64.
+    """
+    images = np.zeros((4224, 1, 1, 1), np.uint8)
+    images[0] = 255
+    geometry, a = Geometry.of("LS", 1, (1, 1)), 0.8
+    beta = (2 * a) ** 2 / (2 * bits * math.log(2))
+    x = torch.full((1, 1, 1, 1), a)
+    means = [
+        exact.scan(TrainingImages(images), geometry, x, a, beta, dtype=dtype).mean()
+        for dtype in (torch.float32, torch.float64)
+    ]
+    return abs(float(means[0] - means[1]))
+
+
+def test_what_is_skipped_changes_the_mean_by_less_than_a_millionth(monkeypatch):
+    bits = np.arange(20, 44, 0.5)
+    assert max(map(off_by_what_is_skipped, bits)) < 1e-6
+    # And it would be seen if more were skipped.
+    monkeypatch.setattr(cpu, "NEGLIGIBLE", 1e-5)
+    assert max(map(off_by_what_is_skipped, bits)) > 1e-6
 
 
 def test_no_more_threads_than_allowed(real_images, monkeypatch):
@@ -139,29 +161,97 @@ def test_no_more_threads_than_allowed(real_images, monkeypatch):
     assert len(seen) == 1
 
 
-def test_an_error_in_one_thread_ends_the_scan(real_images, monkeypatch):
-    images, x = images_and_query(real_images, 40, (12, 12), 3, 0.4)
+def test_an_error_in_a_thread_ends_the_scan(real_images, monkeypatch):
+    images, x = images_and_query(real_images, 100, (12, 12), 3, 0.4)
+    calls = []
+    prepare = cpu.kernel.prepare
 
     def broken(*args):
-        raise MemoryError("no room")
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        prepare(*args)
 
     monkeypatch.setattr(cpu.kernel, "prepare", broken)
     with pytest.raises(MemoryError, match="no room"):
         scan(images, x, 0.4, geometry_of("ELS", 3, (12, 12)))
 
 
-def test_ctrl_c_ends_the_scan_between_tasks(real_images):
-    images, x = images_and_query(real_images, 100, (12, 12), 3, 0.4)
-    shares = []
+class SlowSource(ImageSource):
+    """Images that take a while to read, or cannot be."""
 
-    def interrupt(share):
-        shares.append(share)
-        raise KeyboardInterrupt
+    def __init__(self, images, seconds=0.0, broken=False):
+        super().__init__("slow", images.shape)
+        self.images, self.seconds, self.broken = images, seconds, broken
 
-    with pytest.raises(KeyboardInterrupt):
-        scan(images, x, 0.4, geometry_of("ELS", 3, (12, 12)), progress=interrupt)
-    assert len(shares) == 1
+    def _read(self, index):
+        if self.broken and index.start > 0:
+            raise OSError("the disk is gone")
+        time.sleep(self.seconds)
+        return self.images[index].copy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["IS", "ELS"])
+def test_an_error_while_reading_ends_the_scan(real_images, monkeypatch, name, dtype):
+    images, x = images_and_query(real_images, 600, (12, 12), 3, 0.4)
+    monkeypatch.setattr("patchindex.training.BLOCK_BYTES", 32 * 12 * 12 * 3)
+    with pytest.raises(OSError, match="the disk is gone"):
+        scan(SlowSource(images, broken=True), x, 0.4, geometry_of(name, 3, (12, 12)), dtype=dtype)
     assert not [t for t in threading.enumerate() if t.name.startswith("patchindex")]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_ctrl_c_ends_the_scan_within_a_second(real_images, monkeypatch, seconds):
+    """Between tasks, and while the next block is being read."""
+    images, x = images_and_query(real_images, 1000, (28, 28), 3, 0.4, queries=8)
+    monkeypatch.setattr("patchindex.training.BLOCK_BYTES", 32 * 28 * 28 * 3)
+    exact.load_kernel()
+    pressed = []
+
+    def press():
+        pressed.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.7, press)
+    timer.start()
+    geometry = geometry_of("ELS", 3, (28, 28))
+    with pytest.raises(KeyboardInterrupt):
+        [scan(SlowSource(images, seconds), x, 0.4, geometry) for _ in range(1000)]
+    assert time.perf_counter() - pressed[0] < 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("patchindex")]
+
+
+def test_x_that_float32_has_no_digits_for(real_images):
+    """A billion times a noisy image: computed in float64 then, and no logit is lost."""
+    images, x = images_and_query(real_images, 20, (12, 12), 3, 0.4)
+    geometry = geometry_of("ELS", 3, (12, 12))
+    ours, truth = (scan(images, x * 1e9, 0.4, geometry, dtype=d) for d in (torch.float32, torch.float64))
+    assert torch.equal(ours.mean(), truth.mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 12, 12), (1, 3, 10, 10), (3, 12, 12), (1, 3, 12, 14)])
+def test_x_of_another_shape_is_refused(real_images, shape, dtype):
+    images = real_images(20, (12, 12), channels=3)[0]
+    with pytest.raises(InputError, match="must be of shape"):
+        scan(images, np.zeros(shape), 0.4, geometry_of("ELS", 3, (12, 12)), dtype=dtype)
+
+
+def test_a_geometry_of_another_size_is_refused(real_images):
+    images, x = images_and_query(real_images, 20, (12, 12), 3, 0.4)
+    with pytest.raises(InputError, match="the training images are of"):
+        scan(images, x, 0.4, geometry_of("ELS", 3, (10, 10)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_x_are_no_hindrance(real_images, dtype):
+    images, x = images_and_query(real_images, 20, (12, 12), 1, 0.4)
+    training, geometry = TrainingImages(images), geometry_of("ELS", 3, (12, 12))
+    x = torch.from_numpy(x).float()
+    wanted = exact.scan(training, geometry, x.clone().requires_grad_(), 0.8, 0.36, dtype=dtype).mean()
+    assert not wanted.requires_grad
+    torch.testing.assert_close(wanted, exact.scan(training, geometry, x, 0.8, 0.36, dtype=dtype).mean())
 
 
 def test_a_slide_sees_each_window_once():

@@ -62,8 +62,14 @@ def test_lists_keep_their_order_and_repetitions(scan, name, dtype, memory):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_pixel_at_all(scan, dtype):
-    state = scan("ELS", pixels=torch.zeros((3, *SIZE), dtype=torch.bool), dtype=dtype)
+    shares = []
+    mask = torch.zeros((3, *SIZE), dtype=torch.bool)
+    state = scan("ELS", pixels=mask, dtype=dtype, progress=shares.append)
     assert state.mean().shape == (0, 3)
+    assert shares == [1.0]
+    mask[0] = True  # the last groups have nothing to do
+    scan("ELS", pixels=mask, dtype=dtype, memory=1, progress=shares.append)
+    assert shares[-1] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.exact import scan
+from patchindex.backends import threads
+from patchindex.exact import cpu, scan
 from patchindex.patches import Geometry
 from patchindex.schedules import noise_schedule
 from patchindex.training import TrainingImages
@@ -49,3 +50,58 @@ def test_exact_agrees_with_the_shared_golden_file(golden, name, t, dtype):
         expected = golden["posterior_mean"][i]
         error = np.abs(state.mean()[0].permute(2, 0, 1).numpy() - expected).max() / np.abs(expected).max()
         assert error < bound, (name, f"{k=} {t=} {label=} {error=}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("t", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("name", MACHINES)
+def test_threads_and_tiles_agree_on_the_shared_golden_file(golden, monkeypatch, name, t):
+    """One thread or two, blocks of all images or a few, tiles of 16 images or the usual number."""
+    training = TrainingImages(golden["images"], golden["labels"])
+    windows = "wrapped" if name == "ELS-wrapped" else "valid"
+    for i in np.flatnonzero((golden["machine"] == name) & (golden["t"] == t)):
+        k, label, beta = int(golden["k"][i]), int(golden["label"][i]), float(golden["beta"][i])
+        geometry = Geometry.of(name.removesuffix("-wrapped"), k or None, training.size, windows)
+        x = torch.from_numpy(golden["x"][i : i + 1]).float()
+        means = []
+        for threads_, memory, lanes in ((2, 256 << 20, None), (1, 256 << 20, None), (2, 1 << 18, 16)):
+            with monkeypatch.context() as patch, threads(threads_):
+                if lanes is not None:
+                    patch.setattr(cpu, "_lanes", lambda geometry, images, lanes=lanes: lanes)
+                state = scan(
+                    training,
+                    geometry,
+                    x,
+                    (1 - beta) ** 0.5,
+                    beta,
+                    label=None if label < 0 else label,
+                    memory=memory,
+                )
+            means.append(state.mean())
+        for mean in means[1:]:
+            torch.testing.assert_close(
+                mean, means[0], rtol=0, atol=1e-6, msg=lambda text, k=k, label=label: f"{k=} {label=}: {text}"
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("t", [0.05, 0.3])
+@pytest.mark.parametrize("name", MACHINES[1:])
+def test_pixels_one_by_one_agree_with_the_shared_golden_file(golden, monkeypatch, name, t):
+    """The kernel for few pixels is as exact as the other."""
+    monkeypatch.setattr(cpu, "_pixel_cost", lambda plan: 1e-9)
+    training = TrainingImages(golden["images"], golden["labels"])
+    windows = "wrapped" if name == "ELS-wrapped" else "valid"
+    some = torch.arange(0, 1024, 11)
+    for i in np.flatnonzero((golden["machine"] == name) & (golden["t"] == t)):
+        k, label, beta = int(golden["k"][i]), int(golden["label"][i]), float(golden["beta"][i])
+        geometry = Geometry.of(name.removesuffix("-wrapped"), k, training.size, windows)
+        x = torch.from_numpy(golden["x"][i : i + 1]).float()
+        state = scan(
+            training, geometry, x, (1 - beta) ** 0.5, beta, label=None if label < 0 else label, pixels=[some]
+        )
+        expected = golden["posterior_mean"][i]
+        error = (
+            np.abs(state.mean().T.numpy() - expected.reshape(3, -1)[:, some]).max() / np.abs(expected).max()
+        )
+        assert error < (2e-5 if t >= 0.3 else 5e-4), f"{k=} {label=} {error=}"

@@ -25,7 +25,7 @@ from patchindex.exact.simd import BLOCK, LANES
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
-from patchindex.windows import query_norms
+from patchindex.windows import query_counts
 
 __all__ = ["load_kernel", "query_bytes", "scan"]
 
@@ -42,7 +42,7 @@ MEMBERS = 32.0  # a block of logits, from the sums to the weights
 
 
 class Piece(NamedTuple):
-    """A share of one query's work: row offsets for all pixels, or a part of the pixels asked for."""
+    """A share of one query's work: units of the full scan, or some of the pixels asked for."""
 
     query: int
     first: int
@@ -76,7 +76,7 @@ class Job:
     def units(self, query: int) -> int:
         """How many units a query's work has."""
         pixels = self.pixels[query]
-        return len(self.plan.full.row_start) - 1 if pixels is None else len(pixels)
+        return self.plan.full.units if pixels is None else len(pixels)
 
     def unit_seconds(self, query: int) -> float:
         """Roughly what a unit takes for one tile."""
@@ -107,9 +107,9 @@ class Job:
 
 
 def query_bytes(geometry: Geometry, channels: int) -> int:
-    """Return what a query takes: two maxima and float64 sums in each thread, and states with copies."""
+    """Return what a query takes: pixels, a maximum in each thread, float64 sums, states with copies."""
     pixels = geometry.size[0] * geometry.size[1]
-    return pixels * (torch.get_num_threads() * (12 + 8 * (2 + channels)) + 3 * 8 * (5 + 3 * channels))
+    return pixels * (4 * torch.get_num_threads() + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
 
 
 def scan(
@@ -129,6 +129,8 @@ def scan(
     """Scan in float32, whatever the dtype: see `Engine`."""
     batch, channels, height, width = x.shape
     plan = _plan(geometry, channels, _lanes(geometry, hi - lo))
+    if _thread_bytes(plan) > memory // 2 // torch.get_num_threads():
+        plan = _plan(geometry, channels, LANES)
     # Values are integers around a grey of the data's own: smaller sums round less.
     sample = training.read(lo, min(lo + SAMPLE, hi))
     grey = np.rint(sample.mean((0, 1, 2), dtype=np.float64)).astype(np.float32)
@@ -147,16 +149,23 @@ def scan(
         threshold=np.float32(math.log2(members * 4 / NEGLIGIBLE)),
     )
     tops, totals = _run(training, job, lo, hi, memory, told)
-    states = [_state(top, total, grey_unit) for top, total in zip(tops, totals, strict=True)]
-    state = states[0]
-    for other in states[1:]:
-        state.merge(other)
-    state = SoftmaxState(*(f.reshape(batch, height, width, *f.shape[2:]) for f in vars(state).values()))
+    shape = (batch, height, width)
+    state = SoftmaxState.empty(shape, channels)
+    state.max_logit = torch.from_numpy(np.where(totals[..., 0] == 0, -np.inf, tops * math.log(2))).reshape(
+        shape
+    )
+    state.weight = torch.from_numpy(totals[..., 0].copy()).reshape(shape)
     state.count += torch.from_numpy(counts) * (hi - lo)
     # Squares were rounded to float32 one by one; for their sum Cauchy and Schwarz hold all the same.
     square = state.weight.square()
+    state.weight_sq = torch.from_numpy(totals[..., 1].copy()).reshape(shape)
     state.weight_sq = torch.minimum(torch.maximum(state.weight_sq, square / state.count), square)
-    state.max_logit -= query_norms(centred, geometry) / (2 * beta)
+    centres = torch.from_numpy(totals[..., 2:] / 127.5).reshape(*shape, channels)
+    state.centre = centres + state.weight.unsqueeze(-1) * grey_unit
+    # Not by torch, whose matrix products leave threads behind that spin for milliseconds, in our way.
+    norms = np.einsum("bij,xj->bix", centred.square().sum(1).numpy(), query_counts(geometry)[1])
+    norms = np.einsum("yi,bix->byx", query_counts(geometry)[0], norms)
+    state.max_logit -= torch.from_numpy(norms) / (2 * beta)
     return state
 
 
@@ -178,14 +187,13 @@ def load_kernel() -> float | None:
 
     before, start = misses(), time.perf_counter()
     training = TrainingImages(np.zeros((1, 8, 8, 1), np.uint8))
-    geometry, x = Geometry.of("ELS", 3, (8, 8)), torch.zeros(1, 1, 8, 8)
-    one = torch.arange(64)[None] == 0
+    x, one = torch.zeros(1, 1, 8, 8), torch.arange(64)[None] == 0
     for mask in (None, one):  # all pixels are for one kernel, one pixel is for the other
         scan(
             training,
             0,
             1,
-            geometry,
+            Geometry.of("ELS", 3, (8, 8)),
             x,
             0.5,
             0.75,
@@ -257,61 +265,83 @@ def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | No
 
 
 class _Tasks:
-    """Tasks, handed to threads one at a time."""
+    """Tasks, handed to threads one at a time, and what they add up to.
 
-    def __init__(self, tasks: Iterator[tuple[np.ndarray, list[Piece]]]) -> None:
-        self._tasks, self._lock = tasks, Lock()
+    Attributes
+    ----------
+    tops : array of float64, shape (B, pixels)
+    totals : array of float64, shape (B, pixels, 2 + C)
+        Relative to `2^tops`, as `kernel.flush` has them.
+    """
+
+    def __init__(self, job: Job, tasks: Iterator[tuple[np.ndarray, list[Piece]]]) -> None:
+        self._tasks, self._taking, self._adding = tasks, Lock(), Lock()
         self.stop = Event()
         self.done = 0
+        height, width = job.plan.geometry.size
+        self.tops = np.full((len(job.queries), height * width), float(kernel.NOTHING_YET))
+        self.totals = np.zeros((*self.tops.shape, 2 + job.plan.channels))
 
     def take(self) -> tuple[np.ndarray, list[Piece]] | None:
-        with self._lock:
-            return None if self.stop.is_set() else next(self._tasks, None)
+        """Return the next task; None when there is none, or the scan was stopped."""
+        with self._taking:
+            task = None if self.stop.is_set() else next(self._tasks, None)
+        return None if self.stop.is_set() else task
+
+    def add(self, query: int, sums: kernel.Sums, channels: int) -> None:
+        """Take over a thread's sums for a query."""
+        with self._adding:
+            kernel.flush(sums, channels, self.tops[query], self.totals[query])
 
     def finished(self) -> None:
-        with self._lock:
+        with self._adding:
             self.done += 1
 
 
 def _run(
     training: TrainingImages, job: Job, lo: int, hi: int, memory: int, told: Callable[[float], None]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Run all tasks; return the maxima (pixels) and sums (pixels, 2 + C) of all queries, by thread."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run all tasks; return what they add up to, as `_Tasks` has it."""
     lanes = job.plan.lanes
-    tiles = math.ceil((hi - lo) / lanes)
-    cut = job.pieces(tiles)
+    cut = job.pieces(math.ceil((hi - lo) / lanes))
     height, width = job.plan.geometry.size
     # Two blocks are there at a time, and while the next is read a third.
-    at_once = max(1, memory // 3 // (lanes * height * width * job.plan.channels)) * lanes
-    with read_ahead(training.blocks(lo, hi, at_once)) as blocks:
+    at_once = max(1, memory // 6 // (height * width * job.plan.channels))
+    threads = max(1, min(torch.get_num_threads(), memory // 2 // _thread_bytes(job.plan)))
+    with read_ahead(training.blocks(lo, hi, at_once, multiple=lanes)) as blocks:
         images = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
-        tasks = _Tasks((tile, pieces) for tile in images for pieces in cut)
-        threads = torch.get_num_threads()
+        tasks = _Tasks(job, ((tile, pieces) for tile in images for pieces in cut))
         with ThreadPoolExecutor(threads, "patchindex-exact") as pool:
-            futures = [pool.submit(_work, job, tasks) for _ in range(threads)]
             try:
+                futures = [pool.submit(_work, job, tasks) for _ in range(threads)]
                 running = True
                 while running:
                     running = bool(wait(futures, POLL, FIRST_EXCEPTION).not_done)
                     if tasks.done:
-                        told(min(1.0, tasks.done / (tiles * len(cut))))
+                        told(min(1.0, tasks.done * lanes / len(cut) / (hi - lo)))
                     for future in futures:
                         if future.done():
                             future.result()
             finally:
                 tasks.stop.set()  # after an error or Ctrl-C the others end with the task that they are at
-        results = [future.result() for future in futures]
-    return [top for top, _ in results], [totals for _, totals in results]
+    return tasks.tops, tasks.totals
 
 
-def _work(job: Job, tasks: _Tasks) -> tuple[np.ndarray, np.ndarray]:
-    """Take tasks until there are none; return what they add up to."""
-    plan, batch = job.plan, len(job.queries)
+def _thread_bytes(plan: Plan) -> int:
+    """Return the bytes of a thread's own arrays, the largest of `_work`."""
+    height, width = plan.geometry.size
+    tile = height * plan.padded * plan.lanes * (plan.channels + len(plan.masks))
+    return 4 * (tile + height * width * (2 + plan.channels) * LANES)
+
+
+def _work(job: Job, tasks: _Tasks) -> None:
+    """Take tasks until there are none."""
+    plan = job.plan
     height, width = plan.geometry.size
     pixels = height * width
     tile = kernel.Tile(
         _aligned(height * plan.channels * plan.padded * plan.lanes),
-        _aligned(2 * height * plan.padded * plan.lanes),
+        _aligned(len(plan.masks) * height * plan.padded * plan.lanes),
         height,
         width,
         plan.channels,
@@ -323,9 +353,7 @@ def _work(job: Job, tasks: _Tasks) -> tuple[np.ndarray, np.ndarray]:
     down = np.zeros((width, plan.lanes))
     sums = _aligned(pixels * (2 + plan.channels) * LANES)
     columns = _aligned((plan.full.slot_train.shape[1] + 1) * BLOCK)
-    running = np.full((batch, pixels), kernel.NOTHING_YET)
-    tops = np.full((batch, pixels), float(kernel.NOTHING_YET))
-    totals = np.zeros((batch, pixels, 2 + plan.channels))
+    tops = np.full((len(job.queries), pixels), kernel.NOTHING_YET)
     prepared: np.ndarray | None = None
     while (task := tasks.take()) is not None:
         images, pieces = task
@@ -343,27 +371,14 @@ def _work(job: Job, tasks: _Tasks) -> tuple[np.ndarray, np.ndarray]:
             )
             prepared = images
         for query, first, last in pieces:
-            mine = kernel.Sums(running[query], sums, columns, job.threshold)
+            mine = kernel.Sums(tops[query], sums, columns, job.threshold)
             asked = job.pixels[query]
             if asked is None:
                 kernel.scan_all(tile, job.queries[query], plan.full, first, last, mine)
             else:
                 kernel.scan_pixels(tile, job.queries[query], plan.direct, asked[first:last], mine)
-            kernel.flush(mine, plan.channels, tops[query], totals[query])
+            tasks.add(query, mine, plan.channels)
         tasks.finished()
-    return tops, totals
-
-
-def _state(tops: np.ndarray, totals: np.ndarray, grey_unit: Tensor) -> SoftmaxState:
-    """Return a thread's sums (B, pixels, 2 + C) as a state, in nats and pixel values."""
-    channels = totals.shape[2] - 2
-    state = SoftmaxState.empty(tops.shape, channels)
-    nothing = totals[..., 0] == 0
-    state.max_logit = torch.from_numpy(np.where(nothing, -np.inf, tops * math.log(2)))
-    state.weight = torch.from_numpy(totals[..., 0].copy())
-    state.weight_sq = torch.from_numpy(totals[..., 1].copy())
-    state.centre = torch.from_numpy(totals[..., 2:] / 127.5) + state.weight.unsqueeze(-1) * grey_unit
-    return state
 
 
 def _aligned(n: int) -> np.ndarray:

@@ -18,6 +18,10 @@ from patchindex.training import TrainingImages
 
 __all__ = ["Engine", "scan"]
 
+# Beyond it (x must be thousands of times as large as any noisy image) float32 has no digits left to tell
+# logits apart by; such x are scanned in float64.
+LARGEST_LOGIT = 2.0**30
+
 
 class Engine(Protocol):
     """What a module has to have to be an engine."""
@@ -100,7 +104,8 @@ def scan(
     Raises
     ------
     InputError
-        When `pixels` has another shape or type, or numbers outside the image.
+        When x or the geometry do not fit the training images, or `pixels` has another shape or type than
+        above, or numbers outside the image.
 
     Examples
     --------
@@ -114,34 +119,40 @@ def scan(
     >>> scan(training, geometry, x, 0.8, 0.36, pixels=[torch.tensor([63, 5])]).mean().shape
     torch.Size([2, 1])
     """
+    _check(x, geometry, training)
+    x = x.detach()
     batch, channels, height, width = x.shape
     engine: Engine = anywhere
     if geometry.machine == "IS":
         engine = ideal
     elif x.device.type == "cpu" and dtype == torch.float32:
         engine = cpu
+        if _largest_logit(x, geometry, a, beta) > LARGEST_LOGIT:
+            engine, dtype = anywhere, torch.float64
     lo, hi = training.range_of(label)
     wanted = None if pixels is None else _wanted(pixels, x)
-    if wanted is not None and not sum(map(len, wanted)):
-        return SoftmaxState.empty((0,), channels, x.device)
+    shape = (batch, height, width) if wanted is None else (sum(map(len, wanted)),)
+    result = SoftmaxState.empty(shape, channels, x.device)
     # Half of the memory is for the queries of a group, with their states, and half for the scan.
     group = max(1, memory // 2 // engine.query_bytes(geometry, channels))
-    parts = []
+    done = 0
     for first in range(0, batch, group):
-        part = slice(first, first + group)
+        part = slice(first, min(first + group, batch))
 
-        def told(share: float, first: int = first) -> None:
+        def told(share: float, part: slice = part) -> None:
             if progress is not None:
-                progress((first + share * min(group, batch - first)) / batch)
+                progress((part.start + share * (part.stop - part.start)) / batch)
 
-        mask = None
+        mask, rows = None, None
         if wanted is not None:
             mask = torch.zeros((len(wanted[part]), height * width), dtype=torch.bool, device=x.device)
             for row, numbers in zip(mask, wanted[part], strict=True):
                 row[numbers] = True
-            if not mask.any():
+            rows = torch.cat([i * height * width + numbers for i, numbers in enumerate(wanted[part])])
+            if not len(rows):
+                told(1.0)
                 continue
-        with full_precision():
+        with full_precision(), torch.no_grad():
             state = engine.scan(
                 training,
                 lo,
@@ -155,11 +166,36 @@ def scan(
                 dtype=dtype,
                 told=told,
             )
-        if wanted is not None:
-            rows = torch.cat([i * height * width + numbers for i, numbers in enumerate(wanted[part])])
+        if rows is not None:
             state = SoftmaxState(*(field.flatten(0, 2)[rows] for field in vars(state).values()))
-        parts.append(state)
-    return SoftmaxState.cat(parts)
+        for whole, found in zip(vars(result).values(), vars(state).values(), strict=True):
+            whole[done : done + len(found)] = found
+        done += len(state.weight)
+    return result
+
+
+def _check(x: Tensor, geometry: Geometry, training: TrainingImages) -> None:
+    """Refuse noisy images that do not fit: the kernel reads without looking."""
+    expected = (training.channels, *training.size)
+    if x.dim() != 4 or tuple(x.shape[1:]) != expected:
+        raise InputError(
+            f"must be of shape (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}",
+            where="x",
+            remedy="give noisy images of the training images' size",
+        )
+    if geometry.size != training.size:
+        raise InputError(
+            f"is of images of {geometry.size}, the training images are of {training.size}",
+            where="geometry",
+            remedy="make it for their size",
+        )
+
+
+def _largest_logit(x: Tensor, geometry: Geometry, a: float, beta: float) -> float:
+    """Bound the products that logits are made of."""
+    height, width = geometry.size
+    pixels = min(geometry.k, height) * min(geometry.k, width) * x.shape[1]
+    return pixels * float(x.abs().max() if len(x) else 0.0) * 2 * a / beta
 
 
 def _wanted(pixels: Tensor | Sequence[Tensor], x: Tensor) -> list[Tensor]:

@@ -53,13 +53,13 @@ def scan(
     def flat(images: np.ndarray) -> Tensor:
         return to_unit(as_tensor(images, x.device), dtype).reshape(len(images), numbers)
 
-    origin = flat(training.read(lo, min(lo + SAMPLE, hi))).mean(0)
-    queries = x.permute(0, 2, 3, 1).reshape(batch, numbers).to(dtype) - a * origin
-    state = SoftmaxState.empty((batch,), numbers, x.device)
     # A block is there as bytes and three times as floats, and the block after it is being read.
     step = max(1, memory // (numbers * (2 + 3 * dtype.itemsize) + 4 * batch * dtype.itemsize))
+    origin = flat(training.read(lo, min(lo + min(SAMPLE, step), hi))).mean(0)
+    queries = x.permute(0, 2, 3, 1).reshape(batch, numbers).to(dtype) - a * origin
+    state = SoftmaxState.empty((batch,), numbers, x.device)
     done = 0
-    with read_ahead(training.blocks(lo, hi, min(step, 1024))) as blocks:
+    with read_ahead(training.blocks(lo, hi, step)) as blocks:
         for block in blocks:
             values = flat(block) - origin
             logits = torch.addmm(

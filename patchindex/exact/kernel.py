@@ -40,7 +40,7 @@ from patchindex.exact.simd import (
     total,
 )
 
-__all__ = ["NOTHING_YET", "Sums", "Tile", "flush", "prepare", "scan_all", "scan_pixels"]
+__all__ = ["NOTHING_YET", "NO_LOGIT", "Sums", "Tile", "flush", "prepare", "scan_all", "scan_pixels"]
 
 # Running maximum of a pixel without members: above every logit that is masked.
 NOTHING_YET = np.float32(-1e29)
@@ -76,7 +76,8 @@ class Sums(NamedTuple):
     Attributes
     ----------
     top : array of float32, shape (pixels,)
-        Running maximum of the logits, a whole number; kept between tiles.
+        What logits are taken relative to, a whole number: their running maximum or at most `SLACK` below it;
+        kept between tiles.
     sums : array of float32, flat
     columns : array of float32, flat
         Room for the column sums.
@@ -197,45 +198,50 @@ def _products(tile, query, values, pixel):  # type: ignore[no-untyped-def]
     return products
 
 
+@inlined
+def _sum_exactly(s, lost, change):  # type: ignore[no-untyped-def]
+    """Add a change to a sum, and what is rounded off to `lost` (Dekker's fast sum)."""
+    new = s + change
+    return new, lost + (change - (new - s))
+
+
 @compiled
 def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped-def]
-    """Add a tile's patches to all pixels, for the row offsets numbered `first` to `last - 1` in `Full`."""
+    """Add a tile's patches to all pixels: units `first` to `last - 1` of row offsets x blocks of `Full`."""
     lanes, channels, width = tile.lanes, tile.channels, tile.width
     line = tile.padded * lanes  # floats of a row of one channel
     zero_slot = tables.slot_train.shape[1]
-    for offset in range(first, last):
-        for b in range(len(tables.slots)):
-            n_slots = tables.slots[b]
-            for j in range(n_slots):
-                store(mine.columns, j * BLOCK, splat_block(np.float32(0)))
-            store(mine.columns, zero_slot * BLOCK, splat_block(np.float32(0)))
-            norms = tables.mask[b] * tile.height * line
-            for r in range(tables.row_start[offset], tables.row_start[offset + 1]):
-                enters, leaves = tables.rows[r, 0], tables.rows[r, 2]
-                add, add_query = enters * channels * line, tables.rows[r, 1] * channels * width
-                sub, sub_query = leaves * channels * line, tables.rows[r, 3] * channels * width
-                if enters >= 0:
-                    for j in range(n_slots):
-                        column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
-                        change = _products(tile, query, add + column, add_query + q)
-                        if leaves >= 0:
-                            change = change - _products(tile, query, sub + column, sub_query + q)
-                        store(mine.columns, j * BLOCK, load_block(mine.columns, j * BLOCK) + change)
-                y = tables.rows[r, 4]
-                if y < 0:
-                    continue
-                pixels = tables.rows[r, 5] * width
-                s, lost = load_block(tables.start, b * BLOCK), splat_block(np.float32(0))
-                for j in range(tables.steps[b]):
-                    change = load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
-                    change = change - load_block(mine.columns, tables.columns[b, j, 1] * BLOCK)
-                    before = s
-                    s = s + change
-                    lost = lost + (change - (s - before))  # what rounding took (Dekker)
-                    if tables.columns[b, j, 3] >= 0:
-                        pixel, column = pixels + tables.columns[b, j, 3], tables.columns[b, j, 2] * lanes
-                        logits = s - load_block(tile.norms, norms + y * line + column) + lost
-                        _add(logits, pixel, mine, tile, y * channels * line + column)
+    for unit in range(first, last):
+        offset, b = unit // len(tables.slots), unit % len(tables.slots)
+        n_slots = tables.slots[b]
+        for j in range(n_slots):
+            store(mine.columns, j * BLOCK, splat_block(np.float32(0)))
+        store(mine.columns, zero_slot * BLOCK, splat_block(np.float32(0)))
+        norms = tables.mask[b] * tile.height * line
+        for r in range(tables.row_start[offset], tables.row_start[offset + 1]):
+            enters, leaves = tables.rows[r, 0], tables.rows[r, 2]
+            add, add_query = enters * channels * line, tables.rows[r, 1] * channels * width
+            sub, sub_query = leaves * channels * line, tables.rows[r, 3] * channels * width
+            if enters >= 0:
+                for j in range(n_slots):
+                    column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
+                    change = _products(tile, query, add + column, add_query + q)
+                    if leaves >= 0:
+                        change = change - _products(tile, query, sub + column, sub_query + q)
+                    store(mine.columns, j * BLOCK, load_block(mine.columns, j * BLOCK) + change)
+            y = tables.rows[r, 4]
+            if y < 0:
+                continue
+            pixels = tables.rows[r, 5] * width
+            s, lost = load_block(tables.start, b * BLOCK), splat_block(np.float32(0))
+            for j in range(tables.steps[b]):
+                change = load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
+                change = change - load_block(mine.columns, tables.columns[b, j, 1] * BLOCK)
+                s, lost = _sum_exactly(s, lost, change)
+                if tables.columns[b, j, 3] >= 0:
+                    pixel, column = pixels + tables.columns[b, j, 3], tables.columns[b, j, 2] * lanes
+                    logits = s - load_block(tile.norms, norms + y * line + column) + lost
+                    _add(logits, pixel, mine, tile, y * channels * line + column)
 
 
 @compiled
@@ -252,34 +258,42 @@ def scan_pixels(tile, query, tables, pixels, mine):  # type: ignore[no-untyped-d
             norms = (mask * tile.height + i) * line
             end = tables.range_x[x, 1]
             for j in range(tables.range_x[x, 0], end, BLOCK // lanes):
-                logits = load_block(tables.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
+                s = load_block(tables.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
+                lost = splat_block(np.float32(0))
                 for dy in range(2 * reach + 1):
                     query_y, train_y = tables.query_y[y + dy], tables.train_y[i + dy]
                     if query_y < 0 or train_y < 0:
                         continue
+                    row = splat_block(np.float32(0))
                     for dx in range(2 * reach + 1):
                         query_x, train_x = tables.query_x[x + dx], tables.train_x[j + dx]
                         if query_x < 0 or train_x < 0:
                             continue
                         at = train_y * channels * line + (pad + train_x) * lanes
                         q = query_y * channels * width + query_x
-                        logits = logits + _products(tile, query, at, q)
+                        row = row + _products(tile, query, at, q)
+                    s, lost = _sum_exactly(s, lost, row)
                 column = (pad + j) * lanes
-                logits = logits - load_block(tile.norms, norms + column)
+                logits = s - load_block(tile.norms, norms + column) + lost
                 _add(logits, pixels[p], mine, tile, i * channels * line + column)
 
 
 @compiled
 def flush(mine, channels, tops, totals):  # type: ignore[no-untyped-def]
-    """Move the sums of a thread into float64 totals (pixels, 2 + C), relative to 2^tops, and empty them."""
+    """Move a thread's sums into float64 totals (pixels, 2 + C), relative to 2^tops, and empty them."""
     for pixel in range(len(mine.top)):
         at = pixel * (2 + channels) * LANES
         weight = total(load_lanes(mine.sums, at))
         if weight == 0.0:
             continue
-        scale = 2.0 ** max(tops[pixel] - mine.top[pixel], -1000.0)
-        tops[pixel] = mine.top[pixel]
+        # Another thread's maximum may be above this one's. Powers of two, so that this is exact.
+        top = max(tops[pixel], np.float64(mine.top[pixel]))
+        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(mine.top[pixel] - top, -500.0)
+        tops[pixel] = top
         for e in range(2 + channels):
-            factor = scale * scale if e == 1 else scale
-            totals[pixel, e] = totals[pixel, e] * factor + total(load_lanes(mine.sums, at + e * LANES))
+            sums = total(load_lanes(mine.sums, at + e * LANES))
+            if e == 1:
+                totals[pixel, e] = totals[pixel, e] * before * before + sums * added * added
+            else:
+                totals[pixel, e] = totals[pixel, e] * before + sums * added
             store(mine.sums, at + e * LANES, splat_lanes(np.float32(0)))

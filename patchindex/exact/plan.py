@@ -95,6 +95,11 @@ class Full(NamedTuple):
     mask: np.ndarray
     start: np.ndarray
 
+    @property
+    def units(self) -> int:
+        """Pairs of a row offset and a block of column offsets: each can be done by itself."""
+        return (len(self.row_start) - 1) * len(self.slots)
+
 
 class Direct(NamedTuple):
     """Tables for single pixels.
@@ -304,8 +309,10 @@ class Plan:
         """Return the query columns, not wrapped around, whose column sums a block needs."""
         axis, d = self.geometry.x, self.geometry.k // 2
         outputs = self._outputs(mask, first)
-        if axis.train_padding == "wrapped":
-            return outputs  # all there are; they repeat beyond
+        if (
+            axis.train_padding == "wrapped"
+        ):  # all there are, in the order in which they enter; then they repeat
+            return list(range(outputs[0] - d, outputs[0] - d + axis.size))
         return [u for u in range(outputs[0] - d, outputs[-1] + d + 1) if self._exists(u, first)]
 
     def _columns(

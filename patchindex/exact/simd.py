@@ -5,7 +5,8 @@ Here LLVM's own vector types are given a name: `block` vectors of `BLOCK` floats
 many machine registers as it takes (8 of AVX-512 or AVX2, 16 of NEON), and `lane` vectors of `LANES`, one
 AVX-512 register. The instructions are LLVM's portable ones, so the same code runs on x86 and ARM.
 
-All functions are for use inside `numba.njit`. Indices count floats and are not checked.
+All functions are for use inside `numba.njit`. Indices count floats and are not checked. After a change here
+remove the `.nbi` files beside `kernel.py`: numba keeps what it compiled for as long as that file is the same.
 """
 
 from __future__ import annotations

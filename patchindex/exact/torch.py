@@ -15,24 +15,24 @@ all of those come from the `Geometry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.patches import Geometry
+from patchindex.patches import Geometry, Offset
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, as_tensor, read_ahead, to_unit
-from patchindex.windows import query_norms, windows
+from patchindex.windows import query_counts, windows
 
 __all__ = ["query_bytes", "scan"]
 
 QUERIES_A_TILE = 8
 
-# What the two ways cost, in multiply-adds of the window sums, measured by benchmarks/exact.py on a CPU: a
-# multiply-add of windows, which are copied first, as much as COPIED queries cost; a class of positions, in a
-# tile, for its dozen calls. Only the time depends on them.
+# What the two ways cost, in multiply-adds of the window sums: a multiply-add of windows; copying them, as
+# much as COPIED queries; a class of positions, for its dozen calls. Only the time depends on them, and
+# `benchmarks/exact.py --parts pixels` checks them on a CPU.
 WINDOW, COPIED, CLASS = 1.0, 8, 1e6
 
 
@@ -57,35 +57,27 @@ def scan(
     told: Callable[[float], None],
 ) -> SoftmaxState:
     """Scan in the dtype and on the device asked for: see `Engine`."""
-    batch, channels, height, width = x.shape
-    state = SoftmaxState.empty((width, height, batch), channels, x.device)
-    few = None if mask is None else _Few(geometry, x.to(dtype), a, beta, mask)
-    if few is not None and few.cost < _full_cost(geometry, batch, channels):
-        per_image = few.bytes_an_image
+    channels, height, width = x.shape[1:]
+    state = SoftmaxState.empty((width, height, len(x)), channels, x.device)
+    few = None if mask is None else _Few(geometry, x.to(dtype), a, beta, mask, memory)
+    if few is not None and few.cost < _full_cost(geometry, len(x), channels):
+        per_image, add = few.bytes_an_image, few.add
     else:
-        few = None
-        # Half of the memory is for the tile and half for what a query takes whatever the tile: its shifted
-        # rows, and the states of all pairs of columns, with copies. At least one query is taken.
-        rows = 3 * width * height * (channels + 1) * height * dtype.itemsize
-        states = geometry.x.slots.size * height * 8 * (5 + 3 * channels)
-        queries = min(batch, QUERIES_A_TILE, max(1, memory // 2 // (3 * rows + 2 * states)))
-        # An image takes its pixels in three layouts, and R, the logits and three temporaries a query.
-        per_image = (3 * (channels + 1) + 6 * queries) * height * width * dtype.itemsize
+        all_of_them = _All(geometry, x.to(dtype), a, beta, memory // 2)
+        per_image, add = all_of_them.bytes_an_image, all_of_them.add
     step = int(min(max(1, memory // 2 // per_image), 256))  # past 256 images a tile falls out of the cache
-    done = 0
-    with read_ahead(training.blocks(lo, hi, step)) as blocks:
+    done, tile_bytes = 0, channels * height * width
+    with read_ahead(training.blocks(lo, hi, max(step, memory // 4 // tile_bytes), multiple=step)) as blocks:
         for block in blocks:
-            tile = to_unit(as_tensor(block, x.device).permute(0, 3, 1, 2), dtype)
-            if few is not None:
-                few.add(state, tile)
-            else:
-                for first in range(0, batch, queries):
-                    part = slice(first, min(first + queries, batch))
-                    _scan_tile(state, part, tile, geometry, x[part].to(dtype), a, beta)
-            done += len(block)
-            told(done / (hi - lo))
+            for first in range(0, len(block), step):
+                tile = block[first : first + step]
+                add(state, to_unit(as_tensor(tile, x.device).permute(0, 3, 1, 2), dtype))
+                done += len(tile)
+                told(done / (hi - lo))
     state = SoftmaxState(*(field.transpose(0, 2).contiguous() for field in vars(state).values()))
-    state.max_logit -= query_norms(x.double(), geometry) / (2 * beta)
+    along_y, along_x = (torch.from_numpy(counts).to(x.device) for counts in query_counts(geometry))
+    norms = torch.einsum("yi,bij,xj->byx", along_y, x.double().square().sum(1), along_x)
+    state.max_logit -= norms / (2 * beta)
     return state
 
 
@@ -97,70 +89,110 @@ def _full_cost(geometry: Geometry, batch: int, channels: int) -> float:
 
 
 class _Few:
-    """Some pixels of the queries, class by class: a matrix product of their windows and the patches'."""
+    """Some pixels of the queries, class by class: a matrix product of their windows and the patches'.
 
-    def __init__(self, geometry: Geometry, x: Tensor, a: float, beta: float, mask: Tensor) -> None:
+    Windows, patches and logits are made in parts that take a quarter of `memory` each.
+    """
+
+    def __init__(
+        self, geometry: Geometry, x: Tensor, a: float, beta: float, mask: Tensor, memory: int
+    ) -> None:
         self.geometry, self.a, self.beta = geometry, a, beta
-        width = geometry.size[1]
-        queries = windows(x, geometry, query=True)
+        self._queries = windows(x, geometry, query=True)
+        self._numbers = memory // 4 // x.element_size()
         batch, place = mask.nonzero(as_tuple=True)
         classes = torch.from_numpy(geometry.query_classes.reshape(-1)).to(x.device)[place]
         members = torch.from_numpy(geometry.train_classes).to(x.device)
-        self._classes = []
-        self.cost, self.bytes_an_image = 0.0, 1
+        self._classes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._size = geometry.k**2 * x.shape[1]
+        self.cost, most = 0.0, 1
         for number in classes.unique():
             mine = classes == number
-            b, y, x_ = batch[mine], place[mine] // width, place[mine] % width
+            y, x_ = place[mine] // geometry.size[1], place[mine] % geometry.size[1]
             patches = (members == number).nonzero()[:, 0]
-            window = queries[b, :, y, x_].flatten(1) * (a / beta)
-            self._classes.append((window, (x_, y, b), patches))
-            size = window.shape[1]
-            self.cost += len(patches) * size * (len(b) + COPIED) * WINDOW + CLASS
-            taken = len(patches) * (3 * size + 4 * len(b)) * x.element_size()
-            self.bytes_an_image = max(self.bytes_an_image, taken)
+            self._classes.append((batch[mine], y, x_, patches))
+            self.cost += len(patches) * self._size * (len(y) + COPIED) * WINDOW + CLASS
+            most = max(most, len(patches))
+        self.bytes_an_image = 3 * most * self._size * x.element_size()
 
     def add(self, state: SoftmaxState, tile: Tensor) -> None:
         """Add a tile of images (n, C, H, W) to the state, of shape (W, H, B)."""
         patches = windows(tile, self.geometry, query=False)
         rows, columns = (axis.train_positions for axis in (self.geometry.y, self.geometry.x))
-        for window, at, members in self._classes:
-            y, x = members // len(columns), members % len(columns)
-            mine = patches[:, :, y, x].transpose(1, 2).reshape(len(tile) * len(members), -1)
-            norms = mine.square().sum(1) * (-0.5 * self.a * self.a / self.beta)
-            centres = tile[:, :, y + rows[0], x + columns[0]].transpose(1, 2).reshape(len(mine), -1)
-            state.merge(SoftmaxState.of(torch.addmm(norms, window, mine.T), centres), at)
+        for batch, query_y, query_x, members in self._classes:
+            for some in members.split(max(1, self._numbers // (3 * self._size * len(tile)))):
+                y, x = some // len(columns), some % len(columns)
+                mine = patches[:, :, y, x].transpose(1, 2).reshape(len(tile) * len(some), -1)
+                norms = mine.square().sum(1) * (-0.5 * self.a * self.a / self.beta)
+                centres = tile[:, :, y + rows[0], x + columns[0]].transpose(1, 2).reshape(len(mine), -1)
+                at_once = max(1, self._numbers // (2 * self._size + 4 * len(mine)))
+                for b, qy, qx in zip(*(p.split(at_once) for p in (batch, query_y, query_x)), strict=True):
+                    window = self._queries[b, :, qy, qx].flatten(1) * (self.a / self.beta)
+                    state.merge(SoftmaxState.of(torch.addmm(norms, window, mine.T), centres), (qx, qy, b))
 
 
-def _scan_tile(
-    state: SoftmaxState, part: slice, tile: Tensor, geometry: Geometry, x: Tensor, a: float, beta: float
-) -> None:
-    """Add a tile of images (n, C, H, W) to the state of some queries (b, C, H, W)."""
-    n, channels, height, width = tile.shape
-    window_y, window_x = (_tensor(axis.window, x) for axis in (geometry.y, geometry.x))
-    # Layout (W, C, H, n): images innermost, for long vectors; columns outermost, the batch of the product.
-    pixels = tile.permute(3, 1, 2, 0).contiguous()
-    right = torch.cat([pixels, pixels.square().sum(1, keepdim=True)], 1)
-    right = right.reshape(width, (channels + 1) * height, n)
-    centres = pixels.permute(0, 2, 3, 1).contiguous()  # (W, H, n, C)
-    padded = _pad(x, geometry)  # (b, C, 3 H, 3 W): every shift of x is a slice of it
-    slots = torch.from_numpy(geometry.x.slots).to(x.device)
-    for offset_y, query_y, train_y in geometry.y.offsets:
-        rows = window_y[train_y]  # (Ty, H)
-        shifted = padded[:, :, height - offset_y : 2 * height - offset_y].permute(3, 0, 1, 2)  # (3W, b, C, H)
-        left = a * shifted.unsqueeze(1) * rows[None, :, None, None, :]  # (3W, Ty, b, C, H)
-        squares = (-0.5 * a * a * rows)[:, None, None, :].expand(*left.shape[:3], 1, height)
-        left = torch.cat([left, squares], 3).reshape(3 * width, len(rows) * len(x), -1)
-        states = []
-        for offset_x, _, train_x in geometry.x.offsets:
-            partial = torch.bmm(left[width - offset_x : 2 * width - offset_x], right)  # (W, Ty b, n)
-            columns = window_x[train_x] / beta
-            logits = (columns @ partial.reshape(width, -1)).reshape(len(columns), len(rows), len(x), n)
-            states.append(SoftmaxState.of(logits, centres[train_x, train_y].unsqueeze(2)))
-        # Each pair of columns has a state by now: give each query column its own, and merge them.
-        states.append(SoftmaxState.empty((1, len(rows), len(x)), channels, x.device))
-        merged = SoftmaxState.cat(states)[slots].reduce(1)  # (W, Ty, b)
-        at = (torch.arange(width)[:, None], torch.from_numpy(query_y)[None, :], part)
-        state.merge(merged, at)
+class _All:
+    """All pixels, offset by offset, as the head of this module has it.
+
+    Some queries and some rows of them at a time, whose shifted rows and states (one for each pair of
+    columns) take `memory`.
+    """
+
+    def __init__(self, geometry: Geometry, x: Tensor, a: float, beta: float, memory: int) -> None:
+        self.geometry, self.x, self.a, self.beta = geometry, x, a, beta
+        batch, channels, height, width = x.shape
+        # Each three times: with copies.
+        shifted = 3 * width * (channels + 1) * height * x.element_size()
+        states = geometry.x.slots.size * 8 * (5 + 3 * channels)
+        row = 3 * shifted + 2 * states
+        self._queries = min(batch, QUERIES_A_TILE, max(1, memory // (row * height)))
+        self._rows = max(1, min(height, memory // (row * self._queries)))
+        # An image takes its pixels in three layouts, and R, the logits and three temporaries.
+        results = 6 * self._queries * self._rows * width
+        self.bytes_an_image = (3 * (channels + 1) * height * width + results) * x.element_size()
+
+    def add(self, state: SoftmaxState, tile: Tensor) -> None:
+        """Add a tile of images (n, C, H, W) to the state, of shape (W, H, B)."""
+        for first in range(0, len(self.x), self._queries):
+            part = slice(first, min(first + self._queries, len(self.x)))
+            self._add(state, part, tile, self.x[part])
+
+    def _add(self, state: SoftmaxState, part: slice, tile: Tensor, x: Tensor) -> None:
+        geometry, a = self.geometry, self.a
+        n, channels, height, width = tile.shape
+        window_y, window_x = (_tensor(axis.window, x) for axis in (geometry.y, geometry.x))
+        # Layout (W, C, H, n): images innermost, for long vectors; columns outermost, a product each.
+        pixels = tile.permute(3, 1, 2, 0).contiguous()
+        right = torch.cat([pixels, pixels.square().sum(1, keepdim=True)], 1)
+        right = right.reshape(width, (channels + 1) * height, n)
+        centres = pixels.permute(0, 2, 3, 1).contiguous()  # (W, H, n, C)
+        padded = _pad(x, geometry)  # (b, C, 3 H, 3 W): every shift of x is a slice of it
+        slots = torch.from_numpy(geometry.x.slots).to(x.device)
+        for offset_y, query_y, train_y in self._row_offsets():
+            rows = window_y[train_y]  # (Ty, H)
+            shifted = padded[:, :, height - offset_y : 2 * height - offset_y].permute(3, 0, 1, 2)
+            left = a * shifted.unsqueeze(1) * rows[None, :, None, None, :]  # (3W, Ty, b, C, H)
+            squares = (-0.5 * a * a * rows)[:, None, None, :].expand(*left.shape[:3], 1, height)
+            left = torch.cat([left, squares], 3).reshape(3 * width, len(rows) * len(x), -1)
+            states = []
+            for offset_x, _, train_x in geometry.x.offsets:
+                partial = torch.bmm(left[width - offset_x : 2 * width - offset_x], right)  # (W, Ty b, n)
+                columns = window_x[train_x] / self.beta
+                logits = (columns @ partial.reshape(width, -1)).reshape(len(columns), len(rows), len(x), n)
+                states.append(SoftmaxState.of(logits, centres[train_x, train_y].unsqueeze(2)))
+            # Each pair of columns has a state by now: give each query column its own, and merge them.
+            states.append(SoftmaxState.empty((1, len(rows), len(x)), channels, x.device))
+            merged = SoftmaxState.cat(states)[slots].reduce(1)  # (W, Ty, b)
+            at = (torch.arange(width)[:, None], torch.from_numpy(query_y)[None, :], part)
+            state.merge(merged, at)
+
+    def _row_offsets(self) -> Iterator[Offset]:
+        """Yield the row offsets, those of many rows in parts."""
+        for offset, query, train in self.geometry.y.offsets:
+            for first in range(0, len(query), self._rows):
+                some = query[first : first + self._rows]
+                start = train.start + first
+                yield Offset(offset, some, slice(start, start + len(some)))
 
 
 def _tensor(array: np.ndarray, like: Tensor) -> Tensor:

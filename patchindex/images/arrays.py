@@ -55,6 +55,8 @@ class ArraySource(ImageSource):
         _check_dtype(array.dtype, name)
         super().__init__(name, _layout(tuple(array.shape), name), labels=labels)
         self._array = array
+        chunks = getattr(array, "chunks", None)  # of zarr and HDF5
+        self.chunk = int(chunks[0]) if chunks and isinstance(chunks[0], int) else 1
         self._scaling = None if array.dtype == np.uint8 else self._find_scaling()
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
@@ -84,10 +86,8 @@ class ArraySource(ImageSource):
         if isinstance(self._array, np.ndarray):
             return np.asarray(self._array[ids])
         # Ids in one storage chunk are read by one slice, so that no chunk is decompressed twice.
-        chunks = getattr(self._array, "chunks", None)
-        rows = int(chunks[0]) if chunks and isinstance(chunks[0], int) else 1
         ordered, inverse = np.unique(ids, return_inverse=True)
-        groups = np.split(ordered, np.flatnonzero(np.diff(ordered // rows)) + 1)
+        groups = np.split(ordered, np.flatnonzero(np.diff(ordered // self.chunk)) + 1)
         parts = [self._raw(slice(int(g[0]), int(g[-1]) + 1))[g - g[0]] for g in groups]
         return np.concatenate(parts)[inverse]
 

@@ -38,6 +38,8 @@ class ImageSource(ABC):
         As given.
     labels : numpy.ndarray or None
         int64, shape (N,).
+    chunk : int
+        Images that are stored and unpacked together; 1 where each can be read by itself.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class ImageSource(ABC):
             )
         self.name = name
         self.shape = shape
+        self.chunk = 1
         self.labels = None if labels is None else as_labels(labels, count, where=name)
         self.label_names = None if label_names is None else tuple(label_names)
 
