@@ -96,7 +96,7 @@ def main() -> None:
     path = args.work / "images.zarr"
     images = pi.open_images(args.source).read(slice(None))
     count = int(args.gibibytes * 2**30) // images[0].nbytes
-    if not path.exists() or len(zarr.open(path)) != count:
+    if not path.exists() or zarr.open_array(path, mode="r").shape[0] != count:
         write(images, path, count)
     x = query(images[-1:])
     np.save(args.work / "query.npy", x.numpy())

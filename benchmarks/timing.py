@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-PAUSE = 0.02  # seconds
+LEAST = 0.3  # seconds
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each way, by round.
+    """Seconds of a call of each way, by round.
 
     Attributes
     ----------
@@ -35,19 +36,23 @@ class Times:
         return float(np.median(self.seconds[name] / self.seconds[to]))
 
 
-def alternate(ways: dict[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True) -> Times:
-    """Call all ways in turn, `repeats` times, after a call of each that does not count.
+def alternate(ways: dict[str, Callable[[], Any]], repeats: int) -> Times:
+    """Time all ways in turn, `repeats` times, after a call of each that does not count.
 
-    There is a pause before each, since the threads of the one before spin for a while after their work.
+    Fast ways are called again and again for `LEAST` seconds, so that what the one before leaves behind (cold
+    caches, threads that spin for a while) does not weigh more on them than on slow ones.
     """
-    results = {name: way() for name, way in ways.items()} if warm_up else {}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    results, calls, seconds = {}, {}, {name: [] for name in ways}
+    for name, way in ways.items():
+        start = time.perf_counter()
+        results[name] = way()
+        calls[name] = max(1, math.ceil(LEAST / (time.perf_counter() - start)))
     for _ in range(repeats):
         for name, way in ways.items():
-            time.sleep(PAUSE)
             start = time.perf_counter()
-            results[name] = way()
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(calls[name]):
+                results[name] = way()
+            seconds[name].append((time.perf_counter() - start) / calls[name])
     return Times({name: np.array(taken) for name, taken in seconds.items()}, results)
 
 
