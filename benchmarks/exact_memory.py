@@ -51,7 +51,7 @@ CASES = (
     Case("ELS", 32, 7, 1, 64, "float64", 1.0),
     Case("ELS", 32, 31, 4, 64, "float64", 0.7),
     Case("ELS-wrapped", 128, 31, 2, 1, "float64", 0.0001),
-    Case("bbELS", 128, 3, 1, 1, "float64"),
+    Case("bbELS", 64, 3, 1, 1, "float64"),
     Case("IS", 512, 0, 64, 4),
 )
 
