@@ -1,7 +1,7 @@
 """The exact scan on a CPU: tiles of training images, shared out to threads that run the kernel.
 
 A task is a tile and a piece of the queries' work; how the work is cut depends on the data and not on the
-number of threads. Threads add what they find to float64 sums of their own, and those are merged at the end.
+number of threads. A thread has float32 sums of its own for a task, and adds them to float64 sums of all.
 """
 
 from __future__ import annotations
@@ -151,9 +151,8 @@ def scan(
     tops, totals = _run(training, job, lo, hi, memory, told)
     shape = (batch, height, width)
     state = SoftmaxState.empty(shape, channels)
-    state.max_logit = torch.from_numpy(np.where(totals[..., 0] == 0, -np.inf, tops * math.log(2))).reshape(
-        shape
-    )
+    logits = np.where(totals[..., 0] == 0, -np.inf, tops * math.log(2))
+    state.max_logit = torch.from_numpy(logits).reshape(shape)
     state.weight = torch.from_numpy(totals[..., 0].copy()).reshape(shape)
     state.count += torch.from_numpy(counts) * (hi - lo)
     # Squares were rounded to float32 one by one; for their sum Cauchy and Schwarz hold all the same.
@@ -163,8 +162,9 @@ def scan(
     centres = torch.from_numpy(totals[..., 2:] / 127.5).reshape(*shape, channels)
     state.centre = centres + state.weight.unsqueeze(-1) * grey_unit
     # Not by torch, whose matrix products leave threads behind that spin for milliseconds, in our way.
-    norms = np.einsum("bij,xj->bix", centred.square().sum(1).numpy(), query_counts(geometry)[1])
-    norms = np.einsum("yi,bix->byx", query_counts(geometry)[0], norms)
+    along_y, along_x = query_counts(geometry)
+    norms = np.einsum("bij,xj->bix", centred.square().sum(1).numpy(), along_x)
+    norms = np.einsum("yi,bix->byx", along_y, norms)
     state.max_logit -= torch.from_numpy(norms) / (2 * beta)
     return state
 

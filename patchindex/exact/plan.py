@@ -309,10 +309,8 @@ class Plan:
         """Return the query columns, not wrapped around, whose column sums a block needs."""
         axis, d = self.geometry.x, self.geometry.k // 2
         outputs = self._outputs(mask, first)
-        if (
-            axis.train_padding == "wrapped"
-        ):  # all there are, in the order in which they enter; then they repeat
-            return list(range(outputs[0] - d, outputs[0] - d + axis.size))
+        if axis.train_padding == "wrapped":
+            return outputs  # all there are; they repeat beyond
         return [u for u in range(outputs[0] - d, outputs[-1] + d + 1) if self._exists(u, first)]
 
     def _columns(

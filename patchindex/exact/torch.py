@@ -63,8 +63,8 @@ def scan(
     if few is not None and few.cost < _full_cost(geometry, len(x), channels):
         per_image, add = few.bytes_an_image, few.add
     else:
-        all_of_them = _All(geometry, x.to(dtype), a, beta, memory // 2)
-        per_image, add = all_of_them.bytes_an_image, all_of_them.add
+        whole = _All(geometry, x.to(dtype), a, beta, memory // 2)
+        per_image, add = whole.bytes_an_image, whole.add
     step = int(min(max(1, memory // 2 // per_image), 256))  # past 256 images a tile falls out of the cache
     done, tile_bytes = 0, channels * height * width
     with read_ahead(training.blocks(lo, hi, max(step, memory // 4 // tile_bytes), multiple=step)) as blocks:
@@ -82,7 +82,7 @@ def scan(
 
 
 def _full_cost(geometry: Geometry, batch: int, channels: int) -> float:
-    """Return the multiply-adds of an image and all queries in `_scan_tile`."""
+    """Return the multiply-adds of an image and all queries in `_All`."""
     height, width = geometry.size
     rows, columns = (sum(len(offset.query) for offset in axis.offsets) for axis in (geometry.y, geometry.x))
     return batch * rows * width * (len(geometry.x.offsets) * (channels + 1) * height + columns)
