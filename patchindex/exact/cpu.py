@@ -21,6 +21,7 @@ from torch import Tensor
 
 from patchindex.exact import kernel
 from patchindex.exact.plan import Plan
+from patchindex.exact.request import Request
 from patchindex.exact.simd import BLOCK, LANES
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
@@ -112,21 +113,11 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return pixels * (4 * torch.get_num_threads() + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
 
 
-def scan(
-    training: TrainingImages,
-    lo: int,
-    hi: int,
-    geometry: Geometry,
-    x: Tensor,
-    a: float,
-    beta: float,
-    *,
-    mask: Tensor | None,
-    memory: int,
-    dtype: torch.dtype,
-    told: Callable[[float], None],
-) -> SoftmaxState:
-    """Scan in float32, whatever the dtype: see `Engine`."""
+def scan(request: Request) -> SoftmaxState:
+    """Scan in float32, whatever the dtype: see `Request`."""
+    training, geometry, x, mask = request.training, request.geometry, request.x, request.mask
+    a, beta, lo, hi = request.a, request.beta, request.lo, request.hi
+    memory, told = request.memory, request.told
     batch, channels, height, width = x.shape
     plan = _plan(geometry, channels, _lanes(geometry, hi - lo))
     if _thread_bytes(plan) > memory // 2 // torch.get_num_threads():
@@ -190,17 +181,19 @@ def load_kernel() -> float | None:
     x, one = torch.zeros(1, 1, 8, 8), torch.arange(64)[None] == 0
     for mask in (None, one):  # all pixels are for one kernel, one pixel is for the other
         scan(
-            training,
-            0,
-            1,
-            Geometry.of("ELS", 3, (8, 8)),
-            x,
-            0.5,
-            0.75,
-            mask=mask,
-            memory=1 << 20,
-            dtype=torch.float32,
-            told=lambda share: None,
+            Request(
+                training=training,
+                lo=0,
+                hi=1,
+                geometry=Geometry.of("ELS", 3, (8, 8)),
+                x=x,
+                a=0.5,
+                beta=0.75,
+                mask=mask,
+                memory=1 << 20,
+                dtype=torch.float32,
+                told=lambda share: None,
+            )
         )
     return time.perf_counter() - start if misses() > before else None
 

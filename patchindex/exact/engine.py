@@ -12,6 +12,7 @@ from patchindex.backends import full_precision
 from patchindex.errors import InputError
 from patchindex.exact import cpu, ideal
 from patchindex.exact import torch as anywhere
+from patchindex.exact.request import Request
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
@@ -30,26 +31,8 @@ class Engine(Protocol):
         """Return what a query takes whatever the training images: its sums and states, with copies."""
         ...
 
-    def scan(
-        self,
-        training: TrainingImages,
-        lo: int,
-        hi: int,
-        geometry: Geometry,
-        x: Tensor,
-        a: float,
-        beta: float,
-        *,
-        mask: Tensor | None,
-        memory: int,
-        dtype: torch.dtype,
-        told: Callable[[float], None],
-    ) -> SoftmaxState:
-        """Scan training images lo to hi - 1 for queries x (B, C, H, W); return a state of shape (B, H, W).
-
-        With a mask of bool, shape (B, H * W), pixels outside of it may hold anything. `memory` is for what
-        grows with a block of training images, and `told` hears the share that is done.
-        """
+    def scan(self, request: Request) -> SoftmaxState:
+        """Return a state of shape (B, H, W)."""
         ...
 
 
@@ -153,19 +136,8 @@ def scan(
                 told(1.0)
                 continue
         with full_precision(), torch.no_grad():
-            state = engine.scan(
-                training,
-                lo,
-                hi,
-                geometry,
-                x[part],
-                a,
-                beta,
-                mask=mask,
-                memory=memory // 2,
-                dtype=dtype,
-                told=told,
-            )
+            request = Request(training, lo, hi, geometry, x[part], a, beta, mask, memory // 2, dtype, told)
+            state = engine.scan(request)
         if rows is not None:
             state = SoftmaxState(*(field.flatten(0, 2)[rows] for field in vars(state).values()))
         for whole, found in zip(vars(result).values(), vars(state).values(), strict=True):

@@ -11,15 +11,14 @@ around the mean of some training images, which changes nothing and rounds less.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.exact.request import Request
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
-from patchindex.training import TrainingImages, as_tensor, read_ahead, to_unit
+from patchindex.training import as_tensor, read_ahead, to_unit
 
 __all__ = ["query_bytes", "scan"]
 
@@ -32,21 +31,11 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return 8 * height * width * (5 + 3 * channels) * 4
 
 
-def scan(
-    training: TrainingImages,
-    lo: int,
-    hi: int,
-    geometry: Geometry,
-    x: Tensor,
-    a: float,
-    beta: float,
-    *,
-    mask: Tensor | None,
-    memory: int,
-    dtype: torch.dtype,
-    told: Callable[[float], None],
-) -> SoftmaxState:
-    """Scan all pixels, whatever the mask, since they share their logits: see `Engine`."""
+def scan(request: Request) -> SoftmaxState:
+    """Scan all pixels, whatever the mask, since they share their logits: see `Request`."""
+    training, lo, hi = request.training, request.lo, request.hi
+    x, a, beta = request.x, request.a, request.beta
+    memory, dtype, told = request.memory, request.dtype, request.told
     batch, channels, height, width = x.shape
     numbers = height * width * channels
 

@@ -15,15 +15,16 @@ all of those come from the `Geometry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.exact.request import Request
 from patchindex.patches import Geometry, Offset
 from patchindex.softmax import SoftmaxState
-from patchindex.training import TrainingImages, as_tensor, read_ahead, to_unit
+from patchindex.training import as_tensor, read_ahead, to_unit
 from patchindex.windows import query_counts, windows
 
 __all__ = ["query_bytes", "scan"]
@@ -42,21 +43,11 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return 8 * height * width * (5 + 3 * channels) * 3
 
 
-def scan(
-    training: TrainingImages,
-    lo: int,
-    hi: int,
-    geometry: Geometry,
-    x: Tensor,
-    a: float,
-    beta: float,
-    *,
-    mask: Tensor | None,
-    memory: int,
-    dtype: torch.dtype,
-    told: Callable[[float], None],
-) -> SoftmaxState:
-    """Scan in the dtype and on the device asked for: see `Engine`."""
+def scan(request: Request) -> SoftmaxState:
+    """Scan in the dtype and on the device asked for: see `Request`."""
+    training, geometry, x, mask = request.training, request.geometry, request.x, request.mask
+    a, beta, lo, hi = request.a, request.beta, request.lo, request.hi
+    memory, dtype, told = request.memory, request.dtype, request.told
     channels, height, width = x.shape[1:]
     state = SoftmaxState.empty((width, height, len(x)), channels, x.device)
     few = None if mask is None else _Few(geometry, x.to(dtype), a, beta, mask, memory)
