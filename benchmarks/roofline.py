@@ -91,19 +91,22 @@ def counts(plan: Plan) -> dict[str, float]:
     """Count instructions and loads of a tile and a query, in blocks, without and with exponentials."""
     full, channels = plan.full, plan.channels
     slots, steps = int(full.slots.sum()), int(full.steps.sum())
-    enters, leaves = (int((full.rows[:, column] >= 0).sum()) for column in (0, 2))
-    ready_rows = int((full.rows[:, 4] >= 0).sum())
-    ready = int((full.columns[..., 3] >= 0).sum()) * ready_rows
+    enters, leaves = (int((full.rows[:, column] >= 0).sum()) for column in (0, 1))
+    ready_rows = int((full.rows[:, 2] >= 0).sum())
+    ready = int((full.columns[..., 3] >= 0).sum()) * int((full.query_rows[:, 2] >= 0).sum())
     # Down a row: products of what enters and leaves, their difference, the sum. Along it: a difference, the
-    # sum and three for what it rounds off. A logit: its norm, the rest, the largest.
-    down = slots * (enters * (channels + 1) + leaves * (channels + 1))
-    along, logits = steps * ready_rows * 5, ready * 3
+    # sum and three for what it rounds off. A logit: its norm, the rest, the largest. All but logits are done
+    # for both row offsets of a pair, which share the loads of training values; norms are loaded once, too.
+    down = 2 * slots * (enters * (channels + 1) + leaves * (channels + 1))
+    along, logits = 2 * steps * ready_rows * 5, ready * 3
     # Eleven for 2^x, one each for w and w^2, and the centres.
     exponentials = ready * (11 + 2 + channels)
     return {
         "none": down + along + logits,
         "all": down + along + logits + exponentials,
-        "loads none": slots * (enters + leaves) * channels + slots * enters + steps * ready_rows * 2 + ready,
+        "loads none": slots * ((enters + leaves) * channels + 2 * enters)
+        + steps * ready_rows * 4
+        + int((full.columns[..., 3] >= 0).sum()) * ready_rows,
         "loads all": ready * channels,
         "members": ready * BLOCK,
     }

@@ -54,7 +54,7 @@ def test_loading_compiles_both_kernels():
         assert len(function.signatures) == 1
 
 
-@pytest.mark.parametrize(("features", "block"), [("+avx2,+avx512f", 128), ("+avx2,-avx512f", 64), ("", 64)])
+@pytest.mark.parametrize(("features", "block"), [("+avx2,+avx512f", 64), ("+avx2,-avx512f", 32), ("", 32)])
 def test_blocks_are_as_wide_as_the_registers_allow(features, block):
     assert simd._widest(features) == block
 
@@ -70,7 +70,7 @@ def test_a_processor_with_narrower_registers(tmp_path):
     settings = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": narrow}
     for expected in ("True", "False"):
         block, compiled, kept, worst = run(tmp_path, **settings)
-        assert (block, compiled, kept) == ("64", expected, "True")
+        assert (block, compiled, kept) == ("32", expected, "True")
         assert float(worst) < 2e-5
 
 

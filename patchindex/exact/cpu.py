@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -36,10 +37,11 @@ LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
 SAMPLE = 64  # images whose grey is taken off
 NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
 
-# Nanoseconds of one thread (AVX-512), from `benchmarks/exact.py --parts pixels`. They cut the work into tasks
-# and choose between the kernels, for which only their ratio matters; they change no result.
-MULTIPLY_ADD = 2.7  # a block of products in `scan_pixels` or `scan_all`
-MEMBERS = 32.0  # a block of logits, from the sums to the weights
+# Nanoseconds of one thread (AVX-512) for a block of products, and for a block of logits from the sums to the
+# weights, fitted to `benchmarks/exact.py --parts pixels`. They cut the work into tasks and choose between the
+# kernels, for which only their ratios matter; they change no result.
+ALL_PRODUCTS, ALL_MEMBERS = 1.05, 12.5  # `scan_all`
+PIXEL_PRODUCTS, PIXEL_MEMBERS = 1.75, 33.0  # `scan_pixels`
 
 
 class Piece(NamedTuple):
@@ -124,7 +126,8 @@ def scan(request: Request) -> SoftmaxState:
         plan = _plan(geometry, channels, LANES)
     # Values are integers around a grey of the data's own: smaller sums round less.
     sample = training.read(lo, min(lo + SAMPLE, hi))
-    grey = np.rint(sample.mean((0, 1, 2), dtype=np.float64)).astype(np.float32)
+    columns = sample.reshape(-1, width * channels).sum(0, dtype=np.int64)  # rows of C alone are slow
+    grey = np.rint(columns.reshape(width, channels).sum(0) / (sample.size / channels)).astype(np.float32)
     grey_unit = torch.from_numpy(grey.astype(np.float64) / 127.5 - 1)
     centred = x.double() - a * grey_unit[:, None, None]
     counts = _counts(geometry)
@@ -231,10 +234,10 @@ def _counts(geometry: Geometry) -> np.ndarray:
 def _full_cost(plan: Plan) -> float:
     """Nanoseconds of a tile and a query in `scan_all`."""
     full = plan.full
-    products = (full.rows[:, 0] >= 0).sum() + (full.rows[:, 2] >= 0).sum()
-    ready = (full.rows[:, 4] >= 0).sum()
+    products = 2 * (full.rows[:, :2] >= 0).sum()
+    ready = (full.query_rows[:, 2] >= 0).sum()
     return float(
-        full.slots.sum() * products * plan.channels * MULTIPLY_ADD + full.steps.sum() * ready * MEMBERS
+        full.slots.sum() * products * plan.channels * ALL_PRODUCTS + full.steps.sum() * ready * ALL_MEMBERS
     )
 
 
@@ -243,7 +246,7 @@ def _pixel_cost(plan: Plan) -> float:
     direct = plan.direct
     rows, columns = (int((r[:, 1] - r[:, 0]).max()) for r in (direct.range_y, direct.range_x))
     window = plan.geometry.k**2 * plan.channels
-    return rows * math.ceil(columns / plan.width) * (window * MULTIPLY_ADD + MEMBERS)
+    return rows * math.ceil(columns / plan.width) * (window * PIXEL_PRODUCTS + PIXEL_MEMBERS)
 
 
 def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | None]:
@@ -257,8 +260,17 @@ def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | No
     return chosen
 
 
+class _Open(NamedTuple):
+    """A tile that is being worked on, and what of the queries' work is left of it."""
+
+    images: np.ndarray
+    left: deque[list[Piece]]
+
+
 class _Tasks:
     """Tasks, handed to threads one at a time, and what they add up to.
+
+    A thread has a tile to itself, so that no other need prepare it too, until there are no more tiles.
 
     Attributes
     ----------
@@ -267,19 +279,27 @@ class _Tasks:
         Relative to `2^tops`, as `kernel.flush` has them.
     """
 
-    def __init__(self, job: Job, tasks: Iterator[tuple[np.ndarray, list[Piece]]]) -> None:
-        self._tasks, self._taking, self._adding = tasks, Lock(), Lock()
+    def __init__(self, job: Job, tiles: Iterator[np.ndarray], cut: list[list[Piece]]) -> None:
+        self._tiles, self._cut = tiles, cut
+        self._open: list[_Open] = []
+        self._taking, self._adding = Lock(), Lock()
         self.stop = Event()
         self.done = 0
         height, width = job.plan.geometry.size
         self.tops = np.full((len(job.queries), height * width), float(kernel.NOTHING_YET))
         self.totals = np.zeros((*self.tops.shape, 2 + job.plan.channels))
 
-    def take(self) -> tuple[np.ndarray, list[Piece]] | None:
-        """Return the next task; None when there is none, or the scan was stopped."""
+    def take(self, tile: _Open | None) -> tuple[_Open, list[Piece]] | None:
+        """Return a thread's next task, of the tile that it has if that is not done; None if there is none."""
         with self._taking:
-            task = None if self.stop.is_set() else next(self._tasks, None)
-        return None if self.stop.is_set() else task
+            if tile is None or not tile.left:
+                self._open = [other for other in self._open if other.left]
+                images = next(self._tiles, None)
+                if images is not None:
+                    self._open.append(tile := _Open(images, deque(self._cut)))
+                else:
+                    tile = max(self._open, key=lambda other: len(other.left), default=None)
+            return None if tile is None or self.stop.is_set() else (tile, tile.left.popleft())
 
     def add(self, query: int, sums: kernel.Sums, channels: int) -> None:
         """Take over a thread's sums for a query."""
@@ -298,12 +318,12 @@ def _run(
     lanes = job.plan.lanes
     cut = job.pieces(math.ceil((hi - lo) / lanes))
     height, width = job.plan.geometry.size
-    # Two blocks are there at a time, and while the next is read a third.
-    at_once = max(1, memory // 6 // (height * width * job.plan.channels))
     threads = max(1, min(torch.get_num_threads(), memory // 2 // _thread_bytes(job.plan)))
+    # A block is there for each thread that is not done with it, the next one, and one that is being read.
+    at_once = max(1, memory // 2 // (threads + 2) // (height * width * job.plan.channels))
     with read_ahead(training.blocks(lo, hi, at_once, multiple=lanes)) as blocks:
-        images = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
-        tasks = _Tasks(job, ((tile, pieces) for tile in images for pieces in cut))
+        tiles = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
+        tasks = _Tasks(job, tiles, cut)
         with ThreadPoolExecutor(threads, "patchindex-exact") as pool:
             try:
                 futures = [pool.submit(_work, job, tasks) for _ in range(threads)]
@@ -345,14 +365,15 @@ def _work(job: Job, tasks: _Tasks) -> None:
     wrapped = plan.geometry.x.train_padding == "wrapped"
     down = np.zeros((width, plan.lanes))
     sums = _aligned(pixels * (2 + plan.channels) * LANES)
-    columns = _aligned((plan.full.slot_train.shape[1] + 1) * BLOCK)
+    columns = _aligned((plan.full.slot_train.shape[1] + 1) * 2 * BLOCK)
     tops = np.full((len(job.queries), pixels), kernel.NOTHING_YET)
-    prepared: np.ndarray | None = None
-    while (task := tasks.take()) is not None:
-        images, pieces = task
-        if prepared is not images:
+    at: _Open | None = None
+    while (task := tasks.take(at)) is not None:
+        opened, pieces = task
+        if at is not opened:
+            at = opened
             kernel.prepare(
-                np.require(images, np.uint8, ["C", "W"]),  # one type to compile for
+                np.require(at.images, np.uint8, ["C", "W"]),  # one type to compile for
                 job.grey,
                 job.norm_scale,
                 plan.norm_rows,
@@ -362,7 +383,6 @@ def _work(job: Job, tasks: _Tasks) -> None:
                 tile,
                 down,
             )
-            prepared = images
         for query, first, last in pieces:
             mine = kernel.Sums(tops[query], sums, columns, job.threshold)
             asked = job.pixels[query]

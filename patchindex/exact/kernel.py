@@ -188,14 +188,16 @@ def _add(logits, pixel, mine, tile, centres):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _products(tile, query, values, pixel):  # type: ignore[no-untyped-def]
-    """Multiply a block of training values by a query pixel, summed over channels."""
+def _products(tile, query, values, one, two):  # type: ignore[no-untyped-def]
+    """Multiply a block of training values by each of two query pixels, summed over channels."""
     stride = tile.padded * tile.lanes
-    products = splat_block(query[pixel]) * load_block(tile.values, values)
+    value = load_block(tile.values, values)
+    first, second = splat_block(query[one]) * value, splat_block(query[two]) * value
     for c in range(1, tile.channels):
         value = load_block(tile.values, values + c * stride)
-        products = products + splat_block(query[pixel + c * tile.width]) * value
-    return products
+        first = first + splat_block(query[one + c * tile.width]) * value
+        second = second + splat_block(query[two + c * tile.width]) * value
+    return first, second
 
 
 @inlined
@@ -207,41 +209,59 @@ def _sum_exactly(s, lost, change):  # type: ignore[no-untyped-def]
 
 @compiled
 def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped-def]
-    """Add a tile's patches to all pixels: units `first` to `last - 1` of row offsets x blocks of `Full`."""
+    """Add a tile's patches to all pixels: units `first` to `last - 1` of `Full`.
+
+    Both row offsets of a unit are done at once. Their column sums lie side by side.
+    """
     lanes, channels, width = tile.lanes, tile.channels, tile.width
     line = tile.padded * lanes  # floats of a row of one channel
-    zero_slot = tables.slot_train.shape[1]
+    query_line = channels * width
+    nothing = splat_block(np.float32(0))
     for unit in range(first, last):
-        offset, b = unit // len(tables.slots), unit % len(tables.slots)
+        pair, b = unit // len(tables.slots), unit % len(tables.slots)
         n_slots = tables.slots[b]
-        for j in range(n_slots):
-            store(mine.columns, j * BLOCK, splat_block(np.float32(0)))
-        store(mine.columns, zero_slot * BLOCK, splat_block(np.float32(0)))
+        for j in range(2 * n_slots):
+            store(mine.columns, j * BLOCK, nothing)
+        for j in range(2 * tables.slot_train.shape[1], 2 * tables.slot_train.shape[1] + 2):
+            store(mine.columns, j * BLOCK, nothing)
         norms = tables.mask[b] * tile.height * line
-        for r in range(tables.row_start[offset], tables.row_start[offset + 1]):
-            enters, leaves = tables.rows[r, 0], tables.rows[r, 2]
-            add, add_query = enters * channels * line, tables.rows[r, 1] * channels * width
-            sub, sub_query = leaves * channels * line, tables.rows[r, 3] * channels * width
+        for r in range(tables.row_start[pair], tables.row_start[pair + 1]):
+            enters, leaves, y = tables.rows[r]
+            (add_1, add_2), (sub_1, sub_2), (y_1, y_2) = tables.query_rows[r]
             if enters >= 0:
                 for j in range(n_slots):
                     column, q = tables.slot_train[b, j] * lanes, tables.slot_query[b, j]
-                    change = _products(tile, query, add + column, add_query + q)
+                    at = enters * channels * line + column
+                    change_1, change_2 = _products(
+                        tile, query, at, add_1 * query_line + q, add_2 * query_line + q
+                    )
                     if leaves >= 0:
-                        change = change - _products(tile, query, sub + column, sub_query + q)
-                    store(mine.columns, j * BLOCK, load_block(mine.columns, j * BLOCK) + change)
-            y = tables.rows[r, 4]
+                        at = leaves * channels * line + column
+                        old_1, old_2 = _products(
+                            tile, query, at, sub_1 * query_line + q, sub_2 * query_line + q
+                        )
+                        change_1, change_2 = change_1 - old_1, change_2 - old_2
+                    at = 2 * j * BLOCK
+                    store(mine.columns, at, load_block(mine.columns, at) + change_1)
+                    store(mine.columns, at + BLOCK, load_block(mine.columns, at + BLOCK) + change_2)
             if y < 0:
                 continue
-            pixels = tables.rows[r, 5] * width
-            s, lost = load_block(tables.start, b * BLOCK), splat_block(np.float32(0))
+            s_1 = s_2 = load_block(tables.start, b * BLOCK)
+            lost_1 = lost_2 = nothing
             for j in range(tables.steps[b]):
-                change = load_block(mine.columns, tables.columns[b, j, 0] * BLOCK)
-                change = change - load_block(mine.columns, tables.columns[b, j, 1] * BLOCK)
-                s, lost = _sum_exactly(s, lost, change)
-                if tables.columns[b, j, 3] >= 0:
-                    pixel, column = pixels + tables.columns[b, j, 3], tables.columns[b, j, 2] * lanes
-                    logits = s - load_block(tile.norms, norms + y * line + column) + lost
-                    _add(logits, pixel, mine, tile, y * channels * line + column)
+                add, sub = tables.columns[b, j, 0] * 2 * BLOCK, tables.columns[b, j, 1] * 2 * BLOCK
+                column, x = tables.columns[b, j, 2] * lanes, tables.columns[b, j, 3]
+                change = load_block(mine.columns, add) - load_block(mine.columns, sub)
+                s_1, lost_1 = _sum_exactly(s_1, lost_1, change)
+                change = load_block(mine.columns, add + BLOCK) - load_block(mine.columns, sub + BLOCK)
+                s_2, lost_2 = _sum_exactly(s_2, lost_2, change)
+                if x >= 0:
+                    norm = load_block(tile.norms, norms + y * line + column)
+                    centres = y * channels * line + column
+                    if y_1 >= 0:
+                        _add(s_1 - norm + lost_1, y_1 * width + x, mine, tile, centres)
+                    if y_2 >= 0:
+                        _add(s_2 - norm + lost_2, y_2 * width + x, mine, tile, centres)
 
 
 @compiled
@@ -271,7 +291,7 @@ def scan_pixels(tile, query, tables, pixels, mine):  # type: ignore[no-untyped-d
                             continue
                         at = train_y * channels * line + (pad + train_x) * lanes
                         q = query_y * channels * width + query_x
-                        row = row + _products(tile, query, at, q)
+                        row = row + _products(tile, query, at, q, q)[0]
                     s, lost = _sum_exactly(s, lost, row)
                 column = (pad + j) * lanes
                 logits = s - load_block(tile.norms, norms + column) + lost

@@ -6,7 +6,8 @@ apart (padding, wrapping, position classes) is in these tables and in masks of t
 kernel has no cases.
 
 Training columns are handled in blocks of `width` neighbouring ones, `lanes` images each: the column offsets
-`first, ..., first + width - 1` of a query column are one stretch of memory.
+`first, ..., first + width - 1` of a query column are one stretch of memory. Row offsets go two by two, so
+that a training value once loaded is multiplied by two query rows.
 """
 
 from __future__ import annotations
@@ -67,11 +68,13 @@ class Full(NamedTuple):
 
     Attributes
     ----------
-    row_start : array of int64, shape (row offsets + 1,)
-        Where the steps of each row offset begin in `rows`.
-    rows : array of int64, shape (steps, 6)
-        Training and query row that enter, training and query row that leave, training row and query row whose
-        logits are ready; -1 for none. Query row H is a row of zeros.
+    row_start : array of int64, shape (pairs of row offsets + 1,)
+        Where the steps of each pair of row offsets begin in `rows`.
+    rows : array of int64, shape (steps, 3)
+        Training row that enters, that leaves, and whose logits are ready; -1 for none.
+    query_rows : array of int64, shape (steps, 3, 2)
+        The query row of each at either offset. Row H, one of zeros, enters and leaves where an offset has no
+        product; -1 is ready where it has no logits.
     slot_train, slot_query : arrays of int64, shape (blocks, most slots)
         First training column (padded) and query column of the column sums of a block of offsets.
     slots, steps : arrays of int64, shape (blocks,)
@@ -87,6 +90,7 @@ class Full(NamedTuple):
 
     row_start: np.ndarray
     rows: np.ndarray
+    query_rows: np.ndarray
     slot_train: np.ndarray
     slot_query: np.ndarray
     slots: np.ndarray
@@ -97,7 +101,7 @@ class Full(NamedTuple):
 
     @property
     def units(self) -> int:
-        """Pairs of a row offset and a block of column offsets: each can be done by itself."""
+        """Two row offsets and a block of column offsets each, which can be done by itself."""
         return (len(self.row_start) - 1) * len(self.slots)
 
 
@@ -187,7 +191,8 @@ class Plan:
     @cached_property
     def full(self) -> Full:
         """Tables for all pixels of a query."""
-        rows = [self._rows(offset.offset) for offset in self.geometry.y.offsets]
+        offsets = [offset.offset for offset in self.geometry.y.offsets]
+        rows = [self._rows(offsets[i : i + 2]) for i in range(0, len(offsets), 2)]
         blocks = [(mask, first) for mask in (0, 1) for first in self._first_offsets(mask)]
         slot_lists, step_lists = [], []
         for mask, first in blocks:
@@ -213,8 +218,9 @@ class Plan:
             allowed = self._last_offset(mask) - first + 1
             start[b, max(0, allowed) :] = FAR_BELOW
         return Full(
-            row_start=np.cumsum([0, *map(len, rows)]),
-            rows=np.concatenate(rows),
+            row_start=np.cumsum([0, *(len(train) for train, _ in rows)]),
+            rows=np.concatenate([train for train, _ in rows]),
+            query_rows=np.concatenate([query for _, query in rows]),
             slot_train=slot_train,
             slot_query=slot_query,
             slots=np.array([len(s) for s in slot_lists]),
@@ -245,30 +251,46 @@ class Plan:
             start=start.reshape(-1),
         )
 
-    def _rows(self, offset: int) -> np.ndarray:
-        """Return the steps of one row offset, as in `Full.rows`."""
+    def _rows(self, offsets: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the steps of one or two row offsets, as in `Full.rows` and `Full.query_rows`."""
         axis = self.geometry.y
         shared, alone = _positions(axis)
-        centres = sorted([*shared, *alone]) if offset == 0 else list(shared)
-        if not axis.circular:
-            centres = [i for i in centres if offset == 0 or i - offset in shared]
 
-        def exists(row: int) -> bool:
+        def multiplied(row: int, offset: int) -> bool:
             if axis.train_padding == "wrapped":
                 return True
             inside = 0 <= row < axis.size
             return inside and (axis.circular or 0 <= row - offset < axis.size)
 
-        def pair(row: int | None) -> tuple[int, int]:
-            return (NOTHING, NOTHING) if row is None else (row % axis.size, (row - offset) % axis.size)
+        def compared(row: int, offset: int) -> bool:
+            if offset == 0:
+                return row in shared or row in alone
+            return row in shared and (axis.circular or row - offset in shared)
 
-        table = []
-        for step in slide(centres, self.geometry.k // 2, exists):
-            add, sub = pair(step.add), pair(step.sub)
+        def at(row: int | None, counts: Callable[[int, int], bool], otherwise: int) -> list[int]:
+            query = [
+                (row - offset) % axis.size if row is not None and counts(row, offset) else otherwise
+                for offset in offsets
+            ]
+            return query + [otherwise] * (2 - len(offsets))
+
+        centres = [i for i in range(axis.size) if any(compared(i, offset) for offset in offsets)]
+        train, query = [], []
+        for step in slide(
+            centres, self.geometry.k // 2, lambda i: any(multiplied(i, offset) for offset in offsets)
+        ):
+            rows = [NOTHING if i is None else i % axis.size for i in step]
             if step.add is None and step.sub is not None:
-                add = (0, axis.size)  # the row of zeros
-            table.append((*add, *sub, *pair(step.centre)))
-        return np.array(table, np.int64)
+                rows[0] = 0  # any row will do: it is multiplied by zeros
+            train.append(rows)
+            query.append(
+                [
+                    at(step.add, multiplied, axis.size),
+                    at(step.sub, multiplied, axis.size),
+                    at(step.centre, compared, NOTHING),
+                ]
+            )
+        return np.array(train, np.int64), np.array(query, np.int64)
 
     def _first_offsets(self, mask: int) -> range:
         """Return the first column offset of each block."""

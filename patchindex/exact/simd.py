@@ -2,7 +2,7 @@
 
 Numba leaves vectors to LLVM's loop vectoriser, which keeps no running sums in registers across a stencil.
 Here LLVM's own vector types are given a name: `block` vectors of `BLOCK` floats, which LLVM splits into as
-many machine registers as it takes (8 of AVX-512 or AVX2, 16 of NEON), and `lane` vectors of `LANES`, one
+many machine registers as it takes (4 of AVX-512 or AVX2, 8 of NEON), and `lane` vectors of `LANES`, one
 AVX-512 register. The instructions are LLVM's portable ones, so the same code runs on x86 and ARM.
 
 All functions are for use inside `numba.njit`. Indices count floats and are not checked. After a change here
@@ -40,7 +40,7 @@ __all__ = [
 
 def _widest(features: str) -> int:
     """Return the floats of a block: what leaves registers over for sums, for these processor features."""
-    return 128 if "+avx512f" in features.split(",") else 64
+    return 64 if "+avx512f" in features.split(",") else 32
 
 
 LANES = 16
