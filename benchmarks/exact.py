@@ -5,8 +5,8 @@ r"""The exact engine against the plain way and the authors' modules; how it scal
 Ways are timed in turn, in one process; figures are medians of `--repeats` rounds and ratios medians of the
 rounds' ratios. Queries are other images of the file with the noise of time t. Parts:
 
-table      ELS, k in 3, 7, 11, 17 and t in 0.2, 0.6, 0.9, alone and as a batch of 8
-machines   the same for wrapped ELS, bbELS and LS
+ELS, ELS-wrapped, bbELS, LS
+           k in 3, 7, 11, 17 and t in 0.2, 0.6, 0.9, alone and as a batch of 8
 scaling    in N, C, batch and threads
 pixels     some pixels of an image, by either kernel, and what the rule chooses
 image      the time of an image of all N images, extrapolated from a slice, step by step of the schedule
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from patchindex.schedules import LocalitySchedule, cosine
 from patchindex.training import TrainingImages
 
 SCALES, TIMES = (3, 7, 11, 17), (0.2, 0.6, 0.9)
+AGREEMENT = 1e-3  # ways that differ by more do not compute the same
 
 
 class Case:
@@ -81,6 +83,11 @@ def compare(case: Case, module: reference.Reference | None, repeats: int) -> dic
         ways["authors"] = lambda: case.authors(module)
     times = alternate(ways, repeats)
     ours = times.results["ours"]
+    off = {
+        name: float((times.results[name] - ours).abs().max()) for name in ("plain", "authors") if name in ways
+    }
+    if max(off.values()) > AGREEMENT:
+        raise SystemExit(f"k = {case.k}, t = {case.t}: results differ, {off}")
     return {
         "k": case.k,
         "t": case.t,
@@ -91,8 +98,8 @@ def compare(case: Case, module: reference.Reference | None, repeats: int) -> dic
         "plain / ours": times.ratio("plain", "ours"),
         "attention / ours": times.ratio("attention", "ours") if "attention" in ways else None,
         "authors / ours": times.ratio("authors", "ours") if module else None,
-        "off plain": float((times.results["plain"] - ours).abs().max()),
-        "off authors": float((times.results["authors"] - ours).abs().max()) if module else None,
+        "off plain": off["plain"],
+        "off authors": off.get("authors"),
     }
 
 
@@ -111,20 +118,17 @@ COLUMNS = {
 }
 
 
-def machines(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
-    module = reference.load(args.reference) if args.reference else None
-    found = {}
-    for name in names:
-        rows = []
-        theirs = (
-            reference.Reference(module, name, args.images) if module and name in reference.CLASSES else None
-        )
-        for k in SCALES:
-            for t in TIMES:
-                rows.append(compare(Case(args.images, args.others, name, k, t), theirs, args.repeats))
-        print(f"\n{name}\n{table(rows, COLUMNS)}", flush=True)
-        found[name] = rows
-    return found
+def machine(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """Compare all ways for one machine."""
+    module = reference.load(args.reference) if args.reference and name in reference.CLASSES else None
+    theirs = reference.Reference(module, name, args.images) if module else None
+    rows = [
+        compare(Case(args.images, args.others, name, k, t), theirs, args.repeats)
+        for k in SCALES
+        for t in TIMES
+    ]
+    print(f"\n{name}\n{table(rows, COLUMNS)}", flush=True)
+    return rows
 
 
 def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -238,8 +242,7 @@ def image(args: argparse.Namespace) -> dict[str, float]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
-    "table": lambda args: machines(args, ("ELS",)),
-    "machines": lambda args: machines(args, ("ELS-wrapped", "bbELS", "LS")),
+    **{name: partial(machine, name=name) for name in ("ELS", "ELS-wrapped", "bbELS", "LS")},
     "scaling": scaling,
     "pixels": pixels,
     "image": image,

@@ -71,7 +71,7 @@ class Group:
     def add(self, tile: Tensor, geometry: Geometry, a: float, beta: float) -> None:
         """Add the patches of images (n, C, H, W)."""
         patches, centres = _patches(tile, geometry)
-        if len(self.train) > 1:
+        if geometry.n_classes > 1:
             patches, centres = (v[:, self.train].transpose(0, 1).flatten(1, 2) for v in (patches, centres))
         else:
             patches, centres = (v.flatten(0, 1)[None] for v in (patches, centres))
