@@ -17,9 +17,9 @@ from patchindex import exact
 from patchindex.errors import InputError
 from patchindex.exact import cpu
 from patchindex.exact.plan import slide
-from patchindex.exact.simd import BLOCK
 from patchindex.images import ImageSource
 from patchindex.patches import Geometry
+from patchindex.exact.simd import BLOCK
 from patchindex.training import TrainingImages
 
 MACHINES = [name for name in brute.MACHINES if name != "IS"]
@@ -216,8 +216,13 @@ def test_ctrl_c_ends_the_scan_within_a_second(real_images, monkeypatch, seconds)
     timer = threading.Timer(0.7, press)
     timer.start()
     geometry = geometry_of("ELS", 3, (28, 28))
-    with pytest.raises(KeyboardInterrupt):
-        [scan(SlowSource(images, seconds), x, 0.4, geometry) for _ in range(1000)]
+    # Ctrl-C is ignored by what a shell runs in the background, tests too.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            [scan(SlowSource(images, seconds), x, 0.4, geometry) for _ in range(1000)]
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert time.perf_counter() - pressed[0] < 1
     assert not [t for t in threading.enumerate() if t.name.startswith("patchindex")]
 
