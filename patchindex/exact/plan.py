@@ -147,8 +147,8 @@ class Plan:
     Examples
     --------
     >>> plan = Plan(Geometry.of("ELS", 3, (8, 8)), 3, 32)
-    >>> plan.padded, plan.masks.shape, len(plan.full.row_start)
-    (14, (2, 8), 9)
+    >>> plan.masks.shape, len(plan.full.row_start)
+    ((2, 8), 5)
     """
 
     geometry: Geometry
