@@ -162,6 +162,7 @@ class ScoreMachine:
         label: int | None = None,
         *,
         seed: int = 0,
+        samples: Sequence[int] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Estimate:
         """Estimate `E[x_0 | x_t = x]` under the machine.
@@ -178,6 +179,9 @@ class ScoreMachine:
             In place of the machine's own label.
         seed : int
             For estimators that draw.
+        samples : sequence of int, optional
+            Numbers of the images, one each, which draws depend on besides the seed: an image with the same
+            number gets the same draws in any batch. By default its place in x.
         progress : callable, optional
             Told the share that is done, in (0, 1].
 
@@ -207,7 +211,16 @@ class ScoreMachine:
                         progress((i + share) / len(distinct))
 
                 beta = self._beta(time)
-                query = Query(x[mine], (1 - beta) ** 0.5, beta, self.scale_at(time, k), label, seed, told)
+                query = Query(
+                    x[mine],
+                    (1 - beta) ** 0.5,
+                    beta,
+                    self.scale_at(time, k),
+                    label,
+                    seed,
+                    [samples[row] for row in mine] if samples is not None else mine,
+                    told,
+                )
                 parts.append(self._estimate(query))
                 rows += mine
         joined = Estimate.cat(parts)

@@ -163,6 +163,11 @@ class SoftmaxState:
         """Join the grids of several states along their first dimension."""
         return cls(*(torch.cat(parts) for parts in zip(*(vars(s).values() for s in states), strict=True)))
 
+    def reshape(self, shape: tuple[int, ...]) -> SoftmaxState:
+        """Return the same pixels in a grid of another shape."""
+        dims = self.max_logit.dim()
+        return SoftmaxState(*(f.reshape(*shape, *f.shape[dims:]) for f in vars(self).values()))
+
     def __getitem__(self, index: Any) -> SoftmaxState:
         return SoftmaxState(*(field[index] for field in vars(self).values()))
 

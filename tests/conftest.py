@@ -11,9 +11,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-# Numba looks at the file of a compiled function only, and the kernel is made of two: a cache by content,
+# Numba looks at the file of a compiled function only, and kernels are made of several: a cache by content,
 # which must be named before numba is imported.
-KERNEL = b"".join((ROOT / "patchindex" / "exact" / name).read_bytes() for name in ("kernel.py", "simd.py"))
+KERNELS = ("simd.py", "simd_codes.py", "exact/kernel.py", "index/retrieval.py", "index/rerank.py")
+KERNEL = b"".join((ROOT / "patchindex" / name).read_bytes() for name in KERNELS)
 os.environ["NUMBA_CACHE_DIR"] = str(
     ROOT / ".pytest_cache" / f"numba-{hashlib.sha256(KERNEL).hexdigest()[:16]}"
 )

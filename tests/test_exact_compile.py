@@ -10,15 +10,15 @@ from pathlib import Path
 import llvmlite.binding
 import pytest
 
-from patchindex import exact
-from patchindex.exact import kernel, simd
+from patchindex import exact, simd
+from patchindex.exact import kernel
 
 NARROW = """
 from numba.core import caching
 import numpy as np, torch
 {patch}
 from patchindex import exact
-from patchindex.exact import simd
+from patchindex import simd
 from patchindex.patches import Geometry
 from patchindex.training import TrainingImages
 rng = np.random.default_rng(0)

@@ -17,9 +17,9 @@ from patchindex import exact
 from patchindex.errors import InputError
 from patchindex.exact import cpu
 from patchindex.exact.plan import slide
-from patchindex.exact.simd import BLOCK
 from patchindex.images import ImageSource
 from patchindex.patches import Geometry
+from patchindex.simd import BLOCK
 from patchindex.training import TrainingImages
 
 MACHINES = [name for name in brute.MACHINES if name != "IS"]

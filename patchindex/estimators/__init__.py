@@ -9,11 +9,12 @@ from typing import Any
 from patchindex.errors import InputError
 from patchindex.estimators.base import Data, Estimate, Estimator, Query
 from patchindex.estimators.exact import Exact
+from patchindex.estimators.priority import Priority
 from patchindex.estimators.topk import TopK
 
 __all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "make_estimator"]
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {"exact": Exact, "topk": TopK}
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {"exact": Exact, "topk": TopK, "priority": Priority}
 
 
 def make_estimator(name: str, data: Data, **options: Any) -> Estimator:

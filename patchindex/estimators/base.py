@@ -32,6 +32,8 @@ class Query:
         Only training images of this label; None for all.
     seed : int
         For estimators that draw.
+    samples : sequence of int, optional
+        Numbers of the images, which draws depend on; by default 0, 1, ... in this batch.
     progress : callable or None
         Told the share that is done, in (0, 1].
     """
@@ -42,6 +44,7 @@ class Query:
     k: int | None
     label: int | None = None
     seed: int = 0
+    samples: Sequence[int] | None = None
     progress: Callable[[float], None] | None = None
 
 

@@ -138,6 +138,4 @@ def _rerank(
         logits = torch.linalg.vector_norm(difference, dim=-1).square() / (-2 * beta)
         states.append(SoftmaxState.of(logits, centres, valid=valid))
     state = SoftmaxState.cat(states)
-    return SoftmaxState(
-        *(field.reshape(batch, height, width, *field.shape[1:]) for field in vars(state).values())
-    )
+    return state.reshape((batch, height, width))

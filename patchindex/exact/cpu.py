@@ -23,8 +23,8 @@ from torch import Tensor
 from patchindex.exact import kernel
 from patchindex.exact.plan import Plan
 from patchindex.exact.request import Request
-from patchindex.exact.simd import BLOCK, LANES
 from patchindex.patches import Geometry
+from patchindex.simd import BLOCK, LANES
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
 from patchindex.windows import query_counts

@@ -17,20 +17,20 @@ channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from patchindex.exact.simd import (
+from patchindex.simd import (
     BLOCK,
     LANES,
     any_above,
+    compiled,
     exp2,
     fold_max,
     fold_product,
     fold_sum,
+    inlined,
     largest,
     load_block,
     load_lanes,
@@ -89,18 +89,6 @@ class Sums(NamedTuple):
     sums: np.ndarray
     columns: np.ndarray
     threshold: np.float32
-
-
-inlined = njit(forceinline=True, error_model="numpy")
-
-
-def compiled(function: Callable[..., None]) -> Any:
-    """Compile for the processor at hand, and keep the result: beside the source, or in NUMBA_CACHE_DIR."""
-    settings = {"nogil": True, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **settings)(function)
-    except RuntimeError:  # nowhere to keep it: a read-only installation without a home folder
-        return njit(**settings)(function)
 
 
 @compiled

@@ -12,14 +12,15 @@ import numpy as np
 
 from patchindex.errors import InputError
 from patchindex.images import ImageSource
+from patchindex.index.ivf import ID_BYTES
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts
 from patchindex.index.pca import MAX_DIMS, default_dims
+from patchindex.index.sorting import BUCKET_BYTES, MOST_BUCKETS
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule
 
 __all__ = ["CHUNK_BYTES", "PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_build"]
 
-ID_BYTES = 8  # FAISS keeps a 64-bit id beside each code
 OVERHEAD_BYTES = 16 << 10  # metadata and file headers of a group of the store
 CHUNK_BYTES = 64 << 20  # what one step of a stage may take
 PCA_SAMPLE = 20_000  # patches
@@ -27,13 +28,17 @@ PCA_SAMPLE = 20_000  # patches
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """Forecast of one scale; `dims`, `disk_bytes` and `memory_bytes` are upper bounds."""
+    """Forecast of one scale; all but `k` and `patches` are upper bounds.
+
+    `scratch_bytes` is what it takes on disk beside the store while it is built.
+    """
 
     k: int
     patches: int
     lists: int
     dims: int
     disk_bytes: int
+    scratch_bytes: int
     memory_bytes: int
 
 
@@ -53,13 +58,19 @@ class BuildPlan:
         return self.images_bytes + sum(scale.disk_bytes for scale in self.scales)
 
     @property
+    def scratch_bytes(self) -> int:
+        """Upper bound of what the build takes on disk beside the store."""
+        return max([0, *(scale.scratch_bytes for scale in self.scales)])
+
+    @property
     def memory_bytes(self) -> int:
         """Upper bound of the memory that the build needs at any time."""
         return max([2 * CHUNK_BYTES, *(scale.memory_bytes for scale in self.scales)])
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""
-        return {**asdict(self), "disk_bytes": self.disk_bytes, "memory_bytes": self.memory_bytes}
+        totals = {name: getattr(self, name) for name in ("disk_bytes", "scratch_bytes", "memory_bytes")}
+        return {**asdict(self), **totals}
 
 
 def plan_build(
@@ -118,15 +129,20 @@ def _plan_scale(
     dims = min(pixels, pca_dims) if pca_dims else default_dims(MAX_DIMS, pixels)
     by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     n_lists = int(list_counts(by_class, lists).sum())
-    # Centroids are in the FAISS file and beside it; a list has its length there, and a count a label.
-    a_list = 2 * 4 * dims + 8 * (1 + max(labels, 1))
+    # A list has its centroid in the FAISS file and beside it, a mean and variances, its length, and a count a
+    # label; there are fewer cells than lists, each with a centroid and a bound.
+    a_list = 5 * 4 * dims + 8 * (2 + max(labels, 1))
     small = 4 * pixels * (dims + 1) + 16 * dims + 8 * geometry.n_classes + OVERHEAD_BYTES
     stored = patches * (dims + ID_BYTES) + n_lists * a_list + small
-    # FAISS's lists grow by doubling, so they may hold twice what is in them. Training comes before, and
-    # holds a sample and the covariance of the patches.
-    training = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
-    memory = max(training, 2 * patches * (dims + ID_BYTES)) + n_lists * a_list + 2 * CHUNK_BYTES
-    return ScalePlan(geometry.k, patches, n_lists, dims, stored, memory)
+    # On its way into the lists a patch is a record on disk, with its list beside it.
+    record = dims + ID_BYTES + 4
+    bucket = max(BUCKET_BYTES, patches * record // MOST_BUCKETS)
+    # Training holds a sample with copies of a class and of a cell, and the covariance of patches; sorting a
+    # bucket, that in order, and its codes in one piece, while exact sums of all lists grow.
+    sample = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims
+    training = 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
+    memory = max(training, 3 * bucket + 16 * n_lists * dims) + n_lists * a_list + 2 * CHUNK_BYTES
+    return ScalePlan(geometry.k, patches, n_lists, dims, stored, patches * record, memory)
 
 
 def parse_memory(memory: int | str | None) -> int:

@@ -13,10 +13,14 @@ from torch import Tensor
 
 from patchindex.backends import MAX_GPU_SELECTION, require_faiss
 from patchindex.errors import InputError, StoreError
+from patchindex.index.ivf import ID_BYTES, lists_offset
 from patchindex.index.lists import InvertedLists, to_gpu
 from patchindex.index.pca import PCA
 from patchindex.index.raw import open_raw, raw_path
+from patchindex.index.retrieval import Codes
+from patchindex.index.statistics import code_ranges
 from patchindex.patches import Geometry
+from patchindex.simd import LANES
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["FAISS_ARRAY", "ScaleIndex"]
@@ -27,9 +31,13 @@ ARRAYS = (
     "pca_mean",
     "centroids",
     "list_bounds",
+    "cells",
+    "cell_bounds",
     "list_counts",
-    "within_list_variance",
+    "list_means",
+    "list_variances",
 )
+PRIOR_CODES = 16
 REST_BYTES = 32 << 20  # for the weights of pixels and lists whose rest is estimated at once
 
 
@@ -60,13 +68,19 @@ class ScaleIndex:
             )
         arrays = {name: np.asarray(array[:]) for name, array in found.items()}  # type: ignore[index]
         self.pca = PCA(arrays["pca_components"], arrays["pca_mean"], float(self.attributes["pca_energy"]))
-        self.lists = InvertedLists(arrays["centroids"], arrays["list_bounds"], device)
-        self._variance = arrays["within_list_variance"]  # (dims,)
+        self.lists = InvertedLists(
+            arrays["centroids"], arrays["list_bounds"], arrays["cells"], arrays["cell_bounds"], device
+        )
         self._counts = arrays["list_counts"]  # (labels or 1, lists)
+        self._means, self._variances = arrays["list_means"], arrays["list_variances"]  # (lists, dims)
 
     @cached_property
     def faiss(self) -> Any:
         """The FAISS index, memory-mapped on the CPU or cloned to a GPU."""
+        return to_gpu(self._faiss_file, self.device)
+
+    @cached_property
+    def _faiss_file(self) -> Any:
         faiss = require_faiss()
         open_raw(self.path, FAISS_ARRAY)  # for its length, before FAISS reads it
         file = raw_path(self.path, FAISS_ARRAY, 1)
@@ -83,7 +97,7 @@ class ScaleIndex:
                 where=file,
                 remedy="build the store again",
             )
-        return to_gpu(index, self.device)
+        return index
 
     def search(
         self, vectors: np.ndarray, keys: np.ndarray, candidates: int, images: tuple[int, int] | None
@@ -151,6 +165,87 @@ class ScaleIndex:
         counts = self._counts.sum(0) if label_index is None else self._counts[label_index]
         return np.asarray(counts)
 
+    def codes(self, c: int, label_index: int | None = None) -> tuple[Codes, np.ndarray]:
+        """Return the codes of a position class's lists, and the byte where each list's ids begin.
+
+        Of all images, or of those of the label with this index: images are in label order, so that their
+        codes are neighbours in each list.
+        """
+        lists = slice(int(self.lists.bounds[c]), int(self.lists.bounds[c + 1]))
+        file, low, step = self._code_file
+        sizes = self.list_sizes()
+        before = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+        first = np.zeros_like(sizes) if label_index is None else self._counts[:label_index].sum(0)
+        offset = lists_offset(len(file), sizes, self.pca.dims) + before * (self.pca.dims + ID_BYTES)
+        codes = Codes(
+            file,
+            (offset + first * self.pca.dims)[lists],
+            (before + first)[lists],
+            self.list_sizes(label_index)[lists],
+            low,
+            step,
+            self.pca.dims,
+        )
+        return codes, (offset + sizes * self.pca.dims + first * ID_BYTES)[lists]
+
+    @cached_property
+    def _code_file(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """FAISS's file, and what its codes stand for, padded for the kernels."""
+        low, step = code_ranges(self._faiss_file)
+        padding = (0, -len(low) % LANES)
+        return open_raw(self.path, FAISS_ARRAY), np.pad(low, padding), np.pad(step, padding)
+
+    def log_list_weights(
+        self, z: Tensor, c: int, a: float, beta: float, label_index: int | None = None
+    ) -> Tensor:
+        """Estimate the log sum of exp(logit) over each list of a position class.
+
+        A list of n codes with mean m_d and variance s_d^2 in dimension d is taken for a Gaussian:
+
+            n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)),    v_d = beta + a^2 s_d^2
+
+        Parameters
+        ----------
+        z : Tensor, shape (n, dims)
+            Projected queries of pixels of class c.
+        c : int
+            The position class.
+        a, beta : float
+            Signal scale and noise variance.
+        label_index : int, optional
+            Count patches of the label with this index only.
+
+        Returns
+        -------
+        Tensor, shape (n, lists of the class), float32
+            Minus infinity for a list without patches.
+        """
+        lists = slice(int(self.lists.bounds[c]), int(self.lists.bounds[c + 1]))
+        sizes = torch.from_numpy(self.list_sizes(label_index)[lists]).to(z.device)
+        means, variances = (tensor[lists] for tensor in self._moments)
+        v = beta + a * a * variances
+        scaled = a * means / v
+        base = sizes.double().log() - (a * means * scaled - (beta / v).log()).sum(1) / 2
+        # -(z - a m)^2 / (2 v) as one matrix product, of [z^2, z] and [-1 / (2 v), a m / v].
+        return torch.addmm(
+            base.float(),
+            torch.cat([z.square(), z], 1),
+            torch.cat([-0.5 / v, scaled], 1).float().T,
+        )
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Means and variances of the lists, (lists, dims) float64, on the device.
+
+        A list of few codes may have a variance of nothing by chance, so `PRIOR_CODES` with the variance of
+        all lists together are counted in.
+        """
+        counts = torch.from_numpy(self.list_sizes()).to(self.device).unsqueeze(1)
+        means = torch.from_numpy(self._means).to(self.device).double()
+        variances = torch.from_numpy(self._variances).to(self.device).double()
+        pooled = (variances * counts).sum(0) / counts.sum()
+        return means, (variances * counts + PRIOR_CODES * pooled) / (counts + PRIOR_CODES)
+
     def log_rest(
         self,
         z: Tensor,
@@ -162,12 +257,8 @@ class ScaleIndex:
     ) -> Tensor:
         """Estimate the log sum of exp(logit) over the patches of each pixel's class that were not retrieved.
 
-        A list of n codes around the centroid m with variance s_d^2 in dimension d is taken for a Gaussian,
-        no code of which has a logit above the ceiling:
-
-            min(n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)), n exp(ceiling))
-
-        with `v_d = beta + a^2 s_d^2`.
+        The sum of `log_list_weights`, where no code of a list has a logit above the ceiling: a list of n
+        codes weighs at most `n exp(ceiling)`.
 
         Parameters
         ----------
@@ -175,30 +266,23 @@ class ScaleIndex:
             Projected queries.
         classes : array of int, shape (n,)
             Their position classes.
-        a, beta : float
-            Signal scale and noise variance.
+        a, beta, label_index
+            As for `log_list_weights`.
         ceiling : Tensor, shape (n,)
             Logit, in PCA space, of the last patch that was retrieved.
-        label_index : int, optional
-            Count patches of the label with this index only.
 
         Returns
         -------
         Tensor, shape (n,), float64
         """
         log_sizes = torch.from_numpy(self.list_sizes(label_index)).to(z).log()
-        v = beta + a * a * torch.from_numpy(self._variance).to(z)
-        means = a * torch.from_numpy(self.lists.centroids).to(z) / v.sqrt()
-        scaled = z / v.sqrt()
-        base = log_sizes - means.square().sum(1) / 2 + (beta / v).log().sum() / 2
         out = torch.empty(len(z), dtype=torch.float64, device=z.device)
         bounds = self.lists.bounds
         for c in range(len(bounds) - 1):
             lists = slice(int(bounds[c]), int(bounds[c + 1]))
             mine = torch.from_numpy(np.flatnonzero(classes == c)).to(z.device)
             for rows in mine.split(max(1, REST_BYTES // (24 * (lists.stop - lists.start)))):
-                gaussian = torch.addmm(base[lists], scaled[rows], means[lists].T)
-                gaussian -= scaled[rows].square().sum(1, keepdim=True) / 2
+                gaussian = self.log_list_weights(z[rows], c, a, beta, label_index)
                 logits = torch.minimum(gaussian, log_sizes[lists] + ceiling[rows].unsqueeze(1))
                 no_centres = torch.empty(logits.shape[1], 0, dtype=z.dtype, device=z.device)
                 out[rows] = SoftmaxState.of(logits, no_centres).log_weight()

@@ -9,7 +9,9 @@ store.zarr/
     faiss/            uint8: the FAISS file, one raw file
     pca_components/   float32 (dims, k, k, C)       pca_mean/  float32 (k, k, C)
     centroids/        float32 (lists, dims)         list_bounds/  int64 (classes + 1,)
-    list_counts/      int64 (labels or 1, lists)    within_list_variance/  float32 (dims,)
+    cells/            float32 (cells, dims)         cell_bounds/  int64 (cells + 1,)
+    list_means/       float32 (lists, dims)         list_variances/  float32 (lists, dims)
+    list_counts/      int64 (labels or 1, lists)
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from patchindex.training import TrainingImages
 
 __all__ = ["FORMAT_VERSION", "PatchIndex", "open_index", "scale_group"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def scale_group(k: int) -> str:

@@ -65,7 +65,7 @@ def test_attributes_that_are_no_json_are_told(own_store):
 def test_a_newer_format_is_refused(own_store):
     group = zarr.open_group(own_store.path, mode="a")
     group.attrs["patchindex"] = {**group.attrs["patchindex"], "format": 99}
-    with pytest.raises(StoreError, match="format 99, newer than 1"):
+    with pytest.raises(StoreError, match="format 99, newer than 2"):
         pi.open_index(own_store.path)
 
 

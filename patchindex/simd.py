@@ -12,10 +12,12 @@ remove the `.nbi` files beside `kernel.py`: numba keeps what it compiled for as 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
+from numba import njit
 from numba.core import config, types
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic, overload
@@ -24,10 +26,12 @@ __all__ = [
     "BLOCK",
     "LANES",
     "any_above",
+    "compiled",
     "exp2",
     "fold_max",
     "fold_product",
     "fold_sum",
+    "inlined",
     "largest",
     "load_block",
     "load_lanes",
@@ -52,6 +56,18 @@ FLAGS = ("nnan", "nsz", "contract")  # no NaN arises; products and sums fuse
 
 # 2^f = sum_i EXP2[i] f^i on [-1/2, 1/2], relative error 1e-7: see `exp2`.
 EXP2 = (1.0, 0.69314698, 0.24022242, 0.055507337, 0.0096715126, 0.0013264727)
+
+
+inlined = njit(forceinline=True, error_model="numpy")
+
+
+def compiled(function: Callable[..., None]) -> Any:
+    """Compile for the processor at hand, and keep the result: beside the source, or in NUMBA_CACHE_DIR."""
+    settings = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **settings)(function)
+    except RuntimeError:  # nowhere to keep it: a read-only installation without a home folder
+        return njit(**settings)(function)
 
 
 class Floats(types.Type):

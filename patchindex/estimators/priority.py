@@ -1,0 +1,313 @@
+"""`priority`: a softmax over patches drawn by two-level priority sampling, with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.errors import InputError
+from patchindex.estimators.base import Data, Estimate, Query
+from patchindex.index import ScaleIndex
+from patchindex.index.rerank import sample_sums, window_tables
+from patchindex.index.retrieval import NEVER, Codes, Kept, Visits, choose_blocks, scan_blocks
+from patchindex.simd import BLOCK, LANES
+from patchindex.softmax import SoftmaxState
+from patchindex.windows import query_windows
+
+__all__ = ["Drawn", "Priority", "draw"]
+
+LOG2_E = 1.4426950408889634
+ROWS = 256  # pixels whose lists are weighed in one product: always as many, so that all are rounded alike
+FLOOR = 0.05  # share of the blocks that is drawn evenly from all lists
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for some pixels.
+
+    Attributes
+    ----------
+    state : SoftmaxState, shape (pixels,)
+    evaluated : Tensor, shape (pixels,), float64
+        Share of the estimated softmax that the patches evaluated hold, each counted once.
+    codes : int
+        Codes scanned.
+    """
+
+    state: SoftmaxState
+    evaluated: Tensor
+    codes: int
+
+
+class Priority:
+    """Draw patches by priority, and weigh them by one over the probability of having drawn them.
+
+    Blocks of codes are drawn first, by what their lists are expected to weigh, then codes from them by what
+    they seem to weigh; of these the exact logits are computed. So a softmax that few patches dominate is
+    summed over these, and a broad one is sampled; the sums are unbiased for each noise level, and their
+    ratio, the posterior mean, has a bias that is small against its standard error.
+
+    Parameters
+    ----------
+    data : Data
+        With an index, on the CPU.
+    blocks : int
+        Blocks of 64 codes that are scanned for a pixel, on average.
+    samples : int
+        Patches that are evaluated exactly for a pixel, at most.
+
+    Raises
+    ------
+    InputError
+        When there is no index, or an option is below 1.
+    """
+
+    def __init__(self, data: Data, blocks: int = 1024, samples: int = 1024) -> None:
+        if data.index is None or not data.index.scales:
+            raise InputError(
+                "it needs a patch index, and there is none",
+                where="estimator 'priority'",
+                remedy="use 'exact'",
+            )
+        if data.device.type != "cpu":
+            raise InputError(
+                "it runs on the CPU only", where="estimator 'priority'", remedy="use device cpu, or 'topk'"
+            )
+        for name, value in (("blocks", blocks), ("samples", samples)):
+            if value < 1:
+                raise InputError(f"must be at least 1, got {value}", where=name, remedy="use a larger number")
+        self._data, self._index = data, data.index
+        self._blocks, self._samples = blocks, samples
+
+    def __call__(self, query: Query) -> Estimate:
+        """Draw for every pixel of the query."""
+        if query.k is None:
+            raise InputError(
+                "priority needs one", where="locality scale", remedy="give k or a locality schedule"
+            )
+        batch, _, height, width = query.x.shape
+        drawn = draw(
+            self._data,
+            query,
+            np.arange(batch * height * width),
+            blocks=self._blocks,
+            samples=self._samples,
+        )
+        shape = (batch, height, width)
+        state = drawn.state.reshape(shape)
+        return Estimate.from_state(
+            state,
+            stderr=state.stderr().square().mean(-1).sqrt(),
+            captured_mass=drawn.evaluated.reshape(shape),
+            codes_scanned=drawn.codes,
+        )
+
+
+def draw(data: Data, query: Query, pixels: np.ndarray, *, blocks: int, samples: int, salt: int = 0) -> Drawn:
+    """Draw patches for some pixels of a batch.
+
+    Parameters
+    ----------
+    data, query
+        As for an estimator.
+    pixels : array of int, shape (n,)
+        Raster numbers of pixels in the whole batch, image after image.
+    blocks, samples : int
+        As for `Priority`.
+    salt : int
+        Draws with another number are others.
+    """
+    assert data.index is not None
+    assert query.k is not None
+    scale = data.index.scale(query.k)
+    label = None if query.label is None else data.index.attributes["labels"].index(query.label)
+    worker = _Worker(data, scale, query, label, blocks, samples)
+    keys = _keys(query, pixels, salt)
+    classes = np.tile(scale.geometry.query_classes.reshape(-1), len(query.x))[pixels]
+    state = np.empty((len(pixels), 6 + 3 * query.x.shape[1]))
+    counts, codes = np.empty(len(pixels), np.int64), 0
+    done = 0
+    for c in np.unique(classes):
+        rows = np.flatnonzero(classes == c)
+        lists = worker.lists_of(int(c))
+        for first in range(0, len(rows), worker.group):
+            some = rows[first : first + worker.group]
+            state[some], counts[some], scanned = worker.run(lists, pixels[some], keys[some])
+            codes += scanned
+            done += len(some)
+            if query.progress is not None:
+                query.progress(done / len(pixels))
+    return Drawn(*_as_state(state, counts, query.x.shape[1]), codes)
+
+
+def _as_state(sums: np.ndarray, counts: np.ndarray, channels: int) -> tuple[SoftmaxState, Tensor]:
+    """Turn what `sample_sums` wrote into a softmax state and the share that was evaluated."""
+    table = torch.from_numpy(sums)
+    state = SoftmaxState(
+        max_logit=table[:, 0],
+        weight=table[:, 1],
+        weight_sq=table[:, 2],
+        variance=table[:, 5 : 6 + 2 * channels],
+        centre=table[:, 6 + 2 * channels :],
+        count=torch.from_numpy(counts),
+    )
+    return state, (table[:, 3] / table[:, 1]).clamp(max=1)
+
+
+def _keys(query: Query, pixels: np.ndarray, salt: int) -> np.ndarray:
+    """Hash (seed, sample, time, pixel, salt) to two words a pixel, uint32, shape (n, 2)."""
+    height, width = query.x.shape[2:]
+    sample, place = np.divmod(pixels, height * width)
+    numbers = np.arange(len(query.x)) if query.samples is None else np.asarray(query.samples)
+    words = (query.seed, salt, np.float64(query.beta).view(np.uint64), numbers[sample], place)
+    state = np.zeros(len(pixels), np.uint64)
+    with np.errstate(over="ignore"):
+        for word in words:  # splitmix64, once for each word
+            state = state ^ (np.asarray(word).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return np.stack([state >> np.uint64(32), state & np.uint64(0xFFFFFFFF)], 1).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The lists of a position class, as the kernels take them."""
+
+    number: int
+    codes: Codes
+    ids_at: np.ndarray
+    blocks: np.ndarray  # padded, float32
+    first_block: np.ndarray
+
+
+class _Worker:
+    """All that is the same for the pixels of a query."""
+
+    def __init__(
+        self, data: Data, scale: ScaleIndex, query: Query, label: int | None, blocks: int, samples: int
+    ) -> None:
+        self._scale, self._query, self._label = scale, query, label
+        self._budget, self._samples = blocks, samples
+        self._images = data.index.pixels.numpy().reshape(-1)  # type: ignore[union-attr]
+        self._threads = torch.get_num_threads()
+        a, beta, geometry = query.a, query.beta, scale.geometry
+        # One image at a time: products of another shape would round otherwise.
+        self._z = torch.cat([scale.pca.project_queries(x[None], geometry, a) for x in query.x])
+        channels = query.x.shape[1]
+        used = geometry.k * channels
+        line = -(-used // LANES) * LANES
+        self._mask = np.zeros(line, np.float32)
+        self._mask[:used] = 1
+        windows = query_windows(query.x, geometry).reshape(len(self._z), geometry.k, used)
+        windows = (windows / a + 1) * 127.5
+        self._queries = torch.nn.functional.pad(windows, (0, line - used)).flatten(1).contiguous().numpy()
+        self._size = (*geometry.size, channels)
+        self._windows = window_tables(geometry)
+        self._exact_scale = (a / 127.5) ** 2 / (2 * beta)
+        self._capacity = 2 * samples
+        self._visits = blocks + 10 * int(blocks**0.5) + BLOCK
+        # A thread takes these for each of its pixels: visits, in two orders, and what is kept.
+        per_pixel = self._visits * 24 + self._capacity * 32
+        self.group = ROWS * max(1, data.memory // 2 // (per_pixel * ROWS))
+
+    def lists_of(self, c: int) -> _Lists:
+        """Return the lists of position class c."""
+        codes, ids_at = self._scale.codes(c, self._label)
+        blocks = -(-codes.size // 64)
+        padded = np.zeros(-(-len(blocks) // BLOCK) * BLOCK, np.float32)
+        padded[: len(blocks)] = blocks
+        return _Lists(c, codes, ids_at, padded, np.concatenate([[0], np.cumsum(blocks)]))
+
+    def run(self, lists: _Lists, pixels: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return the sums of some pixels of a class, how many patches they are of, and the codes scanned."""
+        n = len(pixels)
+        capacity = min(self._visits, int(lists.first_block[-1]))
+        visits = Visits(
+            np.empty((n, capacity), np.int64),
+            np.empty((n, capacity), np.int32),
+            np.empty((n, capacity), np.float32),
+            np.zeros(n, np.int64),
+        )
+        with ThreadPoolExecutor(self._threads, "patchindex-priority") as pool:
+            for first, weights in self._weights(lists, pixels):
+                these = slice(first, first + len(weights))
+                mine, drawn = keys[these], [array[these] for array in visits]
+                parts = [
+                    (weights[i], mine[i], Visits(*(array[i] for array in drawn)))
+                    for i in self._shares(len(mine))
+                ]
+                list(pool.map(lambda part: self._choose(lists, *part), parts))
+            if (visits.drawn > capacity).any():
+                raise AssertionError("more blocks were drawn than ten standard deviations allow for")
+            shares = [(pixels[i], keys[i], Visits(*(array[i] for array in visits))) for i in self._shares(n)]
+            done = list(pool.map(lambda part: self._scan(lists, *part), shares))
+        return (
+            np.concatenate([state for state, _, _ in done]),
+            np.concatenate([count for _, count, _ in done]),
+            sum(codes for _, _, codes in done),
+        )
+
+    def _shares(self, n: int) -> list[slice]:
+        """Cut n pixels into a piece for each thread."""
+        edges = np.linspace(0, n, min(n, self._threads) + 1).astype(int)
+        return [slice(lo, hi) for lo, hi in pairwise(edges)]
+
+    def _weights(self, lists: _Lists, pixels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield where some pixels begin, and the log2 weights of all lists for them, padded."""
+        query = self._query
+        for first in range(0, len(pixels), ROWS):
+            z = self._z[torch.from_numpy(pixels[first : first + ROWS])]
+            n = len(z)
+            z = torch.nn.functional.pad(z, (0, 0, 0, ROWS - n))
+            logs = self._scale.log_list_weights(z, lists.number, query.a, query.beta, self._label)
+            weights = torch.full((n, len(lists.blocks)), float(NEVER))
+            weights[:, : logs.shape[1]] = logs[:n] * LOG2_E
+            yield first, weights.numpy()
+
+    def _choose(self, lists: _Lists, weights: np.ndarray, keys: np.ndarray, visits: Visits) -> None:
+        room = np.empty((2, len(lists.blocks)), np.float32)
+        choose_blocks(
+            weights, lists.blocks, lists.first_block, float(self._budget), FLOOR, keys, room, visits
+        )
+
+    def _scan(
+        self, lists: _Lists, pixels: np.ndarray, keys: np.ndarray, visits: Visits
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        query, n, capacity = self._query, len(pixels), self._capacity
+        shape = (n, capacity)
+        kept = Kept(
+            priority=np.empty(shape, np.float32),
+            weight=np.empty(shape, np.float32),
+            code=np.empty(shape, np.int64),
+            list=np.empty(shape, np.int32),
+            block=np.empty(shape, np.int64),
+            log_p=np.empty(shape, np.float32),
+            held=np.zeros(n, np.int64),
+            threshold=np.full(n, NEVER, np.float32),
+            scanned=np.zeros(n, np.int64),
+        )
+        z = (self._z[torch.from_numpy(pixels)] * (query.a / query.beta * LOG2_E)).numpy()
+        scale = np.float32(query.a**2 / (2 * query.beta) * LOG2_E)
+        scan_blocks(lists.codes, lists.first_block, z, scale, keys, visits, self._samples, kept)
+        state = np.empty((n, 6 + 3 * self._size[2]))
+        sample_sums(
+            self._images,
+            self._windows,
+            self._size,
+            self._queries[pixels],
+            self._mask,
+            np.float32(self._exact_scale),
+            lists.codes.file,
+            lists.ids_at,
+            lists.codes.base,
+            kept,
+            state,
+        )
+        return state, kept.held, int(kept.scanned.sum())

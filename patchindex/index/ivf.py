@@ -1,0 +1,78 @@
+"""The FAISS file of a scale: an IVF index with 8-bit codes, written list by list.
+
+FAISS builds such an index in memory and writes it then. Here its head comes from FAISS and the lists are
+streamed behind it in FAISS's own format ("ilar": list sizes, and for each list its codes and its 64-bit ids),
+so that no more than some lists are in memory. The bytes are those that FAISS would have written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from patchindex.backends import require_faiss
+from patchindex.index.raw import RawWriter
+
+__all__ = ["ID_BYTES", "empty_index", "lists_offset", "write_index"]
+
+ID_BYTES = 8
+NO_LISTS = b"il00"  # how FAISS ends an index without lists
+
+
+def empty_index(centroids: np.ndarray, sample: np.ndarray) -> Any:
+    """Return a FAISS index with these lists and 8-bit codes, without members.
+
+    Parameters
+    ----------
+    centroids : array, shape (lists, dims), float32
+    sample : array, shape (n, dims), float32
+        Vectors whose range in each dimension is what codes can express.
+    """
+    faiss = require_faiss()
+    n_lists, dims = centroids.shape
+    quantizer = faiss.IndexFlatL2(dims)
+    quantizer.add(centroids)
+    by_residual = False  # one code table for all lists: a code means the same wherever it is
+    index = faiss.IndexIVFScalarQuantizer(
+        quantizer, dims, n_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2, by_residual
+    )
+    index.sq.train(np.ascontiguousarray(sample))
+    index.is_trained = True
+    return index
+
+
+def write_index(out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator[np.ndarray]) -> None:
+    """Write an empty index with members.
+
+    Parameters
+    ----------
+    out : RawWriter
+    index : faiss.IndexIVFScalarQuantizer
+        Without members; it has no lists afterwards.
+    sizes : array of int, shape (lists,)
+        Length of each list.
+    buckets : iterator of array
+        The members, list by list, as `ListSorter.buckets` gives them.
+    """
+    faiss = require_faiss()
+    index.replace_invlists(None, False)
+    index.ntotal = int(sizes.sum())
+    head = faiss.serialize_index(index).tobytes()
+    if not head.endswith(NO_LISTS):
+        raise AssertionError("this version of FAISS writes indexes in another way")
+    out.write(head[: -len(NO_LISTS)])
+    for part in (b"ilar", [len(sizes), index.code_size], b"full", [len(sizes)], sizes):
+        out.write(part if isinstance(part, bytes) else np.asarray(part, "<u8"))
+    for records in buckets:
+        codes, ids = np.ascontiguousarray(records["code"]), np.ascontiguousarray(records["id"])
+        starts = np.flatnonzero(np.diff(records["list"], prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], len(records)], strict=True):
+            out.write(codes[start:stop])
+            out.write(ids[start:stop])
+
+
+def lists_offset(file_bytes: int, sizes: np.ndarray, code_bytes: int) -> int:
+    """Return where the first list begins in a file of so many bytes: lists are the last thing in it."""
+    return file_bytes - int(sizes.sum()) * (code_bytes + ID_BYTES)

@@ -1,0 +1,196 @@
+"""Vectors of codes and of random numbers inside numba functions: what retrieval needs beside `simd`.
+
+All functions are for use inside `numba.njit`, and their arrays are flat and unchecked. After a change here
+remove the `.nbi` files beside the kernels, as for `simd`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from patchindex.simd import BLOCK, LANES, Floats
+
+__all__ = [
+    "at_most",
+    "bits_below",
+    "decode_transposed",
+    "load_bytes",
+    "load_id",
+    "lowest_bit",
+    "sum_lanes",
+    "uniforms",
+]
+
+_block, _lanes = Floats(BLOCK), Floats(LANES)
+_I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+# "lowbias32" style finaliser with constants of TheIronBorn, github.com/skeeto/hash-prospector.
+MULTIPLIERS = (0x21F0AAAD, 0x735A2D97)
+GOLDEN = 0x9E3779B9
+
+
+def _at(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _bytes(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """LANES bytes as floats."""
+    raw = builder.load(_at(context, builder, kind, array, index, ir.VectorType(_I8, LANES)), align=1)
+    return builder.uitofp(raw, ir.VectorType(_F32, LANES))
+
+
+@intrinsic
+def load_bytes(typingctx: Any, array: Any, index: Any) -> Any:
+    """Load LANES consecutive bytes of a uint8 array as floats."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _bytes(context, builder, signature.args[0], args[0], args[1])
+
+    return _lanes(array, types.intp), codegen
+
+
+@intrinsic
+def load_id(typingctx: Any, array: Any, index: Any) -> Any:
+    """Load a little-endian int64 from a uint8 array, wherever it begins."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.bitcast(builder.gep(data, [args[1]]), _I64.as_pointer()), align=1)
+
+    return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def decode_transposed(
+    typingctx: Any, codes: Any, first: Any, stride: Any, last: Any, out: Any, at: Any, line: Any
+) -> Any:
+    """Write LANES bytes of each of LANES rows as floats, a column of the rows after the other.
+
+    Row i begins at byte `first + i stride` of `codes`, or at `last` if that is beyond it; column j is written
+    to `out` from `at + j line`. Columns are exchanged in log2(LANES) rounds of shuffles.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        codes, first, stride, last, out, at, line = args
+        rows = []
+        for i in range(LANES):
+            begin = builder.add(first, builder.mul(stride, ir.Constant(stride.type, i)))
+            begin = builder.select(builder.icmp_signed("<", begin, last), begin, last)
+            rows.append(_bytes(context, builder, signature.args[0], codes, begin))
+        half = LANES // 2
+        while half:
+            # Exchange the off-diagonal halves of all square tiles of 2 * half.
+            low = [j if j & half == 0 else LANES + (j ^ half) for j in range(LANES)]
+            high = [j ^ half if j & half == 0 else LANES + j for j in range(LANES)]
+            swapped = list(rows)
+            for i in range(LANES):
+                if i & half == 0:
+                    a, b = rows[i], rows[i | half]
+                    swapped[i] = builder.shuffle_vector(a, b, _indices(low))
+                    swapped[i | half] = builder.shuffle_vector(a, b, _indices(high))
+            rows, half = swapped, half // 2
+        for j, column in enumerate(rows):
+            index = builder.add(at, builder.mul(line, ir.Constant(line.type, j)))
+            builder.store(column, _at(context, builder, signature.args[4], out, index, column.type), align=4)
+        return context.get_dummy_value()
+
+    ints = (types.intp, types.intp, types.intp)
+    return types.void(codes, *ints, out, types.intp, types.intp), codegen
+
+
+def _indices(order: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(_I32, len(order)), order)
+
+
+@intrinsic
+def uniforms(typingctx: Any, first: Any, key: Any, other: Any) -> Any:
+    """Return a block of numbers in (0, 1), a hash of the counters `first, first + 1, ...` and two keys.
+
+    They are odd multiples of 2^-25.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        ints = ir.VectorType(_I32, BLOCK)
+
+        def splat(x: Any) -> Any:
+            one = builder.insert_element(ir.Constant(ints, ir.Undefined), x, ir.Constant(_I32, 0))
+            return builder.shuffle_vector(one, one, _indices([0] * BLOCK))
+
+        def constant(x: int) -> Any:
+            return ir.Constant(ints, [x] * BLOCK)
+
+        def shifted(h: Any, by: int) -> Any:
+            return builder.xor(h, builder.lshr(h, constant(by)))
+
+        first, key, other = args
+        counter = builder.add(splat(first), ir.Constant(ints, list(range(BLOCK))))
+        h = builder.add(builder.mul(counter, constant(GOLDEN)), splat(key))
+        h = builder.mul(shifted(h, 16), constant(MULTIPLIERS[0]))
+        h = builder.mul(shifted(h, 15), constant(MULTIPLIERS[1]))
+        h = builder.add(shifted(h, 15), splat(other))
+        h = builder.mul(shifted(h, 16), constant(MULTIPLIERS[0]))
+        h = builder.mul(shifted(h, 15), constant(MULTIPLIERS[1]))
+        odd = builder.or_(builder.lshr(shifted(h, 15), constant(7)), constant(1))
+        # 25 bits and odd: not exact in float32 beyond 2^24, where it is rounded, and at most 1.
+        whole = builder.sitofp(odd, ir.VectorType(_F32, BLOCK))
+        return builder.fmul(whole, ir.Constant(whole.type, [2.0**-25] * BLOCK))
+
+    return _block(types.uint32, types.uint32, types.uint32), codegen
+
+
+@intrinsic
+def at_most(typingctx: Any, v: Any, x: Any) -> Any:
+    """Return the entries of a block, or x where they are larger."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), args[1], ir.Constant(_I32, 0))
+        limit = builder.shuffle_vector(one, one, _indices([0] * BLOCK))
+        function = builder.module.declare_intrinsic(
+            f"llvm.minnum.v{BLOCK}f32", fnty=ir.FunctionType(kind, [kind, kind])
+        )
+        return builder.call(function, [args[0], limit], fastmath=("nnan", "nsz"))
+
+    return v(v, types.float32), codegen
+
+
+@intrinsic
+def bits_below(typingctx: Any, a: Any, b: Any) -> Any:
+    """Return which entries of block a are below those of b, the first in the lowest bit."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        mask = builder.fcmp_ordered("<", args[0], args[1])
+        bits = builder.bitcast(mask, ir.IntType(BLOCK))
+        return bits if BLOCK == 64 else builder.zext(bits, _I64)
+
+    return types.uint64(a, b), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx: Any, bits: Any) -> Any:
+    """Return the position of the lowest bit that is set; undefined for 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = builder.module.declare_intrinsic(
+            "llvm.cttz.i64", fnty=ir.FunctionType(_I64, [_I64, ir.IntType(1)])
+        )
+        return builder.call(function, [args[0], ir.Constant(ir.IntType(1), 1)])
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def sum_lanes(typingctx: Any, v: Any) -> Any:
+    """Return the sum of the lanes of a vector, float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = builder.module.declare_intrinsic(
+            f"llvm.vector.reduce.fadd.v{LANES}f32", fnty=ir.FunctionType(_F32, [_F32, args[0].type])
+        )
+        return builder.call(function, [ir.Constant(_F32, 0.0), args[0]], fastmath=("reassoc",))
+
+    return types.float32(v), codegen
