@@ -180,11 +180,12 @@ def _keys(query: Query, pixels: np.ndarray, salt: int) -> np.ndarray:
 class _Lists:
     """The lists of a position class, as the kernels take them."""
 
-    number: int
     codes: Codes
     ids_at: np.ndarray
     blocks: np.ndarray  # padded, float32
     first_block: np.ndarray
+    base: Tensor  # log2, padded
+    slopes: Tensor
 
 
 class _Worker:
@@ -211,10 +212,10 @@ class _Worker:
         self._size = (*geometry.size, channels)
         self._windows = window_tables(geometry)
         self._exact_scale = (a / 127.5) ** 2 / (2 * beta)
-        self._capacity = 2 * samples
+        self._capacity = 4 * samples
         self._visits = blocks + 10 * int(blocks**0.5) + BLOCK
         # A thread takes these for each of its pixels: visits, in two orders, and what is kept.
-        per_pixel = self._visits * 24 + self._capacity * 32
+        per_pixel = self._visits * 24 + self._capacity * 20
         self.group = ROWS * max(1, data.memory // 2 // (per_pixel * ROWS))
 
     def lists_of(self, c: int) -> _Lists:
@@ -223,7 +224,16 @@ class _Worker:
         blocks = -(-codes.size // 64)
         padded = np.zeros(-(-len(blocks) // BLOCK) * BLOCK, np.float32)
         padded[: len(blocks)] = blocks
-        return _Lists(c, codes, ids_at, padded, np.concatenate([[0], np.cumsum(blocks)]))
+        base, slopes = self._scale.list_weights(c, self._query.a, self._query.beta, self._label)
+        padding = (0, len(padded) - len(blocks))
+        return _Lists(
+            codes,
+            ids_at,
+            padded,
+            np.concatenate([[0], np.cumsum(blocks)]),
+            torch.nn.functional.pad(base * LOG2_E, padding, value=float(NEVER)),
+            torch.nn.functional.pad(slopes * LOG2_E, padding),
+        )
 
     def run(self, lists: _Lists, pixels: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the sums of some pixels of a class, how many patches they are of, and the codes scanned."""
@@ -261,15 +271,13 @@ class _Worker:
 
     def _weights(self, lists: _Lists, pixels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield where some pixels begin, and the log2 weights of all lists for them, padded."""
-        query = self._query
+        z = torch.zeros(ROWS, 2 * self._z.shape[1])
+        weights = torch.empty(ROWS, len(lists.blocks))
         for first in range(0, len(pixels), ROWS):
-            z = self._z[torch.from_numpy(pixels[first : first + ROWS])]
-            n = len(z)
-            z = torch.nn.functional.pad(z, (0, 0, 0, ROWS - n))
-            logs = self._scale.log_list_weights(z, lists.number, query.a, query.beta, self._label)
-            weights = torch.full((n, len(lists.blocks)), float(NEVER))
-            weights[:, : logs.shape[1]] = logs[:n] * LOG2_E
-            yield first, weights.numpy()
+            some = self._z[torch.from_numpy(pixels[first : first + ROWS])]
+            z[: len(some)] = torch.cat([some.square(), some], 1)
+            torch.addmm(lists.base, z, lists.slopes, out=weights)
+            yield first, weights[: len(some)].numpy()
 
     def _choose(self, lists: _Lists, weights: np.ndarray, keys: np.ndarray, visits: Visits) -> None:
         room = np.empty((2, len(lists.blocks)), np.float32)
@@ -286,9 +294,7 @@ class _Worker:
             priority=np.empty(shape, np.float32),
             weight=np.empty(shape, np.float32),
             code=np.empty(shape, np.int64),
-            list=np.empty(shape, np.int32),
-            block=np.empty(shape, np.int64),
-            log_p=np.empty(shape, np.float32),
+            visit=np.empty(shape, np.int32),
             held=np.zeros(n, np.int64),
             threshold=np.full(n, NEVER, np.float32),
             scanned=np.zeros(n, np.int64),
@@ -307,6 +313,7 @@ class _Worker:
             lists.codes.file,
             lists.ids_at,
             lists.codes.base,
+            visits,
             kept,
             state,
         )

@@ -5,18 +5,19 @@ A patch is read where it lies in the uint8 images; no matrix of patches is ever 
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from patchindex.patches import Axis, Geometry
-from patchindex.simd import LANES, compiled, inlined, load_lanes, splat_lanes
+from patchindex.simd import LANES, compiled, exp2, inlined, load_lanes, splat_lanes, store
 from patchindex.simd_codes import load_bytes, load_id, sum_lanes
 
 __all__ = ["Windows", "exact_logits", "sample_sums", "window_tables"]
 
 NOTHING = -1
+LOG2_E = np.float32(1.4426950408889634)
+FLOOR = np.float32(-120.0)  # weights are not below 2^FLOOR of the largest, which changes nothing
 PADDING = np.float32(127.5)  # zero padding, in units of uint8
 
 
@@ -122,7 +123,7 @@ def exact_logits(images, windows, size, queries, mask, scale, ids, logits):  # t
 
 @compiled
 def sample_sums(  # type: ignore[no-untyped-def]
-    images, windows, size, queries, mask, scale, file, ids_at, base, kept, state
+    images, windows, size, queries, mask, scale, file, ids_at, base, visits, kept, state
 ):
     """Sum the weights of the codes that each query kept, with their exact logits.
 
@@ -139,6 +140,8 @@ def sample_sums(  # type: ignore[no-untyped-def]
     capacity = kept.code.shape[1]
     logits = np.empty(capacity, np.float32)
     centres = np.empty((capacity, channels), np.float32)
+    room = np.zeros((3, -(-capacity // LANES) * LANES), np.float32)
+    weights, blocks, chances = room
     raw = np.zeros(len(mask), np.float32)
     per_image = len(windows.rows) * len(windows.columns)
     v0, c0 = 5, 6 + 2 * channels
@@ -146,7 +149,7 @@ def sample_sums(  # type: ignore[no-untyped-def]
         top = -np.inf
         n = kept.held[q]
         for i in range(n):
-            c = kept.list[q, i]
+            c = visits.list[q, kept.visit[q, i]]
             patch = load_id(file, ids_at[c] + 8 * (kept.code[q, i] - base[c]))
             logits[i] = -scale * _distance(images, windows, patch, queries[q], mask, size, raw)
             place = patch % per_image
@@ -155,14 +158,19 @@ def sample_sums(  # type: ignore[no-untyped-def]
             for e in range(channels):
                 centres[i, e] = images[at + e] / np.float32(127.5) - np.float32(1)
             top = max(top, np.float64(logits[i]))
+        for i in range(n):
+            weights[i] = (logits[i] - np.float32(top)) * LOG2_E
+            blocks[i] = visits.log_p[q, kept.visit[q, i]]
+            chances[i] = min(kept.weight[q, i] - kept.threshold[q], np.float32(0))
+        for i in range(0, n, LANES):
+            for logs in (weights, blocks, chances):
+                store(logs, i, exp2(load_lanes(logs, i), FLOOR))
         mine = state[q]
         mine[:] = 0.0
         mine[0] = top
         weight_b, centre_b = 0.0, np.zeros(channels)
         for i in range(n):
-            w = math.exp(np.float64(logits[i]) - top)
-            p = 2.0 ** np.float64(kept.log_p[q, i])
-            pi = min(1.0, 2.0 ** (np.float64(kept.weight[q, i]) - np.float64(kept.threshold[q])))
+            w, p, pi = np.float64(weights[i]), np.float64(blocks[i]), np.float64(chances[i])
             m = 1 / (p * pi)
             mine[1] += m * w
             mine[2] += m * w * w
@@ -177,7 +185,7 @@ def sample_sums(  # type: ignore[no-untyped-def]
                 mine[v0 + 1 + e] += own * c
                 mine[v0 + 1 + channels + e] += own * c * c
                 centre_b[e] += w / pi * c
-            if i + 1 == n or kept.block[q, i + 1] != kept.block[q, i]:
+            if i + 1 == n or kept.visit[q, i + 1] != kept.visit[q, i]:
                 of_block = (1 - p) / (p * p)
                 mine[v0] += of_block * weight_b * weight_b
                 for e in range(channels):

@@ -98,10 +98,8 @@ class Kept(NamedTuple):
         Logarithms; `weight` is g, over the probability of the block.
     code : array of int64
         Number of the code among all codes of the index.
-    list : array of int32
-    block : array of int64
-    log_p : array of float32
-        Of the block.
+    visit : array of int32
+        Which of the query's visits found it; those of a visit are neighbours.
     held : array of int64, shape (queries,)
     threshold : array of float32, shape (queries,)
         Codes with `weight` below it were kept with probability `2^(weight - threshold)`, others for certain.
@@ -112,9 +110,7 @@ class Kept(NamedTuple):
     priority: np.ndarray
     weight: np.ndarray
     code: np.ndarray
-    list: np.ndarray
-    block: np.ndarray
-    log_p: np.ndarray
+    visit: np.ndarray
     held: np.ndarray
     threshold: np.ndarray
     scanned: np.ndarray
@@ -257,22 +253,24 @@ def _decode(codes, c, first, scale, raw, tile, norms):  # type: ignore[no-untype
 
 
 @inlined
-def _shrink(kept, q, samples, room):  # type: ignore[no-untyped-def]
-    """Keep a query's `samples` highest priorities; the next one is its threshold from now on."""
+def _drop(kept, q):  # type: ignore[no-untyped-def]
+    """Drop what a query holds that is not above its threshold."""
+    n = 0
+    for i in range(kept.held[q]):
+        kept.priority[q, n] = kept.priority[q, i]
+        kept.weight[q, n] = kept.weight[q, i]
+        kept.code[q, n] = kept.code[q, i]
+        kept.visit[q, n] = kept.visit[q, i]
+        n += np.int64(kept.priority[q, i] > kept.threshold[q])
+    kept.held[q] = n
+
+
+@inlined
+def _raise(kept, q, samples, room):  # type: ignore[no-untyped-def]
+    """Set a query's threshold to the priority that comes after its `samples` highest."""
     count = kept.held[q]
     room[:count] = kept.priority[q, :count]
-    threshold = np.partition(room[:count], count - samples - 1)[count - samples - 1]
-    n = 0
-    for i in range(count):
-        if kept.priority[q, i] > threshold:
-            for array in (kept.priority, kept.weight, kept.log_p):
-                array[q, n] = array[q, i]
-            for array in (kept.code, kept.block):
-                array[q, n] = array[q, i]
-            kept.list[q, n] = kept.list[q, i]
-            n += 1
-    kept.held[q] = n
-    kept.threshold[q] = threshold
+    kept.threshold[q] = np.partition(room[:count], count - samples - 1)[count - samples - 1]
 
 
 @compiled
@@ -333,15 +331,15 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
                 j = i + lowest_bit(bits)
                 bits &= bits - np.uint64(1)
                 if kept.held[q] == capacity:
-                    _shrink(kept, q, samples, room)
+                    _raise(kept, q, samples, room)
+                    _drop(kept, q)
                 n = kept.held[q]
                 kept.priority[q, n] = weights[j] - np.float32(math.log2(draws[j]))
                 kept.weight[q, n] = weights[j]
                 kept.code[q, n] = number + j
-                kept.list[q, n] = c
-                kept.block[q, n] = block
-                kept.log_p[q, n] = log_p
+                kept.visit[q, n] = v
                 kept.held[q] = n + 1
     for q in range(len(z)):
         if kept.held[q] > samples:
-            _shrink(kept, q, samples, room)
+            _raise(kept, q, samples, room)
+            _drop(kept, q)

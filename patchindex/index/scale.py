@@ -195,19 +195,19 @@ class ScaleIndex:
         padding = (0, -len(low) % LANES)
         return open_raw(self.path, FAISS_ARRAY), np.pad(low, padding), np.pad(step, padding)
 
-    def log_list_weights(
-        self, z: Tensor, c: int, a: float, beta: float, label_index: int | None = None
-    ) -> Tensor:
-        """Estimate the log sum of exp(logit) over each list of a position class.
+    def list_weights(
+        self, c: int, a: float, beta: float, label_index: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the log sum of exp(logit) over each list of a position class is estimated by.
 
         A list of n codes with mean m_d and variance s_d^2 in dimension d is taken for a Gaussian:
 
             n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)),    v_d = beta + a^2 s_d^2
 
+        Its logarithm is `base + [z^2, z] @ slopes` for projected queries z, shape (n, dims).
+
         Parameters
         ----------
-        z : Tensor, shape (n, dims)
-            Projected queries of pixels of class c.
         c : int
             The position class.
         a, beta : float
@@ -217,21 +217,17 @@ class ScaleIndex:
 
         Returns
         -------
-        Tensor, shape (n, lists of the class), float32
+        base : Tensor, shape (lists of the class,), float32
             Minus infinity for a list without patches.
+        slopes : Tensor, shape (2 dims, lists of the class), float32
         """
         lists = slice(int(self.lists.bounds[c]), int(self.lists.bounds[c + 1]))
-        sizes = torch.from_numpy(self.list_sizes(label_index)[lists]).to(z.device)
+        sizes = torch.from_numpy(self.list_sizes(label_index)[lists]).to(self.device)
         means, variances = (tensor[lists] for tensor in self._moments)
         v = beta + a * a * variances
         scaled = a * means / v
         base = sizes.double().log() - (a * means * scaled - (beta / v).log()).sum(1) / 2
-        # -(z - a m)^2 / (2 v) as one matrix product, of [z^2, z] and [-1 / (2 v), a m / v].
-        return torch.addmm(
-            base.float(),
-            torch.cat([z.square(), z], 1),
-            torch.cat([-0.5 / v, scaled], 1).float().T,
-        )
+        return base.float(), torch.cat([-0.5 / v, scaled], 1).float().T.contiguous()
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -257,8 +253,8 @@ class ScaleIndex:
     ) -> Tensor:
         """Estimate the log sum of exp(logit) over the patches of each pixel's class that were not retrieved.
 
-        The sum of `log_list_weights`, where no code of a list has a logit above the ceiling: a list of n
-        codes weighs at most `n exp(ceiling)`.
+        The sum of what `list_weights` describes, where no code of a list has a logit above the ceiling: a
+        list of n codes weighs at most `n exp(ceiling)`.
 
         Parameters
         ----------
@@ -267,7 +263,7 @@ class ScaleIndex:
         classes : array of int, shape (n,)
             Their position classes.
         a, beta, label_index
-            As for `log_list_weights`.
+            As for `list_weights`.
         ceiling : Tensor, shape (n,)
             Logit, in PCA space, of the last patch that was retrieved.
 
@@ -280,9 +276,10 @@ class ScaleIndex:
         bounds = self.lists.bounds
         for c in range(len(bounds) - 1):
             lists = slice(int(bounds[c]), int(bounds[c + 1]))
+            base, slopes = self.list_weights(c, a, beta, label_index)
             mine = torch.from_numpy(np.flatnonzero(classes == c)).to(z.device)
             for rows in mine.split(max(1, REST_BYTES // (24 * (lists.stop - lists.start)))):
-                gaussian = self.log_list_weights(z[rows], c, a, beta, label_index)
+                gaussian = torch.addmm(base, torch.cat([z[rows].square(), z[rows]], 1), slopes)
                 logits = torch.minimum(gaussian, log_sizes[lists] + ceiling[rows].unsqueeze(1))
                 no_centres = torch.empty(logits.shape[1], 0, dtype=z.dtype, device=z.device)
                 out[rows] = SoftmaxState.of(logits, no_centres).log_weight()

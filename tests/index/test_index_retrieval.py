@@ -143,13 +143,13 @@ def everything(codes, n):
 def scanned(codes, first, z, keys, visits, samples, room=2):
     shape = (len(z), room * samples)
     kept = Kept(
-        *(
-            np.empty(shape, kind)
-            for kind in (np.float32, np.float32, np.int64, np.int32, np.int64, np.float32)
-        ),
-        np.zeros(len(z), np.int64),
-        np.full(len(z), NEVER, np.float32),
-        np.zeros(len(z), np.int64),
+        priority=np.empty(shape, np.float32),
+        weight=np.empty(shape, np.float32),
+        code=np.empty(shape, np.int64),
+        visit=np.empty(shape, np.int32),
+        held=np.zeros(len(z), np.int64),
+        threshold=np.full(len(z), NEVER, np.float32),
+        scanned=np.zeros(len(z), np.int64),
     )
     scan_blocks(codes, first, z, np.float32(0.7), keys, visits, samples, kept)
     return kept
@@ -167,9 +167,10 @@ def test_weights_are_those_of_the_decoded_codes(lists):
     for q in range(5):
         code = kept.code[q, :total]
         np.testing.assert_array_equal(np.sort(code), np.arange(total))
-        place = {block: i for i, block in enumerate(visits.block[q])}
-        log_p = np.array([visits.log_p[q, place[b]] for b in kept.block[q, :total]])
-        np.testing.assert_array_equal(log_p, kept.log_p[q, :total])
+        log_p = visits.log_p[q, kept.visit[q, :total]]
+        c = visits.list[q, kept.visit[q, :total]]
+        assert (codes.base[c] <= code).all()
+        assert (code < codes.base[c] + codes.size[c]).all()
         expected = values[code] @ z[q] - 0.7 * (values[code] ** 2).sum(1) - log_p
         np.testing.assert_allclose(kept.weight[q, :total], expected, rtol=1e-5, atol=1e-4)  # float32 sums
         assert (kept.priority[q, :total] >= kept.weight[q, :total]).all()
@@ -188,7 +189,7 @@ def test_the_highest_priorities_are_kept(lists, room):
         assert kept.held[q] == 20
         np.testing.assert_array_equal(np.sort(kept.code[q, :20]), np.sort(whole.code[q, order[:20]]))
         assert kept.threshold[q] == whole.priority[q, order[20]]
-        assert (np.diff(kept.block[q, :20]) >= 0).all()  # blocks stay together
+        assert (np.diff(kept.visit[q, :20]) >= 0).all()  # those of a visit stay together
 
 
 def test_uniforms_are_uniform(lists):
