@@ -21,6 +21,7 @@ __all__ = [
     "load_bytes",
     "load_id",
     "lowest_bit",
+    "prefetch",
     "sum_lanes",
     "uniforms",
 ]
@@ -62,6 +63,23 @@ def load_id(typingctx: Any, array: Any, index: Any) -> Any:
         return builder.load(builder.bitcast(builder.gep(data, [args[1]]), _I64.as_pointer()), align=1)
 
     return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of an entry of a uint8 array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.gep(data, [args[1]])
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        )
+        # To be read, kept in all caches, data.
+        builder.call(function, [pointer, *(ir.Constant(_I32, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 @intrinsic

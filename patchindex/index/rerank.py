@@ -11,11 +11,12 @@ import numpy as np
 
 from patchindex.patches import Axis, Geometry
 from patchindex.simd import LANES, compiled, exp2, inlined, load_lanes, splat_lanes, store
-from patchindex.simd_codes import load_bytes, load_id, sum_lanes
+from patchindex.simd_codes import load_bytes, load_id, prefetch, sum_lanes
 
 __all__ = ["Windows", "exact_logits", "sample_sums", "window_tables"]
 
 NOTHING = -1
+AHEAD = 8  # patches whose pixels are on their way from memory
 LOG2_E = np.float32(1.4426950408889634)
 FLOOR = np.float32(-120.0)  # weights are not below 2^FLOOR of the largest, which changes nothing
 PADDING = np.float32(127.5)  # zero padding, in units of uint8
@@ -104,6 +105,17 @@ def _distance(images, windows, patch, query, mask, size, raw):  # type: ignore[n
     return sum_lanes(sums)
 
 
+@inlined
+def _fetch(images, windows, patch, size):  # type: ignore[no-untyped-def]
+    """Ask for the rows of a patch, which will be needed soon."""
+    height, width, channels = size
+    per_image = len(windows.rows) * len(windows.columns)
+    image, place = patch // per_image, patch % per_image
+    y, x = windows.rows[place // len(windows.columns)], windows.columns[place % len(windows.columns)]
+    for row in range(max(0, y - windows.reach), min(height, y + windows.reach + 1)):
+        prefetch(images, ((image * height + row) * width + max(0, x - windows.reach)) * channels)
+
+
 @compiled
 def exact_logits(images, windows, size, queries, mask, scale, ids, logits):  # type: ignore[no-untyped-def]
     """Compute `-scale |query - patch|^2` of the patches `ids` (queries, n); ids below 0 are none.
@@ -138,7 +150,7 @@ def sample_sums(  # type: ignore[no-untyped-def]
     """
     height, width, channels = size
     capacity = kept.code.shape[1]
-    logits = np.empty(capacity, np.float32)
+    logits, patches = np.empty(capacity, np.float32), np.empty(capacity, np.int64)
     centres = np.empty((capacity, channels), np.float32)
     room = np.zeros((3, -(-capacity // LANES) * LANES), np.float32)
     weights, blocks, chances = room
@@ -150,7 +162,11 @@ def sample_sums(  # type: ignore[no-untyped-def]
         n = kept.held[q]
         for i in range(n):
             c = visits.list[q, kept.visit[q, i]]
-            patch = load_id(file, ids_at[c] + 8 * (kept.code[q, i] - base[c]))
+            patches[i] = load_id(file, ids_at[c] + 8 * (kept.code[q, i] - base[c]))
+        for i in range(n):
+            patch = patches[i]
+            if i + AHEAD < n:
+                _fetch(images, windows, patches[i + AHEAD], size)
             logits[i] = -scale * _distance(images, windows, patch, queries[q], mask, size, raw)
             place = patch % per_image
             y, x = windows.rows[place // len(windows.columns)], windows.columns[place % len(windows.columns)]

@@ -40,6 +40,7 @@ __all__ = ["CODES", "NEVER", "Codes", "Kept", "Visits", "choose_blocks", "scan_b
 CODES = 64  # a block's; 64 codes fill four AVX-512 registers, and a list is some blocks
 NEVER = np.float32(-1e30)  # log weight of what is not there, and threshold of those who keep everything
 FLOOR = np.float32(-100.0)  # weights are not below 2^FLOOR of the largest
+STEPS = 1024
 SALT = np.uint32(0x5BD1E995)  # so that lists and codes with the same number draw differently
 
 
@@ -266,11 +267,29 @@ def _drop(kept, q):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _raise(kept, q, samples, room):  # type: ignore[no-untyped-def]
-    """Set a query's threshold to the priority that comes after its `samples` highest."""
+def _raise(kept, q, samples, room, histogram):  # type: ignore[no-untyped-def]
+    """Set a query's threshold to the priority that comes after its `samples` highest.
+
+    Priorities are counted in even steps from the highest to the lowest; those of the step that holds the one
+    looked for are sorted.
+    """
     count = kept.held[q]
-    room[:count] = kept.priority[q, :count]
-    kept.threshold[q] = np.partition(room[:count], count - samples - 1)[count - samples - 1]
+    high = low = kept.priority[q, 0]
+    for i in range(count):
+        high, low = max(high, kept.priority[q, i]), min(low, kept.priority[q, i])
+    steps = np.float32(len(histogram) - 1) / max(high - low, np.float32(1e-30))
+    histogram[:] = 0
+    for i in range(count):
+        histogram[int((high - kept.priority[q, i]) * steps)] += 1
+    step, before = 0, 0
+    while before + histogram[step] <= samples:
+        before += histogram[step]
+        step += 1
+    n = 0
+    for i in range(count):
+        room[n] = kept.priority[q, i]
+        n += np.int64(int((high - kept.priority[q, i]) * steps) == step)
+    kept.threshold[q] = np.sort(room[:n])[n - 1 - (samples - before)]
 
 
 @compiled
@@ -302,7 +321,7 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
     tile = np.zeros(len(codes.step) * CODES, np.float32)
     norms = np.zeros(CODES, np.float32)
     weights, draws = np.zeros(CODES, np.float32), np.zeros(CODES, np.float32)
-    room = np.empty(capacity, np.float32)
+    room, histogram = np.empty(capacity + 1, np.float32), np.zeros(STEPS, np.int32)
     block = -1
     for visit in range(total):
         q, v = query_of[visit], visit_of[visit]
@@ -331,7 +350,7 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
                 j = i + lowest_bit(bits)
                 bits &= bits - np.uint64(1)
                 if kept.held[q] == capacity:
-                    _raise(kept, q, samples, room)
+                    _raise(kept, q, samples, room, histogram)
                     _drop(kept, q)
                 n = kept.held[q]
                 kept.priority[q, n] = weights[j] - np.float32(math.log2(draws[j]))
@@ -341,5 +360,5 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
                 kept.held[q] = n + 1
     for q in range(len(z)):
         if kept.held[q] > samples:
-            _raise(kept, q, samples, room)
+            _raise(kept, q, samples, room, histogram)
             _drop(kept, q)
