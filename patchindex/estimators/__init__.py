@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from patchindex.errors import InputError
+from patchindex.estimators.auto import Auto
 from patchindex.estimators.base import Data, Estimate, Estimator, Query
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.priority import Priority
@@ -14,7 +15,12 @@ from patchindex.estimators.topk import TopK
 
 __all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "make_estimator"]
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {"exact": Exact, "topk": TopK, "priority": Priority}
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "exact": Exact,
+    "topk": TopK,
+    "priority": Priority,
+    "auto": Auto,
+}
 
 
 def make_estimator(name: str, data: Data, **options: Any) -> Estimator:

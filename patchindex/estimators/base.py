@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -99,6 +99,8 @@ class Estimate:
         Exact logits computed, over all pixels.
     codes_scanned : int
         Codes whose approximate distance was computed, over all pixels.
+    exact_pixels : int
+        Pixels that were compared with every patch of their class.
     """
 
     mean: Tensor
@@ -107,10 +109,17 @@ class Estimate:
     captured_mass: Tensor
     patches_evaluated: int
     codes_scanned: int = 0
+    exact_pixels: int = 0
 
     @classmethod
     def from_state(
-        cls, state: SoftmaxState, *, stderr: Tensor, captured_mass: Tensor, codes_scanned: int = 0
+        cls,
+        state: SoftmaxState,
+        *,
+        stderr: Tensor,
+        captured_mass: Tensor,
+        codes_scanned: int = 0,
+        exact_pixels: int = 0,
     ) -> Estimate:
         """Make the estimate of a softmax state of shape (B, H, W)."""
         return cls(
@@ -120,7 +129,12 @@ class Estimate:
             captured_mass=captured_mass.float(),
             patches_evaluated=int(state.count.sum()),
             codes_scanned=codes_scanned,
+            exact_pixels=exact_pixels,
         )
+
+    def spent(self, patches_evaluated: int) -> Estimate:
+        """Return the same estimate with the patches that it took, those of discarded draws included."""
+        return replace(self, patches_evaluated=patches_evaluated)
 
     @classmethod
     def cat(cls, parts: Sequence[Estimate]) -> Estimate:
@@ -132,18 +146,13 @@ class Estimate:
             captured_mass=torch.cat([p.captured_mass for p in parts]),
             patches_evaluated=sum(p.patches_evaluated for p in parts),
             codes_scanned=sum(p.codes_scanned for p in parts),
+            exact_pixels=sum(p.exact_pixels for p in parts),
         )
 
     def __getitem__(self, rows: Tensor) -> Estimate:
         """Return the same estimate with its images in another order, a permutation."""
-        return Estimate(
-            self.mean[rows],
-            self.stderr[rows],
-            self.ess[rows],
-            self.captured_mass[rows],
-            self.patches_evaluated,
-            self.codes_scanned,
-        )
+        tensors = ("mean", "stderr", "ess", "captured_mass")
+        return replace(self, **{name: getattr(self, name)[rows] for name in tensors})
 
 
 class Estimator(Protocol):

@@ -58,4 +58,4 @@ class Exact:
             progress=progress,
         )
         zero = torch.zeros_like(state.weight)
-        return Estimate.from_state(state, stderr=zero, captured_mass=zero + 1)
+        return Estimate.from_state(state, stderr=zero, captured_mass=zero + 1, exact_pixels=zero.numel())

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from patchindex.errors import InputError
 from patchindex.estimators.base import Data, Estimate, Query
-from patchindex.index import ScaleIndex
+from patchindex.index import PatchIndex, ScaleIndex
 from patchindex.index.rerank import sample_sums, window_tables
 from patchindex.index.retrieval import NEVER, Codes, Kept, Visits, choose_blocks, scan_blocks
 from patchindex.simd import BLOCK, LANES
 from patchindex.softmax import SoftmaxState
 from patchindex.windows import query_windows
 
-__all__ = ["Drawn", "Priority", "draw"]
+__all__ = ["Drawn", "Priority", "check_data", "draw"]
 
 LOG2_E = 1.4426950408889634
 ROWS = 256  # pixels whose lists are weighed in one product: always as many, so that all are rounded alike
@@ -69,21 +69,8 @@ class Priority:
     """
 
     def __init__(self, data: Data, blocks: int = 1024, samples: int = 1024) -> None:
-        if data.index is None or not data.index.scales:
-            raise InputError(
-                "it needs a patch index, and there is none",
-                where="estimator 'priority'",
-                remedy="use 'exact'",
-            )
-        if data.device.type != "cpu":
-            raise InputError(
-                "it runs on the CPU only", where="estimator 'priority'", remedy="use device cpu, or 'topk'"
-            )
-        for name, value in (("blocks", blocks), ("samples", samples)):
-            if value < 1:
-                raise InputError(f"must be at least 1, got {value}", where=name, remedy="use a larger number")
-        self._data, self._index = data, data.index
-        self._blocks, self._samples = blocks, samples
+        check_data(data, "priority", blocks, samples)
+        self._data, self._blocks, self._samples = data, blocks, samples
 
     def __call__(self, query: Query) -> Estimate:
         """Draw for every pixel of the query."""
@@ -107,6 +94,22 @@ class Priority:
             captured_mass=drawn.evaluated.reshape(shape),
             codes_scanned=drawn.codes,
         )
+
+
+def check_data(data: Data, name: str, blocks: int, samples: int) -> PatchIndex:
+    """Refuse what an estimator that draws cannot work with; return its index."""
+    if data.index is None or not data.index.scales:
+        raise InputError(
+            "it needs a patch index, and there is none", where=f"estimator {name!r}", remedy="use 'exact'"
+        )
+    if data.device.type != "cpu":
+        raise InputError(
+            "it runs on the CPU only", where=f"estimator {name!r}", remedy="use device cpu, or 'topk'"
+        )
+    for option, value in (("blocks", blocks), ("samples", samples)):
+        if value < 1:
+            raise InputError(f"must be at least 1, got {value}", where=option, remedy="use a larger number")
+    return data.index
 
 
 def draw(data: Data, query: Query, pixels: np.ndarray, *, blocks: int, samples: int, salt: int = 0) -> Drawn:

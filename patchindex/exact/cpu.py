@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +29,7 @@ from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
 from patchindex.windows import query_counts
 
-__all__ = ["load_kernel", "query_bytes", "scan"]
+__all__ = ["expected_seconds", "load_kernel", "query_bytes", "scan"]
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # what a task should take at most, since threads stop between tasks
@@ -199,6 +199,31 @@ def load_kernel() -> float | None:
             )
         )
     return time.perf_counter() - start if misses() > before else None
+
+
+def expected_seconds(geometry: Geometry, channels: int, images: int, pixels: Sequence[int]) -> float:
+    """Return roughly what a scan takes, on one thread of the machine that the kernel's costs come from.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    channels : int
+    images : int
+        Training images.
+    pixels : sequence of int
+        How many pixels of each query are asked for.
+
+    Examples
+    --------
+    >>> geometry = Geometry.of("ELS", 7, (32, 32))
+    >>> few, all_pixels = (expected_seconds(geometry, 3, 50_000, [n]) for n in (10, 1024))
+    >>> few < all_pixels / 5
+    True
+    """
+    plan = _plan(geometry, channels, _lanes(geometry, images))
+    tiles = math.ceil(images / plan.lanes)
+    each = [min(n * _pixel_cost(plan), _full_cost(plan)) for n in pixels]
+    return sum(each) * tiles * 1e-9
 
 
 _plan = lru_cache(maxsize=32)(Plan)  # its tables take a few milliseconds to make

@@ -262,7 +262,7 @@ def _drop(kept, q):  # type: ignore[no-untyped-def]
         kept.weight[q, n] = kept.weight[q, i]
         kept.code[q, n] = kept.code[q, i]
         kept.visit[q, n] = kept.visit[q, i]
-        n += np.int64(kept.priority[q, i] > kept.threshold[q])
+        n += int(kept.priority[q, i] > kept.threshold[q])
     kept.held[q] = n
 
 
@@ -288,7 +288,7 @@ def _raise(kept, q, samples, room, histogram):  # type: ignore[no-untyped-def]
     n = 0
     for i in range(count):
         room[n] = kept.priority[q, i]
-        n += np.int64(int((high - kept.priority[q, i]) * steps) == step)
+        n += int(int((high - kept.priority[q, i]) * steps) == step)
     kept.threshold[q] = np.sort(room[:n])[n - 1 - (samples - before)]
 
 
