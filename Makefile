@@ -32,7 +32,7 @@ $(DEMO)/fashion.zarr/zarr.json: | $(STAMP)
 		--machine bbELS --locality fashion-mnist-resnet-zeros --scales 3,5,9,13,17 --resume
 
 $(DEMO)/samples/grid.png: $(DEMO)/fashion.zarr/zarr.json
-	$(BIN)/patchindex sample $(DEMO)/fashion.zarr -n 16 -o $(DEMO)/samples --overwrite --probes 16 --candidates 128
+	$(BIN)/patchindex sample $(DEMO)/fashion.zarr -n 16 -o $(DEMO)/samples --overwrite
 
 clean:
 	rm -rf $(DEMO) build dist *.egg-info

@@ -41,8 +41,11 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 @click.option("-n", type=int, help="How many images.  [default: 16, or as many as in --x-t]")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
 @click.option(
-    "--estimator", type=click.Choice(list(ESTIMATORS)), help="[default: topk where there is an index]"
+    "--estimator", type=click.Choice(list(ESTIMATORS)), help="[default: auto where there is an index]"
 )
+@click.option("--tolerance", type=float, help="auto: standard error of a pixel.  [default: 0.01]")
+@click.option("--blocks", type=int, help="priority, auto: blocks of 64 codes scanned a pixel, at first.")
+@click.option("--samples", type=int, help="priority, auto: patches evaluated a pixel, at first.")
 @click.option("--candidates", type=int, help="topk: patches kept a pixel.  [default: 256]")
 @click.option("--probes", type=int, help="topk: inverted lists looked into.  [default: 32]")
 @locality_option("Locality schedule, in place of the store's own.")
@@ -65,6 +68,9 @@ def sample(
     n: int | None,
     output: Path,
     estimator: str | None,
+    tolerance: float | None,
+    blocks: int | None,
+    samples: int | None,
     candidates: int | None,
     probes: int | None,
     locality: str | None,
@@ -110,7 +116,15 @@ def sample(
     if schedule is not None and nearest_scales and index.scales:
         schedule = schedule.nearest(index.scales)
     options: dict[str, Any] = {
-        name: value for name, value in (("candidates", candidates), ("probes", probes)) if value is not None
+        name: value
+        for name, value in (
+            ("tolerance", tolerance),
+            ("blocks", blocks),
+            ("samples", samples),
+            ("candidates", candidates),
+            ("probes", probes),
+        )
+        if value is not None
     }
     machine = ScoreMachine(
         index, estimator=estimator, locality=schedule, label=label, device=device, threads=threads, **options
@@ -120,7 +134,7 @@ def sample(
         n = 16
     with stages() as progress:
         compiling = None
-        if machine.estimator == "exact" and machine.device.type == "cpu":
+        if machine.estimator in ("exact", "auto") and machine.device.type == "cpu":
             progress("loading the kernel", 0, 1)  # by itself, so that its time is not taken for the drawing's
             compiling = load_kernel()
             progress("loading the kernel", 1, 1)

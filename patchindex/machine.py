@@ -41,7 +41,8 @@ class ScoreMachine:
     train_windows : str, optional
         `"valid"` (default) or `"wrapped"`, for ELS. An index has its own.
     estimator : str, optional
-        `"exact"` or `"topk"`. By default `"topk"` where there is an index to retrieve from, else `"exact"`.
+        `"auto"`, `"priority"`, `"topk"` or `"exact"`. By default `"auto"` where there is an index to draw
+        from (on a GPU `"topk"`), else `"exact"`.
     noise : str or callable
         Noise schedule: a name, or a function from t to beta.
     locality : str or sequence of int, optional
@@ -58,7 +59,8 @@ class ScoreMachine:
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies.
     **options
-        Of the estimator: `candidates` and `probes` for `"topk"`.
+        Of the estimator: `tolerance`, `blocks` and `samples` for `"auto"`, the last two for `"priority"`,
+        `candidates` and `probes` for `"topk"`.
 
     Raises
     ------
@@ -121,7 +123,8 @@ class ScoreMachine:
         self.training = training
         self.noise = noise_schedule(noise)
         self.locality = None if locality is None else LocalitySchedule.of(locality)
-        self.estimator = estimator or ("topk" if self.index is not None and self.index.scales else "exact")
+        drawing = "auto" if self.device.type == "cpu" else "topk"
+        self.estimator = estimator or (drawing if self.index is not None and self.index.scales else "exact")
         self._estimate = make_estimator(self.estimator, data, **options)
         self.label, self._threads = label, threads
         self._options = options

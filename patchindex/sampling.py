@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -229,7 +230,8 @@ def _draw_batch(
     def model(x: Tensor, t: float) -> Tensor:
         start = time.perf_counter()
         told = None if progress is None else _part_of(progress, len(records) / (steps - 1), 1 / (steps - 1))
-        estimate = machine.posterior_mean(x, t, label=label, seed=seed, progress=told)
+        samples = range(first, first + len(x))
+        estimate = machine.posterior_mean(x, t, label=label, seed=seed, samples=samples, progress=told)
         estimates[:] = [estimate]
         records.append(
             {
@@ -241,6 +243,8 @@ def _draw_batch(
                 "codes_scanned": estimate.codes_scanned,
                 "captured_mass": round(float(estimate.captured_mass.mean()), 6),
                 "ess": round(float(estimate.ess.mean()), 3),
+                "stderr": _rms(estimate.stderr),
+                "exact_pixels": estimate.exact_pixels,
             }
         )
         return machine.score_of(estimate.mean, x, t)
@@ -250,6 +254,12 @@ def _draw_batch(
             callback({**step, "estimate": estimates[0], "first": first})
 
     return sampler(model, noise, steps, machine.noise, report), records
+
+
+def _rms(stderr: Tensor) -> float | None:
+    """Root mean square over pixels; None where there are no standard errors."""
+    value = float(stderr.double().square().mean().sqrt())
+    return None if math.isnan(value) else round(value, 6)
 
 
 def _part_of(progress: Progress, done: float, share: float) -> Progress:

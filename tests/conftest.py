@@ -98,6 +98,7 @@ def store(
         tmp_path_factory.mktemp("stores") / f"{request.param}.zarr",
         scales=(3, 5),
         labels=labels,
+        lists=150,  # short ones, as far apart as those of large stores are
         machine=request.param.removesuffix("-wrapped"),
         train_windows="wrapped" if request.param == "ELS-wrapped" else "valid",
     )

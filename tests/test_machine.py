@@ -66,7 +66,7 @@ def test_other_float_types_are_accepted(images, x):
         assert m(given, 0.5).dtype == torch.float32
 
 
-@pytest.mark.parametrize("estimator", ["exact", "topk"])
+@pytest.mark.parametrize("estimator", ["exact", "topk", "priority", "auto"])
 def test_mixed_times_are_separate_calls(store, x, estimator):
     m = pi.ScoreMachine(store, estimator=estimator)
     t = torch.tensor([0.6, 0.2, 0.6, 0.3], dtype=torch.float64)
@@ -151,7 +151,7 @@ def test_a_store_is_taken_opened_or_by_its_path(store, x):
     for source in (store.path, str(store.path)):
         m = pi.ScoreMachine(source)
         assert_same(m.posterior_mean(x, 0.5).mean, expected)
-    assert (m.machine, m.train_windows, m.estimator) == ("ELS", "valid", "topk")
+    assert (m.machine, m.train_windows, m.estimator) == ("ELS", "valid", "auto")
     assert m.locality.scales == (3, 3, 5, 5)
 
 
@@ -172,7 +172,7 @@ def test_equal_seeds_and_unequal_ones_give_equal_means(store, x, estimator):
 def test_settings_are_plain_data(store):
     import json
 
-    settings = pi.ScoreMachine(store, candidates=7).settings
+    settings = pi.ScoreMachine(store, estimator="topk", candidates=7).settings
     assert json.loads(json.dumps(settings)) == settings
     assert settings["options"] == {"candidates": 7}
     assert settings["machine"] == "ELS"

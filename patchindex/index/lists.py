@@ -22,9 +22,12 @@ from patchindex.backends import faiss_gpus, require_faiss
 
 __all__ = ["TRAINING_PATCHES_A_LIST", "InvertedLists", "list_counts", "to_gpu", "train_lists"]
 
-LISTS_A_ROOT_PATCH = 2.5  # lists = 2.5 sqrt(patches): assigning and scanning then cost about the same
+# Finer lists say better which blocks are heavy (docs/decisions/0004), until weighing them all for every pixel
+# takes longer than what is gained.
+PATCHES_A_LIST = 256
+MOST_LISTS = 1 << 17
 MIN_PATCHES_A_LIST = 32
-TRAINING_PATCHES_A_LIST = 48
+TRAINING_PATCHES_A_LIST = 40
 TRAINING_PATCHES_A_CELL = 256
 LISTS_WITHOUT_CELLS = 64  # as many distances are computed as fast as those of a cell and its lists
 CELLS_PROBED = 2
@@ -40,17 +43,17 @@ def list_counts(patches_by_class: np.ndarray, lists: int | None = None) -> np.nd
     patches_by_class : array of int, shape (n_classes,)
         How many patches each class has.
     lists : int, optional
-        Lists in total; by default `2.5 sqrt(patches)`. They are shared out in proportion to the patches; a
-        class gets at least one, and no more than one for each 32 patches.
+        Lists in total; by default one for 256 patches, and 131 072 at most. They are shared out in
+        proportion to the patches; a class gets at least one, and no more than one for each 32 patches.
 
     Examples
     --------
     >>> list_counts(np.array([1_000_000, 1_000]))
-    array([2499,    2])
+    array([3906,    4])
     """
     total = int(patches_by_class.sum())
     if lists is None:
-        lists = round(LISTS_A_ROOT_PATCH * math.sqrt(total))
+        lists = min(MOST_LISTS, max(1, total // PATCHES_A_LIST))
     share = np.rint(min(lists, total) * patches_by_class / total).astype(np.int64)
     return np.clip(share, 1, np.maximum(1, patches_by_class // MIN_PATCHES_A_LIST))
 

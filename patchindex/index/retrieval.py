@@ -349,11 +349,14 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
             while bits:
                 j = i + lowest_bit(bits)
                 bits &= bits - np.uint64(1)
+                priority = weights[j] - np.float32(math.log2(draws[j]))
                 if kept.held[q] == capacity:
                     _raise(kept, q, samples, room, histogram)
                     _drop(kept, q)
+                if priority <= kept.threshold[q]:  # it has been raised since this block was compared
+                    continue
                 n = kept.held[q]
-                kept.priority[q, n] = weights[j] - np.float32(math.log2(draws[j]))
+                kept.priority[q, n] = priority
                 kept.weight[q, n] = weights[j]
                 kept.code[q, n] = number + j
                 kept.visit[q, n] = v

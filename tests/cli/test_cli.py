@@ -77,7 +77,8 @@ def test_sample_writes_a_grid_the_samples_and_how_they_were_made(store, tmp_path
     # The noise that was written draws the same images again.
     run("sample", store, "-o", tmp_path / "again", "--x-t", tmp_path / "samples.npz", "--steps", 6)
     with np.load(tmp_path / "again" / "samples.npz") as again:
-        np.testing.assert_array_equal(again["images"], images)
+        # Exact sums of two runs differ in their last digits.
+        np.testing.assert_allclose(again["images"], images, rtol=0, atol=1e-4)
 
 
 def test_compiling_the_kernel_is_told_once(store, tmp_path, monkeypatch):
@@ -92,7 +93,7 @@ def test_compiling_the_kernel_is_told_once(store, tmp_path, monkeypatch):
 
 
 def test_sample_of_one_label_uses_its_images_only(store, tmp_path, fashion):
-    everything = ("--candidates", 10**6, "--probes", 10**4)
+    everything = ("--estimator", "topk", "--candidates", 10**6, "--probes", 10**4)
     run("sample", store, "-n", 1, "-o", tmp_path / "a", "--label", 3, "--steps", 5, *everything)
     images, labels = fashion
     alone = tmp_path / "alone.npz"
@@ -264,7 +265,9 @@ def test_a_damaged_store_is_a_failure_not_bad_input(store, tmp_path):
     run("build", tmp_path / "i.npy", "-o", tmp_path / "s.zarr", "--locality", "3,3,3")
     faiss_file = tmp_path / "s.zarr/scales/k003/faiss/c/0"
     faiss_file.write_bytes(faiss_file.read_bytes()[:-100])
-    result = run("sample", tmp_path / "s.zarr", "-n", 1, "-o", tmp_path / "out", code=1)
+    result = run(
+        "sample", tmp_path / "s.zarr", "-n", 1, "-o", tmp_path / "out", "--estimator", "topk", code=1
+    )
     assert "faiss" in result.stderr
     assert not (tmp_path / "out").exists()
 

@@ -30,7 +30,7 @@ def test_every_class_has_a_list_and_none_has_small_ones(patches, lists):
 
 def test_lists_are_shared_out_in_proportion():
     assert list_counts(np.array([3_000_000, 1_000_000]), 4000).tolist() == [3000, 1000]
-    assert list_counts(np.array([1_000_000])).tolist() == [2500]
+    assert list_counts(np.array([1_000_000])).tolist() == [3906]
     assert list_counts(np.array([10_000]), 50).tolist() == [50]
 
 

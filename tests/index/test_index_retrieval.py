@@ -176,15 +176,15 @@ def test_weights_are_those_of_the_decoded_codes(lists):
         assert (kept.priority[q, :total] >= kept.weight[q, :total]).all()
 
 
-@pytest.mark.parametrize("room", [2, 40])
+@pytest.mark.parametrize("room", [2, 3, 5, 8, 20, 28, 40])
 def test_the_highest_priorities_are_kept(lists, room):
-    """However small the room in which they are collected."""
+    """However small the room in which they are collected, and wherever it is full."""
     codes, _ = lists
-    z = RNG(4).normal(0, 1, (6, codes.dims)).astype(np.float32)
-    visits, first = everything(codes, 6)
-    whole = scanned(codes, first, z, keys_of(6), visits, 1000)
-    kept = scanned(codes, first, z, keys_of(6), visits, 20, room)
-    for q in range(6):
+    z = RNG(4).normal(0, 1, (60, codes.dims)).astype(np.float32)
+    visits, first = everything(codes, 60)
+    whole = scanned(codes, first, z, keys_of(60), visits, 1000)
+    kept = scanned(codes, first, z, keys_of(60), visits, 20, room)
+    for q in range(60):
         order = np.argsort(-whole.priority[q, : whole.held[q]])
         assert kept.held[q] == 20
         np.testing.assert_array_equal(np.sort(kept.code[q, :20]), np.sort(whole.code[q, order[:20]]))
