@@ -20,7 +20,7 @@ __all__ = ["Auto"]
 # Nanoseconds of one thread, from `benchmarks/estimators.py`: a list that is weighed, a code that is scanned,
 # a patch that is evaluated. They decide between drawing more and an exact scan, for which their ratios to the
 # exact kernel's costs matter.
-LIST, CODE, PATCH = 4.0, 4.0, 300.0
+LIST, CODE, PATCH = 7.5, 7.0, 250.0
 
 
 @dataclass
