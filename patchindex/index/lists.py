@@ -31,6 +31,7 @@ TRAINING_PATCHES_A_LIST = 40
 TRAINING_PATCHES_A_CELL = 256
 LISTS_WITHOUT_CELLS = 64  # as many distances are computed as fast as those of a cell and its lists
 CELLS_PROBED = 2
+MOST_LISTS_A_CELL = 4  # times as many as cells have on average
 ASSIGNED_AT_ONCE = 1 << 16  # vectors: their distances to all cells take 64 MiB where there are 256
 KMEANS_ITERATIONS = 10
 
@@ -235,8 +236,10 @@ def _shares(total: int, members: np.ndarray) -> np.ndarray:
     >>> _shares(10, np.array([70, 20, 1]))
     array([6, 3, 1])
     """
+    most = math.ceil(MOST_LISTS_A_CELL * total / len(members))
     edges = np.rint(np.cumsum(members) * (total - len(members)) / members.sum()).astype(np.int64)
-    return np.minimum(1 + np.diff(edges, prepend=0), members)  # no more lists than patches
+    # No more lists than patches; nor, where many patches are alike, so many that assigning takes long.
+    return np.minimum(1 + np.diff(edges, prepend=0), np.minimum(members, most))
 
 
 def _kmeans(vectors: np.ndarray, n: int, sample: int, seed: int, device: torch.device) -> np.ndarray:

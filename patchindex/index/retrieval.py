@@ -146,12 +146,13 @@ def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visit
     numbers; `keys` is (queries, 2) uint32; `room` is (2, padded lists) float32.
 
     All blocks of list c have probability `min(1, w_c / tau + e)`: `w_c` is the weight of a block, tau such
-    that the first terms make `budget (1 - floor)` blocks, and e makes the rest evenly. Those of the heaviest
-    list are certain, so that there is always one.
+    that the first terms make `budget (1 - floor)` blocks, and e makes the rest evenly. One block of the
+    heaviest list, any of them, is certain, so that there is always one.
     """
     n_lists = len(first_block) - 1
     total_blocks = first_block[n_lists]
-    expected, capacity = room
+    expected, draws = room
+    room_for = visits.block.shape[1]
     for q in range(len(weights)):
         mine = weights[q]
         top, heaviest = NEVER, 0
@@ -181,18 +182,27 @@ def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visit
             for i in range(len(mine)):
                 mine[i] = np.float32(1)
                 expected[i] = np.float32(4e9) * blocks[i]
-        mine[heaviest], expected[heaviest] = np.float32(1), np.float32(4e9)
+        expected[heaviest] = np.float32(4e9)  # looked at in any case
+        key = (np.uint64(keys[q, 0]) << np.uint64(32)) | np.uint64(keys[q, 1])
         count = 0
         for start in range(0, len(mine), BLOCK):
             u = uniforms(np.uint32(start), keys[q, 0], keys[q, 1] ^ SALT)
             bits = bits_below(u, load_block(expected, start))
             if bits:
-                store(capacity, 0, u)
+                store(draws, 0, u)
             while bits:
                 i = lowest_bit(bits)
                 bits &= bits - np.uint64(1)
                 c = start + i
                 n, p = np.int64(blocks[c]), np.float64(mine[c])
+                certain = np.int64(-1)
+                if c == heaviest and p < 1:
+                    certain = np.int64(_mixed(key) % np.uint64(n))
+                    visits.block[q, min(count, room_for - 1)] = first_block[c] + certain
+                    visits.list[q, min(count, room_for - 1)] = c
+                    visits.log_p[q, min(count, room_for - 1)] = 0
+                    count += 1
+                    n -= 1
                 if p >= 1:
                     drawn = np.int64(n)
                 else:
@@ -200,7 +210,7 @@ def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visit
                     drawn = np.int64(0)
                     mass = (1 - p) ** n
                     tail = 1 - mass
-                    while drawn < n and capacity[i] < tail:
+                    while drawn < n and draws[i] < tail:
                         drawn += 1
                         mass *= (n - drawn + 1) / drawn * p / (1 - p)
                         tail -= mass
@@ -210,14 +220,14 @@ def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visit
                     # Which of them: Floyd's way to distinct numbers.
                     b = j
                     if drawn < n:
-                        key = (np.uint64(keys[q, 0]) << np.uint64(32)) | np.uint64(keys[q, 1])
                         b = int(_mixed(_mixed(key ^ np.uint64(c)) + np.uint64(j)) % np.uint64(j + 1))
-                        for other in range(begin, min(count, visits.block.shape[1])):
-                            if visits.block[q, other] == first_block[c] + b:
+                        for other in range(begin, min(count, room_for)):
+                            if visits.block[q, other] == first_block[c] + b + int(0 <= certain <= b):
                                 b = j
                                 break
-                    if count < visits.block.shape[1]:
-                        visits.block[q, count] = first_block[c] + b
+                    if count < room_for:
+                        # Numbers of the others, where one of the list's blocks is certain.
+                        visits.block[q, count] = first_block[c] + b + int(0 <= certain <= b)
                         visits.list[q, count] = c
                         visits.log_p[q, count] = log_p
                     count += 1
