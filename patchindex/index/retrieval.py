@@ -41,6 +41,7 @@ CODES = 64  # a block's; 64 codes fill four AVX-512 registers, and a list is som
 NEVER = np.float32(-1e30)  # log weight of what is not there, and threshold of those who keep everything
 FLOOR = np.float32(-100.0)  # weights are not below 2^FLOOR of the largest
 STEPS = 1024
+MOST_EXPECTED = 30.0  # blocks of a list; the binomial distribution of more begins below what numbers can say
 SALT = np.uint32(0x5BD1E995)  # so that lists and codes with the same number draw differently
 
 
@@ -203,7 +204,8 @@ def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visit
                     visits.log_p[q, min(count, room_for - 1)] = 0
                     count += 1
                     n -= 1
-                if p >= 1:
+                one_by_one = p < 1 and n * p > MOST_EXPECTED
+                if p >= 1 or one_by_one:
                     drawn = np.int64(n)
                 else:
                     # How many of n: tails of the binomial distribution, against the same number.
@@ -219,7 +221,11 @@ def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visit
                 for j in range(n - drawn, n):
                     # Which of them: Floyd's way to distinct numbers.
                     b = j
-                    if drawn < n:
+                    if one_by_one:
+                        u = np.float64(_mixed(_mixed(key ^ np.uint64(c)) + np.uint64(j)) >> np.uint64(11))
+                        if u * 2.0**-53 >= p:
+                            continue
+                    elif drawn < n:
                         b = int(_mixed(_mixed(key ^ np.uint64(c)) + np.uint64(j)) % np.uint64(j + 1))
                         for other in range(begin, min(count, room_for)):
                             if visits.block[q, other] == first_block[c] + b + int(0 <= certain <= b):

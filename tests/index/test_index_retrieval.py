@@ -78,6 +78,24 @@ def test_blocks_of_a_list_are_drawn_independently():
     np.testing.assert_allclose(off, 0.04, atol=5 * 0.0014)
 
 
+@pytest.mark.parametrize("budget", [40, 400, 4000])
+def test_lists_of_thousands_of_blocks(budget):
+    """As many of them as expected, each once; where all patches are alike there are such lists."""
+    n, blocks = 200, np.array([9000, 3, 500])
+    visits, first = chosen(np.zeros((n, 3), np.float32), blocks, budget, 0.05, keys_of(n), capacity=9503)
+    found = np.zeros(first[-1])
+    for q in range(n):
+        mine = visits.block[q, : visits.drawn[q]]
+        assert len(set(mine)) == len(mine)
+        found[mine] += 1
+    # One block of the heaviest list is certain; five standard deviations of the mean count.
+    assert visits.drawn.mean() == pytest.approx(budget, abs=5 * np.sqrt(budget / n) + 0.06 * budget)
+    per_block = [found[lo:hi].mean() / n for lo, hi in ((0, 9000), (9003, 9503))]
+    each = [2.0 ** visits.log_p[0, visits.list[0] == c].min() for c in (0, 2)]
+    np.testing.assert_allclose(per_block[0], each[0], rtol=0.1)
+    assert found[:9000].std() < 2 * np.sqrt(n * each[0]) + 1
+
+
 def test_a_budget_for_all_takes_all():
     blocks = np.array([3, 0, 2])
     visits, _ = chosen(RNG(0).normal(0, 30, (10, 3)).astype(np.float32), blocks, 5, 0.05, keys_of(10))
