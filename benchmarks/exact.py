@@ -28,7 +28,7 @@ import torch
 from timing import Times, alternate, table
 
 import patchindex as pi
-from patchindex.exact import cpu, load_kernel, scan
+from patchindex.exact import costs, load_kernel, scan
 from patchindex.exact import torch as by_torch
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule, cosine
@@ -201,12 +201,12 @@ def draw(case: Case, order: torch.Tensor, dtype: torch.dtype) -> int:
     """Return how many pixels the rule takes to cost as much as all."""
     low, high = 1, len(order)
     channels = case.x.shape[1]
-    plan = cpu._plan(case.geometry, channels, cpu._lanes(case.geometry, len(case.images)))
+    plan = costs.plan_of(case.geometry, channels, costs.lanes(case.geometry, len(case.images)))
     whole = by_torch._full_cost(case.geometry, 1, channels)
     while low < high:
         middle = (low + high) // 2
         if dtype == torch.float32:
-            fewer = middle * cpu._pixel_cost(plan) < cpu._full_cost(plan)
+            fewer = middle * costs.pixel_cost(plan) < costs.full_cost(plan)
         else:
             mask = torch.zeros(1, len(order), dtype=torch.bool)
             mask[0, order[:middle]] = True

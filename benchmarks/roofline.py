@@ -24,7 +24,7 @@ from numba import njit
 from timing import alternate, table
 
 import patchindex as pi
-from patchindex.exact import cpu, load_kernel
+from patchindex.exact import costs, cpu, load_kernel
 from patchindex.exact.plan import Plan
 from patchindex.simd import BLOCK, load_block, splat_block, store
 
@@ -120,7 +120,7 @@ def rows_of(
         for share, negligible in NEGLIGIBLE.items():
             cpu.NEGLIGIBLE = negligible
             case = Case(images, others, "ELS", k, 0.6)
-            plan = cpu._plan(case.geometry, images.shape[3], cpu._lanes(case.geometry, len(images)))
+            plan = costs.plan_of(case.geometry, images.shape[3], costs.lanes(case.geometry, len(images)))
             count, tiles = counts(plan), -(-len(images) // plan.lanes)
             taken = count["loads none"] + (count["loads all"] if share == "all" else 0)
             seconds = alternate({"ours": lambda case=case: case.ours(8)}, repeats).median("ours") / 8

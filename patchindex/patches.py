@@ -81,6 +81,14 @@ class Axis:
         d = self.k // 2
         return range(d, self.size - d) if self.train_padding == "valid" else range(self.size)
 
+    def pixels(self, wrapped: bool) -> np.ndarray:
+        """Return which pixel position i - k // 2 is, int64, shape (size + 2 (k // 2),).
+
+        Wrapped around, or -1 where there is none.
+        """
+        at = np.arange(-(self.k // 2), self.size + self.k // 2)
+        return at % self.size if wrapped else np.where((at >= 0) & (at < self.size), at, -1)
+
     @cached_property
     def offsets(self) -> tuple[Offset, ...]:
         """Every (query, training) pair of positions of the same class, grouped by their difference."""

@@ -78,7 +78,7 @@ def test_pixels_asked_for_one_by_one_are_those_of_the_full_scan(
     real_images, monkeypatch, name, k, size, n, channels, few
 ):
     """Both kernels, whichever the rule would choose."""
-    monkeypatch.setattr(cpu, "_pixel_cost", lambda plan: 1e-9 if few else 1e15)
+    monkeypatch.setattr(cpu, "pixel_cost", lambda plan: 1e-9 if few else 1e15)
     images, x = images_and_query(real_images, n, size, channels, 0.5, queries=2)
     geometry = geometry_of(name, k, size)
     mask = torch.from_numpy(np.random.default_rng(0).random((2, *size)) < 0.2)
@@ -113,7 +113,7 @@ def test_tiles_of_another_layout_agree(real_images, monkeypatch, name, lanes):
     images, x = images_and_query(real_images, 100, (12, 12), 3, 0.4)
     geometry = geometry_of(name, 5, (12, 12))
     usual = scan(images, x, 0.4, geometry).mean()
-    monkeypatch.setattr(cpu, "_lanes", lambda geometry, images: lanes)
+    monkeypatch.setattr(cpu, "lanes", lambda geometry, images: lanes)
     torch.testing.assert_close(scan(images, x, 0.4, geometry).mean(), usual, rtol=0, atol=1e-6)
 
 

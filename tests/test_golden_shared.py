@@ -67,7 +67,7 @@ def test_threads_and_tiles_agree_on_the_shared_golden_file(golden, monkeypatch, 
         for threads_, memory, lanes in ((2, 256 << 20, None), (1, 256 << 20, None), (2, 1 << 18, 16)):
             with monkeypatch.context() as patch, threads(threads_):
                 if lanes is not None:
-                    patch.setattr(cpu, "_lanes", lambda geometry, images, lanes=lanes: lanes)
+                    patch.setattr(cpu, "lanes", lambda geometry, images, lanes=lanes: lanes)
                 state = scan(
                     training,
                     geometry,
@@ -89,7 +89,7 @@ def test_threads_and_tiles_agree_on_the_shared_golden_file(golden, monkeypatch, 
 @pytest.mark.parametrize("name", MACHINES[1:])
 def test_pixels_one_by_one_agree_with_the_shared_golden_file(golden, monkeypatch, name, t):
     """The kernel for few pixels is as exact as the other."""
-    monkeypatch.setattr(cpu, "_pixel_cost", lambda plan: 1e-9)
+    monkeypatch.setattr(cpu, "pixel_cost", lambda plan: 1e-9)
     training = TrainingImages(golden["images"], golden["labels"])
     windows = "wrapped" if name == "ELS-wrapped" else "valid"
     some = torch.arange(0, 1024, 11)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
-from patchindex.estimators.base import Data, Estimate, Query
+from patchindex.estimators.base import Data, Estimate, Query, scale_of
 from patchindex.estimators.priority import Drawn, check_data, draw
 from patchindex.exact import expected_seconds, scan
+from patchindex.index.retrieval import CODES
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 
@@ -75,12 +76,10 @@ class Auto:
 
     def __call__(self, query: Query) -> Estimate:
         """Draw, draw more, and scan."""
-        if query.k is None:
-            raise InputError("auto needs one", where="locality scale", remedy="give k or a locality schedule")
         batch, channels, height, width = query.x.shape
         n = batch * height * width
         result = _Result(SoftmaxState.empty((n,), channels), torch.zeros(n), torch.zeros(n))
-        geometry = self._data.geometry(query.k)
+        geometry = self._data.geometry(scale_of(query, "auto"))
         left, blocks, samples, doublings = np.arange(n), self._blocks, self._samples, 0
         shown = 0.0
 
@@ -110,7 +109,7 @@ class Auto:
             codes_scanned=result.codes,
             exact_pixels=result.exact,
         )
-        return estimate.spent(result.evaluated)
+        return replace(estimate, patches_evaluated=result.evaluated)  # those of discarded draws too
 
     def _keep(self, drawn: Drawn, rows: np.ndarray, result: _Result) -> Tensor:
         stderr = drawn.state.stderr().square().mean(-1).sqrt().float()
@@ -136,15 +135,14 @@ class Auto:
         result.exact += len(rows)
 
     def _draw_seconds(self, query: Query, rows: np.ndarray, blocks: int, samples: int) -> float:
-        assert query.k is not None
-        scale = self._index.scale(query.k)
+        scale = self._index.scale(scale_of(query, "auto"))
         label = None if query.label is None else self._index.attributes["labels"].index(query.label)
         sizes, bounds = scale.list_sizes(label), scale.lists.bounds
         codes, lists = np.add.reduceat(sizes, bounds[:-1]), np.diff(bounds)
         # A pixel meets the codes of its own class only, and a budget beyond them is not spent.
         classes = np.tile(scale.geometry.query_classes.reshape(-1), len(query.x))[rows]
         there = codes[classes]
-        each = lists[classes] * LIST + np.minimum(there, blocks * 64) * CODE
+        each = lists[classes] * LIST + np.minimum(there, blocks * CODES) * CODE
         return float((each + np.minimum(there, samples) * PATCH).sum()) * 1e-9
 
     def _exact_seconds(self, query: Query, geometry: Geometry, rows: np.ndarray) -> float:

@@ -9,12 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from patchindex.errors import InputError
 from patchindex.index import PatchIndex
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 
-__all__ = ["Data", "Estimate", "Estimator", "Query"]
+__all__ = ["Data", "Estimate", "Estimator", "Query", "index_of", "scale_of"]
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,6 @@ class Estimate:
             exact_pixels=exact_pixels,
         )
 
-    def spent(self, patches_evaluated: int) -> Estimate:
-        """Return the same estimate with the patches that it took, those of discarded draws included."""
-        return replace(self, patches_evaluated=patches_evaluated)
-
     @classmethod
     def cat(cls, parts: Sequence[Estimate]) -> Estimate:
         """Join the estimates of parts of a batch."""
@@ -153,6 +150,37 @@ class Estimate:
         """Return the same estimate with its images in another order, a permutation."""
         tensors = ("mean", "stderr", "ess", "captured_mass")
         return replace(self, **{name: getattr(self, name)[rows] for name in tensors})
+
+
+def index_of(data: Data, name: str, **options: int) -> PatchIndex:
+    """Return the index that an estimator needs.
+
+    Raises
+    ------
+    InputError
+        When there is none, or one of the estimator's counts is below 1.
+    """
+    if data.index is None or not data.index.scales:
+        raise InputError(
+            "it needs a patch index, and there is none", where=f"estimator {name!r}", remedy="use 'exact'"
+        )
+    for option, value in options.items():
+        if value < 1:
+            raise InputError(f"must be at least 1, got {value}", where=option, remedy="use a larger number")
+    return data.index
+
+
+def scale_of(query: Query, name: str) -> int:
+    """Return the locality scale that an estimator needs.
+
+    Raises
+    ------
+    InputError
+        When the query has none.
+    """
+    if query.k is None:
+        raise InputError(f"{name} needs one", where="locality scale", remedy="give k or a locality schedule")
+    return query.k
 
 
 class Estimator(Protocol):

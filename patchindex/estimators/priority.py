@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
-from patchindex.estimators.base import Data, Estimate, Query
+from patchindex.estimators.base import Data, Estimate, Query, index_of, scale_of
 from patchindex.index import PatchIndex, ScaleIndex
 from patchindex.index.rerank import sample_sums, window_tables
-from patchindex.index.retrieval import NEVER, Codes, Kept, Visits, choose_blocks, scan_blocks
+from patchindex.index.retrieval import CODES, NEVER, Codes, Kept, Visits, choose_blocks, scan_blocks
 from patchindex.simd import BLOCK, LANES
 from patchindex.softmax import SoftmaxState
 from patchindex.windows import query_windows
@@ -74,10 +74,6 @@ class Priority:
 
     def __call__(self, query: Query) -> Estimate:
         """Draw for every pixel of the query."""
-        if query.k is None:
-            raise InputError(
-                "priority needs one", where="locality scale", remedy="give k or a locality schedule"
-            )
         batch, _, height, width = query.x.shape
         drawn = draw(
             self._data,
@@ -98,18 +94,11 @@ class Priority:
 
 def check_data(data: Data, name: str, blocks: int, samples: int) -> PatchIndex:
     """Refuse what an estimator that draws cannot work with; return its index."""
-    if data.index is None or not data.index.scales:
-        raise InputError(
-            "it needs a patch index, and there is none", where=f"estimator {name!r}", remedy="use 'exact'"
-        )
     if data.device.type != "cpu":
         raise InputError(
             "it runs on the CPU only", where=f"estimator {name!r}", remedy="use device cpu, or 'topk'"
         )
-    for option, value in (("blocks", blocks), ("samples", samples)):
-        if value < 1:
-            raise InputError(f"must be at least 1, got {value}", where=option, remedy="use a larger number")
-    return data.index
+    return index_of(data, name, blocks=blocks, samples=samples)
 
 
 def draw(data: Data, query: Query, pixels: np.ndarray, *, blocks: int, samples: int, salt: int = 0) -> Drawn:
@@ -126,14 +115,13 @@ def draw(data: Data, query: Query, pixels: np.ndarray, *, blocks: int, samples: 
     salt : int
         Draws with another number are others.
     """
-    assert data.index is not None
-    assert query.k is not None
-    scale = data.index.scale(query.k)
-    label = None if query.label is None else data.index.attributes["labels"].index(query.label)
+    index = index_of(data, "priority")
+    scale = index.scale(scale_of(query, "priority"))
+    label = None if query.label is None else index.attributes["labels"].index(query.label)
     worker = _Worker(data, scale, query, label, blocks, samples)
     keys = _keys(query, pixels, salt)
     classes = np.tile(scale.geometry.query_classes.reshape(-1), len(query.x))[pixels]
-    state = np.empty((len(pixels), 6 + 3 * query.x.shape[1]))
+    state = np.empty((len(pixels), 5 + 3 * query.x.shape[1]))
     counts, codes = np.empty(len(pixels), np.int64), 0
     done = 0
     for c in np.unique(classes):
@@ -156,8 +144,8 @@ def _as_state(sums: np.ndarray, counts: np.ndarray, channels: int) -> tuple[Soft
         max_logit=table[:, 0],
         weight=table[:, 1],
         weight_sq=table[:, 2],
-        variance=table[:, 5 : 6 + 2 * channels],
-        centre=table[:, 6 + 2 * channels :],
+        variance=table[:, 4 : 5 + 2 * channels],
+        centre=table[:, 5 + 2 * channels :],
         count=torch.from_numpy(counts),
     )
     return state, (table[:, 3] / table[:, 1]).clamp(max=1)
@@ -224,7 +212,7 @@ class _Worker:
     def lists_of(self, c: int) -> _Lists:
         """Return the lists of position class c."""
         codes, ids_at = self._scale.codes(c, self._label)
-        blocks = -(-codes.size // 64)
+        blocks = -(-codes.size // CODES)
         padded = np.zeros(-(-len(blocks) // BLOCK) * BLOCK, np.float32)
         padded[: len(blocks)] = blocks
         base, slopes = self._scale.list_weights(c, self._query.a, self._query.beta, self._label)
@@ -305,7 +293,7 @@ class _Worker:
         z = (self._z[torch.from_numpy(pixels)] * (query.a / query.beta * LOG2_E)).numpy()
         scale = np.float32(query.a**2 / (2 * query.beta) * LOG2_E)
         scan_blocks(lists.codes, lists.first_block, z, scale, keys, visits, self._samples, kept)
-        state = np.empty((n, 6 + 3 * self._size[2]))
+        state = np.empty((n, 5 + 3 * self._size[2]))
         sample_sums(
             self._images,
             self._windows,

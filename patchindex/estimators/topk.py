@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError
-from patchindex.estimators.base import Data, Estimate, Query
+from patchindex.estimators.base import Data, Estimate, Query, index_of, scale_of
 from patchindex.index import PatchIndex, ScaleIndex
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
@@ -42,21 +41,13 @@ class TopK:
     """
 
     def __init__(self, data: Data, candidates: int = 256, probes: int = 32) -> None:
-        if data.index is None or not data.index.scales:
-            raise InputError(
-                "it needs a patch index, and there is none", where="estimator 'topk'", remedy="use 'exact'"
-            )
-        for name, value in (("candidates", candidates), ("probes", probes)):
-            if value < 1:
-                raise InputError(f"must be at least 1, got {value}", where=name, remedy="use a larger number")
-        self._data, self._index = data, data.index
+        self._data = data
+        self._index = index_of(data, "topk", candidates=candidates, probes=probes)
         self._candidates, self._probes = candidates, probes
 
     def __call__(self, query: Query) -> Estimate:
         """Search, re-rank and sum, a few images at a time."""
-        if query.k is None:
-            raise InputError("topk needs one", where="locality scale", remedy="give k or a locality schedule")
-        scale = self._index.scale(query.k)
+        scale = self._index.scale(scale_of(query, "topk"))
         images = query.x.split(IMAGES_A_SEARCH)
         parts = []
         for i, x in enumerate(images):

@@ -1,6 +1,7 @@
 """Exact engines: scans over every patch, behind one function."""
 
-from patchindex.exact.cpu import expected_seconds, load_kernel
+from patchindex.exact.costs import expected_seconds
+from patchindex.exact.cpu import load_kernel
 from patchindex.exact.engine import scan
 
 __all__ = ["expected_seconds", "load_kernel", "scan"]

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
 from threading import Event, Lock
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from patchindex.exact import kernel
+from patchindex.exact.costs import full_cost, lanes, pixel_cost, plan_of
 from patchindex.exact.plan import Plan
 from patchindex.exact.request import Request
 from patchindex.patches import Geometry
@@ -29,19 +29,13 @@ from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
 from patchindex.windows import query_counts
 
-__all__ = ["expected_seconds", "load_kernel", "query_bytes", "scan"]
+__all__ = ["load_kernel", "query_bytes", "scan"]
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # what a task should take at most, since threads stop between tasks
 LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
 SAMPLE = 64  # images whose grey is taken off
 NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
-
-# Nanoseconds of one thread (AVX-512) for a block of products, and for a block of logits from the sums to the
-# weights, fitted to `benchmarks/exact.py --parts pixels`. They cut the work into tasks and choose between the
-# kernels, for which only their ratios matter; they change no result.
-ALL_PRODUCTS, ALL_MEMBERS = 1.05, 12.5  # `scan_all`
-PIXEL_PRODUCTS, PIXEL_MEMBERS = 1.75, 33.0  # `scan_pixels`
 
 
 class Piece(NamedTuple):
@@ -84,7 +78,7 @@ class Job:
     def unit_seconds(self, query: int) -> float:
         """Roughly what a unit takes for one tile."""
         pixels = self.pixels[query]
-        cost = _full_cost(self.plan) / self.units(query) if pixels is None else _pixel_cost(self.plan)
+        cost = full_cost(self.plan) / self.units(query) if pixels is None else pixel_cost(self.plan)
         return cost * 1e-9
 
     def pieces(self, tiles: int) -> list[list[Piece]]:
@@ -121,9 +115,9 @@ def scan(request: Request) -> SoftmaxState:
     a, beta, lo, hi = request.a, request.beta, request.lo, request.hi
     memory, told = request.memory, request.told
     batch, channels, height, width = x.shape
-    plan = _plan(geometry, channels, _lanes(geometry, hi - lo))
+    plan = plan_of(geometry, channels, lanes(geometry, hi - lo))
     if _thread_bytes(plan) > memory // 2 // torch.get_num_threads():
-        plan = _plan(geometry, channels, LANES)
+        plan = plan_of(geometry, channels, LANES)
     # Values are integers around a grey of the data's own: smaller sums round less.
     sample = training.read(lo, min(lo + SAMPLE, hi))
     columns = sample.reshape(-1, width * channels).sum(0, dtype=np.int64)  # rows of C alone are slow
@@ -201,45 +195,6 @@ def load_kernel() -> float | None:
     return time.perf_counter() - start if misses() > before else None
 
 
-def expected_seconds(geometry: Geometry, channels: int, images: int, pixels: Sequence[int]) -> float:
-    """Return roughly what a scan takes, on one thread of the machine that the kernel's costs come from.
-
-    Parameters
-    ----------
-    geometry : Geometry
-    channels : int
-    images : int
-        Training images.
-    pixels : sequence of int
-        How many pixels of each query are asked for.
-
-    Examples
-    --------
-    >>> geometry = Geometry.of("ELS", 7, (32, 32))
-    >>> few, all_pixels = (expected_seconds(geometry, 3, 50_000, [n]) for n in (10, 1024))
-    >>> few < all_pixels / 5
-    True
-    """
-    plan = _plan(geometry, channels, _lanes(geometry, images))
-    tiles = math.ceil(images / plan.lanes)
-    each = [min(n * _pixel_cost(plan), _full_cost(plan)) for n in pixels]
-    return sum(each) * tiles * 1e-9
-
-
-_plan = lru_cache(maxsize=32)(Plan)  # its tables take a few milliseconds to make
-
-
-def _lanes(geometry: Geometry, images: int) -> int:
-    """Choose how many images of a tile lie side by side.
-
-    Few leave less of a tile empty and keep it in the cache; many waste less at the ends of the rows, where a
-    block of columns sticks out. One column offset alone (LS) wants a whole block of images.
-    """
-    if len(geometry.x.offsets) == 1:
-        return BLOCK
-    return 16 if images <= 16 or max(geometry.size) > 48 else 32
-
-
 def _query(image: Tensor, scale: float) -> np.ndarray:
     """Lay out an image (C, H, W) as the kernel takes it: (H + 1, C, W), float32, flat."""
     rows = np.zeros((image.shape[1] + 1, image.shape[0], image.shape[2]), np.float32)
@@ -256,24 +211,6 @@ def _counts(geometry: Geometry) -> np.ndarray:
     return along[0][:, None] * along[1][None, :]
 
 
-def _full_cost(plan: Plan) -> float:
-    """Nanoseconds of a tile and a query in `scan_all`."""
-    full = plan.full
-    products = 2 * (full.rows[:, :2] >= 0).sum()
-    ready = (full.query_rows[:, 2] >= 0).sum()
-    return float(
-        full.slots.sum() * products * plan.channels * ALL_PRODUCTS + full.steps.sum() * ready * ALL_MEMBERS
-    )
-
-
-def _pixel_cost(plan: Plan) -> float:
-    """Nanoseconds of a tile and a pixel in `scan_pixels`."""
-    direct = plan.direct
-    rows, columns = (int((r[:, 1] - r[:, 0]).max()) for r in (direct.range_y, direct.range_x))
-    window = plan.geometry.k**2 * plan.channels
-    return rows * math.ceil(columns / plan.width) * (window * PIXEL_PRODUCTS + PIXEL_MEMBERS)
-
-
 def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | None]:
     """Decide for each query whether the pixels asked for are scanned one by one, or all at once."""
     if mask is None:
@@ -281,7 +218,7 @@ def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | No
     chosen: list[np.ndarray | None] = []
     for one in mask:
         pixels = one.nonzero()[:, 0].numpy()
-        chosen.append(pixels if len(pixels) * _pixel_cost(plan) < _full_cost(plan) else None)
+        chosen.append(pixels if len(pixels) * pixel_cost(plan) < full_cost(plan) else None)
     return chosen
 
 

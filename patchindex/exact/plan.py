@@ -241,10 +241,10 @@ class Plan:
         shared = _positions(x)[0]
         return Direct(
             reach=d,
-            query_y=_pixels(y, y.circular),
-            query_x=_pixels(x, x.circular),
-            train_y=_pixels(y, y.train_padding == "wrapped"),
-            train_x=_pixels(x, x.train_padding == "wrapped"),
+            query_y=y.pixels(y.circular),
+            query_x=x.pixels(x.circular),
+            train_y=y.pixels(y.train_padding == "wrapped"),
+            train_x=x.pixels(x.train_padding == "wrapped"),
             range_y=_ranges(y),
             range_x=_ranges(x),
             mask=np.array([int(not (x.circular or i in shared)) for i in range(x.size)]),
@@ -380,14 +380,6 @@ def _norm_steps(axis: Axis) -> np.ndarray:
     wrapped = axis.train_padding == "wrapped"
     steps = slide(axis.train_positions, axis.k // 2, lambda i: wrapped or 0 <= i < axis.size)
     return np.array([[NOTHING if i is None else i % axis.size for i in step] for step in steps], np.int64)
-
-
-def _pixels(axis: Axis, wrapped: bool) -> np.ndarray:
-    d = axis.k // 2
-    positions = np.arange(-d, axis.size + d)
-    if wrapped:
-        return positions % axis.size
-    return np.where((positions >= 0) & (positions < axis.size), positions, NOTHING)
 
 
 def _ranges(axis: Axis) -> np.ndarray:

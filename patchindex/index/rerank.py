@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchindex.patches import Axis, Geometry
+from patchindex.patches import Geometry
 from patchindex.simd import LANES, compiled, exp2, inlined, load_lanes, splat_lanes, store
 from patchindex.simd_codes import load_bytes, load_id, prefetch, sum_lanes
 
-__all__ = ["Windows", "exact_logits", "sample_sums", "window_tables"]
+__all__ = ["Windows", "sample_sums", "window_tables"]
 
-NOTHING = -1
 AHEAD = 8  # patches whose pixels are on their way from memory
 LOG2_E = np.float32(1.4426950408889634)
 FLOOR = np.float32(-120.0)  # weights are not below 2^FLOOR of the largest, which changes nothing
@@ -44,21 +43,13 @@ class Windows(NamedTuple):
 
 def window_tables(geometry: Geometry) -> Windows:
     """Make the tables of a geometry."""
-
-    def positions(axis: Axis) -> np.ndarray:
-        d = axis.k // 2
-        at = np.arange(-d, axis.size + d)
-        if axis.train_padding == "wrapped":
-            return at % axis.size
-        return np.where((at >= 0) & (at < axis.size), at, NOTHING)
-
     y, x = geometry.y, geometry.x
     return Windows(
         geometry.k // 2,
         np.array(y.train_positions, np.int64),
         np.array(x.train_positions, np.int64),
-        positions(y),
-        positions(x),
+        y.pixels(y.train_padding == "wrapped"),
+        x.pixels(x.train_padding == "wrapped"),
     )
 
 
@@ -66,6 +57,7 @@ def window_tables(geometry: Geometry) -> Windows:
 def _distance(images, windows, patch, query, mask, size, raw):  # type: ignore[no-untyped-def]
     """Return the squared distance of a patch to a query, in units of uint8.
 
+    `images` is flat uint8 in the order (N, H, W, C) and `size` is (H, W, C).
     `query` (k, line) float32 has the window's rows padded to whole vectors, and `mask` (line,) is 1 where
     there is a value.
     """
@@ -117,32 +109,15 @@ def _fetch(images, windows, patch, size):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def exact_logits(images, windows, size, queries, mask, scale, ids, logits):  # type: ignore[no-untyped-def]
-    """Compute `-scale |query - patch|^2` of the patches `ids` (queries, n); ids below 0 are none.
-
-    `images` is flat uint8 in the order (N, H, W, C) and `size` is (H, W, C); `queries` is (queries, k, line)
-    float32 in units of uint8 over the signal scale, and flat in its last two dimensions.
-    """
-    raw = np.zeros(len(mask), np.float32)
-    for q in range(len(ids)):
-        for i in range(ids.shape[1]):
-            if ids[q, i] >= 0:
-                distance = _distance(images, windows, ids[q, i], queries[q], mask, size, raw)
-                logits[q, i] = -scale * distance
-            else:
-                logits[q, i] = -np.inf
-
-
-@compiled
 def sample_sums(  # type: ignore[no-untyped-def]
     images, windows, size, queries, mask, scale, file, ids_at, base, visits, kept, state
 ):
     """Sum the weights of the codes that each query kept, with their exact logits.
 
     A code was kept with probability `p pi`: p is its block's, and pi follows from its weight and the
-    threshold. Its multiplicity m is one over that. `state` (queries, 6 + 3 C) float64 receives
-    max logit, sum m w, sum m w^2, sum w (what was evaluated, uncounted), the largest w m,
-    the sums for the standard error (1 + 2 C) and sum m w c (C):
+    threshold. Its multiplicity m is one over that. `state` (queries, 5 + 3 C) float64 receives max logit,
+    sum m w, sum m w^2, sum w (each patch counted once), the sums for the standard error (1 + 2 C) and
+    sum m w c (C):
 
         sum_i (1 - pi) / (p pi^2) w^2 [1, c, c^2] + sum_b (1 - p) / p^2 [B^2, A B, A^2]
 
@@ -156,7 +131,7 @@ def sample_sums(  # type: ignore[no-untyped-def]
     weights, blocks, chances = room
     raw = np.zeros(len(mask), np.float32)
     per_image = len(windows.rows) * len(windows.columns)
-    v0, c0 = 5, 6 + 2 * channels
+    v0, c0 = 4, 5 + 2 * channels
     for q in range(len(queries)):
         top = -np.inf
         n = kept.held[q]
@@ -191,7 +166,6 @@ def sample_sums(  # type: ignore[no-untyped-def]
             mine[1] += m * w
             mine[2] += m * w * w
             mine[3] += w
-            mine[4] = max(mine[4], m * w)
             own = (1 - pi) / (p * pi * pi) * w * w
             mine[v0] += own
             weight_b += w / pi

@@ -1,0 +1,75 @@
+"""What a scan by the CPU kernel costs: which plan it follows, and roughly how long it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+from patchindex.exact.plan import Plan
+from patchindex.patches import Geometry
+from patchindex.simd import BLOCK
+
+__all__ = ["expected_seconds", "full_cost", "lanes", "pixel_cost", "plan_of"]
+
+# Nanoseconds of one thread (AVX-512) for a block of products, and for a block of logits from the sums to the
+# weights, fitted to `benchmarks/exact.py --parts pixels`. They cut the work into tasks and choose between the
+# kernels, for which only their ratios matter; they change no result.
+ALL_PRODUCTS, ALL_MEMBERS = 1.05, 12.5  # `scan_all`
+PIXEL_PRODUCTS, PIXEL_MEMBERS = 1.75, 33.0  # `scan_pixels`
+
+plan_of = lru_cache(maxsize=32)(Plan)  # its tables take a few milliseconds to make
+
+
+def lanes(geometry: Geometry, images: int) -> int:
+    """Choose how many images of a tile lie side by side.
+
+    Few leave less of a tile empty and keep it in the cache; many waste less at the ends of the rows, where a
+    block of columns sticks out. One column offset alone (LS) wants a whole block of images.
+    """
+    if len(geometry.x.offsets) == 1:
+        return BLOCK
+    return 16 if images <= 16 or max(geometry.size) > 48 else 32
+
+
+def full_cost(plan: Plan) -> float:
+    """Nanoseconds of a tile and a query in `scan_all`."""
+    full = plan.full
+    products = 2 * (full.rows[:, :2] >= 0).sum()
+    ready = (full.query_rows[:, 2] >= 0).sum()
+    return float(
+        full.slots.sum() * products * plan.channels * ALL_PRODUCTS + full.steps.sum() * ready * ALL_MEMBERS
+    )
+
+
+def pixel_cost(plan: Plan) -> float:
+    """Nanoseconds of a tile and a pixel in `scan_pixels`."""
+    direct = plan.direct
+    rows, columns = (int((r[:, 1] - r[:, 0]).max()) for r in (direct.range_y, direct.range_x))
+    window = plan.geometry.k**2 * plan.channels
+    return rows * math.ceil(columns / plan.width) * (window * PIXEL_PRODUCTS + PIXEL_MEMBERS)
+
+
+def expected_seconds(geometry: Geometry, channels: int, images: int, pixels: Sequence[int]) -> float:
+    """Return roughly what a scan takes, on one thread of the machine that the kernel's costs come from.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    channels : int
+    images : int
+        Training images.
+    pixels : sequence of int
+        How many pixels of each query are asked for.
+
+    Examples
+    --------
+    >>> geometry = Geometry.of("ELS", 7, (32, 32))
+    >>> few, all_pixels = (expected_seconds(geometry, 3, 50_000, [n]) for n in (10, 1024))
+    >>> few < all_pixels / 5
+    True
+    """
+    plan = plan_of(geometry, channels, lanes(geometry, images))
+    tiles = math.ceil(images / plan.lanes)
+    each = [min(n * pixel_cost(plan), full_cost(plan)) for n in pixels]
+    return sum(each) * tiles * 1e-9
