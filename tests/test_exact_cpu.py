@@ -15,7 +15,7 @@ import torch
 
 from patchindex import exact
 from patchindex.errors import InputError
-from patchindex.exact import cpu
+from patchindex.exact import cpu, frame
 from patchindex.exact.plan import slide
 from patchindex.images import ImageSource
 from patchindex.patches import Geometry
@@ -140,7 +140,7 @@ def test_what_is_skipped_changes_the_mean_by_less_than_a_millionth(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert max(map(off_by_what_is_skipped, bits)) < 1e-6
     # And it would be seen if more were skipped.
-    monkeypatch.setattr(cpu, "NEGLIGIBLE", 1e-5)
+    monkeypatch.setattr(frame, "NEGLIGIBLE", 1e-5)
     assert max(map(off_by_what_is_skipped, bits)) > 1e-6
 
 

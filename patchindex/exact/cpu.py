@@ -21,21 +21,19 @@ from torch import Tensor
 
 from patchindex.exact import kernel
 from patchindex.exact.costs import full_cost, lanes, pixel_cost, plan_of
+from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.plan import Plan
 from patchindex.exact.request import Request
 from patchindex.patches import Geometry
 from patchindex.simd import BLOCK, LANES
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
-from patchindex.windows import query_counts
 
-__all__ = ["load_kernel", "query_bytes", "scan"]
+__all__ = ["load_kernel", "new_sums", "new_tile", "query_bytes", "scan"]
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # what a task should take at most, since threads stop between tasks
 LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
-SAMPLE = 64  # images whose grey is taken off
-NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
 
 
 class Piece(NamedTuple):
@@ -52,23 +50,18 @@ class Job:
 
     Attributes
     ----------
-    plan : Plan
-    queries : list of array of float32
-        Scaled and flat, as the kernel takes them.
+    frame : Frame
     pixels : list of array of int64 or None
         Which pixels of each query are asked for one by one; None where all are scanned.
-    grey : array of float32, shape (C,)
-        Subtracted from the images.
-    norm_scale : float
-    threshold : float32
     """
 
-    plan: Plan
-    queries: list[np.ndarray]
+    frame: Frame
     pixels: list[np.ndarray | None]
-    grey: np.ndarray
-    norm_scale: float
-    threshold: np.float32
+
+    @property
+    def plan(self) -> Plan:
+        """The tables of the geometry."""
+        return self.frame.plan
 
     def units(self, query: int) -> int:
         """How many units a query's work has."""
@@ -83,14 +76,14 @@ class Job:
 
     def pieces(self, tiles: int) -> list[list[Piece]]:
         """Cut the work of a tile into tasks."""
-        units = [self.units(q) for q in range(len(self.queries))]
-        each = [self.unit_seconds(q) for q in range(len(self.queries))]
+        units = [self.units(q) for q in range(len(self.frame.queries))]
+        each = [self.unit_seconds(q) for q in range(len(self.frame.queries))]
         seconds = [n * s for n, s in zip(units, each, strict=True)]
         tasks = max(math.ceil(sum(seconds) / TASK_SECONDS), math.ceil(LEAST_TASKS / tiles))
         limit = sum(seconds) / tasks
         cut: list[list[Piece]] = [[]]
         room = limit
-        for q in range(len(self.queries)):
+        for q in range(len(self.frame.queries)):
             first = 0
             while first < units[q]:
                 count = max(1, min(units[q] - first, round(room / each[q])))
@@ -114,47 +107,13 @@ def scan(request: Request) -> SoftmaxState:
     training, geometry, x, mask = request.training, request.geometry, request.x, request.mask
     a, beta, lo, hi = request.a, request.beta, request.lo, request.hi
     memory, told = request.memory, request.told
-    batch, channels, height, width = x.shape
-    plan = plan_of(geometry, channels, lanes(geometry, hi - lo))
+    plan = plan_of(geometry, x.shape[1], lanes(geometry, hi - lo))
     if _thread_bytes(plan) > memory // 2 // torch.get_num_threads():
-        plan = plan_of(geometry, channels, LANES)
-    # Values are integers around a grey of the data's own: smaller sums round less.
-    sample = training.read(lo, min(lo + SAMPLE, hi))
-    columns = sample.reshape(-1, width * channels).sum(0, dtype=np.int64)  # rows of C alone are slow
-    grey = np.rint(columns.reshape(width, channels).sum(0) / (sample.size / channels)).astype(np.float32)
-    grey_unit = torch.from_numpy(grey.astype(np.float64) / 127.5 - 1)
-    centred = x.double() - a * grey_unit[:, None, None]
-    counts = _counts(geometry)
-    members = int(counts.max()) * (hi - lo)
-    job = Job(
-        plan=plan,
-        queries=[_query(image, a / beta / math.log(2) / 127.5) for image in centred],
-        pixels=_choose(plan, batch, mask),
-        grey=grey,
-        norm_scale=a * a / (2 * beta) / math.log(2) / 127.5**2,
-        # What is skipped weighs at most 2^-threshold a member, of a sum that is 1/2 or more since the running
-        # maximum was rounded up; a mean in [-1, 1] moves by twice that share.
-        threshold=np.float32(math.log2(members * 4 / NEGLIGIBLE)),
-    )
+        plan = plan_of(geometry, x.shape[1], LANES)
+    frame = Frame.of(plan, x, a, beta, training.read(lo, min(lo + SAMPLE, hi)), hi - lo)
+    job = Job(frame, _choose(plan, len(x), mask))
     tops, totals = _run(training, job, lo, hi, memory, told)
-    shape = (batch, height, width)
-    state = SoftmaxState.empty(shape, channels)
-    logits = np.where(totals[..., 0] == 0, -np.inf, tops * math.log(2))
-    state.max_logit = torch.from_numpy(logits).reshape(shape)
-    state.weight = torch.from_numpy(totals[..., 0].copy()).reshape(shape)
-    state.count += torch.from_numpy(counts) * (hi - lo)
-    # Squares were rounded to float32 one by one; for their sum Cauchy and Schwarz hold all the same.
-    square = state.weight.square()
-    state.weight_sq = torch.from_numpy(totals[..., 1].copy()).reshape(shape)
-    state.weight_sq = torch.minimum(torch.maximum(state.weight_sq, square / state.count), square)
-    centres = torch.from_numpy(totals[..., 2:] / 127.5).reshape(*shape, channels)
-    state.centre = centres + state.weight.unsqueeze(-1) * grey_unit
-    # Not by torch, whose matrix products leave threads behind that spin for milliseconds, in our way.
-    along_y, along_x = query_counts(geometry)
-    norms = np.einsum("bij,xj->bix", centred.square().sum(1).numpy(), along_x)
-    norms = np.einsum("yi,bix->byx", along_y, norms)
-    state.max_logit -= torch.from_numpy(norms) / (2 * beta)
-    return state
+    return frame.state(tops, totals, frame.counts * (hi - lo))
 
 
 def load_kernel() -> float | None:
@@ -195,22 +154,6 @@ def load_kernel() -> float | None:
     return time.perf_counter() - start if misses() > before else None
 
 
-def _query(image: Tensor, scale: float) -> np.ndarray:
-    """Lay out an image (C, H, W) as the kernel takes it: (H + 1, C, W), float32, flat."""
-    rows = np.zeros((image.shape[1] + 1, image.shape[0], image.shape[2]), np.float32)
-    rows[:-1] = (image * scale).permute(1, 0, 2).numpy()
-    return rows.reshape(-1)
-
-
-def _counts(geometry: Geometry) -> np.ndarray:
-    """How many patches of an image each pixel is compared with: int64, shape (H, W)."""
-    along = []
-    for axis in (geometry.y, geometry.x):
-        query = np.concatenate([offset.query for offset in axis.offsets])
-        along.append(np.bincount(query, minlength=axis.size))
-    return along[0][:, None] * along[1][None, :]
-
-
 def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | None]:
     """Decide for each query whether the pixels asked for are scanned one by one, or all at once."""
     if mask is None:
@@ -248,7 +191,7 @@ class _Tasks:
         self.stop = Event()
         self.done = 0
         height, width = job.plan.geometry.size
-        self.tops = np.full((len(job.queries), height * width), float(kernel.NOTHING_YET))
+        self.tops = np.full((len(job.frame.queries), height * width), float(kernel.NOTHING_YET))
         self.totals = np.zeros((*self.tops.shape, 2 + job.plan.channels))
 
     def take(self, tile: _Open | None) -> tuple[_Open, list[Piece]] | None:
@@ -312,8 +255,39 @@ def _thread_bytes(plan: Plan) -> int:
 def _work(job: Job, tasks: _Tasks) -> None:
     """Take tasks until there are none."""
     plan = job.plan
+    tile, down = new_tile(plan)
+    tops = np.full(tasks.tops.shape, kernel.NOTHING_YET)
+    sums = new_sums(plan, tops[0], job.frame.threshold)
+    at: _Open | None = None
+    while (task := tasks.take(at)) is not None:
+        opened, pieces = task
+        if at is not opened:
+            at = opened
+            kernel.prepare(
+                np.require(at.images, np.uint8, ["C", "W"]),  # one type to compile for
+                job.frame.grey,
+                job.frame.norm_scale,
+                plan.norm_rows,
+                plan.norm_columns,
+                plan.masks,
+                plan.geometry.x.train_padding == "wrapped",
+                tile,
+                down,
+            )
+        for query, first, last in pieces:
+            mine = sums._replace(top=tops[query])
+            asked = job.pixels[query]
+            if asked is None:
+                kernel.scan_all(tile, job.frame.queries[query], plan.full, np.arange(first, last), mine)
+            else:
+                kernel.scan_pixels(tile, job.frame.queries[query], plan.direct, asked[first:last], mine)
+            tasks.add(query, mine, plan.channels)
+        tasks.finished()
+
+
+def new_tile(plan: Plan) -> tuple[kernel.Tile, np.ndarray]:
+    """Return room for a tile, and what else `kernel.prepare` needs."""
     height, width = plan.geometry.size
-    pixels = height * width
     tile = kernel.Tile(
         _aligned(height * plan.channels * plan.padded * plan.lanes),
         _aligned(len(plan.masks) * height * plan.padded * plan.lanes),
@@ -324,36 +298,14 @@ def _work(job: Job, tasks: _Tasks) -> None:
         plan.padded,
     )
     tile.norms[:] = kernel.NO_LOGIT
-    wrapped = plan.geometry.x.train_padding == "wrapped"
-    down = np.zeros((width, plan.lanes))
-    sums = _aligned(pixels * (2 + plan.channels) * LANES)
+    return tile, np.zeros((width, plan.lanes))
+
+
+def new_sums(plan: Plan, top: np.ndarray, threshold: np.float32) -> kernel.Sums:
+    """Return the sums of nothing yet, relative to `top`."""
+    sums = _aligned(len(top) * (2 + plan.channels) * LANES)
     columns = _aligned((plan.full.slot_train.shape[1] + 1) * 2 * BLOCK)
-    tops = np.full((len(job.queries), pixels), kernel.NOTHING_YET)
-    at: _Open | None = None
-    while (task := tasks.take(at)) is not None:
-        opened, pieces = task
-        if at is not opened:
-            at = opened
-            kernel.prepare(
-                np.require(at.images, np.uint8, ["C", "W"]),  # one type to compile for
-                job.grey,
-                job.norm_scale,
-                plan.norm_rows,
-                plan.norm_columns,
-                plan.masks,
-                wrapped,
-                tile,
-                down,
-            )
-        for query, first, last in pieces:
-            mine = kernel.Sums(tops[query], sums, columns, job.threshold)
-            asked = job.pixels[query]
-            if asked is None:
-                kernel.scan_all(tile, job.queries[query], plan.full, first, last, mine)
-            else:
-                kernel.scan_pixels(tile, job.queries[query], plan.direct, asked[first:last], mine)
-            tasks.add(query, mine, plan.channels)
-        tasks.finished()
+    return kernel.Sums(top, sums, columns, threshold)
 
 
 def _aligned(n: int) -> np.ndarray:

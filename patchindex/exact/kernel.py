@@ -40,7 +40,18 @@ from patchindex.simd import (
     total,
 )
 
-__all__ = ["NOTHING_YET", "NO_LOGIT", "Sums", "Tile", "flush", "prepare", "scan_all", "scan_pixels"]
+__all__ = [
+    "NOTHING_YET",
+    "NO_LOGIT",
+    "Sums",
+    "Tile",
+    "flush",
+    "flush_sample",
+    "prepare",
+    "remove",
+    "scan_all",
+    "scan_pixels",
+]
 
 # Running maximum of a pixel without members: above every logit that is masked.
 NOTHING_YET = np.float32(-1e29)
@@ -196,8 +207,8 @@ def _sum_exactly(s, lost, change):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped-def]
-    """Add a tile's patches to all pixels: units `first` to `last - 1` of `Full`.
+def scan_all(tile, query, tables, units, mine):  # type: ignore[no-untyped-def]
+    """Add a tile's patches to all pixels: the units of `Full` with these numbers.
 
     Both row offsets of a unit are done at once. Their column sums lie side by side.
     """
@@ -205,7 +216,7 @@ def scan_all(tile, query, tables, first, last, mine):  # type: ignore[no-untyped
     line = tile.padded * lanes  # floats of a row of one channel
     query_line = channels * width
     nothing = splat_block(np.float32(0))
-    for unit in range(first, last):
+    for unit in units:
         pair, b = unit // len(tables.slots), unit % len(tables.slots)
         n_slots = tables.slots[b]
         for j in range(2 * n_slots):
@@ -304,4 +315,53 @@ def flush(mine, channels, tops, totals):  # type: ignore[no-untyped-def]
                 totals[pixel, e] = totals[pixel, e] * before * before + sums * added * added
             else:
                 totals[pixel, e] = totals[pixel, e] * before + sums * added
+            store(mine.sums, at + e * LANES, splat_lanes(np.float32(0)))
+
+
+@compiled
+def remove(mine, channels, pixels, lanes, logits, centres):  # type: ignore[no-untyped-def]
+    """Take members out of a thread's sums: pixel, image of the tile, logit and centre (n, C) of each.
+
+    Logits and centres as in the sums. What was not added, or skipped, may be taken out: it is nothing.
+    """
+    for i in range(len(pixels)):
+        reference = mine.top[pixels[i]]
+        if logits[i] - reference < -mine.threshold:
+            continue
+        w = np.float32(2.0 ** (logits[i] - reference))
+        at = pixels[i] * (2 + channels) * LANES + lanes[i] % LANES
+        mine.sums[at] -= w
+        mine.sums[at + LANES] -= w * w
+        for c in range(channels):
+            mine.sums[at + (2 + c) * LANES] -= w * centres[i, c]
+
+
+@compiled
+def flush_sample(mine, channels, tops, totals, squares):  # type: ignore[no-untyped-def]
+    """Do as `flush` does, and sum squares of the lanes' sums, each of other images.
+
+    `squares` (pixels, 1 + 2 C) has W^2, W times each channel's sum, and the squares of these.
+    """
+    for pixel in range(len(mine.top)):
+        if mine.top[pixel] == NOTHING_YET:
+            continue
+        at = pixel * (2 + channels) * LANES
+        top = max(tops[pixel], np.float64(mine.top[pixel]))
+        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(mine.top[pixel] - top, -500.0)
+        tops[pixel] = top
+        weight = load_lanes(mine.sums, at)
+        squares[pixel, 0] = squares[pixel, 0] * before * before + total(weight * weight) * added * added
+        for e in range(2 + channels):
+            part = load_lanes(mine.sums, at + e * LANES)
+            sums = total(part)
+            if e == 1:
+                totals[pixel, e] = totals[pixel, e] * before * before + sums * added * added
+            else:
+                totals[pixel, e] = totals[pixel, e] * before + sums * added
+            if e > 1:
+                one, two = total(weight * part), total(part * part)
+                j = e - 1
+                squares[pixel, j] = squares[pixel, j] * before * before + one * added * added
+                j += channels
+                squares[pixel, j] = squares[pixel, j] * before * before + two * added * added
             store(mine.sums, at + e * LANES, splat_lanes(np.float32(0)))

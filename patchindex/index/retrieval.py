@@ -35,7 +35,18 @@ from patchindex.simd import (
 )
 from patchindex.simd_codes import at_most, bits_below, decode_transposed, lowest_bit, uniforms
 
-__all__ = ["CODES", "NEVER", "Codes", "Kept", "Visits", "choose_blocks", "scan_blocks"]
+__all__ = [
+    "CODES",
+    "NEVER",
+    "STEPS",
+    "Codes",
+    "Kept",
+    "Visits",
+    "choose_blocks",
+    "decode",
+    "nth_highest",
+    "scan_blocks",
+]
 
 CODES = 64  # a block's; 64 codes fill four AVX-512 registers, and a list is some blocks
 NEVER = np.float32(-1e30)  # log weight of what is not there, and threshold of those who keep everything
@@ -241,8 +252,11 @@ def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visit
 
 
 @inlined
-def _decode(codes, c, first, scale, raw, tile, norms):  # type: ignore[no-untyped-def]
-    """Decode a block of list c from code `first`: values (dims, CODES), and `scale` times squared norms."""
+def decode(codes, c, first, scale, raw, tile, norms):  # type: ignore[no-untyped-def]
+    """Decode a block of list c from code `first`: values (dims, CODES), and `scale` times squared norms.
+
+    Norms of codes that are not there make scores that are below every threshold.
+    """
     begin = codes.offset[c]
     last = begin + (codes.size[c] - 1) * codes.dims
     padded = len(codes.step)
@@ -266,7 +280,7 @@ def _decode(codes, c, first, scale, raw, tile, norms):  # type: ignore[no-untype
             squares = squares + value * value
         store(norms, i, squares * splat_block(scale))
     for i in range(codes.size[c] - first, CODES):
-        norms[i] = -8 * NEVER  # below every threshold, NEVER too
+        norms[i] = -8 * NEVER if scale > 0 else 8 * NEVER
 
 
 @inlined
@@ -283,29 +297,28 @@ def _drop(kept, q):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _raise(kept, q, samples, room, histogram):  # type: ignore[no-untyped-def]
-    """Set a query's threshold to the priority that comes after its `samples` highest.
+def nth_highest(values, count, n, room, histogram):  # type: ignore[no-untyped-def]
+    """Return which of the first `count` values comes after the n highest.
 
-    Priorities are counted in even steps from the highest to the lowest; those of the step that holds the one
-    looked for are sorted.
+    They are counted in even steps from the highest to the lowest; those of the step that holds the one looked
+    for are sorted.
     """
-    count = kept.held[q]
-    high = low = kept.priority[q, 0]
+    high = low = values[0]
     for i in range(count):
-        high, low = max(high, kept.priority[q, i]), min(low, kept.priority[q, i])
+        high, low = max(high, values[i]), min(low, values[i])
     steps = np.float32(len(histogram) - 1) / max(high - low, np.float32(1e-30))
     histogram[:] = 0
     for i in range(count):
-        histogram[int((high - kept.priority[q, i]) * steps)] += 1
+        histogram[int((high - values[i]) * steps)] += 1
     step, before = 0, 0
-    while before + histogram[step] <= samples:
+    while before + histogram[step] <= n:
         before += histogram[step]
         step += 1
-    n = 0
+    some = 0
     for i in range(count):
-        room[n] = kept.priority[q, i]
-        n += int(int((high - kept.priority[q, i]) * steps) == step)
-    kept.threshold[q] = np.sort(room[:n])[n - 1 - (samples - before)]
+        room[some] = values[i]
+        some += int(int((high - values[i]) * steps) == step)
+    return np.sort(room[:some])[some - 1 - (n - before)]
 
 
 @compiled
@@ -345,7 +358,7 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
         first = (visits.block[q, v] - first_block[c]) * CODES
         if visits.block[q, v] != block:
             block = visits.block[q, v]
-            _decode(codes, c, first, scale, raw, tile, norms)
+            decode(codes, c, first, scale, raw, tile, norms)
         kept.scanned[q] += min(CODES, codes.size[c] - first)
         number = codes.base[c] + first
         for i in range(0, CODES, BLOCK):
@@ -367,7 +380,7 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
                 bits &= bits - np.uint64(1)
                 priority = weights[j] - np.float32(math.log2(draws[j]))
                 if kept.held[q] == capacity:
-                    _raise(kept, q, samples, room, histogram)
+                    kept.threshold[q] = nth_highest(kept.priority[q], kept.held[q], samples, room, histogram)
                     _drop(kept, q)
                 if priority <= kept.threshold[q]:  # it has been raised since this block was compared
                     continue
@@ -379,5 +392,5 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
                 kept.held[q] = n + 1
     for q in range(len(z)):
         if kept.held[q] > samples:
-            _raise(kept, q, samples, room, histogram)
+            kept.threshold[q] = nth_highest(kept.priority[q], kept.held[q], samples, room, histogram)
             _drop(kept, q)

@@ -229,6 +229,38 @@ class ScaleIndex:
         base = sizes.double().log() - (a * means * scaled - (beta / v).log()).sum(1) / 2
         return base.float(), torch.cat([-0.5 / v, scaled], 1).float().T.contiguous()
 
+    def moments(
+        self, c: int, label_index: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Return means and variances of a position class's lists and cells.
+
+        Parameters
+        ----------
+        c : int
+            The position class.
+        label_index : int, optional
+            Cells are of the patches of the label with this index.
+
+        Returns
+        -------
+        means, variances : arrays of float32, shape (lists, dims)
+        bounds : array of int64, shape (cells + 1,)
+            Which of these lists are in each cell.
+        of_cells : tuple of arrays
+            Means and variances of the cells, and how many patches they have.
+        """
+        lo, hi = (int(bound) for bound in self.lists.bounds[c : c + 2])
+        first, last = np.searchsorted(self.lists.cell_bounds, (lo, hi))
+        bounds = self.lists.cell_bounds[first : last + 1] - lo
+        means, variances = (tensor[lo:hi].float().numpy() for tensor in self._moments)
+        n = self.list_sizes(label_index)[lo:hi, None].astype(np.float64)
+        count = np.add.reduceat(n, bounds[:-1])
+        total = np.maximum(count, 1)
+        mean = np.add.reduceat(n * means, bounds[:-1]) / total
+        square = np.add.reduceat(n * (variances + means.astype(np.float64) ** 2), bounds[:-1]) / total
+        spread = np.maximum(square - mean**2, 0)
+        return means, variances, bounds, (mean.astype(np.float32), spread.astype(np.float32), count[:, 0])
+
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Means and variances of the lists, (lists, dims) float64, on the device.

@@ -1,0 +1,272 @@
+"""An exact scan of a random part of the training patches, which can grow to all of them.
+
+The patches are cut into *cells*: tiles of images, put together at random, and of each tile every `CLASSES`-th
+block of offsets between query and training positions. Cells are scanned in random order, so that those
+scanned at any time are a simple random sample without replacement, and their sums times (all cells / cells
+scanned) are unbiased. Members that are known beforehand are taken out of the sums: what is left is the sum
+over all *other* patches, whose variance is estimated from the sums of the lanes of each cell, each over
+images of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import groupby
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.exact import kernel
+from patchindex.exact.costs import lanes, plan_of
+from patchindex.exact.cpu import new_sums, new_tile
+from patchindex.exact.frame import SAMPLE, Frame
+from patchindex.exact.plan import Plan
+from patchindex.patches import Geometry
+from patchindex.simd import LANES
+from patchindex.softmax import SoftmaxState
+
+__all__ = ["Members", "SampledScan"]
+
+CLASSES = 4  # of offsets: neighbouring ones have like logits, and a sample of unlike ones says more
+
+
+class Members(NamedTuple):
+    """Patches that pixels are known to be compared with: arrays of shape (n,).
+
+    Attributes
+    ----------
+    pixel : array of int32
+        Raster number of the pixel.
+    patch : array of int64
+        `(image H + y) W + x`, with the position of the patch's centre in its training image.
+    logit : array of float32
+    """
+
+    pixel: np.ndarray
+    patch: np.ndarray
+    logit: np.ndarray
+
+
+class _Cells(NamedTuple):
+    """Members by the cell that they are in, ascending, as `kernel.remove` takes them."""
+
+    cell: np.ndarray
+    pixel: np.ndarray
+    lane: np.ndarray
+    logit: np.ndarray
+    centre: np.ndarray
+
+
+class SampledScan:
+    """A scan of a random sample of the training patches for one noisy image.
+
+    Parameters
+    ----------
+    images : array of uint8, shape (N, H, W, C)
+        May be memory-mapped.
+    lo, hi : int
+        Compare with images lo to hi - 1 only.
+    geometry : Geometry
+    x : Tensor, shape (C, H, W), float32
+    a, beta : float
+        Signal scale and noise variance.
+    seed : sequence of int
+        Equal seeds give equal samples.
+    known : Members
+        Members that the sums leave out, no pixel's twice.
+    top : array of float64, shape (H * W,)
+        Largest logit that is known of each pixel; minus infinity for none.
+
+    Attributes
+    ----------
+    cells : int
+        How many there are.
+    scanned : int
+        How many have been scanned.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        lo: int,
+        hi: int,
+        geometry: Geometry,
+        x: Tensor,
+        a: float,
+        beta: float,
+        seed: Sequence[int],
+        known: Members,
+        top: np.ndarray,
+    ) -> None:
+        self._images, self._lo, self._n = images, lo, hi - lo
+        plan = plan_of(geometry, x.shape[0], lanes(geometry, hi - lo))
+        self._frame = Frame.of(plan, x[None], a, beta, images[lo : min(hi, lo + SAMPLE)], hi - lo)
+        rng = np.random.default_rng(seed)
+        self._image_order = rng.permutation(self._n)
+        tiles = -(-self._n // plan.lanes)
+        self.cells, self.scanned = tiles * CLASSES, 0
+        self._cell_order = rng.permutation(self.cells)
+        self._units = _units_of_classes(plan)
+        self._known = known
+        pixels = geometry.size[0] * geometry.size[1]
+        channels = x.shape[0]
+        shift = self._frame.norms.reshape(-1)
+        reference = np.ceil((top + shift) / math.log(2))
+        self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
+        self._tops = np.full(pixels, float(kernel.NOTHING_YET))
+        self._totals = np.zeros((pixels, 2 + channels))
+        self._squares = np.zeros((pixels, 1 + 2 * channels))
+        self._counts = np.zeros(geometry.size, np.int64)
+
+    def _place(self, cells: list[int]) -> _Cells:
+        """Find the members that are in some cells."""
+        frame, plan = self._frame, self._frame.plan
+        height, width = plan.geometry.size
+        place = np.full(self._n, -1, np.int32)
+        for tile in {cell // CLASSES for cell in cells}:
+            images = self._image_order[tile * plan.lanes : (tile + 1) * plan.lanes]
+            place[images] = np.arange(tile * plan.lanes, tile * plan.lanes + len(images))
+        image = self._known.patch // (height * width) - self._lo
+        some = np.flatnonzero(place[image] >= 0)
+        pixel, patch, logit = (array[some] for array in self._known)
+        tile, lane = np.divmod(place[image[some]].astype(np.int64), plan.lanes)
+        at, row, column = patch % (height * width), pixel // width, pixel % width
+        offsets = _class_of(plan.pair_of[row, at // width], plan.block_of[column, at % width])
+        cell = tile * CLASSES + offsets
+        order = np.argsort(cell, kind="stable")
+        centres = self._images.reshape(-1, plan.channels)[patch[order]].astype(np.float32) - frame.grey
+        logit = (logit + frame.norms.reshape(-1)[pixel]) / math.log(2)
+        return _Cells(
+            cell[order],
+            pixel[order].astype(np.int64),
+            lane[order],
+            logit[order].astype(np.float32),
+            centres,
+        )
+
+    def grow(self, cells: int, told: Callable[[float], None] | None = None) -> None:
+        """Scan as many more cells, or what is left of them."""
+        chosen = np.sort(self._cell_order[self.scanned : self.scanned + cells]).tolist()
+        self.scanned += len(chosen)
+        known = self._place(chosen)
+        tiles = iter([list(group) for _, group in groupby(chosen, lambda cell: cell // CLASSES)])
+        taking = Lock()
+        threads = torch.get_num_threads()
+        done = 0
+
+        def tasks() -> Iterator[list[int]]:
+            nonlocal done
+            while True:
+                with taking:
+                    task = next(tiles, None)
+                    if task is None:
+                        return
+                    done += len(task)
+                    if told is not None:
+                        told(done / len(chosen))
+                yield task
+
+        with ThreadPoolExecutor(threads, "patchindex-sample") as pool:
+            for tops, totals, squares in list(pool.map(lambda _: self._work(tasks(), known), range(threads))):
+                self._merge(tops, totals, squares)
+        members = _members_of_classes(self._frame.plan)
+        for cell in chosen:
+            tile, offsets = divmod(cell, CLASSES)
+            n = min(self._frame.plan.lanes, self._n - tile * self._frame.plan.lanes)
+            self._counts += n * members[offsets]
+
+    def _merge(self, tops: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> None:
+        top = np.maximum(self._tops, tops)
+        before, added = (np.exp2(np.maximum(each - top, -500.0))[:, None] for each in (self._tops, tops))
+        factors = [np.broadcast_to(f, totals.shape).copy() for f in (before, added)]
+        for f in factors:
+            f[:, 1] **= 2
+        self._totals = self._totals * factors[0] + totals * factors[1]
+        self._squares = self._squares * before**2 + squares * added**2
+        self._tops = top
+
+    def _work(self, tasks: Iterator[list[int]], known: _Cells) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scan cells of a tile at a time; return a thread's sums."""
+        frame, plan = self._frame, self._frame.plan
+        channels = plan.channels
+        tops = np.full(self._tops.shape, float(kernel.NOTHING_YET))
+        totals, squares = np.zeros(self._totals.shape), np.zeros(self._squares.shape)
+        tile, down = new_tile(plan)
+        mine = new_sums(plan, self._top.copy(), frame.threshold)
+        for cells in tasks:
+            first = cells[0] // CLASSES * plan.lanes
+            order = self._image_order[first : first + plan.lanes]
+            kernel.prepare(
+                self._images[self._lo + order],
+                frame.grey,
+                frame.norm_scale,
+                plan.norm_rows,
+                plan.norm_columns,
+                plan.masks,
+                plan.geometry.x.train_padding == "wrapped",
+                tile,
+                down,
+            )
+            for cell in cells:
+                kernel.scan_all(tile, frame.queries[0], plan.full, self._units[cell % CLASSES], mine)
+                lo, hi = np.searchsorted(known.cell, (cell, cell + 1))
+                kernel.remove(mine, channels, *(array[lo:hi] for array in known[1:]))
+                kernel.flush_sample(mine, channels, tops, totals, squares)
+        return tops, totals, squares
+
+    def state(self) -> SoftmaxState:
+        """Return the estimate of all patches' sums but those known, of shape (H, W), with its variance.
+
+        With n of M cells scanned and `Z_g = (W_g, C_g)` the sums of g, one of the `G = LANES n` groups of
+        images that shared a lane of a cell, `(M / n) sum_g Z_g` has the covariance
+
+            (M / n)^2 (1 - n / M) G / (G - 1) (sum_g Z_g Z_g^T - sum_g Z_g sum_g Z_g^T / G)
+        """
+        frame, channels = self._frame, self._frame.plan.channels
+        n, groups = max(self.scanned, 1), max(self.scanned, 1) * LANES
+        state = frame.state(self._tops[None], self._totals[None], self._counts)[0]
+        unit = torch.from_numpy(frame.grey.astype(np.float64) / 127.5 - 1)
+        v0, v1, v2 = torch.from_numpy(self._squares).split([1, channels, channels], 1)
+        v1, v2 = v1 / 127.5 + unit * v0, v2 / 127.5**2 + 2 * unit * v1 / 127.5 + unit**2 * v0
+        w, c = state.weight.reshape(-1, 1), state.centre.reshape(-1, channels)
+        covariance = torch.cat([v0 - w * w / groups, v1 - w * c / groups, v2 - c * c / groups], 1)
+        m = self.cells / n
+        covariance *= m * m * (1 - 1 / m) * groups / (groups - 1)
+        state.variance = covariance.reshape(*state.weight.shape, -1)
+        for sums in (state.weight, state.weight_sq, state.centre):
+            sums *= m
+        return state
+
+
+def _class_of(pair: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Return the class of units: neighbours in either direction have different ones."""
+    return (block + 2 * pair) % CLASSES
+
+
+@lru_cache(maxsize=32)
+def _units_of_classes(plan: Plan) -> list[np.ndarray]:
+    """Return the units of `Full` in each class."""
+    units = np.arange(plan.full.units)
+    classes = _class_of(*np.divmod(units, len(plan.full.slots)))
+    return [units[classes == c] for c in range(CLASSES)]
+
+
+@lru_cache(maxsize=32)
+def _members_of_classes(plan: Plan) -> np.ndarray:
+    """Return how many patches of an image each pixel is compared with in each class, (CLASSES, H, W)."""
+    rows, columns = (
+        np.stack([((table >= 0) & (table % CLASSES == c)).sum(1) for c in range(CLASSES)])
+        for table in (plan.pair_of, plan.block_of)
+    )
+    counts = np.zeros((CLASSES, len(rows[0]), len(columns[0])), np.int64)
+    for pair in range(CLASSES):
+        for block in range(CLASSES):
+            c = int(_class_of(np.array(pair), np.array(block)))
+            counts[c] += rows[pair][:, None] * columns[block][None, :]
+    return counts

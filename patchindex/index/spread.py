@@ -1,0 +1,230 @@
+"""Exact logits of retrieved patches, for the pixels that retrieved them and for those around.
+
+A patch that is heavy for a pixel is, moved by one, often heavy for the pixel beside it. The squared differences
+of the two windows together, `k + 2 r` wide, serve all `(2 r + 1)^2` of them: sums over k rows slide down, and a
+mask picks k columns.
+
+A patch is written as `(image H + y) W + x` with the position of its centre, and so is found in the images.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from patchindex.patches import Geometry
+from patchindex.simd import LANES, compiled, load_lanes, splat_lanes, store
+from patchindex.simd_codes import load_bytes, prefetch, sum_lanes
+
+__all__ = ["REACH", "Spread", "pair_keys", "query_lines", "sums_of", "spread_logits", "spread_tables"]
+
+REACH = 1  # pixels around, in each direction
+AHEAD = 6  # sources whose pixels are on their way from memory
+DEPTH = 20.0  # nats; what is further below the largest is left to the sample of all patches
+PADDING = np.float32(127.5)  # zero padding, in units of uint8
+
+
+class Spread(NamedTuple):
+    """What of a geometry the kernels need.
+
+    Attributes
+    ----------
+    k : int
+    height, width, channels : int
+    circular_y, circular_x : bool
+        Whether query windows wrap around.
+    wrapped_y, wrapped_x : bool
+        Whether training windows do.
+    same_y, same_x : array of bool, shape (H, H) and (W, W)
+        Which training positions a query position is compared with.
+    """
+
+    k: int
+    height: int
+    width: int
+    channels: int
+    circular_y: bool
+    circular_x: bool
+    wrapped_y: bool
+    wrapped_x: bool
+    same_y: np.ndarray
+    same_x: np.ndarray
+
+
+def spread_tables(geometry: Geometry, channels: int) -> Spread:
+    """Make the tables of a geometry."""
+    same = []
+    for axis in (geometry.y, geometry.x):
+        table = np.zeros((axis.size, axis.size), bool)
+        for offset in axis.offsets:
+            table[offset.query, np.arange(offset.train.start, offset.train.stop)] = True
+        same.append(table)
+    y, x = geometry.y, geometry.x
+    return Spread(
+        geometry.k,
+        *geometry.size,
+        channels,
+        y.circular,
+        x.circular,
+        y.train_padding == "wrapped",
+        x.train_padding == "wrapped",
+        *same,
+    )
+
+
+def query_lines(x: Tensor, spread: Spread, a: float) -> np.ndarray:
+    """Lay out a noisy image (C, H, W) over a, in units of uint8, padded: (H + 2 pad, line), float32.
+
+    Lines are padded to whole vectors beyond the last window.
+    """
+    pad = spread.k // 2 + REACH
+    rows, columns = (np.arange(-pad, size + pad) for size in (spread.height, spread.width))
+    values = ((x / a + 1) * 127.5).permute(1, 2, 0).numpy()
+    out = values[rows % spread.height][:, columns % spread.width].copy()
+    if not spread.circular_y:
+        out[(rows < 0) | (rows >= spread.height)] = PADDING
+    if not spread.circular_x:
+        out[:, (columns < 0) | (columns >= spread.width)] = PADDING
+    lines = out.reshape(len(rows), -1)
+    return np.pad(lines, ((0, 0), (0, 2 * LANES))).astype(np.float32)
+
+
+def pair_keys(pixels: np.ndarray, ids: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Return pairs of a pixel and one of its patches as ascending numbers, int64.
+
+    `(image H W + offset) H W + pixel`: pairs of the same image and offset are neighbours.
+
+    Parameters
+    ----------
+    pixels : array of int64, shape (n,)
+        Raster numbers in an image.
+    ids : array of int64, shape (n, most)
+        Patch ids; -1 for none.
+    """
+    height, width = geometry.size
+    per_row = len(geometry.x.train_positions)
+    rows = np.array(geometry.y.train_positions)
+    columns = np.array(geometry.x.train_positions)
+    image, place = np.divmod(ids, geometry.patches_per_image)
+    row, column = np.divmod(place, per_row)
+    y, x = np.divmod(pixels[:, None], width)
+    offset = (rows[row] - y) % height * width + (columns[column] - x) % width
+    keys = (image * (height * width) + offset) * (height * width) + pixels[:, None]
+    return np.sort(keys[ids >= 0])
+
+
+@compiled
+def spread_logits(images, keys, lines, scale, spread, pixels, patches, logits, found):  # type: ignore[no-untyped-def]
+    """Compare the windows of pairs, and of the pixels around, and write the members that this makes.
+
+    `images` is flat uint8 and `lines` what `query_lines` returned; `logit = -scale distance^2`. No member is
+    written twice. `pixels`, `patches` and `logits` are room for `(2 REACH + 1)^2` members a pair, and `found[0]`
+    is set to how many there are.
+    """
+    height, width, channels, k = spread.height, spread.width, spread.channels, spread.k
+    area, pad = height * width, k // 2 + REACH
+    side = k + 2 * REACH
+    line = -(-side * channels // LANES) * LANES
+    shifts = 2 * REACH + 1
+    masks = np.zeros(shifts * line, np.float32)
+    for j in range(shifts):
+        masks[j * line + j * channels : j * line + (j + k) * channels] = 1
+    squares = np.zeros(side * line, np.float32)
+    window = np.zeros(line, np.float32)
+    raw = np.zeros(line, np.float32)
+    stamp = np.full(area, np.int64(-1))
+    query_line = lines.shape[1]
+    flat = lines.reshape(-1)
+    n = 0
+    for at in range(len(keys)):
+        plane, pixel = keys[at] // area, keys[at] % area
+        image, offset = plane // area, plane % area
+        y, x = pixel // width, pixel % width
+        ty, tx = (y + offset // width) % height, (x + offset % width) % width
+        if at + AHEAD < len(keys):
+            later = keys[at + AHEAD] // area
+            other = keys[at + AHEAD] % area
+            ly, lx = (
+                (other // width + later % area // width) % height,
+                (other % width + later % width) % width,
+            )
+            for row in range(max(0, ly - pad), min(height, ly + pad + 1)):
+                prefetch(images, ((later // area * height + row) * width + max(0, lx - pad)) * channels)
+        top, left = ty - pad, tx - pad
+        last = ((image * height + top + side - 1) * width + left) * channels + line
+        inside = top >= 0 and left >= 0 and top + side <= height and left + side <= width
+        for r in range(side):
+            q = (y + r) * query_line + x * channels
+            if inside and last <= len(images):
+                begin = ((image * height + top + r) * width + left) * channels
+                for i in range(0, line, LANES):
+                    difference = load_lanes(flat, q + i) - load_bytes(images, begin + i)
+                    store(squares, r * line + i, difference * difference)
+            else:
+                row = (top + r) % height if spread.wrapped_y or 0 <= top + r < height else -1
+                for j in range(side):
+                    inner = spread.wrapped_x or 0 <= left + j < width
+                    begin = ((image * height + row) * width + (left + j) % width) * channels
+                    for c in range(channels):
+                        raw[j * channels + c] = (
+                            np.float32(images[begin + c]) if row >= 0 and inner else PADDING
+                        )
+                for i in range(0, line, LANES):
+                    difference = load_lanes(flat, q + i) - load_lanes(raw, i)
+                    store(squares, r * line + i, difference * difference)
+        for dy in range(shifts):
+            for i in range(0, line, LANES):
+                sums = splat_lanes(np.float32(0))
+                for r in range(dy, dy + k):
+                    sums = sums + load_lanes(squares, r * line + i)
+                store(window, i, sums)
+            py, my = y + dy - REACH, ty + dy - REACH
+            if spread.circular_y:
+                py %= height
+            if not (0 <= py < height and 0 <= my < height and spread.same_y[py, my]):
+                continue
+            for dx in range(shifts):
+                px, mx = x + dx - REACH, tx + dx - REACH
+                if spread.circular_x:
+                    px %= width
+                if not (0 <= px < width and 0 <= mx < width and spread.same_x[px, mx]):
+                    continue
+                p = py * width + px
+                if stamp[p] == plane:
+                    continue
+                stamp[p] = plane
+                sums = splat_lanes(np.float32(0))
+                for i in range(0, line, LANES):
+                    sums = sums + load_lanes(window, i) * load_lanes(masks, dx * line + i)
+                pixels[n] = p
+                patches[n] = (image * height + my) * width + mx
+                logits[n] = -scale * sum_lanes(sums)
+                n += 1
+    found[0] = n
+
+
+@compiled
+def sums_of(images, channels, pixels, patches, logits, top, sums, found):  # type: ignore[no-untyped-def]
+    """Drop members far below their pixel's largest logit, and sum the weights of the others.
+
+    `top` (pixels,) float64 is minus infinity to begin with and becomes the largest logits; `sums` (pixels, 2 + C)
+    float64 is zero and becomes W, W^2 and W times each channel of the centre, in [-1, 1]. The members left are
+    moved to the front, and `found[0]` is set to how many there are.
+    """
+    for i in range(len(pixels)):
+        top[pixels[i]] = max(top[pixels[i]], np.float64(logits[i]))
+    n = 0
+    for i in range(len(pixels)):
+        p, patch, logit = pixels[i], patches[i], logits[i]
+        if logit < top[p] - DEPTH:
+            continue
+        pixels[n], patches[n], logits[n] = p, patch, logit
+        n += 1
+        w = np.exp(np.float64(logit) - top[p])
+        sums[p, 0] += w
+        sums[p, 1] += w * w
+        for c in range(channels):
+            sums[p, 2 + c] += w * (images[patch * channels + c] / 127.5 - 1)
+    found[0] = n
