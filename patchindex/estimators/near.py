@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,14 +14,27 @@ import torch
 from patchindex.estimators.base import Data, Query, index_of, scale_of
 from patchindex.exact.sampled import Members
 from patchindex.index import ScaleIndex
-from patchindex.index.nearest import Best, best_codes, best_lists, list_tiles, patch_ids
-from patchindex.index.retrieval import CODES
-from patchindex.index.spread import REACH, pair_keys, query_lines, spread_logits, spread_tables, sums_of
+from patchindex.index.nearest import Best, Scratch, best_codes, best_lists, list_tiles, merge, patch_ids
+from patchindex.index.retrieval import CODES, NEVER
+from patchindex.index.spread import (
+    REACH,
+    keys_above,
+    largest_logits,
+    pair_keys,
+    query_lines,
+    spread_logits,
+    spread_tables,
+    sums_of,
+)
+from patchindex.simd import aligned
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["CELLS", "Near", "near_field"]
 
 CELLS = 48  # whose lists are looked at
+HEAVY = 1 / 256  # share of the near field that makes a member worth trying for the pixels around
+ROUNDS = 8
+FEW = 0.05  # heavy members a pixel for which no other round is made
 
 
 class Near(NamedTuple):
@@ -56,41 +70,111 @@ def near_field(data: Data, query: Query, probes: int, candidates: int) -> Iterat
     index = index_of(data, "auto")
     scale = index.scale(scale_of(query, "auto"))
     label = None if query.label is None else index.attributes["labels"].index(query.label)
-    batch, channels, height, width = query.x.shape
+    batch, _, height, width = query.x.shape
     area = height * width
     threads = torch.get_num_threads()
     ids, scanned = _search(scale, query, label, probes, candidates, threads)
-    images = index.pixels.numpy().reshape(-1)
-    spread = spread_tables(scale.geometry, channels)
-    distance_scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
+    spreading = _Spreading(index.pixels.numpy(), scale, query, threads)
     for i in range(batch):
-        keys = pair_keys(np.arange(area), ids[i * area : (i + 1) * area], scale.geometry)
-        lines = query_lines(query.x[i], spread, query.a)
-        # Pairs of a plane stay together.
-        planes = keys // area
-        edges = np.linspace(0, len(keys), threads + 1).astype(int)
-        edges[1:-1] = np.searchsorted(planes, planes[edges[1:-1]]) if len(keys) else 0
+        mine = slice(i * area, (i + 1) * area)
+        members, state = spreading.run(i, ids[mine])
+        yield Near(members, state.reshape((height, width)), int(scanned[mine].sum()))
 
-        def spread_some(edge: tuple[int, int], keys: np.ndarray = keys, lines: np.ndarray = lines) -> Members:
-            some = keys[edge[0] : edge[1]]
-            room = len(some) * (2 * REACH + 1) ** 2
-            members = Members(np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.float32))
-            found = np.zeros(1, np.int64)
-            spread_logits(images, some, lines, distance_scale, spread, *members, found)
-            return Members(*(array[: found[0]] for array in members))
 
-        with ThreadPoolExecutor(threads, "patchindex-near") as pool:
-            parts = list(pool.map(spread_some, pairwise(edges.tolist())))
-        members = Members(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        top, sums, found = np.full(area, -np.inf), np.zeros((area, 2 + channels)), np.zeros(1, np.int64)
-        sums_of(images, channels, *members, top, sums, found)
-        members = Members(*(array[: found[0]] for array in members))
-        state = SoftmaxState.empty((area,), channels)
-        state.max_logit = torch.from_numpy(top)
-        state.weight, state.weight_sq, state.centre = torch.from_numpy(sums).split([1, 1, channels], 1)
-        state.weight, state.weight_sq = state.weight[:, 0], state.weight_sq[:, 0]
+class _Spreading:
+    """The exact comparison of what was retrieved, and of the same patches moved for the pixels around."""
+
+    def __init__(self, images: np.ndarray, scale: ScaleIndex, query: Query, threads: int) -> None:
+        self._images, self._geometry, self._query = images.reshape(-1), scale.geometry, query
+        self._tables = spread_tables(scale.geometry, query.x.shape[1])
+        self._scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
+        self._threads = threads
+
+    def run(self, i: int, ids: np.ndarray) -> tuple[Members, SoftmaxState]:
+        """Return the members of image i and their sums, given the patches that each of its pixels found."""
+        area = len(ids)
+        lines = query_lines(self._query.x[i], self._tables, self._query.a)
+        tried = new = pair_keys(np.arange(area), ids, self._geometry)
+        top = np.full(area, NEVER, np.float32)
+        sums = np.zeros((area, 2 + self._tables.channels))
+        found: list[Members] = []
+        with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
+            for _ in range(ROUNDS):
+                known = self._known(found, new)
+                compare = partial(self._compare, lines=lines, known=known)
+                parts = list(pool.map(compare, self._shares(new)))
+                before = top.copy()
+                for part in parts:
+                    largest_logits(part.pixel, part.logit, top)
+                factor = np.exp(np.maximum(before - top, -500.0, dtype=np.float64))[:, None]
+                sums[:, 1:2] *= factor
+                sums *= factor
+                summed = list(pool.map(partial(self._sum, top=top, area=area), parts))
+                parts = [part for part, _ in summed]
+                sums += sum(each for _, each in summed)
+                bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
+                heavy = [self._keys(part, bar) for part in parts]
+                found += parts
+                new = _without(np.sort(np.concatenate(heavy)), tried)
+                if len(new) < FEW * area:
+                    break
+                tried = np.sort(np.concatenate([tried, new]))
+        members = Members(*(np.concatenate(part) for part in zip(*found, strict=True)))
+        state = SoftmaxState.empty((area,), self._tables.channels)
+        table = torch.from_numpy(sums)
+        state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
+        state.weight, state.weight_sq = table[:, 0], table[:, 1]
+        state.centre = table[:, 2:] / 127.5 - table[:, :1]
         state.count = torch.from_numpy(np.bincount(members.pixel, minlength=area))
-        yield Near(members, state.reshape((height, width)), int(scanned[i * area : (i + 1) * area].sum()))
+        return members, state
+
+    def _shares(self, keys: np.ndarray) -> list[np.ndarray]:
+        """Cut pairs into a piece for each thread, those of a plane together."""
+        if not len(keys):
+            return []
+        planes = keys // (self._geometry.size[0] * self._geometry.size[1])
+        edges = np.linspace(0, len(keys), self._threads + 1).astype(int)
+        edges[1:-1] = np.searchsorted(planes, planes[edges[1:-1]])
+        return [keys[lo:hi] for lo, hi in pairwise(edges.tolist())]
+
+    def _compare(self, keys: np.ndarray, lines: np.ndarray, known: np.ndarray) -> Members:
+        room = len(keys) * (2 * REACH + 1) ** 2
+        members = Members(np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.float32))
+        count = np.zeros(1, np.int64)
+        spread_logits(self._images, keys, lines, self._scale, self._tables, known, *members, count)
+        return Members(*(array[: count[0]] for array in members))
+
+    def _sum(self, members: Members, top: np.ndarray, area: int) -> tuple[Members, np.ndarray]:
+        sums, count = np.zeros((area, 2 + self._tables.channels)), np.zeros(1, np.int64)
+        sums_of(self._images, self._tables.channels, *members, top, sums, count)
+        return Members(*(array[: count[0]] for array in members)), sums
+
+    def _keys(self, members: Members, bar: np.ndarray) -> np.ndarray:
+        """Return the keys of members that reach their pixel's bar."""
+        keys, count = np.empty(len(members.pixel), np.int64), np.zeros(1, np.int64)
+        keys_above(self._tables, *members, bar, keys, count)
+        return keys[: count[0]]
+
+    def _known(self, found: list[Members], new: np.ndarray) -> np.ndarray:
+        """Return the keys of members of the images that new pairs are of, ascending."""
+        if not found:
+            return new[:0]
+        area = self._geometry.size[0] * self._geometry.size[1]
+        wanted = np.zeros(len(self._images) // (area * self._tables.channels), bool)
+        wanted[new // area**2] = True
+        lowest = np.full(area, -np.inf, np.float32)
+        keys = []
+        for members in found:
+            some = wanted[members.patch // area]
+            keys.append(self._keys(Members(*(array[some] for array in members)), lowest))
+        return np.sort(np.concatenate(keys))
+
+
+def _without(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the keys that are not among others, both ascending."""
+    if not len(others):
+        return keys
+    return keys[others[np.minimum(np.searchsorted(others, keys), len(others) - 1)] != keys]
 
 
 def _search(
@@ -102,73 +186,84 @@ def _search(
     classes = np.tile(scale.geometry.query_classes.reshape(-1), len(query.x))
     ids = np.full((len(z), candidates), -1, np.int64)
     scanned = np.zeros(len(z), np.int64)
-    for c in np.unique(classes):
-        rows = np.flatnonzero(classes == c)
-        lists = _Lists(scale, int(c), label, query.a, query.beta)
-        parts = [part for part in np.array_split(rows, threads) if len(part)]
-
-        def one(part: np.ndarray, lists: _Lists = lists) -> None:
-            ids[part], scanned[part] = lists.search(z[part], probes, candidates)
-
-        with ThreadPoolExecutor(threads, "patchindex-near") as pool:
-            list(pool.map(one, parts))
+    with ThreadPoolExecutor(threads, "patchindex-near") as pool:
+        for c in np.unique(classes):
+            rows = np.flatnonzero(classes == c)
+            lists = _Lists(scale, int(c), label, query.a, query.beta, threads)
+            ids[rows], scanned[rows] = lists.search(pool, z[rows], probes, candidates)
     return ids, scanned
 
 
 class _Lists:
-    """The lists of a position class at one noise level, to be searched."""
+    """The lists of a position class at one noise level, to be searched.
 
-    def __init__(self, scale: ScaleIndex, c: int, label: int | None, a: float, beta: float) -> None:
+    Threads share out the lists, not the pixels: so each list is read and decoded once.
+    """
+
+    def __init__(
+        self, scale: ScaleIndex, c: int, label: int | None, a: float, beta: float, threads: int
+    ) -> None:
         self._codes, self._ids_at = scale.codes(c, label)
-        means, variances, bounds, of_cells = scale.moments(c, label)
-        self._bounds, self._a, self._beta = bounds, a, beta
-        tiles = -(-np.diff(bounds) // CODES)
-        self._first_tile = np.concatenate([[0], np.cumsum(tiles)])
-        self._tiles = self._table(means, variances, self._codes.size, self._first_tile, bounds)
-        cells = len(of_cells[0])
-        self._all = np.array([0, cells])
-        self._first_cell_tile = np.array([0, -(-cells // CODES)])
-        self._cell_tiles = self._table(*of_cells, self._first_cell_tile, self._all)
+        means, variances, self._bounds, of_cells = scale.moments(c, label)
+        self._a, self._beta, self._threads = a, beta, threads
+        self._lists = self._table(means, variances, self._codes.size, self._bounds)
+        self._cells = self._table(*of_cells, np.array([0, len(of_cells[0])]))
 
     def _table(
-        self,
-        means: np.ndarray,
-        variances: np.ndarray,
-        sizes: np.ndarray,
-        first: np.ndarray,
-        bounds: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        tiles = np.empty(first[-1] * 2 * means.shape[1] * CODES, np.float32)
-        offsets = np.empty(first[-1] * CODES, np.float32)
+        self, means: np.ndarray, variances: np.ndarray, sizes: np.ndarray, bounds: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return what `best_lists` takes: tiles, offsets, the first tile of each group, and the groups."""
+        first = np.concatenate([[0], np.cumsum(-(-np.diff(bounds) // CODES))])
+        tiles, offsets = aligned(first[-1] * 2 * means.shape[1] * CODES), aligned(first[-1] * CODES)
         list_tiles(means, variances, sizes, first, bounds, self._a, self._beta, tiles, offsets)
-        return tiles, offsets
+        return tiles, offsets, first, bounds
 
-    def search(self, z: np.ndarray, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, pool: ThreadPoolExecutor, z: np.ndarray, probes: int, candidates: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of the best codes, (n, candidates), and how many were scanned for each."""
-        n = len(z)
-        u = np.concatenate([z * z, z], 1)
-        cells = Best.none(n, CELLS)
-        everyone = np.arange(n, dtype=np.int32)
-        best_lists(
-            *self._cell_tiles, self._first_cell_tile, self._all, u, np.array([0, n]), everyone, CELLS, cells
-        )
-        start, visitors = _visitors(cells, len(self._bounds) - 1)
-        lists = Best.none(n, probes)
-        best_lists(*self._tiles, self._first_tile, self._bounds, u, start, visitors, probes, lists)
-        best, scanned = Best.none(n, candidates), np.zeros(n, np.int64)
-        factor = self._a / self._beta
-        best_codes(
-            self._codes,
-            (z * np.float32(factor)).astype(np.float32),
-            np.float32(self._a * factor / 2),
-            lists,
-            candidates,
-            best,
-            scanned,
-        )
+        n, dims = z.shape
+        u = np.concatenate([z * z, z], 1).reshape(-1)
+        everyone = (np.array([0, n]), np.arange(n, dtype=np.int32))
+
+        def lists_of(table: tuple[np.ndarray, ...], visits: tuple[np.ndarray, np.ndarray], keep: int) -> Best:
+            def some(share: tuple[int, int]) -> Best:
+                best = Best.none(n, keep)
+                best_lists(*table, u, 2 * dims, *visits, share, keep, best, Scratch.of(1, keep))
+                return best
+
+            return self._merged(pool.map(some, self._shares(visits[0])), keep)
+
+        cells = lists_of(self._cells, everyone, CELLS)
+        lists = lists_of(self._lists, _visitors(cells, len(self._bounds) - 1), probes)
+        factor = np.float32(self._a / self._beta)
+        start, visitors = _visitors(lists, len(self._codes.size))
+        scaled, scanned = (z * factor).reshape(-1), np.zeros((self._threads, n), np.int64)
+
+        def codes(number: int, share: tuple[int, int]) -> Best:
+            best = Best.none(n, candidates)
+            best_codes(
+                self._codes, scaled, np.float32(self._a) * factor / 2, start, visitors, share, candidates,
+                best, Scratch.of(dims, candidates), scanned[number],
+            )  # fmt: skip
+            return best
+
+        best = self._merged(pool.map(codes, range(self._threads), self._shares(start)), candidates)
         ids = np.empty((n, candidates), np.int64)
         patch_ids(self._codes.file, self._ids_at, best, ids)
-        return ids, scanned
+        return ids, scanned.sum(0)
+
+    def _shares(self, start: np.ndarray) -> list[tuple[int, int]]:
+        """Cut groups into ranges of about as many visits each."""
+        edges = np.searchsorted(start, np.linspace(0, start[-1], self._threads + 1))
+        edges[0], edges[-1] = 0, len(start) - 1
+        return list(pairwise(edges.tolist()))
+
+    def _merged(self, parts: Iterable[Best], keep: int) -> Best:
+        first, *others = parts
+        for other in others:
+            merge(other, keep, first, Scratch.of(1, keep))
+        return first
 
 
 def _visitors(best: Best, items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.plan import Plan
 from patchindex.exact.request import Request
 from patchindex.patches import Geometry
-from patchindex.simd import BLOCK, LANES
+from patchindex.simd import BLOCK, LANES, aligned
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
 
@@ -289,8 +289,8 @@ def new_tile(plan: Plan) -> tuple[kernel.Tile, np.ndarray]:
     """Return room for a tile, and what else `kernel.prepare` needs."""
     height, width = plan.geometry.size
     tile = kernel.Tile(
-        _aligned(height * plan.channels * plan.padded * plan.lanes),
-        _aligned(len(plan.masks) * height * plan.padded * plan.lanes),
+        aligned(height * plan.channels * plan.padded * plan.lanes),
+        aligned(len(plan.masks) * height * plan.padded * plan.lanes),
         height,
         width,
         plan.channels,
@@ -303,13 +303,6 @@ def new_tile(plan: Plan) -> tuple[kernel.Tile, np.ndarray]:
 
 def new_sums(plan: Plan, top: np.ndarray, threshold: np.float32) -> kernel.Sums:
     """Return the sums of nothing yet, relative to `top`."""
-    sums = _aligned(len(top) * (2 + plan.channels) * LANES)
-    columns = _aligned((plan.full.slot_train.shape[1] + 1) * 2 * BLOCK)
+    sums = aligned(len(top) * (2 + plan.channels) * LANES)
+    columns = aligned((plan.full.slot_train.shape[1] + 1) * 2 * BLOCK)
     return kernel.Sums(top, sums, columns, threshold)
-
-
-def _aligned(n: int) -> np.ndarray:
-    """Return n zeros, float32, on a cache line."""
-    room = np.zeros(n * 4 + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + 4 * n].view(np.float32)

@@ -1,8 +1,9 @@
 """The codes of largest weight, looked for in the likeliest lists: the compiled part.
 
-Two levels work alike. Items (lists of a cell, codes of a list) lie in tiles of `CODES`, dimension by dimension;
-a query scores all items of the groups that it visits, `score = u . item + offset`, and keeps the best so far.
-Groups are taken one after the other, with all queries that visit them, so that a tile is read once.
+Two levels work alike. Items (lists of a cell, codes of a list) lie in tiles of `CODES`, dimension by
+dimension. A query scores all items of the groups that it visits, `score = u . item + offset`, and keeps the
+best so far. Groups are taken one after the other, with all queries that visit them, so that a tile is read
+once.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from patchindex.index.retrieval import CODES, NEVER, STEPS, decode, nth_highest
-from patchindex.simd import BLOCK, LANES, compiled, inlined, load_block, splat_block, store
+from patchindex.simd import BLOCK, LANES, aligned, compiled, inlined, load_block, splat_block, store
 from patchindex.simd_codes import bits_below, load_id, lowest_bit
 
-__all__ = ["Best", "best_codes", "best_lists", "list_tiles", "patch_ids"]
+__all__ = ["Best", "Scratch", "best_codes", "best_lists", "list_tiles", "merge", "patch_ids"]
 
 
 class Best(NamedTuple):
@@ -38,7 +39,7 @@ class Best(NamedTuple):
     @classmethod
     def none(cls, queries: int, keep: int) -> Best:
         """Return room for a search that keeps so many."""
-        shape = (queries, 4 * keep + CODES)
+        shape = (queries, capacity(keep))
         return cls(
             np.empty(shape, np.float32),
             np.empty(shape, np.int64),
@@ -47,10 +48,39 @@ class Best(NamedTuple):
         )
 
 
+class Scratch(NamedTuple):
+    """Room that a thread needs: a decoded tile, scores of two queries, and what `nth_highest` takes."""
+
+    tile: np.ndarray
+    norms: np.ndarray
+    scores: np.ndarray
+    raw: np.ndarray
+    room: np.ndarray
+    histogram: np.ndarray
+
+    @classmethod
+    def of(cls, dims: int, keep: int) -> Scratch:
+        """Return room for items of so many dimensions."""
+        return cls(
+            aligned(-(-dims // LANES) * LANES * CODES),
+            aligned(CODES),
+            aligned(2 * CODES),
+            np.zeros(LANES * LANES, np.uint8),
+            np.empty(capacity(keep), np.float32),
+            np.zeros(STEPS, np.int32),
+        )
+
+
+def capacity(keep: int) -> int:
+    """Return how many items a query has room for: what is too much is dropped when it is full."""
+    return 3 * keep + CODES
+
+
 @inlined
-def _cut(best, q, keep, room, histogram):  # type: ignore[no-untyped-def]
+def _cut(best, q, keep, scratch):  # type: ignore[no-untyped-def]
     """Keep the items of a query that score above the one after its `keep` best."""
-    best.threshold[q] = limit = nth_highest(best.score[q], best.held[q], keep, room, histogram)
+    limit = nth_highest(best.score[q], best.held[q], keep, scratch.room, scratch.histogram)
+    best.threshold[q] = limit
     n = 0
     for i in range(best.held[q]):
         best.score[q, n] = best.score[q, i]
@@ -60,37 +90,51 @@ def _cut(best, q, keep, room, histogram):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _offer(tile, at, dims, offsets, offset_at, u, q, number, best, keep, scores, room, histogram):  # type: ignore[no-untyped-def]
-    """Score a tile of items for a query, and keep the best; the first item's number is given."""
+def _take(bits, at, q, number, best, keep, scratch):  # type: ignore[no-untyped-def]
+    """Keep the items of a block whose bits are set; their scores are in the scratch from `at`."""
+    n = best.held[q]
+    while bits:
+        j = np.int64(lowest_bit(bits))
+        bits &= bits - np.uint64(1)
+        best.score[q, n] = scratch.scores[at + j]
+        best.item[q, n] = number + j
+        n += 1
+    best.held[q] = n
+    if n > best.score.shape[1] - CODES:
+        _cut(best, q, keep, scratch)
+
+
+@inlined
+def _offer(tile, at, dims, offsets, offset_at, u, one, two, number, best, keep, scratch):  # type: ignore[no-untyped-def]
+    """Score a tile of items for two queries, and keep the best; the first item's number is given.
+
+    `u` is flat. Both numbers may be the same query, which then gets the items once.
+    """
     for i in range(0, CODES, BLOCK):
-        even, odd = load_block(offsets, offset_at + i), splat_block(np.float32(0))
-        for d in range(0, dims - 1, 2):
-            even = even + splat_block(u[q, d]) * load_block(tile, at + d * CODES + i)
-            odd = odd + splat_block(u[q, d + 1]) * load_block(tile, at + (d + 1) * CODES + i)
-        if dims % 2:
-            even = even + splat_block(u[q, dims - 1]) * load_block(tile, at + (dims - 1) * CODES + i)
-        score = even + odd
-        bits = bits_below(splat_block(best.threshold[q]), score)
+        first = second = load_block(offsets, offset_at + i)
+        for d in range(dims):
+            value = load_block(tile, at + d * CODES + i)
+            first = first + splat_block(u[one * dims + d]) * value
+            second = second + splat_block(u[two * dims + d]) * value
+        bits = bits_below(splat_block(best.threshold[one]), first)
         if bits:
-            store(scores, i, score)
-            n = best.held[q]
-            while bits:
-                j = i + lowest_bit(bits)
-                bits &= bits - np.uint64(1)
-                best.score[q, n] = scores[j]
-                best.item[q, n] = number + j
-                n += 1
-            best.held[q] = n
-            if n > best.score.shape[1] - CODES:
-                _cut(best, q, keep, room, histogram)
+            store(scratch.scores, 0, first)
+            _take(bits, 0, one, number + i, best, keep, scratch)
+        if one == two:
+            continue
+        bits = bits_below(splat_block(best.threshold[two]), second)
+        if bits:
+            store(scratch.scores, CODES, second)
+            _take(bits, CODES, two, number + i, best, keep, scratch)
 
 
 @compiled
 def list_tiles(means, variances, sizes, first_tile, cell_bounds, a, beta, tiles, offsets):  # type: ignore[no-untyped-def]
     """Write what lists are scored by, `[z^2, z] . tile + offset`: tiles (tiles, 2 dims, CODES), offsets.
 
-    The score of a list of mean m and variances s^2 is the logarithm of the expected squared weight of one of its
-    codes, were they Gaussian: `-1/2 sum_d ((z_d - a m_d)^2 / v_d + log v_d)` with `v_d = beta / 2 + a^2 s_d^2`.
+    The score of a list of mean m and variances s^2 is the logarithm of the expected squared weight of one of
+    its codes, were they Gaussian: `-1/2 sum_d ((z_d - a m_d)^2 / v_d + log v_d)` with
+    `v_d = beta / 2 + a^2 s_d^2`.
     """
     dims = means.shape[1]
     for cell in range(len(cell_bounds) - 1):
@@ -118,71 +162,67 @@ def list_tiles(means, variances, sizes, first_tile, cell_bounds, a, beta, tiles,
 
 
 @compiled
-def best_lists(tiles, offsets, first_tile, cell_bounds, u, start, visitors, keep, best):  # type: ignore[no-untyped-def]
-    """Keep the best lists of the cells that queries visit.
+def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors, cells, keep, best, scratch):  # type: ignore[no-untyped-def]
+    """Keep the best lists of some cells, `cells[0]` to `cells[1] - 1`, for the queries that visit them.
 
-    `visitors[start[i] : start[i + 1]]` are the queries that visit cell i.
+    `visitors[start[i] : start[i + 1]]` are the queries that visit cell i, and `u` is flat.
     """
-    dims = u.shape[1]
-    scores = np.empty(CODES, np.float32)
-    room, histogram = np.empty(best.score.shape[1], np.float32), np.zeros(STEPS, np.int32)
-    for cell in range(len(start) - 1):
+    for cell in range(cells[0], cells[1]):
         for tile in range(first_tile[cell], first_tile[cell + 1]):
             number = cell_bounds[cell] + (tile - first_tile[cell]) * CODES
-            for visit in range(start[cell], start[cell + 1]):
+            for visit in range(start[cell], start[cell + 1], 2):
+                one, two = visitors[visit], visitors[min(visit + 1, start[cell + 1] - 1)]
                 _offer(
-                    tiles, tile * dims * CODES, dims, offsets, tile * CODES, u, visitors[visit], number,
-                    best, keep, scores, room, histogram,
+                    tiles, tile * dims * CODES, dims, offsets, tile * CODES, u, one, two, number,
+                    best, keep, scratch,
                 )  # fmt: skip
-    for q in range(len(u)):
-        if best.held[q] > keep:
-            _cut(best, q, keep, room, histogram)
+    _finish(best, keep, scratch)
 
 
 @compiled
-def best_codes(codes, z, scale, lists, keep, best, scanned):  # type: ignore[no-untyped-def]
-    """Keep the best codes of the lists that queries hold, a `Best`, and count the codes scanned.
+def best_codes(codes, z, scale, start, visitors, lists, keep, best, scratch, scanned):  # type: ignore[no-untyped-def]
+    """Keep the best codes of some lists, `lists[0]` to `lists[1] - 1`, and count the codes scanned.
 
-    The score of a code y is `z . y - scale |y|^2`. An item is `list 2^32 + its place in the list`.
+    `visitors[start[i] : start[i + 1]]` are the queries that visit list i, and `z` is flat. The score of a code
+    y is `z . y - scale |y|^2`. An item is `list 2^32 + its place in the list`.
     """
-    n_lists = len(codes.size)
-    start = np.zeros(n_lists + 1, np.int32)
-    total = 0
-    for q in range(len(z)):
-        for v in range(lists.held[q]):
-            start[lists.item[q, v] + 1] += 1
-        total += lists.held[q]
-    for c in range(n_lists):
-        start[c + 1] += start[c]
-    visitors = np.empty(total, np.int32)
-    for q in range(len(z)):
-        for v in range(lists.held[q]):
-            c = lists.item[q, v]
-            visitors[start[c]] = q
-            start[c] += 1
-    raw = np.zeros(LANES * LANES, np.uint8)
-    tile = np.zeros(len(codes.step) * CODES, np.float32)
-    norms = np.zeros(CODES, np.float32)
-    scores = np.empty(CODES, np.float32)
-    room, histogram = np.empty(best.score.shape[1], np.float32), np.zeros(STEPS, np.int32)
-    first_visit = 0
-    for c in range(n_lists):
-        if start[c] == first_visit:
+    for c in range(lists[0], lists[1]):
+        if start[c] == start[c + 1]:
             continue
         for first in range(0, codes.size[c], CODES):
-            decode(codes, c, first, -scale, raw, tile, norms)
+            decode(codes, c, first, -scale, scratch.raw, scratch.tile, scratch.norms)
             number = (np.int64(c) << 32) + first
-            n = min(CODES, codes.size[c] - first)
-            for visit in range(first_visit, start[c]):
-                scanned[visitors[visit]] += n
+            for visit in range(start[c], start[c + 1], 2):
+                one, two = visitors[visit], visitors[min(visit + 1, start[c + 1] - 1)]
                 _offer(
-                    tile, 0, codes.dims, norms, 0, z, visitors[visit], number,
-                    best, keep, scores, room, histogram,
+                    scratch.tile, 0, codes.dims, scratch.norms, 0, z, one, two, number,
+                    best, keep, scratch,
                 )  # fmt: skip
-        first_visit = start[c]
-    for q in range(len(z)):
+        for visit in range(start[c], start[c + 1]):
+            scanned[visitors[visit]] += codes.size[c]
+    _finish(best, keep, scratch)
+
+
+@inlined
+def _finish(best, keep, scratch):  # type: ignore[no-untyped-def]
+    """Keep no more than is asked for."""
+    for q in range(len(best.held)):
         if best.held[q] > keep:
-            _cut(best, q, keep, room, histogram)
+            _cut(best, q, keep, scratch)
+
+
+@compiled
+def merge(others, keep, best, scratch):  # type: ignore[no-untyped-def]
+    """Add what another thread has kept."""
+    for q in range(len(best.held)):
+        n = best.held[q]
+        for i in range(others.held[q]):
+            best.score[q, n] = others.score[q, i]
+            best.item[q, n] = others.item[q, i]
+            n += 1
+        best.held[q] = n
+        if n > keep:
+            _cut(best, q, keep, scratch)
 
 
 @compiled

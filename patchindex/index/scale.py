@@ -72,6 +72,7 @@ class ScaleIndex:
             arrays["centroids"], arrays["list_bounds"], arrays["cells"], arrays["cell_bounds"], device
         )
         self._counts = arrays["list_counts"]  # (labels or 1, lists)
+        self._cells: dict[int | None, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._means, self._variances = arrays["list_means"], arrays["list_variances"]  # (lists, dims)
 
     @cached_property
@@ -223,7 +224,7 @@ class ScaleIndex:
         """
         lists = slice(int(self.lists.bounds[c]), int(self.lists.bounds[c + 1]))
         sizes = torch.from_numpy(self.list_sizes(label_index)[lists]).to(self.device)
-        means, variances = (tensor[lists] for tensor in self._moments)
+        means, variances = (tensor[lists].double() for tensor in self._moments)
         v = beta + a * a * variances
         scaled = a * means / v
         base = sizes.double().log() - (a * means * scaled - (beta / v).log()).sum(1) / 2
@@ -252,27 +253,34 @@ class ScaleIndex:
         lo, hi = (int(bound) for bound in self.lists.bounds[c : c + 2])
         first, last = np.searchsorted(self.lists.cell_bounds, (lo, hi))
         bounds = self.lists.cell_bounds[first : last + 1] - lo
-        means, variances = (tensor[lo:hi].float().numpy() for tensor in self._moments)
-        n = self.list_sizes(label_index)[lo:hi, None].astype(np.float64)
+        means, variances = (tensor[lo:hi].numpy() for tensor in self._moments)
+        if label_index not in self._cells:
+            self._cells[label_index] = self._cell_moments(label_index)
+        of_cells = self._cells[label_index]
+        return means, variances, bounds, tuple(array[first:last] for array in of_cells)  # type: ignore[return-value]
+
+    def _cell_moments(self, label_index: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        means, variances = (tensor.numpy() for tensor in self._moments)
+        bounds, n = self.lists.cell_bounds, self.list_sizes(label_index)[:, None].astype(np.float64)
         count = np.add.reduceat(n, bounds[:-1])
         total = np.maximum(count, 1)
         mean = np.add.reduceat(n * means, bounds[:-1]) / total
         square = np.add.reduceat(n * (variances + means.astype(np.float64) ** 2), bounds[:-1]) / total
         spread = np.maximum(square - mean**2, 0)
-        return means, variances, bounds, (mean.astype(np.float32), spread.astype(np.float32), count[:, 0])
+        return mean.astype(np.float32), spread.astype(np.float32), count[:, 0]
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Means and variances of the lists, (lists, dims) float64, on the device.
+        """Means and variances of the lists, (lists, dims) float32, on the device.
 
         A list of few codes may have a variance of nothing by chance, so `PRIOR_CODES` with the variance of
         all lists together are counted in.
         """
-        counts = torch.from_numpy(self.list_sizes()).to(self.device).unsqueeze(1)
-        means = torch.from_numpy(self._means).to(self.device).double()
-        variances = torch.from_numpy(self._variances).to(self.device).double()
-        pooled = (variances * counts).sum(0) / counts.sum()
-        return means, (variances * counts + PRIOR_CODES * pooled) / (counts + PRIOR_CODES)
+        counts = torch.from_numpy(self.list_sizes()).to(self.device).unsqueeze(1).float()
+        means = torch.from_numpy(self._means).to(self.device)
+        variances = torch.from_numpy(self._variances).to(self.device)
+        pooled = (variances.double() * counts).sum(0) / counts.double().sum()
+        return means, (variances * counts + PRIOR_CODES * pooled.float()) / (counts + PRIOR_CODES)
 
     def log_rest(
         self,

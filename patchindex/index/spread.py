@@ -1,8 +1,8 @@
 """Exact logits of retrieved patches, for the pixels that retrieved them and for those around.
 
-A patch that is heavy for a pixel is, moved by one, often heavy for the pixel beside it. The squared differences
-of the two windows together, `k + 2 r` wide, serve all `(2 r + 1)^2` of them: sums over k rows slide down, and a
-mask picks k columns.
+A patch that is heavy for a pixel is, moved by one, often heavy for the pixel beside it. The squared
+differences of two windows, `k + 2 r` wide, serve all `(2 r + 1)^2` of them: k rows are summed, and a mask
+picks k columns.
 
 A patch is written as `(image H + y) W + x` with the position of its centre, and so is found in the images.
 """
@@ -15,14 +15,26 @@ import numpy as np
 from torch import Tensor
 
 from patchindex.patches import Geometry
-from patchindex.simd import LANES, compiled, load_lanes, splat_lanes, store
+from patchindex.simd import LANES, compiled, exp2, load_lanes, splat_lanes, store
 from patchindex.simd_codes import load_bytes, prefetch, sum_lanes
 
-__all__ = ["REACH", "Spread", "pair_keys", "query_lines", "sums_of", "spread_logits", "spread_tables"]
+__all__ = [
+    "REACH",
+    "Spread",
+    "keys_above",
+    "largest_logits",
+    "pair_keys",
+    "query_lines",
+    "spread_logits",
+    "spread_tables",
+    "sums_of",
+]
 
 REACH = 1  # pixels around, in each direction
 AHEAD = 6  # sources whose pixels are on their way from memory
-DEPTH = 20.0  # nats; what is further below the largest is left to the sample of all patches
+DEPTH = np.float32(20)  # nats; what is further below the largest is left to the sample of all patches
+LOG2_E = np.float32(1.4426950408889634)
+FLOOR = np.float32(-100.0)
 PADDING = np.float32(127.5)  # zero padding, in units of uint8
 
 
@@ -116,12 +128,12 @@ def pair_keys(pixels: np.ndarray, ids: np.ndarray, geometry: Geometry) -> np.nda
 
 
 @compiled
-def spread_logits(images, keys, lines, scale, spread, pixels, patches, logits, found):  # type: ignore[no-untyped-def]
+def spread_logits(images, keys, lines, scale, spread, known, pixels, patches, logits, found):  # type: ignore[no-untyped-def]
     """Compare the windows of pairs, and of the pixels around, and write the members that this makes.
 
     `images` is flat uint8 and `lines` what `query_lines` returned; `logit = -scale distance^2`. No member is
-    written twice. `pixels`, `patches` and `logits` are room for `(2 REACH + 1)^2` members a pair, and `found[0]`
-    is set to how many there are.
+    written twice, and none of those in `known`, keys as `pair_keys` returns them. `pixels`, `patches`
+    and `logits` are room for `(2 REACH + 1)^2` members a pair, and `found[0]` is set to how many there are.
     """
     height, width, channels, k = spread.height, spread.width, spread.channels, spread.k
     area, pad = height * width, k // 2 + REACH
@@ -138,8 +150,12 @@ def spread_logits(images, keys, lines, scale, spread, pixels, patches, logits, f
     query_line = lines.shape[1]
     flat = lines.reshape(-1)
     n = 0
+    seen = np.searchsorted(known, keys[0] // area * area) if len(keys) else 0
     for at in range(len(keys)):
         plane, pixel = keys[at] // area, keys[at] % area
+        while seen < len(known) and known[seen] // area <= plane:
+            stamp[known[seen] % area] = known[seen] // area
+            seen += 1
         image, offset = plane // area, plane % area
         y, x = pixel // width, pixel % width
         ty, tx = (y + offset // width) % height, (x + offset % width) % width
@@ -206,25 +222,50 @@ def spread_logits(images, keys, lines, scale, spread, pixels, patches, logits, f
 
 
 @compiled
+def largest_logits(pixels, logits, top):  # type: ignore[no-untyped-def]
+    """Raise `top` (pixels,) float32 to the largest logit of each pixel's members."""
+    for i in range(len(pixels)):
+        top[pixels[i]] = max(top[pixels[i]], logits[i])
+
+
+@compiled
 def sums_of(images, channels, pixels, patches, logits, top, sums, found):  # type: ignore[no-untyped-def]
     """Drop members far below their pixel's largest logit, and sum the weights of the others.
 
-    `top` (pixels,) float64 is minus infinity to begin with and becomes the largest logits; `sums` (pixels, 2 + C)
-    float64 is zero and becomes W, W^2 and W times each channel of the centre, in [-1, 1]. The members left are
-    moved to the front, and `found[0]` is set to how many there are.
+    Adds W, W^2 and W times each channel of the centre, as it is in the uint8 images, to `sums` (pixels,
+    2 + C) float64. The members left are moved to the front, and `found[0]` is set to how many there are.
     """
-    for i in range(len(pixels)):
-        top[pixels[i]] = max(top[pixels[i]], np.float64(logits[i]))
     n = 0
     for i in range(len(pixels)):
-        p, patch, logit = pixels[i], patches[i], logits[i]
-        if logit < top[p] - DEPTH:
-            continue
-        pixels[n], patches[n], logits[n] = p, patch, logit
-        n += 1
-        w = np.exp(np.float64(logit) - top[p])
-        sums[p, 0] += w
-        sums[p, 1] += w * w
-        for c in range(channels):
-            sums[p, 2 + c] += w * (images[patch * channels + c] / 127.5 - 1)
+        pixels[n], patches[n], logits[n] = pixels[i], patches[i], logits[i]
+        n += int(logits[i] >= top[pixels[i]] - DEPTH)
+    found[0] = n
+    below = np.zeros(LANES, np.float32)
+    for first in range(0, n, LANES):
+        some = min(LANES, n - first)
+        for i in range(some):
+            below[i] = (logits[first + i] - top[pixels[first + i]]) * LOG2_E
+        store(below, 0, exp2(load_lanes(below, 0), FLOOR))
+        for i in range(some):
+            w, p, at = np.float64(below[i]), pixels[first + i], patches[first + i] * channels
+            sums[p, 0] += w
+            sums[p, 1] += w * w
+            for c in range(channels):
+                sums[p, 2 + c] += w * images[at + c]
+
+
+@compiled
+def keys_above(spread, pixels, patches, logits, bar, keys, found):  # type: ignore[no-untyped-def]
+    """Write the keys of members, as `pair_keys` has them, whose logit is at least their pixel's bar."""
+    height, width = spread.height, spread.width
+    area = height * width
+    n = 0
+    for i in range(len(pixels)):
+        if logits[i] >= bar[pixels[i]]:
+            p, patch = np.int64(pixels[i]), patches[i]
+            image, at = patch // area, patch % area
+            y, x = at // width - p // width, at % width - p % width
+            offset = (y + height * int(y < 0)) * width + x + width * int(x < 0)
+            keys[n] = (image * area + offset) * area + p
+            n += 1
     found[0] = n
