@@ -1,54 +1,44 @@
-"""`auto`: priority sampling to a tolerance, and the exact score where that is cheaper."""
+"""`auto`: retrieved patches and a sample of all others, as large as a tolerance needs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
-from patchindex.estimators.base import Data, Estimate, Query, scale_of
-from patchindex.estimators.priority import Drawn, check_data, draw
+from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
+from patchindex.estimators.near import Near, NearField
 from patchindex.exact import expected_seconds, scan
-from patchindex.index.retrieval import CODES
+from patchindex.exact.sampled import SampledScan
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Auto"]
 
-# Nanoseconds of one thread, from `benchmarks/estimators.py`: a list that is weighed, a code that is scanned,
-# a patch that is evaluated. They decide between drawing more and an exact scan, for which their ratios to the
+# Nanoseconds of one thread, measured by `benchmarks/estimators.py`: a probe with its share of the lists
+# looked at, and a candidate. They decide between an estimate and an exact scan, for which their ratios to the
 # exact kernel's costs matter.
-LIST, CODE, PATCH = 7.5, 7.0, 250.0
-
-
-@dataclass
-class _Result:
-    """What is known of each pixel of a batch; arrays of (pixels, ...)."""
-
-    state: SoftmaxState
-    stderr: Tensor
-    captured: Tensor
-    evaluated: int = 0
-    codes: int = 0
-    exact: int = 0
-
-    def put(self, rows: Tensor, state: SoftmaxState, stderr: Tensor, captured: Tensor) -> None:
-        for mine, new in zip(vars(self.state).values(), vars(state).values(), strict=True):
-            mine[rows] = new
-        self.stderr[rows], self.captured[rows] = stderr, captured
-        self.evaluated += int(state.count.sum())
+PROBE, CANDIDATE = 1500.0, 500.0
+OVERHEAD = 1.4  # what a cell of a sample takes against its share of an exact scan
+FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
+WIDER = 4  # times as many probes and candidates for pixels that need it
+MOST = 0.5  # share of all patches beyond which a pixel is computed exactly
+LEAST_TILES = 16
+WORTH = 0.04  # share of all patches that a pixel would need in its sample, beyond which it gets those
 
 
 class Auto:
     """Estimate each pixel to a tolerance at the least cost.
 
-    All pixels are drawn for as `priority` does, with the smallest budget. Those whose standard error is above
-    the tolerance are drawn for again, with twice the budget, and so on; a pixel is computed exactly once that
-    is expected to be cheaper than another draw. Where a first draw for all costs more than an exact scan, as
-    with few images, there is no draw at all.
+    The *near field* of a pixel, its heaviest patches, is retrieved from the index and summed exactly. All
+    other patches are summed over a random sample of the images, by the exact kernel; from the sample follows
+    the standard error, and it grows until that is within the tolerance. Pixels that would need too much of it
+    get a larger near field first, and those that are still above the tolerance when all others are not are
+    computed exactly if that is cheaper. Where that holds for all pixels, as with few images, all is exact at
+    once.
 
     Parameters
     ----------
@@ -56,8 +46,10 @@ class Auto:
         With an index, on the CPU.
     tolerance : float
         Of the standard error, root mean square over channels, in units of the images ([-1, 1]).
-    blocks, samples : int
-        The first budget: see `Priority`.
+    probes : int
+        Lists whose codes are scanned for a pixel.
+    candidates : int
+        Patches that are compared exactly with a pixel and those around it.
 
     Raises
     ------
@@ -65,61 +57,146 @@ class Auto:
         When there is no index, or an option is not positive.
     """
 
-    def __init__(self, data: Data, tolerance: float = 0.01, blocks: int = 512, samples: int = 1024) -> None:
-        self._index = check_data(data, "auto", blocks, samples)
+    def __init__(
+        self, data: Data, tolerance: float = 0.01, probes: int = 512, candidates: int = 1024
+    ) -> None:
+        check_cpu(data, "auto")
+        self._index = index_of(data, "auto", probes=probes, candidates=candidates)
         if not 0 < tolerance < float("inf"):
             raise InputError(
                 f"must be a positive number, got {tolerance}", where="tolerance", remedy="use 0.01, say"
             )
         self._data, self._tolerance = data, tolerance
-        self._blocks, self._samples = blocks, samples
+        self._probes, self._candidates = probes, candidates
 
     def __call__(self, query: Query) -> Estimate:
-        """Draw, draw more, and scan."""
-        batch, channels, height, width = query.x.shape
-        n = batch * height * width
-        result = _Result(SoftmaxState.empty((n,), channels), torch.zeros(n), torch.zeros(n))
+        """Retrieve, sample, and scan what is left."""
+        batch = len(query.x)
         geometry = self._data.geometry(scale_of(query, "auto"))
-        left, blocks, samples, doublings = np.arange(n), self._blocks, self._samples, 0
-        shown = 0.0
-
-        def told(share: float) -> None:
-            nonlocal shown
-            shown = max(shown, 1 - len(left) / n * (1 - share))
+        if self._exact_is_cheaper(query, geometry):
+            return self._exact(query, geometry)
+        field = NearField(self._data, query, self._probes, self._candidates)
+        parts = []
+        for i in range(batch):
+            parts.append(self._image(query, geometry, field, i))
             if query.progress is not None:
-                query.progress(shown)
+                query.progress((i + 1) / batch)
+        return Estimate.cat(parts)
 
-        while len(left):
-            if self._draw_seconds(query, left, blocks, samples) > self._exact_seconds(query, geometry, left):
-                self._scan(replace(query, progress=told), geometry, left, result)
+    def _image(self, query: Query, geometry: Geometry, field: NearField, i: int) -> Estimate:
+        near = field.image(i)
+        sample = self._sample(query, geometry, i, near, 0)
+        sample.grow(FIRST_CELLS)
+        state = _together(sample, near)
+        wide = self._needed(state, sample) > WORTH
+        if wide.any() and sample.scanned + FIRST_CELLS <= sample.cells:
+            pixels = np.flatnonzero(wide.reshape(-1).numpy())
+            near = field.extend(i, near, pixels, WIDER * self._probes, WIDER * self._candidates)
+            sample.forget(pixels, near.members, near.state.max_logit.numpy())
+            sample.grow(FIRST_CELLS)
+            state = _together(sample, near)
+        full = OVERHEAD * self._seconds(query, geometry, query.x[0, 0].numel())
+        one = self._seconds(query, geometry, 1)
+        while (left := _stderr(state) > self._tolerance).any():
+            needed = self._needed(state, sample)[left].sort().values
+            share = sample.scanned / sample.cells
+            # So much for all, and samples of their own for the pixels that need more.
+            alone = (one * needed).clamp(max=one)
+            cost = full * (needed - share).clamp_min(0) + alone.sum() - alone.cumsum(0)
+            best = int(cost.argmin())
+            if float(cost[best]) >= float(alone.sum()) or sample.scanned == sample.cells:
                 break
-            # Half of the way: who knows how many have to be drawn for again.
-            halfway = replace(query, progress=lambda share: told(share / 2))
-            drawn = draw(self._data, halfway, left, blocks=blocks, samples=samples, salt=doublings)
-            stderr = self._keep(drawn, left, result)
-            left = left[(stderr > self._tolerance).numpy()]
-            blocks, samples, doublings = 2 * blocks, 2 * samples, doublings + 1
-            told(0.0)
-        shape = (batch, height, width)
-        state = result.state.reshape(shape)
-        estimate = Estimate.from_state(
-            state,
-            stderr=result.stderr.reshape(shape),
-            captured_mass=result.captured.reshape(shape),
-            codes_scanned=result.codes,
-            exact_pixels=result.exact,
+            # What is needed is a guess as good as the sample is large: at most twice as much.
+            more = min(float(needed[best]) - share, share)
+            sample.grow(max(1, round(more * sample.cells)))
+            state = _together(sample, near)
+        exact = self._alone(query, geometry, i, near, self._needed(state, sample), state)
+        stderr = _stderr(state)
+        mass = (near.state.reshape(tuple(state.weight.shape)).log_weight() - state.log_weight()).exp()
+        return Estimate.from_state(
+            state[None],
+            stderr=stderr[None],
+            captured_mass=mass.clamp(max=1)[None],
+            codes_scanned=near.codes,
+            exact_pixels=exact,
         )
-        return replace(estimate, patches_evaluated=result.evaluated)  # those of discarded draws too
 
-    def _keep(self, drawn: Drawn, rows: np.ndarray, result: _Result) -> Tensor:
-        stderr = drawn.state.stderr().square().mean(-1).sqrt().float()
-        result.put(torch.from_numpy(rows), drawn.state, stderr, drawn.evaluated.float())
-        result.codes += drawn.codes
-        return stderr
+    def _needed(self, state: SoftmaxState, sample: SampledScan) -> Tensor:
+        """Estimate which share of all cells would bring each pixel to the tolerance."""
+        share = sample.shares().reshape(state.weight.shape)
+        variance = _stderr(state).square()
+        one = variance * share / (1 - share).clamp_min(1e-9)  # of a share f: one (1 - f) / f
+        return one / (one + self._tolerance**2)
 
-    def _scan(self, query: Query, geometry: Geometry, rows: np.ndarray, result: _Result) -> None:
-        height, width = geometry.size
-        image, place = np.divmod(rows, height * width)
+    def _sample(
+        self,
+        query: Query,
+        geometry: Geometry,
+        i: int,
+        near: Near,
+        salt: int,
+        pixels: np.ndarray | None = None,
+    ) -> SampledScan:
+        lo, hi = self._data.training.range_of(query.label)
+        number = i if query.samples is None else query.samples[i]
+        return SampledScan(
+            self._index.pixels.numpy(),
+            lo,
+            hi,
+            geometry,
+            query.x[i],
+            query.a,
+            query.beta,
+            [query.seed % 2**64, number, int(np.float64(query.beta).view(np.uint64)), salt],
+            near.members,
+            near.state.max_logit.numpy(),
+            pixels,
+        )
+
+    def _alone(
+        self, query: Query, geometry: Geometry, i: int, near: Near, needed: Tensor, state: SoftmaxState
+    ) -> int:
+        """Bring the pixels that are above the tolerance below it; return how many were computed exactly."""
+        left = np.flatnonzero((_stderr(state) > self._tolerance).reshape(-1).numpy())
+        needed = needed.reshape(-1)
+        whole = state.reshape((-1,))
+        assert (
+            whole.weight.data_ptr() == state.weight.data_ptr()
+            and whole.centre.data_ptr() == state.centre.data_ptr()
+            and whole.variance.data_ptr() == state.variance.data_ptr()
+        )
+        salt = 0
+        while len(left):
+            share = float(needed[left].median())
+            if share > MOST:
+                break
+            salt += 1
+            sample = self._sample(query, geometry, i, near, salt, left)
+            sample.grow(max(LEAST_TILES, math.ceil(share * sample.cells)))
+            found = _together(sample, near).reshape((-1,))
+            some = torch.from_numpy(left)
+            for mine, new in zip(vars(whole).values(), vars(found).values(), strict=True):
+                mine[some] = new[some]
+            needed[some] = torch.maximum(self._needed(found, sample).reshape(-1)[some], 1.5 * needed[some])
+            left = left[(_stderr(whole)[some] > self._tolerance).numpy()]
+        if len(left):
+            mask = torch.zeros(len(needed), dtype=torch.bool)
+            mask[torch.from_numpy(left)] = True
+            found = scan(
+                self._data.training,
+                geometry,
+                query.x[i : i + 1],
+                query.a,
+                query.beta,
+                label=query.label,
+                pixels=mask.reshape(1, *geometry.size),
+                memory=self._data.memory,
+            )
+            for mine, new in zip(vars(whole).values(), vars(found).values(), strict=True):
+                mine[mask] = new
+        return len(left)
+
+    def _exact(self, query: Query, geometry: Geometry) -> Estimate:
         state = scan(
             self._data.training,
             geometry,
@@ -127,26 +204,35 @@ class Auto:
             query.a,
             query.beta,
             label=query.label,
-            pixels=[torch.from_numpy(place[image == i]) for i in range(len(query.x))],
             memory=self._data.memory,
             progress=query.progress,
         )
-        result.put(torch.from_numpy(rows), state, torch.zeros(len(rows)), torch.ones(len(rows)))
-        result.exact += len(rows)
+        shape = state.weight.shape
+        return Estimate.from_state(
+            state, stderr=torch.zeros(shape), captured_mass=torch.ones(shape), exact_pixels=shape.numel()
+        )
 
-    def _draw_seconds(self, query: Query, rows: np.ndarray, blocks: int, samples: int) -> float:
-        scale = self._index.scale(scale_of(query, "auto"))
-        label = None if query.label is None else self._index.attributes["labels"].index(query.label)
-        sizes, bounds = scale.list_sizes(label), scale.lists.bounds
-        codes, lists = np.add.reduceat(sizes, bounds[:-1]), np.diff(bounds)
-        # A pixel meets the codes of its own class only, and a budget beyond them is not spent.
-        classes = np.tile(scale.geometry.query_classes.reshape(-1), len(query.x))[rows]
-        there = codes[classes]
-        each = lists[classes] * LIST + np.minimum(there, blocks * CODES) * CODE
-        return float((each + np.minimum(there, samples) * PATCH).sum()) * 1e-9
-
-    def _exact_seconds(self, query: Query, geometry: Geometry, rows: np.ndarray) -> float:
+    def _exact_is_cheaper(self, query: Query, geometry: Geometry) -> bool:
+        pixels = query.x[0, 0].numel()
+        full = self._seconds(query, geometry, pixels)
         lo, hi = self._data.training.range_of(query.label)
-        height, width = geometry.size
-        counts = np.bincount(rows // (height * width), minlength=len(query.x))
-        return expected_seconds(geometry, self._data.training.channels, hi - lo, counts.tolist())
+        retrieval = 1e-9 * pixels * (self._probes * PROBE + self._candidates * CANDIDATE)
+        return (
+            retrieval + OVERHEAD * full * min(1.0, FIRST_CELLS / SampledScan.cells_of(geometry, hi - lo))
+            > full
+        )
+
+    def _seconds(self, query: Query, geometry: Geometry, pixels: int) -> float:
+        lo, hi = self._data.training.range_of(query.label)
+        return expected_seconds(geometry, self._data.training.channels, hi - lo, [pixels])
+
+
+def _together(sample: SampledScan, near: Near) -> SoftmaxState:
+    """Return the state (H, W) of the near field and the sample."""
+    state = sample.state()
+    state.merge(near.state.reshape(tuple(state.weight.shape)))
+    return state
+
+
+def _stderr(state: SoftmaxState) -> Tensor:
+    return state.stderr().square().mean(-1).sqrt()

@@ -15,7 +15,7 @@ from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 
-__all__ = ["Data", "Estimate", "Estimator", "Query", "index_of", "scale_of"]
+__all__ = ["Data", "Estimate", "Estimator", "Query", "check_cpu", "index_of", "scale_of"]
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,20 @@ class Estimate:
         """Return the same estimate with its images in another order, a permutation."""
         tensors = ("mean", "stderr", "ess", "captured_mass")
         return replace(self, **{name: getattr(self, name)[rows] for name in tensors})
+
+
+def check_cpu(data: Data, name: str) -> None:
+    """Refuse a device that an estimator's kernels do not run on.
+
+    Raises
+    ------
+    InputError
+        When it is not the CPU.
+    """
+    if data.device.type != "cpu":
+        raise InputError(
+            "it runs on the CPU only", where=f"estimator {name!r}", remedy="use device cpu, or 'topk'"
+        )
 
 
 def index_of(data: Data, name: str, **options: int) -> PatchIndex:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -29,10 +29,10 @@ from patchindex.index.spread import (
 from patchindex.simd import aligned
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["CELLS", "Near", "near_field"]
+__all__ = ["Near", "NearField"]
 
-CELLS = 48  # whose lists are looked at
-HEAVY = 1 / 256  # share of the near field that makes a member worth trying for the pixels around
+CELLS = 96  # whose lists are looked at
+HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
 ROUNDS = 8
 FEW = 0.05  # heavy members a pixel for which no other round is made
 
@@ -44,7 +44,7 @@ class Near(NamedTuple):
     ----------
     members : Members
         Retrieved patches and their exact logits.
-    state : SoftmaxState, shape (H, W)
+    state : SoftmaxState, shape (H * W,)
         Their sums.
     codes : int
         Codes scanned.
@@ -55,8 +55,8 @@ class Near(NamedTuple):
     codes: int
 
 
-def near_field(data: Data, query: Query, probes: int, candidates: int) -> Iterator[Near]:
-    """Retrieve patches for each image of a query, one image after the other.
+class NearField:
+    """What is retrieved for the pixels of a query.
 
     Parameters
     ----------
@@ -67,18 +67,47 @@ def near_field(data: Data, query: Query, probes: int, candidates: int) -> Iterat
     candidates : int
         Codes that are compared exactly, for the pixel that found them and the pixels around.
     """
-    index = index_of(data, "auto")
-    scale = index.scale(scale_of(query, "auto"))
-    label = None if query.label is None else index.attributes["labels"].index(query.label)
-    batch, _, height, width = query.x.shape
-    area = height * width
-    threads = torch.get_num_threads()
-    ids, scanned = _search(scale, query, label, probes, candidates, threads)
-    spreading = _Spreading(index.pixels.numpy(), scale, query, threads)
-    for i in range(batch):
-        mine = slice(i * area, (i + 1) * area)
-        members, state = spreading.run(i, ids[mine])
-        yield Near(members, state.reshape((height, width)), int(scanned[mine].sum()))
+
+    def __init__(self, data: Data, query: Query, probes: int, candidates: int) -> None:
+        index = index_of(data, "auto")
+        self._scale = index.scale(scale_of(query, "auto"))
+        self._query = query
+        self._label = None if query.label is None else index.attributes["labels"].index(query.label)
+        self._threads = torch.get_num_threads()
+        # One image at a time: products of another shape would round otherwise.
+        geometry = self._scale.geometry
+        self._z = torch.cat(
+            [self._scale.pca.project_queries(x[None], geometry, query.a) for x in query.x]
+        ).numpy()
+        self._area = geometry.size[0] * geometry.size[1]
+        self._spreading = _Spreading(index.pixels.numpy(), self._scale, query, self._threads)
+        self._lists: dict[int, _Lists] = {}
+        self._ids, self._codes = self._search(np.arange(len(self._z)), probes, candidates)
+
+    def image(self, i: int) -> Near:
+        """Return the near field of image i."""
+        mine = slice(i * self._area, (i + 1) * self._area)
+        members, state = self._spreading.run(i, np.arange(self._area), self._ids[mine], None)
+        return Near(members, state, int(self._codes[mine].sum()))
+
+    def extend(self, i: int, near: Near, pixels: np.ndarray, probes: int, candidates: int) -> Near:
+        """Return the near field of image i with more members for some pixels, and the same for others."""
+        ids, codes = self._search(i * self._area + pixels, probes, candidates)
+        members, state = self._spreading.run(i, pixels, ids, near)
+        return Near(members, state, near.codes + int(codes.sum()))
+
+    def _search(self, rows: np.ndarray, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the patch ids of the best codes of pixels, (n, candidates), and codes scanned."""
+        query = self._query
+        classes = self._scale.geometry.query_classes.reshape(-1)[rows % self._area]
+        ids, codes = np.full((len(rows), candidates), -1, np.int64), np.zeros(len(rows), np.int64)
+        with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
+            for c in np.unique(classes).tolist():
+                if c not in self._lists:
+                    self._lists[c] = _Lists(self._scale, c, self._label, query.a, query.beta, self._threads)
+                some = np.flatnonzero(classes == c)
+                ids[some], codes[some] = self._lists[c].search(pool, self._z[rows[some]], probes, candidates)
+        return ids, codes
 
 
 class _Spreading:
@@ -90,28 +119,37 @@ class _Spreading:
         self._scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
         self._threads = threads
 
-    def run(self, i: int, ids: np.ndarray) -> tuple[Members, SoftmaxState]:
-        """Return the members of image i and their sums, given the patches that each of its pixels found."""
-        area = len(ids)
+    def run(
+        self, i: int, pixels: np.ndarray, ids: np.ndarray, before: Near | None
+    ) -> tuple[Members, SoftmaxState]:
+        """Return the members of image i and their sums, given patches that some of its pixels found.
+
+        With what was there before; then only these pixels get more.
+        """
+        area = self._geometry.size[0] * self._geometry.size[1]
         lines = query_lines(self._query.x[i], self._tables, self._query.a)
-        tried = new = pair_keys(np.arange(area), ids, self._geometry)
-        top = np.full(area, NEVER, np.float32)
-        sums = np.zeros((area, 2 + self._tables.channels))
-        found: list[Members] = []
+        new = pair_keys(pixels, ids, self._geometry)
+        tried = new[:0]
+        top, sums, found = self._begin(area, before)
+        closed = np.ones(area, bool)
+        closed[pixels] = False
         with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
-            for _ in range(ROUNDS):
+            for reach in [0] + [REACH] * ROUNDS:
                 known = self._known(found, new)
-                compare = partial(self._compare, lines=lines, known=known)
+                compare = partial(self._compare, lines=lines, known=known, reach=reach)
                 parts = list(pool.map(compare, self._shares(new)))
-                before = top.copy()
+                if closed.any():
+                    parts = [_some(part, ~closed[part.pixel]) for part in parts]
+                lower = top.copy()
                 for part in parts:
                     largest_logits(part.pixel, part.logit, top)
-                factor = np.exp(np.maximum(before - top, -500.0, dtype=np.float64))[:, None]
+                factor = np.exp(np.maximum(lower - top, -500.0, dtype=np.float64))[:, None]
                 sums[:, 1:2] *= factor
                 sums *= factor
                 summed = list(pool.map(partial(self._sum, top=top, area=area), parts))
                 parts = [part for part, _ in summed]
                 sums += sum(each for _, each in summed)
+                # No more than a few make up a pixel's sum, whatever the number of members.
                 bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
                 heavy = [self._keys(part, bar) for part in parts]
                 found += parts
@@ -128,6 +166,17 @@ class _Spreading:
         state.count = torch.from_numpy(np.bincount(members.pixel, minlength=area))
         return members, state
 
+    def _begin(self, area: int, before: Near | None) -> tuple[np.ndarray, np.ndarray, list[Members]]:
+        """Return the largest logits, sums and members that there are already."""
+        top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self._tables.channels))
+        if before is None:
+            return top, sums, []
+        state = before.state
+        top = np.maximum(top, state.max_logit.numpy().astype(np.float32))
+        sums[:, 0], sums[:, 1] = state.weight, state.weight_sq
+        sums[:, 2:] = (state.centre + state.weight.unsqueeze(1)) * 127.5
+        return top, sums, [before.members]
+
     def _shares(self, keys: np.ndarray) -> list[np.ndarray]:
         """Cut pairs into a piece for each thread, those of a plane together."""
         if not len(keys):
@@ -137,17 +186,17 @@ class _Spreading:
         edges[1:-1] = np.searchsorted(planes, planes[edges[1:-1]])
         return [keys[lo:hi] for lo, hi in pairwise(edges.tolist())]
 
-    def _compare(self, keys: np.ndarray, lines: np.ndarray, known: np.ndarray) -> Members:
-        room = len(keys) * (2 * REACH + 1) ** 2
+    def _compare(self, keys: np.ndarray, lines: np.ndarray, known: np.ndarray, reach: int) -> Members:
+        room = len(keys) * (2 * reach + 1) ** 2
         members = Members(np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.float32))
         count = np.zeros(1, np.int64)
-        spread_logits(self._images, keys, lines, self._scale, self._tables, known, *members, count)
-        return Members(*(array[: count[0]] for array in members))
+        spread_logits(self._images, keys, lines, self._scale, self._tables, reach, known, *members, count)
+        return _some(members, slice(count[0]))
 
     def _sum(self, members: Members, top: np.ndarray, area: int) -> tuple[Members, np.ndarray]:
         sums, count = np.zeros((area, 2 + self._tables.channels)), np.zeros(1, np.int64)
         sums_of(self._images, self._tables.channels, *members, top, sums, count)
-        return Members(*(array[: count[0]] for array in members)), sums
+        return _some(members, slice(count[0])), sums
 
     def _keys(self, members: Members, bar: np.ndarray) -> np.ndarray:
         """Return the keys of members that reach their pixel's bar."""
@@ -165,9 +214,12 @@ class _Spreading:
         lowest = np.full(area, -np.inf, np.float32)
         keys = []
         for members in found:
-            some = wanted[members.patch // area]
-            keys.append(self._keys(Members(*(array[some] for array in members)), lowest))
+            keys.append(self._keys(_some(members, wanted[members.patch // area]), lowest))
         return np.sort(np.concatenate(keys))
+
+
+def _some(members: Members, chosen: np.ndarray | slice) -> Members:
+    return Members(*(array[chosen] for array in members))
 
 
 def _without(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -175,23 +227,6 @@ def _without(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
     if not len(others):
         return keys
     return keys[others[np.minimum(np.searchsorted(others, keys), len(others) - 1)] != keys]
-
-
-def _search(
-    scale: ScaleIndex, query: Query, label: int | None, probes: int, candidates: int, threads: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the patch ids of the best codes of each pixel, (pixels, candidates), and codes scanned."""
-    # One image at a time: products of another shape would round otherwise.
-    z = torch.cat([scale.pca.project_queries(x[None], scale.geometry, query.a) for x in query.x]).numpy()
-    classes = np.tile(scale.geometry.query_classes.reshape(-1), len(query.x))
-    ids = np.full((len(z), candidates), -1, np.int64)
-    scanned = np.zeros(len(z), np.int64)
-    with ThreadPoolExecutor(threads, "patchindex-near") as pool:
-        for c in np.unique(classes):
-            rows = np.flatnonzero(classes == c)
-            lists = _Lists(scale, int(c), label, query.a, query.beta, threads)
-            ids[rows], scanned[rows] = lists.search(pool, z[rows], probes, candidates)
-    return ids, scanned
 
 
 class _Lists:

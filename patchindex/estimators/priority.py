@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError
-from patchindex.estimators.base import Data, Estimate, Query, index_of, scale_of
-from patchindex.index import PatchIndex, ScaleIndex
+from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
+from patchindex.index import ScaleIndex
 from patchindex.index.rerank import sample_sums, window_tables
 from patchindex.index.retrieval import CODES, NEVER, Codes, Kept, Visits, choose_blocks, scan_blocks
 from patchindex.simd import BLOCK, LANES
 from patchindex.softmax import SoftmaxState
 from patchindex.windows import query_windows
 
-__all__ = ["Drawn", "Priority", "check_data", "draw"]
+__all__ = ["Drawn", "Priority", "draw"]
 
 LOG2_E = 1.4426950408889634
 ROWS = 256  # pixels whose lists are weighed in one product: always as many, so that all are rounded alike
@@ -69,7 +68,8 @@ class Priority:
     """
 
     def __init__(self, data: Data, blocks: int = 1024, samples: int = 1024) -> None:
-        check_data(data, "priority", blocks, samples)
+        check_cpu(data, "priority")
+        index_of(data, "priority", blocks=blocks, samples=samples)
         self._data, self._blocks, self._samples = data, blocks, samples
 
     def __call__(self, query: Query) -> Estimate:
@@ -90,15 +90,6 @@ class Priority:
             captured_mass=drawn.evaluated.reshape(shape),
             codes_scanned=drawn.codes,
         )
-
-
-def check_data(data: Data, name: str, blocks: int, samples: int) -> PatchIndex:
-    """Refuse what an estimator that draws cannot work with; return its index."""
-    if data.device.type != "cpu":
-        raise InputError(
-            "it runs on the CPU only", where=f"estimator {name!r}", remedy="use device cpu, or 'topk'"
-        )
-    return index_of(data, name, blocks=blocks, samples=samples)
 
 
 def draw(data: Data, query: Query, pixels: np.ndarray, *, blocks: int, samples: int, salt: int = 0) -> Drawn:

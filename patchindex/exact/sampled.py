@@ -1,11 +1,11 @@
 """An exact scan of a random part of the training patches, which can grow to all of them.
 
-The patches are cut into *cells*: tiles of images, put together at random, and of each tile every `CLASSES`-th
-block of offsets between query and training positions. Cells are scanned in random order, so that those
-scanned at any time are a simple random sample without replacement, and their sums times (all cells / cells
-scanned) are unbiased. Members that are known beforehand are taken out of the sums: what is left is the sum
-over all *other* patches, whose variance is estimated from the sums of the lanes of each cell, each over
-images of its own.
+The patches are cut into *cells*: tiles of images, put together at random, and of each tile every `STEP`-th
+block of offsets between query and training positions along either axis. Where only some pixels are asked for,
+a cell is a whole tile. Cells are scanned in random order, so that those scanned at any time are a simple
+random sample without replacement, and their sums times (all cells / cells scanned) are unbiased. Members that
+are known beforehand are taken out of the sums: what is left is the sum over all *other* patches, whose
+variance is estimated from the sums of the lanes of each cell, each over images of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["Members", "SampledScan"]
 
-CLASSES = 4  # of offsets: neighbouring ones have like logits, and a sample of unlike ones says more
+STEP = 2  # units along either axis from one of a class to the next: neighbouring offsets have like logits
+CLASSES = STEP * STEP
 
 
 class Members(NamedTuple):
@@ -82,13 +83,15 @@ class SampledScan:
         Members that the sums leave out, no pixel's twice.
     top : array of float64, shape (H * W,)
         Largest logit that is known of each pixel; minus infinity for none.
+    pixels : array of int64, optional
+        Only these pixels, by raster number; by default all.
 
     Attributes
     ----------
     cells : int
         How many there are.
     scanned : int
-        How many have been scanned.
+        How many have been scanned for all pixels.
     """
 
     def __init__(
@@ -103,33 +106,59 @@ class SampledScan:
         seed: Sequence[int],
         known: Members,
         top: np.ndarray,
+        pixels: np.ndarray | None = None,
     ) -> None:
         self._images, self._lo, self._n = images, lo, hi - lo
         plan = plan_of(geometry, x.shape[0], lanes(geometry, hi - lo))
         self._frame = Frame.of(plan, x[None], a, beta, images[lo : min(hi, lo + SAMPLE)], hi - lo)
         rng = np.random.default_rng(seed)
         self._image_order = rng.permutation(self._n)
-        tiles = -(-self._n // plan.lanes)
-        self.cells, self.scanned = tiles * CLASSES, 0
+        self._classes = CLASSES if pixels is None else 1
+        self._asked = pixels
+        self.cells, self.scanned = self.cells_of(geometry, self._n) // CLASSES * self._classes, 0
         self._cell_order = rng.permutation(self.cells)
         self._units = _units_of_classes(plan)
         self._known = known
-        pixels = geometry.size[0] * geometry.size[1]
-        channels = x.shape[0]
-        shift = self._frame.norms.reshape(-1)
-        reference = np.ceil((top + shift) / math.log(2))
-        self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
-        self._tops = np.full(pixels, float(kernel.NOTHING_YET))
-        self._totals = np.zeros((pixels, 2 + channels))
-        self._squares = np.zeros((pixels, 1 + 2 * channels))
+        area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
+        self._top = self._reference(top)
+        self._tops = np.full(area, float(kernel.NOTHING_YET))
+        self._totals = np.zeros((area, 2 + channels))
+        self._squares = np.zeros((area, 1 + 2 * channels))
         self._counts = np.zeros(geometry.size, np.int64)
+        self._since = np.zeros(area, np.int64)
+
+    @staticmethod
+    def cells_of(geometry: Geometry, images: int) -> int:
+        """Return how many cells so many images make."""
+        return -(-images // lanes(geometry, images)) * CLASSES
+
+    def _reference(self, top: np.ndarray) -> np.ndarray:
+        """Return what the kernel's logits are taken relative to, given logits that are known."""
+        reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
+        return np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
+
+    def forget(self, pixels: np.ndarray, known: Members, top: np.ndarray) -> None:
+        """Begin anew for some pixels (raster numbers), of which more members are known now.
+
+        The sums of their members are unbiased only over cells that had no say in what became known, and
+        that are scanned from now on.
+        """
+        self._known = known
+        self._top = self._reference(top)
+        for sums in (self._totals, self._squares, self._counts.reshape(-1), self._since):
+            sums[pixels] = 0
+        self._tops[pixels] = float(kernel.NOTHING_YET)
+
+    def shares(self) -> Tensor:
+        """Return which share of all cells each pixel's sums are over, (H, W)."""
+        return torch.from_numpy(self._since / self.cells).reshape(self._counts.shape)
 
     def _place(self, cells: list[int]) -> _Cells:
         """Find the members that are in some cells."""
         frame, plan = self._frame, self._frame.plan
         height, width = plan.geometry.size
         place = np.full(self._n, -1, np.int32)
-        for tile in {cell // CLASSES for cell in cells}:
+        for tile in {cell // self._classes for cell in cells}:
             images = self._image_order[tile * plan.lanes : (tile + 1) * plan.lanes]
             place[images] = np.arange(tile * plan.lanes, tile * plan.lanes + len(images))
         image = self._known.patch // (height * width) - self._lo
@@ -137,8 +166,10 @@ class SampledScan:
         pixel, patch, logit = (array[some] for array in self._known)
         tile, lane = np.divmod(place[image[some]].astype(np.int64), plan.lanes)
         at, row, column = patch % (height * width), pixel // width, pixel % width
-        offsets = _class_of(plan.pair_of[row, at // width], plan.block_of[column, at % width])
-        cell = tile * CLASSES + offsets
+        cell = tile
+        if self._asked is None:
+            offsets = _class_of(plan.pair_of[row, at // width], plan.block_of[column, at % width])
+            cell = tile * CLASSES + offsets
         order = np.argsort(cell, kind="stable")
         centres = self._images.reshape(-1, plan.channels)[patch[order]].astype(np.float32) - frame.grey
         logit = (logit + frame.norms.reshape(-1)[pixel]) / math.log(2)
@@ -154,8 +185,9 @@ class SampledScan:
         """Scan as many more cells, or what is left of them."""
         chosen = np.sort(self._cell_order[self.scanned : self.scanned + cells]).tolist()
         self.scanned += len(chosen)
+        self._since += len(chosen)
         known = self._place(chosen)
-        tiles = iter([list(group) for _, group in groupby(chosen, lambda cell: cell // CLASSES)])
+        tiles = iter([list(group) for _, group in groupby(chosen, lambda cell: cell // self._classes)])
         taking = Lock()
         threads = torch.get_num_threads()
         done = 0
@@ -176,8 +208,10 @@ class SampledScan:
             for tops, totals, squares in list(pool.map(lambda _: self._work(tasks(), known), range(threads))):
                 self._merge(tops, totals, squares)
         members = _members_of_classes(self._frame.plan)
+        if self._asked is not None:
+            members = members.sum(0, keepdims=True)
         for cell in chosen:
-            tile, offsets = divmod(cell, CLASSES)
+            tile, offsets = divmod(cell, self._classes)
             n = min(self._frame.plan.lanes, self._n - tile * self._frame.plan.lanes)
             self._counts += n * members[offsets]
 
@@ -200,7 +234,7 @@ class SampledScan:
         tile, down = new_tile(plan)
         mine = new_sums(plan, self._top.copy(), frame.threshold)
         for cells in tasks:
-            first = cells[0] // CLASSES * plan.lanes
+            first = cells[0] // self._classes * plan.lanes
             order = self._image_order[first : first + plan.lanes]
             kernel.prepare(
                 self._images[self._lo + order],
@@ -214,7 +248,10 @@ class SampledScan:
                 down,
             )
             for cell in cells:
-                kernel.scan_all(tile, frame.queries[0], plan.full, self._units[cell % CLASSES], mine)
+                if self._asked is None:
+                    kernel.scan_all(tile, frame.queries[0], plan.full, self._units[cell % CLASSES], mine)
+                else:
+                    kernel.scan_pixels(tile, frame.queries[0], plan.direct, self._asked, mine)
                 lo, hi = np.searchsorted(known.cell, (cell, cell + 1))
                 kernel.remove(mine, channels, *(array[lo:hi] for array in known[1:]))
                 kernel.flush_sample(mine, channels, tops, totals, squares)
@@ -229,7 +266,8 @@ class SampledScan:
             (M / n)^2 (1 - n / M) G / (G - 1) (sum_g Z_g Z_g^T - sum_g Z_g sum_g Z_g^T / G)
         """
         frame, channels = self._frame, self._frame.plan.channels
-        n, groups = max(self.scanned, 1), max(self.scanned, 1) * LANES
+        n = torch.from_numpy(np.maximum(self._since, 1)).double()[:, None]
+        groups = n * LANES
         state = frame.state(self._tops[None], self._totals[None], self._counts)[0]
         unit = torch.from_numpy(frame.grey.astype(np.float64) / 127.5 - 1)
         v0, v1, v2 = torch.from_numpy(self._squares).split([1, channels, channels], 1)
@@ -239,14 +277,15 @@ class SampledScan:
         m = self.cells / n
         covariance *= m * m * (1 - 1 / m) * groups / (groups - 1)
         state.variance = covariance.reshape(*state.weight.shape, -1)
-        for sums in (state.weight, state.weight_sq, state.centre):
-            sums *= m
+        m = m.reshape(state.weight.shape)
+        state.weight, state.weight_sq = state.weight * m, state.weight_sq * m
+        state.centre *= m.unsqueeze(-1)
         return state
 
 
 def _class_of(pair: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Return the class of units: neighbours in either direction have different ones."""
-    return (block + 2 * pair) % CLASSES
+    return block % STEP + STEP * (pair % STEP)
 
 
 @lru_cache(maxsize=32)
@@ -261,12 +300,8 @@ def _units_of_classes(plan: Plan) -> list[np.ndarray]:
 def _members_of_classes(plan: Plan) -> np.ndarray:
     """Return how many patches of an image each pixel is compared with in each class, (CLASSES, H, W)."""
     rows, columns = (
-        np.stack([((table >= 0) & (table % CLASSES == c)).sum(1) for c in range(CLASSES)])
+        np.stack([((table >= 0) & (table % STEP == c)).sum(1) for c in range(STEP)])
         for table in (plan.pair_of, plan.block_of)
     )
-    counts = np.zeros((CLASSES, len(rows[0]), len(columns[0])), np.int64)
-    for pair in range(CLASSES):
-        for block in range(CLASSES):
-            c = int(_class_of(np.array(pair), np.array(block)))
-            counts[c] += rows[pair][:, None] * columns[block][None, :]
-    return counts
+    counts = rows[:, None, :, None] * columns[None, :, None, :]
+    return counts.reshape(CLASSES, *plan.geometry.size)

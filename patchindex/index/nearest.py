@@ -183,8 +183,8 @@ def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors
 def best_codes(codes, z, scale, start, visitors, lists, keep, best, scratch, scanned):  # type: ignore[no-untyped-def]
     """Keep the best codes of some lists, `lists[0]` to `lists[1] - 1`, and count the codes scanned.
 
-    `visitors[start[i] : start[i + 1]]` are the queries that visit list i, and `z` is flat. The score of a code
-    y is `z . y - scale |y|^2`. An item is `list 2^32 + its place in the list`.
+    `visitors[start[i] : start[i + 1]]` are the queries that visit list i, and `z` is flat. The score of a
+    code y is `z . y - scale |y|^2`. An item is `list 2^32 + its place in the list`.
     """
     for c in range(lists[0], lists[1]):
         if start[c] == start[c + 1]:

@@ -128,18 +128,19 @@ def pair_keys(pixels: np.ndarray, ids: np.ndarray, geometry: Geometry) -> np.nda
 
 
 @compiled
-def spread_logits(images, keys, lines, scale, spread, known, pixels, patches, logits, found):  # type: ignore[no-untyped-def]
-    """Compare the windows of pairs, and of the pixels around, and write the members that this makes.
+def spread_logits(images, keys, lines, scale, spread, reach, known, pixels, patches, logits, found):  # type: ignore[no-untyped-def]
+    """Compare the windows of pairs, and of pixels up to `reach` around, and write the members this makes.
 
     `images` is flat uint8 and `lines` what `query_lines` returned; `logit = -scale distance^2`. No member is
     written twice, and none of those in `known`, keys as `pair_keys` returns them. `pixels`, `patches`
-    and `logits` are room for `(2 REACH + 1)^2` members a pair, and `found[0]` is set to how many there are.
+    and `logits` are room for `(2 reach + 1)^2` members a pair, and `found[0]` is set to how many there are.
     """
     height, width, channels, k = spread.height, spread.width, spread.channels, spread.k
-    area, pad = height * width, k // 2 + REACH
-    side = k + 2 * REACH
+    area, pad = height * width, k // 2 + reach
+    side = k + 2 * reach
     line = -(-side * channels // LANES) * LANES
-    shifts = 2 * REACH + 1
+    shifts = 2 * reach + 1
+    border = REACH - reach  # of the lines, which are for the largest reach
     masks = np.zeros(shifts * line, np.float32)
     for j in range(shifts):
         masks[j * line + j * channels : j * line + (j + k) * channels] = 1
@@ -172,7 +173,7 @@ def spread_logits(images, keys, lines, scale, spread, known, pixels, patches, lo
         last = ((image * height + top + side - 1) * width + left) * channels + line
         inside = top >= 0 and left >= 0 and top + side <= height and left + side <= width
         for r in range(side):
-            q = (y + r) * query_line + x * channels
+            q = (y + border + r) * query_line + (x + border) * channels
             if inside and last <= len(images):
                 begin = ((image * height + top + r) * width + left) * channels
                 for i in range(0, line, LANES):
@@ -196,13 +197,13 @@ def spread_logits(images, keys, lines, scale, spread, known, pixels, patches, lo
                 for r in range(dy, dy + k):
                     sums = sums + load_lanes(squares, r * line + i)
                 store(window, i, sums)
-            py, my = y + dy - REACH, ty + dy - REACH
+            py, my = y + dy - reach, ty + dy - reach
             if spread.circular_y:
                 py %= height
             if not (0 <= py < height and 0 <= my < height and spread.same_y[py, my]):
                 continue
             for dx in range(shifts):
-                px, mx = x + dx - REACH, tx + dx - REACH
+                px, mx = x + dx - reach, tx + dx - reach
                 if spread.circular_x:
                     px %= width
                 if not (0 <= px < width and 0 <= mx < width and spread.same_x[px, mx]):
