@@ -212,6 +212,13 @@ class SoftmaxState:
         """Add members: `merge(SoftmaxState.of(logits, centres, log_multiplicity, valid))`."""
         self.merge(SoftmaxState.of(logits, centres, log_multiplicity, valid))
 
+    def scale(self, factor: Tensor) -> None:
+        """Count every member `factor` times as often as before, in place; shape (...), 0 or more."""
+        self.max_logit = torch.where(factor > 0, self.max_logit, -torch.inf)
+        self.weight, self.weight_sq = self.weight * factor, self.weight_sq * factor
+        self.centre = self.centre * factor.unsqueeze(-1)
+        self.variance = self.variance * factor.square().unsqueeze(-1)
+
     def mean(self) -> Tensor:
         """Return the posterior mean, shape (..., C); NaN where nothing was added."""
         return self.centre / self.weight.unsqueeze(-1)

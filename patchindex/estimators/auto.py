@@ -27,7 +27,7 @@ FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
 WIDER = 4  # times as many probes and candidates for pixels that need it
 MOST = 0.5  # share of all patches beyond which a pixel is computed exactly
 LEAST_TILES = 16
-WORTH = 0.04  # share of all patches that a pixel would need in its sample, beyond which it gets those
+WORTH = 0.06  # share of all patches that a pixel would need in its sample, beyond which it gets those
 
 
 class Auto:
@@ -58,7 +58,7 @@ class Auto:
     """
 
     def __init__(
-        self, data: Data, tolerance: float = 0.01, probes: int = 512, candidates: int = 1024
+        self, data: Data, tolerance: float = 0.01, probes: int = 256, candidates: int = 1024
     ) -> None:
         check_cpu(data, "auto")
         self._index = index_of(data, "auto", probes=probes, candidates=candidates)
@@ -87,45 +87,81 @@ class Auto:
         near = field.image(i)
         sample = self._sample(query, geometry, i, near, 0)
         sample.grow(FIRST_CELLS)
-        state = _together(sample, near)
-        wide = self._needed(state, sample) > WORTH
+        state = _together(near, sample)
+        wide = self._needed(state, sample.shares()) > WORTH
         if wide.any() and sample.scanned + FIRST_CELLS <= sample.cells:
             pixels = np.flatnonzero(wide.reshape(-1).numpy())
             near = field.extend(i, near, pixels, WIDER * self._probes, WIDER * self._candidates)
             sample.forget(pixels, near.members, near.state.max_logit.numpy())
             sample.grow(FIRST_CELLS)
-            state = _together(sample, near)
+            state = _together(near, sample)
         full = OVERHEAD * self._seconds(query, geometry, query.x[0, 0].numel())
         one = self._seconds(query, geometry, 1)
-        while (left := _stderr(state) > self._tolerance).any():
-            needed = self._needed(state, sample)[left].sort().values
+        while (left := _stderr(state) > self._tolerance).any() and sample.scanned < sample.cells:
             share = sample.scanned / sample.cells
-            # So much for all, and samples of their own for the pixels that need more.
-            alone = (one * needed).clamp(max=one)
+            needed = self._needed(state, sample.shares())[left].sort().values
+            # So much for all, and more for single pixels.
+            alone = one * (needed - share).clamp_min(0)
             cost = full * (needed - share).clamp_min(0) + alone.sum() - alone.cumsum(0)
             best = int(cost.argmin())
-            if float(cost[best]) >= float(alone.sum()) or sample.scanned == sample.cells:
+            if float(cost[best]) >= float(alone.sum()):
                 break
             # What is needed is a guess as good as the sample is large: at most twice as much.
             more = min(float(needed[best]) - share, share)
-            sample.grow(max(1, round(more * sample.cells)))
-            state = _together(sample, near)
-        exact = self._alone(query, geometry, i, near, self._needed(state, sample), state)
-        stderr = _stderr(state)
+            sample.grow(math.ceil(more * sample.cells))
+            state = _together(near, sample)
+        exact = 0
+        if left.any():
+            state, exact = self._single_pixels(query, geometry, i, near, sample, state)
         mass = (near.state.reshape(tuple(state.weight.shape)).log_weight() - state.log_weight()).exp()
         return Estimate.from_state(
             state[None],
-            stderr=stderr[None],
+            stderr=_stderr(state)[None],
             captured_mass=mass.clamp(max=1)[None],
             codes_scanned=near.codes,
             exact_pixels=exact,
         )
 
-    def _needed(self, state: SoftmaxState, sample: SampledScan) -> Tensor:
+    def _single_pixels(
+        self,
+        query: Query,
+        geometry: Geometry,
+        i: int,
+        near: Near,
+        sample: SampledScan,
+        state: SoftmaxState,
+    ) -> tuple[SoftmaxState, int]:
+        """Sample more for pixels above the tolerance, or compute them exactly; return how many exactly."""
+        left = _stderr(state) > self._tolerance
+        more = self._sample(query, geometry, i, near, 1, left)
+        while left.any():
+            shares = sample.shares() + more.shares()
+            needed = self._needed(state, shares)
+            ahead = float((needed - shares)[left].median().clamp_min(0))
+            if ahead + float(more.shares().max()) > MOST:
+                break
+            more.only(left)
+            more.grow(max(LEAST_TILES, math.ceil(ahead * more.cells)))
+            state = _together(near, sample, more)
+            left = _stderr(state) > self._tolerance
+        if left.any():
+            found = scan(
+                self._data.training,
+                geometry,
+                query.x[i : i + 1],
+                query.a,
+                query.beta,
+                label=query.label,
+                pixels=left[None],
+                memory=self._data.memory,
+            )
+            for mine, new in zip(vars(state).values(), vars(found).values(), strict=True):
+                mine[left] = new
+        return state, int(left.sum())
+
+    def _needed(self, state: SoftmaxState, share: Tensor) -> Tensor:
         """Estimate which share of all cells would bring each pixel to the tolerance."""
-        share = sample.shares().reshape(state.weight.shape)
-        variance = _stderr(state).square()
-        one = variance * share / (1 - share).clamp_min(1e-9)  # of a share f: one (1 - f) / f
+        one = _stderr(state).square() * share / (1 - share).clamp_min(1e-9)  # of a share f: one (1 - f) / f
         return one / (one + self._tolerance**2)
 
     def _sample(
@@ -135,7 +171,7 @@ class Auto:
         i: int,
         near: Near,
         salt: int,
-        pixels: np.ndarray | None = None,
+        pixels: Tensor | None = None,
     ) -> SampledScan:
         lo, hi = self._data.training.range_of(query.label)
         number = i if query.samples is None else query.samples[i]
@@ -152,49 +188,6 @@ class Auto:
             near.state.max_logit.numpy(),
             pixels,
         )
-
-    def _alone(
-        self, query: Query, geometry: Geometry, i: int, near: Near, needed: Tensor, state: SoftmaxState
-    ) -> int:
-        """Bring the pixels that are above the tolerance below it; return how many were computed exactly."""
-        left = np.flatnonzero((_stderr(state) > self._tolerance).reshape(-1).numpy())
-        needed = needed.reshape(-1)
-        whole = state.reshape((-1,))
-        assert (
-            whole.weight.data_ptr() == state.weight.data_ptr()
-            and whole.centre.data_ptr() == state.centre.data_ptr()
-            and whole.variance.data_ptr() == state.variance.data_ptr()
-        )
-        salt = 0
-        while len(left):
-            share = float(needed[left].median())
-            if share > MOST:
-                break
-            salt += 1
-            sample = self._sample(query, geometry, i, near, salt, left)
-            sample.grow(max(LEAST_TILES, math.ceil(share * sample.cells)))
-            found = _together(sample, near).reshape((-1,))
-            some = torch.from_numpy(left)
-            for mine, new in zip(vars(whole).values(), vars(found).values(), strict=True):
-                mine[some] = new[some]
-            needed[some] = torch.maximum(self._needed(found, sample).reshape(-1)[some], 1.5 * needed[some])
-            left = left[(_stderr(whole)[some] > self._tolerance).numpy()]
-        if len(left):
-            mask = torch.zeros(len(needed), dtype=torch.bool)
-            mask[torch.from_numpy(left)] = True
-            found = scan(
-                self._data.training,
-                geometry,
-                query.x[i : i + 1],
-                query.a,
-                query.beta,
-                label=query.label,
-                pixels=mask.reshape(1, *geometry.size),
-                memory=self._data.memory,
-            )
-            for mine, new in zip(vars(whole).values(), vars(found).values(), strict=True):
-                mine[mask] = new
-        return len(left)
 
     def _exact(self, query: Query, geometry: Geometry) -> Estimate:
         state = scan(
@@ -227,10 +220,18 @@ class Auto:
         return expected_seconds(geometry, self._data.training.channels, hi - lo, [pixels])
 
 
-def _together(sample: SampledScan, near: Near) -> SoftmaxState:
-    """Return the state (H, W) of the near field and the sample."""
-    state = sample.state()
-    state.merge(near.state.reshape(tuple(state.weight.shape)))
+def _together(near: Near, *samples: SampledScan) -> SoftmaxState:
+    """Return the state (H, W) of the near field and of all else, as independent samples estimate it.
+
+    Each sample counts in proportion to its share of all cells.
+    """
+    shares = [sample.shares() for sample in samples]
+    state = near.state.reshape(tuple(shares[0].shape))
+    state = SoftmaxState(*(field.clone() for field in vars(state).values()))
+    for sample, share in zip(samples, shares, strict=True):
+        part = sample.state()
+        part.scale(share / sum(shares))
+        state.merge(part)
     return state
 
 

@@ -31,7 +31,7 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["Near", "NearField"]
 
-CELLS = 96  # whose lists are looked at
+CELLS = 64  # whose lists are looked at
 HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
 ROUNDS = 8
 FEW = 0.05  # heavy members a pixel for which no other round is made

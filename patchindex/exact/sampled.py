@@ -83,8 +83,8 @@ class SampledScan:
         Members that the sums leave out, no pixel's twice.
     top : array of float64, shape (H * W,)
         Largest logit that is known of each pixel; minus infinity for none.
-    pixels : array of int64, optional
-        Only these pixels, by raster number; by default all.
+    pixels : Tensor of bool, shape (H, W), optional
+        Only these pixels; by default all.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class SampledScan:
         seed: Sequence[int],
         known: Members,
         top: np.ndarray,
-        pixels: np.ndarray | None = None,
+        pixels: Tensor | None = None,
     ) -> None:
         self._images, self._lo, self._n = images, lo, hi - lo
         plan = plan_of(geometry, x.shape[0], lanes(geometry, hi - lo))
@@ -114,13 +114,14 @@ class SampledScan:
         rng = np.random.default_rng(seed)
         self._image_order = rng.permutation(self._n)
         self._classes = CLASSES if pixels is None else 1
-        self._asked = pixels
+        self._asked: np.ndarray | None = None
+        if pixels is not None:
+            self.only(pixels)
         self.cells, self.scanned = self.cells_of(geometry, self._n) // CLASSES * self._classes, 0
         self._cell_order = rng.permutation(self.cells)
         self._units = _units_of_classes(plan)
-        self._known = known
         area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
-        self._top = self._reference(top)
+        self._know(known, top)
         self._tops = np.full(area, float(kernel.NOTHING_YET))
         self._totals = np.zeros((area, 2 + channels))
         self._squares = np.zeros((area, 1 + 2 * channels))
@@ -132,10 +133,18 @@ class SampledScan:
         """Return how many cells so many images make."""
         return -(-images // lanes(geometry, images)) * CLASSES
 
-    def _reference(self, top: np.ndarray) -> np.ndarray:
-        """Return what the kernel's logits are taken relative to, given logits that are known."""
+    def _know(self, known: Members, top: np.ndarray) -> None:
+        plan = self._frame.plan
+        self._known = known
+        self._known_image = (known.patch // (plan.geometry.size[0] * plan.geometry.size[1])).astype(np.int32)
+        self._known_image -= self._lo
+        # What the kernel's logits are taken relative to: whole numbers.
         reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
-        return np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
+        self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
+
+    def only(self, pixels: Tensor) -> None:
+        """Scan from now on for some of the pixels asked for only: a mask (H, W)."""
+        self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
 
     def forget(self, pixels: np.ndarray, known: Members, top: np.ndarray) -> None:
         """Begin anew for some pixels (raster numbers), of which more members are known now.
@@ -143,8 +152,7 @@ class SampledScan:
         The sums of their members are unbiased only over cells that had no say in what became known, and
         that are scanned from now on.
         """
-        self._known = known
-        self._top = self._reference(top)
+        self._know(known, top)
         for sums in (self._totals, self._squares, self._counts.reshape(-1), self._since):
             sums[pixels] = 0
         self._tops[pixels] = float(kernel.NOTHING_YET)
@@ -161,23 +169,27 @@ class SampledScan:
         for tile in {cell // self._classes for cell in cells}:
             images = self._image_order[tile * plan.lanes : (tile + 1) * plan.lanes]
             place[images] = np.arange(tile * plan.lanes, tile * plan.lanes + len(images))
-        image = self._known.patch // (height * width) - self._lo
-        some = np.flatnonzero(place[image] >= 0)
-        pixel, patch, logit = (array[some] for array in self._known)
-        tile, lane = np.divmod(place[image[some]].astype(np.int64), plan.lanes)
-        at, row, column = patch % (height * width), pixel // width, pixel % width
-        cell = tile
+        some = place[self._known_image] >= 0
+        if self._asked is not None:
+            asked = np.zeros(height * width, bool)
+            asked[self._asked] = True
+            some &= asked[self._known.pixel]
+        members = np.flatnonzero(some)
+        pixel, patch, logits = (array[members] for array in self._known)
+        tiles, lanes_of = np.divmod(place[self._known_image[members]].astype(np.int64), plan.lanes)
+        cell = tiles
         if self._asked is None:
+            at, row, column = patch % (height * width), pixel // width, pixel % width
             offsets = _class_of(plan.pair_of[row, at // width], plan.block_of[column, at % width])
-            cell = tile * CLASSES + offsets
+            cell = tiles * CLASSES + offsets
         order = np.argsort(cell, kind="stable")
         centres = self._images.reshape(-1, plan.channels)[patch[order]].astype(np.float32) - frame.grey
-        logit = (logit + frame.norms.reshape(-1)[pixel]) / math.log(2)
+        logits = (logits + frame.norms.reshape(-1)[pixel]) / math.log(2)
         return _Cells(
             cell[order],
             pixel[order].astype(np.int64),
-            lane[order],
-            logit[order].astype(np.float32),
+            lanes_of[order],
+            logits[order].astype(np.float32),
             centres,
         )
 
@@ -185,7 +197,7 @@ class SampledScan:
         """Scan as many more cells, or what is left of them."""
         chosen = np.sort(self._cell_order[self.scanned : self.scanned + cells]).tolist()
         self.scanned += len(chosen)
-        self._since += len(chosen)
+        self._since[slice(None) if self._asked is None else self._asked] += len(chosen)
         known = self._place(chosen)
         tiles = iter([list(group) for _, group in groupby(chosen, lambda cell: cell // self._classes)])
         taking = Lock()
@@ -213,7 +225,8 @@ class SampledScan:
         for cell in chosen:
             tile, offsets = divmod(cell, self._classes)
             n = min(self._frame.plan.lanes, self._n - tile * self._frame.plan.lanes)
-            self._counts += n * members[offsets]
+            mine = slice(None) if self._asked is None else self._asked
+            self._counts.reshape(-1)[mine] += n * members[offsets].reshape(-1)[mine]
 
     def _merge(self, tops: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> None:
         top = np.maximum(self._tops, tops)
