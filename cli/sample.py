@@ -44,10 +44,14 @@ FILES = ("grid.png", "samples.npz", "samples.json")
     "--estimator", type=click.Choice(list(ESTIMATORS)), help="[default: auto where there is an index]"
 )
 @click.option("--tolerance", type=float, help="auto: standard error of a pixel.  [default: 0.01]")
-@click.option("--blocks", type=int, help="priority, auto: blocks of 64 codes scanned a pixel, at first.")
-@click.option("--samples", type=int, help="priority, auto: patches evaluated a pixel, at first.")
-@click.option("--candidates", type=int, help="topk: patches kept a pixel.  [default: 256]")
-@click.option("--probes", type=int, help="topk: inverted lists looked into.  [default: 32]")
+@click.option("--blocks", type=int, help="priority: blocks of 64 codes scanned a pixel.  [default: 1024]")
+@click.option("--samples", type=int, help="priority: patches evaluated a pixel.  [default: 1024]")
+@click.option(
+    "--candidates", type=int, help="Patches retrieved for a pixel.  [default: auto: 1024; topk: 256]"
+)
+@click.option(
+    "--probes", type=int, help="Inverted lists scanned for a pixel.  [default: auto: 256; topk: 32]"
+)
 @locality_option("Locality schedule, in place of the store's own.")
 @click.option(
     "--nearest-scales", is_flag=True, help="Move the schedule to the nearest scales that the store has."

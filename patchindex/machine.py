@@ -59,8 +59,8 @@ class ScoreMachine:
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies.
     **options
-        Of the estimator: `tolerance`, `blocks` and `samples` for `"auto"`, the last two for `"priority"`,
-        `candidates` and `probes` for `"topk"`.
+        Of the estimator: `tolerance`, `probes` and `candidates` for `"auto"`, the last two for `"topk"`,
+        `blocks` and `samples` for `"priority"`.
 
     Raises
     ------

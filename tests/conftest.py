@@ -13,7 +13,15 @@ import torch
 ROOT = Path(__file__).parents[1]
 # Numba looks at the file of a compiled function only, and kernels are made of several: a cache by content,
 # which must be named before numba is imported.
-KERNELS = ("simd.py", "simd_codes.py", "exact/kernel.py", "index/retrieval.py", "index/rerank.py")
+KERNELS = (
+    "simd.py",
+    "simd_codes.py",
+    "exact/kernel.py",
+    "index/retrieval.py",
+    "index/rerank.py",
+    "index/nearest.py",
+    "index/spread.py",
+)
 KERNEL = b"".join((ROOT / "patchindex" / name).read_bytes() for name in KERNELS)
 os.environ["NUMBA_CACHE_DIR"] = str(
     ROOT / ".pytest_cache" / f"numba-{hashlib.sha256(KERNEL).hexdigest()[:16]}"

@@ -138,7 +138,7 @@ class Auto:
             shares = sample.shares() + more.shares()
             needed = self._needed(state, shares)
             ahead = float((needed - shares)[left].median().clamp_min(0))
-            if ahead + float(more.shares().max()) > MOST:
+            if more.scanned == more.cells or ahead + float(more.shares().max()) > MOST:
                 break
             more.only(left)
             more.grow(max(LEAST_TILES, math.ceil(ahead * more.cells)))

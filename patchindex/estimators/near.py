@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +15,16 @@ import torch
 from patchindex.estimators.base import Data, Query, index_of, scale_of
 from patchindex.exact.sampled import Members
 from patchindex.index import ScaleIndex
-from patchindex.index.nearest import Best, Scratch, best_codes, best_lists, list_tiles, merge, patch_ids
+from patchindex.index.nearest import (
+    Best,
+    Scratch,
+    best_codes,
+    best_lists,
+    capacity,
+    list_tiles,
+    merge,
+    patch_ids,
+)
 from patchindex.index.retrieval import CODES, NEVER
 from patchindex.index.spread import (
     REACH,
@@ -73,7 +83,7 @@ class NearField:
         self._scale = index.scale(scale_of(query, "auto"))
         self._query = query
         self._label = None if query.label is None else index.attributes["labels"].index(query.label)
-        self._threads = torch.get_num_threads()
+        self._threads, self._memory = torch.get_num_threads(), data.memory
         # One image at a time: products of another shape would round otherwise.
         geometry = self._scale.geometry
         self._z = torch.cat(
@@ -96,6 +106,11 @@ class NearField:
         members, state = self._spreading.run(i, pixels, ids, near)
         return Near(members, state, near.codes + int(codes.sum()))
 
+    def _group(self, probes: int, candidates: int) -> int:
+        """Return for how many pixels at once there is room: the more, the fewer times a list is decoded."""
+        a_pixel = 12 * self._threads * sum(capacity(keep) for keep in (CELLS, probes, candidates))
+        return max(1, self._memory // 2 // a_pixel)
+
     def _search(self, rows: np.ndarray, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the patch ids of the best codes of pixels, (n, candidates), and codes scanned."""
         query = self._query
@@ -105,8 +120,11 @@ class NearField:
             for c in np.unique(classes).tolist():
                 if c not in self._lists:
                     self._lists[c] = _Lists(self._scale, c, self._label, query.a, query.beta, self._threads)
-                some = np.flatnonzero(classes == c)
-                ids[some], codes[some] = self._lists[c].search(pool, self._z[rows[some]], probes, candidates)
+                mine = np.flatnonzero(classes == c)
+                for some in np.array_split(mine, math.ceil(len(mine) / self._group(probes, candidates))):
+                    ids[some], codes[some] = self._lists[c].search(
+                        pool, self._z[rows[some]], probes, candidates
+                    )
         return ids, codes
 
 

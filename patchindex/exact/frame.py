@@ -88,7 +88,9 @@ class Frame:
         # Squares were rounded to float32 one by one; for their sum Cauchy and Schwarz hold all the same.
         square = state.weight.square()
         state.weight_sq = torch.from_numpy(totals[..., 1].reshape(shape).copy())
-        state.weight_sq = torch.minimum(torch.maximum(state.weight_sq, square / state.count), square)
+        state.weight_sq = torch.minimum(
+            torch.maximum(state.weight_sq, square / state.count.clamp(min=1)), square
+        )
         centres = torch.from_numpy(totals[..., 2:] / 127.5).reshape(*shape, channels)
         state.centre = centres + state.weight.unsqueeze(-1) * _unit(self.grey)
         return state

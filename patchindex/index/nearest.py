@@ -16,7 +16,16 @@ from patchindex.index.retrieval import CODES, NEVER, STEPS, decode, nth_highest
 from patchindex.simd import BLOCK, LANES, aligned, compiled, inlined, load_block, splat_block, store
 from patchindex.simd_codes import bits_below, load_id, lowest_bit, prefetch
 
-__all__ = ["Best", "Scratch", "best_codes", "best_lists", "list_tiles", "merge", "patch_ids"]
+__all__ = [
+    "Best",
+    "Scratch",
+    "best_codes",
+    "best_lists",
+    "capacity",
+    "list_tiles",
+    "merge",
+    "patch_ids",
+]
 
 
 AHEAD = 2  # blocks of codes that are on their way from memory
@@ -81,8 +90,14 @@ def capacity(keep: int) -> int:
 
 @inlined
 def _cut(best, q, keep, scratch):  # type: ignore[no-untyped-def]
-    """Keep the items of a query that score above the one after its `keep` best."""
-    limit = nth_highest(best.score[q], best.held[q], keep, scratch.room, scratch.histogram)
+    """Keep the items of a query that score above the one after its `keep` best.
+
+    So what is kept in the end depends on neither the order of the items nor on who has seen which: of those
+    that are as good as the first that is left out, none is kept.
+    """
+    limit = best.threshold[q]
+    if best.held[q] > keep:
+        limit = max(limit, nth_highest(best.score[q], best.held[q], keep, scratch.room, scratch.histogram))
     best.threshold[q] = limit
     n = 0
     for i in range(best.held[q]):
@@ -246,8 +261,8 @@ def merge(others, keep, best, scratch):  # type: ignore[no-untyped-def]
             best.item[q, n] = others.item[q, i]
             n += 1
         best.held[q] = n
-        if n > keep:
-            _cut(best, q, keep, scratch)
+        best.threshold[q] = max(best.threshold[q], others.threshold[q])
+        _cut(best, q, keep, scratch)
 
 
 @compiled

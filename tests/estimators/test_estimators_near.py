@@ -1,0 +1,129 @@
+"""The near field: right members with exact logits, none twice, and all there are when all is asked for."""
+
+from __future__ import annotations
+
+import brute
+import numpy as np
+import pytest
+import torch
+
+from patchindex.estimators.base import Data, Query
+from patchindex.estimators.near import NearField
+from patchindex.exact import scan
+from patchindex.patches import Geometry
+
+ALL = 10**4
+
+
+def field(store, x, t, k, probes, candidates, label=None):
+    beta = brute.beta_of(t)
+    data = Data(
+        store.training, store.machine, store.train_windows, store, torch.device("cpu"), memory=1 << 26
+    )
+    query = Query(x=x, a=(1 - beta) ** 0.5, beta=beta, k=k, label=label)
+    return NearField(data, query, probes, candidates), query
+
+
+def exact(store, query):
+    return scan(
+        store.training, store.geometry(query.k), query.x, query.a, query.beta, label=query.label,
+        dtype=torch.float64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("label", [None, 4])
+@pytest.mark.parametrize(("k", "t"), [(3, 0.3), (5, 0.7)])
+def test_all_probes_and_candidates_are_everything(store, held_out, monkeypatch, k, t, label):
+    monkeypatch.setattr("patchindex.estimators.near.CELLS", ALL)
+    near, query = field(store, held_out(t), t, k, ALL, 8000, label)
+    truth = exact(store, query)
+    for i in range(2):
+        state = near.image(i).state
+        one = truth[i].reshape((-1,))
+        # What is more than 20 nats below the largest logit is left out.
+        torch.testing.assert_close(state.mean(), one.mean(), rtol=0, atol=5e-5)
+        torch.testing.assert_close(state.log_weight(), one.log_weight(), rtol=0, atol=5e-5)
+        assert (state.count <= one.count).all()
+        assert float(state.count.sum() / one.count.sum()) > (0.99 if t > 0.5 else 0.5)
+
+
+@pytest.mark.parametrize(("probes", "candidates"), [(4, 10), (30, 60)])
+def test_members_are_unique_and_of_the_pixels_class(store, held_out, probes, candidates):
+    near, _ = field(store, held_out(0.4), 0.4, 5, probes, candidates)
+    geometry: Geometry = store.geometry(5)
+    height, width = geometry.size
+    members = near.image(1).members
+    pairs = members.pixel.astype(np.int64) * 10**9 + members.patch
+    assert len(np.unique(pairs)) == len(pairs)
+    place = members.patch % (height * width)
+    for axis, q, j in (
+        (geometry.y, members.pixel // width, place // width),
+        (geometry.x, members.pixel % width, place % width),
+    ):
+        assert np.isin(j, axis.train_positions).all()
+        classes = np.array(axis.classes)
+        assert (classes[q] == classes[j]).all()
+
+
+def test_logits_are_those_of_an_exact_scan(store, held_out):
+    """A pixel whose whole softmax is one member's: its logit is the sum's."""
+    near, query = field(store, held_out(0.03), 0.03, 5, 20, 30)
+    truth = exact(store, query)
+    narrow = truth.ess()[0].reshape(-1) < 1.0001
+    state = near.image(0).state
+    found = (state.log_weight() - truth[0].reshape((-1,)).log_weight())[narrow]
+    # Retrieved, so equal; or missed, and then the sum is less.
+    assert int(narrow.sum()) > 10
+    assert float((found.abs() < 1e-2).double().mean()) > 0.5
+    assert (found < 1e-2).all()
+
+
+def test_more_is_retrieved_with_more_probes(store, held_out):
+    masses = []
+    for probes, candidates in ((1, 4), (8, 20), (60, 200)):
+        near, query = field(store, held_out(0.4), 0.4, 3, probes, candidates)
+        mass = near.image(0).state.log_weight() - exact(store, query)[0].reshape((-1,)).log_weight()
+        masses.append(float(mass.exp().mean()))
+    assert masses == sorted(masses)
+    assert masses[-1] > 1.5 * masses[0]
+
+
+def test_extending_changes_the_pixels_asked_for_only(store, held_out):
+    near, _ = field(store, held_out(0.4), 0.4, 5, 2, 5)
+    before = near.image(0)
+    pixels = np.array([0, 50, 51, 100])
+    after = near.extend(0, before, pixels, 40, 80)
+    others = np.setdiff1d(np.arange(len(before.state.weight)), pixels)
+    assert torch.equal(after.state.count[others], before.state.count[others])
+    torch.testing.assert_close(after.state.mean()[others], before.state.mean()[others])
+    assert (after.state.count[pixels] > before.state.count[pixels]).any()
+    gained = after.state.log_weight() - before.state.log_weight()
+    assert (gained > -1e-9).all()
+    assert float(gained[pixels].max()) > 0.01
+    pairs = after.members.pixel.astype(np.int64) * 10**9 + after.members.patch
+    assert len(np.unique(pairs)) == len(pairs)
+
+
+def test_pixels_learn_from_those_around(store, held_out, monkeypatch):
+    near, _ = field(store, held_out(0.2), 0.2, 5, 3, 5)
+    spread = near.image(0).state
+    monkeypatch.setattr("patchindex.estimators.near.ROUNDS", 0)
+    alone = near.image(0).state
+    assert (spread.log_weight() >= alone.log_weight() - 1e-9).all()
+    assert int(spread.count.sum()) > int(alone.count.sum())
+
+
+def test_groups_and_threads_change_nothing(store, held_out, monkeypatch):
+    states = []
+    before = torch.get_num_threads()
+    try:
+        for threads, group in ((1, ALL), (2, ALL), (2, 9)):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(NearField, "_group", lambda *args, group=group: group)
+            near, _ = field(store, held_out(0.4), 0.4, 3, 20, 50)
+            states.append(near.image(1).state)
+    finally:
+        torch.set_num_threads(before)
+    for other in states[1:]:
+        assert torch.equal(states[0].count, other.count)
+        torch.testing.assert_close(states[0].mean(), other.mean(), rtol=0, atol=1e-7)

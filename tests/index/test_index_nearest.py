@@ -1,0 +1,135 @@
+"""The best lists and codes of each query, against all scores computed plainly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import patchindex as pi
+from patchindex.index.nearest import Best, Scratch, best_codes, best_lists, list_tiles, merge, patch_ids
+from patchindex.simd import aligned
+
+DIMS, CELLS = 12, 5
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def kept(best, q):
+    return set(best.item[q, : best.held[q]].tolist())
+
+
+def table(rng, sizes):
+    """Lists of random moments in cells of these sizes."""
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    n = int(bounds[-1])
+    means = rng.standard_normal((n, DIMS)).astype(np.float32)
+    variances = rng.uniform(0.05, 0.5, (n, DIMS)).astype(np.float32)
+    return bounds, means, variances
+
+
+@pytest.mark.parametrize("keep", [1, 7, 40])
+def test_best_lists(rng, keep):
+    bounds, means, variances = table(rng, [70, 3, 64, 200, 1])
+    patches = rng.integers(0, 3, len(means))  # a third of the lists is empty
+    a, beta = 0.8, 0.36
+    first = np.concatenate([[0], np.cumsum(-(-np.diff(bounds) // 64))])
+    tiles, offsets = aligned(first[-1] * 2 * DIMS * 64), aligned(first[-1] * 64)
+    list_tiles(means, variances, patches, first, bounds, a, beta, tiles, offsets)
+    z = rng.standard_normal((9, DIMS)).astype(np.float32)
+    visits = rng.random((CELLS, 9)) < 0.6
+    start = np.concatenate([[0], np.cumsum(visits.sum(1))])
+    visitors = np.nonzero(visits)[1].astype(np.int32)
+    u = np.concatenate([z * z, z], 1).reshape(-1)
+    parts = []
+    for cells in ((0, 3), (3, 5)):
+        part = Best.none(9, keep)
+        best_lists(
+            tiles,
+            offsets,
+            first,
+            bounds,
+            u,
+            2 * DIMS,
+            start,
+            visitors,
+            cells,
+            keep,
+            part,
+            Scratch.of(1, keep),
+        )
+        parts.append(part)
+    best, other = parts
+    merge(other, keep, best, Scratch.of(1, keep))
+    v = beta / 2 + a * a * variances.astype(np.float64)
+    for q in range(9):
+        score = -0.5 * (np.square(z[q] - a * means) / v + np.log(v / beta)).sum(1)
+        there = np.repeat(visits[:, q], np.diff(bounds)) & (patches > 0)
+        order = np.flatnonzero(there)[np.argsort(-score[there])]
+        assert kept(best, q) == set(order[:keep].tolist())
+        found = (
+            best.score[q, : best.held[q]]
+            + 0.5 * (z[q].astype(np.float64) ** 2 / v)[best.item[q, : best.held[q]]].sum(1) * 0
+        )
+        np.testing.assert_allclose(np.sort(found), np.sort(score[order[:keep]]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("keep", [1, 20, 3000])
+@pytest.mark.parametrize("label", [None, 1])
+def test_best_codes(store, rng, keep, label):
+    scale = store.scale(5)
+    c = scale.geometry.n_classes // 2
+    codes, ids_at = scale.codes(c, label)
+    lists, dims = len(codes.size), codes.dims
+    z = rng.standard_normal((6, dims)).astype(np.float32)
+    visits = rng.random((lists, 6)) < 0.5
+    start = np.concatenate([[0], np.cumsum(visits.sum(1))])
+    visitors = np.nonzero(visits)[1].astype(np.int32)
+    scanned, parts = np.zeros((2, 6), np.int64), []
+    for number, share in enumerate(((0, lists // 3), (lists // 3, lists))):
+        part = Best.none(6, keep)
+        best_codes(
+            codes, z.reshape(-1), np.float32(0.7), start, visitors, share, keep, part,
+            Scratch.of(dims, keep), scanned[number],
+        )  # fmt: skip
+        parts.append(part)
+    merge(parts[1], keep, parts[0], Scratch.of(1, keep))
+    best = parts[0]
+    ids = np.empty((6, keep), np.int64)
+    patch_ids(codes.file, ids_at, best, ids)
+    values = {}
+    for at in range(lists):
+        n, offset = int(codes.size[at]), int(codes.offset[at])
+        raw = codes.file[offset : offset + n * dims].reshape(n, dims)
+        values[at] = (raw + 0.5) * codes.step[:dims].astype(np.float64) + codes.low[:dims]
+    np.testing.assert_array_equal(scanned.sum(0), codes.size @ visits)
+    for q in range(6):
+        mine = np.flatnonzero(visits[:, q])
+        score = np.concatenate([values[at] @ z[q] - 0.7 * np.square(values[at]).sum(1) for at in mine])
+        number = np.concatenate([(at << 32) + np.arange(len(values[at])) for at in mine])
+        least = np.sort(score)[::-1][min(keep, len(score)) - 1]
+        # Where codes are alike, any of them, or none of those that are as good as the first left out.
+        assert {int(i) for i in number[score > least + 1e-3]} <= kept(best, q)
+        assert kept(best, q) <= {int(i) for i in number[score > least - 1e-3]}
+        held = ids[q][ids[q] >= 0]
+        assert len(held) == best.held[q] == len(set(held.tolist())) <= keep
+        images = held // scale.geometry.patches_per_image
+        lo, hi = store.training.range_of(None if label is None else store.attributes["labels"][label])
+        assert ((images >= lo) & (images < hi)).all()
+
+
+def test_nothing_to_look_at(store):
+    scale = store.scale(3)
+    codes, ids_at = scale.codes(0)
+    best = Best.none(2, 5)
+    best_codes(
+        codes, np.zeros(2 * codes.dims, np.float32), np.float32(1), np.zeros(len(codes.size) + 1, np.int64),
+        np.empty(0, np.int32), (0, len(codes.size)), 5, best, Scratch.of(codes.dims, 5),
+        np.zeros(2, np.int64),
+    )  # fmt: skip
+    ids = np.empty((2, 5), np.int64)
+    patch_ids(codes.file, ids_at, best, ids)
+    assert (ids == -1).all()
+    assert isinstance(store, pi.PatchIndex)

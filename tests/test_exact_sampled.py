@@ -1,0 +1,201 @@
+"""A sampled scan: exact when it has grown to everything, unbiased and honest before, repeatable."""
+
+from __future__ import annotations
+
+import brute
+import numpy as np
+import pytest
+import torch
+
+from patchindex.exact import scan
+from patchindex.exact.sampled import Members, SampledScan
+from patchindex.patches import Geometry
+from patchindex.softmax import SoftmaxState
+from patchindex.training import TrainingImages
+
+CASES = [("ELS", "valid"), ("ELS", "wrapped"), ("bbELS", "valid")]
+SIZE = (12, 14)
+NONE = Members(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.float32))
+EVERYTHING = 10**6
+
+
+@pytest.fixture
+def case(real_images):
+    """Images, a noisy one, and its noise level."""
+
+    def make(n, t=0.5, channels=1):
+        images = real_images(n, SIZE, channels=channels)[0]
+        x = brute.noisy(real_images(1, SIZE, channels=channels, skip=900)[0], t)
+        beta = brute.beta_of(t)
+        return images, torch.from_numpy(x)[0], (1 - beta) ** 0.5, beta
+
+    return make
+
+
+def sampled(images, geometry, x, a, beta, *, seed=0, known=NONE, top=None, pixels=None):
+    if top is None:
+        top = np.full(SIZE[0] * SIZE[1], -np.inf)
+    return SampledScan(images, 0, len(images), geometry, x, a, beta, [seed], known, top, pixels)
+
+
+def members_of(geometry, images, x, a, beta, rng, n):
+    """n pairs of a pixel and a patch of its class, with their logits in float64, and the sums of those."""
+    height, width = SIZE
+    same = []
+    for axis in (geometry.y, geometry.x):
+        table = np.zeros((axis.size, axis.size), bool)
+        for offset in axis.offsets:
+            table[offset.query, np.arange(offset.train.start, offset.train.stop)] = True
+        same.append(table)
+    found = {}
+    while len(found) < n:
+        py, px, ty, tx = (rng.integers(size) for size in (height, width, height, width))
+        if same[0][py, ty] and same[1][px, tx]:
+            image = rng.integers(len(images))
+            found[py * width + px, (image * height + ty) * width + tx] = None
+    pixel, patch = np.array(list(found)).T
+    unit = images / 127.5 - 1
+    d = geometry.k // 2
+    modes = ["wrap" if geometry.y.circular else "constant", "wrap"]
+    if geometry.y.train_padding == "zeros":
+        modes[1] = "constant"
+    query = np.pad(x.numpy().transpose(1, 2, 0), ((d, d), (d, d), (0, 0)), modes[0])
+    padded = np.pad(unit, ((0, 0), (d, d), (d, d), (0, 0)), modes[1])
+    logits = []
+    for p, j in zip(pixel, patch, strict=True):
+        (y, left), (row, at) = divmod(p, width), divmod(j, width)
+        image, top = divmod(row, height)
+        windows = (
+            query[y : y + geometry.k, left : left + geometry.k],
+            padded[image, top : top + geometry.k, at : at + geometry.k],
+        )
+        logits.append(-np.square(windows[0] - a * windows[1]).sum() / (2 * beta))
+    logits = np.array(logits)
+    state = SoftmaxState.empty((height * width,), images.shape[3])
+    centres = unit.reshape(-1, images.shape[3])[patch]
+    for i in range(n):
+        state.merge(
+            SoftmaxState.of(torch.tensor([[logits[i]]]), torch.from_numpy(centres[i : i + 1])[None]),
+            [int(pixel[i])],
+        )
+    return Members(pixel.astype(np.int32), patch, logits.astype(np.float32)), state
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("k", [3, 7])
+@pytest.mark.parametrize(("machine", "train_windows"), CASES)
+def test_everything_scanned_is_exact(case, machine, train_windows, k, channels):
+    images, x, a, beta = case(70, channels=channels)
+    geometry = Geometry.of(machine, k, SIZE, train_windows)
+    sample = sampled(images, geometry, x, a, beta)
+    for cells in (3, 2, EVERYTHING):
+        sample.grow(cells)
+    state, exact = sample.state(), scan(TrainingImages(images), geometry, x[None], a, beta)[0]
+    assert sample.scanned == sample.cells
+    assert torch.equal(state.count, exact.count)
+    # Both are float32 sums of the same numbers, in another order.
+    torch.testing.assert_close(state.mean(), exact.mean(), rtol=0, atol=5e-6)
+    torch.testing.assert_close(state.log_weight(), exact.log_weight(), rtol=0, atol=5e-6)
+    torch.testing.assert_close(state.ess(), exact.ess(), rtol=1e-5, atol=0)
+    assert (state.stderr() == 0).all()
+
+
+@pytest.mark.parametrize(("machine", "train_windows"), CASES)
+def test_known_members_are_left_out(case, machine, train_windows):
+    images, x, a, beta = case(70)
+    geometry = Geometry.of(machine, 5, SIZE, train_windows)
+    known, members = members_of(geometry, images, x, a, beta, np.random.default_rng(1), 500)
+    exact = scan(TrainingImages(images), geometry, x[None], a, beta)[0]
+    for pixels in (None, torch.rand(SIZE, generator=torch.Generator().manual_seed(0)) < 0.2):
+        top = members.max_logit.numpy()
+        sample = sampled(images, geometry, x, a, beta, known=known, top=top, pixels=pixels)
+        sample.grow(2)
+        sample.grow(EVERYTHING)
+        state = sample.state()
+        state.merge(members.reshape(SIZE))
+        asked = torch.ones(SIZE, dtype=torch.bool) if pixels is None else pixels
+        # What is taken out was added with another rounding of its logit, up to 1e-5 of the member's weight.
+        torch.testing.assert_close(state.mean()[asked], exact.mean()[asked], rtol=0, atol=2e-5)
+        torch.testing.assert_close(state.log_weight()[asked], exact.log_weight()[asked], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize(("machine", "train_windows"), CASES)
+def test_sums_are_unbiased_and_errors_honest(case, machine, train_windows, single):
+    images, x, a, beta = case(960, t=0.6)
+    geometry = Geometry.of(machine, 3, SIZE, train_windows)
+    exact = scan(TrainingImages(images), geometry, x[None], a, beta)[0]
+    pixels = torch.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 7 == 0 if single else None
+    asked = slice(None) if pixels is None else pixels
+    weights, errors, stderrs = [], [], []
+    for seed in range(40):
+        sample = sampled(images, geometry, x, a, beta, seed=seed, pixels=pixels)
+        sample.grow(sample.cells // 3)
+        state = sample.state()
+        weights.append((state.log_weight() - exact.log_weight())[asked].exp())
+        errors.append((state.mean() - exact.mean())[asked])
+        stderrs.append(state.stderr()[asked])
+    mean = torch.stack(weights).mean(1)  # pixels share their sample: a mean over them for each seed
+    assert abs(float(mean.mean()) - 1) < 3.5 * float(mean.std()) / 40**0.5
+    ratio = torch.stack(errors).square().mean().sqrt() / torch.stack(stderrs).square().mean().sqrt()
+    assert 0.8 < float(ratio) < 1.25
+    # Some cells have more members than others: where patches are few, sums vary by more than their lanes do.
+    assert float(torch.stack(errors).square().mean().sqrt()) > 1e-3
+
+
+def test_a_label_is_a_range_of_images(case):
+    images, x, a, beta = case(90)
+    geometry = Geometry.of("ELS", 3, SIZE)
+    sample = SampledScan(images, 20, 75, geometry, x, a, beta, [0], NONE, np.full(168, -np.inf))
+    sample.grow(EVERYTHING)
+    exact = scan(TrainingImages(images[20:75]), geometry, x[None], a, beta)[0]
+    torch.testing.assert_close(sample.state().mean(), exact.mean(), rtol=0, atol=5e-6)
+
+
+def test_forgotten_pixels_begin_anew(case):
+    images, x, a, beta = case(200)
+    geometry = Geometry.of("ELS", 3, SIZE)
+    whole, half = (sampled(images, geometry, x, a, beta) for _ in range(2))
+    whole.grow(4)
+    before = whole.state()
+    half.grow(4)
+    chosen = np.array([3, 100])
+    half.forget(chosen, NONE, np.full(168, -np.inf))
+    assert float(half.shares().reshape(-1)[chosen].max()) == 0
+    half.grow(5)
+    late = sampled(images, geometry, x, a, beta)
+    late.grow(9)
+    kept = np.setdiff1d(np.arange(168), chosen)
+    flat = half.state().reshape((-1,))
+    torch.testing.assert_close(flat.mean()[kept], late.state().reshape((-1,)).mean()[kept])
+    # Both parts together are what was scanned without forgetting.
+    count = flat.count + before.reshape((-1,)).count
+    assert torch.equal(count[chosen], late.state().reshape((-1,)).count[chosen])
+    np.testing.assert_allclose(half.shares().reshape(-1)[[3, 4]] * half.cells, [5, 9])
+
+
+def test_equal_seeds_give_equal_sums_on_any_number_of_threads(case):
+    images, x, a, beta = case(200, channels=3)
+    geometry = Geometry.of("ELS", 5, SIZE)
+    before = torch.get_num_threads()
+    states = []
+    try:
+        for threads, seed in ((1, 5), (2, 5), (1, 6)):
+            torch.set_num_threads(threads)
+            sample = sampled(images, geometry, x, a, beta, seed=seed)
+            sample.grow(7)
+            states.append(sample.state())
+    finally:
+        torch.set_num_threads(before)
+    one, two, other = states
+    torch.testing.assert_close(one.mean(), two.mean(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(one.stderr(), two.stderr(), rtol=1e-4, atol=1e-7)
+    assert (one.mean() - other.mean()).abs().max() > 1e-3
+
+
+def test_progress_is_told(case):
+    images, x, a, beta = case(100)
+    told = []
+    sampled(images, Geometry.of("ELS", 3, SIZE), x, a, beta).grow(6, told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1
