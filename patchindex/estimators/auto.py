@@ -18,16 +18,16 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["Auto"]
 
-# Nanoseconds of one thread, measured by `benchmarks/estimators.py`: a probe with its share of the lists
-# looked at, and a candidate. They decide between an estimate and an exact scan, for which their ratios to the
-# exact kernel's costs matter.
-PROBE, CANDIDATE = 1500.0, 500.0
+# Nanoseconds of one thread (AVX-512) for a probe and for a candidate of the near field, and how many times
+# its near field a pixel takes in all, fitted to 256 x 1 024 on all of CIFAR-10 at mid noise. They choose
+# between an estimate and an exact scan, for which `exact/costs.py` has the like.
+PROBE, CANDIDATE, IN_ALL = 1500.0, 500.0, 4.0
 OVERHEAD = 1.4  # what a cell of a sample takes against its share of an exact scan
 FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
-WIDER = 4  # times as many probes and candidates for pixels that need it
-MOST = 0.5  # share of all patches beyond which a pixel is computed exactly
-LEAST_TILES = 16
-WORTH = 0.06  # share of all patches that a pixel would need in its sample, beyond which it gets those
+WORTH = 0.06  # share of all cells that a pixel may need in its sample before it gets a larger near field
+WIDER = 4  # times as many probes and candidates then
+LEAST_TILES = 16  # of a sample for single pixels
+MOST = 0.5  # share of all patches beyond which a single pixel is computed exactly
 
 
 class Auto:
@@ -72,7 +72,7 @@ class Auto:
     def __call__(self, query: Query) -> Estimate:
         """Retrieve, sample, and scan what is left."""
         batch = len(query.x)
-        geometry = self._data.geometry(scale_of(query, "auto"))
+        geometry = self._index.scale(scale_of(query, "auto")).geometry
         if self._exact_is_cheaper(query, geometry):
             return self._exact(query, geometry)
         field = NearField(self._data, query, self._probes, self._candidates)
@@ -208,12 +208,8 @@ class Auto:
     def _exact_is_cheaper(self, query: Query, geometry: Geometry) -> bool:
         pixels = query.x[0, 0].numel()
         full = self._seconds(query, geometry, pixels)
-        lo, hi = self._data.training.range_of(query.label)
-        retrieval = 1e-9 * pixels * (self._probes * PROBE + self._candidates * CANDIDATE)
-        return (
-            retrieval + OVERHEAD * full * min(1.0, FIRST_CELLS / SampledScan.cells_of(geometry, hi - lo))
-            > full
-        )
+        near = 1e-9 * pixels * (self._probes * PROBE + self._candidates * CANDIDATE)
+        return IN_ALL * near > full
 
     def _seconds(self, query: Query, geometry: Geometry, pixels: int) -> float:
         lo, hi = self._data.training.range_of(query.label)

@@ -167,7 +167,6 @@ class _Spreading:
                 summed = list(pool.map(partial(self._sum, top=top, area=area), parts))
                 parts = [part for part, _ in summed]
                 sums += sum(each for _, each in summed)
-                # No more than a few make up a pixel's sum, whatever the number of members.
                 bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
                 heavy = [self._keys(part, bar) for part in parts]
                 found += parts
@@ -197,11 +196,10 @@ class _Spreading:
 
     def _shares(self, keys: np.ndarray) -> list[np.ndarray]:
         """Cut pairs into a piece for each thread, those of a plane together."""
-        if not len(keys):
-            return []
         planes = keys // (self._geometry.size[0] * self._geometry.size[1])
         edges = np.linspace(0, len(keys), self._threads + 1).astype(int)
-        edges[1:-1] = np.searchsorted(planes, planes[edges[1:-1]])
+        if len(keys):
+            edges[1:-1] = np.searchsorted(planes, planes[edges[1:-1]])
         return [keys[lo:hi] for lo, hi in pairwise(edges.tolist())]
 
     def _compare(self, keys: np.ndarray, lines: np.ndarray, known: np.ndarray, reach: int) -> Members:

@@ -117,7 +117,7 @@ class SampledScan:
         self._asked: np.ndarray | None = None
         if pixels is not None:
             self.only(pixels)
-        self.cells, self.scanned = self.cells_of(geometry, self._n) // CLASSES * self._classes, 0
+        self.cells, self.scanned = -(-self._n // plan.lanes) * self._classes, 0
         self._cell_order = rng.permutation(self.cells)
         self._units = _units_of_classes(plan)
         area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
@@ -127,11 +127,6 @@ class SampledScan:
         self._squares = np.zeros((area, 1 + 2 * channels))
         self._counts = np.zeros(geometry.size, np.int64)
         self._since = np.zeros(area, np.int64)
-
-    @staticmethod
-    def cells_of(geometry: Geometry, images: int) -> int:
-        """Return how many cells so many images make."""
-        return -(-images // lanes(geometry, images)) * CLASSES
 
     def _know(self, known: Members, top: np.ndarray) -> None:
         plan = self._frame.plan

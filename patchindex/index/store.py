@@ -36,6 +36,7 @@ from patchindex.training import TrainingImages
 __all__ = ["FORMAT_VERSION", "PatchIndex", "open_index", "scale_group"]
 
 FORMAT_VERSION = 2
+SCALES_HELD = 2  # open at a time
 
 
 def scale_group(k: int) -> str:
@@ -169,6 +170,9 @@ class PatchIndex:
                 remedy=f"build with scales {wanted}, or move the schedule to the nearest scales",
             )
         if k not in self._scales:
+            # Centroids and moments of lists take 100 MiB and more a scale: no more than are needed at once.
+            while len(self._scales) >= SCALES_HELD:
+                self._scales.pop(next(iter(self._scales)))
             self._scales[k] = ScaleIndex(self.path / scale_group(k), self.geometry(k), self.device)
         return self._scales[k]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import patchindex as pi
 from patchindex.estimators.base import Data, Query
 from patchindex.estimators.near import NearField
 from patchindex.exact import scan
@@ -127,3 +128,24 @@ def test_groups_and_threads_change_nothing(store, held_out, monkeypatch):
     for other in states[1:]:
         assert torch.equal(states[0].count, other.count)
         torch.testing.assert_close(states[0].mean(), other.mean(), rtol=0, atol=1e-7)
+
+
+def test_patches_that_are_all_alike_are_left_to_the_sample(tmp_path, held_out):
+    """None of them is better than the first that is left out."""
+    store = pi.build_index(np.full((70, 14, 14, 1), 9, np.uint8), tmp_path / "grey.zarr", scales=(3,))
+    near, query = field(store, held_out(0.4), 0.4, 3, 2, 5)
+    found = near.image(0)
+    assert len(found.members.pixel) == 0
+    assert (found.state.weight == 0).all()
+    e = pi.ScoreMachine(store, estimator="auto").posterior_mean(query.x, 0.4, k=3)
+    torch.testing.assert_close(e.mean, torch.full_like(e.mean, 9 / 127.5 - 1))
+
+
+def test_auto_draws_from_patches_that_are_all_alike(tmp_path, held_out, monkeypatch):
+    monkeypatch.setattr("patchindex.estimators.auto.Auto._exact_is_cheaper", lambda *args: False)
+    store = pi.build_index(np.full((70, 14, 14, 1), 9, np.uint8), tmp_path / "grey.zarr", scales=(3,))
+    e = pi.ScoreMachine(store, estimator="auto", probes=2, candidates=5).posterior_mean(
+        held_out(0.4), 0.4, k=3
+    )
+    torch.testing.assert_close(e.mean, torch.full_like(e.mean, 9 / 127.5 - 1))
+    assert (e.captured_mass == 0).all()
