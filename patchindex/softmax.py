@@ -213,7 +213,7 @@ class SoftmaxState:
         self.merge(SoftmaxState.of(logits, centres, log_multiplicity, valid))
 
     def scale(self, factor: Tensor) -> None:
-        """Count every member `factor` times as often as before, in place; shape (...), 0 or more."""
+        """Multiply the sums, as estimates with a variance, by a factor in place: shape (...), 0 or more."""
         self.max_logit = torch.where(factor > 0, self.max_logit, -torch.inf)
         self.weight, self.weight_sq = self.weight * factor, self.weight_sq * factor
         self.centre = self.centre * factor.unsqueeze(-1)

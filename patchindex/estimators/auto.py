@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from patchindex.errors import InputError
 from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
 from patchindex.estimators.near import Near, NearField
 from patchindex.exact import expected_seconds, scan
-from patchindex.exact.sampled import SampledScan
+from patchindex.exact.engine import LARGEST_LOGIT, largest_logit
+from patchindex.exact.sampled import Members, SampledScan
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 
@@ -73,7 +75,12 @@ class Auto:
         """Retrieve, sample, and scan what is left."""
         batch = len(query.x)
         geometry = self._index.scale(scale_of(query, "auto")).geometry
-        if self._exact_is_cheaper(query, geometry):
+        query = replace(query, x=query.x.detach())
+        # Beyond the largest logit the exact scan leaves the float32 that all here is in.
+        if (
+            self._exact_is_cheaper(query, geometry)
+            or largest_logit(query.x, geometry, query.a, query.beta) > LARGEST_LOGIT
+        ):
             return self._exact(query, geometry)
         field = NearField(self._data, query, self._probes, self._candidates)
         parts = []
@@ -91,8 +98,10 @@ class Auto:
         wide = self._needed(state, sample.shares()) > WORTH
         if wide.any() and sample.scanned + FIRST_CELLS <= sample.cells:
             pixels = np.flatnonzero(wide.reshape(-1).numpy())
+            before = len(near.members.pixel)
             near = field.extend(i, near, pixels, WIDER * self._probes, WIDER * self._candidates)
-            sample.forget(pixels, near.members, near.state.max_logit.numpy())
+            new = Members(*(array[before:] for array in near.members))
+            sample.begin_anew(pixels, near.members, new, near.state.max_logit.numpy())
             sample.grow(FIRST_CELLS)
             state = _together(near, sample)
         full = OVERHEAD * self._seconds(query, geometry, query.x[0, 0].numel())
@@ -117,7 +126,7 @@ class Auto:
         return Estimate.from_state(
             state[None],
             stderr=_stderr(state)[None],
-            captured_mass=mass.clamp(max=1)[None],
+            captured_mass=mass.nan_to_num(1.0).clamp(0, 1)[None],
             codes_scanned=near.codes,
             exact_pixels=exact,
         )

@@ -17,7 +17,7 @@ from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 
-__all__ = ["Engine", "scan"]
+__all__ = ["LARGEST_LOGIT", "Engine", "largest_logit", "scan"]
 
 # Beyond it (x must be thousands of times as large as any noisy image) float32 has no digits left to tell
 # logits apart by; such x are scanned in float64.
@@ -110,7 +110,7 @@ def scan(
         engine = ideal
     elif x.device.type == "cpu" and dtype == torch.float32:
         engine = cpu
-        if _largest_logit(x, geometry, a, beta) > LARGEST_LOGIT:
+        if largest_logit(x, geometry, a, beta) > LARGEST_LOGIT:
             engine, dtype = anywhere, torch.float64
     lo, hi = training.range_of(label)
     wanted = None if pixels is None else _wanted(pixels, x)
@@ -163,7 +163,7 @@ def _check(x: Tensor, geometry: Geometry, training: TrainingImages) -> None:
         )
 
 
-def _largest_logit(x: Tensor, geometry: Geometry, a: float, beta: float) -> float:
+def largest_logit(x: Tensor, geometry: Geometry, a: float, beta: float) -> float:
     """Bound the products that logits are made of."""
     height, width = geometry.size
     pixels = min(geometry.k, height) * min(geometry.k, width) * x.shape[1]

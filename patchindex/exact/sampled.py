@@ -2,9 +2,9 @@
 
 The patches are cut into *cells*: tiles of images, put together at random, and of each tile every `STEP`-th
 block of offsets between query and training positions along either axis. Where only some pixels are asked for,
-a cell is a whole tile. Cells are scanned in random order, so that those scanned at any time are a simple
-random sample without replacement, and their sums times (all cells / cells scanned) are unbiased. Members that
-are known beforehand are taken out of the sums: what is left is the sum over all *other* patches, whose
+a cell is a whole tile. Cells of each class are scanned in random order, so that those scanned at any time are
+a stratified random sample, and their sums times (all cells / cells scanned) are unbiased. Members that are
+known beforehand are taken out of the sums: what is left is the sum over all *other* patches, whose
 variance is estimated from the sums of the lanes of each cell, each over images of its own.
 """
 
@@ -118,7 +118,10 @@ class SampledScan:
         if pixels is not None:
             self.only(pixels)
         self.cells, self.scanned = -(-self._n // plan.lanes) * self._classes, 0
-        self._cell_order = rng.permutation(self.cells)
+        # Every so many cells have one of each class: pixels may have all that they are compared with in one.
+        tiles = self.cells // self._classes
+        by_class = [rng.permutation(tiles) * self._classes + c for c in range(self._classes)]
+        self._cell_order = np.stack(by_class, 1).reshape(-1)
         self._units = _units_of_classes(plan)
         area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
         self._know(known, top)
@@ -126,7 +129,8 @@ class SampledScan:
         self._totals = np.zeros((area, 2 + channels))
         self._squares = np.zeros((area, 1 + 2 * channels))
         self._counts = np.zeros(geometry.size, np.int64)
-        self._since = np.zeros(area, np.int64)
+        self._since, self._left = np.zeros(area, np.int64), np.full(area, self.cells)
+        self._certain_tops, self._certain = self._tops.copy(), self._totals.copy()
 
     def _know(self, known: Members, top: np.ndarray) -> None:
         plan = self._frame.plan
@@ -141,20 +145,41 @@ class SampledScan:
         """Scan from now on for some of the pixels asked for only: a mask (H, W)."""
         self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
 
-    def forget(self, pixels: np.ndarray, known: Members, top: np.ndarray) -> None:
-        """Begin anew for some pixels (raster numbers), of which more members are known now.
+    def begin_anew(self, pixels: np.ndarray, known: Members, new: Members, top: np.ndarray) -> None:
+        """Go on for some pixels (raster numbers) of which more members are known now.
 
-        The sums of their members are unbiased only over cells that had no say in what became known, and
-        that are scanned from now on.
+        What the cells scanned so far hold had a say in which pixels these are, so that they are no random
+        sample any more. Their sums count once from now on, without the new members, and the sample is of the
+        cells that are left.
+
+        Parameters
+        ----------
+        pixels : array of int64
+            For which nothing was begun anew before.
+        known, top
+            As for the constructor.
+        new : Members
+            Those among them that were not known before, of these pixels.
         """
+        done = np.sort(self._cell_order[: self.scanned])
+        self._know(new, top)
+        placed = self._place(done.tolist())
+        there = np.isin(placed.cell, done)
+        pixel, logit = placed.pixel[there], placed.logit[there].astype(np.float64)
+        w = np.where(self._totals[pixel, 0] == 0, 0.0, np.exp2(np.minimum(logit - self._tops[pixel], 500.0)))
+        np.subtract.at(self._totals[:, 0], pixel, w)
+        np.subtract.at(self._totals[:, 1], pixel, w * w)
+        np.subtract.at(self._totals[:, 2:], pixel, w[:, None] * placed.centre[there])
         self._know(known, top)
-        for sums in (self._totals, self._squares, self._counts.reshape(-1), self._since):
+        self._certain_tops[pixels], self._certain[pixels] = self._tops[pixels], self._totals[pixels]
+        self._left[pixels] = self.cells - self._since[pixels]
+        for sums in (self._totals, self._squares, self._since):
             sums[pixels] = 0
         self._tops[pixels] = float(kernel.NOTHING_YET)
 
     def shares(self) -> Tensor:
-        """Return which share of all cells each pixel's sums are over, (H, W)."""
-        return torch.from_numpy(self._since / self.cells).reshape(self._counts.shape)
+        """Return which share each pixel's sample is of the cells that it is of, (H, W)."""
+        return torch.from_numpy(self._since / np.maximum(self._left, 1)).reshape(self._counts.shape)
 
     def _place(self, cells: list[int]) -> _Cells:
         """Find the members that are in some cells."""
@@ -189,7 +214,8 @@ class SampledScan:
         )
 
     def grow(self, cells: int, told: Callable[[float], None] | None = None) -> None:
-        """Scan as many more cells, or what is left of them."""
+        """Scan as many more cells, rounded up to whole classes, or what is left of them."""
+        cells = -(-cells // self._classes) * self._classes
         chosen = np.sort(self._cell_order[self.scanned : self.scanned + cells]).tolist()
         self.scanned += len(chosen)
         self._since[slice(None) if self._asked is None else self._asked] += len(chosen)
@@ -212,8 +238,15 @@ class SampledScan:
                 yield task
 
         with ThreadPoolExecutor(threads, "patchindex-sample") as pool:
-            for tops, totals, squares in list(pool.map(lambda _: self._work(tasks(), known), range(threads))):
-                self._merge(tops, totals, squares)
+            try:
+                parts = list(pool.map(lambda _: self._work(tasks(), known), range(threads)))
+            finally:
+                with taking:
+                    tiles = iter(
+                        []
+                    )  # after an error or Ctrl-C the threads end with the tile that they are at
+        for tops, totals, squares in parts:
+            self._merge(tops, totals, squares)
         members = _members_of_classes(self._frame.plan)
         if self._asked is not None:
             members = members.sum(0, keepdims=True)
@@ -256,6 +289,7 @@ class SampledScan:
                 down,
             )
             for cell in cells:
+                mine.top[:] = self._top  # so that a cell's sums do not depend on what the thread had before
                 if self._asked is None:
                     kernel.scan_all(tile, frame.queries[0], plan.full, self._units[cell % CLASSES], mine)
                 else:
@@ -268,8 +302,9 @@ class SampledScan:
     def state(self) -> SoftmaxState:
         """Return the estimate of all patches' sums but those known, of shape (H, W), with its variance.
 
-        With n of M cells scanned and `Z_g = (W_g, C_g)` the sums of g, one of the `G = LANES n` groups of
-        images that shared a lane of a cell, `(M / n) sum_g Z_g` has the covariance
+        With n of M cells scanned (but for those whose sums count once) and `Z_g = (W_g, C_g)` the sums of g,
+        one of the `G = LANES n` groups of images that shared a lane of a cell, `(M / n) sum_g Z_g`
+        has the covariance
 
             (M / n)^2 (1 - n / M) G / (G - 1) (sum_g Z_g Z_g^T - sum_g Z_g sum_g Z_g^T / G)
         """
@@ -282,12 +317,15 @@ class SampledScan:
         v1, v2 = v1 / 127.5 + unit * v0, v2 / 127.5**2 + 2 * unit * v1 / 127.5 + unit**2 * v0
         w, c = state.weight.reshape(-1, 1), state.centre.reshape(-1, channels)
         covariance = torch.cat([v0 - w * w / groups, v1 - w * c / groups, v2 - c * c / groups], 1)
-        m = self.cells / n
+        m = torch.from_numpy(self._left).double()[:, None] / n
         covariance *= m * m * (1 - 1 / m) * groups / (groups - 1)
         state.variance = covariance.reshape(*state.weight.shape, -1)
         m = m.reshape(state.weight.shape)
         state.weight, state.weight_sq = state.weight * m, state.weight_sq * m
         state.centre *= m.unsqueeze(-1)
+        certain = frame.state(self._certain_tops[None], self._certain[None], self._counts)[0]
+        certain.count *= 0  # they are among the counts above
+        state.merge(certain)
         return state
 
 
