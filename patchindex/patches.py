@@ -114,6 +114,14 @@ class Axis:
         return tuple(found)
 
     @cached_property
+    def compared(self) -> np.ndarray:
+        """Whether query position i is compared with training position j: bool, shape (size, size)."""
+        table = np.zeros((self.size, self.size), bool)
+        for offset in self.offsets:
+            table[offset.query, np.arange(offset.train.start, offset.train.stop)] = True
+        return table
+
+    @cached_property
     def slots(self) -> np.ndarray:
         """Which pairs each position has, as numbers into the pairs of all `offsets` in order.
 

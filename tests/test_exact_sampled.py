@@ -41,12 +41,7 @@ def sampled(images, geometry, x, a, beta, *, seed=0, known=NONE, top=None, pixel
 def members_of(geometry, images, x, a, beta, rng, n):
     """n pairs of a pixel and a patch of its class, with their logits in float64, and the sums of those."""
     height, width = SIZE
-    same = []
-    for axis in (geometry.y, geometry.x):
-        table = np.zeros((axis.size, axis.size), bool)
-        for offset in axis.offsets:
-            table[offset.query, np.arange(offset.train.start, offset.train.stop)] = True
-        same.append(table)
+    same = geometry.y.compared, geometry.x.compared
     found = {}
     while len(found) < n:
         py, px, ty, tx = (rng.integers(size) for size in (height, width, height, width))

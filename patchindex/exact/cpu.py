@@ -29,7 +29,7 @@ from patchindex.simd import BLOCK, LANES, aligned
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
 
-__all__ = ["load_kernel", "new_sums", "new_tile", "query_bytes", "scan"]
+__all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "scan"]
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # what a task should take at most, since threads stop between tasks
@@ -263,17 +263,7 @@ def _work(job: Job, tasks: _Tasks) -> None:
         opened, pieces = task
         if at is not opened:
             at = opened
-            kernel.prepare(
-                np.require(at.images, np.uint8, ["C", "W"]),  # one type to compile for
-                job.frame.grey,
-                job.frame.norm_scale,
-                plan.norm_rows,
-                plan.norm_columns,
-                plan.masks,
-                plan.geometry.x.train_padding == "wrapped",
-                tile,
-                down,
-            )
+            prepare(job.frame, at.images, tile, down)
         for query, first, last in pieces:
             mine = sums._replace(top=tops[query])
             asked = job.pixels[query]
@@ -299,6 +289,22 @@ def new_tile(plan: Plan) -> tuple[kernel.Tile, np.ndarray]:
     )
     tile.norms[:] = kernel.NO_LOGIT
     return tile, np.zeros((width, plan.lanes))
+
+
+def prepare(frame: Frame, images: np.ndarray, tile: kernel.Tile, down: np.ndarray) -> None:
+    """Write images (n, H, W, C) into what `new_tile` returned."""
+    plan = frame.plan
+    kernel.prepare(
+        np.require(images, np.uint8, ["C", "W"]),  # one type to compile for
+        frame.grey,
+        frame.norm_scale,
+        plan.norm_rows,
+        plan.norm_columns,
+        plan.masks,
+        plan.geometry.x.train_padding == "wrapped",
+        tile,
+        down,
+    )
 
 
 def new_sums(plan: Plan, top: np.ndarray, threshold: np.float32) -> kernel.Sums:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from patchindex.exact.plan import Plan
-from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.windows import query_counts
 
@@ -54,7 +53,8 @@ class Frame:
         columns = sample.reshape(-1, width * channels).sum(0, dtype=np.int64)  # rows of C alone are slow
         grey = np.rint(columns.reshape(width, channels).sum(0) / (sample.size / channels)).astype(np.float32)
         centred = x.double() - a * _unit(grey)[:, None, None]
-        counts = _counts(plan.geometry)
+        along_y, along_x = (axis.compared.sum(1) for axis in (plan.geometry.y, plan.geometry.x))
+        counts = along_y[:, None] * along_x
         # Not by torch, whose matrix products leave threads behind that spin for milliseconds, in our way.
         along_y, along_x = query_counts(plan.geometry)
         norms = np.einsum("bij,xj->bix", centred.square().sum(1).numpy(), along_x)
@@ -106,11 +106,3 @@ def _query(image: Tensor, scale: float) -> np.ndarray:
     rows = np.zeros((image.shape[1] + 1, image.shape[0], image.shape[2]), np.float32)
     rows[:-1] = (image * scale).permute(1, 0, 2).numpy()
     return rows.reshape(-1)
-
-
-def _counts(geometry: Geometry) -> np.ndarray:
-    along = []
-    for axis in (geometry.y, geometry.x):
-        query = np.concatenate([offset.query for offset in axis.offsets])
-        along.append(np.bincount(query, minlength=axis.size))
-    return along[0][:, None] * along[1][None, :]

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -230,30 +229,6 @@ class Plan:
             mask=np.array([mask for mask, _ in blocks]),
             start=start.reshape(-1),
         )
-
-    @cached_property
-    def pair_of(self) -> np.ndarray:
-        """Pair of row offsets that compares query row i with training row j, -1 for none; (H, H)."""
-        pairs = np.full((self.geometry.y.size,) * 2, NOTHING)
-        full = self.full
-        for pair, (first, last) in enumerate(pairwise(full.row_start)):
-            for train, queries in zip(full.rows[first:last, 2], full.query_rows[first:last, 2], strict=True):
-                pairs[queries[queries != NOTHING], train] = pair
-        return pairs
-
-    @cached_property
-    def block_of(self) -> np.ndarray:
-        """Block of offsets that compares query column i with training column j, -1 for none; (W, W)."""
-        size, full = self.geometry.x.size, self.full
-        blocks = np.full((size, size), NOTHING)
-        compared = full.start.reshape(-1, self.width, self.lanes)[:, :, 0] == 0
-        for block, steps in enumerate(full.columns):
-            for train, query in steps[: full.steps[block], 2:]:
-                for column in np.flatnonzero(compared[block]) + train - self.pad:
-                    inside = self.geometry.x.train_padding == "wrapped" or 0 <= column < size
-                    if query != NOTHING and inside and self.masks[full.mask[block], column % size]:
-                        blocks[query, column % size] = block
-        return blocks
 
     @cached_property
     def direct(self) -> Direct:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from patchindex.exact import kernel
 from patchindex.exact.costs import lanes, plan_of
-from patchindex.exact.cpu import new_sums, new_tile
+from patchindex.exact.cpu import new_sums, new_tile, prepare
 from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.plan import Plan
 from patchindex.patches import Geometry
@@ -200,7 +200,7 @@ class SampledScan:
         cell = tiles
         if self._asked is None:
             at, row, column = patch % (height * width), pixel // width, pixel % width
-            offsets = _class_of(plan.pair_of[row, at // width], plan.block_of[column, at % width])
+            offsets = _class_of(_pairs_of(plan)[row, at // width], _blocks_of(plan)[column, at % width])
             cell = tiles * CLASSES + offsets
         order = np.argsort(cell, kind="stable")
         centres = self._images.reshape(-1, plan.channels)[patch[order]].astype(np.float32) - frame.grey
@@ -241,10 +241,8 @@ class SampledScan:
             try:
                 parts = list(pool.map(lambda _: self._work(tasks(), known), range(threads)))
             finally:
-                with taking:
-                    tiles = iter(
-                        []
-                    )  # after an error or Ctrl-C the threads end with the tile that they are at
+                with taking:  # after an error or Ctrl-C the threads end with the tile that they are at
+                    tiles = iter([])
         for tops, totals, squares in parts:
             self._merge(tops, totals, squares)
         members = _members_of_classes(self._frame.plan)
@@ -277,17 +275,7 @@ class SampledScan:
         for cells in tasks:
             first = cells[0] // self._classes * plan.lanes
             order = self._image_order[first : first + plan.lanes]
-            kernel.prepare(
-                self._images[self._lo + order],
-                frame.grey,
-                frame.norm_scale,
-                plan.norm_rows,
-                plan.norm_columns,
-                plan.masks,
-                plan.geometry.x.train_padding == "wrapped",
-                tile,
-                down,
-            )
+            prepare(frame, self._images[self._lo + order], tile, down)
             for cell in cells:
                 mine.top[:] = self._top  # so that a cell's sums do not depend on what the thread had before
                 if self._asked is None:
@@ -335,6 +323,31 @@ def _class_of(pair: np.ndarray, block: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
+def _pairs_of(plan: Plan) -> np.ndarray:
+    """Return the pair of row offsets that compares query row i with training row j, -1 for none; (H, H)."""
+    axis = plan.geometry.y
+    pairs = np.full((axis.size, axis.size), -1)
+    for i, offset in enumerate(axis.offsets):
+        pairs[offset.query, np.arange(offset.train.start, offset.train.stop)] = i // 2
+    return pairs
+
+
+@lru_cache(maxsize=32)
+def _blocks_of(plan: Plan) -> np.ndarray:
+    """Return the block of offsets that compares query column i with training column j, -1 for none."""
+    axis, full = plan.geometry.x, plan.full
+    blocks = np.full((axis.size, axis.size), -1)
+    in_block = full.start.reshape(-1, plan.width, plan.lanes)[:, :, 0] == 0
+    for block, steps in enumerate(full.columns):
+        for train, query in steps[: full.steps[block], 2:]:
+            for column in np.flatnonzero(in_block[block]) + train - plan.pad:
+                inside = axis.train_padding == "wrapped" or 0 <= column < axis.size
+                if query >= 0 and inside and plan.masks[full.mask[block], column % axis.size]:
+                    blocks[query, column % axis.size] = block
+    return blocks
+
+
+@lru_cache(maxsize=32)
 def _units_of_classes(plan: Plan) -> list[np.ndarray]:
     """Return the units of `Full` in each class."""
     units = np.arange(plan.full.units)
@@ -347,7 +360,7 @@ def _members_of_classes(plan: Plan) -> np.ndarray:
     """Return how many patches of an image each pixel is compared with in each class, (CLASSES, H, W)."""
     rows, columns = (
         np.stack([((table >= 0) & (table % STEP == c)).sum(1) for c in range(STEP)])
-        for table in (plan.pair_of, plan.block_of)
+        for table in (_pairs_of(plan), _blocks_of(plan))
     )
     counts = rows[:, None, :, None] * columns[None, :, None, :]
     return counts.reshape(CLASSES, *plan.geometry.size)

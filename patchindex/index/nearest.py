@@ -14,7 +14,7 @@ import numpy as np
 
 from patchindex.index.retrieval import CODES, NEVER, STEPS, decode, nth_highest
 from patchindex.simd import BLOCK, LANES, aligned, compiled, inlined, load_block, splat_block, store
-from patchindex.simd_codes import bits_below, load_id, lowest_bit, prefetch
+from patchindex.simd_codes import bits_below, load_id, lowest_bit
 
 __all__ = [
     "Best",
@@ -26,9 +26,6 @@ __all__ = [
     "merge",
     "patch_ids",
 ]
-
-
-AHEAD = 2  # blocks of codes that are on their way from memory
 
 
 class Best(NamedTuple):
@@ -197,22 +194,6 @@ def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors
     _finish(best, keep, scratch)
 
 
-@inlined
-def _visited(start, c, end):  # type: ignore[no-untyped-def]
-    """Return the first list from c on that anyone visits, or the end."""
-    while c < end and start[c] == start[c + 1]:
-        c += 1
-    return c
-
-
-@inlined
-def _fetch(codes, c, first):  # type: ignore[no-untyped-def]
-    """Ask for a block of codes, which will be needed soon."""
-    begin = codes.offset[c] + first * codes.dims
-    for at in range(begin, min(begin + CODES * codes.dims, codes.offset[c] + codes.size[c] * codes.dims), 64):
-        prefetch(codes.file, at)
-
-
 @compiled
 def best_codes(codes, z, scale, start, visitors, lists, keep, best, scratch, scanned):  # type: ignore[no-untyped-def]
     """Keep the best codes of some lists, `lists[0]` to `lists[1] - 1`, and count the codes scanned.
@@ -220,15 +201,10 @@ def best_codes(codes, z, scale, start, visitors, lists, keep, best, scratch, sca
     `visitors[start[i] : start[i + 1]]` are the queries that visit list i, and `z` is flat. The score of a
     code y is `z . y - scale |y|^2`. An item is `list 2^32 + its place in the list`.
     """
-    c = _visited(start, lists[0], lists[1])
-    while c < lists[1]:
-        following = _visited(start, c + 1, lists[1])
+    for c in range(lists[0], lists[1]):
+        if start[c] == start[c + 1]:
+            continue
         for first in range(0, codes.size[c], CODES):
-            later = first + AHEAD * CODES
-            if later < codes.size[c]:
-                _fetch(codes, c, later)
-            elif following < lists[1]:
-                _fetch(codes, following, later - (codes.size[c] + CODES - 1) // CODES * CODES)
             decode(codes, c, first, -scale, scratch.raw, scratch.tile, scratch.norms)
             number = (np.int64(c) << 32) + first
             for visit in range(start[c], start[c + 1], 2):
@@ -239,7 +215,6 @@ def best_codes(codes, z, scale, start, visitors, lists, keep, best, scratch, sca
                 )  # fmt: skip
         for visit in range(start[c], start[c + 1]):
             scanned[visitors[visit]] += codes.size[c]
-        c = following
     _finish(best, keep, scratch)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from patchindex.index.rerank import LOG2_E, PADDING
 from patchindex.patches import Geometry
 from patchindex.simd import LANES, compiled, exp2, load_lanes, splat_lanes, store
 from patchindex.simd_codes import load_bytes, prefetch, sum_lanes
@@ -33,9 +34,7 @@ __all__ = [
 REACH = 1  # pixels around, in each direction
 AHEAD = 6  # sources whose pixels are on their way from memory
 DEPTH = np.float32(20)  # nats; what is further below the largest is left to the sample of all patches
-LOG2_E = np.float32(1.4426950408889634)
 FLOOR = np.float32(-100.0)
-PADDING = np.float32(127.5)  # zero padding, in units of uint8
 
 
 class Spread(NamedTuple):
@@ -67,12 +66,6 @@ class Spread(NamedTuple):
 
 def spread_tables(geometry: Geometry, channels: int) -> Spread:
     """Make the tables of a geometry."""
-    same = []
-    for axis in (geometry.y, geometry.x):
-        table = np.zeros((axis.size, axis.size), bool)
-        for offset in axis.offsets:
-            table[offset.query, np.arange(offset.train.start, offset.train.stop)] = True
-        same.append(table)
     y, x = geometry.y, geometry.x
     return Spread(
         geometry.k,
@@ -82,7 +75,8 @@ def spread_tables(geometry: Geometry, channels: int) -> Spread:
         x.circular,
         y.train_padding == "wrapped",
         x.train_padding == "wrapped",
-        *same,
+        y.compared,
+        x.compared,
     )
 
 
