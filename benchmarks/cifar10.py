@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accuracy import compared
 from timing import table
 
 import patchindex as pi
@@ -39,21 +40,7 @@ def step(machine: pi.ScoreMachine, x: torch.Tensor, t: float, k: int, exact: tor
     start = time.perf_counter()
     e = machine.posterior_mean(x, t, k=k)
     seconds = time.perf_counter() - start
-    pixels = e.stderr.numel()
-    error = (e.mean - exact).square().mean(1).sqrt()
-    rmse, stderr = (float(v.square().mean().sqrt()) for v in (error, e.stderr))
-    return {
-        "us a pixel": 1e6 * seconds / pixels,
-        "rmse": rmse,
-        "stderr": stderr,
-        "rmse/stderr": rmse / stderr if stderr else float("nan"),
-        "max": float(error.max()),
-        "within": float((error <= 2 * e.stderr + 0.001).double().mean()),
-        "captured": float(e.captured_mass.mean()),
-        "codes": e.codes_scanned / pixels,
-        "patches": e.patches_evaluated / pixels,
-        "exact": e.exact_pixels / pixels,
-    }
+    return compared(e, exact, seconds)
 
 
 def main() -> None:

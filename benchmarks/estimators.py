@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy import compared
 from timing import table
 
 import patchindex as pi
@@ -50,20 +51,8 @@ def measured(
     start = time.perf_counter()
     e = machine.posterior_mean(x, t, k=k)
     seconds = time.perf_counter() - start
-    pixels = e.stderr.numel()
-    error = (e.mean - exact).square().mean(1).sqrt()
-    known = not bool(e.stderr.isnan().any())
-    return {
-        "us a pixel": 1e6 * seconds / pixels,
-        **{f"us {name}": 1e6 * spent.get(name, 0.0) / pixels for name in KERNELS.values()},
-        "rmse": float(error.square().mean().sqrt()),
-        "stderr": float(e.stderr.square().mean().sqrt()) if known else None,
-        "max": float(error.max()),
-        "within": float((error <= 2 * e.stderr + 0.001).double().mean()) if known else None,
-        "codes": e.codes_scanned / pixels,
-        "patches": e.patches_evaluated / pixels,
-        "exact": e.exact_pixels / pixels,
-    }
+    by_kernel = {f"us {name}": 1e6 * spent.get(name, 0.0) / e.stderr.numel() for name in KERNELS.values()}
+    return compared(e, exact, seconds) | by_kernel
 
 
 def main() -> None:
@@ -133,7 +122,8 @@ def main() -> None:
                 common | {"way": name} | measured(pi.ScoreMachine(store, **option), x, t, k, exact.mean)
             )
     forms = dict.fromkeys(rows[0], ".0f") | {"step": "d", "k": "d", "way": "s"}
-    forms |= dict.fromkeys(("rmse", "stderr", "max"), ".4f") | dict.fromkeys(("within", "exact"), ".3f")
+    forms |= dict.fromkeys(("rmse", "stderr", "max"), ".4f") | {"rmse/stderr": ".2f"}
+    forms |= dict.fromkeys(("within", "captured", "exact"), ".3f")
     print(table(rows, forms))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -6,11 +6,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
 from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
+from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
 from patchindex.exact import expected_seconds, scan
 from patchindex.exact.engine import LARGEST_LOGIT, largest_logit
@@ -81,7 +81,7 @@ class Auto:
             self._exact_is_cheaper(query, geometry)
             or largest_logit(query.x, geometry, query.a, query.beta) > LARGEST_LOGIT
         ):
-            return self._exact(query, geometry)
+            return Exact(self._data)(query)
         field = NearField(self._data, query, self._probes, self._candidates)
         parts = []
         for i in range(batch):
@@ -196,22 +196,6 @@ class Auto:
             near.members,
             near.state.max_logit.numpy(),
             pixels,
-        )
-
-    def _exact(self, query: Query, geometry: Geometry) -> Estimate:
-        state = scan(
-            self._data.training,
-            geometry,
-            query.x,
-            query.a,
-            query.beta,
-            label=query.label,
-            memory=self._data.memory,
-            progress=query.progress,
-        )
-        shape = state.weight.shape
-        return Estimate.from_state(
-            state, stderr=torch.zeros(shape), captured_mass=torch.ones(shape), exact_pixels=shape.numel()
         )
 
     def _exact_is_cheaper(self, query: Query, geometry: Geometry) -> bool:
