@@ -26,7 +26,7 @@ from timing import alternate, table
 import patchindex as pi
 from patchindex.exact import costs, cpu, load_kernel
 from patchindex.exact.plan import Plan
-from patchindex.simd import BLOCK, load_block, splat_block, store
+from patchindex.simd import BLOCK, aligned, load_block, splat_block, store
 
 CACHES = {"first": 16 << 10, "second": 512 << 10}  # bytes of an array that fits the cache, with room to spare
 SCALES = (3, 7, 11, 17)
@@ -63,7 +63,7 @@ def loads(n, array, out):  # type: ignore[no-untyped-def]
 def on_all_threads(function: Callable[..., None], *shapes: int, n: int) -> Callable[[], None]:
     """Run a function at once on as many threads as torch has, each with arrays of its own."""
     threads = torch.get_num_threads()
-    arrays = [[cpu._aligned(size) for size in shapes] for _ in range(threads)]
+    arrays = [[aligned(size) for size in shapes] for _ in range(threads)]
 
     def run() -> None:
         with ThreadPoolExecutor(threads) as pool:

@@ -24,6 +24,7 @@ from numba.extending import intrinsic, overload
 
 __all__ = [
     "BLOCK",
+    "FEATURES",
     "LANES",
     "aligned",
     "any_above",
@@ -34,6 +35,7 @@ __all__ = [
     "fold_sum",
     "inlined",
     "largest",
+    "lean",
     "load_block",
     "load_lanes",
     "splat_block",
@@ -43,28 +45,40 @@ __all__ = [
 ]
 
 
-def _widest(features: str) -> int:
+def _widest(features: frozenset[str]) -> int:
     """Return the floats of a block: what leaves registers over for sums, for these processor features."""
-    return 64 if "+avx512f" in features.split(",") else 32
+    return 64 if "+avx512f" in features else 32
 
 
-LANES = 16
 # Numba compiles for the features in its setting, and those of this processor by default.
-BLOCK = _widest(
-    binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
-)
+_SETTING = config.CPU_FEATURES
+FEATURES = frozenset((binding.get_host_cpu_features().flatten() if _SETTING is None else _SETTING).split(","))
+LANES = 16
+BLOCK = _widest(FEATURES)
 FLAGS = ("nnan", "nsz", "contract")  # no NaN arises; products and sums fuse
 
 # 2^f = sum_i EXP2[i] f^i on [-1/2, 1/2], relative error 1e-7: see `exp2`.
 EXP2 = (1.0, 0.69314698, 0.24022242, 0.055507337, 0.0096715126, 0.0013264727)
 
 
-inlined = njit(forceinline=True, error_model="numpy")
+# Numba counts references to the arrays of every tuple that is passed on, ten atomic additions at a call here
+# and there, unless it is told that nothing can be allocated or freed.
+LEAN = {"_nrt": False}
+inlined = njit(forceinline=True, error_model="numpy", **LEAN)
 
 
 def compiled(function: Callable[..., None]) -> Any:
     """Compile for the processor at hand, and keep the result: beside the source, or in NUMBA_CACHE_DIR."""
-    settings = {"nogil": True, "error_model": "numpy"}
+    return _compiled(function, {})
+
+
+def lean(function: Callable[..., None]) -> Any:
+    """Compile a function that allocates nothing."""
+    return _compiled(function, LEAN)
+
+
+def _compiled(function: Callable[..., None], more: dict[str, bool]) -> Any:
+    settings = {"nogil": True, "error_model": "numpy", **more}
     try:
         return njit(cache=True, **settings)(function)
     except RuntimeError:  # nowhere to keep it: a read-only installation without a home folder

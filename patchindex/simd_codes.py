@@ -17,7 +17,6 @@ from patchindex.simd import BLOCK, LANES, Floats
 __all__ = [
     "at_most",
     "bits_below",
-    "decode_transposed",
     "load_bytes",
     "load_id",
     "lowest_bit",
@@ -80,44 +79,6 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
-
-
-@intrinsic
-def decode_transposed(
-    typingctx: Any, codes: Any, first: Any, stride: Any, last: Any, out: Any, at: Any, line: Any
-) -> Any:
-    """Write LANES bytes of each of LANES rows as floats, a column of the rows after the other.
-
-    Row i begins at byte `first + i stride` of `codes`, or at `last` if that is beyond it; column j is written
-    to `out` from `at + j line`. Columns are exchanged in log2(LANES) rounds of shuffles.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        codes, first, stride, last, out, at, line = args
-        rows = []
-        for i in range(LANES):
-            begin = builder.add(first, builder.mul(stride, ir.Constant(stride.type, i)))
-            begin = builder.select(builder.icmp_signed("<", begin, last), begin, last)
-            rows.append(_bytes(context, builder, signature.args[0], codes, begin))
-        half = LANES // 2
-        while half:
-            # Exchange the off-diagonal halves of all square tiles of 2 * half.
-            low = [j if j & half == 0 else LANES + (j ^ half) for j in range(LANES)]
-            high = [j ^ half if j & half == 0 else LANES + j for j in range(LANES)]
-            swapped = list(rows)
-            for i in range(LANES):
-                if i & half == 0:
-                    a, b = rows[i], rows[i | half]
-                    swapped[i] = builder.shuffle_vector(a, b, _indices(low))
-                    swapped[i | half] = builder.shuffle_vector(a, b, _indices(high))
-            rows, half = swapped, half // 2
-        for j, column in enumerate(rows):
-            index = builder.add(at, builder.mul(line, ir.Constant(line.type, j)))
-            builder.store(column, _at(context, builder, signature.args[4], out, index, column.type), align=4)
-        return context.get_dummy_value()
-
-    ints = (types.intp, types.intp, types.intp)
-    return types.void(codes, *ints, out, types.intp, types.intp), codegen
 
 
 def _indices(order: list[int]) -> Any:

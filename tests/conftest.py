@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 KERNELS = (
     "simd.py",
     "simd_codes.py",
+    "simd_pairs.py",
     "exact/kernel.py",
     "index/retrieval.py",
     "index/rerank.py",

@@ -147,36 +147,6 @@ def test_a_label_is_a_range_of_images(case):
     torch.testing.assert_close(sample.state().mean(), exact.mean(), rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize(("machine", "train_windows"), CASES)
-def test_members_that_become_known_later(case, machine, train_windows):
-    """What was scanned before counts once, without them; with everything scanned the sum is exact."""
-    images, x, a, beta = case(200)
-    geometry = Geometry.of(machine, 5, SIZE, train_windows)
-    known, members = members_of(geometry, images, x, a, beta, np.random.default_rng(1), 900)
-    exact = scan(TrainingImages(images), geometry, x[None], a, beta)[0]
-    chosen = np.arange(0, 168, 3)
-    new = Members(*(array[np.isin(known.pixel, chosen)] for array in known))
-    mine = members.reshape(SIZE)
-    asked = torch.zeros(168, dtype=torch.bool)
-    asked[chosen] = True
-    for field in (mine.weight, mine.weight_sq, mine.count):
-        field.reshape(-1)[~asked] = 0
-    mine.centre.reshape(168, -1)[~asked] = 0
-    sample = sampled(images, geometry, x, a, beta)
-    sample.grow(8)
-    sample.begin_anew(chosen, new, new, np.full(168, -np.inf))
-    assert float(sample.shares().reshape(-1)[chosen].max()) == 0
-    sample.grow(4)
-    left = np.where(asked, sample.cells - 8, sample.cells)
-    np.testing.assert_allclose(sample.shares().reshape(-1).numpy() * left, np.where(asked, 4, 12))
-    sample.grow(EVERYTHING)
-    state = sample.state()
-    assert (state.stderr() == 0).all()
-    state.merge(mine)
-    torch.testing.assert_close(state.mean(), exact.mean(), rtol=0, atol=2e-5)
-    torch.testing.assert_close(state.log_weight(), exact.log_weight(), rtol=0, atol=2e-5)
-
-
 def test_pixels_of_few_patches_are_sampled_evenly(case):
     """A corner's patches are all in one class of offsets: of equal cells it has equally many."""
     images, x, a, beta = case(640)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
@@ -14,7 +15,7 @@ from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
 from patchindex.exact import expected_seconds, scan
 from patchindex.exact.engine import LARGEST_LOGIT, largest_logit
-from patchindex.exact.sampled import Members, SampledScan
+from patchindex.exact.sampled import SampledScan
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 
@@ -26,8 +27,7 @@ __all__ = ["Auto"]
 PROBE, CANDIDATE, IN_ALL = 1500.0, 500.0, 4.0
 OVERHEAD = 1.4  # what a cell of a sample takes against its share of an exact scan
 FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
-WORTH = 0.06  # share of all cells that a pixel may need in its sample before it gets a larger near field
-WIDER = 4  # times as many probes and candidates then
+AHEAD = 0.75  # share of the single pixels that the next growing is meant to be enough for
 LEAST_TILES = 16  # of a sample for single pixels
 MOST = 0.5  # share of all patches beyond which a single pixel is computed exactly
 
@@ -37,10 +37,9 @@ class Auto:
 
     The *near field* of a pixel, its heaviest patches, is retrieved from the index and summed exactly. All
     other patches are summed over a random sample of the images, by the exact kernel; from the sample follows
-    the standard error, and it grows until that is within the tolerance. Pixels that would need too much of it
-    get a larger near field first, and those that are still above the tolerance when all others are not are
-    computed exactly if that is cheaper. Where that holds for all pixels, as with few images, all is exact at
-    once.
+    the standard error, and it grows until that is within the tolerance: for all pixels as long as many need
+    it, then for those that still do; pixels that would need most patches are computed exactly. Where that is
+    cheaper for all of them, as with few images, all is exact at once.
 
     Parameters
     ----------
@@ -60,7 +59,7 @@ class Auto:
     """
 
     def __init__(
-        self, data: Data, tolerance: float = 0.01, probes: int = 256, candidates: int = 1024
+        self, data: Data, tolerance: float = 0.01, probes: int = 1024, candidates: int = 1024
     ) -> None:
         check_cpu(data, "auto")
         self._index = index_of(data, "auto", probes=probes, candidates=candidates)
@@ -82,12 +81,17 @@ class Auto:
             or largest_logit(query.x, geometry, query.a, query.beta) > LARGEST_LOGIT
         ):
             return Exact(self._data)(query)
-        field = NearField(self._data, query, self._probes, self._candidates)
+        # What is retrieved for a batch would not fit into the memory of a large one.
+        group = max(1, self._data.memory // 4 // (8 * self._candidates * query.x[0, 0].numel()))
         parts = []
-        for i in range(batch):
-            parts.append(self._image(query, geometry, field, i))
-            if query.progress is not None:
-                query.progress((i + 1) / batch)
+        for first in range(0, batch, group):
+            some = slice(first, first + group)
+            mine = replace(query, x=query.x[some], samples=(query.samples or range(batch))[some])
+            field = NearField(self._data, mine, self._probes, self._candidates)
+            for i in range(len(mine.x)):
+                parts.append(self._image(mine, geometry, field, i))
+                if query.progress is not None:
+                    query.progress(len(parts) / batch)
         return Estimate.cat(parts)
 
     def _image(self, query: Query, geometry: Geometry, field: NearField, i: int) -> Estimate:
@@ -95,25 +99,16 @@ class Auto:
         sample = self._sample(query, geometry, i, near, 0)
         sample.grow(FIRST_CELLS)
         state = _together(near, sample)
-        wide = self._needed(state, sample.shares()) > WORTH
-        if wide.any() and sample.scanned + FIRST_CELLS <= sample.cells:
-            pixels = np.flatnonzero(wide.reshape(-1).numpy())
-            before = len(near.members.pixel)
-            near = field.extend(i, near, pixels, WIDER * self._probes, WIDER * self._candidates)
-            new = Members(*(array[before:] for array in near.members))
-            sample.begin_anew(pixels, near.members, new, near.state.max_logit.numpy())
-            sample.grow(FIRST_CELLS)
-            state = _together(near, sample)
         full = OVERHEAD * self._seconds(query, geometry, query.x[0, 0].numel())
         one = self._seconds(query, geometry, 1)
         while (left := _stderr(state) > self._tolerance).any() and sample.scanned < sample.cells:
             share = sample.scanned / sample.cells
             needed = self._needed(state, sample.shares())[left].sort().values
-            # So much for all, and more for single pixels.
-            alone = one * (needed - share).clamp_min(0)
-            cost = full * (needed - share).clamp_min(0) + alone.sum() - alone.cumsum(0)
-            best = int(cost.argmin())
-            if float(cost[best]) >= float(alone.sum()):
+            needed = torch.cat([needed.new_tensor([share]), needed.clamp_min(share)])
+            # So much for all pixels, and what some need beyond that for them alone.
+            beyond = needed.sum() - needed.cumsum(0) - needed * torch.arange(len(needed)).flip(0)
+            best = int((full * (needed - share) + one * beyond).argmin())
+            if needed[best] == share:
                 break
             # What is needed is a guess as good as the sample is large: at most twice as much.
             more = min(float(needed[best]) - share, share)
@@ -146,7 +141,7 @@ class Auto:
         while left.any():
             shares = sample.shares() + more.shares()
             needed = self._needed(state, shares)
-            ahead = float((needed - shares)[left].median().clamp_min(0))
+            ahead = float((needed - shares)[left].quantile(AHEAD).clamp_min(0))
             if more.scanned == more.cells or ahead + float(more.shares().max()) > MOST:
                 break
             more.only(left)
@@ -183,7 +178,7 @@ class Auto:
         pixels: Tensor | None = None,
     ) -> SampledScan:
         lo, hi = self._data.training.range_of(query.label)
-        number = i if query.samples is None else query.samples[i]
+        number = query.samples[i]  # type: ignore[index]
         return SampledScan(
             self._index.pixels.numpy(),
             lo,

@@ -21,11 +21,13 @@ from patchindex.index.nearest import (
     best_codes,
     best_lists,
     capacity,
+    likeliest,
     list_tiles,
     merge,
     patch_ids,
+    visitors_of,
 )
-from patchindex.index.retrieval import CODES, NEVER
+from patchindex.index.retrieval import CODES, NEVER, Queries
 from patchindex.index.spread import (
     REACH,
     keys_above,
@@ -44,6 +46,7 @@ __all__ = ["Near", "NearField"]
 CELLS = 64  # whose lists are looked at
 HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
 ROUNDS = 8
+FIRST = 8
 FEW = 0.05  # heavy members a pixel for which no other round is made
 
 
@@ -91,40 +94,30 @@ class NearField:
         ).numpy()
         self._area = geometry.size[0] * geometry.size[1]
         self._spreading = _Spreading(index.pixels.numpy(), self._scale, query, self._threads)
-        self._lists: dict[int, _Lists] = {}
-        self._ids, self._codes = self._search(np.arange(len(self._z)), probes, candidates)
+        self._ids, self._codes = self._search(probes, candidates)
 
     def image(self, i: int) -> Near:
         """Return the near field of image i."""
         mine = slice(i * self._area, (i + 1) * self._area)
-        members, state = self._spreading.run(i, np.arange(self._area), self._ids[mine], None)
+        members, state = self._spreading.run(i, self._ids[mine])
         return Near(members, state, int(self._codes[mine].sum()))
-
-    def extend(self, i: int, near: Near, pixels: np.ndarray, probes: int, candidates: int) -> Near:
-        """Return the near field of image i with more members for some pixels, and the same for others."""
-        ids, codes = self._search(i * self._area + pixels, probes, candidates)
-        members, state = self._spreading.run(i, pixels, ids, near)
-        return Near(members, state, near.codes + int(codes.sum()))
 
     def _group(self, probes: int, candidates: int) -> int:
         """Return for how many pixels at once there is room: the more, the fewer times a list is decoded."""
         a_pixel = 12 * self._threads * sum(capacity(keep) for keep in (CELLS, probes, candidates))
         return max(1, self._memory // 2 // a_pixel)
 
-    def _search(self, rows: np.ndarray, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the patch ids of the best codes of pixels, (n, candidates), and codes scanned."""
-        query = self._query
-        classes = self._scale.geometry.query_classes.reshape(-1)[rows % self._area]
-        ids, codes = np.full((len(rows), candidates), -1, np.int64), np.zeros(len(rows), np.int64)
+    def _search(self, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the patch ids of the best codes of all pixels, (n, candidates), and codes scanned."""
+        query, n = self._query, len(self._z)
+        classes = np.tile(self._scale.geometry.query_classes.reshape(-1), n // self._area)
+        ids, codes = np.full((n, candidates), -1, np.int64), np.zeros(n, np.int64)
         with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
             for c in np.unique(classes).tolist():
-                if c not in self._lists:
-                    self._lists[c] = _Lists(self._scale, c, self._label, query.a, query.beta, self._threads)
+                lists = _Lists(self._scale, c, self._label, query.a, query.beta, self._threads)
                 mine = np.flatnonzero(classes == c)
                 for some in np.array_split(mine, math.ceil(len(mine) / self._group(probes, candidates))):
-                    ids[some], codes[some] = self._lists[c].search(
-                        pool, self._z[rows[some]], probes, candidates
-                    )
+                    ids[some], codes[some] = lists.search(pool, self._z[some], probes, candidates)
         return ids, codes
 
 
@@ -137,27 +130,17 @@ class _Spreading:
         self._scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
         self._threads = threads
 
-    def run(
-        self, i: int, pixels: np.ndarray, ids: np.ndarray, before: Near | None
-    ) -> tuple[Members, SoftmaxState]:
-        """Return the members of image i and their sums, given patches that some of its pixels found.
-
-        With what was there before; then only these pixels get more.
-        """
+    def run(self, i: int, ids: np.ndarray) -> tuple[Members, SoftmaxState]:
+        """Return the members of image i and their sums, given the patches that its pixels found."""
         area = self._geometry.size[0] * self._geometry.size[1]
         lines = query_lines(self._query.x[i], self._tables, self._query.a)
-        new = pair_keys(pixels, ids, self._geometry)
-        tried = new[:0]
-        top, sums, found = self._begin(area, before)
-        closed = np.ones(area, bool)
-        closed[pixels] = False
+        top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self._tables.channels))
+        new, found = pair_keys(np.arange(area), ids, self._geometry), list[Members]()
         with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
-            for reach in [0] + [REACH] * ROUNDS:
+            for reach in (0, REACH):
                 known = self._known(found, new)
                 compare = partial(self._compare, lines=lines, known=known, reach=reach)
                 parts = list(pool.map(compare, self._shares(new)))
-                if closed.any():
-                    parts = [_some(part, ~closed[part.pixel]) for part in parts]
                 lower = top.copy()
                 for part in parts:
                     largest_logits(part.pixel, part.logit, top)
@@ -168,12 +151,8 @@ class _Spreading:
                 parts = [part for part, _ in summed]
                 sums += sum(each for _, each in summed)
                 bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
-                heavy = [self._keys(part, bar) for part in parts]
+                new = np.sort(np.concatenate([self._keys(part, bar) for part in parts]))
                 found += parts
-                new = _without(np.sort(np.concatenate(heavy)), tried)
-                if len(new) < FEW * area:
-                    break
-                tried = np.sort(np.concatenate([tried, new]))
         members = Members(*(np.concatenate(part) for part in zip(*found, strict=True)))
         state = SoftmaxState.empty((area,), self._tables.channels)
         table = torch.from_numpy(sums)
@@ -182,17 +161,6 @@ class _Spreading:
         state.centre = table[:, 2:] / 127.5 - table[:, :1]
         state.count = torch.from_numpy(np.bincount(members.pixel, minlength=area))
         return members, state
-
-    def _begin(self, area: int, before: Near | None) -> tuple[np.ndarray, np.ndarray, list[Members]]:
-        """Return the largest logits, sums and members that there are already."""
-        top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self._tables.channels))
-        if before is None:
-            return top, sums, []
-        state = before.state
-        top = np.maximum(top, state.max_logit.numpy().astype(np.float32))
-        sums[:, 0], sums[:, 1] = state.weight, state.weight_sq
-        sums[:, 2:] = (state.centre + state.weight.unsqueeze(1)) * 127.5
-        return top, sums, [before.members]
 
     def _shares(self, keys: np.ndarray) -> list[np.ndarray]:
         """Cut pairs into a piece for each thread, those of a plane together."""
@@ -238,13 +206,6 @@ def _some(members: Members, chosen: np.ndarray | slice) -> Members:
     return Members(*(array[chosen] for array in members))
 
 
-def _without(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the keys that are not among others, both ascending."""
-    if not len(others):
-        return keys
-    return keys[others[np.minimum(np.searchsorted(others, keys), len(others) - 1)] != keys]
-
-
 class _Lists:
     """The lists of a position class at one noise level, to be searched.
 
@@ -287,22 +248,33 @@ class _Lists:
 
         cells = lists_of(self._cells, everyone, CELLS)
         lists = lists_of(self._lists, _visitors(cells, len(self._bounds) - 1), probes)
-        factor = np.float32(self._a / self._beta)
-        start, visitors = _visitors(lists, len(self._codes.size))
-        scaled, scanned = (z * factor).reshape(-1), np.zeros((self._threads, n), np.int64)
+        queries = Queries.of(self._codes, z * (self._a / self._beta), self._a**2 / (2 * self._beta))
 
-        def codes(number: int, share: tuple[int, int]) -> Best:
-            best = Best.none(n, candidates)
-            best_codes(
-                self._codes, scaled, np.float32(self._a) * factor / 2, start, visitors, share, candidates,
-                best, Scratch.of(dims, candidates), scanned[number],
-            )  # fmt: skip
-            return best
+        def codes_of(lists: Best, above: np.ndarray) -> tuple[Best, np.ndarray]:
+            start, visitors = _visitors(lists, len(self._codes.size))
+            scanned = np.zeros((self._threads, n), np.int64)
 
-        best = self._merged(pool.map(codes, range(self._threads), self._shares(start)), candidates)
+            def some(number: int, share: tuple[int, int]) -> Best:
+                best = Best.none(n, candidates)
+                best.threshold[:] = above
+                best_codes(
+                    self._codes, queries, start, visitors, share, candidates, best,
+                    Scratch.of(dims, candidates), scanned[number],
+                )  # fmt: skip
+                return best
+
+            return self._merged(
+                pool.map(some, range(self._threads), self._shares(start)), candidates
+            ), scanned.sum(0)
+
+        # What the likeliest lists hold tells what is not worth keeping of the others.
+        first = Best.none(n, FIRST)
+        likeliest(lists, FIRST, first, Scratch.of(1, probes))
+        found, _ = codes_of(first, np.full(n, NEVER, np.float32))
+        best, scanned = codes_of(lists, found.threshold)
         ids = np.empty((n, candidates), np.int64)
         patch_ids(self._codes.file, self._ids_at, best, ids)
-        return ids, scanned.sum(0)
+        return ids, scanned
 
     def _shares(self, start: np.ndarray) -> list[tuple[int, int]]:
         """Cut groups into ranges of about as many visits each."""
@@ -319,7 +291,6 @@ class _Lists:
 
 def _visitors(best: Best, items: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the queries that hold each item: those of item i from start[i] to start[i + 1]."""
-    held = np.arange(best.item.shape[1]) < best.held[:, None]
-    query, item = np.nonzero(held)[0].astype(np.int32), best.item[held]
-    start = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=items))])
-    return start, query[np.argsort(item, kind="stable")]
+    start, visitors = np.zeros(items + 1, np.int64), np.empty(int(best.held.sum()), np.int32)
+    visitors_of(best, start, visitors)
+    return start, visitors

@@ -14,7 +14,16 @@ from torch import Tensor
 from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
 from patchindex.index import ScaleIndex
 from patchindex.index.rerank import sample_sums, window_tables
-from patchindex.index.retrieval import CODES, NEVER, Codes, Kept, Visits, choose_blocks, scan_blocks
+from patchindex.index.retrieval import (
+    CODES,
+    NEVER,
+    Codes,
+    Kept,
+    Queries,
+    Visits,
+    choose_blocks,
+    scan_blocks,
+)
 from patchindex.simd import BLOCK, LANES
 from patchindex.softmax import SoftmaxState
 from patchindex.windows import query_windows
@@ -282,8 +291,8 @@ class _Worker:
             scanned=np.zeros(n, np.int64),
         )
         z = (self._z[torch.from_numpy(pixels)] * (query.a / query.beta * LOG2_E)).numpy()
-        scale = np.float32(query.a**2 / (2 * query.beta) * LOG2_E)
-        scan_blocks(lists.codes, lists.first_block, z, scale, keys, visits, self._samples, kept)
+        queries = Queries.of(lists.codes, z, query.a**2 / (2 * query.beta) * LOG2_E)
+        scan_blocks(lists.codes, lists.first_block, queries, keys, visits, self._samples, kept)
         state = np.empty((n, 5 + 3 * self._size[2]))
         sample_sums(
             self._images,

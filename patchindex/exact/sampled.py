@@ -124,62 +124,24 @@ class SampledScan:
         self._cell_order = np.stack(by_class, 1).reshape(-1)
         self._units = _units_of_classes(plan)
         area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
-        self._know(known, top)
+        self._known = known
+        self._known_image = (known.patch // area).astype(np.int32) - lo
+        # What the kernel's logits are taken relative to: whole numbers.
+        reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
+        self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
         self._tops = np.full(area, float(kernel.NOTHING_YET))
         self._totals = np.zeros((area, 2 + channels))
         self._squares = np.zeros((area, 1 + 2 * channels))
         self._counts = np.zeros(geometry.size, np.int64)
-        self._since, self._left = np.zeros(area, np.int64), np.full(area, self.cells)
-        self._certain_tops, self._certain = self._tops.copy(), self._totals.copy()
-
-    def _know(self, known: Members, top: np.ndarray) -> None:
-        plan = self._frame.plan
-        self._known = known
-        self._known_image = (known.patch // (plan.geometry.size[0] * plan.geometry.size[1])).astype(np.int32)
-        self._known_image -= self._lo
-        # What the kernel's logits are taken relative to: whole numbers.
-        reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
-        self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
+        self._since = np.zeros(area, np.int64)
 
     def only(self, pixels: Tensor) -> None:
         """Scan from now on for some of the pixels asked for only: a mask (H, W)."""
         self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
 
-    def begin_anew(self, pixels: np.ndarray, known: Members, new: Members, top: np.ndarray) -> None:
-        """Go on for some pixels (raster numbers) of which more members are known now.
-
-        What the cells scanned so far hold had a say in which pixels these are, so that they are no random
-        sample any more. Their sums count once from now on, without the new members, and the sample is of the
-        cells that are left.
-
-        Parameters
-        ----------
-        pixels : array of int64
-            For which nothing was begun anew before.
-        known, top
-            As for the constructor.
-        new : Members
-            Those among them that were not known before, of these pixels.
-        """
-        done = np.sort(self._cell_order[: self.scanned])
-        self._know(new, top)
-        placed = self._place(done.tolist())
-        there = np.isin(placed.cell, done)
-        pixel, logit = placed.pixel[there], placed.logit[there].astype(np.float64)
-        w = np.where(self._totals[pixel, 0] == 0, 0.0, np.exp2(np.minimum(logit - self._tops[pixel], 500.0)))
-        np.subtract.at(self._totals[:, 0], pixel, w)
-        np.subtract.at(self._totals[:, 1], pixel, w * w)
-        np.subtract.at(self._totals[:, 2:], pixel, w[:, None] * placed.centre[there])
-        self._know(known, top)
-        self._certain_tops[pixels], self._certain[pixels] = self._tops[pixels], self._totals[pixels]
-        self._left[pixels] = self.cells - self._since[pixels]
-        for sums in (self._totals, self._squares, self._since):
-            sums[pixels] = 0
-        self._tops[pixels] = float(kernel.NOTHING_YET)
-
     def shares(self) -> Tensor:
-        """Return which share each pixel's sample is of the cells that it is of, (H, W)."""
-        return torch.from_numpy(self._since / np.maximum(self._left, 1)).reshape(self._counts.shape)
+        """Return which share of all cells each pixel's sample is, (H, W)."""
+        return torch.from_numpy(self._since / self.cells).reshape(self._counts.shape)
 
     def _place(self, cells: list[int]) -> _Cells:
         """Find the members that are in some cells."""
@@ -290,9 +252,8 @@ class SampledScan:
     def state(self) -> SoftmaxState:
         """Return the estimate of all patches' sums but those known, of shape (H, W), with its variance.
 
-        With n of M cells scanned (but for those whose sums count once) and `Z_g = (W_g, C_g)` the sums of g,
-        one of the `G = LANES n` groups of images that shared a lane of a cell, `(M / n) sum_g Z_g`
-        has the covariance
+        With n of M cells scanned and `Z_g = (W_g, C_g)` the sums of g, one of the `G = LANES n` groups of
+        images that shared a lane of a cell, `(M / n) sum_g Z_g` has the covariance
 
             (M / n)^2 (1 - n / M) G / (G - 1) (sum_g Z_g Z_g^T - sum_g Z_g sum_g Z_g^T / G)
         """
@@ -305,15 +266,12 @@ class SampledScan:
         v1, v2 = v1 / 127.5 + unit * v0, v2 / 127.5**2 + 2 * unit * v1 / 127.5 + unit**2 * v0
         w, c = state.weight.reshape(-1, 1), state.centre.reshape(-1, channels)
         covariance = torch.cat([v0 - w * w / groups, v1 - w * c / groups, v2 - c * c / groups], 1)
-        m = torch.from_numpy(self._left).double()[:, None] / n
+        m = self.cells / n
         covariance *= m * m * (1 - 1 / m) * groups / (groups - 1)
         state.variance = covariance.reshape(*state.weight.shape, -1)
         m = m.reshape(state.weight.shape)
         state.weight, state.weight_sq = state.weight * m, state.weight_sq * m
         state.centre *= m.unsqueeze(-1)
-        certain = frame.state(self._certain_tops[None], self._certain[None], self._counts)[0]
-        certain.count *= 0  # they are among the counts above
-        state.merge(certain)
         return state
 
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from patchindex.index.retrieval import CODES, NEVER, STEPS, decode, nth_highest
-from patchindex.simd import BLOCK, LANES, aligned, compiled, inlined, load_block, splat_block, store
+from patchindex.simd import BLOCK, LANES, aligned, inlined, lean, load_block, splat_block, store
 from patchindex.simd_codes import bits_below, load_id, lowest_bit
+from patchindex.simd_pairs import add_pairs, load_ints, no_ints, to_floats
 
 __all__ = [
     "Best",
@@ -22,9 +23,11 @@ __all__ = [
     "best_codes",
     "best_lists",
     "capacity",
+    "likeliest",
     "list_tiles",
     "merge",
     "patch_ids",
+    "visitors_of",
 ]
 
 
@@ -58,9 +61,9 @@ class Best(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room that a thread needs: a decoded tile, scores of two queries, and what `nth_highest` takes."""
+    """Room that a thread needs: a decoded tile, scores of a block, and what `nth_highest` takes."""
 
-    tile: np.ndarray
+    pairs: np.ndarray
     norms: np.ndarray
     scores: np.ndarray
     raw: np.ndarray
@@ -71,9 +74,9 @@ class Scratch(NamedTuple):
     def of(cls, dims: int, keep: int) -> Scratch:
         """Return room for items of so many dimensions."""
         return cls(
-            aligned(-(-dims // LANES) * LANES * CODES),
+            aligned(-(-dims // LANES) * LANES // 2 * CODES).view(np.int32),
             aligned(CODES),
-            aligned(2 * CODES),
+            aligned(BLOCK),
             np.zeros(LANES * LANES, np.uint8),
             np.empty(capacity(keep), np.float32),
             np.zeros(STEPS, np.int32),
@@ -105,13 +108,17 @@ def _cut(best, q, keep, scratch):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _take(bits, at, q, number, best, keep, scratch):  # type: ignore[no-untyped-def]
-    """Keep the items of a block whose bits are set; their scores are in the scratch from `at`."""
+def _offer(scores, q, number, best, keep, scratch):  # type: ignore[no-untyped-def]
+    """Keep the items of a block that score above a query's threshold; the first item's number is given."""
+    bits = bits_below(splat_block(best.threshold[q]), scores)
+    if not bits:
+        return
+    store(scratch.scores, 0, scores)
     n = best.held[q]
     while bits:
         j = np.int64(lowest_bit(bits))
         bits &= bits - np.uint64(1)
-        best.score[q, n] = scratch.scores[at + j]
+        best.score[q, n] = scratch.scores[j]
         best.item[q, n] = number + j
         n += 1
     best.held[q] = n
@@ -119,31 +126,7 @@ def _take(bits, at, q, number, best, keep, scratch):  # type: ignore[no-untyped-
         _cut(best, q, keep, scratch)
 
 
-@inlined
-def _offer(tile, at, dims, offsets, offset_at, u, one, two, number, best, keep, scratch):  # type: ignore[no-untyped-def]
-    """Score a tile of items for two queries, and keep the best; the first item's number is given.
-
-    `u` is flat. Both numbers may be the same query, which then gets the items once.
-    """
-    for i in range(0, CODES, BLOCK):
-        first = second = load_block(offsets, offset_at + i)
-        for d in range(dims):
-            value = load_block(tile, at + d * CODES + i)
-            first = first + splat_block(u[one * dims + d]) * value
-            second = second + splat_block(u[two * dims + d]) * value
-        bits = bits_below(splat_block(best.threshold[one]), first)
-        if bits:
-            store(scratch.scores, 0, first)
-            _take(bits, 0, one, number + i, best, keep, scratch)
-        if one == two:
-            continue
-        bits = bits_below(splat_block(best.threshold[two]), second)
-        if bits:
-            store(scratch.scores, CODES, second)
-            _take(bits, CODES, two, number + i, best, keep, scratch)
-
-
-@compiled
+@lean
 def list_tiles(means, variances, sizes, first_tile, cell_bounds, a, beta, tiles, offsets):  # type: ignore[no-untyped-def]
     """Write what lists are scored by, `[z^2, z] . tile + offset`: tiles (tiles, 2 dims, CODES), offsets.
 
@@ -176,7 +159,7 @@ def list_tiles(means, variances, sizes, first_tile, cell_bounds, a, beta, tiles,
                 offsets[tile * CODES + i] = offset
 
 
-@compiled
+@lean
 def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors, cells, keep, best, scratch):  # type: ignore[no-untyped-def]
     """Keep the best lists of some cells, `cells[0]` to `cells[1] - 1`, for the queries that visit them.
 
@@ -185,35 +168,61 @@ def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors
     for cell in range(cells[0], cells[1]):
         for tile in range(first_tile[cell], first_tile[cell + 1]):
             number = cell_bounds[cell] + (tile - first_tile[cell]) * CODES
+            at = tile * dims * CODES
             for visit in range(start[cell], start[cell + 1], 2):
                 one, two = visitors[visit], visitors[min(visit + 1, start[cell + 1] - 1)]
-                _offer(
-                    tiles, tile * dims * CODES, dims, offsets, tile * CODES, u, one, two, number,
-                    best, keep, scratch,
-                )  # fmt: skip
+                for i in range(0, CODES, BLOCK):
+                    a = b = load_block(offsets, tile * CODES + i)
+                    for d in range(dims):
+                        value = load_block(tiles, at + d * CODES + i)
+                        a = a + splat_block(u[one * dims + d]) * value
+                        b = b + splat_block(u[two * dims + d]) * value
+                    _offer(a, one, number + i, best, keep, scratch)
+                    if one != two:
+                        _offer(b, two, number + i, best, keep, scratch)
     _finish(best, keep, scratch)
 
 
-@compiled
-def best_codes(codes, z, scale, start, visitors, lists, keep, best, scratch, scanned):  # type: ignore[no-untyped-def]
+@lean
+def best_codes(codes, queries, start, visitors, lists, keep, best, scratch, scanned):  # type: ignore[no-untyped-def]
     """Keep the best codes of some lists, `lists[0]` to `lists[1] - 1`, and count the codes scanned.
 
-    `visitors[start[i] : start[i + 1]]` are the queries that visit list i, and `z` is flat. The score of a
-    code y is `z . y - scale |y|^2`. An item is `list 2^32 + its place in the list`.
+    `visitors[start[i] : start[i + 1]]` are the queries that visit list i. An item is
+    `list 2^32 + its place in the list`.
     """
+    stride, used = len(codes.step) // 2, 2 * -(-codes.dims // 4)
+    unit, constant = queries.unit, queries.constant
     for c in range(lists[0], lists[1]):
-        if start[c] == start[c + 1]:
+        end = start[c + 1]
+        if start[c] == end:
             continue
         for first in range(0, codes.size[c], CODES):
-            decode(codes, c, first, -scale, scratch.raw, scratch.tile, scratch.norms)
+            decode(codes, c, first, queries, scratch.raw, scratch.pairs, scratch.norms)
             number = (np.int64(c) << 32) + first
-            for visit in range(start[c], start[c + 1], 2):
-                one, two = visitors[visit], visitors[min(visit + 1, start[c + 1] - 1)]
-                _offer(
-                    scratch.tile, 0, codes.dims, scratch.norms, 0, z, one, two, number,
-                    best, keep, scratch,
-                )  # fmt: skip
-        for visit in range(start[c], start[c + 1]):
+            for visit in range(start[c], end, 4):
+                p, q = visitors[visit], visitors[min(visit + 1, end - 1)]
+                r, s = visitors[min(visit + 2, end - 1)], visitors[min(visit + 3, end - 1)]
+                for i in range(0, CODES, BLOCK):
+                    w = x = y = z = no_ints()
+                    for j in range(used):
+                        pair = load_ints(scratch.pairs, j * CODES + i)
+                        w = add_pairs(w, pair, queries.pairs[p * stride + j])
+                        x = add_pairs(x, pair, queries.pairs[q * stride + j])
+                        y = add_pairs(y, pair, queries.pairs[r * stride + j])
+                        z = add_pairs(z, pair, queries.pairs[s * stride + j])
+                    norms = load_block(scratch.norms, i)
+                    w = to_floats(w) * splat_block(unit[p]) + norms
+                    _offer(w + splat_block(constant[p]), p, number + i, best, keep, scratch)
+                    if visit + 1 < end:
+                        x = to_floats(x) * splat_block(unit[q]) + norms
+                        _offer(x + splat_block(constant[q]), q, number + i, best, keep, scratch)
+                    if visit + 2 < end:
+                        y = to_floats(y) * splat_block(unit[r]) + norms
+                        _offer(y + splat_block(constant[r]), r, number + i, best, keep, scratch)
+                    if visit + 3 < end:
+                        z = to_floats(z) * splat_block(unit[s]) + norms
+                        _offer(z + splat_block(constant[s]), s, number + i, best, keep, scratch)
+        for visit in range(start[c], end):
             scanned[visitors[visit]] += codes.size[c]
     _finish(best, keep, scratch)
 
@@ -226,7 +235,7 @@ def _finish(best, keep, scratch):  # type: ignore[no-untyped-def]
             _cut(best, q, keep, scratch)
 
 
-@compiled
+@lean
 def merge(others, keep, best, scratch):  # type: ignore[no-untyped-def]
     """Add what another thread has kept."""
     for q in range(len(best.held)):
@@ -240,7 +249,44 @@ def merge(others, keep, best, scratch):  # type: ignore[no-untyped-def]
         _cut(best, q, keep, scratch)
 
 
-@compiled
+@lean
+def likeliest(best, keep, first, scratch):  # type: ignore[no-untyped-def]
+    """Write the best few of each query's items to another, empty `Best`, in the same order."""
+    for q in range(len(best.held)):
+        limit, n = NEVER, 0
+        if best.held[q] > keep:
+            limit = nth_highest(best.score[q], best.held[q], keep, scratch.room, scratch.histogram)
+        for i in range(best.held[q]):
+            if best.score[q, i] > limit:
+                first.score[q, n] = best.score[q, i]
+                first.item[q, n] = best.item[q, i]
+                n += 1
+        first.held[q], first.threshold[q] = n, limit
+
+
+@lean
+def visitors_of(best, start, visitors):  # type: ignore[no-untyped-def]
+    """Write the queries that hold each item, ascending: those of item i from `start[i]` to `start[i + 1]`.
+
+    `start` (items + 1,) int64 is zeros, and `visitors` int32 has room for all.
+    """
+    items = len(start) - 1
+    for q in range(len(best.held)):
+        for i in range(best.held[q]):
+            start[best.item[q, i] + 1] += 1
+    for i in range(items):
+        start[i + 1] += start[i]
+    for q in range(len(best.held)):
+        for i in range(best.held[q]):
+            item = best.item[q, i]
+            visitors[start[item]] = q
+            start[item] += 1
+    for i in range(items, 0, -1):
+        start[i] = start[i - 1]
+    start[0] = 0
+
+
+@lean
 def patch_ids(file, ids_at, best, ids):  # type: ignore[no-untyped-def]
     """Write the patch ids of the codes that queries hold, (queries, most), -1 where there are no more."""
     for q in range(len(ids)):

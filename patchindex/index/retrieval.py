@@ -33,7 +33,8 @@ from patchindex.simd import (
     splat_lanes,
     store,
 )
-from patchindex.simd_codes import at_most, bits_below, decode_transposed, lowest_bit, uniforms
+from patchindex.simd_codes import at_most, bits_below, lowest_bit, uniforms
+from patchindex.simd_pairs import add_pairs, add_squares, decode_pairs, load_ints, no_ints, to_floats
 
 __all__ = [
     "CODES",
@@ -41,6 +42,7 @@ __all__ = [
     "STEPS",
     "Codes",
     "Kept",
+    "Queries",
     "Visits",
     "choose_blocks",
     "decode",
@@ -52,6 +54,7 @@ CODES = 64  # a block's; 64 codes fill four AVX-512 registers, and a list is som
 NEVER = np.float32(-1e30)  # log weight of what is not there, and threshold of those who keep everything
 FLOOR = np.float32(-100.0)  # weights are not below 2^FLOOR of the largest
 STEPS = 1024
+MOST_16 = np.iinfo(np.int16).max
 MOST_EXPECTED = 30.0  # blocks of a list; the binomial distribution of more begins below what numbers can say
 SALT = np.uint32(0x5BD1E995)  # so that lists and codes with the same number draw differently
 
@@ -80,6 +83,62 @@ class Codes(NamedTuple):
     low: np.ndarray
     step: np.ndarray
     dims: int
+
+
+class Queries(NamedTuple):
+    """What codes are compared with, as whole numbers of 16 bits, two in one of 32.
+
+    The score of a code q, its numbers taken less 128, is
+
+        unit sum_d u_d q_d - square_unit sum_d s_d q_d^2 + constant
+
+    with whole u, s and sums. The numbers 0 and 2 of every four dimensions are a pair, and 1 and 3.
+
+    Attributes
+    ----------
+    pairs : array of int32, shape (queries * pairs,)
+        u, a query after the other.
+    unit, constant : array of float32, shape (queries,)
+    squares : array of int32, shape (pairs,)
+        s.
+    square_unit : float32
+    """
+
+    pairs: np.ndarray
+    unit: np.ndarray
+    constant: np.ndarray
+    squares: np.ndarray
+    square_unit: np.float32
+
+    @classmethod
+    def of(cls, codes: Codes, z: np.ndarray, scale: float) -> Queries:
+        """Prepare queries z, (n, dims), whose score of a code that stands for y is `z . y - scale |y|^2`.
+
+        They are rounded to 1/32767 of their largest entry, times the step of its dimension.
+        """
+        dims = codes.dims
+        step = codes.step.astype(np.float64)
+        middle = (codes.low + 128.5 * step)[:dims]
+        u = np.zeros((len(z), len(step)))
+        u[:, :dims] = step[:dims] * (z - 2 * scale * middle)
+        squares = scale * step * step
+        tiny = np.finfo(np.float32).tiny  # where patches are all alike, steps are 0
+        unit = np.maximum(np.abs(u).max(1) / MOST_16, tiny)
+        # Sums of products with squares, of up to 2^14, stay below 2^31.
+        square_unit = max(squares.max() / MOST_16, squares.sum() / (2**17 - len(step)), tiny)
+        return cls(
+            _pairs(u / unit[:, None]).reshape(-1),
+            unit.astype(np.float32),
+            (z @ middle - scale * np.square(middle).sum()).astype(np.float32),
+            _pairs(squares / square_unit),
+            np.float32(square_unit),
+        )
+
+
+def _pairs(numbers: np.ndarray) -> np.ndarray:
+    """Round numbers (..., 4 n) and return them as pairs (..., 2 n): 0 and 2 of every four, and 1 and 3."""
+    fours = np.rint(numbers).astype("<i2").reshape(*numbers.shape[:-1], -1, 2, 2)
+    return np.ascontiguousarray(fours.swapaxes(-1, -2)).reshape(*numbers.shape[:-1], -1).view("<i4")
 
 
 class Visits(NamedTuple):
@@ -252,35 +311,33 @@ def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visit
 
 
 @inlined
-def decode(codes, c, first, scale, raw, tile, norms):  # type: ignore[no-untyped-def]
-    """Decode a block of list c from code `first`: values (dims, CODES), and `scale` times squared norms.
+def decode(codes, c, first, queries, raw, tile, norms):  # type: ignore[no-untyped-def]
+    """Decode a block of list c from code `first`: pairs (pairs, CODES), and what its squares make of scores.
 
-    Norms of codes that are not there make scores that are below every threshold.
+    That is below every threshold for codes that are not there.
     """
-    begin = codes.offset[c]
-    last = begin + (codes.size[c] - 1) * codes.dims
+    begin = codes.offset[c] + first * codes.dims
     padded = len(codes.step)
+    inside = begin + CODES * codes.dims + LANES <= len(codes.file)
     for i in range(0, CODES, LANES):
-        at = begin + (first + i) * codes.dims
         for d in range(0, padded, LANES):
-            if last + d + LANES <= len(codes.file):
-                decode_transposed(codes.file, at + d, codes.dims, last + d, tile, d * CODES + i, CODES)
-            else:  # the last list of the file, where a row's end may be the file's
+            to = d // 2 * CODES + i
+            at = begin + i * codes.dims + d
+            if inside:
+                decode_pairs(codes.file, at, codes.dims, tile, to, CODES)
+            else:  # where the file ends
                 for row in range(LANES):
                     for j in range(LANES):
-                        byte = min(at + row * codes.dims, last) + d + j
+                        byte = at + row * codes.dims + j
                         raw[row * LANES + j] = codes.file[byte] if byte < len(codes.file) else 0
-                decode_transposed(raw, 0, LANES, LANES * LANES, tile, d * CODES + i, CODES)
+                decode_pairs(raw, 0, LANES, tile, to, CODES)
     for i in range(0, CODES, BLOCK):
-        squares = splat_block(np.float32(0))
-        for d in range(codes.dims):
-            step, low = splat_block(codes.step[d]), splat_block(codes.low[d] + codes.step[d] / 2)
-            value = load_block(tile, d * CODES + i) * step + low
-            store(tile, d * CODES + i, value)
-            squares = squares + value * value
-        store(norms, i, squares * splat_block(scale))
+        sums = no_ints()
+        for j in range(2 * -(-codes.dims // 4)):
+            sums = add_squares(sums, load_ints(tile, j * CODES + i), queries.squares[j])
+        store(norms, i, to_floats(sums) * splat_block(-queries.square_unit))
     for i in range(codes.size[c] - first, CODES):
-        norms[i] = -8 * NEVER if scale > 0 else 8 * NEVER
+        norms[i] = 8 * NEVER
 
 
 @inlined
@@ -300,54 +357,59 @@ def _drop(kept, q):  # type: ignore[no-untyped-def]
 def nth_highest(values, count, n, room, histogram):  # type: ignore[no-untyped-def]
     """Return which of the first `count` values comes after the n highest.
 
-    They are counted in even steps from the highest to the lowest; those of the step that holds the one looked
-    for are sorted.
+    They are counted in even steps from the highest to the lowest; then so are those of the step that holds
+    the one looked for, until they are all alike.
     """
-    high = low = values[0]
     for i in range(count):
-        high, low = max(high, values[i]), min(low, values[i])
-    steps = np.float32(len(histogram) - 1) / max(high - low, np.float32(1e-30))
-    histogram[:] = 0
-    for i in range(count):
-        histogram[int((high - values[i]) * steps)] += 1
-    step, before = 0, 0
-    while before + histogram[step] <= n:
-        before += histogram[step]
-        step += 1
-    some = 0
-    for i in range(count):
-        room[some] = values[i]
-        some += int(int((high - values[i]) * steps) == step)
-    return np.sort(room[:some])[some - 1 - (n - before)]
+        room[i] = values[i]
+    while True:
+        high = low = room[0]
+        for i in range(count):
+            high, low = max(high, room[i]), min(low, room[i])
+        if high == low:
+            return high
+        steps = (len(histogram) - 1) / (np.float64(high) - np.float64(low))
+        histogram[:] = 0
+        for i in range(count):
+            histogram[int((high - room[i]) * steps)] += 1
+        step = 0
+        while histogram[step] <= n:
+            n -= histogram[step]
+            step += 1
+        some = 0
+        for i in range(count):
+            value = room[i]
+            room[some] = value
+            some += int(int((high - value) * steps) == step)
+        count = some
 
 
 @compiled
-def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # type: ignore[no-untyped-def]
+def scan_blocks(codes, first_block, queries, keys, visits, samples, kept):  # type: ignore[no-untyped-def]
     """Scan the blocks that queries drew, and keep the `samples` codes of highest priority of each query.
 
-    `z` (queries, dims) float32 holds the queries, such that the logarithm of a code's weight is
-    `z . y - scale |y|^2`, up to what is the same for all codes of a query. `kept` is empty: counts 0 and
-    thresholds `NEVER`.
+    The score of a code is the logarithm of its weight, up to what is the same for all codes of a query.
+    `kept` is empty: counts 0 and thresholds `NEVER`.
     """
     n_blocks = first_block[len(first_block) - 1]
     # Visits in the order of their blocks, by counting; those of a block in the order of queries.
     start = np.zeros(n_blocks + 1, np.int32)
     total = 0
-    for q in range(len(z)):
+    for q in range(len(queries.unit)):
         for v in range(visits.drawn[q]):
             start[visits.block[q, v] + 1] += 1
         total += visits.drawn[q]
     for b in range(n_blocks):
         start[b + 1] += start[b]
     query_of, visit_of = np.empty(total, np.int32), np.empty(total, np.int32)
-    for q in range(len(z)):
+    for q in range(len(queries.unit)):
         for v in range(visits.drawn[q]):
             at = start[visits.block[q, v]]
             query_of[at], visit_of[at] = q, v
             start[visits.block[q, v]] += 1
-    dims, capacity = codes.dims, kept.priority.shape[1]
+    pairs, capacity = len(codes.step) // 2, kept.priority.shape[1]
     raw = np.zeros(LANES * LANES, np.uint8)
-    tile = np.zeros(len(codes.step) * CODES, np.float32)
+    tile = np.zeros(pairs * CODES, np.int32)
     norms = np.zeros(CODES, np.float32)
     weights, draws = np.zeros(CODES, np.float32), np.zeros(CODES, np.float32)
     room, histogram = np.empty(capacity + 1, np.float32), np.zeros(STEPS, np.int32)
@@ -358,17 +420,15 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
         first = (visits.block[q, v] - first_block[c]) * CODES
         if visits.block[q, v] != block:
             block = visits.block[q, v]
-            decode(codes, c, first, scale, raw, tile, norms)
+            decode(codes, c, first, queries, raw, tile, norms)
         kept.scanned[q] += min(CODES, codes.size[c] - first)
         number = codes.base[c] + first
         for i in range(0, CODES, BLOCK):
-            even, odd = splat_block(-log_p), splat_block(np.float32(0))
-            for d in range(0, dims - 1, 2):
-                even = even + splat_block(z[q, d]) * load_block(tile, d * CODES + i)
-                odd = odd + splat_block(z[q, d + 1]) * load_block(tile, (d + 1) * CODES + i)
-            if dims % 2:
-                even = even + splat_block(z[q, dims - 1]) * load_block(tile, (dims - 1) * CODES + i)
-            g = even + odd - load_block(norms, i)
+            sums = no_ints()
+            for j in range(2 * -(-codes.dims // 4)):
+                sums = add_pairs(sums, load_ints(tile, j * CODES + i), queries.pairs[q * pairs + j])
+            g = to_floats(sums) * splat_block(queries.unit[q]) + load_block(norms, i)
+            g = g + splat_block(queries.constant[q] - log_p)
             u = uniforms(np.uint32(number + i), keys[q, 0], keys[q, 1])
             chance = exp2(at_most(g - splat_block(kept.threshold[q]), np.float32(1)), FLOOR)
             bits = bits_below(u, chance)
@@ -390,7 +450,7 @@ def scan_blocks(codes, first_block, z, scale, keys, visits, samples, kept):  # t
                 kept.code[q, n] = number + j
                 kept.visit[q, n] = v
                 kept.held[q] = n + 1
-    for q in range(len(z)):
+    for q in range(len(queries.unit)):
         if kept.held[q] > samples:
             kept.threshold[q] = nth_highest(kept.priority[q], kept.held[q], samples, room, histogram)
             _drop(kept, q)

@@ -7,6 +7,7 @@ import pytest
 
 import patchindex as pi
 from patchindex.index.nearest import Best, Scratch, best_codes, best_lists, list_tiles, merge, patch_ids
+from patchindex.index.retrieval import Queries
 from patchindex.simd import aligned
 
 DIMS, CELLS = 12, 5
@@ -91,7 +92,7 @@ def test_best_codes(store, rng, keep, label):
     for number, share in enumerate(((0, lists // 3), (lists // 3, lists))):
         part = Best.none(6, keep)
         best_codes(
-            codes, z.reshape(-1), np.float32(0.7), start, visitors, share, keep, part,
+            codes, Queries.of(codes, z, 0.7), start, visitors, share, keep, part,
             Scratch.of(dims, keep), scanned[number],
         )  # fmt: skip
         parts.append(part)
@@ -125,7 +126,7 @@ def test_nothing_to_look_at(store):
     codes, ids_at = scale.codes(0)
     best = Best.none(2, 5)
     best_codes(
-        codes, np.zeros(2 * codes.dims, np.float32), np.float32(1), np.zeros(len(codes.size) + 1, np.int64),
+        codes, Queries.of(codes, np.zeros((2, codes.dims)), 1.0), np.zeros(len(codes.size) + 1, np.int64),
         np.empty(0, np.int32), (0, len(codes.size)), 5, best, Scratch.of(codes.dims, 5),
         np.zeros(2, np.int64),
     )  # fmt: skip
