@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -21,9 +20,7 @@ from patchindex.index.nearest import (
     best_codes,
     best_lists,
     capacity,
-    likeliest,
     list_tiles,
-    merge,
     patch_ids,
     visitors_of,
 )
@@ -102,22 +99,24 @@ class NearField:
         members, state = self._spreading.run(i, self._ids[mine])
         return Near(members, state, int(self._codes[mine].sum()))
 
-    def _group(self, probes: int, candidates: int) -> int:
-        """Return for how many pixels at once there is room: the more, the fewer times a list is decoded."""
-        a_pixel = 12 * self._threads * sum(capacity(keep) for keep in (CELLS, probes, candidates))
-        return max(1, self._memory // 2 // a_pixel)
-
     def _search(self, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the patch ids of the best codes of all pixels, (n, candidates), and codes scanned."""
         query, n = self._query, len(self._z)
         classes = np.tile(self._scale.geometry.query_classes.reshape(-1), n // self._area)
         ids, codes = np.full((n, candidates), -1, np.int64), np.zeros(n, np.int64)
+
+        def search(lists: _Lists, rows: np.ndarray) -> None:
+            ids[rows], codes[rows] = lists.search(self._z[rows], probes, candidates)
+
+        # As many pixels at once as there is room for: the more, the fewer times a list is decoded.
+        a_pixel = 12 * self._threads * sum(capacity(keep) for keep in (CELLS, probes, candidates))
+        room = max(1, self._memory // 2 // a_pixel)
         with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
             for c in np.unique(classes).tolist():
-                lists = _Lists(self._scale, c, self._label, query.a, query.beta, self._threads)
+                lists = _Lists(self._scale, c, self._label, query.a, query.beta, pool, self._threads)
                 mine = np.flatnonzero(classes == c)
-                for some in np.array_split(mine, math.ceil(len(mine) / self._group(probes, candidates))):
-                    ids[some], codes[some] = lists.search(pool, self._z[some], probes, candidates)
+                parts = max(min(self._threads, len(mine)), math.ceil(len(mine) / room))
+                list(pool.map(partial(search, lists), np.array_split(mine, parts)))
         return ids, codes
 
 
@@ -207,17 +206,21 @@ def _some(members: Members, chosen: np.ndarray | slice) -> Members:
 
 
 class _Lists:
-    """The lists of a position class at one noise level, to be searched.
-
-    Threads share out the lists, not the pixels: so each list is read and decoded once.
-    """
+    """The lists of a position class at one noise level, to be searched."""
 
     def __init__(
-        self, scale: ScaleIndex, c: int, label: int | None, a: float, beta: float, threads: int
+        self,
+        scale: ScaleIndex,
+        c: int,
+        label: int | None,
+        a: float,
+        beta: float,
+        pool: ThreadPoolExecutor,
+        threads: int,
     ) -> None:
         self._codes, self._ids_at = scale.codes(c, label)
         means, variances, self._bounds, of_cells = scale.moments(c, label)
-        self._a, self._beta, self._threads = a, beta, threads
+        self._a, self._beta, self._pool, self._threads = a, beta, pool, threads
         self._lists = self._table(means, variances, self._codes.size, self._bounds)
         self._cells = self._table(*of_cells, np.array([0, len(of_cells[0])]))
 
@@ -227,66 +230,33 @@ class _Lists:
         """Return what `best_lists` takes: tiles, offsets, the first tile of each group, and the groups."""
         first = np.concatenate([[0], np.cumsum(-(-np.diff(bounds) // CODES))])
         tiles, offsets = aligned(first[-1] * 2 * means.shape[1] * CODES), aligned(first[-1] * CODES)
-        list_tiles(means, variances, sizes, first, bounds, self._a, self._beta, tiles, offsets)
+
+        def write(groups: tuple[int, int]) -> None:
+            list_tiles(means, variances, sizes, first, bounds, groups, self._a, self._beta, tiles, offsets)
+
+        edges = np.linspace(0, len(bounds) - 1, self._threads + 1).astype(int).tolist()
+        list(self._pool.map(write, pairwise(edges)))
         return tiles, offsets, first, bounds
 
-    def search(
-        self, pool: ThreadPoolExecutor, z: np.ndarray, probes: int, candidates: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, z: np.ndarray, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of the best codes, (n, candidates), and how many were scanned for each."""
         n, dims = z.shape
         u = np.concatenate([z * z, z], 1).reshape(-1)
-        everyone = (np.array([0, n]), np.arange(n, dtype=np.int32))
 
         def lists_of(table: tuple[np.ndarray, ...], visits: tuple[np.ndarray, np.ndarray], keep: int) -> Best:
-            def some(share: tuple[int, int]) -> Best:
-                best = Best.none(n, keep)
-                best_lists(*table, u, 2 * dims, *visits, share, keep, best, Scratch.of(1, keep))
-                return best
+            best = Best.none(n, keep)
+            best_lists(*table, u, 2 * dims, *visits, keep, best, Scratch.of(1, keep))
+            return best
 
-            return self._merged(pool.map(some, self._shares(visits[0])), keep)
-
-        cells = lists_of(self._cells, everyone, CELLS)
+        cells = lists_of(self._cells, (np.array([0, n]), np.arange(n, dtype=np.int32)), CELLS)
         lists = lists_of(self._lists, _visitors(cells, len(self._bounds) - 1), probes)
         queries = Queries.of(self._codes, z * (self._a / self._beta), self._a**2 / (2 * self._beta))
-
-        def codes_of(lists: Best, above: np.ndarray) -> tuple[Best, np.ndarray]:
-            start, visitors = _visitors(lists, len(self._codes.size))
-            scanned = np.zeros((self._threads, n), np.int64)
-
-            def some(number: int, share: tuple[int, int]) -> Best:
-                best = Best.none(n, candidates)
-                best.threshold[:] = above
-                best_codes(
-                    self._codes, queries, start, visitors, share, candidates, best,
-                    Scratch.of(dims, candidates), scanned[number],
-                )  # fmt: skip
-                return best
-
-            return self._merged(
-                pool.map(some, range(self._threads), self._shares(start)), candidates
-            ), scanned.sum(0)
-
-        # What the likeliest lists hold tells what is not worth keeping of the others.
-        first = Best.none(n, FIRST)
-        likeliest(lists, FIRST, first, Scratch.of(1, probes))
-        found, _ = codes_of(first, np.full(n, NEVER, np.float32))
-        best, scanned = codes_of(lists, found.threshold)
+        best, scanned, scratch = Best.none(n, candidates), np.zeros(n, np.int64), Scratch.of(dims, candidates)
+        visits = _visitors(lists, len(self._codes.size))
+        best_codes(self._codes, queries, *visits, candidates, best, scratch, scanned)
         ids = np.empty((n, candidates), np.int64)
         patch_ids(self._codes.file, self._ids_at, best, ids)
         return ids, scanned
-
-    def _shares(self, start: np.ndarray) -> list[tuple[int, int]]:
-        """Cut groups into ranges of about as many visits each."""
-        edges = np.searchsorted(start, np.linspace(0, start[-1], self._threads + 1))
-        edges[0], edges[-1] = 0, len(start) - 1
-        return list(pairwise(edges.tolist()))
-
-    def _merged(self, parts: Iterable[Best], keep: int) -> Best:
-        first, *others = parts
-        for other in others:
-            merge(other, keep, first, Scratch.of(1, keep))
-        return first
 
 
 def _visitors(best: Best, items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from patchindex.index.retrieval import CODES, NEVER, STEPS, decode, nth_highest
 from patchindex.simd import BLOCK, LANES, aligned, inlined, lean, load_block, splat_block, store
-from patchindex.simd_codes import bits_below, load_id, lowest_bit
+from patchindex.simd_codes import bits_below, load_id, lowest_bit, prefetch
 from patchindex.simd_pairs import add_pairs, load_ints, no_ints, to_floats
 
 __all__ = [
@@ -23,12 +23,12 @@ __all__ = [
     "best_codes",
     "best_lists",
     "capacity",
-    "likeliest",
     "list_tiles",
-    "merge",
     "patch_ids",
     "visitors_of",
 ]
+
+CACHE_LINE = 64
 
 
 class Best(NamedTuple):
@@ -127,15 +127,17 @@ def _offer(scores, q, number, best, keep, scratch):  # type: ignore[no-untyped-d
 
 
 @lean
-def list_tiles(means, variances, sizes, first_tile, cell_bounds, a, beta, tiles, offsets):  # type: ignore[no-untyped-def]
-    """Write what lists are scored by, `[z^2, z] . tile + offset`: tiles (tiles, 2 dims, CODES), offsets.
+def list_tiles(means, variances, sizes, first_tile, cell_bounds, cells, a, beta, tiles, offsets):  # type: ignore[no-untyped-def]
+    """Write what the lists of cells `cells[0]` to `cells[1] - 1` are scored by, `[z^2, z] . tile + offset`.
+
+    Tiles are (tiles, 2 dims, CODES).
 
     The score of a list of mean m and variances s^2 is the logarithm of the expected squared weight of one of
     its codes, were they Gaussian: `-1/2 sum_d ((z_d - a m_d)^2 / v_d + log v_d)` with
     `v_d = beta / 2 + a^2 s_d^2`.
     """
     dims = means.shape[1]
-    for cell in range(len(cell_bounds) - 1):
+    for cell in range(cells[0], cells[1]):
         lo, hi = cell_bounds[cell], cell_bounds[cell + 1]
         for tile in range(first_tile[cell], first_tile[cell + 1]):
             for i in range(CODES):
@@ -160,12 +162,12 @@ def list_tiles(means, variances, sizes, first_tile, cell_bounds, a, beta, tiles,
 
 
 @lean
-def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors, cells, keep, best, scratch):  # type: ignore[no-untyped-def]
-    """Keep the best lists of some cells, `cells[0]` to `cells[1] - 1`, for the queries that visit them.
+def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors, keep, best, scratch):  # type: ignore[no-untyped-def]
+    """Keep the best lists of the cells that queries visit.
 
     `visitors[start[i] : start[i + 1]]` are the queries that visit cell i, and `u` is flat.
     """
-    for cell in range(cells[0], cells[1]):
+    for cell in range(len(start) - 1):
         for tile in range(first_tile[cell], first_tile[cell + 1]):
             number = cell_bounds[cell] + (tile - first_tile[cell]) * CODES
             at = tile * dims * CODES
@@ -183,20 +185,34 @@ def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors
     _finish(best, keep, scratch)
 
 
+@inlined
+def _fetch(codes, begin):  # type: ignore[no-untyped-def]
+    """Ask for a block of codes, which will be needed next: lists are too short for the processor to guess."""
+    for at in range(begin, min(begin + CODES * codes.dims, len(codes.file)), CACHE_LINE):
+        prefetch(codes.file, at)
+
+
 @lean
-def best_codes(codes, queries, start, visitors, lists, keep, best, scratch, scanned):  # type: ignore[no-untyped-def]
-    """Keep the best codes of some lists, `lists[0]` to `lists[1] - 1`, and count the codes scanned.
+def best_codes(codes, queries, start, visitors, keep, best, scratch, scanned):  # type: ignore[no-untyped-def]
+    """Keep the best codes of the lists that queries visit, and count the codes scanned.
 
     `visitors[start[i] : start[i + 1]]` are the queries that visit list i. An item is
     `list 2^32 + its place in the list`.
     """
     stride, used = len(codes.step) // 2, 2 * -(-codes.dims // 4)
     unit, constant = queries.unit, queries.constant
-    for c in range(lists[0], lists[1]):
+    for c in range(len(start) - 1):
         end = start[c + 1]
         if start[c] == end:
             continue
+        next_list = c + 1
+        while next_list < len(start) - 1 and start[next_list] == start[next_list + 1]:
+            next_list += 1
         for first in range(0, codes.size[c], CODES):
+            if first + CODES < codes.size[c]:
+                _fetch(codes, codes.offset[c] + (first + CODES) * codes.dims)
+            elif next_list < len(start) - 1:
+                _fetch(codes, codes.offset[next_list])
             decode(codes, c, first, queries, scratch.raw, scratch.pairs, scratch.norms)
             number = (np.int64(c) << 32) + first
             for visit in range(start[c], end, 4):
@@ -233,35 +249,6 @@ def _finish(best, keep, scratch):  # type: ignore[no-untyped-def]
     for q in range(len(best.held)):
         if best.held[q] > keep:
             _cut(best, q, keep, scratch)
-
-
-@lean
-def merge(others, keep, best, scratch):  # type: ignore[no-untyped-def]
-    """Add what another thread has kept."""
-    for q in range(len(best.held)):
-        n = best.held[q]
-        for i in range(others.held[q]):
-            best.score[q, n] = others.score[q, i]
-            best.item[q, n] = others.item[q, i]
-            n += 1
-        best.held[q] = n
-        best.threshold[q] = max(best.threshold[q], others.threshold[q])
-        _cut(best, q, keep, scratch)
-
-
-@lean
-def likeliest(best, keep, first, scratch):  # type: ignore[no-untyped-def]
-    """Write the best few of each query's items to another, empty `Best`, in the same order."""
-    for q in range(len(best.held)):
-        limit, n = NEVER, 0
-        if best.held[q] > keep:
-            limit = nth_highest(best.score[q], best.held[q], keep, scratch.room, scratch.histogram)
-        for i in range(best.held[q]):
-            if best.score[q, i] > limit:
-                first.score[q, n] = best.score[q, i]
-                first.item[q, n] = best.item[q, i]
-                n += 1
-        first.held[q], first.threshold[q] = n, limit
 
 
 @lean
