@@ -85,7 +85,7 @@ class Scratch(NamedTuple):
 
 def capacity(keep: int) -> int:
     """Return how many items a query has room for: what is too much is dropped when it is full."""
-    return 3 * keep + CODES
+    return 2 * keep + CODES
 
 
 @inlined
