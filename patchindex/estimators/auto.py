@@ -25,9 +25,7 @@ __all__ = ["Auto"]
 # its near field a pixel takes in all, fitted to 256 x 1 024 on all of CIFAR-10 at mid noise. They choose
 # between an estimate and an exact scan, for which `exact/costs.py` has the like.
 PROBE, CANDIDATE, IN_ALL = 1500.0, 500.0, 4.0
-OVERHEAD = 1.4  # what a cell of a sample takes against its share of an exact scan
 FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
-AHEAD = 0.75  # share of the single pixels that the next growing is meant to be enough for
 LEAST_TILES = 16  # of a sample for single pixels
 MOST = 0.5  # share of all patches beyond which a single pixel is computed exactly
 
@@ -99,7 +97,7 @@ class Auto:
         sample = self._sample(query, geometry, i, near, 0)
         sample.grow(FIRST_CELLS)
         state = _together(near, sample)
-        full = OVERHEAD * self._seconds(query, geometry, query.x[0, 0].numel())
+        full = self._seconds(query, geometry, query.x[0, 0].numel())
         one = self._seconds(query, geometry, 1)
         while (left := _stderr(state) > self._tolerance).any() and sample.scanned < sample.cells:
             share = sample.scanned / sample.cells
@@ -141,7 +139,7 @@ class Auto:
         while left.any():
             shares = sample.shares() + more.shares()
             needed = self._needed(state, shares)
-            ahead = float((needed - shares)[left].quantile(AHEAD).clamp_min(0))
+            ahead = float((needed - shares)[left].median().clamp_min(0))
             if more.scanned == more.cells or ahead + float(more.shares().max()) > MOST:
                 break
             more.only(left)

@@ -16,7 +16,7 @@ __all__ = ["expected_seconds", "full_cost", "lanes", "pixel_cost", "plan_of"]
 # weights, fitted to `benchmarks/exact.py --parts pixels`. They cut the work into tasks and choose between the
 # kernels, for which only their ratios matter; they change no result.
 ALL_PRODUCTS, ALL_MEMBERS = 1.05, 12.5  # `scan_all`
-PIXEL_PRODUCTS, PIXEL_MEMBERS = 1.75, 33.0  # `scan_pixels`
+PIXEL_PRODUCTS, PIXEL_MEMBERS = 1.2, 28.0  # `scan_pixels`
 
 plan_of = lru_cache(maxsize=32)(Plan)  # its tables take a few milliseconds to make
 

@@ -263,38 +263,71 @@ def scan_all(tile, query, tables, units, mine):  # type: ignore[no-untyped-def]
                         _add(s_2 - norm + lost_2, y_2 * width + x, mine, tile, centres)
 
 
+@inlined
+def _alike(tables, one, two, width):  # type: ignore[no-untyped-def]
+    """Whether two pixels are compared with the same training positions."""
+    y, x, other_y, other_x = one // width, one % width, two // width, two % width
+    same = tables.mask[x] == tables.mask[other_x]
+    for e in range(2):
+        same &= tables.range_y[y, e] == tables.range_y[other_y, e]
+        same &= tables.range_x[x, e] == tables.range_x[other_x, e]
+    return same
+
+
 @compiled
 def scan_pixels(tile, query, tables, pixels, mine):  # type: ignore[no-untyped-def]
-    """Add a tile's patches to some pixels (raster numbers), one window product at a time."""
+    """Add a tile's patches to some pixels (raster numbers), one window product at a time.
+
+    Pixels that follow each other are done in pairs where they are compared with the same positions: loading
+    what both are multiplied by takes as long as the multiplying.
+    """
     lanes, channels, width = tile.lanes, tile.channels, tile.width
     line = tile.padded * lanes
     pad = (tile.padded - width) // 2
-    reach = tables.reach
-    for p in range(len(pixels)):
-        y, x = pixels[p] // width, pixels[p] % width
-        mask = tables.mask[x]
-        for i in range(tables.range_y[y, 0], tables.range_y[y, 1]):
-            norms = (mask * tile.height + i) * line
-            end = tables.range_x[x, 1]
-            for j in range(tables.range_x[x, 0], end, BLOCK // lanes):
-                s = load_block(tables.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
-                lost = splat_block(np.float32(0))
-                for dy in range(2 * reach + 1):
-                    query_y, train_y = tables.query_y[y + dy], tables.train_y[i + dy]
-                    if query_y < 0 or train_y < 0:
+    side = 2 * tables.reach + 1
+    zeros = tile.height * channels * width  # of the query, for where its window has none
+    p = 0
+    while p < len(pixels):
+        one = two = pixels[p]
+        if p + 1 < len(pixels) and _alike(tables, one, pixels[p + 1], width):
+            two = pixels[p + 1]
+        p += 1 + int(two != one)
+        y_1, x_1, y_2, x_2 = one // width, one % width, two // width, two % width
+        end = tables.range_x[x_1, 1]
+        for i in range(tables.range_y[y_1, 0], tables.range_y[y_1, 1]):
+            norms = (tables.mask[x_1] * tile.height + i) * line
+            for j in range(tables.range_x[x_1, 0], end, BLOCK // lanes):
+                s_1 = s_2 = load_block(tables.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
+                lost_1 = lost_2 = splat_block(np.float32(0))
+                for dy in range(side):
+                    row_1, row_2, train_y = (
+                        tables.query_y[y_1 + dy], tables.query_y[y_2 + dy], tables.train_y[i + dy]
+                    )  # fmt: skip
+                    if train_y < 0:
                         continue
-                    row = splat_block(np.float32(0))
-                    for dx in range(2 * reach + 1):
-                        query_x, train_x = tables.query_x[x + dx], tables.train_x[j + dx]
-                        if query_x < 0 or train_x < 0:
+                    change_1 = change_2 = splat_block(np.float32(0))
+                    for dx in range(side):
+                        column_1, column_2, train_x = (
+                            tables.query_x[x_1 + dx], tables.query_x[x_2 + dx], tables.train_x[j + dx]
+                        )  # fmt: skip
+                        if train_x < 0:
                             continue
+                        q_1, q_2 = row_1 * channels * width + column_1, row_2 * channels * width + column_2
                         at = train_y * channels * line + (pad + train_x) * lanes
-                        q = query_y * channels * width + query_x
-                        row = row + _products(tile, query, at, q, q)[0]
-                    s, lost = _sum_exactly(s, lost, row)
+                        product_1, product_2 = _products(
+                            tile, query, at,
+                            q_1 if row_1 >= 0 and column_1 >= 0 else zeros,
+                            q_2 if row_2 >= 0 and column_2 >= 0 else zeros,
+                        )  # fmt: skip
+                        change_1, change_2 = change_1 + product_1, change_2 + product_2
+                    s_1, lost_1 = _sum_exactly(s_1, lost_1, change_1)
+                    s_2, lost_2 = _sum_exactly(s_2, lost_2, change_2)
                 column = (pad + j) * lanes
-                logits = s - load_block(tile.norms, norms + column) + lost
-                _add(logits, pixels[p], mine, tile, i * channels * line + column)
+                norm = load_block(tile.norms, norms + column)
+                centres = i * channels * line + column
+                _add(s_1 - norm + lost_1, one, mine, tile, centres)
+                if two != one:
+                    _add(s_2 - norm + lost_2, two, mine, tile, centres)
 
 
 @compiled

@@ -114,9 +114,6 @@ class SampledScan:
         rng = np.random.default_rng(seed)
         self._image_order = rng.permutation(self._n)
         self._classes = CLASSES if pixels is None else 1
-        self._asked: np.ndarray | None = None
-        if pixels is not None:
-            self.only(pixels)
         self.cells, self.scanned = -(-self._n // plan.lanes) * self._classes, 0
         # Every so many cells have one of each class: pixels may have all that they are compared with in one.
         tiles = self.cells // self._classes
@@ -124,8 +121,15 @@ class SampledScan:
         self._cell_order = np.stack(by_class, 1).reshape(-1)
         self._units = _units_of_classes(plan)
         area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
+        # Where the members' images are: which tile, and which of its lanes.
         self._known = known
-        self._known_image = (known.patch // area).astype(np.int32) - lo
+        place = np.empty(self._n, np.int32)
+        place[self._image_order] = np.arange(self._n)
+        place = place[known.patch // area - lo]
+        self._known_tile, self._known_lane = place // plan.lanes, place % plan.lanes
+        self._asked: np.ndarray | None = None
+        if pixels is not None:
+            self.only(pixels)
         # What the kernel's logits are taken relative to: whole numbers.
         reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
         self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
@@ -137,7 +141,11 @@ class SampledScan:
 
     def only(self, pixels: Tensor) -> None:
         """Scan from now on for some of the pixels asked for only: a mask (H, W)."""
-        self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
+        asked = pixels.reshape(-1).numpy()
+        self._asked = np.flatnonzero(asked)
+        mine = asked[self._known.pixel]
+        self._known = Members(*(array[mine] for array in self._known))
+        self._known_tile, self._known_lane = self._known_tile[mine], self._known_lane[mine]
 
     def shares(self) -> Tensor:
         """Return which share of all cells each pixel's sample is, (H, W)."""
@@ -147,18 +155,11 @@ class SampledScan:
         """Find the members that are in some cells."""
         frame, plan = self._frame, self._frame.plan
         height, width = plan.geometry.size
-        place = np.full(self._n, -1, np.int32)
-        for tile in {cell // self._classes for cell in cells}:
-            images = self._image_order[tile * plan.lanes : (tile + 1) * plan.lanes]
-            place[images] = np.arange(tile * plan.lanes, tile * plan.lanes + len(images))
-        some = place[self._known_image] >= 0
-        if self._asked is not None:
-            asked = np.zeros(height * width, bool)
-            asked[self._asked] = True
-            some &= asked[self._known.pixel]
-        members = np.flatnonzero(some)
+        wanted = np.zeros(self.cells // self._classes, bool)
+        wanted[np.array(cells, np.int64) // self._classes] = True
+        members = np.flatnonzero(wanted[self._known_tile])
         pixel, patch, logits = (array[members] for array in self._known)
-        tiles, lanes_of = np.divmod(place[self._known_image[members]].astype(np.int64), plan.lanes)
+        tiles = self._known_tile[members].astype(np.int64)
         cell = tiles
         if self._asked is None:
             at, row, column = patch % (height * width), pixel // width, pixel % width
@@ -170,7 +171,7 @@ class SampledScan:
         return _Cells(
             cell[order],
             pixel[order].astype(np.int64),
-            lanes_of[order],
+            self._known_lane[members[order]].astype(np.int64),
             logits[order].astype(np.float32),
             centres,
         )

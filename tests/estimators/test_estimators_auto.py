@@ -85,7 +85,8 @@ def test_standard_errors_are_honest(larger, held_out, monkeypatch, k, t):
 def test_single_pixels_get_more_than_others(larger, held_out, monkeypatch):
     """All growing is for single pixels; with `MOST` 0 they are computed exactly at once."""
     monkeypatch.setattr(auto.Auto, "_exact_is_cheaper", lambda *args: False)
-    monkeypatch.setattr(auto, "OVERHEAD", 1e9)
+    seconds = auto.Auto._seconds
+    monkeypatch.setattr(auto.Auto, "_seconds", lambda *args: seconds(*args) * 1e9 ** (args[-1] > 1))
     monkeypatch.setattr(auto, "FIRST_CELLS", 24)
     monkeypatch.setattr(auto, "LEAST_TILES", 2)
     x = held_out(0.5)
