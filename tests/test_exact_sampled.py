@@ -147,6 +147,26 @@ def test_a_label_is_a_range_of_images(case):
     torch.testing.assert_close(sample.state().mean(), exact.mean(), rtol=0, atol=5e-6)
 
 
+def test_fewer_pixels_from_now_on(case):
+    """The others keep what they have; known members of theirs are not taken out of what is not added."""
+    images, x, a, beta = case(200)
+    geometry = Geometry.of("ELS", 5, SIZE)
+    known, members = members_of(geometry, images, x, a, beta, np.random.default_rng(1), 900)
+    exact = scan(TrainingImages(images), geometry, x[None], a, beta)[0]
+    some, few = (torch.arange(168).reshape(SIZE) % n == 0 for n in (2, 6))
+    top = members.max_logit.numpy()
+    sample = sampled(images, geometry, x, a, beta, known=known, top=top, pixels=some)
+    sample.grow(3)
+    before = sample.state()
+    sample.only(few)
+    sample.grow(EVERYTHING)
+    after, others = sample.state(), some & ~few
+    for one, other in zip(vars(before).values(), vars(after).values(), strict=True):
+        assert torch.equal(one[others], other[others])
+    after.merge(members.reshape(SIZE))
+    torch.testing.assert_close(after.mean()[few], exact.mean()[few], rtol=0, atol=2e-5)
+
+
 def test_pixels_of_few_patches_are_sampled_evenly(case):
     """A corner's patches are all in one class of offsets: of equal cells it has equally many."""
     images, x, a, beta = case(640)

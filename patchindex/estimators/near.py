@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -41,6 +42,7 @@ from patchindex.softmax import SoftmaxState
 __all__ = ["Near", "NearField"]
 
 CELLS = 64  # whose lists are looked at
+SAMPLE = 61  # every so many patch ids tell how images are shared out
 HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
 ROUNDS = 8
 FIRST = 8
@@ -128,31 +130,31 @@ class _Spreading:
         self._tables = spread_tables(scale.geometry, query.x.shape[1])
         self._scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
         self._threads = threads
+        self._n = len(images)
 
     def run(self, i: int, ids: np.ndarray) -> tuple[Members, SoftmaxState]:
         """Return the members of image i and their sums, given the patches that its pixels found."""
-        area = self._geometry.size[0] * self._geometry.size[1]
+        area = len(ids)
         lines = query_lines(self._query.x[i], self._tables, self._query.a)
         top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self._tables.channels))
-        new, found = pair_keys(np.arange(area), ids, self._geometry), list[Members]()
+
+        def retrieved(images: tuple[int, int]) -> Members:
+            keys = self._written(ids.size, partial(pair_keys, ids, self._tables, images))
+            return self._compare(np.sort(keys), keys[:0], lines, 0)
+
+        def around(members: Members) -> Members:
+            bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
+            heavy = np.sort(self._keys(members, bar, np.ones(self._n, bool)))
+            wanted = np.zeros(self._n, bool)
+            wanted[heavy // area**2] = True
+            known = np.sort(self._keys(members, np.full(area, -np.inf, np.float32), wanted))
+            return self._compare(heavy, known, lines, REACH)
+
+        # Each thread has images of its own.
         with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
-            for reach in (0, REACH):
-                known = self._known(found, new)
-                compare = partial(self._compare, lines=lines, known=known, reach=reach)
-                parts = list(pool.map(compare, self._shares(new)))
-                lower = top.copy()
-                for part in parts:
-                    largest_logits(part.pixel, part.logit, top)
-                factor = np.exp(np.maximum(lower - top, -500.0, dtype=np.float64))[:, None]
-                sums[:, 1:2] *= factor
-                sums *= factor
-                summed = list(pool.map(partial(self._sum, top=top, area=area), parts))
-                parts = [part for part, _ in summed]
-                sums += sum(each for _, each in summed)
-                bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
-                new = np.sort(np.concatenate([self._keys(part, bar) for part in parts]))
-                found += parts
-        members = Members(*(np.concatenate(part) for part in zip(*found, strict=True)))
+            parts = self._add(pool, list(pool.map(retrieved, self._shares(ids))), top, sums)
+            parts += self._add(pool, list(pool.map(around, parts)), top, sums)
+        members = Members(*(np.concatenate(part) for part in zip(*parts, strict=True)))
         state = SoftmaxState.empty((area,), self._tables.channels)
         table = torch.from_numpy(sums)
         state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
@@ -161,48 +163,54 @@ class _Spreading:
         state.count = torch.from_numpy(np.bincount(members.pixel, minlength=area))
         return members, state
 
-    def _shares(self, keys: np.ndarray) -> list[np.ndarray]:
-        """Cut pairs into a piece for each thread, those of a plane together."""
-        planes = keys // (self._geometry.size[0] * self._geometry.size[1])
-        edges = np.linspace(0, len(keys), self._threads + 1).astype(int)
-        if len(keys):
-            edges[1:-1] = np.searchsorted(planes, planes[edges[1:-1]])
-        return [keys[lo:hi] for lo, hi in pairwise(edges.tolist())]
+    def _shares(self, ids: np.ndarray) -> list[tuple[int, int]]:
+        """Cut the images into a range for each thread, with about as many of these patches each."""
+        some = ids.reshape(-1)[::SAMPLE]
+        some = np.sort(some[some >= 0]) // self._geometry.patches_per_image
+        edges = [0] * (self._threads + 1)
+        edges[-1] = self._n
+        for j in range(1, self._threads):
+            edges[j] = int(some[j * len(some) // self._threads]) if len(some) else 0
+        return list(pairwise(edges))
 
-    def _compare(self, keys: np.ndarray, lines: np.ndarray, known: np.ndarray, reach: int) -> Members:
+    def _add(
+        self, pool: ThreadPoolExecutor, parts: list[Members], top: np.ndarray, sums: np.ndarray
+    ) -> list[Members]:
+        """Add members to the sums, relative to the largest logits; return those that are not negligible."""
+        lower = top.copy()
+        for part in parts:
+            largest_logits(part.pixel, part.logit, top)
+        factor = np.exp(np.maximum(lower - top, -500.0, dtype=np.float64))[:, None]
+        sums[:, 1:2] *= factor
+        sums *= factor
+
+        def summed(members: Members) -> tuple[Members, np.ndarray]:
+            mine, count = np.zeros_like(sums), np.zeros(1, np.int64)
+            sums_of(self._images, self._tables.channels, *members, top, mine, count)
+            return Members(*(array[: count[0]] for array in members)), mine
+
+        done = list(pool.map(summed, parts))
+        sums += sum(mine for _, mine in done)
+        return [members for members, _ in done]
+
+    def _compare(self, keys: np.ndarray, known: np.ndarray, lines: np.ndarray, reach: int) -> Members:
         room = len(keys) * (2 * reach + 1) ** 2
         members = Members(np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.float32))
         count = np.zeros(1, np.int64)
         spread_logits(self._images, keys, lines, self._scale, self._tables, reach, known, *members, count)
-        return _some(members, slice(count[0]))
+        return Members(*(array[: count[0]] for array in members))
 
-    def _sum(self, members: Members, top: np.ndarray, area: int) -> tuple[Members, np.ndarray]:
-        sums, count = np.zeros((area, 2 + self._tables.channels)), np.zeros(1, np.int64)
-        sums_of(self._images, self._tables.channels, *members, top, sums, count)
-        return _some(members, slice(count[0])), sums
+    def _keys(self, members: Members, bar: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Return the keys of members of wanted images that reach their pixel's bar."""
+        write = partial(keys_above, self._tables, *members, bar, wanted)
+        return self._written(len(members.pixel), write)
 
-    def _keys(self, members: Members, bar: np.ndarray) -> np.ndarray:
-        """Return the keys of members that reach their pixel's bar."""
-        keys, count = np.empty(len(members.pixel), np.int64), np.zeros(1, np.int64)
-        keys_above(self._tables, *members, bar, keys, count)
+    @staticmethod
+    def _written(room: int, write: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
+        """Return the keys that a kernel wrote to an array: as many as the count says that it set."""
+        keys, count = np.empty(room, np.int64), np.zeros(1, np.int64)
+        write(keys, count)
         return keys[: count[0]]
-
-    def _known(self, found: list[Members], new: np.ndarray) -> np.ndarray:
-        """Return the keys of members of the images that new pairs are of, ascending."""
-        if not found:
-            return new[:0]
-        area = self._geometry.size[0] * self._geometry.size[1]
-        wanted = np.zeros(len(self._images) // (area * self._tables.channels), bool)
-        wanted[new // area**2] = True
-        lowest = np.full(area, -np.inf, np.float32)
-        keys = []
-        for members in found:
-            keys.append(self._keys(_some(members, wanted[members.patch // area]), lowest))
-        return np.sort(np.concatenate(keys))
-
-
-def _some(members: Members, chosen: np.ndarray | slice) -> Members:
-    return Members(*(array[chosen] for array in members))
 
 
 class _Lists:

@@ -121,15 +121,15 @@ class SampledScan:
         self._cell_order = np.stack(by_class, 1).reshape(-1)
         self._units = _units_of_classes(plan)
         area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
+        self._asked: np.ndarray | None = None
+        if pixels is not None:
+            self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
+            known = Members(*_of(pixels, known.pixel, *known))
         # Where the members' images are: which tile, and which of its lanes.
-        self._known = known
         place = np.empty(self._n, np.int32)
         place[self._image_order] = np.arange(self._n)
         place = place[known.patch // area - lo]
-        self._known_tile, self._known_lane = place // plan.lanes, place % plan.lanes
-        self._asked: np.ndarray | None = None
-        if pixels is not None:
-            self.only(pixels)
+        self._known, self._tiles, self._lanes = known, place // plan.lanes, place % plan.lanes
         # What the kernel's logits are taken relative to: whole numbers.
         reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
         self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
@@ -141,11 +141,11 @@ class SampledScan:
 
     def only(self, pixels: Tensor) -> None:
         """Scan from now on for some of the pixels asked for only: a mask (H, W)."""
-        asked = pixels.reshape(-1).numpy()
-        self._asked = np.flatnonzero(asked)
-        mine = asked[self._known.pixel]
-        self._known = Members(*(array[mine] for array in self._known))
-        self._known_tile, self._known_lane = self._known_tile[mine], self._known_lane[mine]
+        self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
+        *known, self._tiles, self._lanes = _of(
+            pixels, self._known.pixel, *self._known, self._tiles, self._lanes
+        )
+        self._known = Members(*known)
 
     def shares(self) -> Tensor:
         """Return which share of all cells each pixel's sample is, (H, W)."""
@@ -157,9 +157,9 @@ class SampledScan:
         height, width = plan.geometry.size
         wanted = np.zeros(self.cells // self._classes, bool)
         wanted[np.array(cells, np.int64) // self._classes] = True
-        members = np.flatnonzero(wanted[self._known_tile])
+        members = np.flatnonzero(wanted[self._tiles])
         pixel, patch, logits = (array[members] for array in self._known)
-        tiles = self._known_tile[members].astype(np.int64)
+        tiles = self._tiles[members].astype(np.int64)
         cell = tiles
         if self._asked is None:
             at, row, column = patch % (height * width), pixel // width, pixel % width
@@ -171,7 +171,7 @@ class SampledScan:
         return _Cells(
             cell[order],
             pixel[order].astype(np.int64),
-            self._known_lane[members[order]].astype(np.int64),
+            self._lanes[members[order]].astype(np.int64),
             logits[order].astype(np.float32),
             centres,
         )
@@ -274,6 +274,12 @@ class SampledScan:
         state.weight, state.weight_sq = state.weight * m, state.weight_sq * m
         state.centre *= m.unsqueeze(-1)
         return state
+
+
+def _of(pixels: Tensor, pixel: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Return the entries of arrays that are of some pixels, a mask (H, W), given which pixel each is of."""
+    mine = pixels.reshape(-1).numpy()[pixel]
+    return [array[mine] for array in arrays]
 
 
 def _class_of(pair: np.ndarray, block: np.ndarray) -> np.ndarray:

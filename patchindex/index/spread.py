@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchindex.index.rerank import LOG2_E, PADDING
 from patchindex.patches import Geometry
-from patchindex.simd import LANES, compiled, exp2, load_lanes, splat_lanes, store
+from patchindex.simd import LANES, compiled, exp2, lean, load_lanes, splat_lanes, store
 from patchindex.simd_codes import load_bytes, prefetch, sum_lanes
 
 __all__ = [
@@ -44,6 +44,8 @@ class Spread(NamedTuple):
     ----------
     k : int
     height, width, channels : int
+    rows, columns : array of int64
+        Centres of the training windows of an image.
     circular_y, circular_x : bool
         Whether query windows wrap around.
     wrapped_y, wrapped_x : bool
@@ -56,6 +58,8 @@ class Spread(NamedTuple):
     height: int
     width: int
     channels: int
+    rows: np.ndarray
+    columns: np.ndarray
     circular_y: bool
     circular_x: bool
     wrapped_y: bool
@@ -71,6 +75,8 @@ def spread_tables(geometry: Geometry, channels: int) -> Spread:
         geometry.k,
         *geometry.size,
         channels,
+        np.array(y.train_positions, np.int64),
+        np.array(x.train_positions, np.int64),
         y.circular,
         x.circular,
         y.train_padding == "wrapped",
@@ -97,28 +103,31 @@ def query_lines(x: Tensor, spread: Spread, a: float) -> np.ndarray:
     return np.pad(lines, ((0, 0), (0, 2 * LANES))).astype(np.float32)
 
 
-def pair_keys(pixels: np.ndarray, ids: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Return pairs of a pixel and one of its patches as ascending numbers, int64.
+@lean
+def pair_keys(ids, spread, images, keys, found):  # type: ignore[no-untyped-def]
+    """Write pairs of a pixel and one of its patches, of images `images[0]` to `images[1] - 1`, as numbers.
 
-    `(image H W + offset) H W + pixel`: pairs of the same image and offset are neighbours.
-
-    Parameters
-    ----------
-    pixels : array of int64, shape (n,)
-        Raster numbers in an image.
-    ids : array of int64, shape (n, most)
-        Patch ids; -1 for none.
+    A pair is `(image H W + offset) H W + pixel`, so that those of the same image and offset are neighbours
+    once they are sorted. `ids` (pixels, most) has the patch ids of each pixel, -1 for none, `keys` room for
+    all of them, and `found[0]` is set to how many there are.
     """
-    height, width = geometry.size
-    per_row = len(geometry.x.train_positions)
-    rows = np.array(geometry.y.train_positions)
-    columns = np.array(geometry.x.train_positions)
-    image, place = np.divmod(ids, geometry.patches_per_image)
-    row, column = np.divmod(place, per_row)
-    y, x = np.divmod(pixels[:, None], width)
-    offset = (rows[row] - y) % height * width + (columns[column] - x) % width
-    keys = (image * (height * width) + offset) * (height * width) + pixels[:, None]
-    return np.sort(keys[ids >= 0])
+    height, width = spread.height, spread.width
+    area, per_row = height * width, len(spread.columns)
+    per_image = len(spread.rows) * per_row
+    first, end = images[0] * per_image, images[1] * per_image
+    n = 0
+    for pixel in range(len(ids)):
+        y, x = pixel // width, pixel % width
+        for i in range(ids.shape[1]):
+            patch = ids[pixel, i]
+            if patch < first or patch >= end:
+                continue
+            image, place = patch // per_image, patch % per_image
+            row, column = spread.rows[place // per_row] - y, spread.columns[place % per_row] - x
+            offset = (row + height * int(row < 0)) * width + column + width * int(column < 0)
+            keys[n] = (image * area + offset) * area + pixel
+            n += 1
+    found[0] = n
 
 
 @compiled
@@ -249,14 +258,17 @@ def sums_of(images, channels, pixels, patches, logits, top, sums, found):  # typ
                 sums[p, 2 + c] += w * images[at + c]
 
 
-@compiled
-def keys_above(spread, pixels, patches, logits, bar, keys, found):  # type: ignore[no-untyped-def]
-    """Write the keys of members, as `pair_keys` has them, whose logit is at least their pixel's bar."""
+@lean
+def keys_above(spread, pixels, patches, logits, bar, wanted, keys, found):  # type: ignore[no-untyped-def]
+    """Write the keys of members, as `pair_keys` has them, whose logit is at least their pixel's bar.
+
+    Only those of wanted images, a mask.
+    """
     height, width = spread.height, spread.width
     area = height * width
     n = 0
     for i in range(len(pixels)):
-        if logits[i] >= bar[pixels[i]]:
+        if logits[i] >= bar[pixels[i]] and wanted[patches[i] // area]:
             p, patch = np.int64(pixels[i]), patches[i]
             image, at = patch // area, patch % area
             y, x = at // width - p // width, at % width - p % width
