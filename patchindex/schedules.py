@@ -18,6 +18,7 @@ __all__ = [
     "LocalitySchedule",
     "NoiseSchedule",
     "cosine",
+    "lowest_noise",
     "noise_schedule",
 ]
 
@@ -131,6 +132,17 @@ class LocalitySchedule:
         n = len(self.scales)
         return self.scales[min(max(round(n * t), 1), n - 1)]
 
+    def lowest(self, k: int) -> float | None:
+        """Return the lowest time i / n at which the schedule looks at scale k; None if it never does.
+
+        Examples
+        --------
+        >>> LocalitySchedule.of("cifar10-resnet-circular").lowest(5)
+        0.2
+        """
+        n = len(self.scales)
+        return next((i / n for i in range(1, n) if self.scales[i] == k), None)
+
     def nearest(self, scales: Iterable[int]) -> LocalitySchedule:
         """Return this schedule with every entry moved to the nearest of `scales`, the smaller one in a tie.
 
@@ -142,3 +154,18 @@ class LocalitySchedule:
         ascending = sorted(scales)
         moved = tuple(min(ascending, key=lambda s: abs(s - k)) for k in self.scales)
         return self if moved == self.scales else LocalitySchedule(f"{self.name}/nearest", moved)
+
+
+def lowest_noise(k: int, schedule: LocalitySchedule | None = None) -> float:
+    """Return the lowest noise variance at which scale k is used: by a schedule, or by any preset.
+
+    With the cosine schedule; a scale that is in none of them counts as one for all times.
+
+    Examples
+    --------
+    >>> round(lowest_noise(7), 3), round(lowest_noise(7, LocalitySchedule.of("cifar10-resnet-circular")), 3)
+    (0.094, 0.361)
+    """
+    presets = (LocalitySchedule.of(name) for name in LOCALITY_PRESETS)
+    times = [each.lowest(k) for each in ([schedule] if schedule else presets)]
+    return cosine(min((t for t in times if t is not None), default=1 / 20))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.index.pca import fit_pca
+from patchindex.index.pca import MAX_DIMS, fit_pca
 from patchindex.patches import Geometry
 from patchindex.windows import gather_patches, pad, query_windows
 
@@ -146,10 +146,14 @@ def test_pca_is_orthonormal_ordered_and_fitted(real_images):
     few = fit_pca(patches, 3)
     np.testing.assert_array_equal(few.components, pca.components[:3])
     assert few.energy == pytest.approx(variance[:3].sum() / variance.sum(), rel=1e-4)
-    enough = fit_pca(patches)
-    assert enough.energy >= 0.99
-    assert enough.dims % 8 == 0
-    assert fit_pca(patches, enough.dims - 8).energy < 0.99
+    for noise in (0.01, 0.9):
+        enough = fit_pca(patches, noise=noise)
+        lost = [variance.sum() * (1 - fit_pca(patches, d).energy) for d in (enough.dims, enough.dims - 8)]
+        of_logits = np.array(lost) * (1 - noise) / noise
+        assert enough.dims % 8 == 0
+        assert of_logits[0] <= 0.2 + 1e-5 or enough.dims == min(MAX_DIMS, len(variance) // 8 * 8)
+        assert of_logits[1] > 0.2
+    assert fit_pca(patches, noise=0.01).dims > fit_pca(patches, noise=0.9).dims
 
 
 def test_pca_of_images_of_one_colour_is_finite():

@@ -31,6 +31,7 @@ from patchindex.index.raw import RawWriter, open_raw
 from patchindex.index.store import FORMAT_VERSION, PatchIndex, open_index, read_attributes, scale_group
 from patchindex.index.train import Progress, build_scale
 from patchindex.patches import Geometry
+from patchindex.schedules import LocalitySchedule, lowest_noise
 from patchindex.training import TrainingImages
 
 __all__ = ["build_index"]
@@ -77,7 +78,9 @@ def build_index(
         A published preset's name or a schedule, kept in the store as the default for sampling. With
         `scales` too, it is moved to the nearest of them.
     pca_dims, lists : int, optional
-        Code size and number of inverted lists; by default chosen from the data.
+        Code size and number of inverted lists. By default as many principal components as keep the logits'
+        variance from what is left out below 0.2 at the lowest noise where a scale is used, by `locality` or
+        any preset, and at most 56; and a list for every 256 patches, up to 131 072.
     seed : int
         Seed of the samples that PCA and k-means are trained on.
     threads : int, optional
@@ -278,11 +281,14 @@ def _write_scales(
         unfinished = done.with_name(done.name + ".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         geometry = Geometry.of(plan.machine, scale.k, plan.images[1:3], plan.train_windows)
+        locality = settings["locality"]
+        schedule = None if locality is None else LocalitySchedule(locality["name"], tuple(locality["scales"]))
         build_scale(
             unfinished,
             pixels,
             labels,
             geometry,
+            noise=lowest_noise(scale.k, schedule),
             pca_dims=settings["pca_dims"],
             lists=settings["lists"],
             seed=settings["seed"],

@@ -11,10 +11,10 @@ from torch import Tensor
 from patchindex.patches import Geometry
 from patchindex.windows import pad
 
-__all__ = ["ENERGY", "MAX_DIMS", "PCA", "default_dims", "fit_pca"]
+__all__ = ["LOGIT_VARIANCE", "MAX_DIMS", "PCA", "default_dims", "fit_pca"]
 
-ENERGY = 0.99  # share of the patches' variance that the codes keep
-MAX_DIMS = 64
+LOGIT_VARIANCE = 0.2  # that leaving out components may cost at the lowest noise where a scale is used
+MAX_DIMS = 56  # 64 bytes a patch with its id
 
 
 @dataclass(frozen=True)
@@ -83,23 +83,28 @@ def default_dims(enough: int, pixels: int) -> int:
     Examples
     --------
     >>> default_dims(12, 147), default_dims(100, 147), default_dims(9, 9), default_dims(3, 3)
-    (16, 64, 8, 3)
+    (16, 56, 8, 3)
     """
     whole = pixels // 8 * 8 or pixels
     return min(-(-enough // 8) * 8, MAX_DIMS, whole)
 
 
-def fit_pca(patches: Tensor, dims: int | None = None) -> PCA:
+def fit_pca(patches: Tensor, dims: int | None = None, *, noise: float = 0.01) -> PCA:
     """Fit principal components.
+
+    What the components leave out, of mean square r^2, makes the logit of a patch wrong by about
+    N(0, a^2 r^2 / beta), with a^2 = 1 - beta.
 
     Parameters
     ----------
     patches : Tensor, shape (n, k, k, C)
         A sample of patches.
     dims : int, optional
-        How many components to keep. By default as few as keep `ENERGY` of the variance, rounded up to a
-        multiple of 8, which FAISS's vectorised code needs, and at most `MAX_DIMS`. Never more than a patch
-        has pixels times channels.
+        How many components to keep. By default as few as leave that variance below `LOGIT_VARIANCE`, rounded
+        up to a multiple of 8, which FAISS's vectorised code needs, and at most `MAX_DIMS`. Never more than a
+        patch has pixels times channels.
+    noise : float
+        beta, the lowest noise variance at which the patches will be compared with a query.
     """
     shape = patches.shape[1:]
     flat = patches.flatten(1).double()
@@ -112,8 +117,8 @@ def fit_pca(patches: Tensor, dims: int | None = None) -> PCA:
     # Images of one colour have no variance at all: nothing is lost then, whatever is kept.
     energy = variance.cumsum(0) / total if total > 0 else torch.ones_like(variance)
     if dims is None:
-        enough = int((energy < ENERGY).sum()) + 1
-        dims = default_dims(enough, len(variance))
+        left_out = (total - variance.cumsum(0)) * (1 - noise) / noise
+        dims = default_dims(int((left_out > LOGIT_VARIANCE).sum()) + 1, len(variance))
     dims = min(dims, len(variance))
     # A component's sign is arbitrary: make its largest entry positive.
     vectors = vectors[:, :dims].T
