@@ -146,14 +146,14 @@ def test_pca_is_orthonormal_ordered_and_fitted(real_images):
     few = fit_pca(patches, 3)
     np.testing.assert_array_equal(few.components, pca.components[:3])
     assert few.energy == pytest.approx(variance[:3].sum() / variance.sum(), rel=1e-4)
-    for noise in (0.01, 0.9):
+    for noise in (0.002, 0.3):
         enough = fit_pca(patches, noise=noise)
         lost = [variance.sum() * (1 - fit_pca(patches, d).energy) for d in (enough.dims, enough.dims - 8)]
         of_logits = np.array(lost) * (1 - noise) / noise
         assert enough.dims % 8 == 0
         assert of_logits[0] <= 0.2 + 1e-5 or enough.dims == min(MAX_DIMS, len(variance) // 8 * 8)
         assert of_logits[1] > 0.2
-    assert fit_pca(patches, noise=0.01).dims > fit_pca(patches, noise=0.9).dims
+    assert fit_pca(patches, noise=0.002).dims >= fit_pca(patches, noise=0.3).dims
 
 
 def test_pca_of_images_of_one_colour_is_finite():
