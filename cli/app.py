@@ -13,6 +13,7 @@ from patchindex.errors import PatchIndexError
 from .build import build
 from .info import info
 from .sample import sample
+from .study import study
 
 __all__ = ["main"]
 
@@ -61,5 +62,5 @@ def main() -> None:
     """
 
 
-for command in (build, sample, info):
+for command in (build, sample, info, study):
     main.add_command(command)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, OutputExistsError
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
 
-__all__ = ["common", "locality_option", "parse_locality", "parse_scales", "print_json"]
+__all__ = ["check_output", "common", "locality_option", "parse_locality", "parse_scales", "print_json"]
 
 
 def parse_scales(text: str, where: str = "--scales") -> list[int]:
@@ -52,6 +54,25 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def check_output(output: Path, files: Sequence[str], overwrite: bool) -> None:
+    """Refuse a folder that some of the files are in already, or that cannot be written to.
+
+    Raises
+    ------
+    OutputExistsError, InputError
+    """
+    in_the_way = [name for name in files if (output / name).exists()]
+    if in_the_way and not overwrite:
+        raise OutputExistsError(
+            f"holds {', '.join(in_the_way)} already",
+            where=output,
+            remedy="use another folder, or --overwrite",
+        )
+    parent = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError("is no folder that can be written to", where=parent, remedy="use another path")
 
 
 def print_json(data: Any) -> None:

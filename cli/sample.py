@@ -18,7 +18,7 @@ import torch
 
 import patchindex
 from patchindex.backends import faiss
-from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
+from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.estimators import ESTIMATORS
 from patchindex.exact import load_kernel
 from patchindex.images.npz import read_arrays
@@ -28,7 +28,7 @@ from patchindex.pictures import image_grid
 from patchindex.sampling import SAMPLERS, SampleResult
 from patchindex.sampling import sample as draw
 
-from .options import common, locality_option, parse_locality, print_json
+from .options import check_output, common, locality_option, parse_locality, print_json
 from .progress import stages
 
 __all__ = ["sample"]
@@ -50,7 +50,7 @@ FILES = ("grid.png", "samples.npz", "samples.json")
     "--candidates", type=int, help="Patches retrieved for a pixel.  [default: auto: 1024; topk: 256]"
 )
 @click.option(
-    "--probes", type=int, help="Inverted lists scanned for a pixel.  [default: auto: 256; topk: 32]"
+    "--probes", type=int, help="Inverted lists scanned for a pixel.  [default: auto: 1024; topk: 32]"
 )
 @locality_option("Locality schedule, in place of the store's own.")
 @click.option(
@@ -101,16 +101,7 @@ def sample(
       patchindex sample fashion.zarr -n 4 -o bags --label 8 --estimator exact --seed 1
       patchindex sample cifar.zarr -n 8 -o out --locality cifar10-resnet-circular --nearest-scales
     """
-    in_the_way = [name for name in FILES if (output / name).exists()]
-    if in_the_way and not overwrite:
-        raise OutputExistsError(
-            f"holds {', '.join(in_the_way)} already",
-            where=output,
-            remedy="use another folder, or --overwrite",
-        )
-    parent = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError("is no folder that can be written to", where=parent, remedy="use another path")
+    check_output(output, FILES, overwrite)
     index = open_index(store, device=device)
     schedule = parse_locality(locality) or index.locality
     if schedule is None and index.machine != "IS":

@@ -17,6 +17,7 @@ from importlib.metadata import version as _version
 from patchindex import (
     backends as _backends,
 )  # first: it fixes the order in which torch and faiss are imported
+from patchindex import study
 from patchindex.errors import PatchIndexError
 from patchindex.estimators import ESTIMATORS, Estimate
 from patchindex.images import ImageSource, open_images
@@ -41,6 +42,7 @@ __all__ = [
     "open_images",
     "open_index",
     "sample",
+    "study",
 ]
 
 __version__ = _version("patchindex")

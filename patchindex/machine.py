@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class ScoreMachine:
             raise InputError(f"{dtype} is too coarse", where="dtype", remedy="use float32 or float64")
         budget = WORKING_MEMORY if memory is None else parse_memory(memory)
         data = Data(training, self.machine, self.train_windows, self.index, self.device, budget, dtype)
-        self.training = training
+        self.training, self._data = training, data
         self.noise = noise_schedule(noise)
         self.locality = None if locality is None else LocalitySchedule.of(locality)
         drawing = "auto" if self.device.type == "cpu" else "topk"
@@ -141,6 +142,13 @@ class ScoreMachine:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images."""
         return (self.training.channels, *self.training.size)
+
+    def exact(self) -> ScoreMachine:
+        """Return the same machine with the estimator `"exact"`."""
+        other = copy.copy(self)
+        other.estimator, other._options = "exact", {}
+        other._estimate = make_estimator("exact", self._data)
+        return other
 
     @property
     def settings(self) -> dict[str, Any]:

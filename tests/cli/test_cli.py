@@ -278,3 +278,42 @@ def test_resume_on_a_finished_store_does_nothing(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     run(*args, "--resume")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_study_writes_what_it_found(store, tmp_path):
+    out = tmp_path / "study"
+    arguments = (
+        "study",
+        store,
+        "-o",
+        out,
+        "--estimator",
+        "topk:candidates=16,probes=4",
+        "--estimator",
+        "auto",
+    )
+    found = json.loads(run(*arguments, "-n", 2, "--steps", 4, "--json").stdout)
+    assert [row["estimator"] for row in found["summary"]] == ["exact", "topk:candidates=16,probes=4", "auto"]
+    assert found["summary"][1]["rmse"] > found["summary"][2]["rmse"]
+    assert sorted(file.name for file in out.iterdir()) == sorted(Path(file).name for file in found["files"])
+    assert len((out / "study.csv").read_text().splitlines()) == 1 + 2 * 3 * (2 * 2 + 1)
+    assert "holds study.csv, study.json, study.png, images.png already" in run(*arguments, code=2).stderr
+    words = run(*arguments, "--steps", 3, "--overwrite").stdout
+    assert "topk:" in words  # in a narrow terminal the name is folded
+    assert "study.png" in words
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("best", "--estimator: unknown estimator 'best'"),
+        ("topk:probes", "--estimator: 'probes' is no option=number"),
+        ("topk:probes=many", "--estimator: 'probes=many' is no option=number"),
+        ("topk:blocks=3", "blocks"),
+        ("auto:tolerance=0", "tolerance: must be a positive number"),
+    ],
+)
+def test_study_refuses_bad_estimators(store, tmp_path, text, message):
+    result = run("study", store, "-o", tmp_path / "out", "--estimator", text, code=2)
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,141 @@
+"""`patchindex study`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from patchindex.errors import InputError
+from patchindex.estimators import ESTIMATORS
+from patchindex.index import open_index
+from patchindex.machine import ScoreMachine
+from patchindex.pictures import image_grid
+from patchindex.study import compare
+from patchindex.study.plots import figure_class
+
+from .options import check_output, common, locality_option, parse_locality, print_json
+from .progress import stages
+
+__all__ = ["study"]
+
+FILES = ("study.csv", "study.json", "study.png", "images.png")
+FORMS = {
+    "rmse": "{:.4f}",
+    "max_error": "{:.3f}",
+    "coverage": "{:.3f}",
+    "least_ratio": "{:.2f}",
+    "largest_ratio": "{:.2f}",
+    "pearson_r": "{:.5f}",
+    "r2": "{:.5f}",
+    "seconds": "{:.2f}",
+}
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
+@click.option(
+    "--estimator",
+    "estimators",
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    help="NAME, or NAME:option=value,...; give it once for each.",
+)
+@click.option("-n", type=int, default=1, show_default=True, help="How many images.")
+@click.option("--steps", type=int, default=20, show_default=True, help="Steps of the time grid.")
+@click.option(
+    "--repeats", type=int, default=1, show_default=True, help="Draws of each estimate, for the bias."
+)
+@locality_option("Locality schedule, in place of the store's own.")
+@click.option("--label", type=int, help="Compare with training images of this label only.")
+@click.option("--batch-size", type=int, default=4, show_default=True, help="Images drawn together.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
+@common
+def study(
+    store: Path,
+    output: Path,
+    estimators: tuple[str, ...],
+    n: int,
+    steps: int,
+    repeats: int,
+    locality: str | None,
+    label: int | None,
+    batch_size: int,
+    overwrite: bool,
+    seed: int,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Compare estimators with the exact score, on the images of a STORE.
+
+    All see the noisy images of the exact trajectory, and then follow their own from the same noise. Writes
+    study.csv (a tidy table), study.json (also settings and summary), study.png (error, honesty of the
+    standard errors, captured mass, time) and images.png (a row for each estimator, the exact one first).
+
+    \b
+    Examples:
+      patchindex study fashion.zarr -o study --estimator auto --estimator topk
+      patchindex study fashion.zarr -o study -n 4 --estimator auto:tolerance=0.02 \\
+          --estimator priority:blocks=512,samples=512 --repeats 4
+    """
+    check_output(output, FILES, overwrite)
+    figure_class()  # before any work
+    index = open_index(store, device=device)
+    schedule = parse_locality(locality) or index.locality
+    machines = {}
+    for text in estimators:
+        name, options = _parse(text)
+        machines[text] = ScoreMachine(
+            index, estimator=name, locality=schedule, label=label, device=device, threads=threads, **options
+        )
+    with stages() as progress:
+        found = compare(
+            machines, n, steps, repeats=repeats, seed=seed, batch_size=batch_size,
+            progress=lambda share: progress("comparing", share, 1.0),
+        )  # fmt: skip
+    figure = found.plot()
+    output.mkdir(parents=True, exist_ok=True)
+    found.to_csv(output / "study.csv")
+    found.to_json(output / "study.json")
+    figure.savefig(output / "study.png", dpi=120)
+    image_grid(torch.cat(list(found.images.values())), columns=n).save(output / "images.png")
+    if as_json:
+        files = [os.fspath(output / name) for name in FILES]
+        print_json({"settings": found.settings, "summary": found.summary(), "files": files})
+        return
+    table = Table(box=box.SIMPLE_HEAD, title="against exact: worst step, and last images")
+    table.add_column("estimator")
+    for column in FORMS:
+        table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
+    for row in found.summary():
+        cells = ["-" if row[c] is None else form.format(row[c]) for c, form in FORMS.items()]
+        table.add_row(row["estimator"], *cells)
+    Console().print(table)
+    click.echo(f"{output / 'study.png'}, {output / 'study.csv'}")
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Read `NAME` or `NAME:option=value,...`."""
+    name, _, rest = text.partition(":")
+    if name not in ESTIMATORS:
+        known = ", ".join(ESTIMATORS)
+        raise InputError(f"unknown estimator {name!r}", where="--estimator", remedy=f"use one of {known}")
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        option, _, value = part.partition("=")
+        try:
+            options[option.strip()] = int(value) if value.strip().lstrip("-").isdigit() else float(value)
+        except ValueError:
+            raise InputError(
+                f"{part!r} is no option=number", where="--estimator", remedy="give such as topk:probes=64"
+            ) from None
+    return name, options

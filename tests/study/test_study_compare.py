@@ -1,0 +1,165 @@
+"""Studies: exact against itself is nothing, drawn estimates are off by what they say, files hold it all."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import patchindex as pi
+from patchindex.errors import InputError
+from patchindex.sampling import draw_noise
+from patchindex.study import compare
+from patchindex.study.compare import COLUMNS
+from patchindex.study.plots import plot
+
+LOCALITY = [3, 3, 3, 5, 5]
+
+
+@pytest.fixture(scope="module")
+def index(real_images, tmp_path_factory):
+    images, labels = real_images(80, 14)
+    path = tmp_path_factory.mktemp("study") / "s.zarr"
+    return pi.build_index(images, path, labels=labels % 2, locality=LOCALITY)
+
+
+@pytest.fixture(scope="module")
+def study(index):
+    machines = {
+        "drawn": pi.ScoreMachine(index, estimator="priority", blocks=8, samples=64),
+        "again": pi.ScoreMachine(index, estimator="exact"),
+        "topk": pi.ScoreMachine(index, estimator="topk", candidates=32),
+    }
+    return compare(machines, 3, 5, repeats=4, batch_size=2)
+
+
+def rows_of(study, estimator, trajectory):
+    return [r for r in study.rows if (r["estimator"], r["trajectory"]) == (estimator, trajectory)]
+
+
+def test_a_row_for_each_estimator_trajectory_image_and_step(study):
+    assert all(tuple(row) == COLUMNS for row in study.rows)
+    for name in ("drawn", "again", "topk", "exact"):
+        trajectories = ("own",) if name == "exact" else ("exact", "own")
+        for trajectory in trajectories:
+            found = [(row["image"], row["step"]) for row in rows_of(study, name, trajectory)]
+            assert sorted(found) == [(image, step) for image in range(3) for step in range(1, 5)]
+    assert {row["k"] for row in study.rows} == {3, 5}
+    assert {name: tuple(x.shape) for name, x in study.images.items()} == dict.fromkeys(
+        ("exact", "drawn", "again", "topk"), (3, 1, 14, 14)
+    )
+
+
+def test_exact_against_itself(study):
+    for row in rows_of(study, "again", "exact"):
+        assert row["stderr"] == 0
+        assert max(row["rmse"], row["bias"], row["max_error"]) < 1e-6  # sums of threads come in any order
+        assert row["coverage"] == row["captured_mass"] == 1
+        assert row["exact_pixels"] == 14 * 14
+    assert all(row["rmse"] < 1e-4 and row["r2"] > 0.999999 for row in rows_of(study, "again", "own"))
+
+
+def test_drawn_estimates_are_off_by_what_they_say(study):
+    rows = rows_of(study, "drawn", "exact")
+    rmse, stderr, bias = (np.sqrt(np.mean([r[c] ** 2 for r in rows])) for c in ("rmse", "stderr", "bias"))
+    assert 0.7 < rmse / stderr < 1.4
+    assert bias < 0.8 * rmse  # of four draws: half, without any bias
+    assert all(row["max_error"] >= row["rmse"] > 0 for row in rows)
+    assert np.mean([row["coverage"] for row in rows]) > 0.75  # of so few draws
+    assert all(row["stderr"] is None and row["coverage"] is None for row in rows_of(study, "topk", "exact"))
+
+
+def test_numbers_are_those_of_the_estimates(index):
+    """One step, computed by hand."""
+    machine = pi.ScoreMachine(index, estimator="priority", blocks=8, samples=64)
+    x_T = draw_noise(5, 2, (1, 14, 14))
+    found = compare({"p": machine}, steps=5, x_T=x_T, repeats=2, seed=7)
+    row = next(r for r in rows_of(found, "p", "exact") if (r["image"], r["step"]) == (1, 4))
+    exact = machine.exact().posterior_mean(x_T, 0.8).mean[1]
+    means = [machine.posterior_mean(x_T, 0.8, seed=seed).mean[1] for seed in (7, 8)]
+    errors = [(mean - exact).double() for mean in means]
+    assert row["t"] == 0.8
+    assert row["rmse"] == pytest.approx(float(torch.stack(errors).square().mean().sqrt()), rel=1e-4)
+    assert row["bias"] == pytest.approx(float((sum(errors) / 2).square().mean().sqrt()), rel=1e-4)
+    assert row["max_error"] == pytest.approx(float(torch.stack(errors).abs().max()), rel=1e-4)
+
+
+def test_batches_change_nothing_but_the_time(index):
+    machine = pi.ScoreMachine(index, estimator="priority", blocks=8, samples=64)
+    one, two = (compare({"p": machine}, 2, 4, batch_size=size) for size in (1, 2))
+
+    def keyed(study):
+        return {(r["estimator"], r["trajectory"], r["image"], r["step"]): r for r in study.rows}
+
+    assert keyed(one).keys() == keyed(two).keys()
+    for key, row in keyed(one).items():
+        for column in ("rmse", "max_error", "stderr", "ess"):
+            other = keyed(two)[key][column]
+            assert row[column] == other or row[column] == pytest.approx(other, rel=0.02, abs=1e-5)
+
+
+def test_files(study, tmp_path):
+    study.to_csv(tmp_path / "s.csv")
+    study.to_json(tmp_path / "s.json")
+    with (tmp_path / "s.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(study.rows)
+    assert float(table[0]["rmse"]) == study.rows[0]["rmse"]
+    assert next(row for row in table if row["estimator"] == "topk")["stderr"] == ""
+    kept = json.loads((tmp_path / "s.json").read_text())
+    assert kept["rows"] == json.loads(json.dumps(study.rows))
+    assert kept["settings"]["machines"]["topk"]["options"] == {"candidates": 32}
+
+
+def test_the_summary_has_the_worst(study):
+    summary = {row["estimator"]: row for row in study.summary()}
+    assert list(summary) == ["exact", "drawn", "again", "topk"]
+    for name in ("drawn", "topk"):
+        rows = rows_of(study, name, "exact")
+        by_step = [[r["rmse"] for r in rows if r["step"] == i] for i in range(1, 5)]
+        assert summary[name]["rmse"] == pytest.approx(max(np.sqrt(np.mean(np.square(v))) for v in by_step))
+        last = [r for r in rows_of(study, name, "own") if r["step"] == 1]
+        assert summary[name]["r2"] == min(r["r2"] for r in last)
+        assert summary[name]["seconds"] > 0
+    assert summary["topk"]["coverage"] is None
+    assert summary["drawn"]["least_ratio"] <= summary["drawn"]["largest_ratio"]
+    assert summary["exact"]["rmse"] is None
+
+
+def test_a_picture(study, tmp_path):
+    plot(study).savefig(tmp_path / "s.png")
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+    titles = [axes.get_title() for axes in study.plot().axes]
+    assert any("standard error" in title for title in titles)
+
+
+def test_progress_is_told(index):
+    told = []
+    compare([pi.ScoreMachine(index, estimator="topk")], 2, 3, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+
+
+def test_labels(index):
+    machine = pi.ScoreMachine(index, estimator="priority", blocks=8, samples=64)
+    found = compare({"p": machine}, 1, 3, label=1)
+    assert found.settings["label"] == 1
+    assert not torch.equal(found.images["exact"], compare({"p": machine}, 1, 3).images["exact"])
+
+
+def test_what_does_not_belong_together_is_refused(index, real_images):
+    topk = pi.ScoreMachine(index, estimator="topk")
+    other = pi.ScoreMachine(real_images(20, 14)[0], locality=LOCALITY)
+    with pytest.raises(InputError, match="machines: there are none"):
+        compare([])
+    with pytest.raises(InputError, match="two are called 'topk'"):
+        compare([topk, topk])
+    with pytest.raises(InputError, match="'exact' is what all are compared with"):
+        compare({"exact": topk})
+    with pytest.raises(InputError, match="'b' has other images or schedules than 'a'"):
+        compare({"a": topk, "b": other})
+    with pytest.raises(InputError, match="repeats: must be at least 1"):
+        compare([topk], repeats=0)
