@@ -132,9 +132,9 @@ def list_tiles(means, variances, sizes, first_tile, cell_bounds, cells, a, beta,
 
     Tiles are (tiles, 2 dims, CODES).
 
-    The score of a list of mean m and variances s^2 is the logarithm of the expected squared weight of one of
-    its codes, were they Gaussian: `-1/2 sum_d ((z_d - a m_d)^2 / v_d + log v_d)` with
-    `v_d = beta / 2 + a^2 s_d^2`.
+    The score of a list of mean m and variances s^2 is `-1/2 sum_d ((z_d - a m_d)^2 / v_d + log v_d)` with
+    `v_d = beta + a^2 s_d^2 / 4`. With `beta` and `s_d^2` it were the logarithm of the expected weight of one
+    of its codes, if they were Gaussian; but lists are not, and this is nearer to the distance of their means.
     """
     dims = means.shape[1]
     for cell in range(cells[0], cells[1]):
@@ -149,7 +149,7 @@ def list_tiles(means, variances, sizes, first_tile, cell_bounds, cells, a, beta,
                     continue
                 offset, product = 0.0, 1.0
                 for d in range(dims):
-                    v = beta / 2 + a * a * variances[c, d]
+                    v = beta + a * a * variances[c, d] / 4
                     slope = a * means[c, d] / v
                     tiles[(tile * 2 * dims + d) * CODES + i] = -0.5 / v
                     tiles[(tile * 2 * dims + dims + d) * CODES + i] = slope

@@ -47,7 +47,7 @@ def test_best_lists(rng, keep):
     u = np.concatenate([z * z, z], 1).reshape(-1)
     best = Best.none(9, keep)
     best_lists(tiles, offsets, first, bounds, u, 2 * DIMS, start, visitors, keep, best, Scratch.of(1, keep))
-    v = beta / 2 + a * a * variances.astype(np.float64)
+    v = beta + a * a * variances.astype(np.float64) / 4
     for q in range(9):
         score = -0.5 * (np.square(z[q] - a * means) / v + np.log(v / beta)).sum(1)
         there = np.repeat(visits[:, q], np.diff(bounds)) & (patches > 0)
