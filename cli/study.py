@@ -26,15 +26,14 @@ from .progress import stages
 __all__ = ["study"]
 
 FILES = ("study.csv", "study.json", "study.png", "images.png")
-FORMS = {
-    "rmse": "{:.4f}",
-    "max_error": "{:.3f}",
-    "coverage": "{:.3f}",
-    "least_ratio": "{:.2f}",
-    "largest_ratio": "{:.2f}",
-    "pearson_r": "{:.5f}",
-    "r2": "{:.5f}",
-    "seconds": "{:.2f}",
+COLUMNS = {  # heading: how a row of the summary is told
+    "rmse": "{rmse:.4f}",
+    "max": "{max_error:.3f}",
+    "within": "{coverage:.3f}",
+    "rmse/stderr": "{least_ratio:.2f}-{largest_ratio:.2f}",
+    "r": "{pearson_r:.5f}",
+    "R2": "{r2:.4f}",
+    "s": "{seconds:.2f}",
 }
 
 
@@ -112,15 +111,23 @@ def study(
         files = [os.fspath(output / name) for name in FILES]
         print_json({"settings": found.settings, "summary": found.summary(), "files": files})
         return
-    table = Table(box=box.SIMPLE_HEAD, title="against exact: worst step, and last images")
-    table.add_column("estimator")
-    for column in FORMS:
-        table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, title="worst step along the exact trajectory; worst own image")
+    table.add_column("estimator", min_width=16, overflow="fold")
+    for heading in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in found.summary():
-        cells = ["-" if row[c] is None else form.format(row[c]) for c, form in FORMS.items()]
-        table.add_row(row["estimator"], *cells)
+        known = {name: value for name, value in row.items() if value is not None}
+        table.add_row(row["estimator"], *(_told(form, known) for form in COLUMNS.values()))
     Console().print(table)
     click.echo(f"{output / 'study.png'}, {output / 'study.csv'}")
+
+
+def _told(form: str, known: dict[str, Any]) -> str:
+    """Fill in a form, or a dash where there is nothing to tell."""
+    try:
+        return form.format(**known)
+    except KeyError:
+        return "-"
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:

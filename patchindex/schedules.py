@@ -164,7 +164,7 @@ def lowest_noise(k: int, schedule: LocalitySchedule | None = None) -> float:
     Examples
     --------
     >>> round(lowest_noise(7), 3), round(lowest_noise(7, LocalitySchedule.of("cifar10-resnet-circular")), 3)
-    (0.094, 0.361)
+    (0.094, 0.341)
     """
     presets = (LocalitySchedule.of(name) for name in LOCALITY_PRESETS)
     times = [each.lowest(k) for each in ([schedule] if schedule else presets)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -261,13 +262,16 @@ class ScaleIndex:
 
     def _cell_moments(self, label_index: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         means, variances = (tensor.numpy() for tensor in self._moments)
-        bounds, n = self.lists.cell_bounds, self.list_sizes(label_index)[:, None].astype(np.float64)
-        count = np.add.reduceat(n, bounds[:-1])
-        total = np.maximum(count, 1)
-        mean = np.add.reduceat(n * means, bounds[:-1]) / total
-        square = np.add.reduceat(n * (variances + means.astype(np.float64) ** 2), bounds[:-1]) / total
-        spread = np.maximum(square - mean**2, 0)
-        return mean.astype(np.float32), spread.astype(np.float32), count[:, 0]
+        bounds, sizes = self.lists.cell_bounds, self.list_sizes(label_index).astype(np.float64)
+        mean, spread = np.zeros((2, len(bounds) - 1, means.shape[1]))
+        count = np.zeros(len(bounds) - 1)
+        for cell, (lo, hi) in enumerate(pairwise(bounds.tolist())):  # converted piece by piece
+            n, m = sizes[lo:hi], means[lo:hi].astype(np.float64)
+            count[cell] = n.sum()
+            total = max(count[cell], 1)
+            mean[cell] = n @ m / total
+            spread[cell] = np.maximum(n @ (variances[lo:hi] + m**2) / total - mean[cell] ** 2, 0)
+        return mean.astype(np.float32), spread.astype(np.float32), count
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -279,8 +283,8 @@ class ScaleIndex:
         counts = torch.from_numpy(self.list_sizes()).to(self.device).unsqueeze(1).float()
         means = torch.from_numpy(self._means).to(self.device)
         variances = torch.from_numpy(self._variances).to(self.device)
-        pooled = (variances.double() * counts).sum(0) / counts.double().sum()
-        return means, (variances * counts + PRIOR_CODES * pooled.float()) / (counts + PRIOR_CODES)
+        pooled = (counts.T.double() / counts.double().sum()).float() @ variances
+        return means, (variances * counts + PRIOR_CODES * pooled) / (counts + PRIOR_CODES)
 
     def log_rest(
         self,
