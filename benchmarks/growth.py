@@ -4,7 +4,7 @@ r"""How the time of a step grows with the number of training images, at fixed to
 
 Stores of the first 6 250, 12 500, 25 000 and 50 000 images are built in DIR where they are missing (the last
 one may be given), with the schedule cifar10-resnet-circular. All 19 noisy images of the exact trajectory in
-benchmarks/data are estimated with each, in turn, several times; the median of a step's times counts.
+benchmarks/data are estimated with each, in turn, several times, of which the median counts; `exact` once.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from patchindex.errors import InputError
-from patchindex.estimators import ESTIMATORS
+from patchindex.estimators import ESTIMATORS, options_of
 from patchindex.index import open_index
 from patchindex.machine import ScoreMachine
 from patchindex.pictures import image_grid
@@ -94,11 +94,11 @@ def study(
     for text in estimators:
         name, options = _parse(text)
         machines[text] = ScoreMachine(
-            index, estimator=name, locality=schedule, label=label, device=device, threads=threads, **options
+            index, estimator=name, locality=schedule, device=device, threads=threads, **options
         )
     with stages() as progress:
         found = compare(
-            machines, n, steps, repeats=repeats, seed=seed, batch_size=batch_size,
+            machines, n, steps, repeats=repeats, seed=seed, label=label, batch_size=batch_size,
             progress=lambda share: progress("comparing", share, 1.0),
         )  # fmt: skip
     figure = found.plot()
@@ -138,9 +138,14 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         raise InputError(f"unknown estimator {name!r}", where="--estimator", remedy=f"use one of {known}")
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
-        option, _, value = part.partition("=")
+        option, _, value = (piece.strip() for piece in part.partition("="))
+        if option not in options_of(name):
+            known = ", ".join(options_of(name)) or "none"
+            raise InputError(
+                f"{name} has no option {option!r}", where="--estimator", remedy=f"it has {known}"
+            )
         try:
-            options[option.strip()] = int(value) if value.strip().lstrip("-").isdigit() else float(value)
+            options[option] = int(value) if value.lstrip("-").isdigit() else float(value)
         except ValueError:
             raise InputError(
                 f"{part!r} is no option=number", where="--estimator", remedy="give such as topk:probes=64"

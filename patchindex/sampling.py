@@ -18,7 +18,7 @@ from patchindex.estimators import Estimate
 from patchindex.machine import ScoreMachine
 from patchindex.schedules import NoiseSchedule
 
-__all__ = ["SAMPLERS", "SampleResult", "ddim", "draw_noise", "sample"]
+__all__ = ["SAMPLERS", "SampleResult", "ddim", "draw_noise", "sample", "starting_noise"]
 
 Callback = Callable[[dict[str, Any]], None]
 Progress = Callable[[float], None]
@@ -179,17 +179,8 @@ def sample(
     """
     if sampler not in SAMPLERS:
         raise InputError(f"unknown sampler {sampler!r}", where="sampler", remedy=f"use {', '.join(SAMPLERS)}")
-    for name, value, least in (
-        ("n", n, 1),
-        ("steps", steps, 2),
-        ("seed", seed, 0),
-        ("batch_size", batch_size, 1),
-    ):
-        if value is not None and value < least:
-            raise InputError(
-                f"must be at least {least}, got {value}", where=name, remedy="use a larger number"
-            )
-    noise = _noise(machine, n, seed, x_T)
+    _check_least(steps=(steps, 2), batch_size=(batch_size, 1))
+    noise = starting_noise(machine, n, seed, x_T)
     machine.training.range_of(machine.label if label is None else label)
     draw = partial(_draw_batch, machine, SAMPLERS[sampler], steps, label, seed, callback)
     images, records = [], []
@@ -267,8 +258,26 @@ def _part_of(progress: Progress, done: float, share: float) -> Progress:
     return lambda within: progress(done + share * within)
 
 
-def _noise(machine: ScoreMachine, n: int | None, seed: int, x_T: Tensor | np.ndarray | None) -> Tensor:
-    """Return the noise to start from, on the machine's device."""
+def _check_least(**limits: tuple[int | None, int]) -> None:
+    """Refuse a number, given with the least that it may be."""
+    for name, (value, least) in limits.items():
+        if value is not None and value < least:
+            raise InputError(
+                f"must be at least {least}, got {value}", where=name, remedy="use a larger number"
+            )
+
+
+def starting_noise(
+    machine: ScoreMachine, n: int | None, seed: int, x_T: Tensor | np.ndarray | None
+) -> Tensor:
+    """Return the noise that `sample` starts from, on the machine's device: `x_T`, or the seed's.
+
+    Raises
+    ------
+    InputError
+        When `x_T` does not fit the machine or n, or a number is too small.
+    """
+    _check_least(n=(n, 1), seed=(seed, 0))
     if x_T is None:
         return draw_noise(seed, 1 if n is None else n, machine.shape).to(machine.device)
     try:

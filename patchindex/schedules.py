@@ -24,6 +24,8 @@ __all__ = [
 
 NoiseSchedule = Callable[[float], float]
 
+STEPS = 20  # of the paper's sampling grid
+
 
 def cosine(t: float) -> float:
     """Return `beta(t) = 1 - cos(t / 1.008 * pi / 2)^2`, the noise schedule of the paper's code.
@@ -133,15 +135,17 @@ class LocalitySchedule:
         return self.scales[min(max(round(n * t), 1), n - 1)]
 
     def lowest(self, k: int) -> float | None:
-        """Return the lowest time i / n at which the schedule looks at scale k; None if it never does.
+        """Return the lowest time at which the schedule looks at scale k; None if it never does.
+
+        Of its own times i / n and those of a sampling grid of `STEPS` steps.
 
         Examples
         --------
-        >>> LocalitySchedule.of("cifar10-resnet-circular").lowest(5)
-        0.2
+        >>> LocalitySchedule.of("cifar10-resnet-circular").lowest(5), LocalitySchedule.of([3, 3, 5]).lowest(3)
+        (0.2, 0.05)
         """
-        n = len(self.scales)
-        return next((i / n for i in range(1, n) if self.scales[i] == k), None)
+        times = {i / n for n in (STEPS, len(self.scales)) for i in range(1, n)}
+        return min((t for t in times if self.k(t) == k), default=None)
 
     def nearest(self, scales: Iterable[int]) -> LocalitySchedule:
         """Return this schedule with every entry moved to the nearest of `scales`, the smaller one in a tie.
@@ -168,4 +172,4 @@ def lowest_noise(k: int, schedule: LocalitySchedule | None = None) -> float:
     """
     presets = (LocalitySchedule.of(name) for name in LOCALITY_PRESETS)
     times = [each.lowest(k) for each in ([schedule] if schedule else presets)]
-    return cosine(min((t for t in times if t is not None), default=1 / 20))
+    return cosine(min((t for t in times if t is not None), default=1 / STEPS))

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from patchindex.errors import InputError
-from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule, cosine, noise_schedule
+from patchindex.schedules import (
+    LOCALITY_PRESETS,
+    LocalitySchedule,
+    cosine,
+    lowest_noise,
+    noise_schedule,
+)
 
 # The table of the design, which is the one of the paper's code: typed again, as text.
 TABLE = """
@@ -122,3 +128,15 @@ def test_noise_schedule_by_name_or_as_a_function():
     assert noise_schedule(linear) is linear
     with pytest.raises(InputError, match="unknown noise schedule 'sine'; use cosine"):
         noise_schedule("sine")
+
+
+def test_the_lowest_time_of_a_scale_is_one_at_which_it_is_used():
+    for scales in ([3, 5], [3, 3, 5, 7], [5, 3, 5, 3], *LOCALITY_PRESETS.values()):
+        schedule = LocalitySchedule.of(scales)
+        for k in set(scales):
+            grid = [i / 20 for i in range(1, 20) if schedule.k(i / 20) == k]
+            lowest = schedule.lowest(k)
+            assert (lowest is None) == (k not in schedule.distinct)
+            assert lowest is None or (schedule.k(lowest) == k and all(lowest <= t for t in grid))
+    assert lowest_noise(5, LocalitySchedule.of([3, 5])) == cosine(0.05)
+    assert lowest_noise(99) == cosine(0.05)

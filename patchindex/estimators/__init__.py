@@ -13,7 +13,7 @@ from patchindex.estimators.exact import Exact
 from patchindex.estimators.priority import Priority
 from patchindex.estimators.topk import TopK
 
-__all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "make_estimator"]
+__all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "make_estimator", "options_of"]
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "exact": Exact,
@@ -21,6 +21,17 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "priority": Priority,
     "auto": Auto,
 }
+
+
+def options_of(name: str) -> list[str]:
+    """Return the names of an estimator's options.
+
+    Examples
+    --------
+    >>> options_of("topk")
+    ['candidates', 'probes']
+    """
+    return list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
 
 
 def make_estimator(name: str, data: Data, **options: Any) -> Estimator:
@@ -35,7 +46,7 @@ def make_estimator(name: str, data: Data, **options: Any) -> Estimator:
         raise InputError(
             f"unknown estimator {name!r}", where="estimator", remedy=f"use {' or '.join(ESTIMATORS)}"
         )
-    known = list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
+    known = options_of(name)
     for option in options:
         if option not in known:
             raise InputError(

@@ -81,10 +81,11 @@ class Auto:
             return Exact(self._data)(query)
         # What is retrieved for a batch would not fit into the memory of a large one.
         group = max(1, self._data.memory // 4 // (8 * self._candidates * query.x[0, 0].numel()))
+        numbers = range(batch) if query.samples is None else query.samples
         parts = []
         for first in range(0, batch, group):
             some = slice(first, first + group)
-            mine = replace(query, x=query.x[some], samples=(query.samples or range(batch))[some])
+            mine = replace(query, x=query.x[some], samples=numbers[some])
             field = NearField(self._data, mine, self._probes, self._candidates)
             for i in range(len(mine.x)):
                 parts.append(self._image(mine, geometry, field, i))

@@ -172,13 +172,15 @@ def index_of(data: Data, name: str, **options: int) -> PatchIndex:
     Raises
     ------
     InputError
-        When there is none, or one of the estimator's counts is below 1.
+        When there is none, or one of the estimator's counts is no whole number from 1.
     """
     if data.index is None or not data.index.scales:
         raise InputError(
             "it needs a patch index, and there is none", where=f"estimator {name!r}", remedy="use 'exact'"
         )
     for option, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InputError(f"must be a whole number, got {value}", where=option, remedy="use 256, say")
         if value < 1:
             raise InputError(f"must be at least 1, got {value}", where=option, remedy="use a larger number")
     return data.index

@@ -44,9 +44,6 @@ __all__ = ["Near", "NearField"]
 CELLS = 64  # whose lists are looked at
 SAMPLE = 61  # every so many patch ids tell how images are shared out
 HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
-ROUNDS = 8
-FIRST = 8
-FEW = 0.05  # heavy members a pixel for which no other round is made
 
 
 class Near(NamedTuple):

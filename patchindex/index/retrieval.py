@@ -123,8 +123,10 @@ class Queries(NamedTuple):
         u[:, :dims] = step[:dims] * (z - 2 * scale * middle)
         squares = scale * step * step
         tiny = np.finfo(np.float32).tiny  # where patches are all alike, steps are 0
-        unit = np.maximum(np.abs(u).max(1) / MOST_16, tiny)
-        # Sums of products with squares, of up to 2^14, stay below 2^31.
+        # Sums of products with codes, of up to 2^7, and with their squares, of up to 2^14, stay below 2^31.
+        size = np.abs(u)
+        unit = np.maximum(size.max(1) / MOST_16, size.sum(1) / (2**24 - len(step)))
+        unit = np.maximum(unit, tiny)
         square_unit = max(squares.max() / MOST_16, squares.sum() / (2**17 - len(step)), tiny)
         return cls(
             _pairs(u / unit[:, None]).reshape(-1),

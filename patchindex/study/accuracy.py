@@ -42,13 +42,13 @@ def accuracy(estimate: Estimate, exact: Tensor) -> dict[str, list[Any]]:
     error = (estimate.mean.double() - exact.double()).abs()
     allowed = (2 * estimate.stderr.double() + SLACK).unsqueeze(1)
     stderr = estimate.stderr.double().square().flatten(1).mean(1).sqrt()
-    unknown = bool(stderr.isnan().any())
-    nothing = [None] * len(error)
+    within = (error <= allowed).double().flatten(1).mean(1)
+    known = ~stderr.isnan()
     return {
         "rmse": error.square().flatten(1).mean(1).sqrt().tolist(),
         "max_error": error.flatten(1).amax(1).tolist(),
-        "stderr": nothing if unknown else stderr.tolist(),
-        "coverage": nothing if unknown else (error <= allowed).double().flatten(1).mean(1).tolist(),
+        "stderr": [value if there else None for value, there in zip(stderr.tolist(), known, strict=True)],
+        "coverage": [value if there else None for value, there in zip(within.tolist(), known, strict=True)],
         "captured_mass": estimate.captured_mass.double().flatten(1).mean(1).tolist(),
         "ess": estimate.ess.double().flatten(1).mean(1).tolist(),
     }

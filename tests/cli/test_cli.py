@@ -309,7 +309,9 @@ def test_study_writes_what_it_found(store, tmp_path):
         ("best", "--estimator: unknown estimator 'best'"),
         ("topk:probes", "--estimator: 'probes' is no option=number"),
         ("topk:probes=many", "--estimator: 'probes=many' is no option=number"),
-        ("topk:blocks=3", "blocks"),
+        ("topk:blocks=3", "--estimator: topk has no option 'blocks'"),
+        ("auto:threads=2", "--estimator: auto has no option 'threads'"),
+        ("auto:probes=1e3", "probes: must be a whole number, got 1000.0"),
         ("auto:tolerance=0", "tolerance: must be a positive number"),
     ],
 )
@@ -317,3 +319,25 @@ def test_study_refuses_bad_estimators(store, tmp_path, text, message):
     result = run("study", store, "-o", tmp_path / "out", "--estimator", text, code=2)
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-n", 0), "n: must be at least 1, got 0"),
+        (("--seed", -1), "seed: must be at least 0, got -1"),
+        (("--repeats", 0), "repeats: must be at least 1, got 0"),
+        (("--steps", 1), "steps: must be at least 2, got 1"),
+        (("--label", 77), "label 77: no image has this label"),
+    ],
+)
+def test_study_refuses_bad_numbers(store, tmp_path, arguments, message):
+    result = run("study", store, "-o", tmp_path / "out", *arguments, code=2)
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_study_of_a_label_says_so(store, tmp_path):
+    run("study", store, "-o", tmp_path, "--estimator", "topk:candidates=8", "--steps", 2, "--label", 9)
+    assert json.loads((tmp_path / "study.json").read_text())["settings"]["label"] == 9

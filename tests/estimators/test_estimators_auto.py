@@ -126,6 +126,17 @@ def test_equal_seeds_give_equal_means_in_any_batch(larger, held_out, monkeypatch
     assert (other.mean - both.mean).abs().max() > 1e-3
 
 
+def test_a_batch_beyond_the_memory_is_taken_in_parts(larger, held_out, monkeypatch):
+    monkeypatch.setattr(auto.Auto, "_exact_is_cheaper", lambda *args: False)
+    x = torch.cat([held_out(0.5), held_out(0.6), held_out(0.4)])
+    numbers = [5, 3, 9, 1, 0, 2]
+    means = []
+    for memory in (1 << 28, 4 * 8 * 20 * 14 * 14 * 2):  # two images at a time
+        m = machine(larger, tolerance=0.02, probes=8, candidates=20, memory=memory)
+        means.append(m.posterior_mean(x, 0.5, k=3, seed=3, samples=numbers).mean)
+    torch.testing.assert_close(*means, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("tolerance", [0, -0.1, np.inf, np.nan])
 def test_a_tolerance_that_is_none_is_refused(store, tolerance):
     with pytest.raises(InputError, match="tolerance: must be a positive number"):

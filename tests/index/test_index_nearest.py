@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import llvmlite.binding
 import numpy as np
 import pytest
 
@@ -106,3 +111,56 @@ def test_nothing_to_look_at(store):
     patch_ids(codes.file, ids_at, best, ids)
     assert (ids == -1).all()
     assert isinstance(store, pi.PatchIndex)
+
+
+NARROW = """
+import numpy as np
+from patchindex import simd_pairs
+from patchindex.index.nearest import Best, Scratch, best_codes
+from patchindex.index.retrieval import Codes, Queries
+rng, dims, sizes = np.random.default_rng(0), 21, np.array([90, 0, 40])
+values = rng.integers(0, 256, (130, dims), np.uint8)
+low, step = rng.normal(0, 1, 32).astype(np.float32), rng.uniform(0.001, 0.01, 32).astype(np.float32)
+low[dims:] = step[dims:] = 0
+first = np.array([0, 90, 90])
+codes = Codes(values.reshape(-1), first * dims, first, sizes, low, step, dims)
+z = rng.normal(0, 1, (5, dims))
+best = Best.none(5, 200)
+start, visitors = np.array([0, 5, 10, 15]), np.tile(np.arange(5, dtype=np.int32), 3)
+scanned = np.zeros(5, np.int64)
+best_codes(codes, Queries.of(codes, z, 0.7), start, visitors, 200, best, Scratch.of(dims, 200), scanned)
+assert (best.held == 130).all()
+y = low[:dims] + (values + 0.5) * step[:dims].astype(np.float64)
+worst = 0.0
+for q in range(5):
+    at = first[best.item[q, :130] >> 32] + (best.item[q, :130] & 0xFFFFFFFF)
+    worst = max(worst, np.abs(best.score[q, :130] - (y @ z[q] - 0.7 * (y * y).sum(1))[at]).max())
+print(simd_pairs.WIDTH, simd_pairs.INSTRUCTION, worst)
+"""
+
+
+@pytest.mark.parametrize(
+    ("keep", "width", "instruction"),
+    [("avx2", "8", "llvm.x86.avx2.pmadd.wd"), ("sse2", "4", "llvm.x86.sse2.pmadd.wd"), ("", "4", "None")],
+)
+def test_processors_with_narrower_registers(tmp_path, keep, width, instruction):
+    """The same scores, whatever multiplies the pairs; a process of its own, as for the exact kernel."""
+    features = llvmlite.binding.get_host_cpu_features()
+    if not features.get("avx2"):
+        pytest.skip("no x86 processor with AVX2")
+    without = {"avx2": ("avx512",), "sse2": ("avx", "fma", "f16c", "vaes", "vpclmulqdq"), "": ()}[keep]
+    narrow = ",".join(
+        f"{'+' if there and not name.startswith(without) else '-'}{name}" for name, there in features.items()
+    )
+    settings = {"NUMBA_CPU_NAME": "haswell" if keep == "avx2" else "x86-64"}
+    settings["NUMBA_CPU_FEATURES"] = narrow if keep else "+cx8"
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)} | settings,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = done.stdout.split()
+    assert found[:2] == [width, instruction]
+    assert float(found[2]) < 2e-3
