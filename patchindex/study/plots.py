@@ -66,12 +66,12 @@ def plot(study: Study) -> Figure:
                 color=colour,
                 label=None if along else name,
             )
-    errors.set(title="rmse of the posterior mean; dotted: of the own image", yscale="log")
-    honesty.set(title="rmse over standard error", xlabel="t")
+    errors.set(title="rmse of the mean; dotted: of the own image", yscale="log")
+    honesty.set(title="rmse over standard error")
     honesty.axhspan(*HONEST, color="0.9")
     mass.set(title="share of the softmax that was evaluated", xlabel="t", ylim=(0, 1.05))
     seconds.set(title="seconds a step and image", xlabel="t", yscale="log")
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
