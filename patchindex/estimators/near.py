@@ -15,6 +15,7 @@ import torch
 from patchindex.estimators.base import Data, Query, index_of, scale_of
 from patchindex.exact.sampled import Members
 from patchindex.index import ScaleIndex
+from patchindex.index.codes import CODES, NEVER, Queries
 from patchindex.index.nearest import (
     Best,
     Scratch,
@@ -25,7 +26,6 @@ from patchindex.index.nearest import (
     patch_ids,
     visitors_of,
 )
-from patchindex.index.retrieval import CODES, NEVER, Queries
 from patchindex.index.spread import (
     REACH,
     keys_above,

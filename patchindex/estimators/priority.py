@@ -13,17 +13,9 @@ from torch import Tensor
 
 from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
 from patchindex.index import ScaleIndex
+from patchindex.index.codes import CODES, NEVER, Codes, Queries
 from patchindex.index.rerank import sample_sums, window_tables
-from patchindex.index.retrieval import (
-    CODES,
-    NEVER,
-    Codes,
-    Kept,
-    Queries,
-    Visits,
-    choose_blocks,
-    scan_blocks,
-)
+from patchindex.index.retrieval import Kept, Visits, choose_blocks, scan_blocks
 from patchindex.simd import BLOCK, LANES
 from patchindex.softmax import SoftmaxState
 from patchindex.windows import query_windows

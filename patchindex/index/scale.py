@@ -14,11 +14,11 @@ from torch import Tensor
 
 from patchindex.backends import MAX_GPU_SELECTION, require_faiss
 from patchindex.errors import InputError, StoreError
+from patchindex.index.codes import Codes
 from patchindex.index.ivf import ID_BYTES, lists_offset
 from patchindex.index.lists import InvertedLists, to_gpu
 from patchindex.index.pca import PCA
 from patchindex.index.raw import open_raw, raw_path
-from patchindex.index.retrieval import Codes
 from patchindex.index.statistics import code_ranges
 from patchindex.patches import Geometry
 from patchindex.simd import LANES

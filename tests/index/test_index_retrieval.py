@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from patchindex.index.retrieval import (
-    CODES,
-    NEVER,
-    Codes,
-    Kept,
-    Queries,
-    Visits,
-    choose_blocks,
-    scan_blocks,
-)
+from patchindex.index.codes import CODES, NEVER, Codes, Queries
+from patchindex.index.retrieval import Kept, Visits, choose_blocks, scan_blocks
 from patchindex.simd import BLOCK, LANES
 
 RNG = np.random.default_rng
