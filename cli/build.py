@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+import patchindex
 from patchindex.errors import PatchIndexError
 from patchindex.images import open_images
 from patchindex.index import BuildPlan, build_index, parse_memory, plan_build
@@ -41,6 +42,12 @@ __all__ = ["build"]
 @click.option("--pca-dims", type=int, help="Code size.  [default: by the lowest noise, at most 56]")
 @click.option("--lists", type=int, help="Inverted lists a scale.  [default: a 256th of the patches]")
 @click.option("--memory", help="What the build may take: 500M, 4G.  [default: half of the machine's]")
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=True,
+    show_default=True,
+    help="Measure what the estimators' options are good for, by which they are chosen in sampling.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted build.")
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there, once the new one is whole.")
 @click.option("--dry-run", is_flag=True, help="Print patches, bytes and memory a scale, and do nothing.")
@@ -61,6 +68,7 @@ def build(
     pca_dims: int | None,
     lists: int | None,
     memory: str | None,
+    calibrate: bool,
     resume: bool,
     overwrite: bool,
     dry_run: bool,
@@ -113,6 +121,8 @@ def build(
                 resume=resume,
                 progress=progress,
             )
+            if calibrate and len(index.training) > 1:
+                index = patchindex.calibrate(output, seed=seed, threads=threads, progress=progress)
     except KeyboardInterrupt:
         raise PatchIndexError(
             "interrupted", where=output, remedy="run it again with --resume to go on"

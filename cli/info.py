@@ -11,11 +11,14 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from patchindex.index import open_index
+from patchindex.estimators.curve import OperatingCurve
+from patchindex.index import PatchIndex, open_index
 
 from .options import print_json
 
 __all__ = ["info"]
+
+TOLERANCE, CANDIDATES, QUALITY = 0.01, 256, 0.98  # the estimators' defaults
 
 
 @click.command()
@@ -28,7 +31,8 @@ def info(store: Path, as_json: bool) -> None:
     Example:
       patchindex info fashion.zarr --json
     """
-    found = open_index(store).info()
+    index = open_index(store)
+    found = index.info()
     if as_json:
         print_json(found)
         return
@@ -70,3 +74,23 @@ def info(store: Path, as_json: bool) -> None:
             f"{sum(scale['seconds'].values()):.1f}",
         )
     console.print(table)
+    _print_curves(console, index)
+
+
+def _print_curves(console: Console, index: PatchIndex) -> None:
+    """Print what `auto` and `topk` choose by default, and what that is expected to take."""
+    goals = f"auto to {TOLERANCE}, topk {CANDIDATES} to {QUALITY:.0%}"
+    table = Table(box=box.SIMPLE_HEAD, title=f"operating curve: microseconds a pixel, {goals}")
+    for name in ("k", "beta", "exact", "auto", "probes", "candidates", "topk", "probes", "mass"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for k in index.scales:
+        if (curve := OperatingCurve.of(index.scale(k))) is None:
+            continue
+        for beta in sorted({point.beta for point in curve.near}):
+            near, top = curve.near_field(beta, TOLERANCE), curve.search(beta, CANDIDATES, QUALITY)
+            times = (curve.scan, curve.expected(near, TOLERANCE), top.seconds)
+            exact, auto, topk = (f"{seconds * 1e6:,.0f}" for seconds in times)
+            row = (k, f"{beta:.3f}", exact, auto, near.probes, near.candidates, topk, top.probes)
+            table.add_row(*map(str, row), f"{top.mass:.3f}")
+    if table.row_count:
+        console.print(table)

@@ -18,6 +18,7 @@ from patchindex import (
     backends as _backends,
 )  # first: it fixes the order in which torch and faiss are imported
 from patchindex import study
+from patchindex.calibration import calibrate
 from patchindex.errors import PatchIndexError
 from patchindex.estimators import ESTIMATORS, Estimate
 from patchindex.images import ImageSource, open_images
@@ -39,6 +40,7 @@ __all__ = [
     "ScoreMachine",
     "SoftmaxState",
     "build_index",
+    "calibrate",
     "open_images",
     "open_index",
     "sample",

@@ -18,7 +18,7 @@ __all__ = [
     "LocalitySchedule",
     "NoiseSchedule",
     "cosine",
-    "lowest_noise",
+    "noise_levels",
     "noise_schedule",
 ]
 
@@ -134,18 +134,18 @@ class LocalitySchedule:
         n = len(self.scales)
         return self.scales[min(max(round(n * t), 1), n - 1)]
 
-    def lowest(self, k: int) -> float | None:
-        """Return the lowest time at which the schedule looks at scale k; None if it never does.
+    def times(self, k: int) -> list[float]:
+        """Return the times at which the schedule looks at scale k, ascending.
 
         Of its own times i / n and those of a sampling grid of `STEPS` steps.
 
         Examples
         --------
-        >>> LocalitySchedule.of("cifar10-resnet-circular").lowest(5), LocalitySchedule.of([3, 3, 5]).lowest(3)
-        (0.2, 0.05)
+        >>> LocalitySchedule.of("cifar10-resnet-circular").times(7), LocalitySchedule.of([3, 3, 5]).times(7)
+        ([0.4, 0.45, 0.5], [])
         """
-        times = {i / n for n in (STEPS, len(self.scales)) for i in range(1, n)}
-        return min((t for t in times if self.k(t) == k), default=None)
+        every = {i / n for n in (STEPS, len(self.scales)) for i in range(1, n)}
+        return sorted(t for t in every if self.k(t) == k)
 
     def nearest(self, scales: Iterable[int]) -> LocalitySchedule:
         """Return this schedule with every entry moved to the nearest of `scales`, the smaller one in a tie.
@@ -160,16 +160,17 @@ class LocalitySchedule:
         return self if moved == self.scales else LocalitySchedule(f"{self.name}/nearest", moved)
 
 
-def lowest_noise(k: int, schedule: LocalitySchedule | None = None) -> float:
-    """Return the lowest noise variance at which scale k is used: by a schedule, or by any preset.
+def noise_levels(k: int, schedule: LocalitySchedule | None = None) -> list[float]:
+    """Return the noise variances at which scale k is used, ascending: by a schedule, or by any preset.
 
     With the cosine schedule; a scale that is in none of them counts as one for all times.
 
     Examples
     --------
-    >>> round(lowest_noise(7), 3), round(lowest_noise(7, LocalitySchedule.of("cifar10-resnet-circular")), 3)
-    (0.094, 0.341)
+    >>> schedule = LocalitySchedule.of("cifar10-resnet-circular")
+    >>> [round(beta, 3) for beta in noise_levels(7, schedule)], round(noise_levels(7)[0], 3)
+    ([0.341, 0.416, 0.494], 0.094)
     """
-    presets = (LocalitySchedule.of(name) for name in LOCALITY_PRESETS)
-    times = [each.lowest(k) for each in ([schedule] if schedule else presets)]
-    return cosine(min((t for t in times if t is not None), default=1 / STEPS))
+    presets = [schedule] if schedule else [LocalitySchedule.of(name) for name in LOCALITY_PRESETS]
+    times = {t for each in presets for t in each.times(k)} or {i / STEPS for i in range(1, STEPS)}
+    return [cosine(t) for t in sorted(times)]

@@ -12,7 +12,7 @@ from patchindex.schedules import (
     LOCALITY_PRESETS,
     LocalitySchedule,
     cosine,
-    lowest_noise,
+    noise_levels,
     noise_schedule,
 )
 
@@ -130,13 +130,18 @@ def test_noise_schedule_by_name_or_as_a_function():
         noise_schedule("sine")
 
 
-def test_the_lowest_time_of_a_scale_is_one_at_which_it_is_used():
+def test_the_times_of_a_scale_are_those_at_which_it_is_used():
     for scales in ([3, 5], [3, 3, 5, 7], [5, 3, 5, 3], *LOCALITY_PRESETS.values()):
         schedule = LocalitySchedule.of(scales)
         for k in set(scales):
-            grid = [i / 20 for i in range(1, 20) if schedule.k(i / 20) == k]
-            lowest = schedule.lowest(k)
-            assert (lowest is None) == (k not in schedule.distinct)
-            assert lowest is None or (schedule.k(lowest) == k and all(lowest <= t for t in grid))
-    assert lowest_noise(5, LocalitySchedule.of([3, 5])) == cosine(0.05)
-    assert lowest_noise(99) == cosine(0.05)
+            times = schedule.times(k)
+            assert bool(times) == (k in schedule.distinct)
+            assert times == sorted(set(times))
+            assert all(schedule.k(t) == k for t in times)
+            assert {i / 20 for i in range(1, 20) if schedule.k(i / 20) == k} <= set(times)
+
+
+def test_noise_levels_are_those_of_the_schedule_or_of_all_presets():
+    assert noise_levels(5, LocalitySchedule.of([3, 5])) == [cosine(i / 20) for i in range(1, 20)]
+    assert noise_levels(27) == [cosine(0.95)]
+    assert noise_levels(99) == [cosine(i / 20) for i in range(1, 20)]

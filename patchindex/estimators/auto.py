@@ -6,25 +6,28 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
 from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
+from patchindex.estimators.curve import OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
 from patchindex.exact import expected_seconds, scan
 from patchindex.exact.engine import LARGEST_LOGIT, largest_logit
 from patchindex.exact.sampled import SampledScan
+from patchindex.index import ScaleIndex
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["Auto"]
+__all__ = ["Auto", "together"]
 
-# Nanoseconds of one thread (AVX-512) for a probe and for a candidate of the near field, and how many times
-# its near field a pixel takes in all where the choice is close, at about 6 000 images of 32 x 32 x 3, with
-# 1 024 of each. They choose between an estimate and an exact scan, for which `exact/costs.py` has the like.
+# For stores without an operating curve: probes and candidates, nanoseconds of one thread (AVX-512) for each,
+# and how many times its near field a pixel takes in all where the choice is close, at about 6 000 images of
+# 32 x 32 x 3. They choose between an estimate and an exact scan, for which `exact/costs.py` has the like.
+PROBES, CANDIDATES = 1024, 1024
 PROBE, CANDIDATE, IN_ALL = 370.0, 250.0, 1.7
+WORTH = 1.0  # of the time of an exact scan: an estimate that is expected to take more is not begun
 FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
 LEAST_TILES = 16  # of a sample for single pixels
 MOST = 0.5  # share of all patches beyond which a single pixel is computed exactly
@@ -45,10 +48,11 @@ class Auto:
         With an index, on the CPU.
     tolerance : float
         Of the standard error, root mean square over channels, in units of the images ([-1, 1]).
-    probes : int
-        Lists whose codes are scanned for a pixel.
-    candidates : int
-        Patches that are compared exactly with a pixel and those around it.
+    probes : int, optional
+        Lists whose codes are scanned for a pixel. By default what the store's operating curve expects to take
+        the least time, or 1 024 where it has none.
+    candidates : int, optional
+        Patches that are compared exactly with a pixel and those around it. By default as `probes`.
 
     Raises
     ------
@@ -57,7 +61,11 @@ class Auto:
     """
 
     def __init__(
-        self, data: Data, tolerance: float = 0.01, probes: int = 1024, candidates: int = 1024
+        self,
+        data: Data,
+        tolerance: float = 0.01,
+        probes: int | None = None,
+        candidates: int | None = None,
     ) -> None:
         check_cpu(data, "auto")
         self._index = index_of(data, "auto", probes=probes, candidates=candidates)
@@ -71,22 +79,22 @@ class Auto:
     def __call__(self, query: Query) -> Estimate:
         """Retrieve, sample, and scan what is left."""
         batch = len(query.x)
-        geometry = self._index.scale(scale_of(query, "auto")).geometry
+        scale = self._index.scale(scale_of(query, "auto"))
+        geometry = scale.geometry
         query = replace(query, x=query.x.detach())
+        probes, candidates, expected = self._choose(query, scale)
         # Beyond the largest logit the exact scan leaves the float32 that all here is in.
-        if (
-            self._exact_is_cheaper(query, geometry)
-            or largest_logit(query.x, geometry, query.a, query.beta) > LARGEST_LOGIT
-        ):
+        largest = largest_logit(query.x, geometry, query.a, query.beta)
+        if expected > WORTH or largest > LARGEST_LOGIT:
             return Exact(self._data)(query)
         # What is retrieved for a batch would not fit into the memory of a large one.
-        group = max(1, self._data.memory // 4 // (8 * self._candidates * query.x[0, 0].numel()))
+        group = max(1, self._data.memory // 4 // (8 * candidates * query.x[0, 0].numel()))
         numbers = range(batch) if query.samples is None else query.samples
         parts = []
         for first in range(0, batch, group):
             some = slice(first, first + group)
             mine = replace(query, x=query.x[some], samples=numbers[some])
-            field = NearField(self._data, mine, self._probes, self._candidates)
+            field = NearField(self._data, mine, probes, candidates)
             for i in range(len(mine.x)):
                 parts.append(self._image(mine, geometry, field, i))
                 if query.progress is not None:
@@ -97,22 +105,17 @@ class Auto:
         near = field.image(i)
         sample = self._sample(query, geometry, i, near, 0)
         sample.grow(FIRST_CELLS)
-        state = _together(near, sample)
-        full = self._seconds(query, geometry, query.x[0, 0].numel())
-        one = self._seconds(query, geometry, 1)
+        state = together(near, sample)
+        full, one = (self._seconds(query, geometry, n) / n for n in (query.x[0, 0].numel(), 1))
         while (left := _stderr(state) > self._tolerance).any() and sample.scanned < sample.cells:
             share = sample.scanned / sample.cells
-            needed = self._needed(state, sample.shares())[left].sort().values
-            needed = torch.cat([needed.new_tensor([share]), needed.clamp_min(share)])
-            # So much for all pixels, and what some need beyond that for them alone.
-            beyond = needed.sum() - needed.cumsum(0) - needed * torch.arange(len(needed)).flip(0)
-            best = int((full * (needed - share) + one * beyond).argmin())
-            if needed[best] == share:
+            ahead = (self._needed(state, sample.shares()) - share).clamp_min(0) * left
+            more, _ = best_share(ahead.numpy().reshape(-1), full, one)
+            if more == 0:
                 break
             # What is needed is a guess as good as the sample is large: at most twice as much.
-            more = min(float(needed[best]) - share, share)
-            sample.grow(math.ceil(more * sample.cells))
-            state = _together(near, sample)
+            sample.grow(math.ceil(min(more, share) * sample.cells))
+            state = together(near, sample)
         exact = 0
         if left.any():
             state, exact = self._single_pixels(query, geometry, i, near, sample, state)
@@ -145,7 +148,7 @@ class Auto:
                 break
             more.only(left)
             more.grow(max(LEAST_TILES, math.ceil(ahead * more.cells)))
-            state = _together(near, sample, more)
+            state = together(near, sample, more)
             left = _stderr(state) > self._tolerance
         if left.any():
             found = scan(
@@ -192,18 +195,28 @@ class Auto:
             pixels,
         )
 
-    def _exact_is_cheaper(self, query: Query, geometry: Geometry) -> bool:
+    def _images(self, query: Query) -> int:
+        lo, hi = self._data.training.range_of(query.label)
+        return hi - lo
+
+    def _choose(self, query: Query, scale: ScaleIndex) -> tuple[int, int, float]:
+        """Return probes, candidates, and how long they are expected to take, an exact scan taking 1."""
+        curve = OperatingCurve.of(scale)
+        if curve is not None and self._probes is None and self._candidates is None:
+            images = self._images(query)
+            point = curve.near_field(query.beta, self._tolerance, images)
+            scanning = curve.scan * images / curve.images
+            return point.probes, point.candidates, curve.expected(point, self._tolerance, images) / scanning
+        probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
+        near = 1e-9 * (probes * PROBE + candidates * CANDIDATE)
         pixels = query.x[0, 0].numel()
-        full = self._seconds(query, geometry, pixels)
-        near = 1e-9 * pixels * (self._probes * PROBE + self._candidates * CANDIDATE)
-        return IN_ALL * near > full
+        return probes, candidates, IN_ALL * near * pixels / self._seconds(query, scale.geometry, pixels)
 
     def _seconds(self, query: Query, geometry: Geometry, pixels: int) -> float:
-        lo, hi = self._data.training.range_of(query.label)
-        return expected_seconds(geometry, self._data.training.channels, hi - lo, [pixels])
+        return expected_seconds(geometry, self._data.training.channels, self._images(query), [pixels])
 
 
-def _together(near: Near, *samples: SampledScan) -> SoftmaxState:
+def together(near: Near, *samples: SampledScan) -> SoftmaxState:
     """Return the state (H, W) of the near field and of all else, as independent samples estimate it.
 
     Each sample counts in proportion to its share of all cells.

@@ -166,19 +166,21 @@ def check_cpu(data: Data, name: str) -> None:
         )
 
 
-def index_of(data: Data, name: str, **options: int) -> PatchIndex:
+def index_of(data: Data, name: str, **options: int | None) -> PatchIndex:
     """Return the index that an estimator needs.
 
     Raises
     ------
     InputError
-        When there is none, or one of the estimator's counts is no whole number from 1.
+        When there is none, or one of the estimator's counts is given and no whole number from 1.
     """
     if data.index is None or not data.index.scales:
         raise InputError(
             "it needs a patch index, and there is none", where=f"estimator {name!r}", remedy="use 'exact'"
         )
     for option, value in options.items():
+        if value is None:
+            continue
         if not isinstance(value, int) or isinstance(value, bool):
             raise InputError(f"must be a whole number, got {value}", where=option, remedy="use 256, say")
         if value < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -75,9 +75,18 @@ class NearField:
         Lists whose codes are scanned for a pixel.
     candidates : int
         Codes that are compared exactly, for the pixel that found them and the pixels around.
+    without : sequence of int, optional
+        For each noisy image a training image whose patches are left out.
     """
 
-    def __init__(self, data: Data, query: Query, probes: int, candidates: int) -> None:
+    def __init__(
+        self,
+        data: Data,
+        query: Query,
+        probes: int,
+        candidates: int,
+        without: Sequence[int] | None = None,
+    ) -> None:
         index = index_of(data, "auto")
         self._scale = index.scale(scale_of(query, "auto"))
         self._query = query
@@ -91,6 +100,9 @@ class NearField:
         self._area = geometry.size[0] * geometry.size[1]
         self._spreading = _Spreading(index.pixels.numpy(), self._scale, query, self._threads)
         self._ids, self._codes = self._search(probes, candidates)
+        if without is not None:
+            own = np.repeat(without, self._area)[:, None]
+            self._ids[self._ids // geometry.patches_per_image == own] = -1
 
     def image(self, i: int) -> Near:
         """Return the near field of image i."""

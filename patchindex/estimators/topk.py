@@ -6,14 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.errors import InputError
 from patchindex.estimators.base import Data, Estimate, Query, index_of, scale_of
-from patchindex.index import PatchIndex, ScaleIndex
+from patchindex.estimators.curve import OperatingCurve
+from patchindex.index import ScaleIndex
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.windows import gather_patches, query_windows
 
-__all__ = ["TopK"]
+__all__ = ["TopK", "rerank"]
 
+PROBES = 32  # where nothing was measured
 IMAGES_A_SEARCH = 4
 RERANK_BYTES = 32 << 20  # larger arrays are new pages of memory every time, which costs more than the work
 
@@ -31,8 +34,11 @@ class TopK:
         With an index.
     candidates : int
         Patches kept a pixel.
-    probes : int
-        Inverted lists that are looked into.
+    probes : int, optional
+        Inverted lists that are looked into. By default as many as the store's operating curve says are enough
+        for `quality`, or 32 where it has none.
+    quality : float
+        Share, in (0, 1], of what as many of the heaviest patches weigh, that those found are to have.
 
     Raises
     ------
@@ -40,10 +46,14 @@ class TopK:
         When there is no index, or an option is below 1.
     """
 
-    def __init__(self, data: Data, candidates: int = 256, probes: int = 32) -> None:
+    def __init__(
+        self, data: Data, candidates: int = 256, probes: int | None = None, quality: float = 0.98
+    ) -> None:
         self._data = data
         self._index = index_of(data, "topk", candidates=candidates, probes=probes)
-        self._candidates, self._probes = candidates, probes
+        if not 0 < quality <= 1:
+            raise InputError(f"must lie in (0, 1], got {quality}", where="quality", remedy="use 0.98, say")
+        self._candidates, self._probes, self._quality = candidates, probes, quality
 
     def __call__(self, query: Query) -> Estimate:
         """Search, re-rank and sum, a few images at a time."""
@@ -56,12 +66,18 @@ class TopK:
                 query.progress((i + 1) / len(images))
         return Estimate.cat(parts)
 
+    def _probes_at(self, scale: ScaleIndex, beta: float) -> int:
+        curve = OperatingCurve.of(scale) if self._probes is None else None
+        if curve is None:
+            return self._probes or PROBES
+        return curve.search(beta, self._candidates, self._quality).probes
+
     def _estimate(self, x: Tensor, query: Query, scale: ScaleIndex) -> Estimate:
         a, beta, label, geometry = query.a, query.beta, query.label, scale.geometry
         z = scale.pca.project_queries(x, geometry, a)
         classes = np.tile(geometry.query_classes.reshape(-1), len(x))
         vectors = (z / a).cpu().numpy()
-        probes = min(self._probes, len(scale.lists.centroids))
+        probes = min(self._probes_at(scale, beta), len(scale.lists.centroids))
         keys = scale.lists.nearest(vectors, classes, probes)
         lo, hi = self._data.training.range_of(label)
         candidates = min(self._candidates, (hi - lo) * geometry.patches_per_image)
@@ -80,7 +96,9 @@ class TopK:
             # All lists of a class together hold a patch of every image.
             empty = empty[found[empty, 0] < 0] if probes < len(sizes) else empty[:0]
         ids = torch.from_numpy(found).to(x.device)
-        state = _rerank(self._index, geometry, x, ids, a, beta, self._data.memory)
+        windows, pixels = query_windows(x, geometry), self._index.pixels_on(x.device)
+        state = rerank(pixels, geometry, windows, ids, a, beta, self._data.memory)
+        state = state.reshape((len(x), *geometry.size))
 
         # Both sides of the captured mass are taken from codes, so that what the PCA leaves out cancels.
         approximate = torch.from_numpy(distances).to(x.device) * (-a * a / (2 * beta))
@@ -109,15 +127,27 @@ def _patches_of_class(scale: ScaleIndex, label_index: int | None) -> np.ndarray:
     return np.add.reduceat(scale.list_sizes(label_index), scale.lists.bounds[:-1])
 
 
-def _rerank(
-    index: PatchIndex, geometry: Geometry, x: Tensor, ids: Tensor, a: float, beta: float, memory: int
+def rerank(
+    pixels: Tensor, geometry: Geometry, windows: Tensor, ids: Tensor, a: float, beta: float, memory: int
 ) -> SoftmaxState:
-    """Return the state of the patches `ids` (B * H * W, n), their logits computed from the images."""
-    batch, channels, height, width = x.shape
-    pixels = index.pixels_on(x.device)
-    windows = query_windows(x, geometry)
+    """Return the state of each window's patches, their logits computed from the images.
+
+    Parameters
+    ----------
+    pixels : Tensor, shape (N, H, W, C), uint8
+        The training images, on the device that does the work.
+    geometry : Geometry
+    windows : Tensor, shape (n, k, k, C)
+        Of noisy images.
+    ids : Tensor, shape (n, candidates), int64
+        Patches; -1 for none.
+    a, beta : float
+        Signal scale and noise variance.
+    memory : int
+        Bytes that temporary arrays may take.
+    """
     # A patch in flight: uint8 and float pixels, a scaled copy, and 64-bit indices on the way.
-    per_query = ids.shape[1] * geometry.k**2 * (13 * channels + 16)
+    per_query = ids.shape[1] * geometry.k**2 * (13 * windows.shape[3] + 16)
     step = max(1, min(memory, RERANK_BYTES) // per_query)
     middle = geometry.k // 2
     states = []
@@ -128,5 +158,4 @@ def _rerank(
         difference = patches.mul_(a).sub_(window.unsqueeze(1)).flatten(2)
         logits = torch.linalg.vector_norm(difference, dim=-1).square() / (-2 * beta)
         states.append(SoftmaxState.of(logits, centres, valid=valid))
-    state = SoftmaxState.cat(states)
-    return state.reshape((batch, height, width))
+    return SoftmaxState.cat(states)

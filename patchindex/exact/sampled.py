@@ -80,11 +80,13 @@ class SampledScan:
     seed : sequence of int
         Equal seeds give equal samples.
     known : Members
-        Members that the sums leave out, no pixel's twice.
+        Members that the sums leave out, no pixel's twice; none of the image `without`.
     top : array of float64, shape (H * W,)
         Largest logit that is known of each pixel; minus infinity for none.
     pixels : Tensor of bool, shape (H, W), optional
         Only these pixels; by default all.
+    without : int, optional
+        An image that is not compared with.
 
     Attributes
     ----------
@@ -107,12 +109,15 @@ class SampledScan:
         known: Members,
         top: np.ndarray,
         pixels: Tensor | None = None,
+        without: int | None = None,
     ) -> None:
-        self._images, self._lo, self._n = images, lo, hi - lo
-        plan = plan_of(geometry, x.shape[0], lanes(geometry, hi - lo))
-        self._frame = Frame.of(plan, x[None], a, beta, images[lo : min(hi, lo + SAMPLE)], hi - lo)
+        chosen = np.arange(lo, hi)
+        chosen = chosen if without is None else chosen[chosen != without]
+        self._images, self._n = images, len(chosen)
+        plan = plan_of(geometry, x.shape[0], lanes(geometry, self._n))
+        self._frame = Frame.of(plan, x[None], a, beta, images[lo : min(hi, lo + SAMPLE)], self._n)
         rng = np.random.default_rng(seed)
-        self._image_order = rng.permutation(self._n)
+        self._image_order = chosen[rng.permutation(self._n)]
         self._classes = CLASSES if pixels is None else 1
         self.cells, self.scanned = -(-self._n // plan.lanes) * self._classes, 0
         # Every so many cells have one of each class: pixels may have all that they are compared with in one.
@@ -126,8 +131,8 @@ class SampledScan:
             self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
             known = Members(*_of(pixels, known.pixel, *known))
         # Where the members' images are: which tile, and which of its lanes.
-        place = np.empty(self._n, np.int32)
-        place[self._image_order] = np.arange(self._n)
+        place = np.empty(hi - lo, np.int32)
+        place[self._image_order - lo] = np.arange(self._n)
         place = place[known.patch // area - lo]
         self._known, self._tiles, self._lanes = known, place // plan.lanes, place % plan.lanes
         # What the kernel's logits are taken relative to: whole numbers.
@@ -238,7 +243,7 @@ class SampledScan:
         for cells in tasks:
             first = cells[0] // self._classes * plan.lanes
             order = self._image_order[first : first + plan.lanes]
-            prepare(frame, self._images[self._lo + order], tile, down)
+            prepare(frame, self._images[order], tile, down)
             for cell in cells:
                 mine.top[:] = self._top  # so that a cell's sums do not depend on what the thread had before
                 if self._asked is None:

@@ -31,7 +31,7 @@ from patchindex.index.raw import RawWriter, open_raw
 from patchindex.index.store import FORMAT_VERSION, PatchIndex, open_index, read_attributes, scale_group
 from patchindex.index.train import Progress, build_scale
 from patchindex.patches import Geometry
-from patchindex.schedules import LocalitySchedule, lowest_noise
+from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.training import TrainingImages
 
 __all__ = ["build_index"]
@@ -288,7 +288,7 @@ def _write_scales(
             pixels,
             labels,
             geometry,
-            noise=lowest_noise(scale.k, schedule),
+            noise=noise_levels(scale.k, schedule)[0],
             pca_dims=settings["pca_dims"],
             lists=settings["lists"],
             seed=settings["seed"],

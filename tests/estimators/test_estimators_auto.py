@@ -28,7 +28,7 @@ def machine(store, **options):
 @pytest.fixture
 def scans_are_dear(monkeypatch):
     """Forty images are scanned faster than anything is retrieved: pretend otherwise."""
-    monkeypatch.setattr(auto.Auto, "_exact_is_cheaper", lambda *args: False)
+    monkeypatch.setattr(auto, "WORTH", np.inf)
     monkeypatch.setattr(auto, "FIRST_CELLS", 2)
 
 
@@ -72,7 +72,7 @@ def larger(real_images, tmp_path_factory):
 
 @pytest.mark.parametrize(("k", "t"), [(3, 0.2), (5, 0.5), (5, 0.9)])
 def test_standard_errors_are_honest(larger, held_out, monkeypatch, k, t):
-    monkeypatch.setattr(auto.Auto, "_exact_is_cheaper", lambda *args: False)
+    monkeypatch.setattr(auto, "WORTH", np.inf)
     x = held_out(t)
     e = machine(larger, tolerance=0.02, probes=20, candidates=40).posterior_mean(x, t, k=k)
     error = (e.mean - exact_mean(larger, x, t, k)).square().mean(1).sqrt()
@@ -84,7 +84,7 @@ def test_standard_errors_are_honest(larger, held_out, monkeypatch, k, t):
 
 def test_single_pixels_get_more_than_others(larger, held_out, monkeypatch):
     """All growing is for single pixels; with `MOST` 0 they are computed exactly at once."""
-    monkeypatch.setattr(auto.Auto, "_exact_is_cheaper", lambda *args: False)
+    monkeypatch.setattr(auto, "WORTH", np.inf)
     seconds = auto.Auto._seconds
     monkeypatch.setattr(auto.Auto, "_seconds", lambda *args: seconds(*args) * 1e9 ** (args[-1] > 1))
     monkeypatch.setattr(auto, "FIRST_CELLS", 24)
@@ -116,7 +116,7 @@ def test_a_tight_tolerance_costs_more(store, held_out, scans_are_dear):
 
 
 def test_equal_seeds_give_equal_means_in_any_batch(larger, held_out, monkeypatch):
-    monkeypatch.setattr(auto.Auto, "_exact_is_cheaper", lambda *args: False)
+    monkeypatch.setattr(auto, "WORTH", np.inf)
     x = held_out(0.5)
     m = machine(larger, tolerance=0.02, probes=8, candidates=20)
     both = m.posterior_mean(x, 0.5, k=3, seed=3)
@@ -127,7 +127,7 @@ def test_equal_seeds_give_equal_means_in_any_batch(larger, held_out, monkeypatch
 
 
 def test_a_batch_beyond_the_memory_is_taken_in_parts(larger, held_out, monkeypatch):
-    monkeypatch.setattr(auto.Auto, "_exact_is_cheaper", lambda *args: False)
+    monkeypatch.setattr(auto, "WORTH", np.inf)
     x = torch.cat([held_out(0.5), held_out(0.6), held_out(0.4)])
     numbers = [5, 3, 9, 1, 0, 2]
     means = []
@@ -151,7 +151,7 @@ def test_all_pixels_are_told_when_done(store, held_out, scans_are_dear):
 
 
 def test_what_float32_cannot_tell_apart_is_exact(larger, held_out, monkeypatch):
-    monkeypatch.setattr(auto.Auto, "_exact_is_cheaper", lambda *args: False)
+    monkeypatch.setattr(auto, "WORTH", np.inf)
     x = held_out(0.5)[:1].clone().requires_grad_() * 1e7
     e = machine(larger).posterior_mean(x, 0.01, k=3)
     assert e.exact_pixels == e.stderr.numel()

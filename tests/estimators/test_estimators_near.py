@@ -123,7 +123,7 @@ def test_patches_that_are_all_alike_are_left_to_the_sample(tmp_path, held_out):
 
 
 def test_auto_draws_from_patches_that_are_all_alike(tmp_path, held_out, monkeypatch):
-    monkeypatch.setattr("patchindex.estimators.auto.Auto._exact_is_cheaper", lambda *args: False)
+    monkeypatch.setattr("patchindex.estimators.auto.WORTH", np.inf)
     store = pi.build_index(np.full((70, 14, 14, 1), 9, np.uint8), tmp_path / "grey.zarr", scales=(3,))
     e = pi.ScoreMachine(store, estimator="auto", probes=2, candidates=5).posterior_mean(
         held_out(0.4), 0.4, k=3

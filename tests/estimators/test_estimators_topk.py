@@ -25,17 +25,17 @@ def exact_state(store, x, t, k, label=None):
 def retrieved(monkeypatch, machine, x, t, k):
     """The estimate, and the softmax state of the patches that were retrieved for it, with their ids."""
     states, found = [], []
-    real = topk._rerank
+    real = topk.rerank
 
-    def spy(index, geometry, x, ids, *rest):
-        states.append(real(index, geometry, x, ids, *rest))
+    def spy(pixels, geometry, windows, ids, *rest):
+        states.append(real(pixels, geometry, windows, ids, *rest))
         found.append(ids)
         return states[-1]
 
     with monkeypatch.context() as patched:
-        patched.setattr(topk, "_rerank", spy)
+        patched.setattr(topk, "rerank", spy)
         estimate = machine.posterior_mean(x, t, k=k)
-    return estimate, pi.SoftmaxState.cat(states), torch.cat(found)
+    return estimate, pi.SoftmaxState.cat(states).reshape(estimate.stderr.shape), torch.cat(found)
 
 
 @pytest.mark.parametrize("label", [None, 4])

@@ -1,0 +1,171 @@
+"""The operating curve of a scale: what options cost and what they are good for, measured on noisy images.
+
+`patchindex.calibration` measures it and writes it into the store; estimators choose their options by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from patchindex.index import ScaleIndex
+
+__all__ = ["ATTRIBUTE", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
+
+ATTRIBUTE = "operating_curve"  # of a scale's group in the store
+
+
+@dataclass(frozen=True)
+class NearPoint:
+    """A near field as `auto` retrieves it, and what it leaves to a sample of all other patches.
+
+    Attributes
+    ----------
+    beta : float
+        Noise variance.
+    probes, candidates : int
+    seconds : float
+        That retrieval takes, a pixel.
+    variance : tuple of float
+        Of the posterior mean, mean over channels, with half of the other patches sampled: quantiles over
+        pixels, ascending, each of as many pixels. A share f of them leaves (1 - f) / f of it.
+    """
+
+    beta: float
+    probes: int
+    candidates: int
+    seconds: float
+    variance: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TopPoint:
+    """A search as `topk` does it.
+
+    Attributes
+    ----------
+    beta : float
+        Noise variance.
+    probes, candidates : int
+    seconds : float
+        A pixel.
+    mass : float
+        What the patches found weigh, over what as many of the heaviest patches do; mean over pixels, in
+        [0, 1].
+    """
+
+    beta: float
+    probes: int
+    candidates: int
+    seconds: float
+    mass: float
+
+
+Point = TypeVar("Point", NearPoint, TopPoint)
+
+
+@dataclass(frozen=True)
+class OperatingCurve:
+    """What was measured at one locality scale.
+
+    Attributes
+    ----------
+    images : int
+        Training images that the noisy ones were compared with.
+    scan, single : float
+        Seconds a pixel of an exact scan of all these: for all pixels at once, and for one alone.
+    least : float
+        Share of all these that `auto` samples in any case, in (0, 1].
+    near : tuple of NearPoint
+    top : tuple of TopPoint
+    """
+
+    images: int
+    scan: float
+    single: float
+    least: float
+    near: tuple[NearPoint, ...]
+    top: tuple[TopPoint, ...]
+
+    @classmethod
+    def of(cls, scale: ScaleIndex) -> OperatingCurve | None:
+        """Return what a store holds of a scale; None when it was not measured."""
+        found = scale.attributes.get(ATTRIBUTE)
+        if found is None:
+            return None
+        near = tuple(NearPoint(**{**point, "variance": tuple(point["variance"])}) for point in found["near"])
+        top = tuple(TopPoint(**point) for point in found["top"])
+        return cls(**{**found, "near": near, "top": top})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+    def expected(self, point: NearPoint, tolerance: float, images: int | None = None) -> float:
+        """Return the seconds a pixel that `auto` is expected to take from a near field to a tolerance.
+
+        Parameters
+        ----------
+        point : NearPoint
+        tolerance : float
+            Of the standard error.
+        images : int, optional
+            Training images to draw from, by default all: fewer take less time, and vary more.
+        """
+        part = 1.0 if images is None else images / self.images
+        least = min(1.0, self.least / part)
+        one = np.array(point.variance) / part
+        needed = np.maximum(one / (one + tolerance**2) - least, 0)
+        return point.seconds + part * (least * self.scan + best_share(needed, self.scan, self.single)[1])
+
+    def near_field(self, beta: float, tolerance: float, images: int | None = None) -> NearPoint:
+        """Return the near field by which `auto` is expected to take the least time."""
+        return min(_at(self.near, beta), key=lambda point: self.expected(point, tolerance, images))
+
+    def search(self, beta: float, candidates: int, quality: float) -> TopPoint:
+        """Return the search with the fewest probes that finds a share of what the heaviest candidates weigh.
+
+        Of the numbers of candidates that were tried, the nearest counts. Where none of the probes tried is
+        enough, it is the most of them.
+        """
+        points = _at(self.top, beta)
+        nearest = min(points, key=lambda point: abs(math.log(point.candidates / candidates))).candidates
+        points = sorted((p for p in points if p.candidates == nearest), key=lambda point: point.probes)
+        return next((point for point in points if point.mass >= quality), points[-1])
+
+
+def _at(points: Sequence[Point], beta: float) -> list[Point]:
+    """Return the points of the noise level nearest to beta."""
+    nearest = min({point.beta for point in points}, key=lambda tried: abs(math.log(tried / beta)))
+    return [point for point in points if point.beta == nearest]
+
+
+def best_share(needed: np.ndarray, full: float, one: float) -> tuple[float, float]:
+    """Return the share of all patches that is best sampled for all pixels at once, and the cost a pixel.
+
+    Pixels that need more of them get it alone. With n_i the share that pixel i needs, the cost of sampling a
+    share s for all is `full s + one mean(max(n_i - s, 0))`, which is least at one of the n_i, or at 0.
+
+    Parameters
+    ----------
+    needed : array of float, shape (pixels,)
+        In [0, 1].
+    full, one : float
+        What a scan of all patches costs a pixel: for all pixels at once, and for one alone.
+
+    Examples
+    --------
+    >>> best_share(np.array([0.25, 0.25, 0.25, 0.75]), 1.0, 2.0)
+    (0.25, 0.5)
+    """
+    shares = np.concatenate([[0.0], np.sort(needed)])
+    # What those above s need beyond it; a share more is s larger for all of them.
+    above = np.arange(len(shares))[::-1]
+    beyond = shares.sum() - shares.cumsum() - shares * above
+    costs = full * shares + one * beyond / len(needed)
+    best = int(costs.argmin())
+    return float(shares[best]), float(costs[best])
