@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -21,7 +23,7 @@ except ImportError:  # faiss comes with one of two extras; exact scores need nei
 
 from patchindex.errors import DeviceError, InputError
 
-__all__ = ["faiss_gpus", "full_precision", "require_faiss", "resolve_device", "threads"]
+__all__ = ["faiss_gpus", "full_precision", "pool", "require_faiss", "resolve_device", "threads"]
 
 MAX_THREADS = 1024
 MAX_GPU_SELECTION = 2048  # FAISS's GPU side selects at most this many neighbours, and probes as many lists
@@ -130,6 +132,24 @@ def threads(n: int | None) -> Iterator[int]:
         torch.set_num_threads(before[0])
         if faiss is not None:
             faiss.omp_set_num_threads(before[1])
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Return a pool of so many threads, the same one every time: to start them takes milliseconds.
+
+    Its tasks may not wait for others of the same pool.
+
+    Examples
+    --------
+    >>> list(pool(2).map(abs, [-1, 2]))
+    [1, 2]
+    """
+    return _pool(threads, os.getpid())  # a process that was forked has none of the threads
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "patchindex")
 
 
 def _precisions() -> list[tuple[Any, str, Any]]:

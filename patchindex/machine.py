@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchindex.backends import resolve_device, threads
 from patchindex.errors import InputError
-from patchindex.estimators import Data, Estimate, Query, make_estimator
+from patchindex.estimators import Data, Estimate, Query, Trail, make_estimator
 from patchindex.index import PatchIndex, open_index, parse_memory
 from patchindex.index.store import read_attributes
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
@@ -175,6 +175,7 @@ class ScoreMachine:
         seed: int = 0,
         samples: Sequence[int] | None = None,
         progress: Callable[[float], None] | None = None,
+        trail: Trail | None = None,
     ) -> Estimate:
         """Estimate `E[x_0 | x_t = x]` under the machine.
 
@@ -195,6 +196,9 @@ class ScoreMachine:
             number gets the same draws in any batch. By default its place in x.
         progress : callable, optional
             Told the share that is done, in (0, 1].
+        trail : dict, optional
+            An empty one at first, and the same one at each step of a trajectory, in which samples keep their
+            numbers: `"auto"` keeps there what it has retrieved, and looks for less the next time.
 
         Returns
         -------
@@ -231,6 +235,7 @@ class ScoreMachine:
                     seed,
                     [samples[row] for row in mine] if samples is not None else mine,
                     told,
+                    trail,
                 )
                 parts.append(self._estimate(query))
                 rows += mine

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
-from patchindex.estimators import Estimate
+from patchindex.estimators import Estimate, Trail
 from patchindex.machine import ScoreMachine
 from patchindex.schedules import NoiseSchedule
 
@@ -217,12 +217,15 @@ def _draw_batch(
     """Draw one batch; return its images and what each step took."""
     records: list[dict[str, Any]] = []
     estimates: list[Estimate] = []
+    trail: Trail = {}
 
     def model(x: Tensor, t: float) -> Tensor:
         start = time.perf_counter()
         told = None if progress is None else _part_of(progress, len(records) / (steps - 1), 1 / (steps - 1))
         samples = range(first, first + len(x))
-        estimate = machine.posterior_mean(x, t, label=label, seed=seed, samples=samples, progress=told)
+        estimate = machine.posterior_mean(
+            x, t, label=label, seed=seed, samples=samples, progress=told, trail=trail
+        )
         estimates[:] = [estimate]
         records.append(
             {

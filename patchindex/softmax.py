@@ -235,7 +235,11 @@ class SoftmaxState:
         return self.weight.square() / self.weight_sq
 
     def stderr(self) -> Tensor:
-        """Return the standard error of the mean, shape (..., C), of sampling the members independently.
+        """Return the standard error of the mean, the root of `mean_variance`, shape (..., C)."""
+        return self.mean_variance().sqrt()
+
+    def mean_variance(self) -> Tensor:
+        """Return the variance of the mean, shape (..., C), of sampling the members independently.
 
         `Var = D^-2 sum_j m_j (m_j - 1) w_j^2 (c_j - mu)^2`, with D the sum of weights: the linearised
         variance of a ratio of two Horvitz-Thompson sums. For priority sampling, where
@@ -245,4 +249,4 @@ class SoftmaxState:
         v0, v1, v2 = self.variance.split([1, channels, channels], -1)
         mu = self.mean()
         # Rounding can take a variance of zero below it.
-        return (v2 - 2 * mu * v1 + mu.square() * v0).clamp_min(0).sqrt() / self.weight.unsqueeze(-1)
+        return (v2 - 2 * mu * v1 + mu.square() * v0).clamp_min(0) / self.weight.unsqueeze(-1).square()

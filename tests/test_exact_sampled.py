@@ -15,7 +15,7 @@ from patchindex.training import TrainingImages
 
 CASES = [("ELS", "valid"), ("ELS", "wrapped"), ("bbELS", "valid")]
 SIZE = (12, 14)
-NONE = Members(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.float32))
+NONE = Members(*(np.empty(0, kind) for kind in (np.int32, np.int32, np.int32, np.float32)))
 EVERYTHING = 10**6
 
 
@@ -73,7 +73,10 @@ def members_of(geometry, images, x, a, beta, rng, n):
             SoftmaxState.of(torch.tensor([[logits[i]]]), torch.from_numpy(centres[i : i + 1])[None]),
             [int(pixel[i])],
         )
-    return Members(pixel.astype(np.int32), patch, logits.astype(np.float32)), state
+    image, place = divmod(patch, height * width)
+    order = np.argsort(image)
+    whole = (a[order].astype(np.int32) for a in (pixel, image, place))
+    return Members(*whole, logits[order].astype(np.float32)), state
 
 
 @pytest.mark.parametrize("channels", [1, 3])

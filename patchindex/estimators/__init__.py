@@ -8,12 +8,12 @@ from typing import Any
 
 from patchindex.errors import InputError
 from patchindex.estimators.auto import Auto
-from patchindex.estimators.base import Data, Estimate, Estimator, Query
+from patchindex.estimators.base import Data, Estimate, Estimator, Query, Trail
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.priority import Priority
 from patchindex.estimators.topk import TopK
 
-__all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "make_estimator", "options_of"]
+__all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "Trail", "make_estimator", "options_of"]
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "exact": Exact,

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
@@ -29,6 +30,8 @@ PROBES, CANDIDATES = 1024, 1024
 PROBE, CANDIDATE, IN_ALL = 370.0, 250.0, 1.7
 WORTH = 1.0  # of the time of an exact scan: an estimate that is expected to take more is not begun
 FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
+DEEPER = 8  # times as much is retrieved for a pixel whose sample alone would take longer than that
+WORTH_IT = 2.0  # times as long, for a sample is needed all the same
 LEAST_TILES = 16  # of a sample for single pixels
 MOST = 0.5  # share of all patches beyond which a single pixel is computed exactly
 
@@ -94,20 +97,29 @@ class Auto:
         for first in range(0, batch, group):
             some = slice(first, first + group)
             mine = replace(query, x=query.x[some], samples=numbers[some])
-            field = NearField(self._data, mine, probes, candidates)
+            field = NearField(self._data, mine, probes, candidates, self._recalled(mine))
             for i in range(len(mine.x)):
-                parts.append(self._image(mine, geometry, field, i))
+                near = field.image(i)
+                parts.append(self._image(mine, geometry, field, near, i))
+                if query.trail is not None:
+                    query.trail[mine.samples[i]] = (query.k, query.label, near.heaviest)  # type: ignore[index]
                 if query.progress is not None:
                     query.progress(len(parts) / batch)
         return Estimate.cat(parts)
 
-    def _image(self, query: Query, geometry: Geometry, field: NearField, i: int) -> Estimate:
-        near = field.image(i)
+    @staticmethod
+    def _recalled(query: Query) -> list[np.ndarray]:
+        """Return what the step before found for each image, at the same scale; nothing if it is not known."""
+        found = [(query.trail or {}).get(number, (None,)) for number in query.samples or ()]
+        same = all(entry[:2] == (query.k, query.label) for entry in found)
+        return [entry[2] for entry in found] if same else []
+
+    def _image(self, query: Query, geometry: Geometry, field: NearField, near: Near, i: int) -> Estimate:
         sample = self._sample(query, geometry, i, near, 0)
         sample.grow(FIRST_CELLS)
         state = together(near, sample)
         full, one = (self._seconds(query, geometry, n) / n for n in (query.x[0, 0].numel(), 1))
-        while (left := _stderr(state) > self._tolerance).any() and sample.scanned < sample.cells:
+        while (left := _variance(state) > self._tolerance**2).any() and sample.scanned < sample.cells:
             share = sample.scanned / sample.cells
             ahead = (self._needed(state, sample.shares()) - share).clamp_min(0) * left
             more, _ = best_share(ahead.numpy().reshape(-1), full, one)
@@ -116,15 +128,23 @@ class Auto:
             # What is needed is a guess as good as the sample is large: at most twice as much.
             sample.grow(math.ceil(min(more, share) * sample.cells))
             state = together(near, sample)
-        exact = 0
+        found, codes, exact = near.state.reshape(tuple(left.shape)).log_weight(), near.codes, 0
         if left.any():
-            state, exact = self._single_pixels(query, geometry, i, near, sample, state)
-        mass = (near.state.reshape(tuple(state.weight.shape)).log_weight() - state.log_weight()).exp()
+            ahead = self._needed(state, sample.shares()) - sample.shares()
+            retrieving = DEEPER * 1e-9 * (field.probes * PROBE + field.candidates * CANDIDATE)
+            deep = left & (ahead * one > WORTH_IT * retrieving)
+            if deep.any():
+                pixels = np.flatnonzero(deep.reshape(-1).numpy())
+                deeper = field.deeper(i, near, pixels, DEEPER)
+                exact += self._single_pixels(query, geometry, i, deeper, [], deep, state)
+                found = torch.where(deep, deeper.state.reshape(tuple(left.shape)).log_weight(), found)
+                codes += deeper.codes
+            exact += self._single_pixels(query, geometry, i, near, [sample], left & ~deep, state)
         return Estimate.from_state(
             state[None],
-            stderr=_stderr(state)[None],
-            captured_mass=mass.nan_to_num(1.0).clamp(0, 1)[None],
-            codes_scanned=near.codes,
+            stderr=_variance(state).sqrt()[None],
+            captured_mass=(found - state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)[None],
+            codes_scanned=codes,
             exact_pixels=exact,
         )
 
@@ -134,40 +154,38 @@ class Auto:
         geometry: Geometry,
         i: int,
         near: Near,
-        sample: SampledScan,
+        earlier: list[SampledScan],
+        left: Tensor,
         state: SoftmaxState,
-    ) -> tuple[SoftmaxState, int]:
-        """Sample more for pixels above the tolerance, or compute them exactly; return how many exactly."""
-        left = _stderr(state) > self._tolerance
-        more = self._sample(query, geometry, i, near, 1, left)
+    ) -> int:
+        """Sample for some pixels alone, a mask, or compute them exactly; return how many exactly.
+
+        Beside earlier samples with the same near field; their states are written to `state`.
+        """
+        more = self._sample(query, geometry, i, near, 1 + len(earlier), left)
+        ahead = 0.0
         while left.any():
-            shares = sample.shares() + more.shares()
-            needed = self._needed(state, shares)
-            ahead = float((needed - shares)[left].median().clamp_min(0))
+            if earlier or more.scanned:
+                shares = sum((sample.shares() for sample in earlier), more.shares())
+                ahead = float((self._needed(state, shares) - shares)[left].median().clamp_min(0))
             if more.scanned == more.cells or ahead + float(more.shares().max()) > MOST:
                 break
             more.only(left)
             more.grow(max(LEAST_TILES, math.ceil(ahead * more.cells)))
-            state = together(near, sample, more)
-            left = _stderr(state) > self._tolerance
+            _write(state, together(near, *earlier, more)[left], left)
+            left = left & (_variance(state) > self._tolerance**2)
         if left.any():
+            training, x, memory = self._data.training, query.x[i : i + 1], self._data.memory
             found = scan(
-                self._data.training,
-                geometry,
-                query.x[i : i + 1],
-                query.a,
-                query.beta,
-                label=query.label,
-                pixels=left[None],
-                memory=self._data.memory,
-            )
-            for mine, new in zip(vars(state).values(), vars(found).values(), strict=True):
-                mine[left] = new
-        return state, int(left.sum())
+                training, geometry, x, query.a, query.beta,
+                label=query.label, pixels=left[None], memory=memory,
+            )  # fmt: skip
+            _write(state, found, left)
+        return int(left.sum())
 
     def _needed(self, state: SoftmaxState, share: Tensor) -> Tensor:
         """Estimate which share of all cells would bring each pixel to the tolerance."""
-        one = _stderr(state).square() * share / (1 - share).clamp_min(1e-9)  # of a share f: one (1 - f) / f
+        one = _variance(state) * share / (1 - share).clamp_min(1e-9)  # of a share f: one (1 - f) / f
         return one / (one + self._tolerance**2)
 
     def _sample(
@@ -231,5 +249,12 @@ def together(near: Near, *samples: SampledScan) -> SoftmaxState:
     return state
 
 
-def _stderr(state: SoftmaxState) -> Tensor:
-    return state.stderr().square().mean(-1).sqrt()
+def _write(state: SoftmaxState, new: SoftmaxState, pixels: Tensor) -> None:
+    """Replace the state of some pixels, a mask."""
+    for mine, other in zip(vars(state).values(), vars(new).values(), strict=True):
+        mine[pixels] = other
+
+
+def _variance(state: SoftmaxState) -> Tensor:
+    """Return the variance of the posterior mean, mean over channels, (H, W)."""
+    return state.mean_variance().mean(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,10 @@ from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 
-__all__ = ["Data", "Estimate", "Estimator", "Query", "check_cpu", "index_of", "scale_of"]
+__all__ = ["Data", "Estimate", "Estimator", "Query", "Trail", "check_cpu", "index_of", "scale_of"]
+
+
+Trail = dict[int, Any]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Query:
         Numbers of the images, which draws depend on; by default 0, 1, ... in this batch.
     progress : callable or None
         Told the share that is done, in (0, 1].
+    trail : dict or None
+        What the steps before found, by number of the image; an estimator reads and writes it as it likes.
+        Only steps of the same trajectories share it.
     """
 
     x: Tensor
@@ -47,6 +53,7 @@ class Query:
     seed: int = 0
     samples: Sequence[int] | None = None
     progress: Callable[[float], None] | None = None
+    trail: Trail | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from patchindex.backends import pool
 from patchindex.estimators.base import Data, Query, index_of, scale_of
 from patchindex.exact.sampled import Members
 from patchindex.index import ScaleIndex
@@ -27,9 +28,12 @@ from patchindex.index.nearest import (
     visitors_of,
 )
 from patchindex.index.spread import (
+    DEPTH,
     REACH,
+    count_below,
     keys_above,
     largest_logits,
+    merge_by_image,
     pair_keys,
     query_lines,
     spread_logits,
@@ -41,8 +45,12 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["Near", "NearField"]
 
-CELLS = 64  # whose lists are looked at
+CELLS, DEEP_CELLS = 64, 256  # whose lists are looked at
 SAMPLE = 61  # every so many patch ids tell how images are shared out
+FEWER = (8, 4)  # times as few probes and candidates, where most of the near field is known
+NOTHING = np.empty(0, np.int64)
+RECALLED = 1024  # members of a pixel that the next step is to try
+BINS = 256  # of logits, by which these are found
 HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
 
 
@@ -57,11 +65,14 @@ class Near(NamedTuple):
         Their sums.
     codes : int
         Codes scanned.
+    heaviest : array of int64
+        Keys of the heaviest members of each pixel, for the next step to try.
     """
 
     members: Members
     state: SoftmaxState
     codes: int
+    heaviest: np.ndarray
 
 
 class NearField:
@@ -75,8 +86,9 @@ class NearField:
         Lists whose codes are scanned for a pixel.
     candidates : int
         Codes that are compared exactly, for the pixel that found them and the pixels around.
-    without : sequence of int, optional
-        For each noisy image a training image whose patches are left out.
+    recalled : sequence of array, optional
+        For each image what `Near.heaviest` was for it a step before. It is tried again, and has most of the
+        near field: an eighth of the probes, and a quarter of the candidates, are enough for what is new.
     """
 
     def __init__(
@@ -85,7 +97,7 @@ class NearField:
         query: Query,
         probes: int,
         candidates: int,
-        without: Sequence[int] | None = None,
+        recalled: Sequence[np.ndarray] = (),
     ) -> None:
         index = index_of(data, "auto")
         self._scale = index.scale(scale_of(query, "auto"))
@@ -99,35 +111,52 @@ class NearField:
         ).numpy()
         self._area = geometry.size[0] * geometry.size[1]
         self._spreading = _Spreading(index.pixels.numpy(), self._scale, query, self._threads)
-        self._ids, self._codes = self._search(probes, candidates)
-        if without is not None:
-            own = np.repeat(without, self._area)[:, None]
-            self._ids[self._ids // geometry.patches_per_image == own] = -1
+        self._lists: dict[int, _Lists] = {}
+        self.probes, self.candidates, self._recalled = probes, candidates, recalled
+        fewer = FEWER if recalled else (1, 1)
+        few = max(1, probes // fewer[0]), max(1, candidates // fewer[1])
+        self._ids, self._codes = self._search(np.arange(len(self._z)), *few, CELLS)
 
     def image(self, i: int) -> Near:
         """Return the near field of image i."""
+        recalled = self._recalled[i] if self._recalled else NOTHING
         mine = slice(i * self._area, (i + 1) * self._area)
-        members, state = self._spreading.run(i, self._ids[mine])
-        return Near(members, state, int(self._codes[mine].sum()))
+        members, state, heaviest = self._spreading.run(i, self._ids[mine], np.arange(self._area), recalled)
+        return Near(members, state, int(self._codes[mine].sum()), heaviest)
 
-    def _search(self, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the patch ids of the best codes of all pixels, (n, candidates), and codes scanned."""
-        query, n = self._query, len(self._z)
-        classes = np.tile(self._scale.geometry.query_classes.reshape(-1), n // self._area)
+    def deeper(self, i: int, near: Near, pixels: np.ndarray, times: int) -> Near:
+        """Return a larger near field of some pixels of image i, raster numbers; others have none in it.
+
+        Of so many times as many probes and candidates.
+        """
+        more = times * self.probes, times * self.candidates
+        ids, codes = self._search(i * self._area + pixels, *more, DEEP_CELLS)
+        known = near.heaviest[np.isin(near.heaviest % self._area, pixels)]
+        members, state, heaviest = self._spreading.run(i, ids, pixels, known, around=False)
+        return Near(members, state, int(codes.sum()), heaviest)
+
+    def _search(
+        self, rows: np.ndarray, probes: int, candidates: int, cells: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the patch ids of the best codes of pixels, (rows, candidates), and codes scanned."""
+        query, n = self._query, len(rows)
+        classes = self._scale.geometry.query_classes.reshape(-1)[rows % self._area]
         ids, codes = np.full((n, candidates), -1, np.int64), np.zeros(n, np.int64)
 
-        def search(lists: _Lists, rows: np.ndarray) -> None:
-            ids[rows], codes[rows] = lists.search(self._z[rows], probes, candidates)
+        def search(lists: _Lists, some: np.ndarray) -> None:
+            ids[some], codes[some] = lists.search(self._z[rows[some]], probes, candidates, cells)
 
         # As many pixels at once as there is room for: the more, the fewer times a list is decoded.
-        a_pixel = 12 * self._threads * sum(capacity(keep) for keep in (CELLS, probes, candidates))
+        a_pixel = 12 * self._threads * sum(capacity(keep) for keep in (cells, probes, candidates))
         room = max(1, self._memory // 2 // a_pixel)
-        with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
-            for c in np.unique(classes).tolist():
-                lists = _Lists(self._scale, c, self._label, query.a, query.beta, pool, self._threads)
-                mine = np.flatnonzero(classes == c)
-                parts = max(min(self._threads, len(mine)), math.ceil(len(mine) / room))
-                list(pool.map(partial(search, lists), np.array_split(mine, parts)))
+        workers = pool(self._threads)
+        for c in np.unique(classes).tolist():
+            if c not in self._lists:
+                self._lists[c] = _Lists(self._scale, c, self._label, query, workers, self._threads)
+            lists = self._lists[c]
+            mine = np.flatnonzero(classes == c)
+            parts = max(min(self._threads, len(mine)), math.ceil(len(mine) / room))
+            list(workers.map(partial(search, lists), np.array_split(mine, parts)))
         return ids, codes
 
 
@@ -141,17 +170,25 @@ class _Spreading:
         self._threads = threads
         self._n = len(images)
 
-    def run(self, i: int, ids: np.ndarray) -> tuple[Members, SoftmaxState]:
-        """Return the members of image i and their sums, given the patches that its pixels found."""
-        area = len(ids)
+    def run(
+        self, i: int, ids: np.ndarray, pixels: np.ndarray, recalled: np.ndarray, around: bool = True
+    ) -> tuple[Members, SoftmaxState, np.ndarray]:
+        """Return the members of image i, their sums and the heaviest, given the patches that pixels found.
+
+        With `around`, heavy ones are tried for the pixels around.
+        """
+        area = self._tables.height * self._tables.width
         lines = query_lines(self._query.x[i], self._tables, self._query.a)
         top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self._tables.channels))
 
         def retrieved(images: tuple[int, int]) -> Members:
-            keys = self._written(ids.size, partial(pair_keys, ids, self._tables, images))
-            return self._compare(np.sort(keys), keys[:0], lines, 0)
+            found = self._written(ids.size, partial(pair_keys, ids, pixels, self._tables, images))
+            again = slice(*np.searchsorted(recalled, [end * area**2 for end in images]))
+            keys = np.concatenate([found, recalled[again]])
+            keys.sort()
+            return self._compare(keys, NOTHING, lines, 0)
 
-        def around(members: Members) -> Members:
+        def beside(members: Members) -> Members:
             bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
             heavy = np.sort(self._keys(members, bar, np.ones(self._n, bool)))
             wanted = np.zeros(self._n, bool)
@@ -160,17 +197,43 @@ class _Spreading:
             return self._compare(heavy, known, lines, REACH)
 
         # Each thread has images of its own.
-        with ThreadPoolExecutor(self._threads, "patchindex-near") as pool:
-            parts = self._add(pool, list(pool.map(retrieved, self._shares(ids))), top, sums)
-            parts += self._add(pool, list(pool.map(around, parts)), top, sums)
-        members = Members(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        workers = pool(self._threads)
+        parts = self._add(workers, list(workers.map(retrieved, self._shares(ids))), top, sums)
+        more = [_room(0)] * len(parts)
+        if around:
+            more = self._add(workers, list(workers.map(beside, parts)), top, sums)
+        members, parts = self._merged(workers, parts, more)
+        bar = self._bar(parts, top)
+        every = np.ones(self._n, bool)
+        heaviest = np.concatenate(list(workers.map(lambda part: self._keys(part, bar, every), parts)))
+        heaviest.sort()
         state = SoftmaxState.empty((area,), self._tables.channels)
         table = torch.from_numpy(sums)
         state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
         state.weight, state.weight_sq = table[:, 0], table[:, 1]
         state.centre = table[:, 2:] / 127.5 - table[:, :1]
         state.count = torch.from_numpy(np.bincount(members.pixel, minlength=area))
-        return members, state
+        return members, state, heaviest
+
+    @staticmethod
+    def _merged(
+        workers: ThreadPoolExecutor, parts: list[Members], more: list[Members]
+    ) -> tuple[Members, list[Members]]:
+        """Return all members in order of their images, and those of each thread's images."""
+        ends = np.cumsum([0] + [len(a.pixel) + len(b.pixel) for a, b in zip(parts, more, strict=True)])
+        members = _room(int(ends[-1]))
+        merged = [Members(*(array[lo:hi] for array in members)) for lo, hi in pairwise(ends)]
+        list(workers.map(merge_by_image, parts, more, merged))
+        return members, merged
+
+    @staticmethod
+    def _bar(parts: list[Members], top: np.ndarray) -> np.ndarray:
+        """Return the logit from which on a pixel has about `RECALLED` members."""
+        counts = np.zeros((len(top), BINS), np.int32)
+        for part in parts:
+            count_below(part.pixel, part.logit, top, counts)
+        last = (counts.cumsum(1) < RECALLED).sum(1)
+        return top - ((last + 1) * (DEPTH / BINS)).astype(np.float32)
 
     def _shares(self, ids: np.ndarray) -> list[tuple[int, int]]:
         """Cut the images into a range for each thread, with about as many of these patches each."""
@@ -183,7 +246,7 @@ class _Spreading:
         return list(pairwise(edges))
 
     def _add(
-        self, pool: ThreadPoolExecutor, parts: list[Members], top: np.ndarray, sums: np.ndarray
+        self, workers: ThreadPoolExecutor, parts: list[Members], top: np.ndarray, sums: np.ndarray
     ) -> list[Members]:
         """Add members to the sums, relative to the largest logits; return those that are not negligible."""
         lower = top.copy()
@@ -195,18 +258,17 @@ class _Spreading:
 
         def summed(members: Members) -> tuple[Members, np.ndarray]:
             mine, count = np.zeros_like(sums), np.zeros(1, np.int64)
-            sums_of(self._images, self._tables.channels, *members, top, mine, count)
+            sums_of(self._images, len(top), self._tables.channels, *members, top, mine, count)
             return Members(*(array[: count[0]] for array in members)), mine
 
-        done = list(pool.map(summed, parts))
+        done = list(workers.map(summed, parts))
         sums += sum(mine for _, mine in done)
         return [members for members, _ in done]
 
     def _compare(self, keys: np.ndarray, known: np.ndarray, lines: np.ndarray, reach: int) -> Members:
-        room = len(keys) * (2 * reach + 1) ** 2
-        members = Members(np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.float32))
+        members = _room(len(keys) * (2 * reach + 1) ** 2)
         count = np.zeros(1, np.int64)
-        spread_logits(self._images, keys, lines, self._scale, self._tables, reach, known, *members, count)
+        spread_logits(self._images, keys, lines, self._scale, self._tables, reach, known, members, count)
         return Members(*(array[: count[0]] for array in members))
 
     def _keys(self, members: Members, bar: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -222,6 +284,10 @@ class _Spreading:
         return keys[: count[0]]
 
 
+def _room(members: int) -> Members:
+    return Members(*(np.empty(members, kind) for kind in (np.int32, np.int32, np.int32, np.float32)))
+
+
 class _Lists:
     """The lists of a position class at one noise level, to be searched."""
 
@@ -230,14 +296,13 @@ class _Lists:
         scale: ScaleIndex,
         c: int,
         label: int | None,
-        a: float,
-        beta: float,
-        pool: ThreadPoolExecutor,
+        query: Query,
+        workers: ThreadPoolExecutor,
         threads: int,
     ) -> None:
         self._codes, self._ids_at = scale.codes(c, label)
         means, variances, self._bounds, of_cells = scale.moments(c, label)
-        self._a, self._beta, self._pool, self._threads = a, beta, pool, threads
+        self._a, self._beta, self._workers, self._threads = query.a, query.beta, workers, threads
         self._lists = self._table(means, variances, self._codes.size, self._bounds)
         self._cells = self._table(*of_cells, np.array([0, len(of_cells[0])]))
 
@@ -252,10 +317,12 @@ class _Lists:
             list_tiles(means, variances, sizes, first, bounds, groups, self._a, self._beta, tiles, offsets)
 
         edges = np.linspace(0, len(bounds) - 1, self._threads + 1).astype(int).tolist()
-        list(self._pool.map(write, pairwise(edges)))
+        list(self._workers.map(write, pairwise(edges)))
         return tiles, offsets, first, bounds
 
-    def search(self, z: np.ndarray, probes: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, z: np.ndarray, probes: int, candidates: int, most_cells: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of the best codes, (n, candidates), and how many were scanned for each."""
         n, dims = z.shape
         u = np.concatenate([z * z, z], 1).reshape(-1)
@@ -265,7 +332,7 @@ class _Lists:
             best_lists(*table, u, 2 * dims, *visits, keep, best, Scratch.of(1, keep))
             return best
 
-        cells = lists_of(self._cells, (np.array([0, n]), np.arange(n, dtype=np.int32)), CELLS)
+        cells = lists_of(self._cells, (np.array([0, n]), np.arange(n, dtype=np.int32)), most_cells)
         lists = lists_of(self._lists, _visitors(cells, len(self._bounds) - 1), probes)
         queries = Queries.of(self._codes, z * (self._a / self._beta), self._a**2 / (2 * self._beta))
         best, scanned, scratch = Best.none(n, candidates), np.zeros(n, np.int64), Scratch.of(dims, candidates)

@@ -45,6 +45,7 @@ __all__ = [
     "NO_LOGIT",
     "Sums",
     "Tile",
+    "find_members",
     "flush",
     "flush_sample",
     "prepare",
@@ -349,6 +350,18 @@ def flush(mine, channels, tops, totals):  # type: ignore[no-untyped-def]
             else:
                 totals[pixel, e] = totals[pixel, e] * before + sums * added
             store(mine.sums, at + e * LANES, splat_lanes(np.float32(0)))
+
+
+@compiled
+def find_members(pixels, asked, first, end, found, count):  # type: ignore[no-untyped-def]
+    """Write which members of some ranges are of pixels asked for, a mask; `count[0]` says how many."""
+    n = 0
+    for j in range(len(first)):
+        for i in range(first[j], end[j]):
+            if asked[pixels[i]]:
+                found[n] = i
+                n += 1
+    count[0] = n
 
 
 @compiled

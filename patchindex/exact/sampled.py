@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import groupby
 from threading import Lock
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.backends import pool
 from patchindex.exact import kernel
 from patchindex.exact.costs import lanes, plan_of
 from patchindex.exact.cpu import new_sums, new_tile, prepare
@@ -44,13 +44,16 @@ class Members(NamedTuple):
     ----------
     pixel : array of int32
         Raster number of the pixel.
-    patch : array of int64
-        `(image H + y) W + x`, with the position of the patch's centre in its training image.
+    image : array of int32
+        Training image of the patch.
+    place : array of int32
+        Raster number of the patch's centre in it, `y W + x`.
     logit : array of float32
     """
 
     pixel: np.ndarray
-    patch: np.ndarray
+    image: np.ndarray
+    place: np.ndarray
     logit: np.ndarray
 
 
@@ -80,13 +83,11 @@ class SampledScan:
     seed : sequence of int
         Equal seeds give equal samples.
     known : Members
-        Members that the sums leave out, no pixel's twice; none of the image `without`.
+        Members that the sums leave out, no pixel's twice, in order of their images.
     top : array of float64, shape (H * W,)
         Largest logit that is known of each pixel; minus infinity for none.
     pixels : Tensor of bool, shape (H, W), optional
         Only these pixels; by default all.
-    without : int, optional
-        An image that is not compared with.
 
     Attributes
     ----------
@@ -109,15 +110,12 @@ class SampledScan:
         known: Members,
         top: np.ndarray,
         pixels: Tensor | None = None,
-        without: int | None = None,
     ) -> None:
-        chosen = np.arange(lo, hi)
-        chosen = chosen if without is None else chosen[chosen != without]
-        self._images, self._n = images, len(chosen)
+        self._images, self._n = images, hi - lo
         plan = plan_of(geometry, x.shape[0], lanes(geometry, self._n))
         self._frame = Frame.of(plan, x[None], a, beta, images[lo : min(hi, lo + SAMPLE)], self._n)
         rng = np.random.default_rng(seed)
-        self._image_order = chosen[rng.permutation(self._n)]
+        self._image_order = lo + rng.permutation(self._n)
         self._classes = CLASSES if pixels is None else 1
         self.cells, self.scanned = -(-self._n // plan.lanes) * self._classes, 0
         # Every so many cells have one of each class: pixels may have all that they are compared with in one.
@@ -126,15 +124,14 @@ class SampledScan:
         self._cell_order = np.stack(by_class, 1).reshape(-1)
         self._units = _units_of_classes(plan)
         area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
-        self._asked: np.ndarray | None = None
-        if pixels is not None:
-            self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
-            known = Members(*_of(pixels, known.pixel, *known))
-        # Where the members' images are: which tile, and which of its lanes.
-        place = np.empty(hi - lo, np.int32)
+        self._known = known
+        # Where the images are: which tile, and which of its lanes.
+        place = np.empty(self._n, np.int32)
         place[self._image_order - lo] = np.arange(self._n)
-        place = place[known.patch // area - lo]
-        self._known, self._tiles, self._lanes = known, place // plan.lanes, place % plan.lanes
+        self._lo, self._tiles, self._lanes = lo, place // plan.lanes, place % plan.lanes
+        self._mask, self._asked = np.ones(area, bool), None if pixels is None else np.arange(area)
+        if pixels is not None:
+            self.only(pixels)
         # What the kernel's logits are taken relative to: whole numbers.
         reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
         self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
@@ -146,11 +143,8 @@ class SampledScan:
 
     def only(self, pixels: Tensor) -> None:
         """Scan from now on for some of the pixels asked for only: a mask (H, W)."""
-        self._asked = np.flatnonzero(pixels.reshape(-1).numpy())
-        *known, self._tiles, self._lanes = _of(
-            pixels, self._known.pixel, *self._known, self._tiles, self._lanes
-        )
-        self._known = Members(*known)
+        self._mask = pixels.reshape(-1).numpy().copy()
+        self._asked = np.flatnonzero(self._mask)
 
     def shares(self) -> Tensor:
         """Return which share of all cells each pixel's sample is, (H, W)."""
@@ -159,26 +153,29 @@ class SampledScan:
     def _place(self, cells: list[int]) -> _Cells:
         """Find the members that are in some cells."""
         frame, plan = self._frame, self._frame.plan
-        height, width = plan.geometry.size
-        wanted = np.zeros(self.cells // self._classes, bool)
-        wanted[np.array(cells, np.int64) // self._classes] = True
-        members = np.flatnonzero(wanted[self._tiles])
-        pixel, patch, logits = (array[members] for array in self._known)
-        tiles = self._tiles[members].astype(np.int64)
-        cell = tiles
+        width = plan.geometry.size[1]
+        tiles = np.unique(np.array(cells, np.int64) // self._classes)
+        order = np.pad(self._image_order, (0, -self._n % plan.lanes), mode="edge").reshape(-1, plan.lanes)
+        images = np.unique(order[tiles]).astype(np.int32)
+        first, end = (np.searchsorted(self._known.image, images, side) for side in ("left", "right"))
+        found, count = np.empty(int((end - first).sum()), np.int64), np.zeros(1, np.int64)
+        kernel.find_members(self._known.pixel, self._mask, first, end, found, count)
+        pixel, image, place, logits = (array[found[: count[0]]] for array in self._known)
+        cell = self._tiles[image - self._lo].astype(np.int64)
         if self._asked is None:
-            at, row, column = patch % (height * width), pixel // width, pixel % width
-            offsets = _class_of(_pairs_of(plan)[row, at // width], _blocks_of(plan)[column, at % width])
-            cell = tiles * CLASSES + offsets
+            rows, columns = np.divmod(pixel, width), np.divmod(place, width)
+            cell = cell * CLASSES + _class_of(
+                _pairs_of(plan)[rows[0], columns[0]], _blocks_of(plan)[rows[1], columns[1]]
+            )
         order = np.argsort(cell, kind="stable")
-        centres = self._images.reshape(-1, plan.channels)[patch[order]].astype(np.float32) - frame.grey
+        centres = self._images.reshape(len(self._images), -1, plan.channels)[image[order], place[order]]
         logits = (logits + frame.norms.reshape(-1)[pixel]) / math.log(2)
         return _Cells(
             cell[order],
             pixel[order].astype(np.int64),
-            self._lanes[members[order]].astype(np.int64),
+            self._lanes[image[order] - self._lo].astype(np.int64),
             logits[order].astype(np.float32),
-            centres,
+            centres.astype(np.float32) - frame.grey,
         )
 
     def grow(self, cells: int, told: Callable[[float], None] | None = None) -> None:
@@ -205,12 +202,11 @@ class SampledScan:
                         told(done / len(chosen))
                 yield task
 
-        with ThreadPoolExecutor(threads, "patchindex-sample") as pool:
-            try:
-                parts = list(pool.map(lambda _: self._work(tasks(), known), range(threads)))
-            finally:
-                with taking:  # after an error or Ctrl-C the threads end with the tile that they are at
-                    tiles = iter([])
+        try:
+            parts = list(pool(threads).map(lambda _: self._work(tasks(), known), range(threads)))
+        finally:
+            with taking:  # after an error or Ctrl-C the threads end with the tile that they are at
+                tiles = iter([])
         for tops, totals, squares in parts:
             self._merge(tops, totals, squares)
         members = _members_of_classes(self._frame.plan)
@@ -279,12 +275,6 @@ class SampledScan:
         state.weight, state.weight_sq = state.weight * m, state.weight_sq * m
         state.centre *= m.unsqueeze(-1)
         return state
-
-
-def _of(pixels: Tensor, pixel: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Return the entries of arrays that are of some pixels, a mask (H, W), given which pixel each is of."""
-    mine = pixels.reshape(-1).numpy()[pixel]
-    return [array[mine] for array in arrays]
 
 
 def _class_of(pair: np.ndarray, block: np.ndarray) -> np.ndarray:

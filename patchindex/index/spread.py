@@ -4,7 +4,7 @@ A patch that is heavy for a pixel is, moved by one, often heavy for the pixel be
 differences of two windows, `k + 2 r` wide, serve all `(2 r + 1)^2` of them: k rows are summed, and a mask
 picks k columns.
 
-A patch is written as `(image H + y) W + x` with the position of its centre, and so is found in the images.
+A patch is written as its image and `y W + x`, the position of its centre there.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from patchindex.simd import LANES, compiled, exp2, lean, load_lanes, splat_lanes
 from patchindex.simd_codes import load_bytes, prefetch, sum_lanes
 
 __all__ = [
+    "DEPTH",
     "REACH",
     "Spread",
+    "count_below",
     "keys_above",
     "largest_logits",
+    "merge_by_image",
     "pair_keys",
     "query_lines",
     "spread_logits",
@@ -104,22 +107,23 @@ def query_lines(x: Tensor, spread: Spread, a: float) -> np.ndarray:
 
 
 @lean
-def pair_keys(ids, spread, images, keys, found):  # type: ignore[no-untyped-def]
+def pair_keys(ids, pixels, spread, images, keys, found):  # type: ignore[no-untyped-def]
     """Write pairs of a pixel and one of its patches, of images `images[0]` to `images[1] - 1`, as numbers.
 
     A pair is `(image H W + offset) H W + pixel`, so that those of the same image and offset are neighbours
-    once they are sorted. `ids` (pixels, most) has the patch ids of each pixel, -1 for none, `keys` room for
-    all of them, and `found[0]` is set to how many there are.
+    once they are sorted. `ids` (rows, most) has the patch ids of each of `pixels` (rows,), -1 for none,
+    `keys` room for all of them, and `found[0]` is set to how many there are.
     """
     height, width = spread.height, spread.width
     area, per_row = height * width, len(spread.columns)
     per_image = len(spread.rows) * per_row
     first, end = images[0] * per_image, images[1] * per_image
     n = 0
-    for pixel in range(len(ids)):
+    for at in range(len(ids)):
+        pixel = pixels[at]
         y, x = pixel // width, pixel % width
         for i in range(ids.shape[1]):
-            patch = ids[pixel, i]
+            patch = ids[at, i]
             if patch < first or patch >= end:
                 continue
             image, place = patch // per_image, patch % per_image
@@ -131,12 +135,12 @@ def pair_keys(ids, spread, images, keys, found):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def spread_logits(images, keys, lines, scale, spread, reach, known, pixels, patches, logits, found):  # type: ignore[no-untyped-def]
+def spread_logits(images, keys, lines, scale, spread, reach, known, members, found):  # type: ignore[no-untyped-def]
     """Compare the windows of pairs, and of pixels up to `reach` around, and write the members this makes.
 
     `images` is flat uint8 and `lines` what `query_lines` returned; `logit = -scale distance^2`. No member is
-    written twice, and none of those in `known`, keys as `pair_keys` returns them. `pixels`, `patches`
-    and `logits` are room for `(2 reach + 1)^2` members a pair, and `found[0]` is set to how many there are.
+    written twice, and none of those in `known`, keys as `pair_keys` returns them. `members` has room for
+    `(2 reach + 1)^2` a pair, and `found[0]` is set to how many there are.
     """
     height, width, channels, k = spread.height, spread.width, spread.channels, spread.k
     area, pad = height * width, k // 2 + reach
@@ -218,9 +222,10 @@ def spread_logits(images, keys, lines, scale, spread, reach, known, pixels, patc
                 sums = splat_lanes(np.float32(0))
                 for i in range(0, line, LANES):
                     sums = sums + load_lanes(window, i) * load_lanes(masks, dx * line + i)
-                pixels[n] = p
-                patches[n] = (image * height + my) * width + mx
-                logits[n] = -scale * sum_lanes(sums)
+                members.pixel[n] = p
+                members.image[n] = image
+                members.place[n] = my * width + mx
+                members.logit[n] = -scale * sum_lanes(sums)
                 n += 1
     found[0] = n
 
@@ -232,8 +237,33 @@ def largest_logits(pixels, logits, top):  # type: ignore[no-untyped-def]
         top[pixels[i]] = max(top[pixels[i]], logits[i])
 
 
+@lean
+def merge_by_image(one, two, out):  # type: ignore[no-untyped-def]
+    """Merge members in order of their images: those of an image in `one` come before those in `two`."""
+    i = j = 0
+    for n in range(len(out.pixel)):
+        first = j == len(two.image) or (i < len(one.image) and one.image[i] <= two.image[j])
+        source, at = (one, i) if first else (two, j)
+        out.pixel[n], out.image[n] = source.pixel[at], source.image[at]
+        out.place[n], out.logit[n] = source.place[at], source.logit[at]
+        i, j = i + int(first), j + int(not first)
+
+
+@lean
+def count_below(pixels, logits, top, counts):  # type: ignore[no-untyped-def]
+    """Count members, (pixels, bins) int32, by how far below their pixel's largest logit they are.
+
+    Bins share out `DEPTH`; what is further below is not counted.
+    """
+    bins = counts.shape[1]
+    for i in range(len(pixels)):
+        at = np.int64((top[pixels[i]] - logits[i]) * (bins / DEPTH))
+        if at < bins:
+            counts[pixels[i], at] += 1
+
+
 @compiled
-def sums_of(images, channels, pixels, patches, logits, top, sums, found):  # type: ignore[no-untyped-def]
+def sums_of(images, area, channels, pixels, patch_images, places, logits, top, sums, found):  # type: ignore[no-untyped-def]
     """Drop members far below their pixel's largest logit, and sum the weights of the others.
 
     Adds W, W^2 and W times each channel of the centre, as it is in the uint8 images, to `sums` (pixels,
@@ -241,7 +271,8 @@ def sums_of(images, channels, pixels, patches, logits, top, sums, found):  # typ
     """
     n = 0
     for i in range(len(pixels)):
-        pixels[n], patches[n], logits[n] = pixels[i], patches[i], logits[i]
+        pixels[n], patch_images[n], places[n] = pixels[i], patch_images[i], places[i]
+        logits[n] = logits[i]
         n += int(logits[i] >= top[pixels[i]] - DEPTH)
     found[0] = n
     below = np.zeros(LANES, np.float32)
@@ -251,7 +282,8 @@ def sums_of(images, channels, pixels, patches, logits, top, sums, found):  # typ
             below[i] = (logits[first + i] - top[pixels[first + i]]) * LOG2_E
         store(below, 0, exp2(load_lanes(below, 0), FLOOR))
         for i in range(some):
-            w, p, at = np.float64(below[i]), pixels[first + i], patches[first + i] * channels
+            w, p = np.float64(below[i]), pixels[first + i]
+            at = (np.int64(patch_images[first + i]) * area + places[first + i]) * channels
             sums[p, 0] += w
             sums[p, 1] += w * w
             for c in range(channels):
@@ -259,7 +291,7 @@ def sums_of(images, channels, pixels, patches, logits, top, sums, found):  # typ
 
 
 @lean
-def keys_above(spread, pixels, patches, logits, bar, wanted, keys, found):  # type: ignore[no-untyped-def]
+def keys_above(spread, pixels, patch_images, places, logits, bar, wanted, keys, found):  # type: ignore[no-untyped-def]
     """Write the keys of members, as `pair_keys` has them, whose logit is at least their pixel's bar.
 
     Only those of wanted images, a mask.
@@ -268,9 +300,8 @@ def keys_above(spread, pixels, patches, logits, bar, wanted, keys, found):  # ty
     area = height * width
     n = 0
     for i in range(len(pixels)):
-        if logits[i] >= bar[pixels[i]] and wanted[patches[i] // area]:
-            p, patch = np.int64(pixels[i]), patches[i]
-            image, at = patch // area, patch % area
+        if logits[i] >= bar[pixels[i]] and wanted[patch_images[i]]:
+            p, image, at = np.int64(pixels[i]), np.int64(patch_images[i]), np.int64(places[i])
             y, x = at // width - p // width, at % width - p % width
             offset = (y + height * int(y < 0)) * width + x + width * int(x < 0)
             keys[n] = (image * area + offset) * area + p

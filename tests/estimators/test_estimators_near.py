@@ -52,12 +52,13 @@ def test_members_are_unique_and_of_the_pixels_class(store, held_out, probes, can
     geometry: Geometry = store.geometry(5)
     height, width = geometry.size
     members = near.image(1).members
-    pairs = members.pixel.astype(np.int64) * 10**9 + members.patch
+    pairs = (
+        members.pixel.astype(np.int64) * len(store.pixels) + members.image
+    ) * height * width + members.place
     assert len(np.unique(pairs)) == len(pairs)
-    place = members.patch % (height * width)
     for axis, q, j in (
-        (geometry.y, members.pixel // width, place // width),
-        (geometry.x, members.pixel % width, place % width),
+        (geometry.y, members.pixel // width, members.place // width),
+        (geometry.x, members.pixel % width, members.place % width),
     ):
         assert np.isin(j, axis.train_positions).all()
         classes = np.array(axis.classes)
