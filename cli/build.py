@@ -121,7 +121,7 @@ def build(
                 resume=resume,
                 progress=progress,
             )
-            if calibrate and len(index.training) > 1:
+            if calibrate:
                 index = patchindex.calibrate(output, seed=seed, threads=threads, progress=progress)
     except KeyboardInterrupt:
         raise PatchIndexError(

@@ -222,9 +222,10 @@ class Auto:
         curve = OperatingCurve.of(scale)
         if curve is not None and self._probes is None and self._candidates is None:
             images = self._images(query)
-            point = curve.near_field(query.beta, self._tolerance, images)
+            way = self._tolerance, images, query.trail is not None
+            point = curve.near_field(query.beta, *way)
             scanning = curve.scan * images / curve.images
-            return point.probes, point.candidates, curve.expected(point, self._tolerance, images) / scanning
+            return point.probes, point.candidates, curve.expected(point, *way) / scanning
         probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
         near = 1e-9 * (probes * PROBE + candidates * CANDIDATE)
         pixels = query.x[0, 0].numel()

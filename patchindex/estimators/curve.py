@@ -17,6 +17,7 @@ from patchindex.index import ScaleIndex
 __all__ = ["ATTRIBUTE", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
 
 ATTRIBUTE = "operating_curve"  # of a scale's group in the store
+VERSION = 1  # of what is written there
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class NearPoint:
     beta : float
         Noise variance.
     probes, candidates : int
-    seconds : float
-        That retrieval takes, a pixel.
+    seconds, again : float
+        That retrieval takes, a pixel: for a single noisy image, and where a step before has found most of it.
     variance : tuple of float
         Of the posterior mean, mean over channels, with half of the other patches sampled: quantiles over
         pixels, ascending, each of as many pixels. A share f of them leaves (1 - f) / f of it.
@@ -39,6 +40,7 @@ class NearPoint:
     probes: int
     candidates: int
     seconds: float
+    again: float
     variance: tuple[float, ...]
 
 
@@ -93,9 +95,9 @@ class OperatingCurve:
 
     @classmethod
     def of(cls, scale: ScaleIndex) -> OperatingCurve | None:
-        """Return what a store holds of a scale; None when it was not measured."""
-        found = scale.attributes.get(ATTRIBUTE)
-        if found is None:
+        """Return what a store holds of a scale; None when it was not measured, or by another version."""
+        found = dict(scale.attributes.get(ATTRIBUTE, {}))
+        if found.pop("version", None) != VERSION:
             return None
         near = tuple(NearPoint(**{**point, "variance": tuple(point["variance"])}) for point in found["near"])
         top = tuple(TopPoint(**point) for point in found["top"])
@@ -103,9 +105,11 @@ class OperatingCurve:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return asdict(self)
+        return {"version": VERSION, **asdict(self)}
 
-    def expected(self, point: NearPoint, tolerance: float, images: int | None = None) -> float:
+    def expected(
+        self, point: NearPoint, tolerance: float, images: int | None = None, steps: bool = False
+    ) -> float:
         """Return the seconds a pixel that `auto` is expected to take from a near field to a tolerance.
 
         Parameters
@@ -115,27 +119,34 @@ class OperatingCurve:
             Of the standard error.
         images : int, optional
             Training images to draw from, by default all: fewer take less time, and vary more.
+        steps : bool
+            Whether the noisy image is one of a trajectory, about half of which find what was found before.
         """
+        retrieval = (point.seconds + point.again) / 2 if steps else point.seconds
         part = 1.0 if images is None else images / self.images
         least = min(1.0, self.least / part)
         one = np.array(point.variance) / part
         needed = np.maximum(one / (one + tolerance**2) - least, 0)
-        return point.seconds + part * (least * self.scan + best_share(needed, self.scan, self.single)[1])
+        return retrieval + part * (least * self.scan + best_share(needed, self.scan, self.single)[1])
 
-    def near_field(self, beta: float, tolerance: float, images: int | None = None) -> NearPoint:
+    def near_field(
+        self, beta: float, tolerance: float, images: int | None = None, steps: bool = False
+    ) -> NearPoint:
         """Return the near field by which `auto` is expected to take the least time."""
-        return min(_at(self.near, beta), key=lambda point: self.expected(point, tolerance, images))
+        return min(_at(self.near, beta), key=lambda point: self.expected(point, tolerance, images, steps))
 
     def search(self, beta: float, candidates: int, quality: float) -> TopPoint:
         """Return the search with the fewest probes that finds a share of what the heaviest candidates weigh.
 
         Of the numbers of candidates that were tried, the nearest counts. Where none of the probes tried is
-        enough, it is the most of them.
+        enough, since codes are too coarse to tell the heaviest, it is that share of what was found at most.
         """
         points = _at(self.top, beta)
         nearest = min(points, key=lambda point: abs(math.log(point.candidates / candidates))).candidates
         points = sorted((p for p in points if p.candidates == nearest), key=lambda point: point.probes)
-        return next((point for point in points if point.mass >= quality), points[-1])
+        most = max(point.mass for point in points)
+        goal = quality if most >= quality else quality * most
+        return next(point for point in points if point.mass >= goal)
 
 
 def _at(points: Sequence[Point], beta: float) -> list[Point]:
