@@ -36,7 +36,9 @@ from patchindex.windows import pad, query_windows
 __all__ = ["calibrate"]
 
 IMAGES = 2  # that are drawn
-NEAR = ((128, 256), (512, 512), (1024, 1024), (2048, 2048))  # probes and candidates of `auto`
+# Probes and candidates of `auto`. Fewer probes are faster at low noise, and miss patches that hold much of
+# the softmax: the sample does not see those, and standard errors become too small.
+NEAR = ((1024, 512), (1024, 1024), (2048, 1024), (2048, 2048))
 PROBES, CANDIDATES = (8, 16, 32, 64, 128, 256, 512), (64, 256, 1024)  # of `topk`
 PIXELS = 16  # a noise level, for `topk`
 SHARE = 0.02  # of all patches that a sample is
@@ -153,6 +155,8 @@ class _Levels:
                 point, scan, least = self._near(query, *options)
                 near.append(point)
                 scans.append(scan)
+                if point.seconds > scan:  # exact scores are cheaper, and larger near fields cost more
+                    break
             progress((i + 1) / (len(self._queries) + 2))
         for query, heaviest in zip(self._queries, self._heaviest(), strict=True):
             top += self._top(query, heaviest)
@@ -192,14 +196,18 @@ class _Levels:
         return point, float(np.mean(scans)), least
 
     def _heaviest(self) -> list[Tensor]:
-        """Return for each noise level the largest logits of the pixels, (pixels, most), descending."""
+        """Return for each noise level the largest logits of the pixels, (pixels, most), descending.
+
+        Minus infinity where a pixel is compared with fewer patches.
+        """
         geometry, pixels = self._geometry, self._index.pixels
         windows = [query_windows(q.x, geometry)[self._pixels].permute(0, 3, 1, 2) for q in self._queries]
         filters = torch.cat(windows)
         ones = torch.ones(1, *filters.shape[1:])
         train_classes = torch.from_numpy(geometry.train_classes.reshape(-1))
         same = [train_classes == int(c) for c in self._classes]
-        best = [[torch.empty(0)] * len(self._pixels) for _ in windows]
+        nothing = torch.full((max(CANDIDATES),), -torch.inf)
+        best = [[nothing] * len(self._pixels) for _ in windows]
         step = max(1, SCORES_BYTES // (4 * len(filters) * geometry.patches_per_image))
         for first in range(0, self._images, step):
             images = to_unit(pixels[first : first + step]).permute(0, 3, 1, 2)
@@ -211,10 +219,8 @@ class _Levels:
                     # All but what the window's own norm takes off every logit.
                     scores = 2 * query.a * products[:, level * len(self._pixels) + p] - query.a**2 * norms
                     scores = scores[:, same[p]].flatten() / (2 * query.beta)
-                    if len(found) == max(CANDIDATES):
-                        scores = scores[scores > found[-1]]
-                    both = torch.cat([found, scores])
-                    best[level][p] = both.topk(min(max(CANDIDATES), len(both))).values
+                    both = torch.cat([found, scores[scores > found[-1]]])
+                    best[level][p] = both.topk(len(found)).values
         return [
             torch.stack(found) - window.flatten(1).square().sum(1, keepdim=True) / (2 * query.beta)
             for found, window, query in zip(best, windows, self._queries, strict=True)

@@ -42,6 +42,19 @@ def test_build_prints_nothing_but_one_line_off_a_terminal(store, tmp_path):
     assert "20 images" in result.stdout
 
 
+def test_build_calibrates_unless_told_not_to(store, tmp_path):
+    args = ("build", DATA, "-o", tmp_path / "s.zarr", "--limit", 20, "--scales", "3")
+    run(*args, "--no-calibrate")
+    assert "operating curve" not in run("info", tmp_path / "s.zarr").stdout
+    assert (
+        "operating_curve" not in json.loads(run("info", tmp_path / "s.zarr", "--json").stdout)["indexes"]["3"]
+    )
+    run(*args, "--resume")  # does what is missing
+    assert "operating curve" in run("info", tmp_path / "s.zarr").stdout
+    curve = json.loads(run("info", store, "--json").stdout)["indexes"]["3"]["operating_curve"]
+    assert curve["images"] == 40
+
+
 def test_info_tells_the_same_in_json_and_in_words(store):
     found = json.loads(run("info", store, "--json").stdout)
     assert found["scales"] == [3, 5, 7]

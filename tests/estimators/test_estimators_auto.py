@@ -126,6 +126,51 @@ def test_equal_seeds_give_equal_means_in_any_batch(larger, held_out, monkeypatch
     assert (other.mean - both.mean).abs().max() > 1e-3
 
 
+def test_a_step_finds_less_where_the_one_before_was(larger, held_out, monkeypatch):
+    """At the same scale and for the same label; and it is as good as without."""
+    monkeypatch.setattr(auto, "WORTH", np.inf)
+    m = machine(larger, tolerance=0.02, probes=16, candidates=40)
+    trail = {}
+    x, later = held_out(0.5), held_out(0.48)
+    first = m.posterior_mean(x, 0.5, k=3, trail=trail, samples=[4, 9])
+    assert set(trail) == {4, 9}
+    other = m.posterior_mean(later, 0.48, k=5, trail=dict(trail), samples=[4, 9])
+    unknown = m.posterior_mean(later, 0.48, k=3, trail=dict(trail), samples=[4, 8])
+    again = m.posterior_mean(later, 0.48, k=3, trail=trail, samples=[4, 9])
+    alone = m.posterior_mean(later, 0.48, k=3, samples=[4, 9])
+    assert unknown.codes_scanned == alone.codes_scanned
+    assert again.codes_scanned < 0.8 * min(first.codes_scanned, alone.codes_scanned, other.codes_scanned)
+    error = (again.mean - exact_mean(larger, later, 0.48, 3)).square().mean(1).sqrt()
+    assert (again.stderr <= 0.02).all()
+    assert (error <= 2 * again.stderr + 0.001).double().mean() >= 0.9
+
+
+@pytest.mark.parametrize("worth_it", [0.0, np.inf])
+def test_hard_pixels_get_a_larger_near_field(larger, held_out, monkeypatch, worth_it):
+    """Each pixel that is left, or none."""
+    monkeypatch.setattr(auto, "WORTH", np.inf)
+    monkeypatch.setattr(auto, "WORTH_IT", worth_it)
+    monkeypatch.setattr(auto, "FIRST_CELLS", 24)
+    monkeypatch.setattr(auto, "LEAST_TILES", 2)
+    seconds = auto.Auto._seconds
+    monkeypatch.setattr(auto.Auto, "_seconds", lambda *args: seconds(*args) * 1e9 ** (args[-1] > 1))
+    deeper = []
+    real = auto.NearField.deeper
+
+    def spy(field, i, near, pixels, times):
+        deeper.append(len(pixels))
+        return real(field, i, near, pixels, times)
+
+    monkeypatch.setattr(auto.NearField, "deeper", spy)
+    x = held_out(0.5)
+    e = machine(larger, tolerance=0.01, probes=4, candidates=10).posterior_mean(x, 0.5, k=5)
+    assert bool(deeper) == (worth_it == 0)
+    error = (e.mean - exact_mean(larger, x, 0.5, 5)).square().mean(1).sqrt()
+    assert (e.stderr <= 0.01).all()
+    assert (error <= 2 * e.stderr + 0.001).double().mean() >= 0.9
+    assert ((e.captured_mass >= 0) & (e.captured_mass <= 1)).all()
+
+
 def test_a_batch_beyond_the_memory_is_taken_in_parts(larger, held_out, monkeypatch):
     monkeypatch.setattr(auto, "WORTH", np.inf)
     x = torch.cat([held_out(0.5), held_out(0.6), held_out(0.4)])

@@ -97,6 +97,57 @@ def test_pixels_learn_from_those_around(store, held_out, monkeypatch):
     assert int(spread.count.sum()) > int(alone.count.sum())
 
 
+def test_the_heaviest_are_kept_for_the_next_step(store, held_out, monkeypatch):
+    """About as many as asked for, and none that is lighter than one left out."""
+    monkeypatch.setattr("patchindex.estimators.near.RECALLED", 7)
+    near, _ = field(store, held_out(0.4), 0.4, 3, 20, 50)
+    found = near.image(0)
+    area = held_out(0.4)[0, 0].numel()
+    assert (np.diff(found.heaviest) > 0).all()
+    kept = np.bincount(found.heaviest % area, minlength=area)
+    have = np.bincount(found.members.pixel, minlength=area)
+    assert (kept >= np.minimum(have, 7)).all()
+    assert np.mean(kept) < 12
+    for pixel in range(0, area, 17):
+        logits = np.sort(found.members.logit[found.members.pixel == pixel])[::-1]
+        again, _ = field(store, held_out(0.4), 0.4, 3, 1, 1)
+        again._ids[:] = -1
+        again._recalled = [found.heaviest[found.heaviest % area == pixel]]
+        monkeypatch.setattr("patchindex.estimators.near.HEAVY", 2.0)
+        tried = again.image(0).members
+        assert (tried.pixel == pixel).all()
+        np.testing.assert_array_equal(np.sort(tried.logit)[::-1], logits[: kept[pixel]])
+
+
+def test_what_was_found_before_need_not_be_found_again(store, held_out):
+    x, t = held_out(0.4), 0.4
+    before, query = field(store, x, t, 5, 30, 60)
+    found = [before.image(i) for i in range(2)]
+    data = Data(store.training, store.machine, store.train_windows, store, torch.device("cpu"), 1 << 26)
+    again = NearField(data, query, 30, 60, [near.heaviest for near in found])
+    for i, near in enumerate(found):
+        new = again.image(i)
+        assert new.codes < near.codes / 3
+        assert float((new.state.log_weight() - near.state.log_weight()).min()) > -1e-4
+        pairs = np.stack([new.members.pixel, new.members.image, new.members.place])
+        assert np.unique(pairs, axis=1).shape == pairs.shape
+        assert (np.diff(new.members.image) >= 0).all()
+
+
+def test_some_pixels_have_a_larger_near_field(store, held_out):
+    near, query = field(store, held_out(0.4), 0.4, 3, 4, 10)
+    found = near.image(1)
+    pixels = np.array([3, 40, 41, 150])
+    deeper = near.deeper(1, found, pixels, 8)
+    assert set(deeper.members.pixel.tolist()) == set(pixels.tolist())
+    assert deeper.codes > 0
+    gain = (deeper.state.log_weight() - found.state.log_weight())[pixels]
+    truth = exact(store, query)[1].reshape((-1,)).log_weight()[pixels]
+    assert (gain > -1e-4).all()
+    assert float(gain.max()) > 0.01
+    assert (deeper.state.log_weight()[pixels] < truth + 1e-4).all()
+
+
 def test_groups_and_threads_change_nothing(store, held_out):
     states = []
     before = torch.get_num_threads()

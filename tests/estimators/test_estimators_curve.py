@@ -1,0 +1,81 @@
+"""The operating curve: options are chosen by what they are expected to take."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from patchindex.estimators.curve import ATTRIBUTE, NearPoint, OperatingCurve, TopPoint, best_share
+
+CURVE = OperatingCurve(
+    images=1000,
+    scan=1e-3,
+    single=2e-2,
+    least=0.01,
+    near=(
+        NearPoint(0.1, 64, 64, 1e-5, 1e-5, (1e-5, 2e-5, 1e-4)),
+        NearPoint(0.1, 512, 512, 8e-5, 2e-5, (1e-6, 2e-6, 1e-5)),
+        NearPoint(0.8, 64, 64, 1e-5, 1e-5, (1e-8, 1e-8, 1e-8)),
+    ),
+    top=tuple(
+        TopPoint(0.1, probes, candidates, 1e-6 * probes, mass)
+        for candidates, masses in ((64, (0.5, 0.9, 0.99)), (1024, (0.4, 0.6, 0.62)))
+        for probes, mass in zip((8, 32, 128), masses, strict=True)
+    ),
+)
+
+
+def test_the_best_share_is_the_cheapest_of_all():
+    rng = np.random.default_rng(0)
+    shares = np.linspace(0, 1, 2001)
+    for full, one in ((1.0, 1.0), (1.0, 3.0), (1.0, 40.0), (5.0, 1.0)):
+        needed = rng.random(50) ** 3
+        costs = full * shares + one * np.maximum(needed - shares[:, None], 0).mean(1)
+        share, cost = best_share(needed, full, one)
+        assert cost <= costs.min() + 1e-12
+        assert cost == pytest.approx(full * share + one * np.maximum(needed - share, 0).mean())
+    assert best_share(np.zeros(3), 1.0, 1.0) == (0.0, 0.0)
+
+
+def test_what_is_expected_follows_from_what_was_measured():
+    point = CURVE.near[0]
+    # To a coarse tolerance no sample but the first is needed.
+    assert CURVE.expected(point, 10.0) == pytest.approx(1e-5 + 0.01 * 1e-3)
+    tolerances = (1e-3, 1e-2, 1e-1)
+    assert sorted(tolerances, key=lambda t: CURVE.expected(point, t)) == list(reversed(tolerances))
+    # Nothing takes longer than an exact scan of all pixels.
+    assert CURVE.expected(point, 1e-9) == pytest.approx(1e-5 + 1e-3, rel=1e-3)
+    # A tenth of the images is scanned in a tenth of the time, and a sample of it must be a larger share.
+    assert CURVE.expected(point, 1e-9, 100) == pytest.approx(1e-5 + 1e-4, rel=1e-3)
+    assert CURVE.expected(point, 1e-2, 100) > 1e-5 + (CURVE.expected(point, 1e-2) - 1e-5) / 10
+
+
+def test_a_tight_tolerance_is_worth_a_larger_near_field():
+    assert CURVE.near_field(0.1, 0.1).probes == 64
+    assert CURVE.near_field(0.1, 0.003).probes == 512
+    assert CURVE.near_field(0.12, 0.003).probes == 512
+    assert CURVE.near_field(0.9, 0.003).probes == 64
+    # In a trajectory it costs less.
+    between = [t for t in np.geomspace(0.002, 0.1, 200) if CURVE.near_field(0.1, t, None, True).probes == 512]
+    assert max(between) > max(
+        t for t in np.geomspace(0.002, 0.1, 200) if CURVE.near_field(0.1, t).probes == 512
+    )
+
+
+def test_a_search_is_the_cheapest_that_is_good_enough():
+    assert CURVE.search(0.1, 64, 0.98).probes == 128
+    assert CURVE.search(0.1, 64, 0.8).probes == 32
+    assert CURVE.search(0.1, 100, 0.1).probes == 8
+    # No search finds 98 % with 1 024 candidates: 32 probes find nearly what 128 do, 98 % of it do not.
+    assert CURVE.search(0.1, 900, 0.98).probes == 128
+    assert CURVE.search(0.1, 900, 0.95).probes == 32
+
+
+def test_a_curve_is_read_as_it_was_written():
+    scale = SimpleNamespace(attributes={ATTRIBUTE: CURVE.as_dict()})
+    assert OperatingCurve.of(scale) == CURVE
+    assert OperatingCurve.of(SimpleNamespace(attributes={})) is None
+    other = {**CURVE.as_dict(), "version": 0, "something": "else"}
+    assert OperatingCurve.of(SimpleNamespace(attributes={ATTRIBUTE: other})) is None
