@@ -149,7 +149,7 @@ def pool(threads: int) -> ThreadPoolExecutor:
 
 @lru_cache(maxsize=4)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "patchindex")
+    return ThreadPoolExecutor(threads, "patchindex-pool")
 
 
 def _precisions() -> list[tuple[Any, str, Any]]:

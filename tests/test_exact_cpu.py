@@ -89,6 +89,11 @@ def test_pixels_asked_for_one_by_one_are_those_of_the_full_scan(
     assert torch.equal(asked.count, whole.count)
 
 
+def own_threads():
+    """Those that a scan starts for itself."""
+    return [t for t in threading.enumerate() if t.name.startswith(("patchindex-exact", "patchindex-read"))]
+
+
 @pytest.mark.parametrize("name", MACHINES)
 def test_threads_blocks_and_tasks_change_nothing(real_images, monkeypatch, name):
     images, x = images_and_query(real_images, 100, (12, 12), 3, 0.4, queries=3)
@@ -200,7 +205,7 @@ def test_an_error_while_reading_ends_the_scan(real_images, monkeypatch, name, dt
     monkeypatch.setattr("patchindex.training.BLOCK_BYTES", 32 * 12 * 12 * 3)
     with pytest.raises(OSError, match="the disk is gone"):
         scan(SlowSource(images, broken=True), x, 0.4, geometry_of(name, 3, (12, 12)), dtype=dtype)
-    assert not [t for t in threading.enumerate() if t.name.startswith("patchindex")]
+    assert not own_threads()
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3])
@@ -226,7 +231,7 @@ def test_ctrl_c_ends_the_scan_within_a_second(real_images, monkeypatch, seconds)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert time.perf_counter() - pressed[0] < 1
-    assert not [t for t in threading.enumerate() if t.name.startswith("patchindex")]
+    assert not own_threads()
 
 
 def test_x_that_float32_has_no_digits_for(real_images):

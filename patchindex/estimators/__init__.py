@@ -29,7 +29,7 @@ def options_of(name: str) -> list[str]:
     Examples
     --------
     >>> options_of("topk")
-    ['candidates', 'probes']
+    ['candidates', 'probes', 'quality']
     """
     return list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
 
