@@ -28,7 +28,7 @@ DATA = Path(__file__).parent / "data"
 WAYS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},
     "auto": {"estimator": "auto", "tolerance": 0.01},
-    "topk": {"estimator": "topk"},
+    "topk": {"estimator": "topk", "probes": 32},
     "topk-1024": {"estimator": "topk", "candidates": 1024, "probes": 128},
     "priority": {"estimator": "priority"},
     "priority-2048": {"estimator": "priority", "blocks": 2048, "samples": 2048},

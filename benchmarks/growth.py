@@ -25,7 +25,8 @@ import patchindex as pi
 
 DATA = Path(__file__).parent / "data" / "cifar10_exact_trajectory.npz"
 LOCALITY = "cifar10-resnet-circular"
-WAYS = ("auto", "exact")
+# The same near field for all, calibrated or not.
+WAYS: dict[str, dict[str, Any]] = {"auto": {"probes": 1024, "candidates": 1024}, "exact": {}}
 
 
 def stores(source: Path, work: Path, given: Path | None, sizes: list[int]) -> dict[int, pi.PatchIndex]:
@@ -58,9 +59,9 @@ def main() -> None:
             zip(archive["t"].tolist(), archive["k"].tolist(), torch.from_numpy(archive["x"]), strict=True)
         )
     machines = {
-        (n, way): pi.ScoreMachine(store, estimator=way, locality=LOCALITY)
+        (n, way): pi.ScoreMachine(store, estimator=way, locality=LOCALITY, **options)
         for n, store in stores(args.source, args.work, args.store, args.sizes).items()
-        for way in WAYS
+        for way, options in WAYS.items()
     }
     taken: dict[tuple[int, str, float], list[float]] = {}
     for t, k, x in path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import box
@@ -79,7 +80,7 @@ def info(store: Path, as_json: bool) -> None:
 
 def _print_curves(console: Console, index: PatchIndex) -> None:
     """Print what `auto` and `topk` choose by default, and what that is expected to take."""
-    goals = f"auto to {TOLERANCE}, topk {CANDIDATES} to {QUALITY:.0%}"
+    goals = f"auto in sampling to {TOLERANCE}, topk {CANDIDATES} to {QUALITY:.0%}"
     table = Table(box=box.SIMPLE_HEAD, title=f"operating curve: microseconds a pixel, {goals}")
     for name in ("k", "beta", "exact", "auto", "probes", "candidates", "topk", "probes", "mass"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -87,10 +88,14 @@ def _print_curves(console: Console, index: PatchIndex) -> None:
         if (curve := OperatingCurve.of(index.scale(k))) is None:
             continue
         for beta in sorted({point.beta for point in curve.near}):
-            near, top = curve.near_field(beta, TOLERANCE), curve.search(beta, CANDIDATES, QUALITY)
-            times = (curve.scan, curve.expected(near, TOLERANCE), top.seconds)
+            near = curve.near_field(beta, TOLERANCE, steps=True)
+            top = curve.search(beta, CANDIDATES, QUALITY)
+            times = (curve.scan, curve.expected(near, TOLERANCE, steps=True), top.seconds)
             exact, auto, topk = (f"{seconds * 1e6:,.0f}" for seconds in times)
-            row = (k, f"{beta:.3f}", exact, auto, near.probes, near.candidates, topk, top.probes)
+            options: tuple[Any, Any] = (near.probes, near.candidates)
+            if times[1] > times[0]:
+                auto, options = "exact", ("", "")
+            row = (k, f"{beta:.3f}", exact, auto, *options, topk, top.probes)
             table.add_row(*map(str, row), f"{top.mass:.3f}")
     if table.row_count:
         console.print(table)

@@ -47,10 +47,14 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 @click.option("--blocks", type=int, help="priority: blocks of 64 codes scanned a pixel.  [default: 1024]")
 @click.option("--samples", type=int, help="priority: patches evaluated a pixel.  [default: 1024]")
 @click.option(
-    "--candidates", type=int, help="Patches retrieved for a pixel.  [default: auto: 1024; topk: 256]"
+    "--candidates",
+    type=int,
+    help="Patches retrieved for a pixel.  [default: auto: by the operating curve; topk: 256]",
 )
 @click.option(
-    "--probes", type=int, help="Inverted lists scanned for a pixel.  [default: auto: 1024; topk: 32]"
+    "--probes",
+    type=int,
+    help="Inverted lists scanned for a pixel.  [default: by the store's operating curve]",
 )
 @locality_option("Locality schedule, in place of the store's own.")
 @click.option(

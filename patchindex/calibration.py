@@ -7,6 +7,7 @@ smaller sample for them (docs/decisions/0006-operating-curve.md).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ import zarr
 from torch import Tensor
 
 from patchindex.backends import threads
+from patchindex.errors import InputError
 from patchindex.estimators import Data, Query
 from patchindex.estimators.auto import FIRST_CELLS, together
 from patchindex.estimators.curve import ATTRIBUTE, NearPoint, OperatingCurve, TopPoint
@@ -37,8 +39,9 @@ __all__ = ["calibrate"]
 
 IMAGES = 2  # that are drawn
 # Probes and candidates of `auto`. Fewer probes are faster at low noise, and miss patches that hold much of
-# the softmax: the sample does not see those, and standard errors become too small.
-NEAR = ((1024, 512), (1024, 1024), (2048, 1024), (2048, 2048))
+# the softmax: the sample does not see those, and standard errors become too small. Fewer candidates are
+# faster for a single noisy image; in a trajectory, where they are found once, more are.
+NEAR = ((1024, 1024), (2048, 1024), (2048, 2048))
 PROBES, CANDIDATES = (8, 16, 32, 64, 128, 256, 512), (64, 256, 1024)  # of `topk`
 PIXELS = 16  # a noise level, for `topk`
 SHARE = 0.02  # of all patches that a sample is
@@ -86,7 +89,7 @@ def calibrate(
     Raises
     ------
     SourceNotFoundError, InputError, StoreError
-        As `open_index` does.
+        As `open_index` does; and when something is to be measured, and the store cannot be written to.
 
     Examples
     --------
@@ -101,6 +104,10 @@ def calibrate(
     todo = [k for k in index.scales if overwrite or OperatingCurve.of(index.scale(k)) is None]
     if not todo:
         return index
+    if not os.access(index.path / scale_group(todo[0]), os.W_OK):
+        raise InputError(
+            "cannot be written to", where=index.path, remedy="calibrate it where it can, or go without"
+        )
     with _threads(threads):
         clean = _draw(index, seed, partial(_tell, progress, "images to calibrate by"))
         for k in todo:
@@ -171,13 +178,8 @@ class _Levels:
 
     def _near(self, query: Query, probes: int, candidates: int) -> tuple[NearPoint, float, float]:
         """Return a point, the seconds a pixel of a whole scan, and the share that is sampled in any case."""
-        nears: list[Near] = []
-        seconds = []
-        for _ in range(2):  # the second time with what was found the first time
-            start = time.perf_counter()
-            field = NearField(self._data, query, probes, candidates, [near.heaviest for near in nears])
-            nears = [field.image(i) for i in range(len(query.x))]
-            seconds.append((time.perf_counter() - start) / query.x[:, 0].numel())
+        nears, seconds = self._retrieve(query, probes, candidates, [])
+        _, again = self._retrieve(query, probes, candidates, [near.heaviest for near in nears])
         variances, scans, least = [], [], 1.0
         for i, near in enumerate(nears):
             sample = SampledScan(
@@ -192,8 +194,17 @@ class _Levels:
             variance = together(near, sample).mean_variance().mean(-1)
             variances.append(variance * share / max(1 - share, 1e-9))
         quantiles = np.quantile(torch.cat(variances).numpy(), (np.arange(QUANTILES) + 0.5) / QUANTILES)
-        point = NearPoint(query.beta, probes, candidates, seconds[0], seconds[1], tuple(quantiles.tolist()))
+        point = NearPoint(query.beta, probes, candidates, seconds, again, tuple(quantiles.tolist()))
         return point, float(np.mean(scans)), least
+
+    def _retrieve(
+        self, query: Query, probes: int, candidates: int, recalled: list[np.ndarray]
+    ) -> tuple[list[Near], float]:
+        """Return near fields, and the seconds a pixel that they took."""
+        start = time.perf_counter()
+        field = NearField(self._data, query, probes, candidates, recalled)
+        nears = [field.image(i) for i in range(len(query.x))]
+        return nears, (time.perf_counter() - start) / query.x[:, 0].numel()
 
     def _heaviest(self) -> list[Tensor]:
         """Return for each noise level the largest logits of the pixels, (pixels, most), descending.

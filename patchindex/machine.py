@@ -60,8 +60,8 @@ class ScoreMachine:
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies.
     **options
-        Of the estimator: `tolerance`, `probes` and `candidates` for `"auto"`, the last two for `"topk"`,
-        `blocks` and `samples` for `"priority"`.
+        Of the estimator: `tolerance`, `probes` and `candidates` for `"auto"`; `candidates`, `probes` and
+        `quality` for `"topk"`; `blocks` and `samples` for `"priority"`.
 
     Raises
     ------

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
 import brute
 import numpy as np
 import pytest
 import torch
+import zarr
 
 import patchindex as pi
 from patchindex import calibration
-from patchindex.errors import SourceNotFoundError
+from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.estimators import auto
-from patchindex.estimators.curve import OperatingCurve
+from patchindex.estimators.curve import ATTRIBUTE, NearPoint, OperatingCurve
 
 POINTS = ((2, 4), (16, 64))
 
@@ -90,9 +93,18 @@ def test_what_is_there_is_left_alone(calibrated, monkeypatch):
     assert again.attributes == store.attributes
 
 
-def test_estimators_choose_by_it(calibrated, monkeypatch):
-    store, _ = calibrated
-    monkeypatch.setattr(auto, "WORTH", np.inf)
+def test_estimators_choose_by_it(calibrated, monkeypatch, tmp_path):
+    """A curve by which a small near field is the best for one tolerance, and a large one for another."""
+    shutil.copytree(calibrated[0].path, tmp_path / "s.zarr")
+    beta = brute.beta_of(0.5)
+    near = (
+        NearPoint(beta, 2, 4, 1e-6, 1e-6, (1e-4,)),
+        NearPoint(beta, 16, 64, 1e-4, 1e-4, (1e-8,)),
+    )
+    measured = OperatingCurve.of(calibrated[0].scale(3)).top
+    curve = OperatingCurve(300, 1e-2, 1e-1, 0.001, near, measured)
+    zarr.open_group(tmp_path / "s.zarr/scales/k003", mode="r+").attrs[ATTRIBUTE] = curve.as_dict()
+    store = pi.open_index(tmp_path / "s.zarr")
     chosen = []
     real = auto.NearField
 
@@ -101,12 +113,11 @@ def test_estimators_choose_by_it(calibrated, monkeypatch):
         return real(data, query, probes, candidates, recalled)
 
     monkeypatch.setattr(auto, "NearField", spy)
-    curve = OperatingCurve.of(store.scale(3))
     x = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    for t, tolerance in ((0.1, 0.3), (0.6, 0.003)):
-        pi.ScoreMachine(store, estimator="auto", tolerance=tolerance).posterior_mean(x, t, k=3)
-        point = curve.near_field(brute.beta_of(t), tolerance)
-        assert chosen.pop() == (point.probes, point.candidates)
+    for tolerance, expected in ((0.1, (2, 4)), (0.01, (16, 64))):
+        pi.ScoreMachine(store, estimator="auto", tolerance=tolerance).posterior_mean(x, 0.5, k=3)
+        assert chosen.pop() == expected
+    monkeypatch.setattr(auto, "WORTH", np.inf)
     pi.ScoreMachine(store, estimator="auto", probes=3, candidates=5).posterior_mean(x, 0.5, k=3)
     assert chosen.pop() == (3, 5)
     codes = [
@@ -121,6 +132,14 @@ def test_estimators_choose_by_it(calibrated, monkeypatch):
 def test_a_store_without_scales_needs_none(tmp_path, real_images):
     pi.build_index(real_images(5, 8)[0], tmp_path / "ls.zarr", scales=(3,), machine="LS")
     assert pi.calibrate(tmp_path / "ls.zarr").scales == ()
+
+
+def test_a_store_that_cannot_be_written_to_is_told_before_any_work(calibrated, monkeypatch, tmp_path):
+    monkeypatch.setattr(calibration.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(calibration, "_draw", None)
+    assert pi.calibrate(calibrated[0].path).scales == (3, 5)  # nothing to do
+    with pytest.raises(InputError, match="cannot be written to"):
+        pi.calibrate(calibrated[0].path, overwrite=True)
 
 
 def test_there_must_be_a_store(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +31,26 @@ PROBES, CANDIDATES = 1024, 1024
 PROBE, CANDIDATE, IN_ALL = 370.0, 250.0, 1.7
 WORTH = 1.0  # of the time of an exact scan: an estimate that is expected to take more is not begun
 FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
+NEARLY = 3.0  # times the signal-to-noise ratio: a twentieth of the time, or a tenth where it changes slowly
 DEEPER = 8  # times as much is retrieved for a pixel whose sample alone would take longer than that
+DEEP_BYTES = 64  # that such a candidate takes while it is compared
 WORTH_IT = 2.0  # times as long, for a sample is needed all the same
 LEAST_TILES = 16  # of a sample for single pixels
 MOST = 0.5  # share of all patches beyond which a single pixel is computed exactly
+
+
+class _Found(NamedTuple):
+    """What a step found for an image, left for the next one."""
+
+    k: int | None
+    label: int | None
+    snr: float  # a^2 / beta, to which logits are proportional
+    heaviest: np.ndarray
+
+    def of_use(self, query: Query) -> bool:
+        """Whether most of what is heavy for a query is among them: of the same scale, nearly as noisy."""
+        near = 1 / NEARLY <= query.a**2 / query.beta / self.snr <= NEARLY
+        return near and (self.k, self.label) == (query.k, query.label)
 
 
 class Auto:
@@ -51,11 +68,10 @@ class Auto:
         With an index, on the CPU.
     tolerance : float
         Of the standard error, root mean square over channels, in units of the images ([-1, 1]).
-    probes : int, optional
-        Lists whose codes are scanned for a pixel. By default what the store's operating curve expects to take
-        the least time, or 1 024 where it has none.
-    candidates : int, optional
-        Patches that are compared exactly with a pixel and those around it. By default as `probes`.
+    probes, candidates : int, optional
+        Lists whose codes are scanned for a pixel, and patches that are compared exactly with it and those
+        around. If both are left out, what the store's operating curve expects to take the least time; else,
+        or where it has none, 1 024.
 
     Raises
     ------
@@ -102,17 +118,18 @@ class Auto:
                 near = field.image(i)
                 parts.append(self._image(mine, geometry, field, near, i))
                 if query.trail is not None:
-                    query.trail[mine.samples[i]] = (query.k, query.label, near.heaviest)  # type: ignore[index]
+                    found = _Found(query.k, query.label, query.a**2 / query.beta, near.heaviest)
+                    query.trail[mine.samples[i]] = found  # type: ignore[index]
                 if query.progress is not None:
                     query.progress(len(parts) / batch)
         return Estimate.cat(parts)
 
     @staticmethod
     def _recalled(query: Query) -> list[np.ndarray]:
-        """Return what the step before found for each image, at the same scale; nothing if it is not known."""
-        found = [(query.trail or {}).get(number, (None,)) for number in query.samples or ()]
-        same = all(entry[:2] == (query.k, query.label) for entry in found)
-        return [entry[2] for entry in found] if same else []
+        """Return what a step before found for each image; nothing if there is none to whom it is of use."""
+        found = [(query.trail or {}).get(number) for number in query.samples or ()]
+        of_use = all(each is not None and each.of_use(query) for each in found)
+        return [each.heaviest for each in found] if of_use else []  # type: ignore[union-attr]
 
     def _image(self, query: Query, geometry: Geometry, field: NearField, near: Near, i: int) -> Estimate:
         sample = self._sample(query, geometry, i, near, 0)
@@ -128,25 +145,31 @@ class Auto:
             # What is needed is a guess as good as the sample is large: at most twice as much.
             sample.grow(math.ceil(min(more, share) * sample.cells))
             state = together(near, sample)
+        spent = 0  # on what is given up
         found, codes, exact = near.state.reshape(tuple(left.shape)).log_weight(), near.codes, 0
         if left.any():
             ahead = self._needed(state, sample.shares()) - sample.shares()
             retrieving = DEEPER * 1e-9 * (field.probes * PROBE + field.candidates * CANDIDATE)
-            deep = left & (ahead * one > WORTH_IT * retrieving)
+            # The hardest, if all whose samples would take longer than that do not fit into the memory.
+            most = max(1, self._data.memory // (DEEPER * field.candidates * DEEP_BYTES))
+            least = ahead.where(left, -1.0).flatten().sort(descending=True).values[: most + 1][-1]
+            deep = left & (ahead * one > WORTH_IT * retrieving) & ((ahead > least) | (left.sum() <= most))
             if deep.any():
                 pixels = np.flatnonzero(deep.reshape(-1).numpy())
+                spent = int(state.count[deep].sum())
                 deeper = field.deeper(i, near, pixels, DEEPER)
                 exact += self._single_pixels(query, geometry, i, deeper, [], deep, state)
                 found = torch.where(deep, deeper.state.reshape(tuple(left.shape)).log_weight(), found)
                 codes += deeper.codes
             exact += self._single_pixels(query, geometry, i, near, [sample], left & ~deep, state)
-        return Estimate.from_state(
+        estimate = Estimate.from_state(
             state[None],
             stderr=_variance(state).sqrt()[None],
             captured_mass=(found - state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)[None],
             codes_scanned=codes,
             exact_pixels=exact,
         )
+        return replace(estimate, patches_evaluated=estimate.patches_evaluated + spent)
 
     def _single_pixels(
         self,

@@ -228,12 +228,13 @@ class _Spreading:
 
     @staticmethod
     def _bar(parts: list[Members], top: np.ndarray) -> np.ndarray:
-        """Return the logit from which on a pixel has about `RECALLED` members."""
+        """Return the logit from which on a pixel has about `RECALLED` members, twice as many at most."""
         counts = np.zeros((len(top), BINS), np.int32)
         for part in parts:
             count_below(part.pixel, part.logit, top, counts)
-        last = (counts.cumsum(1) < RECALLED).sum(1)
-        return top - ((last + 1) * (DEPTH / BINS)).astype(np.float32)
+        total = counts.cumsum(1)
+        bins = np.minimum((total < RECALLED).sum(1) + 1, (total <= 2 * RECALLED).sum(1))
+        return top - (bins * (DEPTH / BINS)).astype(np.float32)
 
     def _shares(self, ids: np.ndarray) -> list[tuple[int, int]]:
         """Cut the images into a range for each thread, with about as many of these patches each."""

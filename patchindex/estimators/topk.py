@@ -38,7 +38,8 @@ class TopK:
         Inverted lists that are looked into. By default as many as the store's operating curve says are enough
         for `quality`, or 32 where it has none.
     quality : float
-        Share, in (0, 1], of what as many of the heaviest patches weigh, that those found are to have.
+        Share, in (0, 1], of what as many of the heaviest patches weigh, that those found are to have; on
+        average over pixels. Measured over all labels: with one it is less.
 
     Raises
     ------

@@ -139,6 +139,9 @@ def test_a_step_finds_less_where_the_one_before_was(larger, held_out, monkeypatc
     again = m.posterior_mean(later, 0.48, k=3, trail=trail, samples=[4, 9])
     alone = m.posterior_mean(later, 0.48, k=3, samples=[4, 9])
     assert unknown.codes_scanned == alone.codes_scanned
+    much_later = held_out(0.25)
+    noise_is_another = m.posterior_mean(much_later, 0.25, k=3, trail=dict(trail), samples=[4, 9])
+    assert noise_is_another.codes_scanned == m.posterior_mean(much_later, 0.25, k=3).codes_scanned
     assert again.codes_scanned < 0.8 * min(first.codes_scanned, alone.codes_scanned, other.codes_scanned)
     error = (again.mean - exact_mean(larger, later, 0.48, 3)).square().mean(1).sqrt()
     assert (again.stderr <= 0.02).all()
