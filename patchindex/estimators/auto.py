@@ -31,7 +31,7 @@ PROBES, CANDIDATES = 1024, 1024
 PROBE, CANDIDATE, IN_ALL = 370.0, 250.0, 1.7
 WORTH = 1.0  # of the time of an exact scan: an estimate that is expected to take more is not begun
 FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
-NEARLY = 3.0  # times the signal-to-noise ratio: a twentieth of the time, or a tenth where it changes slowly
+NEARLY = 0.12  # radians between noise levels, of which sin^2 is the variance: a step of the usual 20
 DEEPER = 8  # times as much is retrieved for a pixel whose sample alone would take longer than that
 DEEP_BYTES = 64  # that such a candidate takes while it is compared
 WORTH_IT = 2.0  # times as long, for a sample is needed all the same
@@ -44,12 +44,12 @@ class _Found(NamedTuple):
 
     k: int | None
     label: int | None
-    snr: float  # a^2 / beta, to which logits are proportional
+    beta: float
     heaviest: np.ndarray
 
     def of_use(self, query: Query) -> bool:
         """Whether most of what is heavy for a query is among them: of the same scale, nearly as noisy."""
-        near = 1 / NEARLY <= query.a**2 / query.beta / self.snr <= NEARLY
+        near = abs(math.asin(query.beta**0.5) - math.asin(self.beta**0.5)) < NEARLY
         return near and (self.k, self.label) == (query.k, query.label)
 
 
@@ -118,7 +118,7 @@ class Auto:
                 near = field.image(i)
                 parts.append(self._image(mine, geometry, field, near, i))
                 if query.trail is not None:
-                    found = _Found(query.k, query.label, query.a**2 / query.beta, near.heaviest)
+                    found = _Found(query.k, query.label, query.beta, near.heaviest)
                     query.trail[mine.samples[i]] = found  # type: ignore[index]
                 if query.progress is not None:
                     query.progress(len(parts) / batch)
