@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchindex.errors import InputError
 from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
-from patchindex.estimators.curve import OperatingCurve, best_share
+from patchindex.estimators.curve import DEEPER, OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
 from patchindex.exact import expected_seconds, scan
@@ -32,9 +32,10 @@ PROBE, CANDIDATE, IN_ALL = 370.0, 250.0, 1.7
 WORTH = 1.0  # of the time of an exact scan: an estimate that is expected to take more is not begun
 FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
 NEARLY = 0.12  # radians between noise levels, of which sin^2 is the variance: a step of the usual 20
-DEEPER = 8  # times as much is retrieved for a pixel whose sample alone would take longer than that
-DEEP_BYTES = 64  # that such a candidate takes while it is compared
-WORTH_IT = 2.0  # times as long, for a sample is needed all the same
+DEEP_BYTES = 64  # that a candidate takes while it is compared
+# A pixel gets `DEEPER` times as much retrieved, and a new sample, where the sample that it needs would take
+# so many times as long as that.
+WORTH_IT = 2.0
 LEAST_TILES = 16  # of a sample for single pixels
 MOST = 0.5  # share of all patches beyond which a single pixel is computed exactly
 

@@ -14,9 +14,13 @@ import numpy as np
 
 from patchindex.index import ScaleIndex
 
-__all__ = ["ATTRIBUTE", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
+__all__ = ["ATTRIBUTE", "DEEPER", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
 
 ATTRIBUTE = "operating_curve"  # of a scale's group in the store
+# What `auto` does for pixels that need much: so many times as much is retrieved, and then so much less is
+# sampled (docs/decisions/0005-near-field-and-sample.md; no more than for four times as much, to be careful).
+DEEPER, LESS = 8, 4
+ALIKE = 1.1  # times the least
 VERSION = 1  # of what is written there
 
 
@@ -124,16 +128,23 @@ class OperatingCurve:
         """
         retrieval = (point.seconds + point.again) / 2 if steps else point.seconds
         part = 1.0 if images is None else images / self.images
-        least = min(1.0, self.least / part)
         one = np.array(point.variance) / part
-        needed = np.maximum(one / (one + tolerance**2) - least, 0)
-        return retrieval + part * (least * self.scan + best_share(needed, self.scan, self.single)[1])
+        needed = one / (one + tolerance**2)
+        shares = np.append(np.maximum(needed, min(1.0, self.least / part)), min(1.0, self.least / part))
+        alone = part * self.single * np.maximum(needed - shares[:, None], 0)
+        deeper = DEEPER * point.seconds + alone / LESS
+        return float((retrieval + part * self.scan * shares + np.minimum(alone, deeper).mean(1)).min())
 
     def near_field(
         self, beta: float, tolerance: float, images: int | None = None, steps: bool = False
     ) -> NearPoint:
-        """Return the near field by which `auto` is expected to take the least time."""
-        return min(_at(self.near, beta), key=lambda point: self.expected(point, tolerance, images, steps))
+        """Return the near field by which `auto` is expected to take the least time.
+
+        Times are known to a tenth or so: of those that are as good as the best, the smallest.
+        """
+        expected = {point: self.expected(point, tolerance, images, steps) for point in _at(self.near, beta)}
+        good = [point for point in expected if expected[point] <= ALIKE * min(expected.values())]
+        return min(good, key=lambda point: point.seconds)
 
     def search(self, beta: float, candidates: int, quality: float) -> TopPoint:
         """Return the search with the fewest probes that finds a share of what the heaviest candidates weigh.
