@@ -113,11 +113,11 @@ def test_estimators_choose_by_it(calibrated, monkeypatch, tmp_path):
         return real(data, query, probes, candidates, recalled)
 
     monkeypatch.setattr(auto, "NearField", spy)
+    monkeypatch.setattr(auto, "WORTH", np.inf)
     x = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     for tolerance, expected in ((0.1, (2, 4)), (0.01, (16, 64))):
         pi.ScoreMachine(store, estimator="auto", tolerance=tolerance).posterior_mean(x, 0.5, k=3)
         assert chosen.pop() == expected
-    monkeypatch.setattr(auto, "WORTH", np.inf)
     pi.ScoreMachine(store, estimator="auto", probes=3, candidates=5).posterior_mean(x, 0.5, k=3)
     assert chosen.pop() == (3, 5)
     codes = [

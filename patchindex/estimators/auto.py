@@ -24,7 +24,7 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["Auto", "together"]
 
-# For stores without an operating curve: probes and candidates, nanoseconds of one thread (AVX-512) for each,
+# Probes and candidates for stores without an operating curve; and for all, nanoseconds of one thread (AVX-512) for each,
 # and how many times its near field a pixel takes in all where the choice is close, at about 6 000 images of
 # 32 x 32 x 3. They choose between an estimate and an exact scan, for which `exact/costs.py` has the like.
 PROBES, CANDIDATES = 1024, 1024
@@ -244,16 +244,18 @@ class Auto:
     def _choose(self, query: Query, scale: ScaleIndex) -> tuple[int, int, float]:
         """Return probes, candidates, and how long they are expected to take, an exact scan taking 1."""
         curve = OperatingCurve.of(scale)
+        probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
+        pixels, measured = query.x[0, 0].numel(), 0.0
         if curve is not None and self._probes is None and self._candidates is None:
             images = self._images(query)
             way = self._tolerance, images, query.trail is not None
             point = curve.near_field(query.beta, *way)
-            scanning = curve.scan * images / curve.images
-            return point.probes, point.candidates, curve.expected(point, *way) / scanning
-        probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
+            probes, candidates = point.probes, point.candidates
+            measured = curve.expected(point, *way) / (curve.scan * images / curve.images)
+        # What was measured is a scan for a sample: of few images that takes longer than the exact one.
         near = 1e-9 * (probes * PROBE + candidates * CANDIDATE)
-        pixels = query.x[0, 0].numel()
-        return probes, candidates, IN_ALL * near * pixels / self._seconds(query, scale.geometry, pixels)
+        modelled = IN_ALL * near * pixels / self._seconds(query, scale.geometry, pixels)
+        return probes, candidates, max(measured, modelled)
 
     def _seconds(self, query: Query, geometry: Geometry, pixels: int) -> float:
         return expected_seconds(geometry, self._data.training.channels, self._images(query), [pixels])
