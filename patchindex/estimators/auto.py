@@ -24,9 +24,10 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["Auto", "together"]
 
-# Probes and candidates for stores without an operating curve; and for all, nanoseconds of one thread (AVX-512) for each,
-# and how many times its near field a pixel takes in all where the choice is close, at about 6 000 images of
-# 32 x 32 x 3. They choose between an estimate and an exact scan, for which `exact/costs.py` has the like.
+# Probes and candidates for stores without an operating curve; and for all, nanoseconds of one thread
+# (AVX-512) for each, and how many times its near field a pixel takes in all where the choice is close, at
+# about 6 000 images of 32 x 32 x 3. They choose between an estimate and an exact scan, for which
+# `exact/costs.py` has the like.
 PROBES, CANDIDATES = 1024, 1024
 PROBE, CANDIDATE, IN_ALL = 370.0, 250.0, 1.7
 WORTH = 1.0  # of the time of an exact scan: an estimate that is expected to take more is not begun
