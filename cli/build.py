@@ -39,7 +39,7 @@ __all__ = ["build"]
 @click.option("--crop", type=int, help="Centre crop to CROP x CROP pixels, before --resize.")
 @click.option("--resize", type=int, help="Resize to RESIZE x RESIZE pixels.")
 @click.option("--grayscale", is_flag=True, help="Convert to one channel.")
-@click.option("--pca-dims", type=int, help="Code size.  [default: by the lowest noise, at most 56]")
+@click.option("--pca-dims", type=int, help="Code size.  [default: by the lowest noise, 128 at most]")
 @click.option("--lists", type=int, help="Inverted lists a scale.  [default: a 256th of the patches]")
 @click.option("--memory", help="What the build may take: 500M, 4G.  [default: half of the machine's]")
 @click.option(

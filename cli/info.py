@@ -88,13 +88,14 @@ def _print_curves(console: Console, index: PatchIndex) -> None:
         if (curve := OperatingCurve.of(index.scale(k))) is None:
             continue
         for beta in sorted({point.beta for point in curve.near}):
-            near = curve.near_field(beta, TOLERANCE, steps=True)
+            near, expected = curve.near_field(beta, TOLERANCE, steps=True)
             top = curve.search(beta, CANDIDATES, QUALITY)
-            times = (curve.scan, curve.expected(near, TOLERANCE, steps=True), top.seconds)
-            exact, auto, topk = (f"{seconds * 1e6:,.0f}" for seconds in times)
-            options: tuple[Any, Any] = (near.probes, near.candidates)
-            if times[1] > times[0]:
-                auto, options = "exact", ("", "")
+            exact, auto, topk = (f"{s * 1e6:,.0f}" for s in (curve.exact, expected, top.seconds))
+            options: tuple[Any, Any] = ("", "")
+            if near is None:
+                auto = "exact"
+            else:
+                options = (near.probes, near.candidates)
             row = (k, f"{beta:.3f}", exact, auto, *options, topk, top.probes)
             table.add_row(*map(str, row), f"{top.mass:.3f}")
     if table.row_count:

@@ -7,11 +7,13 @@ smaller sample for them (docs/decisions/0006-operating-curve.md).
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,30 +23,33 @@ from torch import Tensor
 from patchindex.backends import threads
 from patchindex.errors import InputError
 from patchindex.estimators import Data, Query
-from patchindex.estimators.auto import FIRST_CELLS, together
-from patchindex.estimators.curve import ATTRIBUTE, NearPoint, OperatingCurve, TopPoint
+from patchindex.estimators.auto import DEEP_BYTES, FIRST_CELLS, together
+from patchindex.estimators.curve import ATTRIBUTE, DEEPER, MOVES, NearPoint, OperatingCurve, TopPoint
 from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.topk import rerank
-from patchindex.exact import expected_seconds
-from patchindex.exact.sampled import SampledScan
+from patchindex.exact import expected_seconds, scan
+from patchindex.exact.sampled import Members, SampledScan
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.store import scale_group
 from patchindex.machine import WORKING_MEMORY, ScoreMachine
 from patchindex.sampling import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
-from patchindex.training import to_unit
+from patchindex.softmax import SoftmaxState
+from patchindex.training import TrainingImages, to_unit
 from patchindex.windows import pad, query_windows
 
 __all__ = ["calibrate"]
 
 IMAGES = 2  # that are drawn
-# Probes and candidates of `auto`. Fewer probes are faster at low noise, and miss patches that hold much of
-# the softmax: the sample does not see those, and standard errors become too small. Fewer candidates are
-# faster for a single noisy image; in a trajectory, where they are found once, more are.
-NEAR = ((1024, 1024), (2048, 1024), (2048, 2048))
+# Probes and candidates of `auto`. Fewer candidates are faster for a single noisy image; in a trajectory,
+# where they are found once, more are. The last is for scales whose codes tell patches badly apart: it is
+# tried where the one before misses too much for a tolerance of `FINE`.
+NEAR = ((1024, 1024), (2048, 1024), (2048, 2048), (4096, 4096))
+FINE = 0.005
 PROBES, CANDIDATES = (8, 16, 32, 64, 128, 256, 512), (64, 256, 1024)  # of `topk`
 PIXELS = 16  # a noise level, for `topk`
 SHARE = 0.02  # of all patches that a sample is
+EXACT = 4096  # images that exact scores are timed with
 QUANTILES = 32
 SCORES_BYTES = 64 << 20  # of the logits that are looked at at once
 
@@ -98,7 +103,7 @@ def calibrate(
     >>> path = tempfile.mkdtemp() + "/s.zarr"
     >>> _ = pi.build_index(images, path, scales=[3])
     >>> sorted(calibrate(path).scale(3).attributes["operating_curve"])
-    ['images', 'least', 'near', 'scan', 'single', 'top', 'version']
+    ['exact', 'images', 'least', 'near', 'scan', 'single', 'top', 'version']
     """
     index = open_index(store)
     todo = [k for k in index.scales if overwrite or OperatingCurve.of(index.scale(k)) is None]
@@ -132,6 +137,20 @@ def _draw(index: PatchIndex, seed: int, progress: Callable[[float], None]) -> Te
     return sample(machine, IMAGES, seed=seed, progress=progress).images
 
 
+class _Deeper(NamedTuple):
+    """The members of a larger near field of some pixels of an image, raster numbers."""
+
+    pixels: np.ndarray
+    members: Members
+
+
+def _heavy(members: Members, state: SoftmaxState) -> Members:
+    """Return those that may move the mean of their pixel, within 2 of theirs, by the least of `MOVES`."""
+    least = state.log_weight().reshape(-1).numpy() + math.log(MOVES[-1] / 2)
+    heavy = members.logit > least[members.pixel]
+    return Members(*(array[heavy] for array in members))
+
+
 class _Levels:
     """Noisy images of some noise levels, for one scale."""
 
@@ -155,16 +174,23 @@ class _Levels:
         """Return the curve."""
         near: list[NearPoint] = []
         top: list[TopPoint] = []
-        scans, least = [], 1.0
-        self._near(self._queries[0], *NEAR[0])  # opens the lists, loads kernels
-        for i, query in enumerate(self._queries):
-            for options in NEAR:
-                point, scan, least = self._near(query, *options)
+        scans = []
+        exact, least = self._exact(), 1.0
+        self._retrieve(self._queries[0], *NEAR[0])  # opens the lists, loads kernels
+        deeper: list[list[_Deeper]] = [[] for _ in self._queries]
+        levels = list(zip(self._queries, deeper, strict=True))
+        for done, options in enumerate(NEAR):
+            before = [point for point in near if (point.probes, point.candidates) == NEAR[-2]]
+            if options == NEAR[-1] and all(point.sees(FINE) for point in before):
+                break
+            for query, mine in levels:
+                point, sampled, least = self._near(query, *options, exact, mine)
                 near.append(point)
-                scans.append(scan)
-                if point.seconds > scan:  # exact scores are cheaper, and larger near fields cost more
-                    break
-            progress((i + 1) / (len(self._queries) + 2))
+                scans.append(sampled)
+            # Larger near fields cost more: not where exact scores take less.
+            dear = {point.beta for point in near if point.seconds > exact}
+            levels = [level for level in levels if level[0].beta not in dear]
+            progress((done + 1) / (len(NEAR) + 1))
         for query, heaviest in zip(self._queries, self._heaviest(), strict=True):
             top += self._top(query, heaviest)
         progress(1)
@@ -173,14 +199,34 @@ class _Levels:
         one, every = (
             expected_seconds(self._geometry, channels, self._images, [n]) / n for n in (1, self._area)
         )
-        scan = float(np.median(scans))
-        return OperatingCurve(self._images, scan, scan * one / every, least, tuple(near), tuple(top))
+        sampled = float(np.median(scans))
+        single = sampled * one / every
+        return OperatingCurve(self._images, exact, sampled, single, least, tuple(near), tuple(top))
 
-    def _near(self, query: Query, probes: int, candidates: int) -> tuple[NearPoint, float, float]:
-        """Return a point, the seconds a pixel of a whole scan, and the share that is sampled in any case."""
-        nears, seconds = self._retrieve(query, probes, candidates, [])
-        _, again = self._retrieve(query, probes, candidates, [near.heaviest for near in nears])
-        variances, scans, least = [], [], 1.0
+    def _exact(self) -> float:
+        """Return the seconds a pixel of exact scores, of all images."""
+        some = min(EXACT, self._images)
+        training = TrainingImages(self._index.pixels[:some].numpy())
+        query = self._queries[len(self._queries) // 2]
+        seconds = []
+        for _ in range(2):  # the first loads kernels
+            start = time.perf_counter()
+            scan(training, self._geometry, query.x[:1], query.a, query.beta)
+            seconds.append((time.perf_counter() - start) / some * self._images / self._area)
+        return seconds[-1]
+
+    def _near(
+        self, query: Query, probes: int, candidates: int, exact: float, deeper: list[_Deeper]
+    ) -> tuple[NearPoint, float, float]:
+        """Return a point, the seconds a pixel of a whole scan, and the share that is sampled in any case.
+
+        The first of a query leaves a deeper near field of each image, which tells what all miss.
+        """
+        field, nears, seconds = self._retrieve(query, probes, candidates)
+        again = self._retrieve(query, probes, candidates, [near.heaviest for near in nears])[-1]
+        if not deeper and seconds < exact:
+            deeper += [self._deeper(field, i, near) for i, near in enumerate(nears)]
+        variances, scans, least, moves = [], [], 1.0, []
         for i, near in enumerate(nears):
             sample = SampledScan(
                 self._index.pixels.numpy(), 0, self._images, self._geometry, query.x[i], query.a, query.beta,
@@ -191,20 +237,54 @@ class _Levels:
             sample.grow(max(FIRST_CELLS, int(SHARE * sample.cells)))
             share = sample.scanned / sample.cells
             scans.append((time.perf_counter() - start) / share / self._area)
-            variance = together(near, sample).mean_variance().mean(-1)
+            state = together(near, sample)
+            variance = state.mean_variance().mean(-1)
             variances.append(variance * share / max(1 - share, 1e-9))
+            if deeper:
+                moves.append(self._moves(near.members, deeper[i], state))
         quantiles = np.quantile(torch.cat(variances).numpy(), (np.arange(QUANTILES) + 0.5) / QUANTILES)
-        point = NearPoint(query.beta, probes, candidates, seconds, again, tuple(quantiles.tolist()))
+        missed = None
+        if deeper:
+            squares = np.concatenate(moves) ** 2
+            pixels = sum(len(each.pixels) for each in deeper)
+            missed = tuple(float(squares[squares > move**2].sum() / pixels) for move in MOVES)
+        point = NearPoint(query.beta, probes, candidates, seconds, again, tuple(quantiles.tolist()), missed)
         return point, float(np.mean(scans)), least
 
+    def _deeper(self, field: NearField, i: int, near: Near) -> _Deeper:
+        """Return a larger near field of as many pixels of image i as memory allows."""
+        most = max(1, self._data.memory // (DEEPER * field.candidates * DEEP_BYTES))
+        pixels = np.sort(np.random.default_rng(i).permutation(self._area)[:most])
+        found = field.deeper(i, near, pixels, DEEPER)
+        return _Deeper(pixels, _heavy(found.members, found.state))
+
+    def _moves(self, known: Members, deeper: _Deeper, state: SoftmaxState) -> np.ndarray:
+        """Return how far the mean of its pixel each patch moves that is in a deeper near field only.
+
+        Root mean squares over channels, of those that may move it by the least of `MOVES`.
+        """
+        weight, mean = state.log_weight().numpy().reshape(-1), state.mean().numpy().reshape(self._area, -1)
+
+        def keys(members: Members) -> np.ndarray:
+            return (members.image.astype(np.int64) * self._area + members.place) * self._area + members.pixel
+
+        found = _heavy(deeper.members, state)
+        known = _heavy(known, state)
+        new = ~np.isin(keys(found), keys(known))
+        pixel, image, place, logit = (array[new] for array in found)
+        shares = np.exp(logit - weight[pixel])
+        shares /= 1 + np.bincount(pixel, shares, self._area)[pixel]
+        values = self._index.pixels.numpy().reshape(self._images, self._area, -1)[image, place] / 127.5 - 1
+        return shares * np.sqrt(np.square(values - mean[pixel]).mean(-1))
+
     def _retrieve(
-        self, query: Query, probes: int, candidates: int, recalled: list[np.ndarray]
-    ) -> tuple[list[Near], float]:
-        """Return near fields, and the seconds a pixel that they took."""
+        self, query: Query, probes: int, candidates: int, recalled: Sequence[np.ndarray] = ()
+    ) -> tuple[NearField, list[Near], float]:
+        """Return near fields, those of each image, and the seconds a pixel that they took."""
         start = time.perf_counter()
         field = NearField(self._data, query, probes, candidates, recalled)
         nears = [field.image(i) for i in range(len(query.x))]
-        return nears, (time.perf_counter() - start) / query.x[:, 0].numel()
+        return field, nears, (time.perf_counter() - start) / query.x[:, 0].numel()
 
     def _heaviest(self) -> list[Tensor]:
         """Return for each noise level the largest logits of the pixels, (pixels, most), descending.

@@ -14,9 +14,11 @@ import patchindex as pi
 from patchindex import calibration
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.estimators import auto
-from patchindex.estimators.curve import ATTRIBUTE, NearPoint, OperatingCurve
+from patchindex.estimators.curve import ATTRIBUTE, MOVES, NearPoint, OperatingCurve
+from patchindex.softmax import SoftmaxState
 
-POINTS = ((2, 4), (16, 64))
+NOTHING = (0.0,) * len(MOVES)
+POINTS, LARGEST = ((2, 4), (16, 64)), (32, 128)
 
 
 @pytest.fixture(scope="module", params=["ELS", "bbELS"])
@@ -26,7 +28,8 @@ def calibrated(request, real_images, tmp_path_factory):
     pi.build_index(real_images(300, 12)[0], path, scales=(3, 5), machine=request.param, lists=400)
     told = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(calibration, "NEAR", POINTS)
+        patched.setattr(calibration, "NEAR", (*POINTS, LARGEST))
+        patched.setattr(calibration._Levels, "_exact", lambda self: 1e9)
         patched.setattr(calibration, "PROBES", (2, 16, 400))
         return pi.calibrate(path, progress=lambda *args: told.append(args)), told
 
@@ -37,7 +40,7 @@ def test_every_scale_has_its_points(calibrated):
         curve = OperatingCurve.of(store.scale(k))
         assert curve.images == 300
         assert len({point.beta for point in curve.near}) == 3
-        assert {(p.probes, p.candidates) for p in curve.near} <= set(POINTS)
+        assert {(p.probes, p.candidates) for p in curve.near} <= {*POINTS, LARGEST}
         assert all(p.seconds > 0 and p.again > 0 and curve.single > curve.scan > 0 for p in curve.near)
         assert all(list(p.variance) == sorted(p.variance) for p in curve.near)
     assert {stage for stage, _, _ in told} == {
@@ -54,8 +57,65 @@ def test_a_larger_near_field_leaves_less_to_the_sample(calibrated, monkeypatch):
     for k in (3, 5):
         levels = calibration._Levels(store, k, [0.1, 0.5], clean, np.random.default_rng(0))
         for query in levels._queries:
-            small, large = (np.mean(levels._near(query, *options)[0].variance) for options in POINTS)
+            small, large = (
+                np.mean(levels._near(query, *options, np.inf, [])[0].variance) for options in POINTS
+            )
             assert large < small
+
+
+def test_what_is_missed_moves_the_mean(calibrated):
+    """Of a near field without the heaviest member of each pixel, as of one that had it from the beginning."""
+    store, _ = calibrated
+    clean = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    levels = calibration._Levels(store, 5, [0.3], clean, np.random.default_rng(0))
+    _, (near,), _ = levels._retrieve(levels._queries[0], *POINTS[1])
+    members = near.members
+    heaviest = members.logit == near.state.max_logit.numpy()[members.pixel].astype(np.float32)
+    fewer = type(members)(*(array[~heaviest] for array in members))
+
+    def state(members):
+        found = SoftmaxState.empty((144,), 1)
+        values = store.pixels.numpy().reshape(300, 144)[members.image, members.place] / 127.5 - 1
+        for pixel in range(144):
+            mine = members.pixel == pixel
+            logits, colours = (torch.from_numpy(a[mine]).float() for a in (members.logit, values))
+            one = SoftmaxState.of(logits, colours[:, None])
+            for here, there in zip(vars(found).values(), vars(one).values(), strict=True):
+                here[pixel] = there
+        return found
+
+    before, after = state(fewer), state(members)
+    moves = levels._moves(fewer, calibration._Deeper(np.arange(144), members), before)
+    truth = (after.mean() - before.mean()).abs()[:, 0].numpy()
+    # Less than a patch of the least share moves it is not looked at. Logits are float32.
+    np.testing.assert_allclose(np.sort(moves)[-50:], np.sort(truth)[-50:], rtol=1e-5)
+    assert (np.bincount(members.pixel[heaviest]) == 1).all()
+    assert levels._moves(members, calibration._Deeper(np.arange(144), members), after).size == 0
+
+
+def test_small_near_fields_miss_more(calibrated):
+    for k in (3, 5):
+        curve = OperatingCurve.of(calibrated[0].scale(k))
+        small, large = ([p.missed for p in curve.near if p.probes == probes] for probes, _ in POINTS)
+        assert (np.array(small) >= large).all()
+        assert np.max(small) > 0
+        assert (np.diff(small) >= 0).all()  # the smaller the moves that count, the more
+
+
+def test_the_largest_is_tried_only_where_others_miss_too_much(calibrated, monkeypatch):
+    store, _ = calibrated
+    clean = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    monkeypatch.setattr(calibration, "NEAR", (*POINTS, LARGEST))
+    monkeypatch.setattr(calibration._Levels, "_exact", lambda self: 1e9)
+    for blind, expected in ((None, 2), (0.6, 3)):  # at one of the levels is enough
+        monkeypatch.setattr(NearPoint, "sees", lambda self, tolerance, blind=blind: self.beta != blind)
+        levels = calibration._Levels(store, 5, [0.3, 0.6], clean, np.random.default_rng(0))
+        assert len(levels.measure(lambda done: None).near) == 2 * expected
+    # A near field that takes longer than exact scores is the last, and no deeper one is made.
+    monkeypatch.setattr(calibration._Levels, "_exact", lambda self: 1e-9)
+    monkeypatch.setattr(calibration._Levels, "_deeper", None)
+    points = levels.measure(lambda done: None).near
+    assert [point.missed for point in points] == [None, None]
 
 
 def test_all_lists_hold_the_heaviest_patches(calibrated):
@@ -98,11 +158,11 @@ def test_estimators_choose_by_it(calibrated, monkeypatch, tmp_path):
     shutil.copytree(calibrated[0].path, tmp_path / "s.zarr")
     beta = brute.beta_of(0.5)
     near = (
-        NearPoint(beta, 2, 4, 1e-6, 1e-6, (1e-4,)),
-        NearPoint(beta, 16, 64, 1e-4, 1e-4, (1e-8,)),
+        NearPoint(beta, 2, 4, 1e-6, 1e-6, (1e-4,), NOTHING),
+        NearPoint(beta, 16, 64, 1e-4, 1e-4, (1e-8,), NOTHING),
     )
     measured = OperatingCurve.of(calibrated[0].scale(3)).top
-    curve = OperatingCurve(300, 1e-2, 1e-1, 0.001, near, measured)
+    curve = OperatingCurve(300, 1e-2, 1e-2, 1e-1, 0.001, near, measured)
     zarr.open_group(tmp_path / "s.zarr/scales/k003", mode="r+").attrs[ATTRIBUTE] = curve.as_dict()
     store = pi.open_index(tmp_path / "s.zarr")
     chosen = []
@@ -113,7 +173,7 @@ def test_estimators_choose_by_it(calibrated, monkeypatch, tmp_path):
         return real(data, query, probes, candidates, recalled)
 
     monkeypatch.setattr(auto, "NearField", spy)
-    monkeypatch.setattr(auto, "WORTH", np.inf)
+    monkeypatch.setattr(auto, "WORTH", np.inf)  # where options are given
     x = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     for tolerance, expected in ((0.1, (2, 4)), (0.01, (16, 64))):
         pi.ScoreMachine(store, estimator="auto", tolerance=tolerance).posterior_mean(x, 0.5, k=3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.index.pca import MAX_DIMS, fit_pca
+from patchindex.index.pca import GOOD, LOGIT_VARIANCE, MAX_DIMS, USUAL_DIMS, fit_pca
 from patchindex.patches import Geometry
 from patchindex.windows import gather_patches, pad, query_windows
 
@@ -151,9 +151,24 @@ def test_pca_is_orthonormal_ordered_and_fitted(real_images):
         lost = [variance.sum() * (1 - fit_pca(patches, d).energy) for d in (enough.dims, enough.dims - 8)]
         of_logits = np.array(lost) * (1 - noise) / noise
         assert enough.dims % 8 == 0
-        assert of_logits[0] <= 0.2 + 1e-5 or enough.dims == min(MAX_DIMS, len(variance) // 8 * 8)
-        assert of_logits[1] > 0.2
+        assert of_logits[0] <= GOOD + 1e-5 or enough.dims == len(variance) // 8 * 8 < USUAL_DIMS
+        assert of_logits[1] > GOOD
     assert fit_pca(patches, noise=0.002).dims >= fit_pca(patches, noise=0.3).dims
+
+
+@pytest.mark.parametrize("flat", [0.3, 0.02, 0.005])
+def test_codes_are_larger_where_they_would_not_order_patches(flat):
+    """Of patches whose components are all as large."""
+    patches = torch.randn(4000, 11, 11, 2, generator=torch.Generator().manual_seed(0)) * flat
+    noise = 0.05
+    pca = fit_pca(patches, noise=noise)
+    total = float(patches.flatten(1).var(0, correction=0).sum()) * (1 - noise) / noise
+    left_out = [total * (1 - fit_pca(patches, d).energy) for d in (pca.dims, pca.dims - 8, USUAL_DIMS)]
+    if pca.dims <= USUAL_DIMS:
+        assert left_out[0] <= GOOD or left_out[2] <= LOGIT_VARIANCE
+    else:
+        assert pca.dims == MAX_DIMS or left_out[0] <= LOGIT_VARIANCE
+        assert left_out[1] > LOGIT_VARIANCE
 
 
 def test_pca_of_images_of_one_colour_is_finite():

@@ -103,11 +103,11 @@ class Auto:
         scale = self._index.scale(scale_of(query, "auto"))
         geometry = scale.geometry
         query = replace(query, x=query.x.detach())
-        probes, candidates, expected = self._choose(query, scale)
+        chosen = self._choose(query, scale)
         # Beyond the largest logit the exact scan leaves the float32 that all here is in.
-        largest = largest_logit(query.x, geometry, query.a, query.beta)
-        if expected > WORTH or largest > LARGEST_LOGIT:
+        if chosen is None or largest_logit(query.x, geometry, query.a, query.beta) > LARGEST_LOGIT:
             return Exact(self._data)(query)
+        probes, candidates = chosen
         # What is retrieved for a batch would not fit into the memory of a large one.
         group = max(1, self._data.memory // 4 // (8 * candidates * query.x[0, 0].numel()))
         numbers = range(batch) if query.samples is None else query.samples
@@ -242,21 +242,20 @@ class Auto:
         lo, hi = self._data.training.range_of(query.label)
         return hi - lo
 
-    def _choose(self, query: Query, scale: ScaleIndex) -> tuple[int, int, float]:
-        """Return probes, candidates, and how long they are expected to take, an exact scan taking 1."""
+    def _choose(self, query: Query, scale: ScaleIndex) -> tuple[int, int] | None:
+        """Return probes and candidates; None where exact scores are expected to be cheaper."""
         curve = OperatingCurve.of(scale)
-        probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
-        pixels, measured = query.x[0, 0].numel(), 0.0
+        images = self._images(query)
         if curve is not None and self._probes is None and self._candidates is None:
-            images = self._images(query)
             way = self._tolerance, images, query.trail is not None
-            point = curve.near_field(query.beta, *way)
-            probes, candidates = point.probes, point.candidates
-            measured = curve.expected(point, *way) / (curve.scan * images / curve.images)
-        # What was measured is a scan for a sample: of few images that takes longer than the exact one.
-        near = 1e-9 * (probes * PROBE + candidates * CANDIDATE)
-        modelled = IN_ALL * near * pixels / self._seconds(query, scale.geometry, pixels)
-        return probes, candidates, max(measured, modelled)
+            point, _ = curve.near_field(query.beta, *way)
+            return None if point is None else (point.probes, point.candidates)
+        probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
+        pixels = query.x[0, 0].numel()
+        near = 1e-9 * (probes * PROBE + candidates * CANDIDATE) * pixels
+        if IN_ALL * near > WORTH * self._seconds(query, scale.geometry, pixels):
+            return None
+        return probes, candidates
 
     def _seconds(self, query: Query, geometry: Geometry, pixels: int) -> float:
         return expected_seconds(geometry, self._data.training.channels, self._images(query), [pixels])

@@ -21,7 +21,11 @@ ATTRIBUTE = "operating_curve"  # of a scale's group in the store
 # sampled (docs/decisions/0005-near-field-and-sample.md; no more than for four times as much, to be careful).
 DEEPER, LESS = 8, 4
 ALIKE = 1.1  # times the least
-VERSION = 1  # of what is written there
+# A near field is of use where what it misses adds at most so much to the square of the error, in units of the
+# square of the tolerance. About .4 of it is what pixels have on average.
+MISSED = 0.15
+MOVES = tuple(2.0**-j for j in range(2, 12))  # of the mean, by single patches
+VERSION = 2  # of what is written there
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class NearPoint:
     variance : tuple of float
         Of the posterior mean, mean over channels, with half of the other patches sampled: quantiles over
         pixels, ascending, each of as many pixels. A share f of them leaves (1 - f) / f of it.
+    missed : tuple of float, or None
+        Mean square error by heavy patches that it misses, though a larger near field has them: those of which
+        each moves the mean by more than `MOVES`. A sample seldom has one, and knows nothing of it otherwise.
+        None where it was not measured, since exact scores are cheaper than the near field.
     """
 
     beta: float
@@ -46,6 +54,14 @@ class NearPoint:
     seconds: float
     again: float
     variance: tuple[float, ...]
+    missed: tuple[float, ...] | None
+
+    def sees(self, tolerance: float) -> bool:
+        """Whether standard errors to a tolerance are right: what a sample does not see is small."""
+        if self.missed is None:
+            return True
+        hidden = next((i for i, move in enumerate(MOVES) if move <= tolerance / 2), -1)
+        return self.missed[hidden] <= MISSED * tolerance**2
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,10 @@ class OperatingCurve:
     ----------
     images : int
         Training images that the noisy ones were compared with.
+    exact : float
+        Seconds a pixel of exact scores.
     scan, single : float
-        Seconds a pixel of an exact scan of all these: for all pixels at once, and for one alone.
+        Seconds a pixel of a sample of all these: for all pixels at once, and for one alone.
     least : float
         Share of all these that `auto` samples in any case, in (0, 1].
     near : tuple of NearPoint
@@ -91,6 +109,7 @@ class OperatingCurve:
     """
 
     images: int
+    exact: float
     scan: float
     single: float
     least: float
@@ -103,7 +122,7 @@ class OperatingCurve:
         found = dict(scale.attributes.get(ATTRIBUTE, {}))
         if found.pop("version", None) != VERSION:
             return None
-        near = tuple(NearPoint(**{**point, "variance": tuple(point["variance"])}) for point in found["near"])
+        near = tuple(NearPoint(**_hashable(point)) for point in found["near"])
         top = tuple(TopPoint(**point) for point in found["top"])
         return cls(**{**found, "near": near, "top": top})
 
@@ -137,14 +156,26 @@ class OperatingCurve:
 
     def near_field(
         self, beta: float, tolerance: float, images: int | None = None, steps: bool = False
-    ) -> NearPoint:
-        """Return the near field by which `auto` is expected to take the least time.
+    ) -> tuple[NearPoint | None, float]:
+        """Return the near field by which `auto` is expected to take the least time, and that time.
 
-        Times are known to a tenth or so: of those that are as good as the best, the smallest.
+        Of those whose standard errors are right at all noise levels: what is missed is rare, and seen at one
+        level or another. None, and the time of exact scores, where there is none, or they are cheaper. Times
+        are known to a tenth or so: of those that are as good as the best, the smallest.
         """
-        expected = {point: self.expected(point, tolerance, images, steps) for point in _at(self.near, beta)}
-        good = [point for point in expected if expected[point] <= ALIKE * min(expected.values())]
-        return min(good, key=lambda point: point.seconds)
+        part = 1.0 if images is None else images / self.images
+        blind = {(point.probes, point.candidates) for point in self.near if not point.sees(tolerance)}
+        expected = {
+            point: self.expected(point, tolerance, images, steps)
+            for point in _at(self.near, beta)
+            if (point.probes, point.candidates) not in blind
+        }
+        least = min(expected.values(), default=math.inf)
+        if least > part * self.exact:
+            return None, part * self.exact
+        good = [point for point in expected if expected[point] <= ALIKE * least]
+        best = min(good, key=lambda point: point.seconds)
+        return best, expected[best]
 
     def search(self, beta: float, candidates: int, quality: float) -> TopPoint:
         """Return the search with the fewest probes that finds a share of what the heaviest candidates weigh.
@@ -158,6 +189,10 @@ class OperatingCurve:
         most = max(point.mass for point in points)
         goal = quality if most >= quality else quality * most
         return next(point for point in points if point.mass >= goal)
+
+
+def _hashable(point: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in point.items()}
 
 
 def _at(points: Sequence[Point], beta: float) -> list[Point]:

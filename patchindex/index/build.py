@@ -31,7 +31,6 @@ from patchindex.index.raw import RawWriter, open_raw
 from patchindex.index.store import FORMAT_VERSION, PatchIndex, open_index, read_attributes, scale_group
 from patchindex.index.train import Progress, build_scale
 from patchindex.patches import Geometry
-from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.training import TrainingImages
 
 __all__ = ["build_index"]
@@ -80,7 +79,8 @@ def build_index(
     pca_dims, lists : int, optional
         Code size and number of inverted lists. By default as many principal components as keep the logits'
         variance from what is left out below 0.2 at the lowest noise where a scale is used, by `locality` or
-        any preset, and at most 56; and a list for every 256 patches, up to 131 072.
+        any preset, and at most 56, or as many as keep it below 1, and at most 128; and a list for every 256
+        patches, up to 131 072.
     seed : int
         Seed of the samples that PCA and k-means are trained on.
     threads : int, optional
@@ -281,15 +281,12 @@ def _write_scales(
         unfinished = done.with_name(done.name + ".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         geometry = Geometry.of(plan.machine, scale.k, plan.images[1:3], plan.train_windows)
-        locality = settings["locality"]
-        schedule = None if locality is None else LocalitySchedule(locality["name"], tuple(locality["scales"]))
         build_scale(
             unfinished,
             pixels,
             labels,
             geometry,
-            noise=noise_levels(scale.k, schedule)[0],
-            pca_dims=settings["pca_dims"],
+            dims=scale.dims,
             lists=settings["lists"],
             seed=settings["seed"],
             device=device,

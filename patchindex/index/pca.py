@@ -11,10 +11,12 @@ from torch import Tensor
 from patchindex.patches import Geometry
 from patchindex.windows import pad
 
-__all__ = ["LOGIT_VARIANCE", "MAX_DIMS", "PCA", "default_dims", "fit_pca"]
+__all__ = ["GOOD", "LOGIT_VARIANCE", "MAX_DIMS", "PCA", "USUAL_DIMS", "choose_dims", "fit_pca"]
 
-LOGIT_VARIANCE = 0.2  # that leaving out components may cost at the lowest noise where a scale is used
-MAX_DIMS = 56  # 64 bytes a patch with its id
+# Variance of the logits that leaving out components may cost at the lowest noise where a scale is used: what
+# makes no difference, and what codes need to order patches at all (docs/decisions/0007-size-of-codes.md).
+GOOD, LOGIT_VARIANCE = 0.2, 1.0
+USUAL_DIMS, MAX_DIMS = 56, 128  # 64 bytes a patch with its id, unless more are needed; and at most
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,27 @@ class PCA:
         return out.permute(0, 2, 3, 1).reshape(-1, self.dims)
 
 
-def default_dims(enough: int, pixels: int) -> int:
-    """Round a number of components up to a multiple of 8, within `MAX_DIMS` and what a patch has.
+def choose_dims(left_out: np.ndarray) -> int:
+    """Choose how many components to keep: as few as make no difference, or as many as are worth their bytes.
+
+    Beyond `USUAL_DIMS` they are worth it while codes do not order the patches. A multiple of 8, which FAISS's
+    vectorised code needs.
+
+    Parameters
+    ----------
+    left_out : array, shape (values of a patch,)
+        Variance of the logits that keeping 1, 2, ... components costs, descending.
 
     Examples
     --------
-    >>> default_dims(12, 147), default_dims(100, 147), default_dims(9, 9), default_dims(3, 3)
-    (16, 56, 8, 3)
+    >>> [choose_dims(scale / np.arange(1, 148) ** 2) for scale in (10.0, 2000.0, 10000.0, 1e9)]
+    [8, 56, 104, 128]
+    >>> choose_dims(np.zeros(9)), choose_dims(np.zeros(3))
+    (8, 3)
     """
-    whole = pixels // 8 * 8 or pixels
-    return min(-(-enough // 8) * 8, MAX_DIMS, whole)
+    good, needed = (-(-(int((left_out > limit).sum()) + 1) // 8) * 8 for limit in (GOOD, LOGIT_VARIANCE))
+    whole = len(left_out) // 8 * 8 or len(left_out)
+    return min(good, max(USUAL_DIMS, min(needed, MAX_DIMS)), whole)
 
 
 def fit_pca(patches: Tensor, dims: int | None = None, *, noise: float = 0.01) -> PCA:
@@ -100,9 +113,8 @@ def fit_pca(patches: Tensor, dims: int | None = None, *, noise: float = 0.01) ->
     patches : Tensor, shape (n, k, k, C)
         A sample of patches.
     dims : int, optional
-        How many components to keep. By default as few as leave that variance below `LOGIT_VARIANCE`, rounded
-        up to a multiple of 8, which FAISS's vectorised code needs, and at most `MAX_DIMS`. Never more than a
-        patch has pixels times channels.
+        How many components to keep, by default what `choose_dims` chooses. Never more than a patch has pixels
+        times channels.
     noise : float
         beta, the lowest noise variance at which the patches will be compared with a query.
     """
@@ -118,7 +130,7 @@ def fit_pca(patches: Tensor, dims: int | None = None, *, noise: float = 0.01) ->
     energy = variance.cumsum(0) / total if total > 0 else torch.ones_like(variance)
     if dims is None:
         left_out = (total - variance.cumsum(0)) * (1 - noise) / noise
-        dims = default_dims(int((left_out > LOGIT_VARIANCE).sum()) + 1, len(variance))
+        dims = choose_dims(left_out.numpy())
     dims = min(dims, len(variance))
     # A component's sign is arbitrary: make its largest entry positive.
     vectors = vectors[:, :dims].T

@@ -9,28 +9,33 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from patchindex.errors import InputError
 from patchindex.images import ImageSource
 from patchindex.index.ivf import ID_BYTES
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts
-from patchindex.index.pca import MAX_DIMS, default_dims
+from patchindex.index.pca import fit_pca
 from patchindex.index.sorting import BUCKET_BYTES, MOST_BUCKETS
 from patchindex.patches import Geometry
-from patchindex.schedules import LocalitySchedule
+from patchindex.schedules import LocalitySchedule, noise_levels
+from patchindex.windows import gather_patches
 
 __all__ = ["CHUNK_BYTES", "PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_build"]
 
 OVERHEAD_BYTES = 16 << 10  # metadata and file headers of a group of the store
 CHUNK_BYTES = 64 << 20  # what one step of a stage may take
 PCA_SAMPLE = 20_000  # patches
+SURVEY_IMAGES, SURVEY_PATCHES = 512, 8192  # by which the size of codes is chosen
 
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """Forecast of one scale; all but `k` and `patches` are upper bounds.
+    """Forecast of one scale; all bytes are upper bounds.
 
-    `scratch_bytes` is what it takes on disk beside the store while it is built.
+    `dims` is how many principal components its codes keep, and `scratch_bytes` what it takes on disk beside
+    the store while it is built.
     """
 
     k: int
@@ -94,7 +99,7 @@ def plan_build(
     Raises
     ------
     InputError
-        When a setting is not acceptable.
+        When a setting is not acceptable, or an image cannot be read.
     """
     n, height, width, channels = source.shape
     schedule = None if locality is None else LocalitySchedule.of(locality)
@@ -114,19 +119,27 @@ def plan_build(
     if schedule is not None and scales is not None:
         schedule = schedule.nearest(wanted)
     labels = 0 if source.labels is None else len(np.unique(source.labels))
-    indexed = [_plan_scale(g, n, channels, labels, pca_dims, lists) for g in geometries if not g.is_exact]
+    indexed = [g for g in geometries if not g.is_exact]
+    survey = None if pca_dims or not indexed else _survey(source)
+    planned = []
+    for geometry in indexed:
+        pixels = geometry.k**2 * channels
+        dims = min(pca_dims or pixels, pixels)
+        if survey is not None:
+            noise = noise_levels(geometry.k, schedule)[0]
+            dims = fit_pca(_patches(survey, geometry), noise=noise).dims
+        planned.append(_plan_scale(geometry, n, channels, labels, dims, lists))
     # An image has its number in the source and its label beside it; the labels are listed once more.
     images_bytes = n * (height * width * channels + 16) + 32 * labels + OVERHEAD_BYTES
-    plan = BuildPlan(machine, train_windows, source.shape, images_bytes, tuple(indexed))
+    plan = BuildPlan(machine, train_windows, source.shape, images_bytes, tuple(planned))
     return plan, schedule
 
 
 def _plan_scale(
-    geometry: Geometry, images: int, channels: int, labels: int, pca_dims: int | None, lists: int | None
+    geometry: Geometry, images: int, channels: int, labels: int, dims: int, lists: int | None
 ) -> ScalePlan:
     patches = images * geometry.patches_per_image
     pixels = geometry.k**2 * channels
-    dims = min(pixels, pca_dims) if pca_dims else default_dims(MAX_DIMS, pixels)
     by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     n_lists = int(list_counts(by_class, lists).sum())
     # A list has its centroid in the FAISS file and beside it, a mean and variances, its length, and a count a
@@ -143,6 +156,19 @@ def _plan_scale(
     training = 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
     memory = max(training, 3 * bucket + 16 * n_lists * dims) + n_lists * a_list + 2 * CHUNK_BYTES
     return ScalePlan(geometry.k, patches, n_lists, dims, stored, patches * record, memory)
+
+
+def _survey(source: ImageSource) -> Tensor:
+    """Return images spread evenly over a source."""
+    some = np.linspace(0, len(source) - 1, min(SURVEY_IMAGES, len(source))).astype(int)
+    return torch.from_numpy(source.read(some))
+
+
+def _patches(images: Tensor, geometry: Geometry) -> Tensor:
+    """Return patches spread at random over some images, (n, k, k, C)."""
+    total = len(images) * geometry.patches_per_image
+    ids = np.random.default_rng(geometry.k).choice(total, min(SURVEY_PATCHES, total), replace=False)
+    return gather_patches(images, geometry, torch.from_numpy(np.sort(ids)))
 
 
 def parse_memory(memory: int | str | None) -> int:

@@ -40,8 +40,7 @@ def build_scale(
     labels: np.ndarray | None,
     geometry: Geometry,
     *,
-    noise: float,
-    pca_dims: int | None,
+    dims: int,
     lists: int | None,
     seed: int,
     device: torch.device,
@@ -59,15 +58,15 @@ def build_scale(
         Ascending.
     geometry : Geometry
         Machine and locality scale.
-    noise : float
-        The lowest noise variance at which the scale will be used.
-    pca_dims, lists, seed, device, progress
+    dims : int
+        How many principal components its codes keep.
+    lists, seed, device, progress
         As for `build_index`.
     """
     stage = f"k={geometry.k}"
     clock = [time.perf_counter()]
     rng = np.random.default_rng([seed, geometry.k])
-    pca = fit_pca(_sample(pixels, geometry, rng), pca_dims, noise=noise)
+    pca = fit_pca(_sample(pixels, geometry, rng), dims)
     by_class = len(pixels) * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     counts = list_counts(by_class, lists)
     sample, classes = _training_sample(pixels, geometry, pca, counts, rng, device)

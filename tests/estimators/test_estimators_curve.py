@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from patchindex.estimators.curve import ATTRIBUTE, NearPoint, OperatingCurve, TopPoint, best_share
+from patchindex.estimators.curve import (
+    ATTRIBUTE,
+    MISSED,
+    MOVES,
+    NearPoint,
+    OperatingCurve,
+    TopPoint,
+    best_share,
+)
 
+NOTHING = (0.0,) * len(MOVES)
 CURVE = OperatingCurve(
     images=1000,
+    exact=8e-4,
     scan=1e-3,
     single=2e-2,
     least=0.01,
     near=(
-        NearPoint(0.1, 64, 64, 1e-5, 1e-5, (1e-5, 2e-5, 1e-4)),
-        NearPoint(0.1, 512, 512, 8e-5, 2e-5, (1e-6, 2e-6, 1e-5)),
-        NearPoint(0.8, 64, 64, 1e-5, 1e-5, (1e-8, 1e-8, 1e-8)),
+        NearPoint(0.1, 64, 64, 1e-5, 1e-5, (1e-5, 2e-5, 1e-4), NOTHING),
+        NearPoint(0.1, 512, 512, 8e-5, 2e-5, (1e-6, 2e-6, 1e-5), NOTHING),
+        NearPoint(0.8, 64, 64, 1e-5, 1e-5, (1e-8, 1e-8, 1e-8), NOTHING),
     ),
     top=tuple(
         TopPoint(0.1, probes, candidates, 1e-6 * probes, mass)
@@ -53,15 +64,46 @@ def test_what_is_expected_follows_from_what_was_measured():
 
 
 def test_a_tight_tolerance_is_worth_a_larger_near_field():
-    assert CURVE.near_field(0.1, 0.1).probes == 64
-    assert CURVE.near_field(0.1, 0.003).probes == 512
-    assert CURVE.near_field(0.12, 0.003).probes == 512
-    assert CURVE.near_field(0.9, 0.003).probes == 64
+    def probes(*query):
+        return CURVE.near_field(*query)[0].probes
+
+    assert probes(0.1, 0.1) == 64
+    assert probes(0.1, 0.003) == 512
+    assert probes(0.12, 0.003) == 512
+    assert probes(0.9, 0.003) == 64
     # In a trajectory it costs less.
-    between = [t for t in np.geomspace(0.002, 0.1, 200) if CURVE.near_field(0.1, t, None, True).probes == 512]
-    assert max(between) > max(
-        t for t in np.geomspace(0.002, 0.1, 200) if CURVE.near_field(0.1, t).probes == 512
-    )
+    tolerances = np.geomspace(0.002, 0.1, 200)
+    between = [t for t in tolerances if probes(0.1, t, None, True) == 512]
+    assert max(between) > max(t for t in tolerances if probes(0.1, t) == 512)
+
+
+def test_exact_scores_are_chosen_where_they_are_cheaper():
+    point, seconds = CURVE.near_field(0.1, 0.003)
+    assert seconds == CURVE.expected(point, 0.003) < CURVE.exact
+    assert CURVE.near_field(0.1, 1e-4) == (None, CURVE.exact)
+    assert CURVE.near_field(0.1, 0.003, 20) == (None, 0.02 * CURVE.exact)
+
+
+def test_a_near_field_that_misses_heavy_patches_is_not_chosen():
+    """A patch that moves a hundredth of all pixels by .2, which a sample does not tell."""
+    missed = tuple(0.04 / 100 if move < 0.2 else 0.0 for move in MOVES)
+    near, wide, _ = CURVE.near
+    blind = replace(near, missed=missed)
+    assert blind.sees((0.04 / 100 / MISSED) ** 0.5 * 1.01)
+    assert not blind.sees((0.04 / 100 / MISSED) ** 0.5 * 0.99)
+    assert blind.sees(0.5)  # of which it is a small part
+    tolerance = 0.04
+    assert CURVE.near_field(0.1, tolerance)[0] == near
+    assert replace(CURVE, near=(blind, wide)).near_field(0.1, tolerance)[0] == wide
+    # Nor at another noise level; where it was not measured, exact scores are cheaper anyway.
+    other = replace(blind, beta=0.8)
+    for where in (0.1, 0.8):
+        near_field = replace(CURVE, near=(near, wide, other, replace(wide, beta=0.8))).near_field
+        assert near_field(where, tolerance)[0].probes == wide.probes
+    both = (blind, replace(wide, missed=missed))
+    assert replace(CURVE, near=both).near_field(0.1, tolerance) == (None, CURVE.exact)
+    dear = replace(near, seconds=1.0, missed=None)
+    assert replace(CURVE, near=(dear,)).near_field(0.1, tolerance) == (None, CURVE.exact)
 
 
 def test_a_search_is_the_cheapest_that_is_good_enough():
