@@ -14,19 +14,11 @@ import torch
 
 from patchindex.backends import pool
 from patchindex.estimators.base import Data, Query, index_of, scale_of
+from patchindex.estimators.lists import CELLS, NearLists
 from patchindex.exact.sampled import Members
 from patchindex.index import ScaleIndex
-from patchindex.index.codes import CODES, NEVER, Queries
-from patchindex.index.nearest import (
-    Best,
-    Scratch,
-    best_codes,
-    best_lists,
-    capacity,
-    list_tiles,
-    patch_ids,
-    visitors_of,
-)
+from patchindex.index.codes import NEVER
+from patchindex.index.nearest import capacity
 from patchindex.index.spread import (
     DEPTH,
     REACH,
@@ -40,12 +32,11 @@ from patchindex.index.spread import (
     spread_tables,
     sums_of,
 )
-from patchindex.simd import aligned
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Near", "NearField"]
 
-CELLS, DEEP_CELLS = 64, 256  # whose lists are looked at
+DEEP_CELLS = 256  # whose lists are looked at, of pixels for which more is retrieved
 SAMPLE = 61  # every so many patch ids tell how images are shared out
 FEWER = (8, 4)  # times as few probes and candidates, where most of the near field is known
 NOTHING = np.empty(0, np.int64)
@@ -66,7 +57,7 @@ class Near(NamedTuple):
     codes : int
         Codes scanned.
     heaviest : array of int64
-        Keys of the heaviest members of each pixel, for the next step to try.
+        Keys of the heaviest members of each pixel, in order of their images, for the next step to try.
     """
 
     members: Members
@@ -111,7 +102,7 @@ class NearField:
         ).numpy()
         self._area = geometry.size[0] * geometry.size[1]
         self._spreading = _Spreading(index.pixels.numpy(), self._scale, query, self._threads)
-        self._lists: dict[int, _Lists] = {}
+        self._lists: dict[int, NearLists] = {}
         self.probes, self.candidates, self._recalled = probes, candidates, recalled
         fewer = FEWER if recalled else (1, 1)
         few = max(1, probes // fewer[0]), max(1, candidates // fewer[1])
@@ -143,7 +134,7 @@ class NearField:
         classes = self._scale.geometry.query_classes.reshape(-1)[rows % self._area]
         ids, codes = np.full((n, candidates), -1, np.int64), np.zeros(n, np.int64)
 
-        def search(lists: _Lists, some: np.ndarray) -> None:
+        def search(lists: NearLists, some: np.ndarray) -> None:
             ids[some], codes[some] = lists.search(self._z[rows[some]], probes, candidates, cells)
 
         # As many pixels at once as there is room for: the more, the fewer times a list is decoded.
@@ -152,7 +143,7 @@ class NearField:
         workers = pool(self._threads)
         for c in np.unique(classes).tolist():
             if c not in self._lists:
-                self._lists[c] = _Lists(self._scale, c, self._label, query, workers, self._threads)
+                self._lists[c] = NearLists(self._scale, c, self._label, query, workers, self._threads)
             lists = self._lists[c]
             mine = np.flatnonzero(classes == c)
             parts = max(min(self._threads, len(mine)), math.ceil(len(mine) / room))
@@ -190,10 +181,11 @@ class _Spreading:
 
         def beside(members: Members) -> Members:
             bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
-            heavy = np.sort(self._keys(members, bar, np.ones(self._n, bool)))
+            # Members are in the order of the keys that they were made from.
+            heavy = self._keys(members, bar, np.ones(self._n, bool))
             wanted = np.zeros(self._n, bool)
             wanted[heavy // area**2] = True
-            known = np.sort(self._keys(members, np.full(area, -np.inf, np.float32), wanted))
+            known = self._keys(members, np.full(area, -np.inf, np.float32), wanted)
             return self._compare(heavy, known, lines, REACH)
 
         # Each thread has images of its own.
@@ -206,7 +198,6 @@ class _Spreading:
         bar = self._bar(parts, top)
         every = np.ones(self._n, bool)
         heaviest = np.concatenate(list(workers.map(lambda part: self._keys(part, bar, every), parts)))
-        heaviest.sort()
         state = SoftmaxState.empty((area,), self._tables.channels)
         table = torch.from_numpy(sums)
         state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
@@ -287,65 +278,3 @@ class _Spreading:
 
 def _room(members: int) -> Members:
     return Members(*(np.empty(members, kind) for kind in (np.int32, np.int32, np.int32, np.float32)))
-
-
-class _Lists:
-    """The lists of a position class at one noise level, to be searched."""
-
-    def __init__(
-        self,
-        scale: ScaleIndex,
-        c: int,
-        label: int | None,
-        query: Query,
-        workers: ThreadPoolExecutor,
-        threads: int,
-    ) -> None:
-        self._codes, self._ids_at = scale.codes(c, label)
-        means, variances, self._bounds, of_cells = scale.moments(c, label)
-        self._a, self._beta, self._workers, self._threads = query.a, query.beta, workers, threads
-        self._lists = self._table(means, variances, self._codes.size, self._bounds)
-        self._cells = self._table(*of_cells, np.array([0, len(of_cells[0])]))
-
-    def _table(
-        self, means: np.ndarray, variances: np.ndarray, sizes: np.ndarray, bounds: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return what `best_lists` takes: tiles, offsets, the first tile of each group, and the groups."""
-        first = np.concatenate([[0], np.cumsum(-(-np.diff(bounds) // CODES))])
-        tiles, offsets = aligned(first[-1] * 2 * means.shape[1] * CODES), aligned(first[-1] * CODES)
-
-        def write(groups: tuple[int, int]) -> None:
-            list_tiles(means, variances, sizes, first, bounds, groups, self._a, self._beta, tiles, offsets)
-
-        edges = np.linspace(0, len(bounds) - 1, self._threads + 1).astype(int).tolist()
-        list(self._workers.map(write, pairwise(edges)))
-        return tiles, offsets, first, bounds
-
-    def search(
-        self, z: np.ndarray, probes: int, candidates: int, most_cells: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of the best codes, (n, candidates), and how many were scanned for each."""
-        n, dims = z.shape
-        u = np.concatenate([z * z, z], 1).reshape(-1)
-
-        def lists_of(table: tuple[np.ndarray, ...], visits: tuple[np.ndarray, np.ndarray], keep: int) -> Best:
-            best = Best.none(n, keep)
-            best_lists(*table, u, 2 * dims, *visits, keep, best, Scratch.of(1, keep))
-            return best
-
-        cells = lists_of(self._cells, (np.array([0, n]), np.arange(n, dtype=np.int32)), most_cells)
-        lists = lists_of(self._lists, _visitors(cells, len(self._bounds) - 1), probes)
-        queries = Queries.of(self._codes, z * (self._a / self._beta), self._a**2 / (2 * self._beta))
-        best, scanned, scratch = Best.none(n, candidates), np.zeros(n, np.int64), Scratch.of(dims, candidates)
-        visits = _visitors(lists, len(self._codes.size))
-        best_codes(self._codes, queries, *visits, candidates, best, scratch, scanned)
-        ids = np.empty((n, candidates), np.int64)
-        patch_ids(self._codes.file, self._ids_at, best, ids)
-        return ids, scanned
-
-
-def _visitors(best: Best, items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the queries that hold each item: those of item i from start[i] to start[i + 1]."""
-    start, visitors = np.zeros(items + 1, np.int64), np.empty(int(best.held.sum()), np.int32)
-    visitors_of(best, start, visitors)
-    return start, visitors

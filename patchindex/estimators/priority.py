@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.backends import pool
 from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
+from patchindex.estimators.lists import NearLists
 from patchindex.index import ScaleIndex
 from patchindex.index.codes import CODES, NEVER, Codes, Queries
 from patchindex.index.rerank import sample_sums, window_tables
@@ -25,6 +26,8 @@ __all__ = ["Drawn", "Priority", "draw"]
 LOG2_E = 1.4426950408889634
 ROWS = 256  # pixels whose lists are weighed in one product: always as many, so that all are rounded alike
 FLOOR = 0.05  # share of the blocks that is drawn evenly from all lists
+# Blocks for each of the lists that are taken for as heavy as the heaviest: those whose means are nearest.
+BLOCKS_A_NEAR_LIST = 16
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,7 @@ class _Lists:
 
     codes: Codes
     ids_at: np.ndarray
+    near: NearLists
     blocks: np.ndarray  # padded, float32
     first_block: np.ndarray
     base: Tensor  # log2, padded
@@ -212,6 +216,7 @@ class _Worker:
         return _Lists(
             codes,
             ids_at,
+            NearLists(self._scale, c, self._label, self._query, pool(self._threads), self._threads),
             padded,
             np.concatenate([[0], np.cumsum(blocks)]),
             torch.nn.functional.pad(base * LOG2_E, padding, value=float(NEVER)),
@@ -228,19 +233,19 @@ class _Worker:
             np.empty((n, capacity), np.float32),
             np.zeros(n, np.int64),
         )
-        with ThreadPoolExecutor(self._threads, "patchindex-priority") as pool:
-            for first, weights in self._weights(lists, pixels):
-                these = slice(first, first + len(weights))
-                mine, drawn = keys[these], [array[these] for array in visits]
-                parts = [
-                    (weights[i], mine[i], Visits(*(array[i] for array in drawn)))
-                    for i in self._shares(len(mine))
-                ]
-                list(pool.map(lambda part: self._choose(lists, *part), parts))
-            if (visits.drawn > capacity).any():
-                raise AssertionError("more blocks were drawn than ten standard deviations allow for")
-            shares = [(pixels[i], keys[i], Visits(*(array[i] for array in visits))) for i in self._shares(n)]
-            done = list(pool.map(lambda part: self._scan(lists, *part), shares))
+        workers = pool(self._threads)
+        for first, weights in self._weights(lists, pixels):
+            these = slice(first, first + len(weights))
+            some, mine, drawn = pixels[these], keys[these], [array[these] for array in visits]
+            parts = [
+                (weights[i], some[i], mine[i], Visits(*(array[i] for array in drawn)))
+                for i in self._shares(len(mine))
+            ]
+            list(workers.map(lambda part: self._choose(lists, *part), parts))
+        if (visits.drawn > capacity).any():
+            raise AssertionError("more blocks were drawn than ten standard deviations allow for")
+        shares = [(pixels[i], keys[i], Visits(*(array[i] for array in visits))) for i in self._shares(n)]
+        done = list(workers.map(lambda part: self._scan(lists, *part), shares))
         return (
             np.concatenate([state for state, _, _ in done]),
             np.concatenate([count for _, count, _ in done]),
@@ -262,11 +267,14 @@ class _Worker:
             torch.addmm(lists.base, z, lists.slopes, out=weights)
             yield first, weights[: len(some)].numpy()
 
-    def _choose(self, lists: _Lists, weights: np.ndarray, keys: np.ndarray, visits: Visits) -> None:
+    def _choose(
+        self, lists: _Lists, weights: np.ndarray, pixels: np.ndarray, keys: np.ndarray, visits: Visits
+    ) -> None:
         room = np.empty((2, len(lists.blocks)), np.float32)
-        choose_blocks(
-            weights, lists.blocks, lists.first_block, float(self._budget), FLOOR, keys, room, visits
-        )
+        z = self._z[torch.from_numpy(pixels)].numpy()
+        near = lists.near.likeliest(z, max(1, self._budget // BLOCKS_A_NEAR_LIST))
+        budget = float(self._budget)
+        choose_blocks(weights, near, lists.blocks, lists.first_block, budget, FLOOR, keys, room, visits)
 
     def _scan(
         self, lists: _Lists, pixels: np.ndarray, keys: np.ndarray, visits: Visits

@@ -38,6 +38,7 @@ REACH = 1  # pixels around, in each direction
 AHEAD = 6  # sources whose pixels are on their way from memory
 DEPTH = np.float32(20)  # nats; what is further below the largest is left to the sample of all patches
 FLOOR = np.float32(-100.0)
+MOST_IMAGES = np.iinfo(np.int32).max
 
 
 class Spread(NamedTuple):
@@ -240,13 +241,18 @@ def largest_logits(pixels, logits, top):  # type: ignore[no-untyped-def]
 @lean
 def merge_by_image(one, two, out):  # type: ignore[no-untyped-def]
     """Merge members in order of their images: those of an image in `one` come before those in `two`."""
-    i = j = 0
-    for n in range(len(out.pixel)):
-        first = j == len(two.image) or (i < len(one.image) and one.image[i] <= two.image[j])
-        source, at = (one, i) if first else (two, j)
-        out.pixel[n], out.image[n] = source.pixel[at], source.image[at]
-        out.place[n], out.logit[n] = source.place[at], source.logit[at]
-        i, j = i + int(first), j + int(not first)
+    i = j = n = 0
+    while n < len(out.pixel):
+        bound = two.image[j] if j < len(two.image) else MOST_IMAGES
+        while i < len(one.image) and one.image[i] <= bound:
+            out.pixel[n], out.image[n] = one.pixel[i], one.image[i]
+            out.place[n], out.logit[n] = one.place[i], one.logit[i]
+            i, n = i + 1, n + 1
+        bound = one.image[i] if i < len(one.image) else MOST_IMAGES
+        while j < len(two.image) and two.image[j] < bound:
+            out.pixel[n], out.image[n] = two.pixel[j], two.image[j]
+            out.place[n], out.logit[n] = two.place[j], two.logit[j]
+            j, n = j + 1, n + 1
 
 
 @lean
