@@ -122,7 +122,7 @@ class NearField:
         """
         more = times * self.probes, times * self.candidates
         ids, codes = self._search(i * self._area + pixels, *more, DEEP_CELLS)
-        known = near.heaviest[np.isin(near.heaviest % self._area, pixels)]
+        known = near.heaviest[np.isin(self._spreading.tables.pixels_of(near.heaviest), pixels)]
         members, state, heaviest = self._spreading.run(i, ids, pixels, known, around=False)
         return Near(members, state, int(codes.sum()), heaviest)
 
@@ -156,7 +156,7 @@ class _Spreading:
 
     def __init__(self, images: np.ndarray, scale: ScaleIndex, query: Query, threads: int) -> None:
         self._images, self._geometry, self._query = images.reshape(-1), scale.geometry, query
-        self._tables = spread_tables(scale.geometry, query.x.shape[1])
+        self.tables = spread_tables(scale.geometry, query.x.shape[1])
         self._scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
         self._threads = threads
         self._n = len(images)
@@ -168,13 +168,13 @@ class _Spreading:
 
         With `around`, heavy ones are tried for the pixels around.
         """
-        area = self._tables.height * self._tables.width
-        lines = query_lines(self._query.x[i], self._tables, self._query.a)
-        top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self._tables.channels))
+        area = self.tables.height * self.tables.width
+        lines = query_lines(self._query.x[i], self.tables, self._query.a)
+        top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self.tables.channels))
 
         def retrieved(images: tuple[int, int]) -> Members:
-            found = self._written(ids.size, partial(pair_keys, ids, pixels, self._tables, images))
-            again = slice(*np.searchsorted(recalled, [end * area**2 for end in images]))
+            found = self._written(ids.size, partial(pair_keys, ids, pixels, self.tables, images))
+            again = slice(*np.searchsorted(recalled, [end << 2 * self.tables.bits for end in images]))
             keys = np.concatenate([found, recalled[again]])
             keys.sort()
             return self._compare(keys, NOTHING, lines, 0)
@@ -184,7 +184,7 @@ class _Spreading:
             # Members are in the order of the keys that they were made from.
             heavy = self._keys(members, bar, np.ones(self._n, bool))
             wanted = np.zeros(self._n, bool)
-            wanted[heavy // area**2] = True
+            wanted[self.tables.images_of(heavy)] = True
             known = self._keys(members, np.full(area, -np.inf, np.float32), wanted)
             return self._compare(heavy, known, lines, REACH)
 
@@ -198,7 +198,7 @@ class _Spreading:
         bar = self._bar(parts, top)
         every = np.ones(self._n, bool)
         heaviest = np.concatenate(list(workers.map(lambda part: self._keys(part, bar, every), parts)))
-        state = SoftmaxState.empty((area,), self._tables.channels)
+        state = SoftmaxState.empty((area,), self.tables.channels)
         table = torch.from_numpy(sums)
         state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
         state.weight, state.weight_sq = table[:, 0], table[:, 1]
@@ -250,7 +250,7 @@ class _Spreading:
 
         def summed(members: Members) -> tuple[Members, np.ndarray]:
             mine, count = np.zeros_like(sums), np.zeros(1, np.int64)
-            sums_of(self._images, len(top), self._tables.channels, *members, top, mine, count)
+            sums_of(self._images, len(top), self.tables.channels, *members, top, mine, count)
             return Members(*(array[: count[0]] for array in members)), mine
 
         done = list(workers.map(summed, parts))
@@ -260,12 +260,12 @@ class _Spreading:
     def _compare(self, keys: np.ndarray, known: np.ndarray, lines: np.ndarray, reach: int) -> Members:
         members = _room(len(keys) * (2 * reach + 1) ** 2)
         count = np.zeros(1, np.int64)
-        spread_logits(self._images, keys, lines, self._scale, self._tables, reach, known, members, count)
+        spread_logits(self._images, keys, lines, self._scale, self.tables, reach, known, members, count)
         return Members(*(array[: count[0]] for array in members))
 
     def _keys(self, members: Members, bar: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Return the keys of members of wanted images that reach their pixel's bar."""
-        write = partial(keys_above, self._tables, *members, bar, wanted)
+        write = partial(keys_above, self.tables, *members, bar, wanted)
         return self._written(len(members.pixel), write)
 
     @staticmethod

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchindex.index.rerank import LOG2_E, PADDING
 from patchindex.patches import Geometry
-from patchindex.simd import LANES, compiled, exp2, lean, load_lanes, splat_lanes, store
+from patchindex.simd import LANES, compiled, exp2, inlined, lean, load_lanes, splat_lanes, store
 from patchindex.simd_codes import load_bytes, prefetch, sum_lanes
 
 __all__ = [
@@ -56,6 +56,10 @@ class Spread(NamedTuple):
         Whether training windows do.
     same_y, same_x : array of bool, shape (H, H) and (W, W)
         Which training positions a query position is compared with.
+    y_of, x_of : array of int64, shape (H * W,)
+        Row and column of a raster number.
+    bits : int
+        That a raster number takes in a key.
     """
 
     k: int
@@ -70,6 +74,17 @@ class Spread(NamedTuple):
     wrapped_x: bool
     same_y: np.ndarray
     same_x: np.ndarray
+    y_of: np.ndarray
+    x_of: np.ndarray
+    bits: int
+
+    def pixels_of(self, keys: np.ndarray) -> np.ndarray:
+        """Return the pixels of keys, raster numbers."""
+        return keys & ((1 << self.bits) - 1)
+
+    def images_of(self, keys: np.ndarray) -> np.ndarray:
+        """Return the training images of keys."""
+        return keys >> 2 * self.bits
 
 
 def spread_tables(geometry: Geometry, channels: int) -> Spread:
@@ -87,6 +102,8 @@ def spread_tables(geometry: Geometry, channels: int) -> Spread:
         x.train_padding == "wrapped",
         y.compared,
         x.compared,
+        *np.divmod(np.arange(y.size * x.size), x.size),
+        (y.size * x.size - 1).bit_length(),
     )
 
 
@@ -111,12 +128,12 @@ def query_lines(x: Tensor, spread: Spread, a: float) -> np.ndarray:
 def pair_keys(ids, pixels, spread, images, keys, found):  # type: ignore[no-untyped-def]
     """Write pairs of a pixel and one of its patches, of images `images[0]` to `images[1] - 1`, as numbers.
 
-    A pair is `(image H W + offset) H W + pixel`, so that those of the same image and offset are neighbours
-    once they are sorted. `ids` (rows, most) has the patch ids of each of `pixels` (rows,), -1 for none,
-    `keys` room for all of them, and `found[0]` is set to how many there are.
+    A pair is a key: the image, then the offset and the pixel, raster numbers of `bits` bits each, so that
+    those of the same image and offset are neighbours once they are sorted. `ids` (rows, most) has the patch
+    ids of each of `pixels` (rows,), -1 for none, `keys` room for all of them, and `found[0]` is set to how
+    many there are.
     """
-    height, width = spread.height, spread.width
-    area, per_row = height * width, len(spread.columns)
+    height, width, bits, per_row = spread.height, spread.width, spread.bits, len(spread.columns)
     per_image = len(spread.rows) * per_row
     first, end = images[0] * per_image, images[1] * per_image
     n = 0
@@ -130,9 +147,20 @@ def pair_keys(ids, pixels, spread, images, keys, found):  # type: ignore[no-unty
             image, place = patch // per_image, patch % per_image
             row, column = spread.rows[place // per_row] - y, spread.columns[place % per_row] - x
             offset = (row + height * int(row < 0)) * width + column + width * int(column < 0)
-            keys[n] = (image * area + offset) * area + pixel
+            keys[n] = ((image << bits) + offset << bits) + pixel
             n += 1
     found[0] = n
+
+
+@inlined
+def _patch_of(key, spread):  # type: ignore[no-untyped-def]
+    """Return a key's image, and the row and column of the patch's centre there."""
+    mask = (1 << spread.bits) - 1
+    pixel, offset = key & mask, key >> spread.bits & mask
+    y, x = spread.y_of[pixel] + spread.y_of[offset], spread.x_of[pixel] + spread.x_of[offset]
+    y -= spread.height * int(y >= spread.height)
+    x -= spread.width * int(x >= spread.width)
+    return key >> 2 * spread.bits, y, x
 
 
 @compiled
@@ -143,7 +171,7 @@ def spread_logits(images, keys, lines, scale, spread, reach, known, members, fou
     written twice, and none of those in `known`, keys as `pair_keys` returns them. `members` has room for
     `(2 reach + 1)^2` a pair, and `found[0]` is set to how many there are.
     """
-    height, width, channels, k = spread.height, spread.width, spread.channels, spread.k
+    height, width, channels, k, bits = spread.height, spread.width, spread.channels, spread.k, spread.bits
     area, pad = height * width, k // 2 + reach
     side = k + 2 * reach
     line = -(-side * channels // LANES) * LANES
@@ -159,27 +187,38 @@ def spread_logits(images, keys, lines, scale, spread, reach, known, members, fou
     query_line = lines.shape[1]
     flat = lines.reshape(-1)
     n = 0
-    seen = np.searchsorted(known, keys[0] // area * area) if len(keys) else 0
+    seen = np.searchsorted(known, keys[0] >> bits << bits) if len(keys) else 0
     for at in range(len(keys)):
-        plane, pixel = keys[at] // area, keys[at] % area
-        while seen < len(known) and known[seen] // area <= plane:
-            stamp[known[seen] % area] = known[seen] // area
+        plane, pixel = keys[at] >> bits, keys[at] & (1 << bits) - 1
+        while seen < len(known) and known[seen] >> bits <= plane:
+            stamp[known[seen] & (1 << bits) - 1] = known[seen] >> bits
             seen += 1
-        image, offset = plane // area, plane % area
-        y, x = pixel // width, pixel % width
-        ty, tx = (y + offset // width) % height, (x + offset % width) % width
+        y, x = spread.y_of[pixel], spread.x_of[pixel]
+        image, ty, tx = _patch_of(keys[at], spread)
         if at + AHEAD < len(keys):
-            later = keys[at + AHEAD] // area
-            other = keys[at + AHEAD] % area
-            ly, lx = (
-                (other // width + later % area // width) % height,
-                (other % width + later % width) % width,
-            )
+            later, ly, lx = _patch_of(keys[at + AHEAD], spread)
             for row in range(max(0, ly - pad), min(height, ly + pad + 1)):
-                prefetch(images, ((later // area * height + row) * width + max(0, lx - pad)) * channels)
+                prefetch(images, ((later * height + row) * width + max(0, lx - pad)) * channels)
         top, left = ty - pad, tx - pad
         last = ((image * height + top + side - 1) * width + left) * channels + line
         inside = top >= 0 and left >= 0 and top + side <= height and left + side <= width
+        if reach == 0 and inside and last <= len(images):  # most of them: nothing is shared, and nothing kept
+            if stamp[pixel] == plane:
+                continue
+            stamp[pixel] = plane
+            sums = splat_lanes(np.float32(0))
+            for r in range(k):
+                q = (y + border + r) * query_line + (x + border) * channels
+                begin = ((image * height + top + r) * width + left) * channels
+                for i in range(0, line, LANES):
+                    difference = load_lanes(flat, q + i) - load_bytes(images, begin + i)
+                    sums = sums + difference * difference * load_lanes(masks, i)
+            members.pixel[n] = pixel
+            members.image[n] = image
+            members.place[n] = ty * width + tx
+            members.logit[n] = -scale * sum_lanes(sums)
+            n += 1
+            continue
         for r in range(side):
             q = (y + border + r) * query_line + (x + border) * channels
             if inside and last <= len(images):
@@ -302,14 +341,13 @@ def keys_above(spread, pixels, patch_images, places, logits, bar, wanted, keys, 
 
     Only those of wanted images, a mask.
     """
-    height, width = spread.height, spread.width
-    area = height * width
+    height, width, bits = spread.height, spread.width, spread.bits
     n = 0
     for i in range(len(pixels)):
         if logits[i] >= bar[pixels[i]] and wanted[patch_images[i]]:
             p, image, at = np.int64(pixels[i]), np.int64(patch_images[i]), np.int64(places[i])
-            y, x = at // width - p // width, at % width - p % width
+            y, x = spread.y_of[at] - spread.y_of[p], spread.x_of[at] - spread.x_of[p]
             offset = (y + height * int(y < 0)) * width + x + width * int(x < 0)
-            keys[n] = (image * area + offset) * area + p
+            keys[n] = ((image << bits) + offset << bits) + p
             n += 1
     found[0] = n
