@@ -28,7 +28,8 @@ from patchindex.estimators.curve import ATTRIBUTE, DEEPER, MOVES, NearPoint, Ope
 from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.topk import rerank
 from patchindex.exact import expected_seconds, scan
-from patchindex.exact.sampled import Members, SampledScan
+from patchindex.exact.members import Members
+from patchindex.exact.sampled import SampledScan
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.store import scale_group
 from patchindex.machine import WORKING_MEMORY, ScoreMachine

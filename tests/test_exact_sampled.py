@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from patchindex.exact import scan
-from patchindex.exact.sampled import Members, SampledScan
+from patchindex.exact.members import Members
+from patchindex.exact.sampled import SampledScan
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages

@@ -15,7 +15,7 @@ import torch
 from patchindex.backends import pool
 from patchindex.estimators.base import Data, Query, index_of, scale_of
 from patchindex.estimators.lists import CELLS, NearLists
-from patchindex.exact.sampled import Members
+from patchindex.exact.members import Members
 from patchindex.index import ScaleIndex
 from patchindex.index.codes import NEVER
 from patchindex.index.nearest import capacity

@@ -45,11 +45,9 @@ __all__ = [
     "NO_LOGIT",
     "Sums",
     "Tile",
-    "find_members",
     "flush",
     "flush_sample",
     "prepare",
-    "remove",
     "scan_all",
     "scan_pixels",
 ]
@@ -350,36 +348,6 @@ def flush(mine, channels, tops, totals):  # type: ignore[no-untyped-def]
             else:
                 totals[pixel, e] = totals[pixel, e] * before + sums * added
             store(mine.sums, at + e * LANES, splat_lanes(np.float32(0)))
-
-
-@compiled
-def find_members(pixels, asked, first, end, found, count):  # type: ignore[no-untyped-def]
-    """Write which members of some ranges are of pixels asked for, a mask; `count[0]` says how many."""
-    n = 0
-    for j in range(len(first)):
-        for i in range(first[j], end[j]):
-            if asked[pixels[i]]:
-                found[n] = i
-                n += 1
-    count[0] = n
-
-
-@compiled
-def remove(mine, channels, pixels, lanes, logits, centres):  # type: ignore[no-untyped-def]
-    """Take members out of a thread's sums: pixel, image of the tile, logit and centre (n, C) of each.
-
-    Logits and centres as in the sums. What was not added, or skipped, may be taken out: it is nothing.
-    """
-    for i in range(len(pixels)):
-        reference = mine.top[pixels[i]]
-        if logits[i] - reference < -mine.threshold:
-            continue
-        w = np.float32(2.0 ** (logits[i] - reference))
-        at = pixels[i] * (2 + channels) * LANES + lanes[i] % LANES
-        mine.sums[at] -= w
-        mine.sums[at + LANES] -= w * w
-        for c in range(channels):
-            mine.sums[at + (2 + c) * LANES] -= w * centres[i, c]
 
 
 @compiled

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,45 +25,16 @@ from patchindex.exact import kernel
 from patchindex.exact.costs import lanes, plan_of
 from patchindex.exact.cpu import new_sums, new_tile, prepare
 from patchindex.exact.frame import SAMPLE, Frame
+from patchindex.exact.members import Members, Placed, Units, find_members, remove
 from patchindex.exact.plan import Plan
 from patchindex.patches import Geometry
 from patchindex.simd import LANES
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["Members", "SampledScan"]
+__all__ = ["SampledScan"]
 
 STEP = 2  # units along either axis from one of a class to the next: neighbouring offsets have like logits
 CLASSES = STEP * STEP
-
-
-class Members(NamedTuple):
-    """Patches that pixels are known to be compared with: arrays of shape (n,).
-
-    Attributes
-    ----------
-    pixel : array of int32
-        Raster number of the pixel.
-    image : array of int32
-        Training image of the patch.
-    place : array of int32
-        Raster number of the patch's centre in it, `y W + x`.
-    logit : array of float32
-    """
-
-    pixel: np.ndarray
-    image: np.ndarray
-    place: np.ndarray
-    logit: np.ndarray
-
-
-class _Cells(NamedTuple):
-    """Members by the cell that they are in, ascending, as `kernel.remove` takes them."""
-
-    cell: np.ndarray
-    pixel: np.ndarray
-    lane: np.ndarray
-    logit: np.ndarray
-    centre: np.ndarray
 
 
 class SampledScan:
@@ -150,31 +120,30 @@ class SampledScan:
         """Return which share of all cells each pixel's sample is, (H, W)."""
         return torch.from_numpy(self._since / self.cells).reshape(self._counts.shape)
 
-    def _place(self, cells: list[int]) -> _Cells:
+    def _place(self, cells: list[int]) -> Placed:
         """Find the members that are in some cells."""
         frame, plan = self._frame, self._frame.plan
-        width = plan.geometry.size[1]
+        wanted = np.zeros(self.cells, bool)
+        wanted[cells] = True
         tiles = np.unique(np.array(cells, np.int64) // self._classes)
         order = np.pad(self._image_order, (0, -self._n % plan.lanes), mode="edge").reshape(-1, plan.lanes)
         images = np.unique(order[tiles]).astype(np.int32)
         first, end = (np.searchsorted(self._known.image, images, side) for side in ("left", "right"))
-        found, count = np.empty(int((end - first).sum()), np.int64), np.zeros(1, np.int64)
-        kernel.find_members(self._known.pixel, self._mask, first, end, found, count)
-        pixel, image, place, logits = (array[found[: count[0]]] for array in self._known)
-        cell = self._tiles[image - self._lo].astype(np.int64)
-        if self._asked is None:
-            rows, columns = np.divmod(pixel, width), np.divmod(place, width)
-            cell = cell * CLASSES + _class_of(
-                _pairs_of(plan)[rows[0], columns[0]], _blocks_of(plan)[rows[1], columns[1]]
-            )
-        order = np.argsort(cell, kind="stable")
-        centres = self._images.reshape(len(self._images), -1, plan.channels)[image[order], place[order]]
+        room = int((end - first).sum()) + 1  # what is not wanted is written, and written over
+        found, cell, count = np.empty(room, np.int64), np.empty(room, np.int64), np.zeros(1, np.int64)
+        units = _units_of_pairs(plan) if self._asked is None else _whole_tiles(plan.geometry)
+        tile_of = self._tiles[images - self._lo]
+        find_members(self._known, self._mask, units, images, first, end, tile_of, wanted, found, cell, count)
+        found, cell = found[: count[0]], cell[: count[0]]
+        by_cell = np.argsort(cell, kind="stable")
+        pixel, image, place, logits = (array[found[by_cell]] for array in self._known)
+        centres = self._images.reshape(len(self._images), -1, plan.channels)[image, place]
         logits = (logits + frame.norms.reshape(-1)[pixel]) / math.log(2)
-        return _Cells(
-            cell[order],
-            pixel[order].astype(np.int64),
-            self._lanes[image[order] - self._lo].astype(np.int64),
-            logits[order].astype(np.float32),
+        return Placed(
+            cell[by_cell],
+            pixel.astype(np.int64),
+            self._lanes[image - self._lo].astype(np.int64),
+            logits.astype(np.float32),
             centres.astype(np.float32) - frame.grey,
         )
 
@@ -228,7 +197,7 @@ class SampledScan:
         self._squares = self._squares * before**2 + squares * added**2
         self._tops = top
 
-    def _work(self, tasks: Iterator[list[int]], known: _Cells) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _work(self, tasks: Iterator[list[int]], known: Placed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scan cells of a tile at a time; return a thread's sums."""
         frame, plan = self._frame, self._frame.plan
         channels = plan.channels
@@ -247,7 +216,7 @@ class SampledScan:
                 else:
                     kernel.scan_pixels(tile, frame.queries[0], plan.direct, self._asked, mine)
                 lo, hi = np.searchsorted(known.cell, (cell, cell + 1))
-                kernel.remove(mine, channels, *(array[lo:hi] for array in known[1:]))
+                remove(mine, channels, *(array[lo:hi] for array in known[1:]))
                 kernel.flush_sample(mine, channels, tops, totals, squares)
         return tops, totals, squares
 
@@ -305,6 +274,26 @@ def _blocks_of(plan: Plan) -> np.ndarray:
                 if query >= 0 and inside and plan.masks[full.mask[block], column % axis.size]:
                     blocks[query, column % axis.size] = block
     return blocks
+
+
+def _units(geometry: Geometry, classes: int, rows: np.ndarray, columns: np.ndarray) -> Units:
+    height, width = geometry.size
+    return Units(classes, *np.divmod(np.arange(height * width), width), rows, columns)
+
+
+@lru_cache(maxsize=32)
+def _units_of_pairs(plan: Plan) -> Units:
+    """Return the class of offsets that compares each query position with each training position."""
+    first = np.zeros((), np.int64)
+    rows, columns = _class_of(_pairs_of(plan), first), _class_of(first, _blocks_of(plan))
+    return _units(plan.geometry, CLASSES, rows, columns)
+
+
+@lru_cache(maxsize=32)
+def _whole_tiles(geometry: Geometry) -> Units:
+    """Return the same for cells that are tiles."""
+    height, width = geometry.size
+    return _units(geometry, 1, np.zeros((height, height), np.int64), np.zeros((width, width), np.int64))
 
 
 @lru_cache(maxsize=32)
