@@ -321,17 +321,14 @@ class _Levels:
     def _top(self, query: Query, heaviest: Tensor) -> Iterator[TopPoint]:
         """Yield the points of a noise level."""
         scale, geometry = self._scale, self._geometry
-        windows = query_windows(query.x, geometry)[self._pixels]
         vectors = (scale.pca.project_queries(query.x, geometry, query.a)[self._pixels] / query.a).numpy()
-        pixels, memory = self._index.pixels, self._data.memory
         for candidates in CANDIDATES:
             whole = heaviest[:, :candidates].double().logsumexp(1)
             for probes in PROBES:
                 start = time.perf_counter()
                 keys = scale.lists.nearest(vectors, self._classes, min(probes, len(scale.lists.centroids)))
                 _, ids = scale.search(vectors, keys, candidates, None)
-                found = torch.from_numpy(ids)
-                state = rerank(pixels, geometry, windows, found, query.a, query.beta, memory)
+                state = rerank(self._data, scale, query, self._pixels, ids)
                 seconds = (time.perf_counter() - start) / len(ids)
                 mass = (state.log_weight() - whole).exp().clamp(0, 1).mean()
                 yield TopPoint(query.beta, probes, candidates, seconds, float(mass))

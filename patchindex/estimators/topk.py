@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from patchindex.errors import InputError
 from patchindex.estimators.base import Data, Estimate, Query, index_of, scale_of
 from patchindex.estimators.curve import OperatingCurve
+from patchindex.estimators.spreading import NOTHING, Spreading
 from patchindex.index import ScaleIndex
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
@@ -18,7 +21,8 @@ __all__ = ["TopK", "rerank"]
 
 PROBES = 32  # where nothing was measured
 IMAGES_A_SEARCH = 4
-RERANK_BYTES = 32 << 20  # larger arrays are new pages of memory every time, which costs more than the work
+RERANK_BYTES = 32 << 20  # of copies of patches, on other devices than the CPU
+PAIR_BYTES = 64  # that a pixel and a patch take while they are compared, on the CPU
 
 
 class TopK:
@@ -97,8 +101,7 @@ class TopK:
             # All lists of a class together hold a patch of every image.
             empty = empty[found[empty, 0] < 0] if probes < len(sizes) else empty[:0]
         ids = torch.from_numpy(found).to(x.device)
-        windows, pixels = query_windows(x, geometry), self._index.pixels_on(x.device)
-        state = rerank(pixels, geometry, windows, ids, a, beta, self._data.memory)
+        state = rerank(self._data, scale, replace(query, x=x), np.arange(len(found)), found)
         state = state.reshape((len(x), *geometry.size))
 
         # Both sides of the captured mass are taken from codes, so that what the PCA leaves out cancels.
@@ -128,28 +131,53 @@ def _patches_of_class(scale: ScaleIndex, label_index: int | None) -> np.ndarray:
     return np.add.reduceat(scale.list_sizes(label_index), scale.lists.bounds[:-1])
 
 
-def rerank(
-    pixels: Tensor, geometry: Geometry, windows: Tensor, ids: Tensor, a: float, beta: float, memory: int
-) -> SoftmaxState:
-    """Return the state of each window's patches, their logits computed from the images.
+def rerank(data: Data, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: np.ndarray) -> SoftmaxState:
+    """Return the states of some pixels' patches, their logits computed from the images.
 
     Parameters
     ----------
-    pixels : Tensor, shape (N, H, W, C), uint8
-        The training images, on the device that does the work.
-    geometry : Geometry
-    windows : Tensor, shape (n, k, k, C)
-        Of noisy images.
-    ids : Tensor, shape (n, candidates), int64
-        Patches; -1 for none.
-    a, beta : float
-        Signal scale and noise variance.
-    memory : int
-        Bytes that temporary arrays may take.
+    data, query
+        As for an estimator.
+    scale : ScaleIndex
+    rows : array of int, shape (n,)
+        Raster numbers of pixels in the whole batch, image after image.
+    ids : array of int64, shape (n, candidates)
+        Patches of each; -1 for none.
+
+    Returns
+    -------
+    SoftmaxState, shape (n,)
+    """
+    if data.device.type != "cpu":
+        pixels, windows = data.index.pixels_on(data.device), query_windows(query.x, scale.geometry)  # type: ignore[union-attr]
+        found = torch.from_numpy(ids).to(data.device)
+        return _rerank_by_torch(pixels, scale.geometry, windows[rows], found, query.a, query.beta)
+    spreading = Spreading(data.index.pixels.numpy(), scale, query, torch.get_num_threads())  # type: ignore[union-attr]
+    images, places = np.divmod(rows, query.x[0, 0].numel())
+    states = []
+    for i in range(len(query.x)):
+        mine = np.flatnonzero(images == i)
+        for some in np.split(mine, range(0, len(mine), max(1, data.memory // (PAIR_BYTES * ids.shape[1]))))[
+            1:
+        ]:
+            _, state, _ = spreading.run(i, ids[some], places[some], NOTHING, around=False)
+            states.append(state[torch.from_numpy(places[some])])
+    state = SoftmaxState.cat(states)
+    state.count = torch.from_numpy((ids >= 0).sum(1))  # all were compared, also those that are negligible
+    order = np.argsort(images, kind="stable")
+    return state[torch.from_numpy(np.argsort(order))]
+
+
+def _rerank_by_torch(
+    pixels: Tensor, geometry: Geometry, windows: Tensor, ids: Tensor, a: float, beta: float
+) -> SoftmaxState:
+    """Do the same on any device, with copies of the patches.
+
+    `pixels` (N, H, W, C) uint8, `windows` (n, k, k, C) and `ids` (n, candidates) are on the device.
     """
     # A patch in flight: uint8 and float pixels, a scaled copy, and 64-bit indices on the way.
     per_query = ids.shape[1] * geometry.k**2 * (13 * windows.shape[3] + 16)
-    step = max(1, min(memory, RERANK_BYTES) // per_query)
+    step = max(1, RERANK_BYTES // per_query)
     middle = geometry.k // 2
     states = []
     for part, window in zip(ids.split(step), windows.split(step), strict=True):

@@ -91,7 +91,7 @@ def test_more_is_retrieved_with_more_probes(store, held_out):
 def test_pixels_learn_from_those_around(store, held_out, monkeypatch):
     near, _ = field(store, held_out(0.2), 0.2, 5, 3, 5)
     spread = near.image(0).state
-    monkeypatch.setattr("patchindex.estimators.near.HEAVY", 2.0)
+    monkeypatch.setattr("patchindex.estimators.spreading.HEAVY", 2.0)
     alone = near.image(0).state
     assert (spread.log_weight() >= alone.log_weight() - 1e-9).all()
     assert int(spread.count.sum()) > int(alone.count.sum())
@@ -99,7 +99,7 @@ def test_pixels_learn_from_those_around(store, held_out, monkeypatch):
 
 def test_the_heaviest_are_kept_for_the_next_step(store, held_out, monkeypatch):
     """About as many as asked for, and none that is lighter than one left out."""
-    monkeypatch.setattr("patchindex.estimators.near.RECALLED", 7)
+    monkeypatch.setattr("patchindex.estimators.spreading.RECALLED", 7)
     near, _ = field(store, held_out(0.4), 0.4, 3, 20, 50)
     found = near.image(0)
     area = held_out(0.4)[0, 0].numel()
@@ -114,7 +114,7 @@ def test_the_heaviest_are_kept_for_the_next_step(store, held_out, monkeypatch):
         again, _ = field(store, held_out(0.4), 0.4, 3, 1, 1)
         again._ids[:] = -1
         again._recalled = [found.heaviest[near._spreading.tables.pixels_of(found.heaviest) == pixel]]
-        monkeypatch.setattr("patchindex.estimators.near.HEAVY", 2.0)
+        monkeypatch.setattr("patchindex.estimators.spreading.HEAVY", 2.0)
         tried = again.image(0).members
         assert (tried.pixel == pixel).all()
         np.testing.assert_array_equal(np.sort(tried.logit)[::-1], logits[: kept[pixel]])

@@ -9,8 +9,9 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
-from patchindex.estimators import ESTIMATORS, topk
+from patchindex.estimators import ESTIMATORS, Data, Query, topk
 from patchindex.exact import scan
+from patchindex.windows import query_windows
 
 EVERYTHING = 10**6
 
@@ -27,9 +28,9 @@ def retrieved(monkeypatch, machine, x, t, k):
     states, found = [], []
     real = topk.rerank
 
-    def spy(pixels, geometry, windows, ids, *rest):
-        states.append(real(pixels, geometry, windows, ids, *rest))
-        found.append(ids)
+    def spy(data, scale, query, rows, ids):
+        states.append(real(data, scale, query, rows, ids))
+        found.append(torch.from_numpy(ids))
         return states[-1]
 
     with monkeypatch.context() as patched:
@@ -247,3 +248,32 @@ def test_cuda_agrees_with_the_cpu(store, held_out, estimator):
     assert on_gpu.mean.device.type == "cuda"
     # float32 sums in another order; with topk the last candidates may differ, which hold next to nothing.
     torch.testing.assert_close(on_gpu.mean.cpu(), on_cpu.mean, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("machine", ["ELS", "bbELS"])
+def test_both_ways_of_reranking_agree(held_out, machine, real_images, tmp_path):
+    """What other devices do, on the CPU: rows of several images, in any order, some without patches."""
+    images = real_images(20, 12)[0]
+    index = pi.build_index(images, tmp_path / "s.zarr", scales=[5], machine=machine)
+    x, beta, scale = held_out(0.5), brute.beta_of(0.5), index.scale(5)
+    query = Query(x, (1 - beta) ** 0.5, beta, 5)
+    rng = np.random.default_rng(0)
+    rows = rng.choice(x[:, 0].numel(), 40, replace=False)
+    per_image = scale.geometry.patches_per_image
+    ids = np.full((40, 30), -1)
+    classes = scale.geometry.query_classes.reshape(-1)[rows % x[0, 0].numel()]
+    for row, (mine, c) in enumerate(zip(ids, classes, strict=True)):
+        places = np.flatnonzero(scale.geometry.train_classes == c)
+        found = [place + image * per_image for image in range(20) for place in places]
+        some = rng.permutation(found)[: row % 30]
+        mine[: len(some)] = some
+    data = Data(index.training, machine, "valid", index, torch.device("cpu"), 40 * 64 * 7)
+    got = topk.rerank(data, scale, query, rows, ids)
+    windows = query_windows(x, scale.geometry)[torch.from_numpy(rows)]
+    want = topk._rerank_by_torch(
+        index.pixels, scale.geometry, windows, torch.from_numpy(ids), query.a, query.beta
+    )
+    assert torch.equal(got.count, want.count)
+    some = want.count > 0
+    torch.testing.assert_close(got[some].mean(), want[some].mean(), rtol=0, atol=2e-5)
+    torch.testing.assert_close(got[some].log_weight(), want[some].log_weight(), rtol=1e-5, atol=1e-4)

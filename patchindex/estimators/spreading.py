@@ -1,0 +1,197 @@
+"""The exact comparison of retrieved patches with pixels, and of the same patches moved for those around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from patchindex.backends import pool
+from patchindex.estimators.base import Query
+from patchindex.exact.members import Members
+from patchindex.index import ScaleIndex
+from patchindex.index.codes import NEVER
+from patchindex.index.spread import (
+    DEPTH,
+    REACH,
+    count_below,
+    keys_above,
+    largest_logits,
+    merge_by_image,
+    pair_keys,
+    query_lines,
+    spread_logits,
+    spread_tables,
+    sums_of,
+)
+from patchindex.softmax import SoftmaxState
+
+__all__ = ["NOTHING", "Spreading"]
+
+SAMPLE = 61  # every so many patch ids tell how images are shared out
+NOTHING = np.empty(0, np.int64)
+RECALLED = 1024  # members of a pixel that the next step is to try
+BINS = 256  # of logits, by which these are found
+HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
+
+
+class Spreading:
+    """Exact logits of retrieved patches, read where they lie in the uint8 images.
+
+    Parameters
+    ----------
+    images : array of uint8, shape (N, H, W, C)
+        The training images, which may be memory-mapped.
+    scale : ScaleIndex
+    query : Query
+        The noisy images.
+    threads : int
+    """
+
+    def __init__(self, images: np.ndarray, scale: ScaleIndex, query: Query, threads: int) -> None:
+        self._images, self._geometry, self._query = images.reshape(-1), scale.geometry, query
+        self.tables = spread_tables(scale.geometry, query.x.shape[1])
+        self._scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
+        self._threads = threads
+        self._n = len(images)
+
+    def run(
+        self, i: int, ids: np.ndarray, pixels: np.ndarray, recalled: np.ndarray, around: bool = True
+    ) -> tuple[Members, SoftmaxState, np.ndarray]:
+        """Compare patches with the pixels of noisy image i that found them.
+
+        Parameters
+        ----------
+        i : int
+        ids : array of int64, shape (n, most)
+            Patches that each pixel found; -1 for none.
+        pixels : array of int, shape (n,)
+            Raster numbers of these pixels.
+        recalled : array of int64
+            Keys of more members, in order of their images.
+        around : bool
+            Whether heavy ones are tried for the pixels around as well.
+
+        Returns
+        -------
+        Members
+            In order of their images, without those that are negligible.
+        SoftmaxState, shape (H * W,)
+            Their sums.
+        array of int64
+            Keys of the heaviest of each pixel, in order of their images.
+        """
+        area = self.tables.height * self.tables.width
+        lines = query_lines(self._query.x[i], self.tables, self._query.a)
+        top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self.tables.channels))
+
+        def retrieved(images: tuple[int, int]) -> Members:
+            found = self._written(ids.size, partial(pair_keys, ids, pixels, self.tables, images))
+            again = slice(*np.searchsorted(recalled, [end << 2 * self.tables.bits for end in images]))
+            keys = np.concatenate([found, recalled[again]])
+            keys.sort()
+            return self._compare(keys, NOTHING, lines, 0)
+
+        def beside(members: Members) -> Members:
+            bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
+            # Members are in the order of the keys that they were made from.
+            heavy = self._keys(members, bar, np.ones(self._n, bool))
+            wanted = np.zeros(self._n, bool)
+            wanted[self.tables.images_of(heavy)] = True
+            known = self._keys(members, np.full(area, -np.inf, np.float32), wanted)
+            return self._compare(heavy, known, lines, REACH)
+
+        # Each thread has images of its own.
+        workers = pool(self._threads)
+        parts = self._add(workers, list(workers.map(retrieved, self._shares(ids))), top, sums)
+        more = [_room(0)] * len(parts)
+        if around:
+            more = self._add(workers, list(workers.map(beside, parts)), top, sums)
+        members, parts = self._merged(workers, parts, more)
+        bar = self._bar(parts, top)
+        every = np.ones(self._n, bool)
+        heaviest = np.concatenate(list(workers.map(lambda part: self._keys(part, bar, every), parts)))
+        state = SoftmaxState.empty((area,), self.tables.channels)
+        table = torch.from_numpy(sums)
+        state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
+        state.weight, state.weight_sq = table[:, 0], table[:, 1]
+        state.centre = table[:, 2:] / 127.5 - table[:, :1]
+        state.count = torch.from_numpy(np.bincount(members.pixel, minlength=area))
+        return members, state, heaviest
+
+    @staticmethod
+    def _merged(
+        workers: ThreadPoolExecutor, parts: list[Members], more: list[Members]
+    ) -> tuple[Members, list[Members]]:
+        """Return all members in order of their images, and those of each thread's images."""
+        ends = np.cumsum([0] + [len(a.pixel) + len(b.pixel) for a, b in zip(parts, more, strict=True)])
+        members = _room(int(ends[-1]))
+        merged = [Members(*(array[lo:hi] for array in members)) for lo, hi in pairwise(ends)]
+        list(workers.map(merge_by_image, parts, more, merged))
+        return members, merged
+
+    @staticmethod
+    def _bar(parts: list[Members], top: np.ndarray) -> np.ndarray:
+        """Return the logit from which on a pixel has about `RECALLED` members, twice as many at most."""
+        counts = np.zeros((len(top), BINS), np.int32)
+        for part in parts:
+            count_below(part.pixel, part.logit, top, counts)
+        total = counts.cumsum(1)
+        bins = np.minimum((total < RECALLED).sum(1) + 1, (total <= 2 * RECALLED).sum(1))
+        return top - (bins * (DEPTH / BINS)).astype(np.float32)
+
+    def _shares(self, ids: np.ndarray) -> list[tuple[int, int]]:
+        """Cut the images into a range for each thread, with about as many of these patches each."""
+        some = ids.reshape(-1)[::SAMPLE]
+        some = np.sort(some[some >= 0]) // self._geometry.patches_per_image
+        edges = [0] * (self._threads + 1)
+        edges[-1] = self._n
+        for j in range(1, self._threads):
+            edges[j] = int(some[j * len(some) // self._threads]) if len(some) else 0
+        return list(pairwise(edges))
+
+    def _add(
+        self, workers: ThreadPoolExecutor, parts: list[Members], top: np.ndarray, sums: np.ndarray
+    ) -> list[Members]:
+        """Add members to the sums, relative to the largest logits; return those that are not negligible."""
+        lower = top.copy()
+        for part in parts:
+            largest_logits(part.pixel, part.logit, top)
+        factor = np.exp(np.maximum(lower - top, -500.0, dtype=np.float64))[:, None]
+        sums[:, 1:2] *= factor
+        sums *= factor
+
+        def summed(members: Members) -> tuple[Members, np.ndarray]:
+            mine, count = np.zeros_like(sums), np.zeros(1, np.int64)
+            sums_of(self._images, len(top), self.tables.channels, *members, top, mine, count)
+            return Members(*(array[: count[0]] for array in members)), mine
+
+        done = list(workers.map(summed, parts))
+        sums += sum(mine for _, mine in done)
+        return [members for members, _ in done]
+
+    def _compare(self, keys: np.ndarray, known: np.ndarray, lines: np.ndarray, reach: int) -> Members:
+        members = _room(len(keys) * (2 * reach + 1) ** 2)
+        count = np.zeros(1, np.int64)
+        spread_logits(self._images, keys, lines, self._scale, self.tables, reach, known, members, count)
+        return Members(*(array[: count[0]] for array in members))
+
+    def _keys(self, members: Members, bar: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Return the keys of members of wanted images that reach their pixel's bar."""
+        write = partial(keys_above, self.tables, *members, bar, wanted)
+        return self._written(len(members.pixel), write)
+
+    @staticmethod
+    def _written(room: int, write: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
+        """Return the keys that a kernel wrote to an array: as many as the count says that it set."""
+        keys, count = np.empty(room, np.int64), np.zeros(1, np.int64)
+        write(keys, count)
+        return keys[: count[0]]
+
+
+def _room(members: int) -> Members:
+    return Members(*(np.empty(members, kind) for kind in (np.int32, np.int32, np.int32, np.float32)))
