@@ -162,10 +162,10 @@ def rerank(data: Data, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: n
         ]:
             _, state, _ = spreading.run(i, ids[some], places[some], NOTHING, around=False)
             states.append(state[torch.from_numpy(places[some])])
-    state = SoftmaxState.cat(states)
-    state.count = torch.from_numpy((ids >= 0).sum(1))  # all were compared, also those that are negligible
     order = np.argsort(images, kind="stable")
-    return state[torch.from_numpy(np.argsort(order))]
+    state = SoftmaxState.cat(states)[torch.from_numpy(np.argsort(order))]
+    state.count = torch.from_numpy((ids >= 0).sum(1))  # all were compared, also those that are negligible
+    return state
 
 
 def _rerank_by_torch(

@@ -255,7 +255,7 @@ def test_both_ways_of_reranking_agree(held_out, machine, real_images, tmp_path):
     """What other devices do, on the CPU: rows of several images, in any order, some without patches."""
     images = real_images(20, 12)[0]
     index = pi.build_index(images, tmp_path / "s.zarr", scales=[5], machine=machine)
-    x, beta, scale = held_out(0.5), brute.beta_of(0.5), index.scale(5)
+    x, beta, scale = held_out(0.5)[:, :, :12, :12], brute.beta_of(0.5), index.scale(5)
     query = Query(x, (1 - beta) ** 0.5, beta, 5)
     rng = np.random.default_rng(0)
     rows = rng.choice(x[:, 0].numel(), 40, replace=False)
