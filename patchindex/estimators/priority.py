@@ -12,7 +12,6 @@ from torch import Tensor
 
 from patchindex.backends import pool
 from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
-from patchindex.estimators.lists import NearLists
 from patchindex.index import ScaleIndex
 from patchindex.index.codes import CODES, NEVER, Codes, Queries
 from patchindex.index.rerank import sample_sums, window_tables
@@ -26,8 +25,6 @@ __all__ = ["Drawn", "Priority", "draw"]
 LOG2_E = 1.4426950408889634
 ROWS = 256  # pixels whose lists are weighed in one product: always as many, so that all are rounded alike
 FLOOR = 0.05  # share of the blocks that is drawn evenly from all lists
-# Blocks for each of the lists that are taken for as heavy as the heaviest: those whose means are nearest.
-BLOCKS_A_NEAR_LIST = 16
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,6 @@ class _Lists:
 
     codes: Codes
     ids_at: np.ndarray
-    near: NearLists
     blocks: np.ndarray  # padded, float32
     first_block: np.ndarray
     base: Tensor  # log2, padded
@@ -216,7 +212,6 @@ class _Worker:
         return _Lists(
             codes,
             ids_at,
-            NearLists(self._scale, c, self._label, self._query, pool(self._threads), self._threads),
             padded,
             np.concatenate([[0], np.cumsum(blocks)]),
             torch.nn.functional.pad(base * LOG2_E, padding, value=float(NEVER)),
@@ -236,10 +231,9 @@ class _Worker:
         workers = pool(self._threads)
         for first, weights in self._weights(lists, pixels):
             these = slice(first, first + len(weights))
-            some, mine, drawn = pixels[these], keys[these], [array[these] for array in visits]
+            mine, drawn = keys[these], [array[these] for array in visits]
             parts = [
-                (weights[i], some[i], mine[i], Visits(*(array[i] for array in drawn)))
-                for i in self._shares(len(mine))
+                (weights[i], mine[i], Visits(*(array[i] for array in drawn))) for i in self._shares(len(mine))
             ]
             list(workers.map(lambda part: self._choose(lists, *part), parts))
         if (visits.drawn > capacity).any():
@@ -267,14 +261,11 @@ class _Worker:
             torch.addmm(lists.base, z, lists.slopes, out=weights)
             yield first, weights[: len(some)].numpy()
 
-    def _choose(
-        self, lists: _Lists, weights: np.ndarray, pixels: np.ndarray, keys: np.ndarray, visits: Visits
-    ) -> None:
+    def _choose(self, lists: _Lists, weights: np.ndarray, keys: np.ndarray, visits: Visits) -> None:
         room = np.empty((2, len(lists.blocks)), np.float32)
-        z = self._z[torch.from_numpy(pixels)].numpy()
-        near = lists.near.likeliest(z, max(1, self._budget // BLOCKS_A_NEAR_LIST))
-        budget = float(self._budget)
-        choose_blocks(weights, near, lists.blocks, lists.first_block, budget, FLOOR, keys, room, visits)
+        choose_blocks(
+            weights, lists.blocks, lists.first_block, float(self._budget), FLOOR, keys, room, visits
+        )
 
     def _scan(
         self, lists: _Lists, pixels: np.ndarray, keys: np.ndarray, visits: Visits

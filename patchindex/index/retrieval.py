@@ -112,11 +112,10 @@ def _mixed(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def choose_blocks(weights, near, blocks, first_block, budget, floor, keys, room, visits):  # type: ignore[no-untyped-def]
+def choose_blocks(weights, blocks, first_block, budget, floor, keys, room, visits):  # type: ignore[no-untyped-def]
     """Draw blocks for each query.
 
-    `weights` (queries, lists padded to BLOCK) are logarithms of the lists' weights and are overwritten; lists
-    that `near`, as `best_lists` leaves it, holds for a query count as much as the heaviest;
+    `weights` (queries, lists padded to BLOCK) are logarithms of the lists' weights and are overwritten;
     `blocks` (padded lists,) float32 and `first_block` (lists + 1,) say how many each list has, and their
     numbers; `keys` is (queries, 2) uint32; `room` is (2, padded lists) float32.
 
@@ -134,8 +133,6 @@ def choose_blocks(weights, near, blocks, first_block, budget, floor, keys, room,
         for i in range(n_lists):
             if blocks[i] > 0 and mine[i] > top:
                 top, heaviest = mine[i], i
-        for i in range(near.held[q]):
-            mine[near.item[q, i]] = top
         for i in range(0, len(mine), LANES):
             store(mine, i, exp2(load_lanes(mine, i) - splat_lanes(top), FLOOR))
         for i in range(len(mine)):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from patchindex.index.codes import CODES, NEVER, Codes, Queries
-from patchindex.index.nearest import Best
 from patchindex.index.retrieval import Kept, Visits, choose_blocks, scan_blocks
 from patchindex.simd import BLOCK, LANES
 
@@ -17,8 +16,8 @@ def keys_of(n, seed=0):
     return RNG(seed).integers(0, 2**32, (n, 2), np.uint32)
 
 
-def chosen(weights, blocks, budget, floor, keys, capacity=None, near=()):
-    """Visits of queries whose lists have these log2 weights, (queries, lists), and these lists nearby."""
+def chosen(weights, blocks, budget, floor, keys, capacity=None):
+    """Visits of queries whose lists have these log2 weights, (queries, lists)."""
     n, lists = weights.shape
     padded = -(-lists // BLOCK) * BLOCK
     table = np.full((n, padded), NEVER, np.float32)
@@ -34,9 +33,7 @@ def chosen(weights, blocks, budget, floor, keys, capacity=None, near=()):
         np.zeros(n, np.int64),
     )
     room = np.empty((2, padded), np.float32)
-    nearby = Best.none(n, max(1, len(near)))
-    nearby.item[:, : len(near)], nearby.held[:] = near, len(near)
-    choose_blocks(table, nearby, counts, first, float(budget), floor, keys, room, visits)
+    choose_blocks(table, counts, first, float(budget), floor, keys, room, visits)
     return visits, first
 
 
@@ -98,19 +95,6 @@ def test_lists_of_thousands_of_blocks(budget):
     each = [2.0 ** visits.log_p[0, visits.list[0] == c].min() for c in (0, 2)]
     np.testing.assert_allclose(per_block[0], each[0], rtol=0.1)
     assert found[:9000].std() < 2 * np.sqrt(n * each[0]) + 1
-
-
-def test_lists_nearby_count_as_much_as_the_heaviest():
-    """Certain where there is budget enough, however little they are expected to weigh."""
-    weights = np.tile(np.array([0.0, -40.0, -1.0, -60.0], np.float32), (2000, 1))
-    blocks = np.array([4, 4, 400, 4])
-    visits, first = chosen(weights, blocks, 100, 0.05, keys_of(2000), near=[1, 3])
-    found = np.zeros(first[-1])
-    for q in range(2000):
-        found[visits.block[q, : visits.drawn[q]]] += 1
-    for c in (0, 1, 3):
-        assert (found[first[c] : first[c + 1]] == 2000).all()
-    assert 0 < found[first[2] : first[3]].mean() < 2000
 
 
 def test_a_budget_for_all_takes_all():
