@@ -74,7 +74,7 @@ class NearLists:
         list(self._workers.map(write, pairwise(edges)))
         return tiles, offsets, first, bounds
 
-    def likeliest(self, z: np.ndarray, probes: int, most_cells: int = CELLS) -> Best:
+    def likeliest(self, z: np.ndarray, probes: int, most_cells: int) -> Best:
         """Return the likeliest lists for projected queries z, (n, dims), in no order."""
         n, dims = z.shape
         u = np.concatenate([z * z, z], 1).reshape(-1)

@@ -148,18 +148,19 @@ def rerank(data: Data, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: n
     -------
     SoftmaxState, shape (n,)
     """
+    index = index_of(data, "topk")
     if data.device.type != "cpu":
-        pixels, windows = data.index.pixels_on(data.device), query_windows(query.x, scale.geometry)  # type: ignore[union-attr]
-        found = torch.from_numpy(ids).to(data.device)
-        return _rerank_by_torch(pixels, scale.geometry, windows[rows], found, query.a, query.beta)
-    spreading = Spreading(data.index.pixels.numpy(), scale, query, torch.get_num_threads())  # type: ignore[union-attr]
+        mine, found = (torch.from_numpy(array).to(data.device) for array in (rows, ids))
+        windows, pixels = query_windows(query.x, scale.geometry)[mine], index.pixels_on(data.device)
+        return _rerank_by_torch(pixels, scale.geometry, windows, found, query.a, query.beta, data.memory)
+    spreading = Spreading(index.pixels.numpy(), scale, query, torch.get_num_threads())
     images, places = np.divmod(rows, query.x[0, 0].numel())
+    step = max(1, data.memory // (PAIR_BYTES * ids.shape[1]))
     states = []
     for i in range(len(query.x)):
-        mine = np.flatnonzero(images == i)
-        for some in np.split(mine, range(0, len(mine), max(1, data.memory // (PAIR_BYTES * ids.shape[1]))))[
-            1:
-        ]:
+        mine_of_image = np.flatnonzero(images == i)
+        for first in range(0, len(mine_of_image), step):
+            some = mine_of_image[first : first + step]
             _, state, _ = spreading.run(i, ids[some], places[some], NOTHING, around=False)
             states.append(state[torch.from_numpy(places[some])])
     order = np.argsort(images, kind="stable")
@@ -169,7 +170,7 @@ def rerank(data: Data, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: n
 
 
 def _rerank_by_torch(
-    pixels: Tensor, geometry: Geometry, windows: Tensor, ids: Tensor, a: float, beta: float
+    pixels: Tensor, geometry: Geometry, windows: Tensor, ids: Tensor, a: float, beta: float, memory: int
 ) -> SoftmaxState:
     """Do the same on any device, with copies of the patches.
 
@@ -177,7 +178,7 @@ def _rerank_by_torch(
     """
     # A patch in flight: uint8 and float pixels, a scaled copy, and 64-bit indices on the way.
     per_query = ids.shape[1] * geometry.k**2 * (13 * windows.shape[3] + 16)
-    step = max(1, RERANK_BYTES // per_query)
+    step = max(1, min(memory, RERANK_BYTES) // per_query)
     middle = geometry.k // 2
     states = []
     for part, window in zip(ids.split(step), windows.split(step), strict=True):

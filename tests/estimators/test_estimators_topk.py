@@ -271,7 +271,7 @@ def test_both_ways_of_reranking_agree(held_out, machine, real_images, tmp_path):
     got = topk.rerank(data, scale, query, rows, ids)
     windows = query_windows(x, scale.geometry)[torch.from_numpy(rows)]
     want = topk._rerank_by_torch(
-        index.pixels, scale.geometry, windows, torch.from_numpy(ids), query.a, query.beta
+        index.pixels, scale.geometry, windows, torch.from_numpy(ids), query.a, query.beta, data.memory
     )
     assert torch.equal(got.count, want.count)
     some = want.count > 0
