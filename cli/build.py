@@ -40,7 +40,9 @@ __all__ = ["build"]
 @click.option("--resize", type=int, help="Resize to RESIZE x RESIZE pixels.")
 @click.option("--grayscale", is_flag=True, help="Convert to one channel.")
 @click.option("--pca-dims", type=int, help="Code size.  [default: by the lowest noise, 128 at most]")
-@click.option("--lists", type=int, help="Inverted lists a scale.  [default: a 256th of the patches]")
+@click.option(
+    "--lists", type=int, help="Inverted lists a scale.  [default: a 256th of the patches, if memory does]"
+)
 @click.option("--memory", help="What the build may take: 500M, 4G.  [default: half of the machine's]")
 @click.option(
     "--calibrate/--no-calibrate",
@@ -99,8 +101,8 @@ def build(
         source, labels=labels, dataset=dataset, limit=limit, crop=crop, resize=resize, grayscale=grayscale
     )
     if dry_run:
-        plan, _ = plan_build(images, **settings)
         budget = parse_memory(memory)
+        plan, _ = plan_build(images, **settings, memory=budget)
         if as_json:
             print_json({**plan.as_dict(), "memory_budget": budget})
         else:

@@ -80,7 +80,7 @@ def build_index(
         Code size and number of inverted lists. By default as many principal components as keep the logits'
         variance from what is left out below 0.2 at the lowest noise where a scale is used, by `locality` or
         any preset, and at most 56, or as many as keep it below 1, and at most 128; and a list for every 256
-        patches, up to 131 072.
+        patches, up to 131 072, halved down to 1 024 as long as `memory` does not do.
     seed : int
         Seed of the samples that PCA and k-means are trained on.
     threads : int, optional
@@ -122,6 +122,7 @@ def build_index(
     if seed < 0:
         raise InputError(f"must be at least 0, got {seed}", where="seed", remedy="use 0 or more")
     source = open_images(images, labels=labels)
+    budget = parse_memory(memory)
     plan, schedule = plan_build(
         source,
         scales,
@@ -130,17 +131,17 @@ def build_index(
         locality=locality,
         pca_dims=pca_dims,
         lists=lists,
+        memory=budget,
     )
     where = resolve_device(device, needs_faiss=True)
     if plan.scales:
         require_faiss()
-    budget = parse_memory(memory)
     if plan.memory_bytes > budget:
         need, have = (f"{b / 2**30:.2f} GiB" for b in (plan.memory_bytes, budget))
         raise InputError(
             f"the build may need {need}, over the budget of {have}",
             where="memory",
-            remedy="raise it, or use fewer images, fewer scales or a smaller pca_dims",
+            remedy="raise it, or give a smaller pca_dims or fewer lists",
         )
     settings = {
         "machine": machine,
@@ -148,7 +149,7 @@ def build_index(
         "scales": [scale.k for scale in plan.scales],
         "locality": {"name": schedule.name, "scales": schedule.scales} if schedule else None,
         "pca_dims": pca_dims,
-        "lists": lists,
+        "lists": [scale.list_goal for scale in plan.scales],
         "seed": seed,
         "source": source.name,
         "shape": source.shape,
@@ -287,7 +288,7 @@ def _write_scales(
             labels,
             geometry,
             dims=scale.dims,
-            lists=settings["lists"],
+            lists=scale.list_goal,
             seed=settings["seed"],
             device=device,
             progress=progress,

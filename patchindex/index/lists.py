@@ -20,7 +20,7 @@ from torch import Tensor
 
 from patchindex.backends import faiss_gpus, require_faiss
 
-__all__ = ["TRAINING_PATCHES_A_LIST", "InvertedLists", "list_counts", "to_gpu", "train_lists"]
+__all__ = ["TRAINING_PATCHES_A_LIST", "InvertedLists", "list_counts", "most_lists", "to_gpu", "train_lists"]
 
 # Finer lists say better which blocks are heavy (docs/decisions/0004), until weighing them all for every pixel
 # takes longer than what is gained.
@@ -36,25 +36,28 @@ ASSIGNED_AT_ONCE = 1 << 16  # vectors: their distances to all cells take 64 MiB 
 KMEANS_ITERATIONS = 10
 
 
-def list_counts(patches_by_class: np.ndarray, lists: int | None = None) -> np.ndarray:
+def most_lists(patches: int) -> int:
+    """Return how many lists so many patches get by default: one for 256, and 131 072 at most."""
+    return min(MOST_LISTS, max(1, patches // PATCHES_A_LIST))
+
+
+def list_counts(patches_by_class: np.ndarray, lists: int) -> np.ndarray:
     """Return how many lists each position class gets.
 
     Parameters
     ----------
     patches_by_class : array of int, shape (n_classes,)
         How many patches each class has.
-    lists : int, optional
-        Lists in total; by default one for 256 patches, and 131 072 at most. They are shared out in
-        proportion to the patches; a class gets at least one, and no more than one for each 32 patches.
+    lists : int
+        Lists in total. They are shared out in proportion to the patches; a class gets at least one, and no
+        more than one for each 32 patches.
 
     Examples
     --------
-    >>> list_counts(np.array([1_000_000, 1_000]))
+    >>> list_counts(np.array([1_000_000, 1_000]), 3910)
     array([3906,    4])
     """
     total = int(patches_by_class.sum())
-    if lists is None:
-        lists = min(MOST_LISTS, max(1, total // PATCHES_A_LIST))
     share = np.rint(min(lists, total) * patches_by_class / total).astype(np.int64)
     return np.clip(share, 1, np.maximum(1, patches_by_class // MIN_PATCHES_A_LIST))
 

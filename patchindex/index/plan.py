@@ -15,7 +15,7 @@ from torch import Tensor
 from patchindex.errors import InputError
 from patchindex.images import ImageSource
 from patchindex.index.ivf import ID_BYTES
-from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts
+from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts, most_lists
 from patchindex.index.pca import fit_pca
 from patchindex.index.sorting import BUCKET_BYTES, MOST_BUCKETS
 from patchindex.patches import Geometry
@@ -28,18 +28,21 @@ OVERHEAD_BYTES = 16 << 10  # metadata and file headers of a group of the store
 CHUNK_BYTES = 64 << 20  # what one step of a stage may take
 PCA_SAMPLE = 20_000  # patches
 SURVEY_IMAGES, SURVEY_PATCHES = 512, 8192  # by which the size of codes is chosen
+FEWEST_LISTS = 1024  # that memory alone makes of more: with so few a search looks through much
 
 
 @dataclass(frozen=True)
 class ScalePlan:
     """Forecast of one scale; all bytes are upper bounds.
 
-    `dims` is how many principal components its codes keep, and `scratch_bytes` what it takes on disk beside
-    the store while it is built.
+    `list_goal` is the number of lists that position classes share, which rounding makes `lists`; `dims` is
+    how many principal components its codes keep, and `scratch_bytes` what it takes on disk beside the store
+    while it is built.
     """
 
     k: int
     patches: int
+    list_goal: int
     lists: int
     dims: int
     disk_bytes: int
@@ -87,8 +90,12 @@ def plan_build(
     locality: Any = None,
     pca_dims: int | None = None,
     lists: int | None = None,
+    memory: int | None = None,
 ) -> tuple[BuildPlan, LocalitySchedule | None]:
     """Check a build's settings and forecast it; the arguments are those of `build_index`.
+
+    With `memory`, in bytes, a scale whose lists would take more to train gets half as many, or a quarter, and
+    so on down to 1 024. The plan may need more than that all the same: the caller compares.
 
     Returns
     -------
@@ -128,7 +135,12 @@ def plan_build(
         if survey is not None:
             noise = noise_levels(geometry.k, schedule)[0]
             dims = fit_pca(_patches(survey, geometry), noise=noise).dims
-        planned.append(_plan_scale(geometry, n, channels, labels, dims, lists))
+        goal = lists or most_lists(n * geometry.patches_per_image)
+        scale = _plan_scale(geometry, n, channels, labels, dims, goal)
+        while lists is None and memory is not None and scale.memory_bytes > memory and goal > FEWEST_LISTS:
+            goal = max(FEWEST_LISTS, goal // 2)
+            scale = _plan_scale(geometry, n, channels, labels, dims, goal)
+        planned.append(scale)
     # An image has its number in the source and its label beside it; the labels are listed once more.
     images_bytes = n * (height * width * channels + 16) + 32 * labels + OVERHEAD_BYTES
     plan = BuildPlan(machine, train_windows, source.shape, images_bytes, tuple(planned))
@@ -136,12 +148,12 @@ def plan_build(
 
 
 def _plan_scale(
-    geometry: Geometry, images: int, channels: int, labels: int, dims: int, lists: int | None
+    geometry: Geometry, images: int, channels: int, labels: int, dims: int, goal: int
 ) -> ScalePlan:
     patches = images * geometry.patches_per_image
     pixels = geometry.k**2 * channels
     by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
-    n_lists = int(list_counts(by_class, lists).sum())
+    n_lists = int(list_counts(by_class, goal).sum())
     # A list has its centroid in the FAISS file and beside it, a mean and variances, its length, and a count a
     # label; there are fewer cells than lists, each with a centroid and a bound.
     a_list = 5 * 4 * dims + 8 * (2 + max(labels, 1))
@@ -155,7 +167,7 @@ def _plan_scale(
     sample = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims
     training = 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
     memory = max(training, 3 * bucket + 16 * n_lists * dims) + n_lists * a_list + 2 * CHUNK_BYTES
-    return ScalePlan(geometry.k, patches, n_lists, dims, stored, patches * record, memory)
+    return ScalePlan(geometry.k, patches, goal, n_lists, dims, stored, patches * record, memory)
 
 
 def _survey(source: ImageSource) -> Tensor:

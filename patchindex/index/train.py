@@ -41,7 +41,7 @@ def build_scale(
     geometry: Geometry,
     *,
     dims: int,
-    lists: int | None,
+    lists: int,
     seed: int,
     device: torch.device,
     progress: Progress | None,
@@ -60,7 +60,9 @@ def build_scale(
         Machine and locality scale.
     dims : int
         How many principal components its codes keep.
-    lists, seed, device, progress
+    lists : int
+        How many lists position classes share.
+    seed, device, progress
         As for `build_index`.
     """
     stage = f"k={geometry.k}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.index.lists import MIN_PATCHES_A_LIST, InvertedLists, list_counts, train_lists
+from patchindex.index.lists import MIN_PATCHES_A_LIST, InvertedLists, list_counts, most_lists, train_lists
 
 CPU = torch.device("cpu")
 
@@ -23,15 +23,15 @@ def flat(centroids, bounds):
 @pytest.mark.parametrize("patches", [[1], [31], [5000], [100_000, 32, 1, 640, 100_000]])
 def test_every_class_has_a_list_and_none_has_small_ones(patches, lists):
     patches = np.array(patches)
-    counts = list_counts(patches, lists)
+    counts = list_counts(patches, lists or most_lists(patches.sum()))
     assert (counts >= 1).all()
     assert ((counts == 1) | (counts * MIN_PATCHES_A_LIST <= patches)).all()
 
 
 def test_lists_are_shared_out_in_proportion():
     assert list_counts(np.array([3_000_000, 1_000_000]), 4000).tolist() == [3000, 1000]
-    assert list_counts(np.array([1_000_000])).tolist() == [3906]
     assert list_counts(np.array([10_000]), 50).tolist() == [50]
+    assert [most_lists(n) for n in (1, 1_000_000, 10**9)] == [1, 3906, 131_072]
 
 
 def test_nearest_looks_into_the_lists_of_its_class():

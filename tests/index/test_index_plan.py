@@ -11,6 +11,7 @@ import pytest
 import patchindex as pi
 from patchindex.errors import InputError
 from patchindex.index import parse_memory, plan_build
+from patchindex.index.plan import FEWEST_LISTS
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,14 @@ def test_scales_are_those_of_the_schedule_unless_told(labelled):
 def test_settings_that_make_no_sense_are_refused(labelled, settings, words):
     with pytest.raises(InputError, match=words):
         plan_build(pi.open_images(labelled[0]), **settings)
+
+
+def test_lists_give_way_to_memory_unless_told():
+    source = pi.open_images(np.random.default_rng(0).integers(0, 256, (3000, 20, 20), np.uint8))
+    (free,) = plan_build(source, [3])[0].scales
+    assert free.lists == 3000 * 18 * 18 // 256
+    (tight,) = plan_build(source, [3], memory=free.memory_bytes - 1)[0].scales
+    assert tight.lists == free.lists // 2
+    assert tight.memory_bytes < free.memory_bytes
+    assert plan_build(source, [3], memory=1)[0].scales[0].lists == FEWEST_LISTS
+    assert plan_build(source, [3], lists=3000, memory=1)[0].scales[0].lists == 3000
