@@ -26,11 +26,12 @@ from filelock import FileLock, Timeout
 from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError, OutputExistsError
 from patchindex.images import ImageSource, open_images
-from patchindex.index.plan import CHUNK_BYTES, BuildPlan, parse_memory, plan_build
-from patchindex.index.raw import RawWriter, open_raw
+from patchindex.index.model import CHUNK_BYTES
+from patchindex.index.plan import BuildPlan, parse_memory, plan_build
+from patchindex.index.raw import RawWriter
+from patchindex.index.stages import BUILDING, ScaleBuild
 from patchindex.index.store import FORMAT_VERSION, PatchIndex, open_index, read_attributes, scale_group
-from patchindex.index.train import Progress, build_scale
-from patchindex.patches import Geometry
+from patchindex.index.train import Progress
 from patchindex.training import TrainingImages
 
 __all__ = ["build_index"]
@@ -148,7 +149,7 @@ def build_index(
         "train_windows": train_windows,
         "scales": [scale.k for scale in plan.scales],
         "locality": {"name": schedule.name, "scales": schedule.scales} if schedule else None,
-        "pca_dims": pca_dims,
+        "pca_dims": [scale.dims for scale in plan.scales],
         "lists": [scale.list_goal for scale in plan.scales],
         "seed": seed,
         "source": source.name,
@@ -161,7 +162,8 @@ def build_index(
     if not finished:
         with _threads(threads), _building(path, settings, resume) as folder:
             _write_images(folder, TrainingImages(source), progress)
-            _write_scales(folder, plan, settings, where, progress)
+            for k in settings["scales"]:
+                _write_scale(folder, k, where, progress)
             _finish(folder, settings, source, plan)
             _move_into_place(folder, path, overwrite)
     return open_index(path, device=device)
@@ -217,7 +219,7 @@ def _building_path(path: Path) -> Path:
 def _building_settings(building: Path) -> dict[str, Any]:
     if not (building / "zarr.json").is_file():
         return {}
-    return dict(zarr.open_group(building, mode="r").attrs.get("building", {}))  # type: ignore[arg-type]
+    return dict(zarr.open_group(building, mode="r").attrs.get(BUILDING, {}))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -238,7 +240,7 @@ def _building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pa
                 )
             shutil.rmtree(building)
         if not (building / "zarr.json").exists():
-            zarr.open_group(building, mode="w", attributes={"building": settings})
+            zarr.open_group(building, mode="w", attributes={BUILDING: settings})
         try:
             yield building
         except InputError:
@@ -269,31 +271,12 @@ def _write_images(folder: Path, training: TrainingImages, progress: Progress | N
     group.create_array("source_ids", data=training.source_ids)
 
 
-def _write_scales(
-    folder: Path, plan: BuildPlan, settings: dict[str, Any], device: torch.device, progress: Progress | None
-) -> None:
-    pixels = torch.from_numpy(open_raw(folder, "images"))
-    group = zarr.open_group(folder, mode="r")
-    labels = np.asarray(group["labels"][:]) if "labels" in group else None  # type: ignore[index]
-    for scale in plan.scales:
-        done = folder / scale_group(scale.k)
-        if done.exists():
-            continue
-        unfinished = done.with_name(done.name + ".tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        geometry = Geometry.of(plan.machine, scale.k, plan.images[1:3], plan.train_windows)
-        build_scale(
-            unfinished,
-            pixels,
-            labels,
-            geometry,
-            dims=scale.dims,
-            lists=scale.list_goal,
-            seed=settings["seed"],
-            device=device,
-            progress=progress,
-        )
-        unfinished.rename(done)
+def _write_scale(folder: Path, k: int, device: torch.device, progress: Progress | None) -> None:
+    scale = ScaleBuild(folder, k, device)
+    scale.train(progress)
+    for shard in scale.missing():
+        scale.encode(shard, progress)
+    scale.merge(progress)
 
 
 def _finish(folder: Path, settings: dict[str, Any], source: ImageSource, plan: BuildPlan) -> None:

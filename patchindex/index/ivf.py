@@ -8,12 +8,15 @@ so that no more than some lists are in memory. The bytes are those that FAISS wo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from patchindex.backends import require_faiss
 from patchindex.index.raw import RawWriter
+
+if TYPE_CHECKING:
+    from patchindex.index.shards import Bucket
 
 __all__ = ["ID_BYTES", "empty_index", "lists_offset", "write_index"]
 
@@ -21,14 +24,14 @@ ID_BYTES = 8
 NO_LISTS = b"il00"  # how FAISS ends an index without lists
 
 
-def empty_index(centroids: np.ndarray, sample: np.ndarray) -> Any:
+def empty_index(centroids: np.ndarray, ranges: np.ndarray) -> Any:
     """Return a FAISS index with these lists and 8-bit codes, without members.
 
     Parameters
     ----------
     centroids : array, shape (lists, dims), float32
-    sample : array, shape (n, dims), float32
-        Vectors whose range in each dimension is what codes can express.
+    ranges : array, shape (2, dims), float32
+        Lowest value and width of what codes can express in each dimension.
     """
     faiss = require_faiss()
     n_lists, dims = centroids.shape
@@ -38,12 +41,12 @@ def empty_index(centroids: np.ndarray, sample: np.ndarray) -> Any:
     index = faiss.IndexIVFScalarQuantizer(
         quantizer, dims, n_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2, by_residual
     )
-    index.sq.train(np.ascontiguousarray(sample))
+    faiss.copy_array_to_vector(np.ascontiguousarray(ranges, np.float32).reshape(-1), index.sq.trained)
     index.is_trained = True
     return index
 
 
-def write_index(out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator[np.ndarray]) -> None:
+def write_index(out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator[Bucket]) -> None:
     """Write an empty index with members.
 
     Parameters
@@ -53,8 +56,8 @@ def write_index(out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator
         Without members; it has no lists afterwards.
     sizes : array of int, shape (lists,)
         Length of each list.
-    buckets : iterator of array
-        The members, list by list, as `ListSorter.buckets` gives them.
+    buckets : iterator of Bucket
+        The members, list by list, as `Shards.merged` gives them.
     """
     faiss = require_faiss()
     index.replace_invlists(None, False)
@@ -65,12 +68,10 @@ def write_index(out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator
     out.write(head[: -len(NO_LISTS)])
     for part in (b"ilar", [len(sizes), index.code_size], b"full", [len(sizes)], sizes):
         out.write(part if isinstance(part, bytes) else np.asarray(part, "<u8"))
-    for records in buckets:
-        codes, ids = np.ascontiguousarray(records["code"]), np.ascontiguousarray(records["id"])
-        starts = np.flatnonzero(np.diff(records["list"], prepend=-1))
-        for start, stop in zip(starts, [*starts[1:], len(records)], strict=True):
-            out.write(codes[start:stop])
-            out.write(ids[start:stop])
+    for bucket in buckets:
+        for _, ids, codes in bucket.lists():
+            out.write(codes)
+            out.write(ids)
 
 
 def lists_offset(file_bytes: int, sizes: np.ndarray, code_bytes: int) -> int:

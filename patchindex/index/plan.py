@@ -16,16 +16,16 @@ from patchindex.errors import InputError
 from patchindex.images import ImageSource
 from patchindex.index.ivf import ID_BYTES
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts, most_lists
+from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.pca import fit_pca
-from patchindex.index.sorting import BUCKET_BYTES, MOST_BUCKETS
+from patchindex.index.shards import shard_bytes
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.windows import gather_patches
 
-__all__ = ["CHUNK_BYTES", "PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_build"]
+__all__ = ["PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_build"]
 
 OVERHEAD_BYTES = 16 << 10  # metadata and file headers of a group of the store
-CHUNK_BYTES = 64 << 20  # what one step of a stage may take
 PCA_SAMPLE = 20_000  # patches
 SURVEY_IMAGES, SURVEY_PATCHES = 512, 8192  # by which the size of codes is chosen
 FEWEST_LISTS = 1024  # that memory alone makes of more: with so few a search looks through much
@@ -157,17 +157,19 @@ def _plan_scale(
     # A list has its centroid in the FAISS file and beside it, a mean and variances, its length, and a count a
     # label; there are fewer cells than lists, each with a centroid and a bound.
     a_list = 5 * 4 * dims + 8 * (2 + max(labels, 1))
-    small = 4 * pixels * (dims + 1) + 16 * dims + 8 * geometry.n_classes + OVERHEAD_BYTES
+    small = 4 * pixels * (dims + 1) + 24 * dims + 8 * geometry.n_classes + OVERHEAD_BYTES
     stored = patches * (dims + ID_BYTES) + n_lists * a_list + small
-    # On its way into the lists a patch is a record on disk, with its list beside it.
-    record = dims + ID_BYTES + 4
-    bucket = max(BUCKET_BYTES, patches * record // MOST_BUCKETS)
-    # Training holds a sample with copies of a class and of a cell, and the covariance of patches; sorting a
-    # bucket, that in order, and its codes in one piece, while exact sums of all lists grow.
+    # On its way into the lists a patch is a record of a shard, which has the length of each list too.
+    an_image = geometry.patches_per_image * (dims + ID_BYTES)
+    a_shard = max(an_image, shard_bytes(images * an_image))
+    shards = -(-images // (a_shard // an_image))
+    scratch = patches * (dims + ID_BYTES) + shards * (4 * n_lists + OVERHEAD_BYTES)
+    # Training holds a sample with copies of a class and of a cell, and the covariance of patches; encoding a
+    # shard, and that in order; merging as much of all shards, while exact sums of all lists grow.
     sample = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims
     training = 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
-    memory = max(training, 3 * bucket + 16 * n_lists * dims) + n_lists * a_list + 2 * CHUNK_BYTES
-    return ScalePlan(geometry.k, patches, goal, n_lists, dims, stored, patches * record, memory)
+    memory = max(training, 3 * a_shard + 16 * n_lists * dims) + n_lists * a_list + 2 * CHUNK_BYTES
+    return ScalePlan(geometry.k, patches, goal, n_lists, dims, stored, scratch, memory)
 
 
 def _survey(source: ImageSource) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from patchindex.backends import require_faiss
+from patchindex.index.shards import Bucket
 
 __all__ = ["CodeMoments", "code_ranges"]
 
@@ -35,18 +36,15 @@ class CodeMoments:
         self.sums = np.zeros((lists, dims))
         self.squares = np.zeros((lists, dims))
 
-    def watch(self, buckets: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass on records in order of their lists, counting them in."""
-        for records in buckets:
-            if len(records):
-                starts = np.flatnonzero(np.diff(records["list"], prepend=-1))
-                for start, stop in zip(starts, [*starts[1:], len(records)], strict=True):
-                    c = records["list"][start]
-                    codes = records["code"][start:stop].astype(np.float64)  # exact: integers below 2^53
-                    self.count[c] += stop - start
-                    self.sums[c] += codes.sum(0)
-                    self.squares[c] += np.einsum("nd,nd->d", codes, codes)
-            yield records
+    def watch(self, buckets: Iterator[Bucket]) -> Iterator[Bucket]:
+        """Pass on patches in order of their lists, counting them in."""
+        for bucket in buckets:
+            for c, _, codes in bucket.lists():
+                exact = codes.astype(np.float64)  # integers below 2^53
+                self.count[c] += len(exact)
+                self.sums[c] += exact.sum(0)
+                self.squares[c] += np.einsum("nd,nd->d", exact, exact)
+            yield bucket
 
     def decoded(self, low: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return means and variances of the vectors that the codes stand for, float32, shape (lists, dims).

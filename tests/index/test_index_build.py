@@ -11,7 +11,9 @@ import zarr
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
 from patchindex.index import build as build_module
+from patchindex.index import shards as shards_module
 from patchindex.index.raw import raw_path
+from patchindex.index.stages import ScaleBuild
 from patchindex.index.store import scale_group
 from patchindex.windows import gather_patches
 
@@ -234,43 +236,59 @@ def test_one_image_of_one_colour(tmp_path):
 SETTINGS = {"scales": (3, 5), "seed": 2}
 
 
-def interrupt(monkeypatch, at, images, path, labels, **settings):
-    """Build, and fail when scale `at` begins."""
-    real = build_module.build_scale
+def interrupt(monkeypatch, at, images, path, labels, stage="train", after=0, **settings):
+    """Build, and fail when a stage of scale `at` begins, or what it is done with after some calls of it."""
+    real = getattr(ScaleBuild, stage)
+    calls = 0
 
-    def failing(folder, pixels, labels, geometry, **more):
-        if geometry.k == at:
-            folder.mkdir(parents=True)  # as a build that was killed leaves it
-            (folder / "half").write_text("made")
-            raise KeyboardInterrupt
-        return real(folder, pixels, labels, geometry, **more)
+    def failing(self, *arguments):
+        nonlocal calls
+        if self.k == at:
+            calls += 1
+            if calls > after:
+                raise KeyboardInterrupt
+        return real(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "build_scale", failing)
+        patched.setattr(ScaleBuild, stage, failing)
         with pytest.raises(KeyboardInterrupt):
             pi.build_index(images, path, labels=labels, **settings)
 
 
 @pytest.mark.parametrize("at", [3, 5])
+@pytest.mark.parametrize(
+    ("stage", "after"), [("train", 0), ("encode", 0), ("encode", 2), ("merge", 0), ("_merge", 0)]
+)
 def test_an_interrupted_build_is_invisible_and_resume_makes_the_same_store(
-    labelled, tmp_path, monkeypatch, at
+    labelled, tmp_path, monkeypatch, at, stage, after
 ):
     images, labels = labelled
     path = tmp_path / "s.zarr"
-    interrupt(monkeypatch, at, images, path, labels, **SETTINGS)
+    monkeypatch.setattr(shards_module, "SHARD_BYTES", 20_000)  # several
+    monkeypatch.setattr(shards_module, "PIECE_BYTES", 0)
+    names = []
+    straight = pi.build_index(
+        images, tmp_path / "a.zarr", labels=labels, **SETTINGS, progress=lambda name, *_: names.append(name)
+    )
+    shards = names.count(f"k={at} assigning patches")
+    assert shards > 2
+    interrupt(monkeypatch, at, images, path, labels, stage, after, **SETTINGS)
     assert not path.exists()
     with pytest.raises(SourceNotFoundError):
         pi.open_index(path)
     with pytest.raises(OutputExistsError, match="unfinished build"):
         pi.build_index(images, path, labels=labels, **SETTINGS)
-    stages = []
+    names.clear()
     resumed = pi.build_index(
-        images, path, labels=labels, **SETTINGS, resume=True, progress=lambda stage, *_: stages.append(stage)
+        images, path, labels=labels, **SETTINGS, resume=True, progress=lambda name, *_: names.append(name)
     )
-    assert not any(stage.startswith("images") for stage in stages)
-    assert any(stage.startswith("k=3") for stage in stages) == (at == 3)
-    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
-    straight = pi.build_index(images, tmp_path / "other.zarr", labels=labels, **SETTINGS)
+    assert not any(name.startswith("images") for name in names)
+    assert any(name.startswith("k=3") for name in names) == (at == 3)
+    # What is whole is not done again.
+    assert any("training" in name for name in names if name.startswith(f"k={at}")) == (stage == "train")
+    left = 0 if "merge" in stage else shards - after
+    assert names.count(f"k={at} assigning patches") == left
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "s.zarr"]
     for k in (3, 5):
         for mine, its in zip(search_everything(resumed, k), search_everything(straight, k), strict=True):
             np.testing.assert_array_equal(mine, its)
@@ -299,7 +317,7 @@ def test_resume_of_a_finished_store_does_nothing(labelled, tmp_path, monkeypatch
     images, labels = labelled
     made = pi.build_index(images, tmp_path / "s.zarr", labels=labels, **SETTINGS)
     before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in made.path.rglob("*") if f.is_file()}
-    monkeypatch.setattr(build_module, "build_scale", None)
+    monkeypatch.setattr(build_module, "ScaleBuild", None)
     again = pi.build_index(images, made.path, labels=labels, **SETTINGS, resume=True)
     assert again.attributes == made.attributes
     assert before == {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in made.path.rglob("*") if f.is_file()}

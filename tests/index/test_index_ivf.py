@@ -8,8 +8,9 @@ import pytest
 import zarr
 
 from patchindex.index.ivf import empty_index, lists_offset, write_index
+from patchindex.index.model import fit_ranges
 from patchindex.index.raw import RawWriter, raw_path
-from patchindex.index.sorting import ListSorter
+from patchindex.index.shards import Shards
 from patchindex.index.statistics import CodeMoments, code_ranges
 
 DIMS, LISTS = 8, 12
@@ -23,20 +24,26 @@ def vectors():
 def written(folder, vectors, assigned):
     """Write vectors into lists; return the file's bytes, the sizes and the moments."""
     zarr.open_group(folder, mode="w")
-    index = empty_index(vectors[:LISTS], vectors)
+    index = empty_index(vectors[:LISTS], fit_ranges(vectors))
     sizes = np.bincount(assigned, minlength=LISTS)
     moments = CodeMoments(LISTS, DIMS)
-    with ListSorter(folder / "sorting", LISTS, DIMS, len(vectors)) as sorter:
-        sorter.add(assigned, np.arange(len(vectors)), index.sq.compute_codes(vectors))
-        with RawWriter(folder, "faiss", "uint8") as out:
-            write_index(out, index, sizes, moments.watch(sorter.buckets()))
+    shards = Shards(folder / "shards", LISTS, DIMS, images=len(vectors), patches_per_image=1)
+    shards.write(0, assigned, index.sq.compute_codes(vectors), 0.0)
+    with RawWriter(folder, "faiss", "uint8") as out:
+        write_index(out, index, sizes, moments.watch(shards.merged()))
     return raw_path(folder, "faiss", 1).read_bytes()[:-4], sizes, moments, index
+
+
+def test_codes_are_those_of_an_index_that_faiss_trains(vectors):
+    plain = faiss.IndexScalarQuantizer(DIMS, faiss.ScalarQuantizer.QT_8bit)
+    plain.train(vectors)
+    np.testing.assert_array_equal(faiss.vector_to_array(plain.sq.trained), fit_ranges(vectors).ravel())
 
 
 def test_the_bytes_are_those_that_faiss_writes(tmp_path, vectors):
     assigned = np.random.default_rng(1).integers(0, LISTS, len(vectors))
     found, sizes, _, _ = written(tmp_path, vectors, assigned)
-    index = empty_index(vectors[:LISTS], vectors)
+    index = empty_index(vectors[:LISTS], fit_ranges(vectors))
     ids, lists = np.arange(len(vectors)), np.ascontiguousarray(assigned)
     index.add_core(len(vectors), *(faiss.swig_ptr(a) for a in (vectors, ids, lists)))
     assert found == faiss.serialize_index(index).tobytes()

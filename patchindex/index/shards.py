@@ -1,0 +1,218 @@
+"""Shards: encoded patches of a range of images, sorted by inverted list, on their way into the index.
+
+A shard is one file, written under another name and renamed when it is whole, with a checksum at its end. So
+it can be made by any process, and what a build that was killed has left can be told from what it has not. All
+shards of a scale are merged list by list, which takes the memory of some lists at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from patchindex.errors import StoreError
+from patchindex.index.ivf import ID_BYTES
+
+__all__ = ["Bucket", "Shards", "shard_bytes"]
+
+SHARD_BYTES = 64 << 20
+PIECE_BYTES = 64 << 10  # of a shard for a bucket, at least: disks are slow with less
+CHECKED_AT_ONCE = 8 << 20
+CHECKSUM_BYTES = 4
+
+
+def shard_bytes(total: int) -> int:
+    """Return how large shards and buckets of a scale of so many bytes are: 64 MiB, or more beyond 64 GiB.
+
+    Examples
+    --------
+    >>> [shard_bytes(total) >> 20 for total in (1 << 30, 64 << 30, 1 << 40)]
+    [64, 64, 256]
+    """
+    return max(SHARD_BYTES, math.isqrt(total * PIECE_BYTES))
+
+
+class Bucket(NamedTuple):
+    """The patches of some neighbouring lists.
+
+    Attributes
+    ----------
+    first : int
+        The first of these lists.
+    sizes : array of int64, shape (lists,)
+    ids : array of int64, shape (n,)
+        List by list, ascending in each.
+    codes : array of uint8, shape (n, code bytes)
+    """
+
+    first: int
+    sizes: np.ndarray
+    ids: np.ndarray
+    codes: np.ndarray
+
+    def lists(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield the number, ids and codes of each list that is not empty."""
+        stops = np.cumsum(self.sizes)
+        for i in np.flatnonzero(self.sizes):
+            rows = slice(stops[i] - self.sizes[i], stops[i])
+            yield self.first + int(i), self.ids[rows], self.codes[rows]
+
+
+class Shards:
+    """The shards of one scale, in a folder of their own.
+
+    Parameters
+    ----------
+    folder : Path
+        It need not exist yet.
+    lists : int
+        How many lists there are.
+    code_bytes : int
+        Bytes of a code.
+    images, patches_per_image : int
+        Patch ids are `image * patches_per_image + place`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> shards = Shards(Path(tempfile.mkdtemp()) / "shards", 4, 1, images=3, patches_per_image=1)
+    >>> [shards.images(i) for i in range(len(shards))]
+    [(0, 3)]
+    >>> shards.write(0, np.array([2, 0, 2]), np.array([[1], [2], [3]], np.uint8), 0.0)
+    >>> [(n, ids.tolist()) for bucket in shards.merged() for n, ids, _ in bucket.lists()]
+    [(0, [1]), (2, [0, 2])]
+    """
+
+    def __init__(
+        self, folder: Path, lists: int, code_bytes: int, *, images: int, patches_per_image: int
+    ) -> None:
+        self.folder, self._lists, self._per_image = folder, lists, patches_per_image
+        self._record = np.dtype([("id", "<i8"), ("code", "u1", (code_bytes,))])
+        assert self._record.itemsize == ID_BYTES + code_bytes
+        an_image = patches_per_image * self._record.itemsize
+        self._bytes = shard_bytes(images * an_image)
+        self._bounds = [*range(0, images, max(1, self._bytes // an_image)), images]
+        # A shard: seconds it took, then the length of each list, then the records, then the checksum.
+        self._head = np.dtype([("seconds", "<f8"), ("sizes", "<i4", (lists,))])
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def images(self, i: int) -> tuple[int, int]:
+        """Return the range [start, stop) of images whose patches shard i holds."""
+        return self._bounds[i], self._bounds[i + 1]
+
+    def _path(self, i: int) -> Path:
+        return self.folder / f"{i:06d}"
+
+    def missing(self) -> list[int]:
+        """Return the shards that are not there or not whole: a checksum is taken of all that are there."""
+        return [i for i in range(len(self)) if not self._whole(i)]
+
+    def _whole(self, i: int) -> bool:
+        start, stop = self.images(i)
+        records = (stop - start) * self._per_image * self._record.itemsize
+        path = self._path(i)
+        if not path.is_file() or path.stat().st_size != self._head.itemsize + records + CHECKSUM_BYTES:
+            return False
+        checksum, left = google_crc32c.Checksum(), self._head.itemsize + records
+        with path.open("rb") as file:
+            while left:
+                piece = file.read(min(left, CHECKED_AT_ONCE))
+                checksum.update(piece)
+                left -= len(piece)
+            return file.read() == checksum.digest()
+
+    def write(self, i: int, lists: np.ndarray, codes: np.ndarray, seconds: float) -> None:
+        """Write shard i.
+
+        Parameters
+        ----------
+        i : int
+        lists : array of int, shape (n,)
+            Of every patch of its images, in order of patch ids.
+        codes : array of uint8, shape (n, code_bytes)
+        seconds : float
+            That it took to find them.
+        """
+        order = np.argsort(lists, kind="stable")
+        records = np.empty(len(lists), self._record)
+        records["id"] = self.images(i)[0] * self._per_image + order
+        records["code"] = codes[order]
+        head = np.zeros(1, self._head)
+        head["seconds"], head["sizes"] = seconds, np.bincount(lists, minlength=self._lists)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Where several processes make the same shard, each has a file of its own until one is whole.
+        unfinished = self.folder / f"{uuid.uuid4().hex}.tmp"
+        checksum = google_crc32c.Checksum()
+        try:
+            with unfinished.open("wb") as file:
+                for part in (head, records):
+                    view = part.view(np.uint8)
+                    for start in range(0, len(view), CHECKED_AT_ONCE):
+                        piece = view[start : start + CHECKED_AT_ONCE].tobytes()
+                        file.write(piece)
+                        checksum.update(piece)
+                file.write(checksum.digest())
+            unfinished.replace(self._path(i))
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+    def seconds(self) -> float:
+        """Return the seconds that all shards took."""
+        return float(sum(self._read(i, 0, np.dtype("<f8"), 1)[0] for i in range(len(self))))
+
+    def sizes(self) -> np.ndarray:
+        """Return how many patches each list has in all shards: int64, shape (lists,)."""
+        total = np.zeros(self._lists, np.int64)
+        for i in range(len(self)):
+            total += self._sizes(i, 0, self._lists)
+        return total
+
+    def _sizes(self, i: int, lo: int, hi: int) -> np.ndarray:
+        offset = self._head.fields["sizes"][1] + 4 * lo  # type: ignore[index]
+        return self._read(i, offset, np.dtype("<i4"), hi - lo)
+
+    def _read(self, i: int, offset: int, dtype: np.dtype, n: int) -> np.ndarray:
+        found = np.empty(n, dtype)
+        with self._path(i).open("rb") as file:
+            file.seek(offset)
+            if file.readinto(found.view(np.uint8).data) != found.nbytes:
+                raise StoreError("is shorter than it was", where=self._path(i), remedy="resume the build")
+        return found
+
+    def merged(self) -> Iterator[Bucket]:
+        """Yield all patches list by list, some neighbouring lists at a time."""
+        before = np.cumsum(self.sizes()) * self._record.itemsize
+        at = [self._head.itemsize] * len(self)  # where the next list begins in each shard
+        lo = 0
+        while lo < self._lists:
+            full = (before[lo - 1] if lo else 0) + self._bytes
+            hi = max(lo + 1, int(np.searchsorted(before, full, "right")))
+            sizes = [self._sizes(i, lo, hi) for i in range(len(self))]
+            pieces = []
+            for i, own in enumerate(sizes):
+                pieces.append(self._read(i, at[i], self._record, int(own.sum())))
+                at[i] += pieces[i].nbytes
+            records = np.concatenate(pieces)
+            del pieces
+            lists = np.concatenate([np.repeat(np.arange(hi - lo), own) for own in sizes])
+            # Later shards have larger ids, so that ids of a list ascend.
+            order = np.argsort(lists, kind="stable")
+            ids, codes = records["id"][order], records["code"][order]
+            del records
+            yield Bucket(lo, np.stack(sizes).sum(0, dtype=np.int64), ids, codes)
+            lo = hi
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
