@@ -15,7 +15,7 @@ from rich.table import Table
 import patchindex
 from patchindex.errors import PatchIndexError
 from patchindex.images import open_images
-from patchindex.index import BuildPlan, build_index, parse_memory, plan_build
+from patchindex.index import BuildPlan, build_index, free_bytes, parse_memory, plan_build
 from patchindex.patches import MACHINES, TRAIN_WINDOWS
 
 from .options import common, locality_option, parse_locality, parse_scales, print_json
@@ -104,9 +104,9 @@ def build(
         budget = parse_memory(memory)
         plan, _ = plan_build(images, **settings, memory=budget)
         if as_json:
-            print_json({**plan.as_dict(), "memory_budget": budget})
+            print_json({**plan.as_dict(), "memory_budget": budget, "disk_free": free_bytes(output)})
         else:
-            _print_plan(plan, budget)
+            _print_plan(plan, budget, free_bytes(output))
         return
     start = time.perf_counter()
     try:
@@ -141,7 +141,7 @@ def build(
     )
 
 
-def _print_plan(plan: BuildPlan, budget: int) -> None:
+def _print_plan(plan: BuildPlan, budget: int, free: int) -> None:
     n, height, width, channels = plan.images
     table = Table(
         box=box.SIMPLE_HEAD, title=f"{plan.machine}, {n:,} images of {height} x {width} x {channels}: at most"
@@ -153,8 +153,12 @@ def _print_plan(plan: BuildPlan, budget: int) -> None:
         table.add_row(*map(str, row))
     console = Console()
     console.print(table)
-    fits = "fits" if plan.memory_bytes <= budget else "DOES NOT FIT"
-    console.print(
-        f"in all {decimal(plan.disk_bytes)} on disk; {decimal(plan.memory_bytes)} of memory {fits} "
-        f"the budget of {decimal(budget)}"
-    )
+    for need, have, of in (
+        (plan.memory_bytes, budget, f"of memory; the budget is {decimal(budget)}"),
+        (
+            plan.disk_bytes + plan.scratch_bytes,
+            free,
+            f"on disk, {decimal(plan.disk_bytes)} when it is built; {decimal(free)} are free",
+        ),
+    ):
+        console.print(f"{decimal(need)} {of}: {'fits' if need <= have else 'DOES NOT FIT'}")

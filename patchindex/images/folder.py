@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.images.options import Options
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import Transform
@@ -178,6 +178,10 @@ def _image_file(path: Path) -> Iterator[Image.Image]:
             yield image
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(
+            "is not there any more", where=path, remedy="leave the folder as it is while it is read"
+        ) from error
     # Pillow's decoders raise all of these for damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise InputError(

@@ -1,6 +1,6 @@
 """The patch index: built once, stored with zarr, searched with FAISS."""
 
-from patchindex.index.build import build_index
+from patchindex.index.build import build_index, free_bytes
 from patchindex.index.plan import BuildPlan, ScalePlan, parse_memory, plan_build
 from patchindex.index.scale import ScaleIndex
 from patchindex.index.store import PatchIndex, open_index
@@ -11,6 +11,7 @@ __all__ = [
     "ScaleIndex",
     "ScalePlan",
     "build_index",
+    "free_bytes",
     "open_index",
     "parse_memory",
     "plan_build",

@@ -7,6 +7,7 @@ the final path is complete or is not there, and `resume=True` goes on after the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,17 +25,24 @@ import zarr
 from filelock import FileLock, Timeout
 
 from patchindex.backends import require_faiss, resolve_device, threads
-from patchindex.errors import InputError, OutputExistsError
+from patchindex.errors import InputError, OutputExistsError, PatchIndexError
 from patchindex.images import ImageSource, open_images
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.plan import BuildPlan, parse_memory, plan_build
 from patchindex.index.raw import RawWriter
 from patchindex.index.stages import BUILDING, ScaleBuild
-from patchindex.index.store import FORMAT_VERSION, PatchIndex, open_index, read_attributes, scale_group
+from patchindex.index.store import (
+    FORMAT_VERSION,
+    PatchIndex,
+    open_index,
+    read_attributes,
+    scale_group,
+    tree_bytes,
+)
 from patchindex.index.train import Progress
 from patchindex.training import TrainingImages
 
-__all__ = ["build_index"]
+__all__ = ["build_index", "free_bytes"]
 
 DIGEST_IMAGES = 64  # a build goes on with the same images only; reading them all to know would take too long
 
@@ -106,9 +114,12 @@ def build_index(
     Raises
     ------
     InputError
-        When images, labels or settings are not acceptable; nothing was written then.
+        When images, labels or settings are not acceptable, or memory or disk will not do; nothing was
+        written then.
     OutputExistsError
         When the store, or an unfinished build of it, is there already.
+    PatchIndexError
+        When the disk fails or is full during the build, which can be resumed then.
 
     Examples
     --------
@@ -160,6 +171,7 @@ def build_index(
     settings = json.loads(json.dumps(settings))  # as they come back from the store: lists for tuples
     finished = _check_output(path, settings, overwrite, resume)
     if not finished:
+        _check_space(path, plan)
         with _threads(threads), _building(path, settings, resume) as folder:
             _write_images(folder, TrainingImages(source), progress)
             for k in settings["scales"]:
@@ -187,9 +199,7 @@ def _check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume:
             raise OutputExistsError(
                 "exists and is not a patchindex store", where=path, remedy="use another path"
             )
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = _existing_parent(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError("cannot write there", where=parent, remedy="use a folder that you may write to")
     if building.exists():
@@ -200,6 +210,25 @@ def _check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume:
                 "an unfinished build is there", where=building, remedy="resume it, or overwrite to start anew"
             )
     return False
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Return what a build at this path may take of its disk: what is free, and what an unfinished one has."""
+    return shutil.disk_usage(_existing_parent(path)).free + tree_bytes(_building_path(path))
+
+
+def _check_space(path: Path, plan: BuildPlan) -> None:
+    need, have = plan.disk_bytes + plan.scratch_bytes, free_bytes(path)
+    if need > have:
+        raise InputError(
+            f"the build may need {need / 2**30:.2f} GiB there, and {have / 2**30:.2f} are free",
+            where=_existing_parent(path),
+            remedy="free some, use another disk, fewer scales or a smaller pca_dims",
+        )
 
 
 def _check_settings(found: dict[str, Any], settings: dict[str, Any], where: Path) -> None:
@@ -248,6 +277,15 @@ def _building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pa
             if not (building / "source_ids").exists():
                 shutil.rmtree(building)
             raise
+        except PatchIndexError:
+            raise
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise PatchIndexError(
+                "the disk is full" if full else f"cannot be written or read ({error.strerror or error})",
+                where=building,
+                remedy=f"{'free some' if full else 'mend that'}, and build again with --resume to go on",
+            ) from error
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

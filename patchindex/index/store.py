@@ -33,7 +33,7 @@ from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule
 from patchindex.training import TrainingImages
 
-__all__ = ["FORMAT_VERSION", "PatchIndex", "open_index", "scale_group"]
+__all__ = ["FORMAT_VERSION", "PatchIndex", "open_index", "scale_group", "tree_bytes"]
 
 FORMAT_VERSION = 2
 SCALES_HELD = 2  # open at a time
@@ -191,15 +191,16 @@ class PatchIndex:
         """Return what `patchindex info` prints: settings, provenance, and sizes of each scale."""
         scales = {}
         for k in self.scales:
-            scales[str(k)] = {**self.scale(k).attributes, "bytes": _tree_bytes(self.path / scale_group(k))}
+            scales[str(k)] = {**self.scale(k).attributes, "bytes": tree_bytes(self.path / scale_group(k))}
         return {
             "path": str(self.path),
             **self.attributes,
             "images": len(self.training),
-            "bytes": _tree_bytes(self.path),
+            "bytes": tree_bytes(self.path),
             "indexes": scales,
         }
 
 
-def _tree_bytes(path: Path) -> int:
+def tree_bytes(path: Path) -> int:
+    """Return the bytes of all files of a folder; 0 where there is none."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

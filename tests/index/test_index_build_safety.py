@@ -1,12 +1,19 @@
 """What a build must never do: lose what a user has, or leave behind what it could not use."""
 
+import errno
+import os
+from collections import namedtuple
+
 import numpy as np
 import pytest
 import torch
 import zarr
 
 import patchindex as pi
-from patchindex.errors import InputError, OutputExistsError
+from patchindex.errors import InputError, OutputExistsError, PatchIndexError
+from patchindex.index import build as build_module
+from patchindex.index.raw import RawWriter
+from patchindex.index.shards import Shards
 
 
 def images(n=8):
@@ -106,3 +113,50 @@ def test_another_build_of_the_same_store_is_refused(labelled, tmp_path):
     second.calls = 0
     pi.build_index(labelled[0], path, scales=[3], progress=second)
     assert second.calls > 1
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(build_module.shutil, "disk_usage", lambda path: usage(10**6, 0, 10**5))
+    with pytest.raises(InputError, match=r"may need 0\.00 GiB there, and 0\.00 are free"):
+        pi.build_index(images(100), tmp_path / "s.zarr", (3, 5))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("what", ["images", "shard", "index"])
+def test_a_disk_that_fails_leaves_a_build_to_be_resumed(tmp_path, monkeypatch, what, code):
+    real, calls = (Shards.write if what == "shard" else RawWriter.write), 0
+
+    def failing(self, *arguments):
+        nonlocal calls
+        if what == "shard" or self._name == {"images": "images", "index": "faiss"}[what]:
+            calls += 1
+            if calls > 1 or what != "index":
+                raise OSError(code, os.strerror(code))
+        return real(self, *arguments)
+
+    path = tmp_path / "s.zarr"
+    with monkeypatch.context() as patched:
+        patched.setattr(Shards if what == "shard" else RawWriter, "write", failing)
+        words = "cannot be written or read" if code == errno.EIO else "the disk is full; free some"
+        with pytest.raises(PatchIndexError, match=f"{words}.*--resume") as caught:
+            pi.build_index(images(), path, (3,))
+    assert caught.value.exit_code == 1
+    assert not path.exists()
+    assert pi.build_index(images(), path, (3,), resume=True).scales == (3,)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_a_folder_of_images_that_vanishes_leaves_nothing(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(images()):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    source = pi.open_images(folder)
+    (folder / "5.png").unlink()
+    with pytest.raises(InputError, match=r"5\.png: is not there any more"):
+        pi.build_index(source, tmp_path / "s.zarr", (3,))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["images"]
