@@ -2,8 +2,8 @@ r"""Seconds an image of machines and labels: `exact` where it is all there is, `
 
     python benchmarks/machines.py cifar10_train.npz --store STORE --small data/fashion_mnist_6k.npz --work DIR
 
-LS and IS on all images of the source; a label of a store against all of it; and a small data set, of which a
-store is built in DIR where it is missing, with and without an operating curve. Ways take turns; medians.
+LS and IS on all images of the source; a label of a store against all of it; and a small data set, of which
+stores with and without an operating curve are built in DIR where they are missing. Ways take turns; medians.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    if args.small is not None and args.work is None:
+        parser.error("--small needs --work")
     if args.store is not None:
         store, cifar = pi.open_index(args.store), LOCALITY["cifar"]
         print(f"{store}, label {args.label}")
@@ -74,10 +76,10 @@ def main() -> None:
         )  # fmt: skip
         compare({"auto, all": pi.ScoreMachine(store, locality=cifar)}, args.n, args.repeats, None)
     if args.small is not None:
-        path = args.work / "small.zarr"
-        if not path.exists():
-            pi.build_index(args.small, path, locality=LOCALITY["small"])
         for curve in (False, True):
+            path = args.work / f"small{'-calibrated' * curve}.zarr"
+            if not path.exists():
+                pi.build_index(args.small, path, locality=LOCALITY["small"])
             store = pi.calibrate(path) if curve else pi.open_index(path)
             print(f"{store}, {'with' if curve else 'without'} an operating curve")
             ways = {way: pi.ScoreMachine(store, estimator=way) for way in ("exact", "auto")}

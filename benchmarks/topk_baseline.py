@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -62,7 +61,6 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(work / "store.zarr", ignore_errors=True)
 
     patchindex = Path(sys.executable).with_name("patchindex")
     store, drawn = work / "store.zarr", work / "topk"

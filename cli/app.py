@@ -35,6 +35,8 @@ class _Group(click.Group):
             code, message = error.exit_code, str(error)
         except (click.Abort, KeyboardInterrupt):
             code, message = 1, "interrupted"
+        except MemoryError as error:
+            code, message = 1, f"not enough memory ({error}); use fewer at a time, or smaller options"
         except OSError as error:  # a full disk, a read-only folder: the work failed
             where = f"{error.filename}: " if error.filename else ""
             code, message = 1, f"{where}{error.strerror or error}"

@@ -47,9 +47,13 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
-        click.option("--threads", type=int, help="CPU threads.  [default: all cores]"),
+        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all cores]"),
         click.option(
-            "--seed", type=int, default=0, show_default=True, help="Equal seeds give equal results."
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Equal seeds give equal results.",
         ),
     ):
         command = option(command)

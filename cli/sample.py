@@ -38,7 +38,7 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("-n", type=int, help="How many images.  [default: 16, or as many as in --x-t]")
+@click.option("-n", type=click.IntRange(1), help="How many images.  [default: 16, or as many as in --x-t]")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
 @click.option(
     "--estimator", type=click.Choice(list(ESTIMATORS)), help="[default: auto where there is an index]"
@@ -56,6 +56,11 @@ FILES = ("grid.png", "samples.npz", "samples.json")
     type=int,
     help="Inverted lists scanned for a pixel.  [default: by the store's operating curve]",
 )
+@click.option(
+    "--quality",
+    type=float,
+    help="topk: share of what as many of the heaviest patches weigh.  [default: 0.98]",
+)
 @locality_option("Locality schedule, in place of the store's own.")
 @click.option(
     "--nearest-scales", is_flag=True, help="Move the schedule to the nearest scales that the store has."
@@ -65,10 +70,16 @@ FILES = ("grid.png", "samples.npz", "samples.json")
     "--x-t", type=click.Path(path_type=Path), help="Noise to start from: .npy, or .npz with key x_T."
 )
 @click.option(
-    "--steps", type=int, default=20, show_default=True, help="Steps of the time grid; one less is taken."
+    "--steps",
+    type=click.IntRange(2),
+    default=20,
+    show_default=True,
+    help="Steps of the time grid; one less is taken.",
 )
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddim", show_default=True)
-@click.option("--batch-size", type=int, default=16, show_default=True, help="Images drawn together.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images drawn together."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
 @common
 def sample(
@@ -81,6 +92,7 @@ def sample(
     samples: int | None,
     candidates: int | None,
     probes: int | None,
+    quality: float | None,
     locality: str | None,
     nearest_scales: bool,
     label: int | None,
@@ -122,6 +134,7 @@ def sample(
             ("samples", samples),
             ("candidates", candidates),
             ("probes", probes),
+            ("quality", quality),
         )
         if value is not None
     }

@@ -48,14 +48,22 @@ COLUMNS = {  # heading: how a row of the summary is told
     show_default=True,
     help="NAME, or NAME:option=value,...; give it once for each.",
 )
-@click.option("-n", type=int, default=1, show_default=True, help="How many images.")
-@click.option("--steps", type=int, default=20, show_default=True, help="Steps of the time grid.")
+@click.option("-n", type=click.IntRange(1), default=1, show_default=True, help="How many images.")
 @click.option(
-    "--repeats", type=int, default=1, show_default=True, help="Draws of each estimate, for the bias."
+    "--steps", type=click.IntRange(2), default=20, show_default=True, help="Steps of the time grid."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Draws of each estimate, for the bias.",
 )
 @locality_option("Locality schedule, in place of the store's own.")
 @click.option("--label", type=int, help="Compare with training images of this label only.")
-@click.option("--batch-size", type=int, default=4, show_default=True, help="Images drawn together.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Images drawn together."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
 @common
 def study(

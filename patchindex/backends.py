@@ -23,7 +23,15 @@ except ImportError:  # faiss comes with one of two extras; exact scores need nei
 
 from patchindex.errors import DeviceError, InputError
 
-__all__ = ["faiss_gpus", "full_precision", "pool", "require_faiss", "resolve_device", "threads"]
+__all__ = [
+    "check_threads",
+    "faiss_gpus",
+    "full_precision",
+    "pool",
+    "require_faiss",
+    "resolve_device",
+    "threads",
+]
 
 MAX_THREADS = 1024
 MAX_GPU_SELECTION = 2048  # FAISS's GPU side selects at most this many neighbours, and probes as many lists
@@ -95,6 +103,19 @@ def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = Fal
     return found
 
 
+def check_threads(n: int | None) -> None:
+    """Refuse a number of threads below one, or above 1024.
+
+    Raises
+    ------
+    InputError
+    """
+    if n is not None and not 1 <= n <= MAX_THREADS:
+        raise InputError(
+            f"must be 1 to {MAX_THREADS}, got {n}", where="threads", remedy=f"use 1 to {os.cpu_count()}"
+        )
+
+
 @contextmanager
 def threads(n: int | None) -> Iterator[int]:
     """Run torch and FAISS on `n` CPU threads inside the block; None leaves the settings as they are.
@@ -115,13 +136,10 @@ def threads(n: int | None) -> Iterator[int]:
     ...     n, torch.get_num_threads()
     (1, 1)
     """
+    check_threads(n)
     if n is None:
         yield torch.get_num_threads()
         return
-    if not 1 <= n <= MAX_THREADS:
-        raise InputError(
-            f"must be 1 to {MAX_THREADS}, got {n}", where="threads", remedy=f"use 1 to {os.cpu_count()}"
-        )
     before = torch.get_num_threads(), None if faiss is None else faiss.omp_get_max_threads()
     torch.set_num_threads(n)
     if faiss is not None:

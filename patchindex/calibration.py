@@ -295,10 +295,10 @@ class _Levels:
         geometry, pixels = self._geometry, self._index.pixels
         windows = [query_windows(q.x, geometry)[self._pixels].permute(0, 3, 1, 2) for q in self._queries]
         filters = torch.cat(windows)
-        ones = torch.ones(1, *filters.shape[1:])
+        ones = torch.ones(1, *filters.shape[1:], dtype=torch.float32)
         train_classes = torch.from_numpy(geometry.train_classes.reshape(-1))
         same = [train_classes == int(c) for c in self._classes]
-        nothing = torch.full((max(CANDIDATES),), -torch.inf)
+        nothing = torch.full((max(CANDIDATES),), -torch.inf, dtype=torch.float32)
         best = [[nothing] * len(self._pixels) for _ in windows]
         step = max(1, SCORES_BYTES // (4 * len(filters) * geometry.patches_per_image))
         for first in range(0, self._images, step):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchindex.backends import resolve_device, threads
+from patchindex.backends import check_threads, resolve_device, threads
 from patchindex.errors import InputError
 from patchindex.estimators import Data, Estimate, Query, Trail, make_estimator
 from patchindex.index import PatchIndex, open_index, parse_memory
@@ -99,6 +99,7 @@ class ScoreMachine:
         **options: Any,
     ) -> None:
         self.device = resolve_device(device)
+        check_threads(threads)
         if _is_store(source):
             source = open_index(source, device=device)
         self.index = source if isinstance(source, PatchIndex) else None
@@ -209,12 +210,18 @@ class ScoreMachine:
         ------
         InputError
             When x has another shape than the training images or is not finite, t is not in (0, 1), there is
-            no k, or no image has the label.
+            no k, no image has the label, or there is not one number of a sample for each.
         """
         x = self._check_x(x)
         times = self._check_t(t, len(x))
         label = self.label if label is None else label
         self.training.range_of(label)
+        if samples is not None and len(samples) != len(x):
+            raise InputError(
+                f"there are {len(samples)} numbers for {len(x)} images",
+                where="samples",
+                remedy="give one each",
+            )
         distinct = list(dict.fromkeys(times))
         parts, rows = [], []
         with _threads(self._threads):
@@ -286,7 +293,7 @@ class ScoreMachine:
             )
         if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
             raise InputError("must be finite floats", where="x", remedy="check for NaN and infinity")
-        return x.to(self.device, torch.float32)
+        return x.detach().to(self.device, torch.float32)
 
     @staticmethod
     def _check_t(t: float | Tensor, batch: int) -> list[float]:

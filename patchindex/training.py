@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -82,10 +83,12 @@ class TrainingImages:
         Raises
         ------
         InputError
-            When there are no labels, or none is this one.
+            When there are no labels, none is this one, or it is no whole number.
         """
         if label is None:
             return 0, len(self)
+        if not isinstance(label, Integral):
+            raise InputError(f"{label!r} is no whole number", where="label", remedy="give one, such as 3")
         if self.labels is None:
             raise InputError(
                 "the images have no labels", where=f"label {label}", remedy="give labels, or no label"

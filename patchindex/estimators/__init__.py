@@ -6,12 +6,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
+
 from patchindex.errors import InputError
 from patchindex.estimators.auto import Auto
 from patchindex.estimators.base import Data, Estimate, Estimator, Query, Trail
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.priority import Priority
 from patchindex.estimators.topk import TopK
+from patchindex.exact.engine import LARGEST_DIFFERENCE, largest_difference
 
 __all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "Trail", "make_estimator", "options_of"]
 
@@ -40,11 +44,16 @@ def make_estimator(name: str, data: Data, **options: Any) -> Estimator:
     Raises
     ------
     InputError
-        When the name is unknown, or an option is not one of this estimator's.
+        When the name is unknown, an option is not one of this estimator's, or float64 is asked of another
+        than `exact`.
     """
     if name not in ESTIMATORS:
         raise InputError(
             f"unknown estimator {name!r}", where="estimator", remedy=f"use {' or '.join(ESTIMATORS)}"
+        )
+    if name != "exact" and data.dtype != torch.float32:
+        raise InputError(
+            f"{name} computes in float32 only", where="dtype", remedy="leave it out, or use 'exact'"
         )
     known = options_of(name)
     for option in options:
@@ -54,4 +63,23 @@ def make_estimator(name: str, data: Data, **options: Any) -> Estimator:
                 where="estimator",
                 remedy=f"its options are {', '.join(known)}" if known else "it has none",
             )
-    return ESTIMATORS[name](data, **options)
+    # FAISS takes Python's own numbers only.
+    plain = {option: v.item() if isinstance(v, np.generic) else v for option, v in options.items()}
+    made = ESTIMATORS[name](data, **plain)
+    return made if name == "exact" else _InRange(data, made)
+
+
+class _InRange:
+    """An estimator as long as float32 tells patches apart, exact scores beyond.
+
+    Codes and retrieved patches are compared by differences, whose rounding grows with their squares.
+    """
+
+    def __init__(self, data: Data, inside: Estimator) -> None:
+        self._data, self._inside, self._exact = data, inside, Exact(data)
+
+    def __call__(self, query: Query) -> Estimate:
+        """Estimate by the one or the other."""
+        geometry = self._data.geometry(query.k)
+        beyond = largest_difference(query.x, geometry, query.a, query.beta) > LARGEST_DIFFERENCE
+        return (self._exact if beyond else self._inside)(query)

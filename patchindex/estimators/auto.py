@@ -10,13 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError
-from patchindex.estimators.base import Data, Estimate, Query, check_cpu, index_of, scale_of
+from patchindex.estimators.base import Data, Estimate, Query, check_between, check_cpu, index_of, scale_of
 from patchindex.estimators.curve import DEEPER, OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
 from patchindex.exact import expected_seconds, scan
-from patchindex.exact.engine import LARGEST_LOGIT, largest_logit
 from patchindex.exact.sampled import SampledScan
 from patchindex.index import ScaleIndex
 from patchindex.patches import Geometry
@@ -90,10 +88,7 @@ class Auto:
     ) -> None:
         check_cpu(data, "auto")
         self._index = index_of(data, "auto", probes=probes, candidates=candidates)
-        if not 0 < tolerance < float("inf"):
-            raise InputError(
-                f"must be a positive number, got {tolerance}", where="tolerance", remedy="use 0.01, say"
-            )
+        check_between("tolerance", tolerance, 0, math.inf, "use 0.01, say")
         self._data, self._tolerance = data, tolerance
         self._probes, self._candidates = probes, candidates
 
@@ -104,8 +99,7 @@ class Auto:
         geometry = scale.geometry
         query = replace(query, x=query.x.detach())
         chosen = self._choose(query, scale)
-        # Beyond the largest logit the exact scan leaves the float32 that all here is in.
-        if chosen is None or largest_logit(query.x, geometry, query.a, query.beta) > LARGEST_LOGIT:
+        if chosen is None:
             return Exact(self._data)(query)
         probes, candidates = chosen
         # What is retrieved for a batch would not fit into the memory of a large one.
@@ -149,6 +143,7 @@ class Auto:
             state = together(near, sample)
         spent = 0  # on what is given up
         found, codes, exact = near.state.reshape(tuple(left.shape)).log_weight(), near.codes, 0
+        shares = sample.shares()  # of the patches that are not in the near field
         if left.any():
             ahead = self._needed(state, sample.shares()) - sample.shares()
             retrieving = DEEPER * 1e-9 * (field.probes * PROBE + field.candidates * CANDIDATE)
@@ -160,14 +155,15 @@ class Auto:
                 pixels = np.flatnonzero(deep.reshape(-1).numpy())
                 spent = int(state.count[deep].sum())
                 deeper = field.deeper(i, near, pixels, DEEPER)
-                exact += self._single_pixels(query, geometry, i, deeper, [], deep, state)
+                exact += self._single_pixels(query, geometry, i, deeper, [], deep, state, shares)
                 found = torch.where(deep, deeper.state.reshape(tuple(left.shape)).log_weight(), found)
                 codes += deeper.codes
-            exact += self._single_pixels(query, geometry, i, near, [sample], left & ~deep, state)
+            exact += self._single_pixels(query, geometry, i, near, [sample], left & ~deep, state, shares)
+        near_mass = (found - state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)
         estimate = Estimate.from_state(
             state[None],
             stderr=_variance(state).sqrt()[None],
-            captured_mass=(found - state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)[None],
+            captured_mass=(near_mass + shares * (1 - near_mass))[None],
             codes_scanned=codes,
             exact_pixels=exact,
         )
@@ -182,22 +178,25 @@ class Auto:
         earlier: list[SampledScan],
         left: Tensor,
         state: SoftmaxState,
+        shares: Tensor,
     ) -> int:
         """Sample for some pixels alone, a mask, or compute them exactly; return how many exactly.
 
-        Beside earlier samples with the same near field; their states are written to `state`.
+        Beside earlier samples with the same near field; their states are written to `state`, and which share
+        of the patches they are of to `shares`.
         """
         more = self._sample(query, geometry, i, near, 1 + len(earlier), left)
         ahead = 0.0
         while left.any():
             if earlier or more.scanned:
-                shares = sum((sample.shares() for sample in earlier), more.shares())
-                ahead = float((self._needed(state, shares) - shares)[left].median().clamp_min(0))
+                all_samples = sum((sample.shares() for sample in earlier), more.shares())
+                ahead = float((self._needed(state, all_samples) - all_samples)[left].median().clamp_min(0))
             if more.scanned == more.cells or ahead + float(more.shares().max()) > MOST:
                 break
             more.only(left)
             more.grow(max(LEAST_TILES, math.ceil(ahead * more.cells)))
             _write(state, together(near, *earlier, more)[left], left)
+            shares[left] = 1 - math.prod(1 - sample.shares()[left] for sample in (*earlier, more))
             left = left & (_variance(state) > self._tolerance**2)
         if left.any():
             training, x, memory = self._data.training, query.x[i : i + 1], self._data.memory
@@ -205,7 +204,9 @@ class Auto:
                 training, geometry, x, query.a, query.beta,
                 label=query.label, pixels=left[None], memory=memory,
             )  # fmt: skip
+            found.count += state.count[left]
             _write(state, found, left)
+            shares[left] = 1
         return int(left.sum())
 
     def _needed(self, state: SoftmaxState, share: Tensor) -> Tensor:
@@ -223,7 +224,7 @@ class Auto:
         pixels: Tensor | None = None,
     ) -> SampledScan:
         lo, hi = self._data.training.range_of(query.label)
-        number = query.samples[i]  # type: ignore[index]
+        number = query.samples[i] % 2**64  # type: ignore[index]
         return SampledScan(
             self._index.pixels.numpy(),
             lo,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +17,17 @@ from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 
-__all__ = ["Data", "Estimate", "Estimator", "Query", "Trail", "check_cpu", "index_of", "scale_of"]
+__all__ = [
+    "Data",
+    "Estimate",
+    "Estimator",
+    "Query",
+    "Trail",
+    "check_between",
+    "check_cpu",
+    "index_of",
+    "scale_of",
+]
 
 
 Trail = dict[int, Any]
@@ -195,6 +207,19 @@ def index_of(data: Data, name: str, **options: int | None) -> PatchIndex:
     return data.index
 
 
+def check_between(name: str, value: Any, low: float, high: float, remedy: str) -> None:
+    """Refuse an option that is no finite number above `low` and up to `high`.
+
+    Raises
+    ------
+    InputError
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not low < float(value) <= high or math.isinf(value):
+        most = "" if high == math.inf else f" and at most {high:g}"
+        raise InputError(f"must be a number above {low:g}{most}, got {value!r}", where=name, remedy=remedy)
+
+
 def scale_of(query: Query, name: str) -> int:
     """Return the locality scale that an estimator needs.
 
@@ -205,7 +230,7 @@ def scale_of(query: Query, name: str) -> int:
     """
     if query.k is None:
         raise InputError(f"{name} needs one", where="locality scale", remedy="give k or a locality schedule")
-    return query.k
+    return int(query.k)
 
 
 class Estimator(Protocol):

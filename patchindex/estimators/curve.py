@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from patchindex.errors import StoreError
 from patchindex.index import ScaleIndex
 
 __all__ = ["ATTRIBUTE", "DEEPER", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
@@ -118,13 +119,27 @@ class OperatingCurve:
 
     @classmethod
     def of(cls, scale: ScaleIndex) -> OperatingCurve | None:
-        """Return what a store holds of a scale; None when it was not measured, or by another version."""
-        found = dict(scale.attributes.get(ATTRIBUTE, {}))
-        if found.pop("version", None) != VERSION:
+        """Return what a store holds of a scale; None when it was not measured, or by another version.
+
+        Raises
+        ------
+        StoreError
+            When it is damaged.
+        """
+        found = scale.attributes.get(ATTRIBUTE)
+        if not isinstance(found, dict) or found.get("version") != VERSION:
             return None
-        near = tuple(NearPoint(**_hashable(point)) for point in found["near"])
-        top = tuple(TopPoint(**point) for point in found["top"])
-        return cls(**{**found, "near": near, "top": top})
+        found = {name: value for name, value in found.items() if name != "version"}
+        try:
+            near = tuple(NearPoint(**_hashable(point)) for point in found["near"])
+            top = tuple(TopPoint(**point) for point in found["top"])
+            return cls(**{**found, "near": near, "top": top})
+        except (KeyError, TypeError) as error:
+            raise StoreError(
+                f"its operating curve is damaged ({error})",
+                where=scale.path,
+                remedy="calibrate it with overwrite",
+            ) from error
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""

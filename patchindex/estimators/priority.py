@@ -93,7 +93,7 @@ class Priority:
         )
 
 
-def draw(data: Data, query: Query, pixels: np.ndarray, *, blocks: int, samples: int, salt: int = 0) -> Drawn:
+def draw(data: Data, query: Query, pixels: np.ndarray, *, blocks: int, samples: int) -> Drawn:
     """Draw patches for some pixels of a batch.
 
     Parameters
@@ -104,14 +104,12 @@ def draw(data: Data, query: Query, pixels: np.ndarray, *, blocks: int, samples: 
         Raster numbers of pixels in the whole batch, image after image.
     blocks, samples : int
         As for `Priority`.
-    salt : int
-        Draws with another number are others.
     """
     index = index_of(data, "priority")
     scale = index.scale(scale_of(query, "priority"))
     label = None if query.label is None else index.attributes["labels"].index(query.label)
     worker = _Worker(data, scale, query, label, blocks, samples)
-    keys = _keys(query, pixels, salt)
+    keys = _keys(query, pixels)
     classes = np.tile(scale.geometry.query_classes.reshape(-1), len(query.x))[pixels]
     state = np.empty((len(pixels), 5 + 3 * query.x.shape[1]))
     counts, codes = np.empty(len(pixels), np.int64), 0
@@ -143,12 +141,13 @@ def _as_state(sums: np.ndarray, counts: np.ndarray, channels: int) -> tuple[Soft
     return state, (table[:, 3] / table[:, 1]).clamp(max=1)
 
 
-def _keys(query: Query, pixels: np.ndarray, salt: int) -> np.ndarray:
-    """Hash (seed, sample, time, pixel, salt) to two words a pixel, uint32, shape (n, 2)."""
+def _keys(query: Query, pixels: np.ndarray) -> np.ndarray:
+    """Hash (seed, time, sample, pixel) to two words a pixel, uint32, shape (n, 2)."""
     height, width = query.x.shape[2:]
     sample, place = np.divmod(pixels, height * width)
-    numbers = np.arange(len(query.x)) if query.samples is None else np.asarray(query.samples)
-    words = (query.seed, salt, np.float64(query.beta).view(np.uint64), numbers[sample], place)
+    samples = range(len(query.x)) if query.samples is None else query.samples
+    numbers = np.array([number % 2**64 for number in samples], np.uint64)
+    words = (query.seed % 2**64, np.float64(query.beta).view(np.uint64), numbers[sample], place)
     state = np.zeros(len(pixels), np.uint64)
     with np.errstate(over="ignore"):
         for word in words:  # splitmix64, once for each word
@@ -178,7 +177,9 @@ class _Worker:
         self, data: Data, scale: ScaleIndex, query: Query, label: int | None, blocks: int, samples: int
     ) -> None:
         self._scale, self._query, self._label = scale, query, label
-        self._budget, self._samples = blocks, samples
+        self._visits = blocks + 10 * int(blocks**0.5) + BLOCK
+        # There are no more codes to keep than are scanned.
+        self._budget, self._samples = blocks, min(samples, CODES * self._visits)
         self._images = data.index.pixels.numpy().reshape(-1)  # type: ignore[union-attr]
         self._threads = torch.get_num_threads()
         a, beta, geometry = query.a, query.beta, scale.geometry
@@ -195,11 +196,10 @@ class _Worker:
         self._size = (*geometry.size, channels)
         self._windows = window_tables(geometry)
         self._exact_scale = (a / 127.5) ** 2 / (2 * beta)
-        self._capacity = 4 * samples
-        self._visits = blocks + 10 * int(blocks**0.5) + BLOCK
+        self._capacity = 4 * self._samples
         # A thread takes these for each of its pixels: visits, in two orders, and what is kept.
         per_pixel = self._visits * 24 + self._capacity * 20
-        self.group = ROWS * max(1, data.memory // 2 // (per_pixel * ROWS))
+        self.group = max(1, data.memory // 2 // per_pixel)
 
     def lists_of(self, c: int) -> _Lists:
         """Return the lists of position class c."""
@@ -253,8 +253,8 @@ class _Worker:
 
     def _weights(self, lists: _Lists, pixels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield where some pixels begin, and the log2 weights of all lists for them, padded."""
-        z = torch.zeros(ROWS, 2 * self._z.shape[1])
-        weights = torch.empty(ROWS, len(lists.blocks))
+        z = torch.zeros(ROWS, 2 * self._z.shape[1], dtype=torch.float32)
+        weights = torch.empty(ROWS, len(lists.blocks), dtype=torch.float32)
         for first in range(0, len(pixels), ROWS):
             some = self._z[torch.from_numpy(pixels[first : first + ROWS])]
             z[: len(some)] = torch.cat([some.square(), some], 1)

@@ -88,6 +88,7 @@ class Spreading:
         area = self.tables.height * self.tables.width
         lines = query_lines(self._query.x[i], self.tables, self._query.a)
         top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self.tables.channels))
+        compared = np.zeros(area, np.int64)
 
         def retrieved(images: tuple[int, int]) -> Members:
             found = self._written(ids.size, partial(pair_keys, ids, pixels, self.tables, images))
@@ -107,10 +108,10 @@ class Spreading:
 
         # Each thread has images of its own.
         workers = pool(self._threads)
-        parts = self._add(workers, list(workers.map(retrieved, self._shares(ids))), top, sums)
+        parts = self._add(workers, list(workers.map(retrieved, self._shares(ids))), top, sums, compared)
         more = [_room(0)] * len(parts)
         if around:
-            more = self._add(workers, list(workers.map(beside, parts)), top, sums)
+            more = self._add(workers, list(workers.map(beside, parts)), top, sums, compared)
         members, parts = self._merged(workers, parts, more)
         bar = self._bar(parts, top)
         every = np.ones(self._n, bool)
@@ -120,7 +121,7 @@ class Spreading:
         state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
         state.weight, state.weight_sq = table[:, 0], table[:, 1]
         state.centre = table[:, 2:] / 127.5 - table[:, :1]
-        state.count = torch.from_numpy(np.bincount(members.pixel, minlength=area))
+        state.count = torch.from_numpy(compared)
         return members, state, heaviest
 
     @staticmethod
@@ -155,7 +156,12 @@ class Spreading:
         return list(pairwise(edges))
 
     def _add(
-        self, workers: ThreadPoolExecutor, parts: list[Members], top: np.ndarray, sums: np.ndarray
+        self,
+        workers: ThreadPoolExecutor,
+        parts: list[Members],
+        top: np.ndarray,
+        sums: np.ndarray,
+        compared: np.ndarray,
     ) -> list[Members]:
         """Add members to the sums, relative to the largest logits; return those that are not negligible."""
         lower = top.copy()
@@ -165,14 +171,16 @@ class Spreading:
         sums[:, 1:2] *= factor
         sums *= factor
 
-        def summed(members: Members) -> tuple[Members, np.ndarray]:
+        def summed(members: Members) -> tuple[Members, np.ndarray, np.ndarray]:
+            every = np.bincount(members.pixel, minlength=len(top))
             mine, count = np.zeros_like(sums), np.zeros(1, np.int64)
             sums_of(self._images, len(top), self.tables.channels, *members, top, mine, count)
-            return Members(*(array[: count[0]] for array in members)), mine
+            return Members(*(array[: count[0]] for array in members)), mine, every
 
         done = list(workers.map(summed, parts))
-        sums += sum(mine for _, mine in done)
-        return [members for members, _ in done]
+        sums += sum(mine for _, mine, _ in done)
+        compared += sum(every for _, _, every in done)
+        return [members for members, _, _ in done]
 
     def _compare(self, keys: np.ndarray, known: np.ndarray, lines: np.ndarray, reach: int) -> Members:
         members = _room(len(keys) * (2 * reach + 1) ** 2)

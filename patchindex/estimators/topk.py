@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError
-from patchindex.estimators.base import Data, Estimate, Query, index_of, scale_of
+from patchindex.estimators.base import Data, Estimate, Query, check_between, index_of, scale_of
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.spreading import NOTHING, Spreading
 from patchindex.index import ScaleIndex
@@ -22,6 +21,7 @@ __all__ = ["TopK", "rerank"]
 PROBES = 32  # where nothing was measured
 IMAGES_A_SEARCH = 4
 RERANK_BYTES = 32 << 20  # of copies of patches, on other devices than the CPU
+RESULT_BYTES = 48  # that a candidate of a pixel takes as a result of the search, and on its way through it
 PAIR_BYTES = 64  # that a pixel and a patch take while they are compared, on the CPU
 
 
@@ -48,7 +48,7 @@ class TopK:
     Raises
     ------
     InputError
-        When there is no index, or an option is below 1.
+        When there is no index, or an option is below 1 or out of its range.
     """
 
     def __init__(
@@ -56,8 +56,7 @@ class TopK:
     ) -> None:
         self._data = data
         self._index = index_of(data, "topk", candidates=candidates, probes=probes)
-        if not 0 < quality <= 1:
-            raise InputError(f"must lie in (0, 1], got {quality}", where="quality", remedy="use 0.98, say")
+        check_between("quality", quality, 0, 1, "use 0.98, say")
         self._candidates, self._probes, self._quality = candidates, probes, quality
 
     def __call__(self, query: Query) -> Estimate:
@@ -78,47 +77,62 @@ class TopK:
         return curve.search(beta, self._candidates, self._quality).probes
 
     def _estimate(self, x: Tensor, query: Query, scale: ScaleIndex) -> Estimate:
-        a, beta, label, geometry = query.a, query.beta, query.label, scale.geometry
-        z = scale.pca.project_queries(x, geometry, a)
-        classes = np.tile(geometry.query_classes.reshape(-1), len(x))
+        query = replace(query, x=x)
+        lo, hi = self._data.training.range_of(query.label)
+        candidates = min(self._candidates, (hi - lo) * scale.geometry.patches_per_image)
+        # One image at a time: products of another shape would round otherwise.
+        z = torch.cat([scale.pca.project_queries(one[None], scale.geometry, query.a) for one in x])
+        step = max(1, self._data.memory // (RESULT_BYTES * candidates))
+        parts = [
+            self._pixels(np.arange(first, min(first + step, len(z))), z, query, scale, candidates)
+            for first in range(0, len(z), step)
+        ]
+        shape = (len(x), *scale.geometry.size)
+        state = SoftmaxState.cat([state for state, _, _ in parts]).reshape(shape)
+        return Estimate.from_state(
+            state,
+            stderr=torch.full_like(state.weight, torch.nan),
+            captured_mass=torch.cat([captured for _, captured, _ in parts]).reshape(shape),
+            codes_scanned=sum(scanned for _, _, scanned in parts),
+        )
+
+    def _pixels(
+        self, rows: np.ndarray, z: Tensor, query: Query, scale: ScaleIndex, candidates: int
+    ) -> tuple[SoftmaxState, Tensor, int]:
+        """Return states of some pixels of a query, their captured mass, and codes scanned."""
+        a, beta, label = query.a, query.beta, query.label
+        classes = scale.geometry.query_classes.reshape(-1)[rows % query.x[0, 0].numel()]
+        z = z[torch.from_numpy(rows).to(z.device)]
         vectors = (z / a).cpu().numpy()
         probes = min(self._probes_at(scale, beta), len(scale.lists.centroids))
         keys = scale.lists.nearest(vectors, classes, probes)
-        lo, hi = self._data.training.range_of(label)
-        candidates = min(self._candidates, (hi - lo) * geometry.patches_per_image)
-        images = None if label is None else (lo, hi)
+        images = None if label is None else self._data.training.range_of(label)
         distances, found = scale.search(vectors, keys, candidates, images)
         label_index = None if label is None else self._index.attributes["labels"].index(label)
         sizes = scale.list_sizes(label_index)
         scanned = _codes(keys, sizes)
         # The nearest lists may hold nothing, of this label above all: such pixels look into more of them.
         empty = np.flatnonzero(found[:, 0] < 0)
-        while len(empty):
-            probes = min(2 * probes, len(sizes))
+        most = scale.most_probes
+        while len(empty) and probes < most:
+            probes = min(2 * probes, most)
             keys = scale.lists.nearest(vectors[empty], classes[empty], probes)
             distances[empty], found[empty] = scale.search(vectors[empty], keys, candidates, images)
             scanned += _codes(keys, sizes)
-            # All lists of a class together hold a patch of every image.
-            empty = empty[found[empty, 0] < 0] if probes < len(sizes) else empty[:0]
-        ids = torch.from_numpy(found).to(x.device)
-        state = rerank(self._data, scale, replace(query, x=x), np.arange(len(found)), found)
-        state = state.reshape((len(x), *geometry.size))
+            empty = empty[found[empty, 0] < 0]
+        ids = torch.from_numpy(found).to(z.device)
+        state = rerank(self._data, scale, query, rows, found)
 
         # Both sides of the captured mass are taken from codes, so that what the PCA leaves out cancels.
-        approximate = torch.from_numpy(distances).to(x.device) * (-a * a / (2 * beta))
-        no_centres = torch.empty(candidates, 0, device=x.device)
+        approximate = torch.from_numpy(distances).to(z.device) * (-a * a / (2 * beta))
+        no_centres = torch.empty(candidates, 0, dtype=torch.float32, device=z.device)
         kept = SoftmaxState.of(approximate, no_centres, valid=ids >= 0).log_weight()
         last = torch.where(ids >= 0, approximate, torch.inf).amin(1)
         rest = scale.log_rest(z, classes, a, beta, last, label_index)
         everything = _patches_of_class(scale, label_index)[classes] <= (found >= 0).sum(1)
         captured = torch.sigmoid(kept - rest)
-        captured[torch.from_numpy(everything).to(x.device)] = 1
-        return Estimate.from_state(
-            state,
-            stderr=torch.full_like(state.weight, torch.nan),
-            captured_mass=captured.reshape(state.weight.shape),
-            codes_scanned=scanned,
-        )
+        captured[torch.from_numpy(everything).to(z.device)] = 1
+        return state, captured, scanned
 
 
 def _codes(keys: np.ndarray, sizes: np.ndarray) -> int:
@@ -164,9 +178,7 @@ def rerank(data: Data, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: n
             _, state, _ = spreading.run(i, ids[some], places[some], NOTHING, around=False)
             states.append(state[torch.from_numpy(places[some])])
     order = np.argsort(images, kind="stable")
-    state = SoftmaxState.cat(states)[torch.from_numpy(np.argsort(order))]
-    state.count = torch.from_numpy((ids >= 0).sum(1))  # all were compared, also those that are negligible
-    return state
+    return SoftmaxState.cat(states)[torch.from_numpy(np.argsort(order))]
 
 
 def _rerank_by_torch(

@@ -17,11 +17,13 @@ from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 
-__all__ = ["LARGEST_LOGIT", "Engine", "largest_logit", "scan"]
+__all__ = ["LARGEST_DIFFERENCE", "LARGEST_LOGIT", "Engine", "largest_difference", "largest_logit", "scan"]
 
 # Beyond it (x must be thousands of times as large as any noisy image) float32 has no digits left to tell
 # logits apart by; such x are scanned in float64.
-LARGEST_LOGIT = 2.0**30
+LARGEST_LOGIT = 2.0**26
+# The same for logits that are made of squares of differences, which are rounded as such.
+LARGEST_DIFFERENCE = 2.0**22
 
 
 class Engine(Protocol):
@@ -168,6 +170,13 @@ def largest_logit(x: Tensor, geometry: Geometry, a: float, beta: float) -> float
     height, width = geometry.size
     pixels = min(geometry.k, height) * min(geometry.k, width) * x.shape[1]
     return pixels * float(x.abs().max() if len(x) else 0.0) * 2 * a / beta
+
+
+def largest_difference(x: Tensor, geometry: Geometry, a: float, beta: float) -> float:
+    """Bound minus the logits: squares of differences over twice the noise variance."""
+    height, width = geometry.size
+    pixels = min(geometry.k, height) * min(geometry.k, width) * x.shape[1]
+    return pixels * (float(x.abs().max() if len(x) else 0.0) + a) ** 2 / (2 * beta)
 
 
 def _wanted(pixels: Tensor | Sequence[Tensor], x: Tensor) -> list[Tensor]:

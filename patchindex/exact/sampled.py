@@ -11,7 +11,7 @@ variance is estimated from the sums of the lanes of each cell, each over images 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from threading import Lock
@@ -147,7 +147,7 @@ class SampledScan:
             centres.astype(np.float32) - frame.grey,
         )
 
-    def grow(self, cells: int, told: Callable[[float], None] | None = None) -> None:
+    def grow(self, cells: int) -> None:
         """Scan as many more cells, rounded up to whole classes, or what is left of them."""
         cells = -(-cells // self._classes) * self._classes
         chosen = np.sort(self._cell_order[self.scanned : self.scanned + cells]).tolist()
@@ -157,18 +157,13 @@ class SampledScan:
         tiles = iter([list(group) for _, group in groupby(chosen, lambda cell: cell // self._classes)])
         taking = Lock()
         threads = torch.get_num_threads()
-        done = 0
 
         def tasks() -> Iterator[list[int]]:
-            nonlocal done
             while True:
                 with taking:
                     task = next(tiles, None)
                     if task is None:
                         return
-                    done += len(task)
-                    if told is not None:
-                        told(done / len(chosen))
                 yield task
 
         try:

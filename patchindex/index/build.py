@@ -30,7 +30,7 @@ from patchindex.images import ImageSource, open_images
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.plan import BuildPlan, parse_memory, plan_build
 from patchindex.index.raw import RawWriter
-from patchindex.index.stages import BUILDING, ScaleBuild
+from patchindex.index.stages import BUILDING, CHOSEN, ScaleBuild
 from patchindex.index.store import (
     FORMAT_VERSION,
     PatchIndex,
@@ -144,24 +144,18 @@ def build_index(
         pca_dims=pca_dims,
         lists=lists,
         memory=budget,
+        chosen=_chosen(_building_path(path)) if resume else None,
     )
     where = resolve_device(device, needs_faiss=True)
     if plan.scales:
         require_faiss()
-    if plan.memory_bytes > budget:
-        need, have = (f"{b / 2**30:.2f} GiB" for b in (plan.memory_bytes, budget))
-        raise InputError(
-            f"the build may need {need}, over the budget of {have}",
-            where="memory",
-            remedy="raise it, or give a smaller pca_dims or fewer lists",
-        )
     settings = {
         "machine": machine,
         "train_windows": train_windows,
         "scales": [scale.k for scale in plan.scales],
         "locality": {"name": schedule.name, "scales": schedule.scales} if schedule else None,
-        "pca_dims": [scale.dims for scale in plan.scales],
-        "lists": [scale.list_goal for scale in plan.scales],
+        "pca_dims": pca_dims,
+        "lists": lists,
         "seed": seed,
         "source": source.name,
         "shape": source.shape,
@@ -171,8 +165,9 @@ def build_index(
     settings = json.loads(json.dumps(settings))  # as they come back from the store: lists for tuples
     finished = _check_output(path, settings, overwrite, resume)
     if not finished:
+        _check_memory(plan, budget)
         _check_space(path, plan)
-        with _threads(threads), _building(path, settings, resume) as folder:
+        with _threads(threads), _building(path, settings, plan, resume) as folder:
             _write_images(folder, TrainingImages(source), progress)
             for k in settings["scales"]:
                 _write_scale(folder, k, where, progress)
@@ -221,6 +216,16 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(_existing_parent(path)).free + tree_bytes(_building_path(path))
 
 
+def _check_memory(plan: BuildPlan, budget: int) -> None:
+    if plan.memory_bytes > budget:
+        need, have = (f"{b / 2**30:.2f} GiB" for b in (plan.memory_bytes, budget))
+        raise InputError(
+            f"the build may need {need}, over the budget of {have}",
+            where="memory",
+            remedy="raise it, or give a smaller pca_dims or fewer lists",
+        )
+
+
 def _check_space(path: Path, plan: BuildPlan) -> None:
     need, have = plan.disk_bytes + plan.scratch_bytes, free_bytes(path)
     if need > have:
@@ -246,13 +251,22 @@ def _building_path(path: Path) -> Path:
 
 
 def _building_settings(building: Path) -> dict[str, Any]:
+    return dict(_building_attributes(building).get(BUILDING, {}))
+
+
+def _building_attributes(building: Path) -> dict[str, Any]:
     if not (building / "zarr.json").is_file():
         return {}
-    return dict(zarr.open_group(building, mode="r").attrs.get(BUILDING, {}))  # type: ignore[arg-type]
+    return dict(zarr.open_group(building, mode="r").attrs)
+
+
+def _chosen(building: Path) -> dict[int, tuple[int, int]]:
+    """Return what an unfinished build chose for each scale, whatever memory it is resumed with."""
+    return {k: (dims, lists) for k, dims, lists in _building_attributes(building).get(CHOSEN, [])}
 
 
 @contextmanager
-def _building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
+def _building(path: Path, settings: dict[str, Any], plan: BuildPlan, resume: bool) -> Iterator[Path]:
     """Give the folder that a build works in, held by a lock: another builder is refused."""
     building = _building_path(path)
     building.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +283,8 @@ def _building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pa
                 )
             shutil.rmtree(building)
         if not (building / "zarr.json").exists():
-            zarr.open_group(building, mode="w", attributes={BUILDING: settings})
+            chosen = [[scale.k, scale.dims, scale.list_goal] for scale in plan.scales]
+            zarr.open_group(building, mode="w", attributes={BUILDING: settings, CHOSEN: chosen})
         try:
             yield building
         except InputError:

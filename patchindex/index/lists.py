@@ -154,7 +154,7 @@ class InvertedLists:
         lists, list_norms, cells, cell_norms = self._tensors
         first, last = np.searchsorted(self.cell_bounds, self.bounds[c : c + 2])
         distances = torch.addmm(cell_norms[first:last], vectors, cells[first:last].T, alpha=-2)
-        best = torch.full((len(vectors),), torch.inf, device=vectors.device)
+        best = torch.full((len(vectors),), torch.inf, dtype=torch.float32, device=vectors.device)
         found = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
         for _ in range(min(CELLS_PROBED, int(last - first))):
             nearest = distances.argmin(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,11 +91,13 @@ def plan_build(
     pca_dims: int | None = None,
     lists: int | None = None,
     memory: int | None = None,
+    chosen: Mapping[int, tuple[int, int]] | None = None,
 ) -> tuple[BuildPlan, LocalitySchedule | None]:
     """Check a build's settings and forecast it; the arguments are those of `build_index`.
 
     With `memory`, in bytes, a scale whose lists would take more to train gets half as many, or a quarter, and
-    so on down to 1 024. The plan may need more than that all the same: the caller compares.
+    so on down to 1 024. The plan may need more than that all the same: the caller compares. Code sizes and
+    numbers of lists that were `chosen` before, by scale, stay.
 
     Returns
     -------
@@ -127,17 +129,20 @@ def plan_build(
         schedule = schedule.nearest(wanted)
     labels = 0 if source.labels is None else len(np.unique(source.labels))
     indexed = [g for g in geometries if not g.is_exact]
-    survey = None if pca_dims or not indexed else _survey(source)
+    survey = None if pca_dims or all(g.k in (chosen or {}) for g in indexed) else _survey(source)
     planned = []
     for geometry in indexed:
         pixels = geometry.k**2 * channels
         dims = min(pca_dims or pixels, pixels)
-        if survey is not None:
+        goal = lists or most_lists(n * geometry.patches_per_image)
+        fixed = lists is not None or memory is None
+        if chosen is not None and geometry.k in chosen:
+            (dims, goal), fixed = chosen[geometry.k], True
+        elif survey is not None:
             noise = noise_levels(geometry.k, schedule)[0]
             dims = fit_pca(_patches(survey, geometry), noise=noise).dims
-        goal = lists or most_lists(n * geometry.patches_per_image)
         scale = _plan_scale(geometry, n, channels, labels, dims, goal)
-        while lists is None and memory is not None and scale.memory_bytes > memory and goal > FEWEST_LISTS:
+        while not fixed and scale.memory_bytes > memory and goal > FEWEST_LISTS:  # type: ignore[operator]
             goal = max(FEWEST_LISTS, goal // 2)
             scale = _plan_scale(geometry, n, channels, labels, dims, goal)
         planned.append(scale)
@@ -161,7 +166,7 @@ def _plan_scale(
     stored = patches * (dims + ID_BYTES) + n_lists * a_list + small
     # On its way into the lists a patch is a record of a shard, which has the length of each list too.
     an_image = geometry.patches_per_image * (dims + ID_BYTES)
-    a_shard = max(an_image, shard_bytes(images * an_image))
+    a_shard = min(max(an_image, shard_bytes(images * an_image)), images * an_image)
     shards = -(-images // (a_shard // an_image))
     scratch = patches * (dims + ID_BYTES) + shards * (4 * n_lists + OVERHEAD_BYTES)
     # Training holds a sample with copies of a class and of a cell, and the covariance of patches; encoding a

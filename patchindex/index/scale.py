@@ -38,6 +38,7 @@ ARRAYS = (
     "list_means",
     "list_variances",
 )
+FACTS = ("patches", "pca_energy")  # that must be among the attributes
 PRIOR_CODES = 16
 REST_BYTES = 32 << 20  # for the weights of pixels and lists whose rest is estimated at once
 
@@ -63,10 +64,9 @@ class ScaleIndex:
         self.attributes: dict[str, Any] = dict(group.attrs)
         found = {name: group.get(name) for name in ARRAYS}
         missing = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
+        missing += [name for name in FACTS if not isinstance(self.attributes.get(name), int | float)]
         if missing:
-            raise StoreError(
-                f"arrays are missing: {', '.join(missing)}", where=path, remedy="build the store again"
-            )
+            raise StoreError(f"is without {', '.join(missing)}", where=path, remedy="build the store again")
         arrays = {name: np.asarray(array[:]) for name, array in found.items()}  # type: ignore[index]
         self.pca = PCA(arrays["pca_components"], arrays["pca_mean"], float(self.attributes["pca_energy"]))
         self.lists = InvertedLists(
@@ -152,6 +152,12 @@ class ScaleIndex:
             ids[outside] = -1
             return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
         return distances, ids
+
+    @property
+    def most_probes(self) -> int:
+        """How many lists a search can look into."""
+        every = len(self.lists.centroids)
+        return every if self.device.type == "cpu" else min(every, MAX_GPU_SELECTION)
 
     def _check_gpu(self, candidates: int, probes: int) -> None:
         for name, value in (("candidates", candidates), ("probes", probes)):

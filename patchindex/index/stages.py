@@ -27,9 +27,10 @@ from patchindex.index.store import scale_group
 from patchindex.index.train import Progress, train_scale
 from patchindex.patches import Geometry
 
-__all__ = ["BUILDING", "ScaleBuild", "sync"]
+__all__ = ["BUILDING", "CHOSEN", "ScaleBuild", "sync"]
 
-BUILDING = "building"  # attribute of the folder of a build: its settings
+# Attributes of the folder of a build: its settings; and scale, size of codes and lists, for each scale.
+BUILDING, CHOSEN = "building", "chosen"
 SHARDS = "shards"
 
 
@@ -50,8 +51,9 @@ class ScaleBuild:
         self.k, self.device = k, device
         group = zarr.open_group(building, mode="r")
         settings: Any = group.attrs[BUILDING]
-        i = settings["scales"].index(k)
-        self._dims, self._goal, self._seed = settings["pca_dims"][i], settings["lists"][i], settings["seed"]
+        chosen: Any = group.attrs[CHOSEN]
+        self._seed = settings["seed"]
+        self._dims, self._goal = next((dims, lists) for scale, dims, lists in chosen if scale == k)
         self._pixels = torch.from_numpy(open_raw(building, "images"))
         self._labels = np.asarray(group["labels"][:]) if "labels" in group else None  # type: ignore[index]
         height, width = self._pixels.shape[1:3]

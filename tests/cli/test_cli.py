@@ -240,7 +240,7 @@ def test_bad_input_of_a_build_is_one_line_and_leaves_nothing(name, tmp_path):
         (["--locality", "no-such-preset"], "no-such-preset"),
         (["--locality", "3,9"], "locality scale 9"),
         (["--x-t", "missing.npy"], "missing.npy"),
-        (["-n", 0], "n: must be at least 1"),
+        (["-n", 0], "Invalid value for '-n': 0"),
         (["--steps", 1], "steps"),
         (["--seed", -1], "seed"),
         (["--estimator", "exact", "--candidates", 5], "candidates"),
@@ -325,7 +325,7 @@ def test_study_writes_what_it_found(store, tmp_path):
         ("topk:blocks=3", "--estimator: topk has no option 'blocks'"),
         ("auto:threads=2", "--estimator: auto has no option 'threads'"),
         ("auto:probes=1e3", "probes: must be a whole number, got 1000.0"),
-        ("auto:tolerance=0", "tolerance: must be a positive number"),
+        ("auto:tolerance=0", "tolerance: must be a number above 0"),
     ],
 )
 def test_study_refuses_bad_estimators(store, tmp_path, text, message):
@@ -337,10 +337,10 @@ def test_study_refuses_bad_estimators(store, tmp_path, text, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-n", 0), "n: must be at least 1, got 0"),
-        (("--seed", -1), "seed: must be at least 0, got -1"),
-        (("--repeats", 0), "repeats: must be at least 1, got 0"),
-        (("--steps", 1), "steps: must be at least 2, got 1"),
+        (("-n", 0), "'-n': 0 is not in the range x>=1"),
+        (("--seed", -1), "'--seed': -1 is not in the range x>=0"),
+        (("--repeats", 0), "'--repeats': 0 is not in the range x>=1"),
+        (("--steps", 1), "'--steps': 1 is not in the range x>=2"),
         (("--label", 77), "label 77: no image has this label"),
     ],
 )

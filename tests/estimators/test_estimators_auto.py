@@ -98,6 +98,10 @@ def test_single_pixels_get_more_than_others(larger, held_out, monkeypatch):
         assert (e.stderr <= 0.01).all()
         assert int((e.stderr == 0).sum()) == e.exact_pixels
         assert (off[e.stderr == 0] < 2e-5).all()
+        assert (e.captured_mass[e.stderr == 0] == 1).all()
+        # What was spent on them before counts too.
+        everything = e.exact_pixels * len(larger.training) * larger.geometry(5).patches_per_image
+        assert e.patches_evaluated > everything
         assert off.square().mean().sqrt() < 0.015
         exact.append(e.exact_pixels)
     assert exact[0] > 2 * exact[1]
@@ -187,7 +191,7 @@ def test_a_batch_beyond_the_memory_is_taken_in_parts(larger, held_out, monkeypat
 
 @pytest.mark.parametrize("tolerance", [0, -0.1, np.inf, np.nan])
 def test_a_tolerance_that_is_none_is_refused(store, tolerance):
-    with pytest.raises(InputError, match="tolerance: must be a positive number"):
+    with pytest.raises(InputError, match="tolerance: must be a number above 0"):
         machine(store, tolerance=tolerance)
 
 

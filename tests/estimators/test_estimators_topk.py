@@ -9,7 +9,7 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
-from patchindex.estimators import ESTIMATORS, Data, Query, topk
+from patchindex.estimators import Data, Query, topk
 from patchindex.exact import scan
 from patchindex.windows import query_windows
 
@@ -231,11 +231,6 @@ def test_topk_needs_an_index(labelled, tmp_path):
     with pytest.raises(InputError, match="needs a patch index"):
         pi.ScoreMachine(exact_only, estimator="topk")
     assert pi.ScoreMachine(exact_only).estimator == "exact"
-
-
-def test_the_names_are_those_of_the_table():
-    assert {"exact", "topk"} <= set(ESTIMATORS)
-    assert set(ESTIMATORS) == set(pi.ESTIMATORS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

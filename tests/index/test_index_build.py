@@ -11,6 +11,7 @@ import zarr
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
 from patchindex.index import build as build_module
+from patchindex.index import plan_build
 from patchindex.index import shards as shards_module
 from patchindex.index.raw import raw_path
 from patchindex.index.stages import ScaleBuild
@@ -408,3 +409,17 @@ def test_a_build_within_its_budget_is_allowed(labelled, tmp_path):
         pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], memory=plan.memory_bytes - 1)
     assert_nothing_at(tmp_path / "s.zarr")
     pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], memory=plan.memory_bytes)
+
+
+def test_a_build_is_resumed_with_another_budget_and_keeps_its_lists(real_images, tmp_path, monkeypatch):
+    images = real_images(1500, 20)[0]  # 486 000 patches
+    path = tmp_path / "s.zarr"
+    source = pi.open_images(images)
+    free = plan_build(source, [3])[0]
+    less = free.memory_bytes - 1
+    tight = plan_build(source, [3], memory=less)[0]
+    assert tight.scales[0].lists < free.scales[0].lists
+    interrupt(monkeypatch, 3, images, path, None, "encode", scales=[3], memory=less)
+    index = pi.build_index(images, path, scales=[3], resume=True)
+    assert index.scale(3).attributes["lists"] <= tight.scales[0].lists
+    assert pi.build_index(images, path, scales=[3], resume=True, memory="1M").scales == (3,)

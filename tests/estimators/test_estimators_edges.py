@@ -1,0 +1,123 @@
+"""What all estimators have in common at the edges: large inputs, odd options, little memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+import patchindex as pi
+from patchindex.errors import InputError, StoreError
+from patchindex.estimators import auto
+from patchindex.index.store import scale_group
+
+ESTIMATORS = {
+    "topk": {"candidates": 6000, "probes": 150},
+    "priority": {"blocks": 10**5, "samples": 10**4},
+    "auto": {"tolerance": 0.001, "probes": 150, "candidates": 6000},
+}
+
+
+@pytest.fixture(params=ESTIMATORS)
+def way(request, monkeypatch):
+    monkeypatch.setattr(auto, "WORTH", np.inf)  # scans of few images are cheap: pretend otherwise
+    monkeypatch.setattr(auto, "FIRST_CELLS", 2)
+    return request.param, ESTIMATORS[request.param]
+
+
+@pytest.mark.parametrize(
+    ("times", "t"),
+    [(1, 0.3), (10, 0.3), (1e3, 0.3), (1e6, 0.3), (1e15, 0.3), (1e30, 0.3), (1, 1e-4), (1, 1e-17)],
+)
+def test_what_float32_cannot_tell_apart_is_exact(store, held_out, way, times, t):
+    name, options = way
+    x = times * held_out(0.3)
+    found = pi.ScoreMachine(store, estimator=name, **options).posterior_mean(x, t, k=3)
+    exact = pi.ScoreMachine(store, estimator="exact", dtype=torch.float64).posterior_mean(x, t, k=3)
+    # Everything is retrieved, so the error is of logits of up to 2^22 in float32; of `auto`, of its sample.
+    assert (found.mean - exact.mean).abs().max() < (5e-3 if name == "auto" else 1e-3)
+    if times >= 1e3:
+        assert found.exact_pixels == found.stderr.numel()
+
+
+@pytest.mark.parametrize("name", ["exact", *ESTIMATORS])
+def test_inputs_with_gradients_and_another_default_dtype(store, held_out, name):
+    machine = pi.ScoreMachine(store, estimator=name)
+    x = held_out(0.5)
+    expected = machine.posterior_mean(x, 0.5, k=3).mean
+    assert torch.equal(machine.posterior_mean(x.clone().requires_grad_(), 0.5, k=3).mean, expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(machine.posterior_mean(x, 0.5, k=3).mean, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_whole_numbers_of_any_kind_are_taken(store, held_out, way):
+    name, options = way
+    machine = pi.ScoreMachine(store, estimator=name, **{key: np.asarray(v)[()] for key, v in options.items()})
+    found = machine.posterior_mean(
+        held_out(0.5), 0.5, k=3.0, label=np.int64(4), samples=[-1, 2**70], seed=2**70
+    )
+    assert torch.isfinite(found.mean).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "call", "words"),
+    [
+        ({"estimator": "topk", "candidates": 2.5}, {}, "candidates: must be a whole number"),
+        ({"estimator": "topk", "candidates": True}, {}, "candidates: must be a whole number"),
+        ({"estimator": "topk", "quality": "0.9"}, {}, "quality: must be a number above 0 and at most 1"),
+        ({"estimator": "auto", "tolerance": "0.01"}, {}, "tolerance: must be a number above 0, got '0.01'"),
+        ({"estimator": "auto", "tolerance": float("nan")}, {}, "tolerance: must be a number above 0"),
+        ({"estimator": "priority", "dtype": torch.float64}, {}, "dtype: priority computes in float32 only"),
+        ({"label": "4"}, {}, "label: '4' is no whole number"),
+        ({"threads": 0}, {}, "threads: must be 1 to 1024"),
+        ({}, {"label": "4"}, "label: '4' is no whole number"),
+        ({}, {"samples": [0]}, "samples: there are 1 numbers for 2 images"),
+        ({}, {"samples": [0, 1, 2]}, "samples: there are 3 numbers for 2 images"),
+    ],
+)
+def test_bad_settings_are_told_in_one_line(store, held_out, settings, call, words):
+    with pytest.raises(InputError, match=words):
+        pi.ScoreMachine(store, **settings).posterior_mean(held_out(0.5), 0.5, k=3, **call)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("priority", {"blocks": 20, "samples": 10**9}), ("topk", {"candidates": 10**9, "probes": 10**6})],
+)
+def test_options_beyond_what_there_is_take_no_memory(store, held_out, name, options):
+    machine = pi.ScoreMachine(store, estimator=name, memory="1M", **options)
+    assert torch.isfinite(machine.posterior_mean(held_out(0.5), 0.5, k=3).mean).all()
+
+
+def test_a_small_memory_changes_nothing(store, held_out, way):
+    name, options = way
+    large, small = (
+        pi.ScoreMachine(store, estimator=name, memory=m, **options).posterior_mean(held_out(0.5), 0.5, k=3)
+        for m in ("256M", "2M")
+    )
+    assert (
+        torch.equal(large.mean, small.mean)
+        if name != "topk"
+        else (large.mean - small.mean).abs().max() < 1e-5
+    )
+    assert large.patches_evaluated == small.patches_evaluated
+
+
+@pytest.mark.parametrize(
+    "damage", [{"version": 2}, {"version": 2, "near": [{}], "top": []}, {"version": 2, "near": 3}]
+)
+def test_a_damaged_curve_is_told(labelled, tmp_path, damage):
+    store = pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3])
+    group = zarr.open_group(store.path / scale_group(3), mode="a")
+    group.attrs["operating_curve"] = damage
+    with pytest.raises(StoreError, match="operating curve is damaged"):
+        pi.ScoreMachine(pi.open_index(store.path)).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
+    group.attrs["operating_curve"] = "none"  # no curve at all
+    pi.ScoreMachine(pi.open_index(store.path)).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
+    del group.attrs["pca_energy"]
+    with pytest.raises(StoreError, match="is without pca_energy"):
+        pi.open_index(store.path).scale(3)
