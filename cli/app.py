@@ -10,10 +10,12 @@ import click
 import patchindex
 from patchindex.errors import PatchIndexError
 
+from .append import append
 from .build import build
 from .info import info
 from .sample import sample
 from .study import study
+from .verify import verify
 
 __all__ = ["main"]
 
@@ -64,5 +66,5 @@ def main() -> None:
     """
 
 
-for command in (build, sample, info, study):
+for command in (build, append, sample, info, study, verify):
     main.add_command(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,26 @@ from rich.filesize import decimal
 from rich.table import Table
 
 import patchindex
-from patchindex.errors import PatchIndexError
-from patchindex.images import open_images
+from patchindex.errors import InputError
 from patchindex.index import BuildPlan, build_index, free_bytes, parse_memory, plan_build
 from patchindex.patches import MACHINES, TRAIN_WINDOWS
 
-from .options import common, locality_option, parse_locality, parse_scales, print_json
-from .progress import stages
+from .options import (
+    common,
+    image_options,
+    locality_option,
+    open_source,
+    parse_locality,
+    parse_scales,
+    print_json,
+)
+from .running import run_build
 
 __all__ = ["build"]
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The store to make.")
 @click.option("--scales", help="Odd locality scales: 3,5,7.  [default: those of --locality]")
 @locality_option("Schedule kept in the store for sampling, moved to the nearest of --scales.")
@@ -33,12 +39,8 @@ __all__ = ["build"]
     "--machine", type=click.Choice(MACHINES), default="ELS", show_default=True, help="Score machine."
 )
 @click.option("--train-windows", type=click.Choice(TRAIN_WINDOWS), default="valid", show_default=True)
-@click.option("--limit", type=int, help="Only the first LIMIT images.")
-@click.option("--labels", help="File of labels (.npy, .npz, .txt, .csv, IDX), or 'folders'.")
-@click.option("--dataset", help="Images inside an HDF5 file or zarr group.")
-@click.option("--crop", type=int, help="Centre crop to CROP x CROP pixels, before --resize.")
-@click.option("--resize", type=int, help="Resize to RESIZE x RESIZE pixels.")
-@click.option("--grayscale", is_flag=True, help="Convert to one channel.")
+@click.option("--add-scales", help="Index more scales of a finished store's images: 9,11. No SOURCE then.")
+@image_options
 @click.option("--pca-dims", type=int, help="Code size.  [default: by the lowest noise, 128 at most]")
 @click.option(
     "--lists", type=int, help="Inverted lists a scale.  [default: a 256th of the patches, if memory does]"
@@ -55,18 +57,13 @@ __all__ = ["build"]
 @click.option("--dry-run", is_flag=True, help="Print patches, bytes and memory a scale, and do nothing.")
 @common
 def build(
-    source: str,
+    source: str | None,
     output: Path,
     scales: str | None,
     locality: str | None,
     machine: str,
     train_windows: str,
-    limit: int | None,
-    labels: str | None,
-    dataset: str | None,
-    crop: int | None,
-    resize: int | None,
-    grayscale: bool,
+    add_scales: str | None,
     pca_dims: int | None,
     lists: int | None,
     memory: str | None,
@@ -78,6 +75,7 @@ def build(
     threads: int | None,
     device: str,
     as_json: bool,
+    **image: Any,
 ) -> None:
     """Build a store of per-scale patch indexes from the images of SOURCE.
 
@@ -88,18 +86,28 @@ def build(
       patchindex build data/fashion_mnist_6k.npz -o fashion.zarr --scales 3,7,15
       patchindex build photos/ -o photos.zarr --crop 148 --resize 32 --labels folders \\
           --locality celeba-resnet-zeros --dry-run
+      patchindex build --add-scales 9,11 -o photos.zarr
     """
+    how: dict[str, Any] = {"seed": seed, "threads": threads, "memory": memory, "device": device}
+    codes: dict[str, Any] = {"pca_dims": pca_dims, "lists": lists}
+    if add_scales is not None:
+        _refuse_with_add_scales(source=source, scales=scales, locality=locality, **image)
+        more = parse_scales(add_scales, "--add-scales")
+        run_build(
+            lambda progress: patchindex.add_scales(output, more, **codes, **how, progress=progress),
+            output, calibrate, seed, threads, as_json,
+        )  # fmt: skip
+        return
+    if source is None:
+        raise click.UsageError("Missing argument 'SOURCE'.")
     settings: dict[str, Any] = {
         "scales": None if scales is None else parse_scales(scales),
         "machine": machine,
         "train_windows": train_windows,
         "locality": parse_locality(locality),
-        "pca_dims": pca_dims,
-        "lists": lists,
+        **codes,
     }
-    images = open_images(
-        source, labels=labels, dataset=dataset, limit=limit, crop=crop, resize=resize, grayscale=grayscale
-    )
+    images = open_source(source, image)
     if dry_run:
         budget = parse_memory(memory)
         plan, _ = plan_build(images, **settings, memory=budget)
@@ -108,37 +116,19 @@ def build(
         else:
             _print_plan(plan, budget, free_bytes(output))
         return
-    start = time.perf_counter()
-    try:
-        with stages() as progress:
-            index = build_index(
-                images,
-                output,
-                **settings,
-                seed=seed,
-                threads=threads,
-                memory=memory,
-                device=device,
-                overwrite=overwrite,
-                resume=resume,
-                progress=progress,
-            )
-            if calibrate:
-                index = patchindex.calibrate(output, seed=seed, threads=threads, progress=progress)
-    except KeyboardInterrupt:
-        raise PatchIndexError(
-            "interrupted", where=output, remedy="run it again with --resume to go on"
-        ) from None
-    seconds = round(time.perf_counter() - start, 2)
-    info = index.info()
-    if as_json:
-        print_json({**info, "seconds": seconds})
-        return
-    patches = sum(scale["patches"] for scale in info["indexes"].values())
-    click.echo(
-        f"{output}: {info['images']:,} images, {patches:,} patches at {len(index.scales)} scales, "
-        f"{decimal(info['bytes'])}, built in {seconds:.1f} s"
-    )
+    run_build(
+        lambda progress: build_index(
+            images, output, **settings, **how, overwrite=overwrite, resume=resume, progress=progress
+        ),
+        output, calibrate, seed, threads, as_json,
+    )  # fmt: skip
+
+
+def _refuse_with_add_scales(**given: Any) -> None:
+    """Refuse what a finished store has already."""
+    for name, value in given.items():
+        if value:
+            raise InputError("is fixed in the store", where=name, remedy="leave it out with --add-scales")
 
 
 def _print_plan(plan: BuildPlan, budget: int, free: int) -> None:

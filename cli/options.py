@@ -11,9 +11,22 @@ from typing import Any
 import click
 
 from patchindex.errors import InputError, OutputExistsError
+from patchindex.images import ImageSource, open_images
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
 
-__all__ = ["check_output", "common", "locality_option", "parse_locality", "parse_scales", "print_json"]
+__all__ = [
+    "check_output",
+    "common",
+    "image_options",
+    "locality_option",
+    "open_source",
+    "parse_locality",
+    "parse_scales",
+    "print_json",
+]
+
+
+SHOWN = 10  # files that are left out; a store names them all
 
 
 def parse_scales(text: str, where: str = "--scales") -> list[int]:
@@ -58,6 +71,34 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `open_images`."""
+    for option in (
+        click.option("--grayscale", is_flag=True, help="Convert to one channel."),
+        click.option("--resize", type=int, help="Resize to RESIZE x RESIZE pixels."),
+        click.option("--crop", type=int, help="Centre crop to CROP x CROP pixels, before --resize."),
+        click.option("--dataset", help="Images inside an HDF5 file or zarr group."),
+        click.option("--skip-bad", is_flag=True, help="Leave out image files that cannot be decoded."),
+        click.option("--split", help="train, valid, test or all of CelebA.  [default: train]"),
+        click.option(
+            "--labels",
+            help="File of labels (.npy, .npz, .txt, .csv, IDX), 'folders', or 'attr:Smiling,Male' of CelebA.",
+        ),
+        click.option("--limit", type=int, help="Only the first LIMIT images."),
+    ):
+        command = option(command)
+    return command
+
+
+def open_source(source: str, image: dict[str, Any]) -> ImageSource:
+    """Open images with the options of `image_options`, and say which are left out."""
+    images = open_images(source, **image)
+    if images.skipped:
+        named = ", ".join(images.skipped[:SHOWN]) + (", ..." if len(images.skipped) > SHOWN else "")
+        click.echo(f"{len(images.skipped)} files left out that cannot be decoded: {named}", err=True)
+    return images
 
 
 def check_output(output: Path, files: Sequence[str], overwrite: bool) -> None:

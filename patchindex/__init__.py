@@ -22,7 +22,7 @@ from patchindex.calibration import calibrate
 from patchindex.errors import PatchIndexError
 from patchindex.estimators import ESTIMATORS, Estimate
 from patchindex.images import ImageSource, open_images
-from patchindex.index import PatchIndex, build_index, open_index
+from patchindex.index import PatchIndex, add_scales, append, build_index, open_index, verify
 from patchindex.machine import ScoreMachine
 from patchindex.sampling import SampleResult, sample
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
@@ -39,12 +39,15 @@ __all__ = [
     "SampleResult",
     "ScoreMachine",
     "SoftmaxState",
+    "add_scales",
+    "append",
     "build_index",
     "calibrate",
     "open_images",
     "open_index",
     "sample",
     "study",
+    "verify",
 ]
 
 __version__ = _version("patchindex")

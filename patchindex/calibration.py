@@ -17,20 +17,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import zarr
 from torch import Tensor
 
 from patchindex.backends import threads
 from patchindex.errors import InputError
 from patchindex.estimators import Data, Query
 from patchindex.estimators.auto import DEEP_BYTES, FIRST_CELLS, together
-from patchindex.estimators.curve import ATTRIBUTE, DEEPER, MOVES, NearPoint, OperatingCurve, TopPoint
+from patchindex.estimators.curve import DEEPER, MOVES, NearPoint, OperatingCurve, TopPoint
 from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.topk import rerank
 from patchindex.exact import expected_seconds, scan
 from patchindex.exact.members import Members
 from patchindex.exact.sampled import SampledScan
 from patchindex.index import PatchIndex, open_index
+from patchindex.index.checksums import CURVE, write_sealed
 from patchindex.index.store import scale_group
 from patchindex.machine import WORKING_MEMORY, ScoreMachine
 from patchindex.sampling import sample
@@ -71,8 +71,8 @@ def calibrate(
 
     For `auto`: what a near field of so many probes and candidates costs, and what sample of all other patches
     it leaves to a tolerance. For `topk`: which share it finds of what as many of the heaviest patches weigh.
-    At the lowest, the middle and the highest noise at which a scale is used; on the CPU. Written to the
-    scales' attributes; scales that have it are left alone.
+    At the lowest, the middle and the highest noise at which a scale is used; on the CPU. Written beside the
+    scales; those that have it are left alone.
 
     Parameters
     ----------
@@ -121,8 +121,7 @@ def calibrate(
             betas = sorted({betas[0], betas[len(betas) // 2], betas[-1]})
             levels = _Levels(index, k, betas, clean, np.random.default_rng([seed, k]))
             curve = levels.measure(partial(_tell, progress, f"k = {k}: operating curve"))
-            group = zarr.open_group(index.path / scale_group(k), mode="r+")
-            group.attrs[ATTRIBUTE] = curve.as_dict()
+            write_sealed(index.path / scale_group(k) / CURVE, curve.as_dict())
     return open_index(store)
 
 

@@ -222,6 +222,8 @@ class ScoreMachine:
                 where="samples",
                 remedy="give one each",
             )
+        if self.index is not None:
+            self.index.check_images(*self.training.range_of(label))
         distinct = list(dict.fromkeys(times))
         parts, rows = [], []
         with _threads(self._threads):

@@ -22,6 +22,12 @@ class Options:
         The labels that the file holds, if it does; the names of sub-folders; or none.
     transform : Transform, optional
         What is done to the images.
+    skip_bad : bool, optional
+        Leave out image files that cannot be decoded.
+    split : {"train", "valid", "test", "all"}, optional
+        The part of a set that comes with a partition.
+    attributes : tuple of str, optional
+        Attributes of a set that comes with such, which the labels are made of.
 
     Examples
     --------
@@ -32,3 +38,6 @@ class Options:
     dataset: str | None = None
     labels: Literal["stored", "folders", "none"] = "stored"
     transform: Transform = field(default_factory=Transform)
+    skip_bad: bool = False
+    split: str | None = None
+    attributes: tuple[str, ...] = ()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import glob
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from patchindex.errors import InputError, SourceNotFoundError
-from patchindex.images import folder, hdf5, idx, npy, npz, zarr
+from patchindex.images import celeba, folder, hdf5, idx, npy, npz, zarr
 from patchindex.images.arrays import ArraySource
+from patchindex.images.concat import ConcatSource
+from patchindex.images.datasets import DatasetSource, is_dataset
 from patchindex.images.label_files import read_label_file
 from patchindex.images.labels import as_labels
 from patchindex.images.options import Options
@@ -31,11 +35,13 @@ class Format(Protocol):
         """Open it."""
 
 
-# In the order they are tried: zarr is a folder too.
-FORMATS: tuple[Format, ...] = (npz, npy, hdf5, zarr, idx, folder)
+# In the order they are tried: zarr and CelebA are folders too.
+FORMATS: tuple[Format, ...] = (npz, npy, hdf5, zarr, idx, celeba, folder)
 
 # Formats that hold several arrays, one of which `dataset` names.
 HOLD_DATASETS: tuple[Format, ...] = (hdf5, zarr)
+
+ATTRIBUTES = "attr:"  # begins labels that are attributes
 
 # Name: (file, how to get it).
 KNOWN_SETS = {
@@ -55,20 +61,24 @@ def open_images(
     resize: int | Sequence[int] | None = None,
     crop: int | Sequence[int] | None = None,
     grayscale: bool = False,
+    split: str | None = None,
+    skip_bad: bool = False,
 ) -> ImageSource:
     """Open images of any kind this package reads.
 
     Parameters
     ----------
-    source : ImageSource, array-like, str or Path
+    source : ImageSource, array-like, data set, str, Path, or sequence of paths
         An array or CPU tensor of shape (N, H, W) or (N, H, W, C), C 1 or 3, uint8, or float in [0, 1] or
         [-1, 1] where that is exactly a uint8 image scaled. Or a path: .npz, .npy, HDF5 (`file.h5` or
-        `file.h5::path/in/file`), zarr, IDX (also .gz), a folder of image files. Or the name of a known set:
-        "fashion-mnist".
+        `file.h5::path/in/file`), zarr, IDX (also .gz), CelebA as it is distributed, a folder or .zip of image
+        files; or several of these, as a list or by a pattern with `*`. Or the URL of a zarr array or group,
+        which `fsspec` opens (`s3://...`). Or a data set object of torchvision or Hugging Face `datasets`. Or
+        the name of a known set: "fashion-mnist".
     labels : array-like of int, str or Path, optional
         Shape (N,), for all N images of `source`; or a file of them (.npy, .npz, .txt, .csv, IDX); or
-        "folders": the sub-folders of a folder of image files. By default the labels that come with the
-        images, if there are any.
+        "folders": the sub-folders of a folder of image files; or "attr:NAME,NAME": attributes of CelebA, a
+        bit each. By default the labels that come with the images, if there are any.
     dataset : str, optional
         Path of the images inside an HDF5 file or a zarr group.
     limit : int, optional
@@ -77,6 +87,11 @@ def open_images(
         In pixels; an int means a square. The centre crop comes first.
     grayscale : bool, optional
         Convert to one channel.
+    split : {"train", "valid", "test", "all"}, optional
+        Of CelebA; by default "train" where there is a partition.
+    skip_bad : bool, optional
+        Leave out image files that cannot be decoded; they are named in `skipped` of what is returned. All are
+        decoded once more for that.
 
     Returns
     -------
@@ -99,15 +114,24 @@ def open_images(
     ((4, 28, 28, 1), [0, 1, 2, 3])
     """
     transform = Transform(as_size(crop, "crop"), as_size(resize, "resize"), grayscale)
-    if isinstance(source, str | Path):
-        opened = _open_path(source, dataset, labels, transform)
-    elif dataset is not None or _is_folders(labels):
+    options = Options(dataset, "stored", transform, skip_bad, split)
+    if isinstance(source, list | tuple) and source and all(isinstance(s, str | Path) for s in source):
+        opened = _open_several(source, labels, options)
+    elif isinstance(source, str) and "://" in source:
+        opened = zarr.open_url(source, _for_labels(options, labels, None, source))
+    elif isinstance(source, str) and "*" in source and not Path(source).exists():
+        found = sorted(glob.glob(source))
+        if not found:
+            raise SourceNotFoundError("nothing is called so", where=source, remedy="check the pattern")
+        opened = _open_several(found, labels, options)
+    elif isinstance(source, str | Path):
+        opened = _open_path(source, labels, options)
+    elif dataset is not None or _come_with_images(labels):
         what, value = ("dataset", dataset) if dataset is not None else ("labels", labels)
         raise InputError(f"{value!r} needs a path, got an array", where=what, remedy=f"leave {what} out")
     else:
-        opened = source if isinstance(source, ImageSource) else ArraySource(source)
-        opened = transformed(opened, transform)
-    if labels is not None and not _is_folders(labels):
+        opened = _opened_object(source, transform)
+    if labels is not None and not _come_with_images(labels):
         count = len(opened)
         from_file = isinstance(labels, str | Path)
         values = read_label_file(Path(labels), count) if from_file else as_labels(labels, count)
@@ -117,8 +141,45 @@ def open_images(
     return opened if limit is None else opened.subset(_as_limit(limit))
 
 
-def _open_path(source: str | Path, dataset: str | None, labels: Any, transform: Transform) -> ImageSource:
-    path, dataset = _locate(source, dataset)
+def _opened_object(source: Any, transform: Transform) -> ImageSource:
+    if isinstance(source, ImageSource):
+        return transformed(source, transform)
+    if is_dataset(source):
+        return DatasetSource(source, transform)
+    return transformed(ArraySource(source), transform)
+
+
+def _open_several(sources: Sequence[str | Path], labels: Any, options: Options) -> ImageSource:
+    """Open paths as one source, named after them all."""
+    parts = [_open_path(source, labels, options) for source in sources]
+    name = str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
+    return ConcatSource(parts, name)
+
+
+def _for_labels(options: Options, labels: Any, fmt: Format | None, where: object) -> Options:
+    """Return the options with what is asked for in place of the stored labels."""
+    if labels is None:
+        return options
+    if isinstance(labels, str) and labels == "folders":
+        if fmt is not folder:
+            raise InputError(
+                'labels="folders" needs a folder of image files',
+                where=where,
+                remedy="give a file of labels",
+            )
+        return replace(options, labels="folders")
+    if isinstance(labels, str) and labels.startswith(ATTRIBUTES):
+        if fmt is not celeba:
+            raise InputError(
+                f"{labels!r} needs a folder of CelebA", where=where, remedy="give a file of labels"
+            )
+        wanted = tuple(name for name in labels.removeprefix(ATTRIBUTES).split(",") if name)
+        return replace(options, labels="none", attributes=wanted)
+    return replace(options, labels="none")
+
+
+def _open_path(source: str | Path, labels: Any, options: Options) -> ImageSource:
+    path, dataset = _locate(source, options.dataset)
     fmt = next((fmt for fmt in FORMATS if fmt.matches(path)), None)
     if fmt is None:
         raise InputError(
@@ -130,12 +191,9 @@ def _open_path(source: str | Path, dataset: str | None, labels: Any, transform: 
         raise InputError(
             f"there are no datasets to choose {dataset!r} from", where=path, remedy="leave the dataset out"
         )
-    if _is_folders(labels) and fmt is not folder:
-        raise InputError(
-            'labels="folders" needs a folder of image files', where=path, remedy="give a file of labels"
-        )
-    wanted: Literal["stored", "folders", "none"] = "stored" if labels is None else "none"
-    opened = fmt.open(path, Options(dataset, "folders" if _is_folders(labels) else wanted, transform))
+    if options.split is not None and fmt is not celeba:
+        raise InputError("has no splits", where=path, remedy="leave the split out")
+    opened = fmt.open(path, _for_labels(replace(options, dataset=dataset), labels, fmt, path))
     opened.name = str(source) if dataset is None else f"{path}::{dataset}"
     return opened
 
@@ -171,8 +229,9 @@ def _locate(source: str | Path, dataset: str | None) -> tuple[Path, str | None]:
     )
 
 
-def _is_folders(labels: Any) -> bool:
-    return isinstance(labels, str) and labels == "folders"
+def _come_with_images(labels: Any) -> bool:
+    """Whether labels come with the opening of the images, and not from a file or an array."""
+    return isinstance(labels, str) and (labels == "folders" or labels.startswith(ATTRIBUTES))
 
 
 def _as_limit(limit: Any) -> int:

@@ -40,6 +40,8 @@ class ImageSource(ABC):
         int64, shape (N,).
     chunk : int
         Images that are stored and unpacked together; 1 where each can be read by itself.
+    skipped : tuple of str
+        Files that were left out because they cannot be read.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class ImageSource(ABC):
         self.name = name
         self.shape = shape
         self.chunk = 1
+        self.skipped: tuple[str, ...] = ()
         self.labels = None if labels is None else as_labels(labels, count, where=name)
         self.label_names = None if label_names is None else tuple(label_names)
 
@@ -254,6 +257,7 @@ class SubsetSource(ImageSource):
             labels=None if parent.labels is None else parent.labels[index],
             label_names=parent.label_names,
         )
+        self.skipped = parent.skipped
         self._parent = parent
         self._index = index
 

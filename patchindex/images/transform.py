@@ -107,7 +107,7 @@ class TransformedSource(ImageSource):
             labels=parent.labels,
             label_names=parent.label_names,
         )
-        self.chunk = parent.chunk
+        self.chunk, self.skipped = parent.chunk, parent.skipped
         self._parent = parent
         self._transform = transform
 

@@ -17,7 +17,7 @@ from patchindex.images.transform import transformed
 
 __all__ = ["DESCRIPTION", "matches", "open"]
 
-DESCRIPTION = ".zarr folder"
+DESCRIPTION = ".zarr folder, or its URL"
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 
@@ -46,8 +46,28 @@ def open(path: Path, options: Options) -> ImageSource:
     ...     open(Path(folder) / "set.zarr", Options()).shape
     (5, 8, 8, 1)
     """
+    return _opened(str(path), options)
+
+
+def open_url(url: str, options: Options) -> ImageSource:
+    """Open the zarr array or group at a URL, with what `fsspec` has for it; as `open` does otherwise.
+
+    Raises
+    ------
+    InputError
+        As `open` does; and when the URL's protocol is unknown, or its package is not installed.
+    """
+    try:
+        return _opened(url, options)
+    except ImportError as error:
+        raise InputError(
+            f"cannot be opened ({error})", where=url, remedy="install the package, such as s3fs for s3://"
+        ) from error
+
+
+def _opened(path: str, options: Options) -> ImageSource:
     with _damage_refused(path):
-        node: Any = zarr.open(str(path), mode="r")
+        node: Any = zarr.open(path, mode="r")
     labels = None
     if isinstance(node, zarr.Group):
         node, labels = _choose(node, options.dataset or "images", path)
@@ -57,13 +77,13 @@ def open(path: Path, options: Options) -> ImageSource:
         )
     source = ArraySource(
         node,
-        name=str(path) if options.dataset is None else f"{path}::{options.dataset}",
+        name=path if options.dataset is None else f"{path}::{options.dataset}",
         labels=labels[:] if isinstance(labels, zarr.Array) and options.labels == "stored" else None,
     )
     return transformed(source, options.transform)
 
 
-def _choose(group: zarr.Group, name: str, path: Path) -> tuple[zarr.Array, Any]:
+def _choose(group: zarr.Group, name: str, path: str) -> tuple[zarr.Array, Any]:
     """Find the array of that name in a group, and what is called `labels` beside it."""
     with _damage_refused(path):
         array = group.get(name)
@@ -79,7 +99,7 @@ def _choose(group: zarr.Group, name: str, path: Path) -> tuple[zarr.Array, Any]:
 
 
 @contextmanager
-def _damage_refused(path: Path) -> Iterator[None]:
+def _damage_refused(path: str) -> Iterator[None]:
     try:
         yield
     # Metadata that is JSON but not zarr's ends in whatever zarr first trips over.

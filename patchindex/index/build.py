@@ -7,42 +7,28 @@ the final path is complete or is not there, and `resume=True` goes on after the 
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import zarr
-from filelock import FileLock, Timeout
 
 from patchindex.backends import require_faiss, resolve_device, threads
-from patchindex.errors import InputError, OutputExistsError, PatchIndexError
-from patchindex.images import ImageSource, open_images
-from patchindex.index.model import CHUNK_BYTES
-from patchindex.index.plan import BuildPlan, parse_memory, plan_build
-from patchindex.index.raw import RawWriter
-from patchindex.index.stages import BUILDING, CHOSEN, ScaleBuild
-from patchindex.index.store import (
-    FORMAT_VERSION,
-    PatchIndex,
-    open_index,
-    read_attributes,
-    scale_group,
-    tree_bytes,
-)
+from patchindex.errors import InputError
+from patchindex.images import open_images
+from patchindex.index.contents import digest, finish, run_stages, write_images
+from patchindex.index.plan import parse_memory, plan_build
+from patchindex.index.stages import ScaleBuild
+from patchindex.index.store import PatchIndex, open_index
 from patchindex.index.train import Progress
+from patchindex.index.workplace import building, check_memory, check_output, check_space, move_into_place
+from patchindex.patches import Geometry
 from patchindex.training import TrainingImages
 
-__all__ = ["build_index", "free_bytes"]
+__all__ = ["build_index"]
 
 DIGEST_IMAGES = 64  # a build goes on with the same images only; reading them all to know would take too long
 
@@ -144,7 +130,6 @@ def build_index(
         pca_dims=pca_dims,
         lists=lists,
         memory=budget,
-        chosen=_chosen(_building_path(path)) if resume else None,
     )
     where = resolve_device(device, needs_faiss=True)
     if plan.scales:
@@ -159,230 +144,22 @@ def build_index(
         "seed": seed,
         "source": source.name,
         "shape": source.shape,
-        "images": _digest(source.read(np.linspace(0, len(source) - 1, DIGEST_IMAGES).astype(int))),
-        "labels": None if source.labels is None else _digest(source.labels),
+        "images": digest(source.read(np.linspace(0, len(source) - 1, DIGEST_IMAGES).astype(int))),
+        "labels": None if source.labels is None else digest(source.labels),
     }
     settings = json.loads(json.dumps(settings))  # as they come back from the store: lists for tuples
-    finished = _check_output(path, settings, overwrite, resume)
+    finished = check_output(path, settings, overwrite, resume)
     if not finished:
-        _check_memory(plan, budget)
-        _check_space(path, plan)
-        with _threads(threads), _building(path, settings, plan, resume) as folder:
-            _write_images(folder, TrainingImages(source), progress)
-            for k in settings["scales"]:
-                _write_scale(folder, k, where, progress)
-            _finish(folder, settings, source, plan)
-            _move_into_place(folder, path, overwrite)
+        check_memory(plan, budget)
+        check_space(path, plan)
+        with _threads(threads), building(path, settings, resume) as folder:
+            write_images(folder, TrainingImages(source), progress)
+            for scale in plan.scales:
+                geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
+                run_stages(ScaleBuild(folder, geometry, scale.dims, scale.list_goal, seed, where), progress)
+            finish(folder, settings, source.labels, source.label_names, source.skipped)
+            move_into_place(folder, path, overwrite)
     return open_index(path, device=device)
 
 
 _threads = threads  # build_index's own parameter has this name
-
-
-def _check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: bool) -> bool:
-    """Say whether the store is finished already; refuse to touch what is in the way."""
-    building = _building_path(path)
-    if path.exists():
-        found = read_attributes(path) if path.is_dir() else None
-        interrupted_overwrite = overwrite and building.exists()
-        if resume and found is not None and not interrupted_overwrite:
-            _check_settings(found["settings"], settings, path)
-            return True
-        if not overwrite:
-            raise OutputExistsError("exists already", where=path, remedy="use another path, or overwrite")
-        if found is None:
-            raise OutputExistsError(
-                "exists and is not a patchindex store", where=path, remedy="use another path"
-            )
-    parent = _existing_parent(path)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError("cannot write there", where=parent, remedy="use a folder that you may write to")
-    if building.exists():
-        if resume:
-            _check_settings(_building_settings(building), settings, building)
-        elif not overwrite:
-            raise OutputExistsError(
-                "an unfinished build is there", where=building, remedy="resume it, or overwrite to start anew"
-            )
-    return False
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.parents if parent.exists())
-
-
-def free_bytes(path: Path) -> int:
-    """Return what a build at this path may take of its disk: what is free, and what an unfinished one has."""
-    return shutil.disk_usage(_existing_parent(path)).free + tree_bytes(_building_path(path))
-
-
-def _check_memory(plan: BuildPlan, budget: int) -> None:
-    if plan.memory_bytes > budget:
-        need, have = (f"{b / 2**30:.2f} GiB" for b in (plan.memory_bytes, budget))
-        raise InputError(
-            f"the build may need {need}, over the budget of {have}",
-            where="memory",
-            remedy="raise it, or give a smaller pca_dims or fewer lists",
-        )
-
-
-def _check_space(path: Path, plan: BuildPlan) -> None:
-    need, have = plan.disk_bytes + plan.scratch_bytes, free_bytes(path)
-    if need > have:
-        raise InputError(
-            f"the build may need {need / 2**30:.2f} GiB there, and {have / 2**30:.2f} are free",
-            where=_existing_parent(path),
-            remedy="free some, use another disk, fewer scales or a smaller pca_dims",
-        )
-
-
-def _check_settings(found: dict[str, Any], settings: dict[str, Any], where: Path) -> None:
-    different = sorted(key for key in settings if found.get(key) != settings[key])
-    if different:
-        raise InputError(
-            f"was built with other settings ({', '.join(different)})",
-            where=where,
-            remedy="give the same ones, or overwrite",
-        )
-
-
-def _building_path(path: Path) -> Path:
-    return path.with_name(path.name + ".building")
-
-
-def _building_settings(building: Path) -> dict[str, Any]:
-    return dict(_building_attributes(building).get(BUILDING, {}))
-
-
-def _building_attributes(building: Path) -> dict[str, Any]:
-    if not (building / "zarr.json").is_file():
-        return {}
-    return dict(zarr.open_group(building, mode="r").attrs)
-
-
-def _chosen(building: Path) -> dict[int, tuple[int, int]]:
-    """Return what an unfinished build chose for each scale, whatever memory it is resumed with."""
-    return {k: (dims, lists) for k, dims, lists in _building_attributes(building).get(CHOSEN, [])}
-
-
-@contextmanager
-def _building(path: Path, settings: dict[str, Any], plan: BuildPlan, resume: bool) -> Iterator[Path]:
-    """Give the folder that a build works in, held by a lock: another builder is refused."""
-    building = _building_path(path)
-    building.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(building.with_name(building.name + ".lock"), blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError("another build of it is running", where=path, remedy="wait for it to end") from None
-    try:
-        if building.exists() and not resume:
-            if any(building.iterdir()) and not _building_settings(building):
-                raise OutputExistsError(
-                    "is in the way and no unfinished build", where=building, remedy="use another path"
-                )
-            shutil.rmtree(building)
-        if not (building / "zarr.json").exists():
-            chosen = [[scale.k, scale.dims, scale.list_goal] for scale in plan.scales]
-            zarr.open_group(building, mode="w", attributes={BUILDING: settings, CHOSEN: chosen})
-        try:
-            yield building
-        except InputError:
-            # Bad input that shows only when it is read, a damaged image say, leaves nothing behind either.
-            if not (building / "source_ids").exists():
-                shutil.rmtree(building)
-            raise
-        except PatchIndexError:
-            raise
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise PatchIndexError(
-                "the disk is full" if full else f"cannot be written or read ({error.strerror or error})",
-                where=building,
-                remedy=f"{'free some' if full else 'mend that'}, and build again with --resume to go on",
-            ) from error
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-def _write_images(folder: Path, training: TrainingImages, progress: Progress | None) -> None:
-    group = zarr.open_group(folder, mode="a")
-    if "source_ids" in group:  # the stage's last array
-        return
-    for name in ("images", "labels"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    height, width, channels = training.source.shape[1:]
-    step = max(1, CHUNK_BYTES // (height * width * channels))
-    with RawWriter(folder, "images", "uint8", (height, width, channels)) as out:
-        for start in range(0, len(training), step):
-            out.write(training.read(start, start + step))
-            if progress is not None:
-                progress("images", min(start + step, len(training)), len(training))
-    if training.labels is not None:
-        group.create_array("labels", data=training.labels)
-    group.create_array("source_ids", data=training.source_ids)
-
-
-def _write_scale(folder: Path, k: int, device: torch.device, progress: Progress | None) -> None:
-    scale = ScaleBuild(folder, k, device)
-    scale.train(progress)
-    for shard in scale.missing():
-        scale.encode(shard, progress)
-    scale.merge(progress)
-
-
-def _finish(folder: Path, settings: dict[str, Any], source: ImageSource, plan: BuildPlan) -> None:
-    """Write down what the store is; with this it is one."""
-    arrays = [folder / "images", *(folder / scale_group(scale.k) for scale in plan.scales)]
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for array in arrays:
-        fingerprint.update(_file_checksum(array))
-    labels = None if source.labels is None else [int(label) for label in np.unique(source.labels)]
-    attributes = {
-        "format": FORMAT_VERSION,
-        "fingerprint": fingerprint.hexdigest()[:16],
-        **{
-            key: settings[key]
-            for key in ("machine", "train_windows", "scales", "locality", "source", "shape")
-        },
-        "labels": labels,
-        "label_names": None if source.label_names is None else list(source.label_names),
-        "settings": settings,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("patchindex", "torch", "numpy", "zarr")}
-        | {"faiss": str(require_faiss().__version__) if plan.scales else None},
-    }
-    zarr.open_group(folder, mode="a").attrs["patchindex"] = attributes
-
-
-def _file_checksum(folder: Path) -> bytes:
-    """Return the crc32c that ends every raw file of a folder: the contents in four bytes."""
-    raw = sorted(
-        file for file in folder.rglob("0") if file.is_file() and "c" in file.relative_to(folder).parts
-    )
-    found = b""
-    for file in raw:
-        with file.open("rb") as handle:
-            handle.seek(-4, os.SEEK_END)
-            found += handle.read()
-    return found
-
-
-def _move_into_place(folder: Path, path: Path, overwrite: bool) -> None:
-    if path.exists():
-        # It may have come while the build was running: what is not ours to replace stays.
-        if not overwrite or read_attributes(path) is None:
-            raise OutputExistsError(
-                "appeared during the build", where=path, remedy="move it away, and build with --resume"
-            )
-        replaced = path.with_name(f"{path.name}.replaced-{os.getpid()}")
-        path.rename(replaced)
-        folder.rename(path)
-        shutil.rmtree(replaced)
-    else:
-        folder.rename(path)
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchindex.backends import require_faiss
+from patchindex.index.checksums import crc32c
 from patchindex.index.raw import RawWriter
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ def empty_index(centroids: np.ndarray, ranges: np.ndarray) -> Any:
     return index
 
 
-def write_index(out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator[Bucket]) -> None:
-    """Write an empty index with members.
+def write_index(
+    out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator[Bucket]
+) -> tuple[int, np.ndarray]:
+    """Write an empty index with members; return the checksums of its head and of each list.
 
     Parameters
     ----------
@@ -65,13 +68,18 @@ def write_index(out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator
     head = faiss.serialize_index(index).tobytes()
     if not head.endswith(NO_LISTS):
         raise AssertionError("this version of FAISS writes indexes in another way")
-    out.write(head[: -len(NO_LISTS)])
-    for part in (b"ilar", [len(sizes), index.code_size], b"full", [len(sizes)], sizes):
-        out.write(part if isinstance(part, bytes) else np.asarray(part, "<u8"))
+    head = head[: -len(NO_LISTS)] + b"".join(
+        part if isinstance(part, bytes) else np.asarray(part, "<u8").tobytes()
+        for part in (b"ilar", [len(sizes), index.code_size], b"full", [len(sizes)], sizes)
+    )
+    out.write(head)
+    checksums = np.zeros(len(sizes), np.uint32)
     for bucket in buckets:
-        for _, ids, codes in bucket.lists():
+        for c, ids, codes in bucket.lists():
+            checksums[c] = crc32c(ids, crc32c(codes))
             out.write(codes)
             out.write(ids)
+    return crc32c(head), checksums
 
 
 def lists_offset(file_bytes: int, sizes: np.ndarray, code_bytes: int) -> int:

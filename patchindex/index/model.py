@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,12 +84,20 @@ class ScaleModel:
         array of uint8, shape (n, dims)
             Their codes.
         """
-        faiss = require_faiss()
-        quantizer = faiss.ScalarQuantizer(self.pca.dims, faiss.ScalarQuantizer.QT_8bit)
-        faiss.copy_array_to_vector(self.ranges.reshape(-1), quantizer.trained)
         for start, stop, vectors in project_all(pixels, geometry, self.pca, self.lists.device):
             assigned = self.lists.assign(vectors, np.tile(geometry.train_classes, stop - start))
-            yield stop, assigned, quantizer.compute_codes(vectors.cpu().numpy())
+            yield stop, assigned, self.codes(vectors.cpu().numpy())
+
+    def codes(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the codes of projected patches (n, dims): uint8, the same shape."""
+        return np.asarray(self._quantizer.compute_codes(vectors))
+
+    @cached_property
+    def _quantizer(self) -> Any:
+        faiss = require_faiss()
+        found = faiss.ScalarQuantizer(self.pca.dims, faiss.ScalarQuantizer.QT_8bit)
+        faiss.copy_array_to_vector(np.ascontiguousarray(self.ranges).reshape(-1), found.trained)
+        return found
 
 
 def fit_ranges(sample: np.ndarray) -> np.ndarray:

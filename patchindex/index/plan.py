@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,13 +91,11 @@ def plan_build(
     pca_dims: int | None = None,
     lists: int | None = None,
     memory: int | None = None,
-    chosen: Mapping[int, tuple[int, int]] | None = None,
 ) -> tuple[BuildPlan, LocalitySchedule | None]:
     """Check a build's settings and forecast it; the arguments are those of `build_index`.
 
     With `memory`, in bytes, a scale whose lists would take more to train gets half as many, or a quarter, and
-    so on down to 1 024. The plan may need more than that all the same: the caller compares. Code sizes and
-    numbers of lists that were `chosen` before, by scale, stay.
+    so on down to 1 024. The plan may need more than that all the same: the caller compares.
 
     Returns
     -------
@@ -129,20 +127,17 @@ def plan_build(
         schedule = schedule.nearest(wanted)
     labels = 0 if source.labels is None else len(np.unique(source.labels))
     indexed = [g for g in geometries if not g.is_exact]
-    survey = None if pca_dims or all(g.k in (chosen or {}) for g in indexed) else _survey(source)
+    survey = None if pca_dims or not indexed else _survey(source)
     planned = []
     for geometry in indexed:
         pixels = geometry.k**2 * channels
         dims = min(pca_dims or pixels, pixels)
         goal = lists or most_lists(n * geometry.patches_per_image)
-        fixed = lists is not None or memory is None
-        if chosen is not None and geometry.k in chosen:
-            (dims, goal), fixed = chosen[geometry.k], True
-        elif survey is not None:
+        if survey is not None:
             noise = noise_levels(geometry.k, schedule)[0]
             dims = fit_pca(_patches(survey, geometry), noise=noise).dims
         scale = _plan_scale(geometry, n, channels, labels, dims, goal)
-        while not fixed and scale.memory_bytes > memory and goal > FEWEST_LISTS:  # type: ignore[operator]
+        while lists is None and memory is not None and scale.memory_bytes > memory and goal > FEWEST_LISTS:
             goal = max(FEWEST_LISTS, goal // 2)
             scale = _plan_scale(geometry, n, channels, labels, dims, goal)
         planned.append(scale)

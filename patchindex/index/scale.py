@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from patchindex.backends import MAX_GPU_SELECTION, require_faiss
 from patchindex.errors import InputError, StoreError
+from patchindex.index.checksums import CURVE, REMEDY, check_small_files, crc32c, read_sealed
 from patchindex.index.codes import Codes
 from patchindex.index.ivf import ID_BYTES, lists_offset
 from patchindex.index.lists import InvertedLists, to_gpu
@@ -37,8 +39,10 @@ ARRAYS = (
     "list_counts",
     "list_means",
     "list_variances",
+    "list_checksums",
+    "code_ranges",
 )
-FACTS = ("patches", "pca_energy")  # that must be among the attributes
+FACTS = ("patches", "pca_energy", "head_checksum")  # that must be among the attributes
 PRIOR_CODES = 16
 REST_BYTES = 32 << 20  # for the weights of pixels and lists whose rest is estimated at once
 
@@ -56,12 +60,17 @@ class ScaleIndex:
         What the builder wrote down: patches, lists, dims, energy, bytes.
     pca : PCA
     lists : InvertedLists
+    code_ranges : array, shape (2, dims), float32
+        Lowest value and width of what codes can express in each dimension.
     """
 
     def __init__(self, path: Path, geometry: Geometry, device: torch.device) -> None:
         self.path, self.geometry, self.device = path, geometry, device
+        check_small_files(path)
         group = zarr.open_group(path, mode="r")
         self.attributes: dict[str, Any] = dict(group.attrs)
+        if (path / CURVE).exists():
+            self.attributes["operating_curve"] = read_sealed(path / CURVE)
         found = {name: group.get(name) for name in ARRAYS}
         missing = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
         missing += [name for name in FACTS if not isinstance(self.attributes.get(name), int | float)]
@@ -73,19 +82,25 @@ class ScaleIndex:
             arrays["centroids"], arrays["list_bounds"], arrays["cells"], arrays["cell_bounds"], device
         )
         self._counts = arrays["list_counts"]  # (labels or 1, lists)
+        self.code_ranges = arrays["code_ranges"]
+        self._checksums = arrays["list_checksums"]
+        self._whole = np.zeros(len(self._checksums), bool)  # lists that were compared with them
         self._cells: dict[int | None, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._means, self._variances = arrays["list_means"], arrays["list_variances"]  # (lists, dims)
 
     @cached_property
     def faiss(self) -> Any:
         """The FAISS index, memory-mapped on the CPU or cloned to a GPU."""
+        if self.device.type != "cpu":
+            self._check_lists(np.arange(len(self._whole)))
         return to_gpu(self._faiss_file, self.device)
 
     @cached_property
     def _faiss_file(self) -> Any:
         faiss = require_faiss()
-        open_raw(self.path, FAISS_ARRAY)  # for its length, before FAISS reads it
         file = raw_path(self.path, FAISS_ARRAY, 1)
+        if crc32c(self._raw[: self._list_offsets[0]]) != self.attributes["head_checksum"]:
+            raise StoreError("its head is damaged: its checksum is another", where=file, remedy=REMEDY)
         try:
             index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
@@ -100,6 +115,50 @@ class ScaleIndex:
                 remedy="build the store again",
             )
         return index
+
+    @cached_property
+    def _raw(self) -> np.ndarray:
+        """FAISS's file, memory-mapped."""
+        return open_raw(self.path, FAISS_ARRAY)
+
+    @cached_property
+    def _list_offsets(self) -> np.ndarray:
+        """Byte where each list begins, and where the last ends."""
+        bytes_before = np.concatenate([[0], np.cumsum(self.list_sizes())]) * (self.pca.dims + ID_BYTES)
+        return bytes_before + lists_offset(len(self._raw), self.list_sizes(), self.pca.dims)
+
+    def mean_distance(self) -> float:
+        """Return the mean squared distance of codes to the centroids of their lists."""
+        sizes = self.list_sizes()
+        each = np.square(self._means - self.lists.centroids).sum(1) + self._variances.sum(1)
+        return float(sizes @ each.astype(np.float64) / sizes.sum())
+
+    def members(self, lo: int = 0, hi: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield number, patch ids, int64 (n,), and codes, uint8 (n, dims), of lists lo to hi - 1."""
+        sizes = self.list_sizes()
+        for c in range(lo, len(sizes) if hi is None else hi):
+            n = int(sizes[c])
+            self._check_lists(np.array([c]))
+            whole = self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]
+            codes, ids = np.split(whole, [n * self.pca.dims])
+            yield c, np.frombuffer(ids.tobytes(), "<i8"), codes.reshape(n, self.pca.dims)
+
+    def _check_lists(self, lists: np.ndarray) -> None:
+        """Compare lists with their checksums, those that were not before.
+
+        Raises
+        ------
+        StoreError
+            When one is damaged.
+        """
+        for c in lists[~self._whole[lists]].tolist():
+            if crc32c(self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]) != self._checksums[c]:
+                raise StoreError(
+                    f"list {c} is damaged: its checksum is another",
+                    where=raw_path(self.path, FAISS_ARRAY, 1),
+                    remedy=REMEDY,
+                )
+            self._whole[c] = True
 
     def search(
         self, vectors: np.ndarray, keys: np.ndarray, candidates: int, images: tuple[int, int] | None
@@ -140,6 +199,7 @@ class ScaleIndex:
             # Images were added in order, so ids ascend inside each list.
             else faiss.IDSelectorRange(images[0] * per_image, images[1] * per_image, True)
         )
+        self._check_lists(np.unique(keys[keys >= 0]))
         vectors, keys = np.ascontiguousarray(vectors), np.ascontiguousarray(keys)
         coarse = np.zeros(keys.shape, np.float32)  # the codes are no residuals: FAISS does not look at these
         distances, ids = np.empty((n, wanted), np.float32), np.empty((n, wanted), np.int64)
@@ -181,10 +241,11 @@ class ScaleIndex:
         """
         lists = slice(int(self.lists.bounds[c]), int(self.lists.bounds[c + 1]))
         file, low, step = self._code_file
+        self._check_lists(np.arange(lists.start, lists.stop))
         sizes = self.list_sizes()
         before = np.concatenate([[0], np.cumsum(sizes)])[:-1]
         first = np.zeros_like(sizes) if label_index is None else self._counts[:label_index].sum(0)
-        offset = lists_offset(len(file), sizes, self.pca.dims) + before * (self.pca.dims + ID_BYTES)
+        offset = self._list_offsets[:-1]
         codes = Codes(
             file,
             (offset + first * self.pca.dims)[lists],
@@ -201,7 +262,7 @@ class ScaleIndex:
         """FAISS's file, and what its codes stand for, padded for the kernels."""
         low, step = code_ranges(self._faiss_file)
         padding = (0, -len(low) % LANES)
-        return open_raw(self.path, FAISS_ARRAY), np.pad(low, padding), np.pad(step, padding)
+        return self._raw, np.pad(low, padding), np.pad(step, padding)
 
     def list_weights(
         self, c: int, a: float, beta: float, label_index: int | None = None

@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import google_crc32c
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from patchindex.errors import StoreError
 from patchindex.index.ivf import ID_BYTES
 
-__all__ = ["Bucket", "Shards", "shard_bytes"]
+__all__ = ["Bucket", "Shards", "Sorted", "shard_bytes"]
 
 SHARD_BYTES = 64 << 20
 PIECE_BYTES = 64 << 10  # of a shard for a bucket, at least: disks are slow with less
@@ -37,6 +37,16 @@ def shard_bytes(total: int) -> int:
     [64, 64, 256]
     """
     return max(SHARD_BYTES, math.isqrt(total * PIECE_BYTES))
+
+
+class Sorted(Protocol):
+    """Patches that are in order of their lists already."""
+
+    def sizes(self) -> np.ndarray:
+        """Return how many patches each list has: int64, shape (lists,)."""
+
+    def bucket(self, lo: int, hi: int) -> Bucket:
+        """Return the patches of lists lo to hi - 1."""
 
 
 class Bucket(NamedTuple):
@@ -76,7 +86,9 @@ class Shards:
         How many lists there are.
     code_bytes : int
         Bytes of a code.
-    images, patches_per_image : int
+    images : int or array of int, shape (n,)
+        How many images there are; or their numbers in the store, ascending, where it has others as well.
+    patches_per_image : int
         Patch ids are `image * patches_per_image + place`.
 
     Examples
@@ -91,14 +103,16 @@ class Shards:
     """
 
     def __init__(
-        self, folder: Path, lists: int, code_bytes: int, *, images: int, patches_per_image: int
+        self, folder: Path, lists: int, code_bytes: int, *, images: int | np.ndarray, patches_per_image: int
     ) -> None:
+        self._images = np.arange(images) if isinstance(images, int) else images
         self.folder, self._lists, self._per_image = folder, lists, patches_per_image
         self._record = np.dtype([("id", "<i8"), ("code", "u1", (code_bytes,))])
         assert self._record.itemsize == ID_BYTES + code_bytes
         an_image = patches_per_image * self._record.itemsize
-        self._bytes = shard_bytes(images * an_image)
-        self._bounds = [*range(0, images, max(1, self._bytes // an_image)), images]
+        n = len(self._images)
+        self._bytes = shard_bytes(n * an_image)
+        self._bounds = [*range(0, n, max(1, self._bytes // an_image)), n]
         # A shard: seconds it took, then the length of each list, then the records, then the checksum.
         self._head = np.dtype([("seconds", "<f8"), ("sizes", "<i4", (lists,))])
 
@@ -106,7 +120,7 @@ class Shards:
         return len(self._bounds) - 1
 
     def images(self, i: int) -> tuple[int, int]:
-        """Return the range [start, stop) of images whose patches shard i holds."""
+        """Return the range [start, stop) of images, in their order, whose patches shard i holds."""
         return self._bounds[i], self._bounds[i + 1]
 
     def _path(self, i: int) -> Path:
@@ -144,7 +158,8 @@ class Shards:
         """
         order = np.argsort(lists, kind="stable")
         records = np.empty(len(lists), self._record)
-        records["id"] = self.images(i)[0] * self._per_image + order
+        image, place = np.divmod(order, self._per_image)
+        records["id"] = self._images[self.images(i)[0] + image] * self._per_image + place
         records["code"] = codes[order]
         head = np.zeros(1, self._head)
         head["seconds"], head["sizes"] = seconds, np.bincount(lists, minlength=self._lists)
@@ -189,9 +204,10 @@ class Shards:
                 raise StoreError("is shorter than it was", where=self._path(i), remedy="resume the build")
         return found
 
-    def merged(self) -> Iterator[Bucket]:
-        """Yield all patches list by list, some neighbouring lists at a time."""
-        before = np.cumsum(self.sizes()) * self._record.itemsize
+    def merged(self, others: Sorted | None = None) -> Iterator[Bucket]:
+        """Yield all patches list by list, some neighbouring lists at a time; and others with them."""
+        total = self.sizes() if others is None else self.sizes() + others.sizes()
+        before = np.cumsum(total) * self._record.itemsize
         at = [self._head.itemsize] * len(self)  # where the next list begins in each shard
         lo = 0
         while lo < self._lists:
@@ -202,11 +218,16 @@ class Shards:
             for i, own in enumerate(sizes):
                 pieces.append(self._read(i, at[i], self._record, int(own.sum())))
                 at[i] += pieces[i].nbytes
+            if others is not None:
+                more = others.bucket(lo, hi)
+                sizes.append(more.sizes)
+                pieces.append(np.empty(len(more.ids), self._record))
+                pieces[-1]["id"], pieces[-1]["code"] = more.ids, more.codes
             records = np.concatenate(pieces)
             del pieces
             lists = np.concatenate([np.repeat(np.arange(hi - lo), own) for own in sizes])
-            # Later shards have larger ids, so that ids of a list ascend.
-            order = np.argsort(lists, kind="stable")
+            # Later shards have larger ids, so that ids of a list ascend; others may be in between.
+            order = np.argsort(lists, kind="stable") if others is None else np.lexsort((records["id"], lists))
             ids, codes = records["id"][order], records["code"][order]
             del records
             yield Bucket(lo, np.stack(sizes).sum(0, dtype=np.int64), ids, codes)

@@ -17,48 +17,56 @@ import numpy as np
 import torch
 import zarr
 
+from patchindex.index.checksums import write_manifest
 from patchindex.index.ivf import empty_index, write_index
 from patchindex.index.model import ScaleModel
 from patchindex.index.raw import RawWriter, open_raw
 from patchindex.index.scale import FAISS_ARRAY
-from patchindex.index.shards import Shards
+from patchindex.index.shards import Shards, Sorted
 from patchindex.index.statistics import CodeMoments, code_ranges
 from patchindex.index.store import scale_group
 from patchindex.index.train import Progress, train_scale
 from patchindex.patches import Geometry
 
-__all__ = ["BUILDING", "CHOSEN", "ScaleBuild", "sync"]
+__all__ = ["ScaleBuild", "sync"]
 
-# Attributes of the folder of a build: its settings; and scale, size of codes and lists, for each scale.
-BUILDING, CHOSEN = "building", "chosen"
 SHARDS = "shards"
 
 
 class ScaleBuild:
-    """One scale of an unfinished store.
+    """One scale of a store, until it is whole.
 
     Parameters
     ----------
-    building : Path
-        The folder of the build, whose images are written.
-    k : int
-        The locality scale.
+    root : Path
+        The folder of the store, whose images are written.
+    geometry : Geometry
+        Machine and locality scale.
+    dims, lists, seed : int
+        As for `train_scale`; of no account once it is trained.
     device : torch.device
         Where lists are trained and patches assigned to them.
+    images : array of int, optional
+        Numbers of the images that are to be encoded, ascending; by default all.
     """
 
-    def __init__(self, building: Path, k: int, device: torch.device) -> None:
-        self.k, self.device = k, device
-        group = zarr.open_group(building, mode="r")
-        settings: Any = group.attrs[BUILDING]
-        chosen: Any = group.attrs[CHOSEN]
-        self._seed = settings["seed"]
-        self._dims, self._goal = next((dims, lists) for scale, dims, lists in chosen if scale == k)
-        self._pixels = torch.from_numpy(open_raw(building, "images"))
+    def __init__(
+        self,
+        root: Path,
+        geometry: Geometry,
+        dims: int,
+        lists: int,
+        seed: int,
+        device: torch.device,
+        images: np.ndarray | None = None,
+    ) -> None:
+        self.k, self.device = geometry.k, device
+        self._geometry, self._dims, self._goal, self._seed = geometry, dims, lists, seed
+        group = zarr.open_group(root, mode="r")
+        self._pixels = torch.from_numpy(open_raw(root, "images"))
+        self._images = np.arange(len(self._pixels)) if images is None else images
         self._labels = np.asarray(group["labels"][:]) if "labels" in group else None  # type: ignore[index]
-        height, width = self._pixels.shape[1:3]
-        self._geometry = Geometry.of(settings["machine"], k, (height, width), settings["train_windows"])
-        self._final = building / scale_group(k)
+        self._final = root / scale_group(self.k)
         self._folder = self._final.with_name(self._final.name + ".tmp")
 
     @property
@@ -80,14 +88,21 @@ class ScaleBuild:
         if self.finished or self._done("train"):
             return
         shutil.rmtree(self._folder, ignore_errors=True)
-        model, facts = train_scale(
-            self._pixels, self._geometry, dims=self._dims, lists=self._goal, seed=self._seed,
-            device=self.device, progress=progress,
-        )  # fmt: skip
+        model, facts = self._train(progress)
         group = zarr.open_group(self._folder, mode="w")
         model.save(group)
         sync(self._folder)
-        group.attrs.update(facts)  # with this it is done
+        self._record(facts)
+
+    def _train(self, progress: Progress | None) -> tuple[ScaleModel, dict[str, Any]]:
+        return train_scale(
+            self._pixels, self._geometry, dims=self._dims, lists=self._goal, seed=self._seed,
+            device=self.device, progress=progress,
+        )  # fmt: skip
+
+    def _others(self) -> Sorted | None:
+        """Return patches of other images that are encoded already."""
+        return None
 
     @cached_property
     def _model(self) -> ScaleModel:
@@ -98,7 +113,7 @@ class ScaleBuild:
         """The shards, once the scale is trained."""
         return Shards(
             self._folder / SHARDS, self._attributes["lists"], self._attributes["pca_dims"],
-            images=len(self._pixels), patches_per_image=self._geometry.patches_per_image,
+            images=self._images, patches_per_image=self._geometry.patches_per_image,
         )  # fmt: skip
 
     def missing(self) -> list[int]:
@@ -112,12 +127,13 @@ class ScaleBuild:
         n = (stop - start) * self._geometry.patches_per_image
         lists, codes = np.empty(n, np.int32), np.empty((n, self._model.pca.dims), np.uint8)
         filled = 0
-        for done, assigned, encoded in self._model.encode(self._pixels[start:stop], self._geometry):
+        pixels = self._pixels[torch.from_numpy(self._images[start:stop])]
+        for done, assigned, encoded in self._model.encode(pixels, self._geometry):
             rows = slice(filled, filled + len(assigned))
             lists[rows], codes[rows] = assigned, encoded
             filled = rows.stop
             if progress is not None:
-                progress(f"k={self.k} assigning patches", start + done, len(self._pixels))
+                progress(f"k={self.k} assigning patches", start + done, len(self._images))
         self.shards.write(shard, lists, codes, time.perf_counter() - began)
 
     def merge(self, progress: Progress | None = None) -> None:
@@ -127,12 +143,15 @@ class ScaleBuild:
         if not self._done("write"):
             self._merge(progress)
         self.shards.remove()
+        write_manifest(self._folder)
+        sync(self._folder)
         self._folder.rename(self._final)
 
     def _merge(self, progress: Progress | None) -> None:
         began = time.perf_counter()
         shards, per_image = self.shards, self._geometry.patches_per_image
-        sizes = shards.sizes()
+        others = self._others()
+        sizes = shards.sizes() if others is None else shards.sizes() + others.sizes()
         group = zarr.open_group(self._folder, mode="a")
         index = empty_index(self._model.lists.centroids, self._model.ranges)
         moments = CodeMoments(len(sizes), self._model.pca.dims)
@@ -144,7 +163,7 @@ class ScaleBuild:
         by_label = np.zeros((int(label_of.max()) + 1, len(sizes)), np.int64)
 
         def counted():  # type: ignore[no-untyped-def]
-            for bucket in moments.watch(shards.merged()):
+            for bucket in moments.watch(shards.merged(others)):
                 lists = np.repeat(np.arange(len(bucket.sizes)), bucket.sizes)
                 flat = label_of[bucket.ids // per_image] * len(bucket.sizes) + lists
                 counts = np.bincount(flat, minlength=len(by_label) * len(bucket.sizes))
@@ -156,25 +175,36 @@ class ScaleBuild:
 
         shutil.rmtree(self._folder / FAISS_ARRAY, ignore_errors=True)
         with RawWriter(self._folder, FAISS_ARRAY, "uint8") as out:
-            write_index(out, index, sizes, counted())
+            head, checksums = write_index(out, index, sizes, counted())
         means, variances = moments.decoded(*code_ranges(index))
         for name, array in (
             ("list_counts", by_label), ("list_means", means), ("list_variances", variances),
+            ("list_checksums", checksums),
         ):  # fmt: skip
             group.create_array(name, data=array, overwrite=True)
         sync(self._folder)
         seconds = self._attributes["seconds"] | {
             "assign": round(shards.seconds(), 3), "write": round(time.perf_counter() - began, 3),
         }  # fmt: skip
-        group.attrs.update({"patches": int(sizes.sum()), "seconds": seconds})  # with this it is done
+        self._record({"patches": int(sizes.sum()), "head_checksum": head, "seconds": seconds})
+
+    def _record(self, facts: dict[str, Any]) -> None:
+        """Write down what a stage found: with this it is done."""
+        zarr.open_group(self._folder, mode="a").attrs.update(facts)
+        sync_file(self._folder / "zarr.json")
 
 
 def sync(folder: Path) -> None:
     """Have the system write all files of a folder to the disk, so that they outlive a loss of power."""
     for root, _, files in os.walk(folder):
         for path in (*(os.path.join(root, file) for file in files), root):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync_file(path)
+
+
+def sync_file(path: str | Path) -> None:
+    """Have the system write a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -2,7 +2,9 @@
 
 store.zarr/
   zarr.json           attributes: machine, scales, settings, provenance, fingerprint
+  manifest.json       size and checksum of all files but those of scales, with a checksum of its own
   images/             uint8 (N, H, W, C) in label order, one raw file
+  image_checksums/    uint32, of blocks of images
   labels/             int64 (N,), ascending; absent when there are no labels
   source_ids/         int64 (N,), the user's number of each image
   scales/k007/        attributes: patches, lists, dims, energy, seconds
@@ -11,7 +13,10 @@ store.zarr/
     centroids/        float32 (lists, dims)         list_bounds/  int64 (classes + 1,)
     cells/            float32 (cells, dims)         cell_bounds/  int64 (cells + 1,)
     list_means/       float32 (lists, dims)         list_variances/  float32 (lists, dims)
-    list_counts/      int64 (labels or 1, lists)
+    list_counts/      int64 (labels or 1, lists)    list_checksums/  uint32 (lists,)
+    code_ranges/      float32 (2, dims)
+    manifest.json     size and checksum of the files of the scale
+    operating_curve.json   once measured, with a checksum of its own
 """
 
 from __future__ import annotations
@@ -27,16 +32,23 @@ import zarr
 from patchindex.backends import resolve_device
 from patchindex.errors import InputError, SourceNotFoundError, StoreError
 from patchindex.images import open_images
+from patchindex.index.checksums import REMEDY, check_small_files, crc32c, image_block
 from patchindex.index.raw import open_raw
 from patchindex.index.scale import ScaleIndex
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule
 from patchindex.training import TrainingImages
 
-__all__ = ["FORMAT_VERSION", "PatchIndex", "open_index", "scale_group", "tree_bytes"]
+__all__ = ["FORMAT_VERSION", "PatchIndex", "open_index", "scale_group", "scales_of", "tree_bytes"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SCALES_HELD = 2  # open at a time
+
+
+def scales_of(path: Path) -> list[int]:
+    """Return the scales that a store has a finished index of, ascending."""
+    names = (folder.name for folder in (path / "scales").glob("k*"))
+    return sorted(int(name[1:]) for name in names if name[1:].isdigit())
 
 
 def scale_group(k: int) -> str:
@@ -61,7 +73,7 @@ def open_index(path: str | os.PathLike[str], *, device: str | torch.device | Non
     InputError
         When it is something else than a store.
     StoreError
-        When it is damaged, or of a newer version.
+        When it is damaged, or of another format.
     """
     path = Path(path)
     if not path.exists():
@@ -71,12 +83,13 @@ def open_index(path: str | os.PathLike[str], *, device: str | torch.device | Non
         raise InputError(
             "not a patchindex store", where=path, remedy="give a folder made by patchindex build"
         )
-    if attributes["format"] > FORMAT_VERSION:
+    if attributes.get("format") != FORMAT_VERSION:
         raise StoreError(
-            f"has format {attributes['format']}, newer than {FORMAT_VERSION}",
+            f"has format {attributes.get('format')}; this version reads {FORMAT_VERSION}",
             where=path,
-            remedy="update patchindex",
+            remedy="build it again, or use the version of patchindex that made it",
         )
+    check_small_files(path)
     return PatchIndex(path, attributes, resolve_device(device, needs_faiss=True))
 
 
@@ -122,7 +135,7 @@ class PatchIndex:
         self.path, self.attributes, self.device = path, attributes, device
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
-        self.scales: tuple[int, ...] = tuple(attributes["scales"])
+        self.scales: tuple[int, ...] = tuple(scales_of(path))
         schedule = attributes["locality"]
         self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
         images = open_raw(path, "images")
@@ -139,6 +152,8 @@ class PatchIndex:
                 )
             return np.asarray(array[:])
 
+        self._image_checksums = np.asarray(group["image_checksums"][:])  # type: ignore[index]
+        self._whole = np.zeros(len(self._image_checksums), bool)
         labels = column("labels") if attributes["labels"] is not None else None
         self.training = TrainingImages(source, labels, column("source_ids"))
         self._scales: dict[int, ScaleIndex] = {}
@@ -175,6 +190,28 @@ class PatchIndex:
                 self._scales.pop(next(iter(self._scales)))
             self._scales[k] = ScaleIndex(self.path / scale_group(k), self.geometry(k), self.device)
         return self._scales[k]
+
+    def check_images(self, lo: int, hi: int) -> None:
+        """Compare images [lo, hi) with their checksums, those that were not before.
+
+        Raises
+        ------
+        StoreError
+            When one is damaged.
+        """
+        _, height, width, channels = self.pixels.shape
+        block = image_block((height, width), channels)
+        first, last = lo // block, -(-hi // block)
+        for i in first + np.flatnonzero(~self._whole[first:last]):
+            images = self.pixels[i * block : (i + 1) * block].numpy()
+            if crc32c(images) != self._image_checksums[i]:
+                last_image = i * block + len(images) - 1
+                raise StoreError(
+                    f"images {i * block} to {last_image} are damaged: their checksum is another",
+                    where=self.path,
+                    remedy=REMEDY,
+                )
+            self._whole[i] = True
 
     def pixels_on(self, device: torch.device) -> torch.Tensor:
         """Return the images as a uint8 tensor (N, H, W, C) in label order, on a device.

@@ -10,6 +10,7 @@ import zarr
 import patchindex as pi
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import auto
+from patchindex.index.checksums import CURVE, write_manifest, write_sealed
 from patchindex.index.store import scale_group
 
 ESTIMATORS = {
@@ -112,12 +113,13 @@ def test_a_small_memory_changes_nothing(store, held_out, way):
 )
 def test_a_damaged_curve_is_told(labelled, tmp_path, damage):
     store = pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3])
-    group = zarr.open_group(store.path / scale_group(3), mode="a")
-    group.attrs["operating_curve"] = damage
+    folder = store.path / scale_group(3)
+    write_sealed(folder / CURVE, damage)
     with pytest.raises(StoreError, match="operating curve is damaged"):
         pi.ScoreMachine(pi.open_index(store.path)).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
-    group.attrs["operating_curve"] = "none"  # no curve at all
+    write_sealed(folder / CURVE, "none")  # no curve at all
     pi.ScoreMachine(pi.open_index(store.path)).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
-    del group.attrs["pca_energy"]
+    del zarr.open_group(folder, mode="a").attrs["pca_energy"]
+    write_manifest(folder)
     with pytest.raises(StoreError, match="is without pca_energy"):
         pi.open_index(store.path).scale(3)

@@ -25,6 +25,12 @@ def write_all(root, images):
     (root / "folder").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(root / "folder" / f"{i:02}.png")
+    faces = root / "celeba" / "img_align_celeba"
+    faces.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(faces / f"{i:02}.png")
+    parts = (f"{i:02}.png 0\n" for i in range(len(images)))
+    (root / "celeba" / "list_eval_partition.txt").write_text("".join(parts))
     return sorted(root.iterdir())
 
 

@@ -11,7 +11,7 @@ import zarr
 
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
-from patchindex.index import build as build_module
+from patchindex.index import workplace
 from patchindex.index.raw import RawWriter
 from patchindex.index.shards import Shards
 
@@ -117,7 +117,7 @@ def test_another_build_of_the_same_store_is_refused(labelled, tmp_path):
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(build_module.shutil, "disk_usage", lambda path: usage(10**6, 0, 10**5))
+    monkeypatch.setattr(workplace.shutil, "disk_usage", lambda path: usage(10**6, 0, 10**5))
     with pytest.raises(InputError, match=r"may need 0\.00 GiB there, and 0\.00 are free"):
         pi.build_index(images(100), tmp_path / "s.zarr", (3, 5))
     assert list(tmp_path.iterdir()) == []

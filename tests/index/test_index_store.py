@@ -39,14 +39,14 @@ def test_truncated_images_are_told_at_opening(own_store):
 def test_a_file_that_is_not_faiss_is_told(own_store):
     file = faiss_file(own_store, 3)
     file.write_bytes(b"\0" * file.stat().st_size)
-    with pytest.raises(StoreError, match="FAISS cannot read it"):
+    with pytest.raises(StoreError, match="head is damaged"):
         _ = pi.open_index(own_store.path).scale(3).faiss
 
 
 @pytest.mark.parametrize("name", ["labels", "source_ids"])
 def test_a_missing_column_is_told(own_store, name):
     (own_store.path / name / "zarr.json").unlink()
-    with pytest.raises(StoreError, match=f"{name!r} is missing or damaged"):
+    with pytest.raises(StoreError, match=f"{name}/zarr.json: is missing"):
         pi.open_index(own_store.path)
 
 
@@ -62,10 +62,10 @@ def test_attributes_that_are_no_json_are_told(own_store):
         pi.open_index(own_store.path)
 
 
-def test_a_newer_format_is_refused(own_store):
+def test_another_format_is_refused(own_store):
     group = zarr.open_group(own_store.path, mode="a")
     group.attrs["patchindex"] = {**group.attrs["patchindex"], "format": 99}
-    with pytest.raises(StoreError, match="format 99, newer than 2"):
+    with pytest.raises(StoreError, match="has format 99; this version reads"):
         pi.open_index(own_store.path)
 
 

@@ -1,0 +1,58 @@
+"""`patchindex append`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import patchindex
+
+from .options import common, image_options, open_source
+from .running import run_build
+
+__all__ = ["append"]
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("source")
+@image_options
+@click.option("--memory", help="What it may take: 500M, 4G.  [default: half of the machine's]")
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=True,
+    show_default=True,
+    help="Measure the operating curve anew.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted one.")
+@common
+def append(
+    store: Path,
+    source: str,
+    memory: str | None,
+    calibrate: bool,
+    resume: bool,
+    seed: int,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+    **image: Any,
+) -> None:
+    """Add the images of SOURCE to a finished STORE, without training it anew.
+
+    The new store is made beside the old one, which it replaces once it is whole. Prints how far the new
+    patches are from what the lists were trained on.
+
+    \b
+    Example:
+      patchindex append photos.zarr more-photos/ --crop 148 --resize 32 --labels folders
+    """
+    images = open_source(source, image)
+    run_build(
+        lambda progress: patchindex.append(
+            store, images, threads=threads, memory=memory, device=device, resume=resume, progress=progress
+        ),
+        store, calibrate, seed, threads, as_json,
+    )  # fmt: skip

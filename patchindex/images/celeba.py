@@ -1,0 +1,152 @@
+"""CelebA as it is distributed: aligned faces, a partition into three splits, and forty attributes.
+
+The folder may be laid out as its authors do (`Img`, `Eval`, `Anno`), as torchvision does, or as on Kaggle
+(.csv for .txt); the faces in a folder `img_align_celeba` or in `img_align_celeba.zip`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from patchindex.errors import InputError
+from patchindex.images.files import Files, files_at
+from patchindex.images.folder import open_files
+from patchindex.images.options import Options
+from patchindex.images.source import ImageSource
+
+__all__ = ["DESCRIPTION", "SPLITS", "matches", "open"]
+
+DESCRIPTION = "folder of CelebA (img_align_celeba, list_eval_partition.txt, list_attr_celeba.txt)"
+
+SPLITS = {"train": 0, "valid": 1, "test": 2}
+FACES, PARTITION, ATTRIBUTES = "img_align_celeba", "list_eval_partition", "list_attr_celeba"
+FOLDERS = ("", "Img", "Eval", "Anno", "img_align_celeba")
+
+
+def matches(path: Path) -> bool:
+    """Whether the path is a folder with the faces and a list of CelebA in it."""
+    lists = (_find(path, name, ".txt", ".csv") for name in (PARTITION, ATTRIBUTES))
+    return path.is_dir() and _find(path, FACES, "", ".zip") is not None and any(lists)
+
+
+def open(path: Path, options: Options) -> ImageSource:
+    """Open the faces of a split, by default those to train with, in order of their numbers.
+
+    With `options.attributes` an image's label has a bit for each of them, the first one lowest: with
+    ("Smiling", "Male") a smiling woman has label 1, and a smiling man 3.
+
+    Raises
+    ------
+    InputError
+        No partition for the split that is asked for, an unknown split or attribute, a list that cannot be
+        read or misses a face, and what `open_files` raises for damaged ones.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     (Path(folder) / FACES).mkdir()
+    ...     for i in (1, 2):
+    ...         Image.new("RGB", (178, 218)).save(Path(folder) / FACES / f"{i:06d}.jpg")
+    ...     lines = ("2", "Male Smiling", "000001.jpg -1 1", "000002.jpg 1 1")
+    ...     _ = (Path(folder) / "list_attr_celeba.txt").write_text(chr(10).join(lines))
+    ...     source = open(Path(folder), Options(attributes=("Smiling", "Male")))
+    ...     source.shape, source.labels.tolist(), source.label_names
+    ((2, 218, 178, 3), [1, 3], ('none', 'Smiling', 'Male', 'Smiling, Male'))
+    """
+    faces = _find(path, FACES, "", ".zip")
+    assert faces is not None
+    files = files_at(faces)
+    names = files.names()
+    partition = _find(path, PARTITION, ".txt", ".csv")
+    if options.split not in (None, "all") or (options.split is None and partition is not None):
+        names = _of_split(files, names, partition, options.split or "train", path)
+    source = open_files(files, names, options)
+    source.name = str(path)
+    if options.attributes:
+        source.labels, source.label_names = _labels(source.names, path, options.attributes)
+    return source
+
+
+def _find(path: Path, name: str, *suffixes: str) -> Path | None:
+    """Find a list or the faces; a folder of the faces may be inside another of the same name."""
+    found = [path / folder / f"{name}{suffix}" for suffix in suffixes for folder in FOLDERS]
+    there = [each for each in found if each.exists()]
+    if not there:
+        return None
+    return there[-1] if name == FACES and there[0].is_dir() else there[0]
+
+
+def _of_split(files: Files, names: list[str], partition: Path | None, split: str, path: Path) -> list[str]:
+    if split not in SPLITS:
+        raise InputError(f"there is no {split!r}", where="split", remedy=f"use {', '.join([*SPLITS, 'all'])}")
+    if partition is None:
+        raise InputError(
+            f"has no {PARTITION}.txt, which says what is in a split", where=path, remedy="use split 'all'"
+        )
+    _, rows = _read(partition)
+    number_of = {row[0]: row[1] for row in rows}
+    _check_all(names, number_of, partition)
+    return [name for name in names if number_of[_base(name)] == str(SPLITS[split])]
+
+
+def _labels(names: Sequence[str], path: Path, wanted: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    where = _find(path, ATTRIBUTES, ".txt", ".csv")
+    if where is None:
+        raise InputError(f"has no {ATTRIBUTES}.txt", where=path, remedy="leave the attributes out")
+    head, rows = _read(where)
+    unknown = [name for name in wanted if name not in head]
+    if unknown:
+        raise InputError(
+            f"has no attribute {unknown[0]}", where=where, remedy=f"use some of {', '.join(head)}"
+        )
+    columns = [1 + head.index(name) for name in wanted]
+    value_of = {row[0]: sum((row[c] == "1") << bit for bit, c in enumerate(columns)) for row in rows}
+    _check_all(names, value_of, where)
+    label_names = (
+        ", ".join(name for bit, name in enumerate(wanted) if value >> bit & 1) or "none"
+        for value in range(1 << len(wanted))
+    )
+    return np.array([value_of[_base(name)] for name in names], np.int64), tuple(label_names)
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _check_all(names: Sequence[str], found: Mapping[str, object], where: Path) -> None:
+    missing = [name for name in names if _base(name) not in found]
+    if missing:
+        raise InputError(
+            f"says nothing of {len(missing)} images, {missing[0]} among them",
+            where=where,
+            remedy="download it again",
+        )
+
+
+def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Read a list: the names of its columns, without that of the file name, and its rows."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("not a readable text file", where=path, remedy="download it again") from error
+    rows = [line.replace(",", " ").split() for line in lines if line.strip()]
+    if rows and len(rows[0]) == 1 and rows[0][0].isdigit():
+        rows = rows[1:]  # their number
+    is_head = bool(rows) and not rows[0][0].lower().endswith((".jpg", ".png"))
+    head = rows.pop(0) if is_head else []
+    if head and head[0] == "image_id":
+        head = head[1:]
+    width = 1 + (len(head) or 1)
+    bad = next((row for row in rows if len(row) != width), None)
+    if not rows or bad is not None:
+        raise InputError(
+            "is empty" if bad is None else f"has a line of {len(bad)} columns, expected {width}",
+            where=path,
+            remedy="download it again",
+        )
+    return head, rows

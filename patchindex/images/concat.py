@@ -1,0 +1,72 @@
+"""Several sources as one, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from patchindex.errors import InputError
+from patchindex.images.source import ImageSource
+
+__all__ = ["ConcatSource"]
+
+
+class ConcatSource(ImageSource):
+    """The images of several sources, one after the other.
+
+    Parameters
+    ----------
+    parts : sequence of ImageSource
+        Of images of one size; with labels either all or none.
+    name : str, optional
+        By default that of the first.
+
+    Raises
+    ------
+    InputError
+        No sources, or such as do not fit together.
+
+    Examples
+    --------
+    >>> from patchindex.images import open_images
+    >>> both = ConcatSource([open_images(np.full((n, 2, 2), n, np.uint8)) for n in (1, 2)])
+    >>> both[:].reshape(3, -1)[:, 0].tolist()
+    [1, 2, 2]
+    """
+
+    def __init__(self, parts: Sequence[ImageSource], name: str | None = None) -> None:
+        if not parts:
+            raise InputError("there are none", where="sources", remedy="give at least one")
+        first = parts[0]
+        for part in parts[1:]:
+            if part.shape[1:] != first.shape[1:]:
+                raise InputError(
+                    f"images are of shape {part.shape[1:]}, those before of {first.shape[1:]}",
+                    where=part.name,
+                    remedy="bring them to the same size and channels",
+                )
+            if (part.labels is None) != (first.labels is None):
+                has, remedy = ("no ", "give labels") if part.labels is None else ("", "leave them out")
+                raise InputError(
+                    f"images have {has}labels, unlike those before", where=part.name, remedy=remedy
+                )
+        labels = None if first.labels is None else np.concatenate([part.labels for part in parts])
+        ends = np.cumsum([len(part) for part in parts])
+        super().__init__(
+            name or first.name,
+            (int(ends[-1]), *first.shape[1:]),
+            labels=labels,
+            label_names=first.label_names,
+        )
+        self.skipped = tuple(skipped for part in parts for skipped in part.skipped)
+        self._parts, self._ends = tuple(parts), ends
+
+    def _read(self, index: slice | np.ndarray) -> np.ndarray:
+        ids = np.arange(index.start, index.stop) if isinstance(index, slice) else index
+        owner = np.searchsorted(self._ends, ids, "right")
+        out = np.empty((len(ids), *self.shape[1:]), np.uint8)
+        for i in np.unique(owner):
+            mine, part = np.flatnonzero(owner == i), self._parts[i]
+            out[mine] = part.read(ids[mine] - (self._ends[i] - len(part)))
+        return out

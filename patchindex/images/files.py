@@ -1,0 +1,171 @@
+"""Many image files in one place: a folder or a zip archive, opened by name and decoded in parallel."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Protocol, TypeVar
+
+from PIL import Image
+
+from patchindex.errors import InputError, SourceNotFoundError
+
+__all__ = ["SUFFIXES", "Archive", "Files", "Folder", "files_at", "in_parallel", "opened_image"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+GRAY_MODES = frozenset({"1", "L", "LA", "La"})
+# Modes of more than 8 bits ("I", "I;16", "F") are not here: Pillow clips them to 255 when it converts.
+MODES = GRAY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+# What Pillow's decoders and zipfile raise for damaged files.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    Image.DecompressionBombError,
+)
+
+PIECE = 16  # items that a thread takes at a time
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Files(Protocol):
+    """Files by relative name."""
+
+    root: Path
+
+    def names(self) -> list[str]:
+        """Return the relative names of image files, sorted, without those that start with a dot."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one to be read."""
+
+
+class Folder:
+    """The image files of a folder and its sub-folders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Return relative names, sorted."""
+        return sorted(self._names())
+
+    def _names(self) -> Iterator[str]:
+        def refuse(error: OSError) -> None:
+            raise InputError(
+                f"cannot be listed ({error.strerror})", where=error.filename, remedy="check its permissions"
+            ) from error
+
+        # Class folders are often links to elsewhere.
+        for folder, folders, files in os.walk(self.root, followlinks=True, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                if _is_image(name):
+                    yield (Path(folder) / name).relative_to(self.root).as_posix()
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one to be read."""
+        return (self.root / name).open("rb")
+
+
+class Archive:
+    """The image files of a zip archive."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            self._zip = zipfile.ZipFile(root)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InputError(
+                "not a readable zip archive", where=root, remedy="download it again, or unpack it"
+            ) from error
+
+    def names(self) -> list[str]:
+        """Return relative names, sorted."""
+        names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
+        return sorted(
+            name
+            for name in names
+            if _is_image(name.rpartition("/")[2]) and not name.startswith((".", "__MACOSX/"))
+        )
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one to be read; several can be open in several threads."""
+        return self._zip.open(name)
+
+
+def files_at(path: Path) -> Files:
+    """Return the image files of a folder or a zip archive."""
+    return Folder(path) if path.is_dir() else Archive(path)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+@contextmanager
+def opened_image(files: Files, name: str) -> Iterator[Image.Image]:
+    """Open an image of 8 bits a channel; whatever is raised for a damaged one becomes an InputError."""
+    where = files.root / name
+    try:
+        with files.open(name) as file, Image.open(file) as image:
+            if image.mode not in MODES:
+                raise InputError(
+                    f"has more than 8 bits a channel, or an unusual colour space (mode {image.mode})",
+                    where=where,
+                    remedy="convert it to 8-bit RGB or gray",
+                )
+            yield image
+    except InputError:
+        raise
+    except (FileNotFoundError, KeyError) as error:
+        raise SourceNotFoundError(
+            "is not there any more", where=where, remedy="leave the images as they are while they are read"
+        ) from error
+    except DAMAGE as error:
+        raise InputError(
+            "not a readable image (truncated or another kind of file)",
+            where=where,
+            remedy="repair or remove it, or leave such out with --skip-bad",
+        ) from error
+
+
+def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Apply a function to all items on all cores: decoders let other threads run.
+
+    Raises what the function raises for the first item for which it does.
+
+    Examples
+    --------
+    >>> in_parallel(abs, [-2, 1])
+    [2, 1]
+    """
+
+    def every(some: Sequence[T]) -> list[R]:
+        return [function(item) for item in some]
+
+    workers = os.cpu_count() or 1
+    pieces = [items[i : i + PIECE] for i in range(0, len(items), PIECE)]
+    if len(pieces) < 2:
+        return every(items)
+    with ThreadPoolExecutor(min(workers, len(pieces)), "patchindex-decode") as pool:
+        parts = [pool.submit(every, some) for some in pieces]
+        try:
+            return [found for part in parts for found in part.result()]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -1,0 +1,111 @@
+"""What is in a store besides its scales: images first, and last what the store says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from patchindex.backends import require_faiss
+from patchindex.index.checksums import crc32c, image_block, write_manifest
+from patchindex.index.model import CHUNK_BYTES
+from patchindex.index.raw import RawWriter
+from patchindex.index.stages import ScaleBuild, sync
+from patchindex.index.store import FORMAT_VERSION, scale_group, scales_of
+from patchindex.index.train import Progress
+from patchindex.training import TrainingImages
+
+__all__ = ["digest", "finish", "run_stages", "write_images"]
+
+
+def write_images(folder: Path, training: TrainingImages, progress: Progress | None) -> None:
+    """Write the images in label order, with labels and numbers; nothing to do where that is done."""
+    group = zarr.open_group(folder, mode="a")
+    if "source_ids" in group:  # the stage's last array
+        return
+    for name in ("images", "labels", "image_checksums"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    height, width, channels = training.source.shape[1:]
+    step = max(1, CHUNK_BYTES // (height * width * channels))
+    block = image_block((height, width), channels)
+    step = max(block, step // block * block)
+    checksums = []
+    with RawWriter(folder, "images", "uint8", (height, width, channels)) as out:
+        for start in range(0, len(training), step):
+            pixels = training.read(start, start + step)
+            out.write(pixels)
+            checksums += [crc32c(pixels[i : i + block]) for i in range(0, len(pixels), block)]
+            if progress is not None:
+                progress("images", min(start + step, len(training)), len(training))
+    if training.labels is not None:
+        group.create_array("labels", data=training.labels)
+    group.create_array("image_checksums", data=np.array(checksums, np.uint32), overwrite=True)
+    group.create_array("source_ids", data=training.source_ids)
+
+
+def run_stages(scale: ScaleBuild, progress: Progress | None) -> None:
+    """Do what is left of a scale's build."""
+    scale.train(progress)
+    for shard in scale.missing():
+        scale.encode(shard, progress)
+    scale.merge(progress)
+
+
+def finish(
+    folder: Path,
+    settings: dict[str, Any],
+    labels: np.ndarray | None,
+    label_names: Sequence[str] | None,
+    skipped: Sequence[str],
+) -> None:
+    """Write down what the store is; with this it is one."""
+    scales = scales_of(folder)
+    arrays = [folder / "images", *(folder / scale_group(k) for k in scales)]
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for array in arrays:
+        fingerprint.update(_file_checksum(array))
+    attributes = {
+        "format": FORMAT_VERSION,
+        "fingerprint": fingerprint.hexdigest()[:16],
+        **{
+            key: settings[key]
+            for key in ("machine", "train_windows", "scales", "locality", "source", "shape")
+        },
+        "labels": None if labels is None else [int(label) for label in np.unique(labels)],
+        "label_names": None if label_names is None else list(label_names),
+        "skipped": list(skipped),
+        "settings": settings,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("patchindex", "torch", "numpy", "zarr")}
+        | {"faiss": str(require_faiss().__version__) if scales else None},
+    }
+    zarr.open_group(folder, mode="a").attrs["patchindex"] = attributes
+    write_manifest(folder)
+    sync(folder)
+
+
+def _file_checksum(folder: Path) -> bytes:
+    """Return the crc32c that ends every raw file of a folder: the contents in four bytes."""
+    raw = sorted(
+        file for file in folder.rglob("0") if file.is_file() and "c" in file.relative_to(folder).parts
+    )
+    found = b""
+    for file in raw:
+        with file.open("rb") as handle:
+            handle.seek(-4, os.SEEK_END)
+            found += handle.read()
+    return found
+
+
+def digest(array: np.ndarray) -> str:
+    """Return a short hash of an array's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]

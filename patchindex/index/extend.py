@@ -1,0 +1,286 @@
+"""What a finished store can be given more of: scales, and images."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchindex.backends import require_faiss, resolve_device, threads
+from patchindex.errors import InputError, OutputExistsError
+from patchindex.images import open_images
+from patchindex.images.concat import ConcatSource
+from patchindex.index.contents import digest, finish, run_stages, write_images
+from patchindex.index.model import ScaleModel
+from patchindex.index.plan import parse_memory, plan_build
+from patchindex.index.scale import ScaleIndex
+from patchindex.index.shards import Bucket, Sorted
+from patchindex.index.stages import ScaleBuild
+from patchindex.index.store import PatchIndex, open_index
+from patchindex.index.train import Progress
+from patchindex.index.workplace import (
+    building,
+    check_memory,
+    check_output,
+    check_space,
+    is_begun,
+    locked,
+    move_into_place,
+)
+from patchindex.training import TrainingImages
+from patchindex.windows import gather_patches
+
+__all__ = ["add_scales", "append"]
+
+DRIFT_SAMPLE = 8192  # patches
+
+_threads = threads  # a parameter has this name
+
+
+def add_scales(
+    store: str | os.PathLike[str],
+    scales: Sequence[int],
+    *,
+    pca_dims: int | None = None,
+    lists: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> PatchIndex:
+    """Index more locality scales of a finished store's images.
+
+    The store can be used meanwhile; each scale is visible when it is whole. What was interrupted goes on when
+    it is called again.
+
+    Parameters
+    ----------
+    store : str or Path
+    scales : sequence of int
+        Odd locality scales; those that the store has are left alone.
+    pca_dims, lists, seed, threads, memory, device, progress
+        As for `build_index`.
+
+    Returns
+    -------
+    PatchIndex
+        The store, opened.
+
+    Raises
+    ------
+    SourceNotFoundError, InputError, StoreError
+        As `open_index` and `build_index` do.
+
+    Examples
+    --------
+    >>> import tempfile, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8)
+    >>> index = pi.build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=[3])
+    >>> pi.add_scales(index.path, [5, 7]).scales
+    (3, 5, 7)
+    """
+    path = Path(os.path.abspath(store))
+    index = open_index(path)
+    wanted = sorted(set(scales) - set(index.scales))
+    if not wanted:
+        return open_index(path, device=device)
+    if not os.access(path, os.W_OK):
+        raise InputError("cannot be written to", where=path, remedy="copy it where it can")
+    where, budget = resolve_device(device, needs_faiss=True), parse_memory(memory)
+    source = copy.copy(index.training.source)
+    source.labels = index.training.labels
+    plan, _ = plan_build(
+        source, wanted, machine=index.machine, train_windows=index.train_windows,
+        locality=index.locality, pca_dims=pca_dims, lists=lists, memory=budget,
+    )  # fmt: skip
+    if not plan.scales:
+        raise InputError(f"{index.machine} has no index", where="scales", remedy="leave them out")
+    require_faiss()
+    check_memory(plan, budget)
+    check_space(path, plan)
+    with _threads(threads), locked(path, path):
+        for scale in plan.scales:
+            geometry = index.geometry(scale.k)
+            run_stages(ScaleBuild(path, geometry, scale.dims, scale.list_goal, seed, where), progress)
+    return open_index(path, device=device)
+
+
+def append(
+    store: str | os.PathLike[str],
+    images: Any,
+    labels: Any = None,
+    *,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    device: str | torch.device | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> PatchIndex:
+    """Add images to a finished store, with the components and lists that it has.
+
+    The new store is made beside the old one, which it replaces once it is whole; that takes as much of the
+    disk again for the while. Operating curves are not kept: `calibrate` measures new ones. How far the new
+    patches are from what the lists were trained on is measured, and written into each scale's attributes as
+    `drift`, of all images that were appended at a time:
+
+    - `distance`: their mean squared distance to the centroids of their lists, over that of the old patches;
+    - `left_out`: the share of their variance that codes do not keep, over that of the old ones;
+    - `clipped`: the share of their codes' numbers that are out of range.
+
+    Where distances are more than a fifth larger, or more than a hundredth is clipped, build it anew:
+    estimates stay right, but more patches are missed in retrieval, and `auto` takes longer.
+
+    Parameters
+    ----------
+    store : str or Path
+    images : array, path or name
+        Of the same size and channels; anything `open_images` takes.
+    labels : array of int or path, optional
+        Of the new images, by default the source's own; needed if the store has labels, and only then.
+    threads, memory, device, progress
+        As for `build_index`.
+    resume : bool
+        Go on with an interrupted one of the same images.
+
+    Returns
+    -------
+    PatchIndex
+        The store, opened. Its `source_ids` number the new images after the old ones.
+
+    Raises
+    ------
+    InputError
+        When the images or labels do not fit; nothing was written then.
+    OutputExistsError
+        When an unfinished build or append is there, and it is not to be resumed.
+    SourceNotFoundError, StoreError
+        As `open_index` does.
+
+    Examples
+    --------
+    >>> import tempfile, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8)
+    >>> index = pi.build_index(images[:6], tempfile.mkdtemp() + "/s.zarr", scales=[3])
+    >>> index = pi.append(index.path, images[6:])
+    >>> len(index.training), sorted(index.scale(3).attributes["drift"][0])
+    (8, ['clipped', 'distance', 'images', 'left_out'])
+    """
+    path = Path(os.path.abspath(store))
+    old = open_index(path)
+    source = open_images(images, labels=labels)
+    before = copy.copy(old.training.source)
+    before.labels = old.training.labels
+    both = ConcatSource([before, source])
+    training = TrainingImages(both)
+    # Where the images of the old store and the new ones are in the new store, both ascending.
+    places = np.empty(len(both), np.int64)
+    places[training.source_ids] = np.arange(len(both))
+    places_old, places_new = np.split(places, [len(old.training)])
+    training.source_ids = np.concatenate([old.training.source_ids, np.arange(len(old.training), len(both))])[
+        training.source_ids
+    ]
+    budget = parse_memory(memory)
+    plan, _ = plan_build(
+        both, old.scales or None, machine=old.machine, train_windows=old.train_windows,
+        locality=old.locality, memory=budget,
+    )  # fmt: skip
+    appended = {"images": len(source), "source": source.name, "digest": digest(source.read(slice(None, 64)))}
+    settings = old.attributes["settings"] | {
+        "shape": list(both.shape),
+        "labels": None if both.labels is None else digest(both.labels),
+        "scales": list(old.scales),
+        "appended": [*old.attributes["settings"].get("appended", []), appended],
+    }
+    settings = json.loads(json.dumps(settings))
+    where = resolve_device(device, needs_faiss=bool(old.scales))
+    begun = is_begun(path)
+    if begun and not resume:
+        raise OutputExistsError(
+            "an unfinished build is there", where=path, remedy="resume it, or remove what is called .building"
+        )
+    if resume and not begun and settings["appended"][-2:-1] == [appended]:
+        return open_index(path, device=device)  # it was done already
+    check_output(path, settings, True, begun)
+    check_memory(plan, budget)
+    check_space(path, plan)
+    with _threads(threads), building(path, settings, begun) as folder:
+        write_images(folder, training, progress)
+        for k in old.scales:
+            run_stages(_ScaleAppend(folder, old.scale(k), places_old, np.sort(places_new), where), progress)
+        skipped = [*old.attributes["skipped"], *source.skipped]
+        finish(folder, settings, both.labels, old.attributes["label_names"], skipped)
+        move_into_place(folder, path, True)
+    return open_index(path, device=device)
+
+
+class _OldLists(Sorted):
+    """The lists of a scale, with the numbers that their images have in another store."""
+
+    def __init__(self, scale: ScaleIndex, places: np.ndarray) -> None:
+        self._scale, self._places = scale, places
+
+    def sizes(self) -> np.ndarray:
+        return self._scale.list_sizes()
+
+    def bucket(self, lo: int, hi: int) -> Bucket:
+        found = list(self._scale.members(lo, hi))
+        ids = np.concatenate([ids for _, ids, _ in found])
+        image, place = np.divmod(ids, self._scale.geometry.patches_per_image)
+        ids = self._places[image] * self._scale.geometry.patches_per_image + place
+        return Bucket(lo, self.sizes()[lo:hi], ids, np.concatenate([codes for _, _, codes in found]))
+
+
+class _ScaleAppend(ScaleBuild):
+    """A scale of a store that has all patches of an older one, and the lists that it was trained for."""
+
+    def __init__(
+        self, root: Path, old: ScaleIndex, places: np.ndarray, images: np.ndarray, device: torch.device
+    ) -> None:
+        super().__init__(root, old.geometry, old.pca.dims, len(old.lists.centroids), 0, device, images)
+        self._old, self._places = old, places
+
+    def _others(self) -> Sorted:
+        return _OldLists(self._old, self._places)
+
+    def _train(self, progress: Progress | None) -> tuple[ScaleModel, dict[str, Any]]:
+        old = self._old
+        model = ScaleModel(old.pca, old.lists, old.code_ranges)
+        kept = ("k", "lists", "position_classes", "pca_dims", "pca_energy", "assignment")
+        facts = {name: old.attributes[name] for name in kept}
+        drift = [*old.attributes.get("drift", []), self._drift(model)]
+        return model, facts | {"drift": drift, "seconds": {"train": 0.0}}
+
+    def _drift(self, model: ScaleModel) -> dict[str, Any]:
+        """Compare some of the new patches with what the lists were made for."""
+        per_image = self._geometry.patches_per_image
+        total = len(self._images) * per_image
+        some = np.sort(np.random.default_rng(0).choice(total, min(DRIFT_SAMPLE, total), replace=False))
+        image, place = np.divmod(some, per_image)
+        patches = gather_patches(
+            self._pixels, self._geometry, torch.from_numpy(self._images[image] * per_image + place)
+        )
+        vectors = model.pca.project(patches)
+        lists = model.lists.assign(vectors, self._geometry.train_classes[place])
+        y = vectors.numpy()
+        distance = np.square(y - model.lists.centroids[lists]).sum(1).mean()
+        low, width = model.ranges
+        energy = float((patches - torch.from_numpy(model.pca.mean)).square().flatten(1).sum(1).mean())
+        left_out = 1 - float(np.square(y).sum(1).mean()) / energy if energy > 0 else 0.0
+        return {
+            "images": len(self._images),
+            "distance": _ratio(float(distance), self._old.mean_distance()),
+            "left_out": _ratio(left_out, 1 - model.pca.energy),
+            "clipped": round(float(((y < low) | (y > low + width)).mean()), 6),
+        }
+
+
+def _ratio(new: float, old: float) -> float | None:
+    """Return one over the other; None where there is nothing to compare with."""
+    return round(new / old, 4) if old > 1e-9 else None

@@ -1,0 +1,219 @@
+"""Verifying a store: every byte against its checksum, and what is in it against what it ought to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchindex.errors import StoreError
+from patchindex.index.checksums import CURVE, damage, read_sealed
+from patchindex.index.model import ScaleModel
+from patchindex.index.scale import ScaleIndex
+from patchindex.index.store import PatchIndex, open_index, scale_group, scales_of
+from patchindex.windows import gather_patches
+
+__all__ = ["Report", "verify"]
+
+SAMPLE = 1000  # patches a scale that are encoded again
+SEEN_AT_ONCE = 1 << 29  # ids, of which each has a bit while lists are gone through: 64 MiB
+BITS = np.array([byte.bit_count() for byte in range(256)], np.uint8)
+OTHER_ROUNDING = 1e-3  # share by which a list may be farther than the nearest: products of another shape
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes
+    ----------
+    path : str
+    files, bytes : int
+        That were compared with their checksums.
+    patches : int
+        Whose ids were looked at.
+    encoded : int
+        Patches that were encoded again.
+    problems : tuple of (str, str)
+        Where, and what; empty for a store that is whole.
+    """
+
+    path: str
+    files: int
+    bytes: int
+    patches: int
+    encoded: int
+    problems: tuple[tuple[str, str], ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self) | {"whole": self.whole}
+
+
+def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
+    """Compare a store with its checksums, and look into every list.
+
+    Each file has to have the size and the crc32c that it was written with. Then, for each scale: every patch
+    has to be in one list, once, and that of its position class; ids of a list ascend; the numbers of patches
+    by label are right; and some patches are encoded again, and have to be found with that code.
+
+    Parameters
+    ----------
+    path : str or Path
+        What `build_index` made.
+    progress : callable, optional
+        Called as `progress(stage, done, total)`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    SourceNotFoundError, InputError
+        When there is no store; what is wrong with one is in the report.
+
+    Examples
+    --------
+    >>> import tempfile, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8)
+    >>> index = pi.build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=[3])
+    >>> report = pi.verify(index.path)
+    >>> report.whole, report.patches
+    (True, 800)
+    """
+    path = Path(path)
+    problems: list[tuple[str, str]] = []
+    files = size = patches = encoded = 0
+    try:
+        index = open_index(path)
+    except StoreError as error:  # goes on with the files
+        index = None
+        problems.append((str(error.where), error.what))
+    parts = [path, *(path / scale_group(k) for k in scales_of(path))]
+    for i, part in enumerate(parts):
+        for name, wrong in damage(part):
+            file = part / name
+            files += 1
+            size += file.stat().st_size if file.is_file() else 0
+            if wrong is not None:
+                problems.append((str(file), wrong))
+        if (part / CURVE).exists():
+            files += 1
+            size += (part / CURVE).stat().st_size
+            try:
+                read_sealed(part / CURVE)
+            except StoreError as error:
+                problems.append((str(part / CURVE), error.what))
+        if progress is not None:
+            progress("checksums", i + 1, len(parts))
+    if index is not None:
+        lost = set(index.attributes["scales"]) - set(index.scales)
+        problems += [(str(path / scale_group(k)), "is missing") for k in sorted(lost)]
+    problems = list(dict.fromkeys(problems))
+    if index is not None and not problems:  # what is damaged says nothing of itself
+        for k in index.scales:
+            lists = _Lists(index, k)
+            problems += lists.check(progress)
+            patches += lists.patches
+            encoded += len(lists.sample)
+    return Report(str(path), files, size, patches, encoded, tuple(problems))
+
+
+class _Lists:
+    """The lists of a scale, gone through one by one."""
+
+    def __init__(self, index: PatchIndex, k: int) -> None:
+        self._index, self._scale, self._k = index, index.scale(k), k
+        self._geometry = index.geometry(k)
+        self._per_image = self._geometry.patches_per_image
+        self._total = len(index.training) * self._per_image
+        labels = self._index.attributes["labels"]
+        some = range(len(labels)) if labels is not None else [None]
+        self._by_label = np.stack([self._scale.list_sizes(i) for i in some])
+        self.patches = int(self._scale.list_sizes().sum())
+        rng = np.random.default_rng(k)
+        self.sample = np.sort(rng.choice(self._total, min(SAMPLE, self._total), replace=False))
+        self._found_in = np.full(len(self.sample), -1)
+        self._codes = np.zeros((len(self.sample), self._scale.pca.dims), np.uint8)
+
+    def check(self, progress: Progress | None) -> list[tuple[str, str]]:
+        """Return what is wrong."""
+        where = str(self._scale.path)
+        if self.patches != self._total:
+            return [(where, f"holds {self.patches} patches, not {self._total}")]
+        wrong = []
+        labels = self._index.training.labels
+        label_of = None if labels is None else np.unique(labels, return_inverse=True)[1]
+        bounds = self._scale.lists.bounds
+        for first in range(0, self._total, SEEN_AT_ONCE):
+            seen = np.zeros(min(SEEN_AT_ONCE, self._total - first) // 8 + 1, np.uint8)
+            for c, ids, codes in self._scale.members():
+                if progress is not None and c % 1024 == 0:
+                    done = first // SEEN_AT_ONCE * len(self._scale.list_sizes()) + c
+                    rounds = -(-self._total // SEEN_AT_ONCE)
+                    progress(f"k={self._k} lists", done, rounds * len(self._scale.list_sizes()))
+                if first == 0:
+                    own = int(np.searchsorted(bounds, c, "right")) - 1
+                    wrong += self._check_list(c, own, ids, label_of)
+                    self._note(c, ids, codes)
+                some = ids[(ids >= first) & (ids < first + SEEN_AT_ONCE)] - first
+                np.bitwise_or.at(seen, some >> 3, (1 << (some & 7)).astype(np.uint8))
+            missing = min(SEEN_AT_ONCE, self._total - first) - int(BITS[seen].sum())
+            if missing:
+                wrong.append((where, f"{missing} patches are in no list, and others in two"))
+        return wrong + self._check_codes()
+
+    def _check_list(
+        self, c: int, own: int, ids: np.ndarray, label_of: np.ndarray | None
+    ) -> list[tuple[str, str]]:
+        where, wrong = f"{self._scale.path}, list {c}", []
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._total:
+            return [(where, "an id is out of range")]
+        if (np.diff(ids) <= 0).any():
+            wrong.append((where, "ids do not ascend"))
+        if (self._geometry.train_classes[ids % self._per_image] != own).any():
+            wrong.append((where, "holds patches of another position class"))
+        if label_of is not None:
+            of_label = np.bincount(label_of[ids // self._per_image], minlength=len(self._by_label))
+            if (of_label != self._by_label[:, c]).any():
+                wrong.append((where, "has other numbers of patches by label"))
+        return wrong
+
+    def _note(self, c: int, ids: np.ndarray, codes: np.ndarray) -> None:
+        at = np.minimum(np.searchsorted(self.sample, ids), len(self.sample) - 1)
+        hit = self.sample[at] == ids
+        self._found_in[at[hit]], self._codes[at[hit]] = c, codes[hit]
+
+    def _check_codes(self) -> list[tuple[str, str]]:
+        """Encode the sample again: a code may differ by its rounding, and a list where two are as near."""
+        scale, ids = self._scale, self.sample
+        patches = gather_patches(self._index.pixels, self._geometry, torch.from_numpy(ids))
+        vectors = scale.pca.project(patches)
+        classes = self._geometry.train_classes[ids % self._per_image]
+        assigned = scale.lists.assign(vectors, classes)
+        codes = _model(scale).codes(vectors.numpy())
+        distance = [
+            np.square(vectors.numpy() - scale.lists.centroids[lists]).sum(1)
+            for lists in (assigned, self._found_in)
+        ]
+        lost = distance[1] > distance[0] * (1 + OTHER_ROUNDING) + OTHER_ROUNDING
+        lost |= np.abs(codes.astype(int) - self._codes).max(1) > 1
+        if not lost.any():
+            return []
+        return [(str(scale.path), f"{lost.sum()} of {len(ids)} patches are not found by their code")]
+
+
+def _model(scale: ScaleIndex) -> ScaleModel:
+    return ScaleModel(scale.pca, scale.lists, scale.code_ranges)

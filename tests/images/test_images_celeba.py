@@ -1,0 +1,142 @@
+"""CelebA in the layouts in which people have it."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import patchindex as pi
+from patchindex.errors import InputError
+
+NAMES = [f"{i:06d}.jpg" for i in range(1, 13)]
+SPLIT = [0] * 8 + [1] * 2 + [2] * 2
+SMILING = [i % 3 == 0 for i in range(12)]
+MALE = [i % 2 == 0 for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def faces(real_images):
+    """Real images in the size of aligned faces."""
+    images = real_images(12, 28, channels=3)[0]
+    return [Image.fromarray(image).resize((178, 218)) for image in images]
+
+
+def lists(csv):
+    join = ",".join if csv else " ".join
+    signs = [
+        join([name, *("1" if bit else "-1" for bit in bits)])
+        for name, *bits in zip(NAMES, SMILING, MALE, strict=True)
+    ]
+    parts = [join([name, str(part)]) for name, part in zip(NAMES, SPLIT, strict=True)]
+    if csv:
+        return ["image_id,partition", *parts], ["image_id,Smiling,Male", *signs]
+    return parts, [
+        "12",
+        "Smiling Male ",
+        *(line.replace(" -1", " -1").replace(" 1", "  1") for line in signs),
+    ]
+
+
+@pytest.fixture(params=["torchvision", "authors", "kaggle"])
+def celeba(request, faces, tmp_path):
+    layout = request.param
+    root, csv = tmp_path / "celeba", layout == "kaggle"
+    places = {"torchvision": ("", "", ""), "authors": ("Img", "Eval", "Anno"), "kaggle": ("", "", "")}[layout]
+    for place in places:
+        (root / place).mkdir(parents=True, exist_ok=True)
+    folder = (
+        tmp_path / "jpegs" if layout == "authors" else root / "img_align_celeba" / ("img_align_celeba" * csv)
+    )
+    folder.mkdir(parents=True)
+    for name, face in zip(NAMES, faces, strict=True):
+        face.save(folder / name, quality=95)
+    if layout == "authors":
+        with zipfile.ZipFile(root / "Img" / "img_align_celeba.zip", "w") as archive:
+            for name in NAMES:
+                archive.write(folder / name, f"img_align_celeba/{name}")
+    suffix = ".csv" if csv else ".txt"
+    for place, name, lines in zip(
+        places[1:], ("list_eval_partition", "list_attr_celeba"), lists(csv), strict=True
+    ):
+        (root / place / f"{name}{suffix}").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_the_split_to_train_with_is_the_default(celeba):
+    source = pi.open_images(celeba, crop=148, resize=32)
+    assert source.shape == (8, 32, 32, 3)
+    assert source.labels is None
+    for split, n in (("train", 8), ("valid", 2), ("test", 2), ("all", 12)):
+        assert len(pi.open_images(celeba, split=split)) == n
+    every = pi.open_images(celeba, split="all", crop=148, resize=32)
+    np.testing.assert_array_equal(every[8:10], pi.open_images(celeba, split="valid", crop=148, resize=32)[:])
+
+
+def test_faces_are_cropped_and_resized_antialiased(celeba, faces, tmp_path):
+    source = pi.open_images(celeba, crop=148, resize=32)
+    faces[3].save(tmp_path / "face.jpg", quality=95)
+    with Image.open(tmp_path / "face.jpg") as image:
+        plain = image.crop((15, 35, 163, 183)).resize((32, 32), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(source[3], np.asarray(plain))
+
+
+def test_attributes_are_labels(celeba):
+    source = pi.open_images(celeba, labels="attr:Smiling", split="all")
+    assert source.labels.tolist() == [int(bit) for bit in SMILING]
+    assert source.label_names == ("none", "Smiling")
+    both = pi.open_images(celeba, labels="attr:Male,Smiling", split="test")
+    assert both.labels.tolist() == [int(m) + 2 * int(s) for m, s in zip(MALE, SMILING, strict=True)][10:]
+    assert both.label_names == ("none", "Male", "Smiling", "Male, Smiling")
+
+
+def test_a_store_of_smiling_faces(celeba, tmp_path):
+    source = pi.open_images(celeba, labels="attr:Smiling", crop=148, resize=16)
+    index = pi.build_index(source, tmp_path / "s.zarr", scales=[3])
+    assert index.attributes["labels"] == [0, 1]
+    assert index.attributes["label_names"] == ["none", "Smiling"]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"split": "tests"}, "split: there is no 'tests'; use train, valid, test, all"),
+        ({"labels": "attr:Happy"}, "has no attribute Happy; use some of Smiling, Male"),
+        ({"labels": "folders"}, "needs a folder of image files"),
+    ],
+)
+def test_what_there_is_not(celeba, how, words):
+    with pytest.raises(InputError, match=words):
+        pi.open_images(celeba, **how)
+
+
+def test_lists_that_are_damaged_or_missing(celeba):
+    partition = next(celeba.rglob("list_eval_partition.*"))
+    whole = partition.read_text()
+    for text, words in (
+        ("\n".join(whole.splitlines()[:-1]), "says nothing of 1 images, .*000012.jpg among them"),
+        (whole.replace("000003.jpg", "000003.jpg 7"), "has a line of 3 columns, expected 2"),
+        ("", "is empty"),
+    ):
+        partition.write_text(text)
+        with pytest.raises(InputError, match=words):
+            pi.open_images(celeba)
+    partition.unlink()
+    assert len(pi.open_images(celeba)) == 12
+    with pytest.raises(InputError, match=r"has no list_eval_partition\.txt"):
+        pi.open_images(celeba, split="test")
+    next(celeba.rglob("list_attr_celeba.*")).unlink()
+    if not (celeba / "Img").exists():
+        assert len(pi.open_images(celeba)) == 12  # a folder of images like any other
+    with pytest.raises(InputError, match="needs a folder of CelebA"):
+        pi.open_images(celeba, labels="attr:Smiling")
+
+
+def test_other_sources_have_no_splits_and_no_attributes(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(InputError, match="has no splits"):
+        pi.open_images(tmp_path / "a.npy", split="train")
+    with pytest.raises(InputError, match="needs a folder of CelebA"):
+        pi.open_images(tmp_path / "a.npy", labels="attr:Smiling")

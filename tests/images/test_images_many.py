@@ -1,0 +1,275 @@
+"""Many files: zip archives, files that cannot be decoded, several sources at once, URLs, data set objects."""
+
+from __future__ import annotations
+
+import sys
+import types
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from patchindex_cli import main
+from PIL import Image
+
+import patchindex as pi
+from patchindex.errors import InputError, SourceNotFoundError
+
+
+@pytest.fixture
+def photos(real_images, tmp_path):
+    """Forty images in folders of their class, as PNG."""
+    images, labels = real_images(40, 14, classes=(1, 4))
+    root = tmp_path / "photos"
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (root / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[:, :, 0]).save(root / str(label) / f"{i:03d}.png")
+    return root
+
+
+# Zip archives.
+
+
+def test_a_zip_archive_is_the_folder_in_it(photos, tmp_path):
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(photos.rglob("*.png")):
+            file.write(path, path.relative_to(photos))
+        file.writestr("__MACOSX/1/._000.png", b"what a Mac leaves")
+        file.writestr("1/.hidden.png", b"hidden")
+        file.writestr("readme.txt", b"no image")
+    zipped, plain = (pi.open_images(path, labels="folders") for path in (archive, photos))
+    assert zipped.shape == plain.shape == (40, 14, 14, 1)
+    assert zipped.label_names == plain.label_names == ("1", "4")
+    np.testing.assert_array_equal(zipped[:], plain[:])
+    np.testing.assert_array_equal(zipped.labels, plain.labels)
+
+
+def test_a_damaged_archive(photos, tmp_path):
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(InputError, match="not a readable zip archive"):
+        pi.open_images(archive)
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(photos.rglob("*.png")):
+            file.write(path, path.relative_to(photos))
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"IDAT") + 10] ^= 255  # in the middle of the first image: its checksum does not fit
+    archive.write_bytes(data)
+    with pytest.raises(InputError, match=r"1/.*png: not a readable image"):
+        pi.open_images(archive)[:]
+
+
+# Files that cannot be decoded.
+
+
+def damage(photos):
+    """Cut one file off, and make another no image at all."""
+    some = sorted(photos.rglob("*.png"))
+    some[3].write_bytes(some[3].read_bytes()[:100])
+    some[20].write_text("not an image")
+    return [path.relative_to(photos).as_posix() for path in (some[3], some[20])]
+
+
+def test_bad_files_are_named_and_skipped_only_when_asked(photos, tmp_path):
+    bad = damage(photos)
+    with pytest.raises(InputError, match="--skip-bad"):
+        pi.open_images(photos)[:]
+    source = pi.open_images(photos, skip_bad=True, labels="folders")
+    assert source.skipped == tuple(bad)
+    assert len(source) == len(source.labels) == 38
+    assert len(source[:]) == 38
+    assert pi.open_images(photos, skip_bad=True, resize=7, limit=5).skipped == tuple(bad)
+
+
+def test_bad_files_at_the_command_line(photos, tmp_path):
+    bad = damage(photos)
+
+    def build(*more):
+        command = ("build", photos, "-o", tmp_path / "s.zarr", "--scales", "3", "--no-calibrate", *more)
+        return CliRunner().invoke(main, list(map(str, command)))
+
+    refused = build()
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "s.zarr").exists()
+    built = build("--skip-bad")
+    assert built.exit_code == 0, built.output
+    assert f"2 files left out that cannot be decoded: {bad[0]}, {bad[1]}" in built.stderr
+    index = pi.open_index(tmp_path / "s.zarr")
+    assert len(index.training) == 38
+    assert index.attributes["skipped"] == bad
+
+
+def test_nothing_but_bad_files(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(InputError, match="none of 1 images can be read"):
+        pi.open_images(tmp_path, skip_bad=True)
+
+
+# Several at once.
+
+
+def test_several_files_are_one_source(real_images, tmp_path):
+    images, labels = real_images(30, 14)
+    for i in range(3):
+        with h5py.File(tmp_path / f"part-{i}.h5", "w") as file:
+            rows = slice(10 * i, 10 * i + 10)
+            file["images"], file["labels"] = images[rows], labels[rows]
+    paths = [tmp_path / f"part-{i}.h5" for i in range(3)]
+    for source in (pi.open_images(paths), pi.open_images(str(tmp_path / "part-*.h5"))):
+        assert source.shape == (30, 14, 14, 1)
+        np.testing.assert_array_equal(source[:], images)
+        np.testing.assert_array_equal(source.read([29, 3, 10, 10]), images[[29, 3, 10, 10]])
+        np.testing.assert_array_equal(source.labels, labels)
+        assert source.name.endswith("part-0.h5 and 2 more")
+    half = pi.open_images(paths, resize=7, limit=12)
+    assert half.shape == (12, 7, 7, 1)
+
+
+def test_sources_that_do_not_fit_together(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8))
+    np.savez(tmp_path / "b.npz", images=np.zeros((2, 9, 9), np.uint8))
+    np.savez(tmp_path / "c.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[1, 2])
+    for other, words in (
+        ("b", r"b.npz: images are of shape \(9, 9, 1\)"),
+        ("c", "c.npz: images have labels, unlike"),
+    ):
+        with pytest.raises(InputError, match=words):
+            pi.open_images([tmp_path / "a.npz", tmp_path / f"{other}.npz"])
+    with pytest.raises(SourceNotFoundError, match="nothing is called so"):
+        pi.open_images(str(tmp_path / "x-*.npz"))
+
+
+# URLs.
+
+
+def test_a_zarr_array_at_a_url(real_images):
+    import fsspec
+
+    images, labels = real_images(20, 14)
+    store = zarr.storage.FsspecStore.from_url("memory://set.zarr")
+    group = zarr.open_group(store, mode="w")
+    group.create_array("images", data=images, chunks=(6, 14, 14, 1))
+    group.create_array("labels", data=labels)
+    source = pi.open_images("memory://set.zarr", limit=15)
+    assert source.shape == (15, 14, 14, 1)
+    np.testing.assert_array_equal(source[:], images[:15])
+    np.testing.assert_array_equal(source.labels, labels[:15])
+    fsspec.filesystem("memory").rm("set.zarr", recursive=True)
+    for url, words in (("memory://none.zarr", "not a readable zarr"), ("nothing://x", "nothing://x: ")):
+        with pytest.raises(InputError, match=words):
+            pi.open_images(url)
+
+
+# Data set objects.
+
+
+class OfTorch:
+    """As torchvision's folders are: items are decoded one by one."""
+
+    classes = ("shirt", "coat")
+
+    def __init__(self, images, labels):
+        self.images, self.targets = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return Image.fromarray(self.images[i][:, :, 0]), int(self.targets[i])
+
+
+class OfTensors(OfTorch):
+    """With `ToTensor`, and labels in the items only."""
+
+    classes = None
+
+    def __init__(self, images, labels):
+        self.images, self.own = images, labels
+
+    def __getitem__(self, i):
+        import torch
+
+        return torch.from_numpy(self.images[i]).permute(2, 0, 1) / 255, int(self.own[i])
+
+
+@pytest.mark.parametrize("kind", [OfTorch, OfTensors])
+def test_data_sets_of_torch(real_images, kind):
+    images, labels = real_images(20, (14, 12))
+    source = pi.open_images(kind(images, labels))
+    assert source.shape == (20, 14, 12, 1)
+    np.testing.assert_array_equal(source[:], images)
+    np.testing.assert_array_equal(source.labels, labels)
+    assert source.label_names == kind.classes
+    assert pi.open_images(kind(images, labels), labels=[0] * 20, resize=7).labels.tolist() == [0] * 20
+
+
+def hugging_face(images, labels):
+    """A stand-in with the interface of `datasets.Dataset` that is used, for where it is not installed."""
+    of_kind = {name: type(name, (), {}) for name in ("Image", "ClassLabel", "Value")}
+    label = of_kind["ClassLabel"]()
+    label.names = ["a", "b"]
+    columns = {
+        "img": [Image.fromarray(image[:, :, 0]) for image in images],
+        "label": labels.tolist(),
+        "id": list(range(len(images))),
+    }
+
+    class Dataset:
+        def __init__(self):
+            self.column_names = list(columns)
+            self.features = {"img": of_kind["Image"](), "label": label, "id": of_kind["Value"]()}
+
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, key):
+            return (
+                columns[key]
+                if isinstance(key, str)
+                else {name: values[key] for name, values in columns.items()}
+            )
+
+    return Dataset()
+
+
+def test_data_sets_of_hugging_face(real_images):
+    images, labels = real_images(20, 14, classes=(0, 1))
+    source = pi.open_images(hugging_face(images, labels))
+    np.testing.assert_array_equal(source[:], images)
+    np.testing.assert_array_equal(source.labels, labels)
+    assert source.label_names == ("a", "b")
+
+
+def test_data_sets_that_cannot_be_used(real_images):
+    images, labels = real_images(4, 14)
+    for bad, words in (
+        (OfTorch(images[:0], labels[:0]), "holds no images"),
+        (OfTorch(list(images[:2]) + list(real_images(2, 12)[0]), labels), "item 2 is of shape"),
+        (types.SimpleNamespace(), None),
+    ):
+        with pytest.raises((InputError, TypeError), match=words):
+            pi.open_images(bad)[:]
+
+    class Halves(OfTensors):
+        def __getitem__(self, i):
+            return self.images[i] / 300, 0
+
+    with pytest.raises(InputError, match="item 0 is no image"):
+        pi.open_images(Halves(images, labels))
+
+
+def test_the_real_library_where_it_is_installed(real_images):
+    datasets = pytest.importorskip("datasets")
+    images, labels = real_images(10, 14)
+    pictures = [Image.fromarray(image[:, :, 0]) for image in images]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    source = pi.open_images(
+        datasets.Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features)
+    )
+    np.testing.assert_array_equal(source[:], images)
+    np.testing.assert_array_equal(source.labels, labels)
+    assert "datasets" in sys.modules

@@ -1,0 +1,181 @@
+"""A finished store is given more scales, or more images: as if they had been there from the start."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from patchindex_cli import main
+
+import patchindex as pi
+from patchindex.errors import InputError, OutputExistsError
+from patchindex.index import shards as shards_module
+from patchindex.index.stages import ScaleBuild
+
+EVERYTHING = {"estimator": "topk", "candidates": 10**6, "probes": 10**4}
+
+
+@pytest.fixture
+def small(labelled, tmp_path):
+    return pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], labels=labelled[1], seed=3)
+
+
+def tree(path):
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+# Scales.
+
+
+def test_added_scales_are_those_of_a_build_of_all(small, labelled, tmp_path):
+    before = tree(small.path)
+    found = pi.add_scales(small.path, [7, 5, 3], seed=3)
+    assert found.scales == (3, 5, 7)
+    assert before.items() <= tree(small.path).items()  # nothing that was there is touched
+    whole = pi.build_index(labelled[0], tmp_path / "w.zarr", scales=[3, 5, 7], labels=labelled[1], seed=3)
+    for k in (5, 7):
+        for (_, ids, codes), (_, same_ids, same_codes) in zip(
+            found.scale(k).members(), whole.scale(k).members(), strict=True
+        ):
+            np.testing.assert_array_equal(ids, same_ids)
+            np.testing.assert_array_equal(codes, same_codes)
+    assert pi.verify(found.path).whole
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["s.zarr", "w.zarr"]
+
+
+def test_adding_scales_goes_on_where_it_was_interrupted(small, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(ScaleBuild, "merge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pi.add_scales(small.path, [5])
+    assert pi.open_index(small.path).scales == (3,)
+    assert pi.verify(small.path).whole
+    names = []
+    assert pi.add_scales(small.path, [5], progress=lambda name, *_: names.append(name)).scales == (3, 5)
+    assert not any("training" in name or "assigning" in name for name in names)
+    assert pi.add_scales(small.path, [5], progress=names.clear).scales == (3, 5)  # nothing to do
+
+
+def test_scales_that_cannot_be_added(small, labelled, tmp_path):
+    for scales, words in (([4], "k must be odd"), ([15], "larger than the images")):
+        with pytest.raises(InputError, match=words):
+            pi.add_scales(small.path, scales)
+    exact = pi.build_index(labelled[0], tmp_path / "ls.zarr", machine="LS")
+    with pytest.raises(InputError, match="LS has no index"):
+        pi.add_scales(exact.path, [3])
+    assert list((small.path / "scales").iterdir()) == [small.path / "scales" / "k003"]
+
+
+# Images.
+
+
+@pytest.mark.parametrize("machine", ["ELS", "bbELS"])
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_appended_images_are_as_good_as_those_that_were_there(
+    labelled, tmp_path, monkeypatch, held_out, machine, with_labels
+):
+    monkeypatch.setattr(shards_module, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(shards_module, "PIECE_BYTES", 0)
+    images, labels = labelled
+    some = {"labels": labels[:25]} if with_labels else {}
+    rest = {"labels": labels[25:]} if with_labels else {}
+    every = {"labels": labels} if with_labels else {}
+    path = tmp_path / "s.zarr"
+    pi.build_index(images[:25], path, scales=[3, 5], machine=machine, lists=60, **some)
+    found = pi.append(path, images[25:], **rest)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
+    report = pi.verify(path)
+    assert report.problems == ()
+    assert len(found.training) == 40
+    np.testing.assert_array_equal(found.training.read(0, 40), images[found.training.source_ids])
+    whole = pi.build_index(images, tmp_path / "w.zarr", scales=[3, 5], machine=machine, **every)
+    np.testing.assert_array_equal(found.training.source_ids, whole.training.source_ids)
+    if with_labels:
+        np.testing.assert_array_equal(found.training.labels, whole.training.labels)
+        assert found.attributes["labels"] == [1, 4, 9]
+    x = held_out(0.5)
+    for k in (3, 5):
+        for label in (None, 4) if with_labels else (None,):
+            mine, exact = (
+                pi.ScoreMachine(store, **way).posterior_mean(x, 0.5, k=k, label=label).mean
+                for store, way in ((found, EVERYTHING), (whole, {"estimator": "exact"}))
+            )
+            torch.testing.assert_close(mine, exact, rtol=0, atol=1e-4)  # logits in float32
+        assert (np.diff(np.concatenate([i for _, i, _ in found.scale(k).members(0, 1)])) > 0).all()
+
+
+def test_appending_twice_and_drift(real_images, tmp_path):
+    images, _ = real_images(400, 14)
+    path = tmp_path / "s.zarr"
+    pi.build_index(images[:300], path, scales=[3])
+    noise = np.random.default_rng(0).integers(0, 256, (50, 14, 14, 1), np.uint8)
+    pi.append(path, images[300:])
+    index = pi.append(path, noise)
+    like, unlike = index.scale(3).attributes["drift"]
+    assert (like["images"], unlike["images"]) == (100, 50)
+    assert 0.8 < like["distance"] < 1.2
+    assert like["clipped"] < 0.01
+    assert unlike["distance"] > 2
+    assert index.training.source_ids.tolist() == list(range(450))
+    assert [entry["images"] for entry in index.attributes["settings"]["appended"]] == [100, 50]
+    assert pi.verify(path).whole
+
+
+def test_an_interrupted_append_leaves_the_old_store_and_goes_on(small, labelled, monkeypatch):
+    images, labels = labelled
+    before = tree(small.path)
+    with monkeypatch.context() as patched:
+        patched.setattr(ScaleBuild, "merge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pi.append(small.path, images[:7], labels[:7])
+    assert tree(small.path) == before
+    with pytest.raises(OutputExistsError, match="unfinished build is there"):
+        pi.append(small.path, images[:7], labels[:7])
+    with pytest.raises(InputError, match=r"other settings \([^)]*shape"):
+        pi.append(small.path, images[:9], labels[:9], resume=True)
+    assert len(pi.append(small.path, images[:7], labels[:7], resume=True).training) == 47
+    assert len(pi.append(small.path, images[:7], labels[:7], resume=True).training) == 47  # done already
+    assert pi.verify(small.path).whole
+    assert [p.name for p in small.path.parent.iterdir()] == ["s.zarr"]
+
+
+def test_images_that_do_not_fit_are_refused(small, labelled, real_images):
+    images, labels = labelled
+    before = tree(small.path)
+    for more, words in (
+        ((images,), "images have no labels, unlike those before"),
+        ((real_images(3, 12)[0], [1, 1, 1]), r"images are of shape \(12, 12, 1\)"),
+        ((real_images(3, 14, channels=3)[0], [1, 1, 1]), r"\(14, 14, 3\)"),
+        ((images, labels[:3]), "3 labels for 40 images"),
+    ):
+        with pytest.raises(InputError, match=words):
+            pi.append(small.path, *more)
+    assert tree(small.path) == before
+
+
+def test_both_at_the_command_line(small, labelled):
+    def run(*arguments):
+        return CliRunner().invoke(main, list(map(str, arguments)))
+
+    folder = small.path.parent
+    np.savez(folder / "more.npz", images=labelled[0][:5], labels=labelled[1][:5])
+    added = run("build", "--add-scales", "5", "-o", small.path, "--no-calibrate", "--json")
+    assert added.exit_code == 0, added.output
+    assert set(json.loads(added.stdout)["indexes"]) == {"3", "5"}
+    done = run("append", small.path, folder / "more.npz", "--no-calibrate")
+    assert done.exit_code == 0, done.output
+    assert "45 images" in done.stdout
+    assert "times as far from their lists" in done.stdout
+    for arguments, words in (
+        (("build", "x.npz", "--add-scales", "7", "-o", small.path), "source: is fixed in the store"),
+        (("build", "--add-scales", "seven", "-o", small.path), "'seven' is no list of scales"),
+        (("build", "-o", folder / "new.zarr"), "Missing argument 'SOURCE'"),
+        (("append", folder / "none.zarr", folder / "more.npz"), "no such store"),
+    ):
+        refused = run(*arguments)
+        assert refused.exit_code == 2
+        assert words in refused.stderr
+        assert refused.stderr.count("\n") == 1

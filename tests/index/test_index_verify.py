@@ -1,0 +1,207 @@
+"""A byte that is not as it was written is found by `verify`, and by `sample` if it reads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from patchindex_cli import main
+
+import patchindex as pi
+from patchindex.errors import PatchIndexError, StoreError
+from patchindex.index import stages
+from patchindex.index.checksums import CURVE, read_sealed, write_manifest, write_sealed
+from patchindex.index.raw import raw_path
+from patchindex.index.store import scale_group
+
+
+@pytest.fixture(scope="module")
+def whole(labelled, tmp_path_factory):
+    """A store of two scales with an operating curve; samples look at one of them only."""
+    path = tmp_path_factory.mktemp("whole") / "s.zarr"
+    pi.build_index(labelled[0], path, scales=[3, 5], labels=labelled[1], lists=60)
+    write_sealed(path / scale_group(3) / CURVE, {"version": 0})
+    return path
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "s.zarr")
+    return tmp_path / "s.zarr"
+
+
+def draw(path, estimator, **options):
+    """Draw by scale 3 with everything, so that all bytes of it are read."""
+    machine = pi.ScoreMachine(path, estimator=estimator, locality=[3], **options)
+    return pi.sample(machine, n=1, steps=2).images
+
+
+def flip(path, position, bit):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_store_that_is_whole_is_found_so(store):
+    report = pi.verify(store.path)
+    assert report.problems == ()
+    assert report.whole
+    assert report.patches == sum(store.scale(k).attributes["patches"] for k in store.scales)
+    assert report.encoded == 2 * 1000
+    assert report.bytes == sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
+
+
+def test_every_flipped_byte_is_found(copied):
+    """At random positions of all files, 200 and more."""
+    files = sorted(f for f in copied.rglob("*") if f.is_file())
+    rng = np.random.default_rng(0)
+    sizes = np.array([f.stat().st_size for f in files])
+    # Each file twice, and the rest of the positions evenly over all bytes.
+    which = np.concatenate(
+        [np.repeat(np.arange(len(files)), 2), rng.choice(len(files), 200, p=sizes / sizes.sum())]
+    )
+    assert len(which) >= 200
+    for i in which:
+        file = files[i]
+        whole = file.read_bytes()
+        flip(file, int(rng.integers(len(whole))), int(rng.integers(8)))
+        try:
+            problems = pi.verify(copied).problems
+        except PatchIndexError as error:  # where it does not even say that it is a store
+            assert file == copied / "zarr.json"
+            problems = ((str(copied), str(error)),)
+        assert problems, file
+        file.write_bytes(whole)
+    assert pi.verify(copied).whole
+
+
+@pytest.mark.parametrize("estimator", ["topk", "priority", "auto"])
+def test_a_flipped_byte_is_found_before_there_is_a_picture(copied, estimator, monkeypatch):
+    monkeypatch.setattr("patchindex.estimators.auto.WORTH", np.inf)
+    options = {"probes": 60} if estimator != "priority" else {}
+    draw(copied, estimator, **options)
+    rng = np.random.default_rng(1)
+    mine = [
+        copied / "manifest.json",
+        copied / "zarr.json",
+        *copied.glob("*/**/*"),
+        *copied.glob("scales/k003/**/*"),
+    ]
+    files = [f for f in dict.fromkeys(mine) if f.is_file() and "k005" not in f.parts]
+    assert len(files) > 20
+    for file in files:
+        whole = file.read_bytes()
+        raw = file.parts[-2] == "0" or file.parent.name == "c"
+        for _ in range(2):
+            end = len(whole) - 4 if raw else len(whole)  # a raw file's own checksum is not read
+            flip(file, int(rng.integers(end)), int(rng.integers(8)))
+            with pytest.raises(PatchIndexError):
+                draw(copied, estimator, **options)
+            file.write_bytes(whole)
+    draw(copied, estimator, **options)
+
+
+def test_exact_scores_from_a_store_check_the_images_they_read(copied):
+    lo, _ = pi.open_index(copied).training.range_of(4)
+    file = raw_path(copied, "images", 4)
+    flip(file, lo * 14 * 14, 0)
+    with pytest.raises(StoreError, match="are damaged: their checksum is another"):
+        draw(copied, "exact", label=4)
+
+
+@pytest.mark.parametrize("what", ["missing", "extra", "longer"])
+def test_files_that_are_missing_extra_or_longer_are_found(copied, what):
+    file = copied / "scales" / "k005" / "cells" / "c" / "0" / "0"
+    if what == "missing":
+        file.unlink()
+    elif what == "extra":
+        (file.parent / "1").write_bytes(b"x")
+    else:
+        file.write_bytes(file.read_bytes() + b"x")
+    report = pi.verify(copied)
+    word = {"missing": "is missing", "extra": "does not belong", "longer": "bytes, not"}[what]
+    assert any(word in wrong for _, wrong in report.problems)
+
+
+def test_a_scale_that_is_missing_is_found(copied):
+    shutil.rmtree(copied / "scales" / "k005")
+    assert pi.verify(copied).problems == ((str(copied / "scales" / "k005"), "is missing"),)
+
+
+def rebuilt(labelled, path, monkeypatch, change):
+    """Build a store whose patches are changed on their way into the lists: all checksums are right."""
+    real = stages.Shards.merged
+
+    def merged(self, others=None):
+        for bucket in real(self, others):
+            ids, codes = bucket.ids.copy(), bucket.codes.copy()
+            change(ids, codes)
+            yield bucket._replace(ids=ids, codes=codes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.Shards, "merged", merged)
+        pi.build_index(labelled[0], path, scales=[3], labels=labelled[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda ids, codes: ids.__setitem__(0, ids[1]), ["ids do not ascend", "1 patches are in no list"]),
+        (lambda ids, codes: codes.__iadd__(40), ["are not found by their code"]),
+        (
+            lambda ids, codes: ids.__setitem__(slice(None), np.roll(np.sort(ids), 9)),
+            ["are not found by their code"],
+        ),
+    ],
+)
+def test_lists_that_are_wrong_though_all_checksums_are_right(labelled, tmp_path, monkeypatch, change, words):
+    rebuilt(labelled, tmp_path / "s.zarr", monkeypatch, change)
+    found = " ".join(what for _, what in pi.verify(tmp_path / "s.zarr").problems)
+    for word in words:
+        assert word in found
+
+
+def test_sealed_files(tmp_path):
+    path = tmp_path / "a.json"
+    for content in ({"b": [1, 2.5, None], "a": "ä\n"}, [], 3):
+        write_sealed(path, content)
+        assert read_sealed(path) == content
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        for bit in range(8):
+            flip(path, position, bit)
+            with pytest.raises(StoreError, match="is damaged"):
+                read_sealed(path)
+            path.write_bytes(whole)
+    with pytest.raises(StoreError, match="is missing"):
+        read_sealed(tmp_path / "b.json")
+
+
+def test_verify_at_the_command_line(copied):
+    def run(*arguments):
+        return CliRunner().invoke(main, list(map(str, arguments)))
+
+    good = run("verify", copied)
+    assert good.exit_code == 0
+    assert "patches looked up" in good.output
+    report = json.loads(run("verify", copied, "--json").stdout)
+    assert report["whole"] is True
+    assert report["patches"] == 40 * (12 * 12 + 10 * 10)
+    flip(copied / "source_ids" / "c" / "0", 5, 1)
+    bad = run("verify", copied)
+    assert bad.exit_code == 1
+    assert "source_ids/c/0: is damaged" in bad.stdout
+    assert "1 problems" in bad.stderr
+    assert run("sample", copied, "-o", copied.parent / "out", "--locality", "3").exit_code == 1
+    assert not (copied.parent / "out").exists()
+    assert run("verify", copied.parent / "none").exit_code == 2
+    flip(copied / "source_ids" / "c" / "0", 5, 1)
+    zarr.open_group(copied, mode="a").attrs["note"] = "changed by hand"
+    assert run("verify", copied).exit_code == 1
+    write_manifest(copied)
+    assert run("verify", copied).exit_code == 0
