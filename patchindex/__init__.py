@@ -17,7 +17,7 @@ from importlib.metadata import version as _version
 from patchindex import (
     backends as _backends,
 )  # first: it fixes the order in which torch and faiss are imported
-from patchindex import study
+from patchindex import cluster, study
 from patchindex.calibration import calibrate
 from patchindex.errors import PatchIndexError
 from patchindex.estimators import ESTIMATORS, Estimate
@@ -43,6 +43,7 @@ __all__ = [
     "append",
     "build_index",
     "calibrate",
+    "cluster",
     "open_images",
     "open_index",
     "sample",

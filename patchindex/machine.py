@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,14 @@ from torch import Tensor
 from patchindex.backends import check_threads, resolve_device, threads
 from patchindex.errors import InputError
 from patchindex.estimators import Data, Estimate, Query, Trail, make_estimator
+from patchindex.exact import scan
 from patchindex.index import PatchIndex, open_index, parse_memory
 from patchindex.index.store import read_attributes
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
 from patchindex.training import TrainingImages
+
+if TYPE_CHECKING:
+    from patchindex.cluster import ImageShards
 
 __all__ = ["ScoreMachine"]
 
@@ -59,6 +63,8 @@ class ScoreMachine:
         Bytes for temporary arrays, or such as `"1G"`; 256 MiB by default.
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies.
+    shards : ImageShards, optional
+        The same images on the workers of a cluster, which exact scores are found by.
     **options
         Of the estimator: `tolerance`, `probes` and `candidates` for `"auto"`; `candidates`, `probes` and
         `quality` for `"topk"`; `blocks` and `samples` for `"priority"`.
@@ -96,6 +102,7 @@ class ScoreMachine:
         threads: int | None = None,
         memory: int | str | None = None,
         dtype: torch.dtype = torch.float32,
+        shards: ImageShards | None = None,
         **options: Any,
     ) -> None:
         self.device = resolve_device(device)
@@ -121,7 +128,16 @@ class ScoreMachine:
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{dtype} is too coarse", where="dtype", remedy="use float32 or float64")
         budget = WORKING_MEMORY if memory is None else parse_memory(memory)
-        data = Data(training, self.machine, self.train_windows, self.index, self.device, budget, dtype)
+        if shards is not None and shards.training.source.shape != training.source.shape:
+            raise InputError(
+                f"are of shape {shards.training.source.shape}, the images of {training.source.shape}",
+                where="shards",
+                remedy="make them of the same images",
+            )
+        data = Data(
+            training, self.machine, self.train_windows, self.index, self.device, budget, dtype,
+            scan if shards is None else shards.scan,
+        )  # fmt: skip
         self.training, self._data = training, data
         self.noise = noise_schedule(noise)
         self.locality = None if locality is None else LocalitySchedule.of(locality)

@@ -132,6 +132,7 @@ def sample(
     *,
     label: int | None = None,
     batch_size: int = 16,
+    first: int = 0,
     progress: Progress | None = None,
 ) -> SampleResult:
     """Draw images with a score machine.
@@ -157,6 +158,8 @@ def sample(
         In place of the machine's own label.
     batch_size : int
         Images drawn together.
+    first : int
+        Number of the first image, which draws depend on: for a part of a larger set.
     progress : callable, optional
         Told the share that is done, in (0, 1].
 
@@ -179,15 +182,17 @@ def sample(
     """
     if sampler not in SAMPLERS:
         raise InputError(f"unknown sampler {sampler!r}", where="sampler", remedy=f"use {', '.join(SAMPLERS)}")
-    _check_least(steps=(steps, 2), batch_size=(batch_size, 1))
+    _check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0))
     noise = starting_noise(machine, n, seed, x_T)
     machine.training.range_of(machine.label if label is None else label)
     draw = partial(_draw_batch, machine, SAMPLERS[sampler], steps, label, seed, callback)
     images, records = [], []
-    for first in range(0, len(noise), batch_size):
-        batch = noise[first : first + batch_size]
-        done, share = first / len(noise), len(batch) / len(noise)
-        drawn, taken = draw(batch, first, None if progress is None else _part_of(progress, done, share))
+    for start in range(0, len(noise), batch_size):
+        batch = noise[start : start + batch_size]
+        done, share = start / len(noise), len(batch) / len(noise)
+        drawn, taken = draw(
+            batch, first + start, None if progress is None else _part_of(progress, done, share)
+        )
         images.append(drawn)
         records += taken
     settings = {

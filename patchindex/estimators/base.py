@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
+from patchindex.exact import scan
 from patchindex.index import PatchIndex
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
@@ -85,6 +86,8 @@ class Data:
         Bytes that temporary arrays may take.
     dtype : torch.dtype
         float32, or float64 for exact studies.
+    scan : callable
+        What exact scores are made by: `patchindex.exact.scan`, or the like on a cluster.
     """
 
     training: TrainingImages
@@ -94,6 +97,7 @@ class Data:
     device: torch.device
     memory: int
     dtype: torch.dtype = torch.float32
+    scan: Callable[..., SoftmaxState] = scan
 
     def geometry(self, k: int | None) -> Geometry:
         """Return the machine's geometry at locality scale k."""

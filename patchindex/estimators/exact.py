@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from patchindex.estimators.base import Data, Estimate, Query
-from patchindex.exact import scan
 
 __all__ = ["Exact"]
 
@@ -46,7 +45,7 @@ class Exact:
 
     def _scan(self, query: Query, x: Tensor, progress: Callable[[float], None]) -> Estimate:
         data = self._data
-        state = scan(
+        state = data.scan(
             data.training,
             data.geometry(query.k),
             x,

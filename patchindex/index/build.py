@@ -20,6 +20,7 @@ from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError
 from patchindex.images import open_images
 from patchindex.index.contents import digest, finish, run_stages, write_images
+from patchindex.index.distributed import stages_on
 from patchindex.index.plan import parse_memory, plan_build
 from patchindex.index.stages import ScaleBuild
 from patchindex.index.store import PatchIndex, open_index
@@ -51,6 +52,7 @@ def build_index(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    client: Any = None,
 ) -> PatchIndex:
     """Put every patch of the images, at each locality scale, into a store.
 
@@ -91,6 +93,8 @@ def build_index(
         Go on with an interrupted build of the same settings. For a finished store: nothing to do.
     progress : callable, optional
         Called as `progress(stage, done, total)`.
+    client : distributed.Client, optional
+        Of a Dask cluster whose workers see the path: they train and fill the lists.
 
     Returns
     -------
@@ -152,11 +156,12 @@ def build_index(
     if not finished:
         check_memory(plan, budget)
         check_space(path, plan)
+        run = run_stages if client is None else stages_on(client, threads)
         with _threads(threads), building(path, settings, resume) as folder:
             write_images(folder, TrainingImages(source), progress)
             for scale in plan.scales:
                 geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
-                run_stages(ScaleBuild(folder, geometry, scale.dims, scale.list_goal, seed, where), progress)
+                run(ScaleBuild(folder, geometry, scale.dims, scale.list_goal, seed, where), progress)
             finish(folder, settings, source.labels, source.label_names, source.skipped)
             move_into_place(folder, path, overwrite)
     return open_index(path, device=device)

@@ -28,7 +28,7 @@ from patchindex.index.store import scale_group
 from patchindex.index.train import Progress, train_scale
 from patchindex.patches import Geometry
 
-__all__ = ["ScaleBuild", "sync"]
+__all__ = ["Progress", "ScaleBuild", "sync"]
 
 SHARDS = "shards"
 
@@ -60,6 +60,7 @@ class ScaleBuild:
         device: torch.device,
         images: np.ndarray | None = None,
     ) -> None:
+        self._made_of = (root, geometry, dims, lists, seed, device, images)
         self.k, self.device = geometry.k, device
         self._geometry, self._dims, self._goal, self._seed = geometry, dims, lists, seed
         group = zarr.open_group(root, mode="r")
@@ -68,6 +69,10 @@ class ScaleBuild:
         self._labels = np.asarray(group["labels"][:]) if "labels" in group else None  # type: ignore[index]
         self._final = root / scale_group(self.k)
         self._folder = self._final.with_name(self._final.name + ".tmp")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to other processes as what it was made of: they open the images for themselves."""
+        return type(self), self._made_of
 
     @property
     def finished(self) -> bool:
