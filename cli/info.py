@@ -15,7 +15,7 @@ from rich.table import Table
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex, open_index
 
-from .options import print_json
+from .options import StorePath, print_json
 
 __all__ = ["info"]
 
@@ -23,9 +23,9 @@ TOLERANCE, CANDIDATES, QUALITY = 0.01, 256, 0.98  # the estimators' defaults
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON on stdout.")
-def info(store: Path, as_json: bool) -> None:
+def info(store: Path | str, as_json: bool) -> None:
     """Print what a store holds: settings, provenance, and the size of each scale.
 
     \b

@@ -12,9 +12,11 @@ import click
 
 from patchindex.errors import InputError, OutputExistsError
 from patchindex.images import ImageSource, open_images
+from patchindex.index.remote import is_url
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
 
 __all__ = [
+    "StorePath",
     "check_output",
     "common",
     "image_options",
@@ -27,6 +29,16 @@ __all__ = [
 
 
 SHOWN = 10  # files that are left out; a store names them all
+
+
+class StorePath(click.ParamType):
+    """A path, or a URL as it is."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path | str:
+        """Return a `Path`, or the URL."""
+        return value if is_url(value) else Path(value)
 
 
 def parse_scales(text: str, where: str = "--scales") -> list[int]:

@@ -28,7 +28,7 @@ from patchindex.pictures import image_grid
 from patchindex.sampling import SAMPLERS, SampleResult
 from patchindex.sampling import sample as draw
 
-from .options import check_output, common, locality_option, parse_locality, print_json
+from .options import StorePath, check_output, common, locality_option, parse_locality, print_json
 from .progress import stages
 
 __all__ = ["sample"]
@@ -37,7 +37,7 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("-n", type=click.IntRange(1), help="How many images.  [default: 16, or as many as in --x-t]")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
 @click.option(
@@ -83,7 +83,7 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
 @common
 def sample(
-    store: Path,
+    store: Path | str,
     n: int | None,
     output: Path,
     estimator: str | None,

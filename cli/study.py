@@ -20,7 +20,7 @@ from patchindex.pictures import image_grid
 from patchindex.study import compare
 from patchindex.study.plots import figure_class
 
-from .options import check_output, common, locality_option, parse_locality, print_json
+from .options import StorePath, check_output, common, locality_option, parse_locality, print_json
 from .progress import stages
 
 __all__ = ["study"]
@@ -38,7 +38,7 @@ COLUMNS = {  # heading: how a row of the summary is told
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
 @click.option(
     "--estimator",
@@ -67,7 +67,7 @@ COLUMNS = {  # heading: how a row of the summary is told
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
 @common
 def study(
-    store: Path,
+    store: Path | str,
     output: Path,
     estimators: tuple[str, ...],
     n: int,

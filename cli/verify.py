@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from patchindex.errors import StoreError
 from patchindex.index import verify as check
 
-from .options import print_json
+from .options import StorePath, print_json
 from .progress import stages
 
 __all__ = ["verify"]
@@ -19,9 +19,9 @@ SHOWN = 20  # problems; all are in --json
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON on stdout.")
-def verify(store: Path, as_json: bool) -> None:
+def verify(store: Path | str, as_json: bool) -> None:
     """Compare a STORE with its checksums, and look into every list of it.
 
     Ends with exit code 1 when something is wrong.

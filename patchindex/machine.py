@@ -15,6 +15,7 @@ from patchindex.errors import InputError
 from patchindex.estimators import Data, Estimate, Query, Trail, make_estimator
 from patchindex.exact import scan
 from patchindex.index import PatchIndex, open_index, parse_memory
+from patchindex.index.remote import Remote, is_url
 from patchindex.index.store import read_attributes
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
 from patchindex.training import TrainingImages
@@ -340,4 +341,6 @@ _threads = threads  # a parameter of the constructor has this name
 
 def _is_store(source: Any) -> bool:
     """Whether it is the path of a store, rather than of images."""
+    if is_url(source):
+        return Remote(source).is_store()
     return isinstance(source, str | Path) and read_attributes(Path(source)) is not None

@@ -34,6 +34,7 @@ from patchindex.errors import InputError, SourceNotFoundError, StoreError
 from patchindex.images import open_images
 from patchindex.index.checksums import REMEDY, check_small_files, crc32c, image_block
 from patchindex.index.raw import open_raw
+from patchindex.index.remote import Remote, is_url
 from patchindex.index.scale import ScaleIndex
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule
@@ -56,15 +57,24 @@ def scale_group(k: int) -> str:
     return f"scales/k{k:03d}"
 
 
-def open_index(path: str | os.PathLike[str], *, device: str | torch.device | None = None) -> PatchIndex:
+def open_index(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> PatchIndex:
     """Open a store that `build_index` made.
 
     Parameters
     ----------
     path : str or Path
-        The store's folder.
+        The store's folder; or its URL, such as `s3://bucket/faces.zarr`, for which `fsspec` has a protocol.
+        Then the images are copied to a folder of caches (`PATCHINDEX_CACHE`) and kept there, and each scale
+        when it is first used.
     device : str or torch.device, optional
         Where its lists are searched: `"cpu"` (default, memory-mapped) or a CUDA device.
+    storage_options : dict, optional
+        Of `fsspec`, for a URL.
 
     Raises
     ------
@@ -75,6 +85,10 @@ def open_index(path: str | os.PathLike[str], *, device: str | torch.device | Non
     StoreError
         When it is damaged, or of another format.
     """
+    where, remote = resolve_device(device, needs_faiss=True), None
+    if is_url(path):
+        remote = Remote(str(path), storage_options)
+        path = remote.fetch()
     path = Path(path)
     if not path.exists():
         raise SourceNotFoundError("no such store", where=path, remedy="check the path, or build it first")
@@ -90,7 +104,7 @@ def open_index(path: str | os.PathLike[str], *, device: str | torch.device | Non
             remedy="build it again, or use the version of patchindex that made it",
         )
     check_small_files(path)
-    return PatchIndex(path, attributes, resolve_device(device, needs_faiss=True))
+    return PatchIndex(path, attributes, where, remote)
 
 
 def read_attributes(path: Path) -> dict[str, Any] | None:
@@ -116,7 +130,7 @@ class PatchIndex:
     Attributes
     ----------
     path : Path
-        Where the store is.
+        Where the store is, or the copy of one at a URL.
     machine : str
         The score machine that it was built for.
     train_windows : str
@@ -131,11 +145,13 @@ class PatchIndex:
         Everything that the store says of itself.
     """
 
-    def __init__(self, path: Path, attributes: dict[str, Any], device: torch.device) -> None:
-        self.path, self.attributes, self.device = path, attributes, device
+    def __init__(
+        self, path: Path, attributes: dict[str, Any], device: torch.device, remote: Remote | None = None
+    ) -> None:
+        self.path, self.attributes, self.device, self._remote = path, attributes, device, remote
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
-        self.scales: tuple[int, ...] = tuple(scales_of(path))
+        self.scales: tuple[int, ...] = tuple(scales_of(path) if remote is None else remote.scales())
         schedule = attributes["locality"]
         self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
         images = open_raw(path, "images")
@@ -188,6 +204,8 @@ class PatchIndex:
             # Centroids and moments of lists take 100 MiB and more a scale: no more than are needed at once.
             while len(self._scales) >= SCALES_HELD:
                 self._scales.pop(next(iter(self._scales)))
+            if self._remote is not None:
+                self._remote.fetch(scale_group(k))
             self._scales[k] = ScaleIndex(self.path / scale_group(k), self.geometry(k), self.device)
         return self._scales[k]
 
