@@ -18,6 +18,7 @@ KERNELS = (
     "simd_codes.py",
     "simd_pairs.py",
     "exact/kernel.py",
+    "index/assign.py",
     "index/codes.py",
     "index/retrieval.py",
     "index/rerank.py",

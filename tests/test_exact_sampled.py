@@ -196,11 +196,3 @@ def test_equal_seeds_give_equal_sums_on_any_number_of_threads(case):
     torch.testing.assert_close(one.mean(), two.mean(), rtol=0, atol=1e-6)
     torch.testing.assert_close(one.stderr(), two.stderr(), rtol=1e-4, atol=1e-7)
     assert (one.mean() - other.mean()).abs().max() > 1e-3
-
-
-def test_progress_is_told(case):
-    images, x, a, beta = case(100)
-    told = []
-    sampled(images, Geometry.of("ELS", 3, SIZE), x, a, beta).grow(6, told.append)
-    assert told == sorted(told)
-    assert told[-1] == 1

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.backends import faiss_gpus, require_faiss
+from patchindex.backends import faiss_gpus, pool, require_faiss
+from patchindex.index.assign import Tiles, assign_lists
+from patchindex.simd import BLOCK, aligned
 
 __all__ = ["TRAINING_PATCHES_A_LIST", "InvertedLists", "list_counts", "most_lists", "to_gpu", "train_lists"]
 
@@ -32,7 +35,8 @@ TRAINING_PATCHES_A_CELL = 256
 LISTS_WITHOUT_CELLS = 64  # as many distances are computed as fast as those of a cell and its lists
 CELLS_PROBED = 2
 MOST_LISTS_A_CELL = 4  # times as many as cells have on average
-ASSIGNED_AT_ONCE = 1 << 16  # vectors: their distances to all cells take 64 MiB where there are 256
+ASSIGNED_AT_ONCE = 1 << 16  # vectors, of a thread; their distances to all cells take 64 MiB elsewhere
+TILES_HELD = 1024  # classes
 KMEANS_ITERATIONS = 10
 
 
@@ -89,6 +93,7 @@ class InvertedLists:
     ) -> None:
         self.centroids, self.bounds, self.device = centroids, bounds, device
         self.cells, self.cell_bounds = cells, cell_bounds
+        self._tiles_of: dict[int, tuple[Tiles, Tiles]] = {}
 
     @cached_property
     def _by_class(self) -> list[Any]:
@@ -136,13 +141,49 @@ class InvertedLists:
         array of int64, shape (n,)
         """
         found = np.empty(len(vectors), np.int64)
+        if len(self.bounds) == 2:  # one class is the common case, and needs no copies
+            self._assign(vectors, 0, found)
+            return found
         order = np.argsort(classes, kind="stable")
         members = np.split(order, np.searchsorted(classes[order], np.arange(1, len(self.bounds) - 1)))
         for c, mine in enumerate(members):
-            for rows in torch.from_numpy(mine).split(ASSIGNED_AT_ONCE):
-                if len(rows):
-                    found[rows] = self._assign(vectors[rows.to(vectors.device)], c).cpu()
+            of_class = np.empty(len(mine), np.int64)
+            self._assign(vectors[torch.from_numpy(mine).to(vectors.device)], c, of_class)
+            found[mine] = of_class
         return found
+
+    def _assign(self, vectors: Tensor, c: int, out: np.ndarray) -> None:
+        """Assign vectors of class c, on all threads."""
+        if vectors.device.type != "cpu":
+            for rows in torch.arange(len(vectors), device=vectors.device).split(ASSIGNED_AT_ONCE):
+                out[rows.cpu()] = self._assign_by_torch(vectors[rows], c).cpu()
+            return
+        flat, (cells, lists) = np.ascontiguousarray(vectors.numpy()), self._tiles(c)
+        threads = torch.get_num_threads()
+        pieces = max(threads, -(-len(flat) // ASSIGNED_AT_ONCE))
+        edges = np.linspace(0, len(flat), pieces + 1).astype(int).tolist()
+
+        def assign(piece: tuple[int, int]) -> None:
+            n = piece[1] - piece[0]
+            assign_lists(
+                cells, lists, flat[piece[0] : piece[1]].reshape(-1), np.empty((n, 2), np.float32),
+                np.empty((n, 2), np.int64), np.empty(len(lists.first), np.int64), np.empty(2 * n, np.int64),
+                aligned(BLOCK), out[piece[0] : piece[1]],
+            )  # fmt: skip
+
+        list(pool(threads).map(assign, pairwise(edges)))
+
+    def _tiles(self, c: int) -> tuple[Tiles, Tiles]:
+        """Return cells and lists of a class as the kernel takes them; those of a few classes are kept."""
+        if c not in self._tiles_of:
+            if len(self._tiles_of) >= TILES_HELD:
+                self._tiles_of.clear()
+            lo, hi = self.bounds[c : c + 2]
+            first, last = np.searchsorted(self.cell_bounds, (lo, hi))
+            cells = Tiles.of(self.cells[first:last], np.array([0, last - first]))
+            lists = Tiles.of(self.centroids[lo:hi], self.cell_bounds[first : last + 1] - lo)
+            self._tiles_of[c] = cells, lists._replace(bounds=lists.bounds + lo)
+        return self._tiles_of[c]
 
     @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -150,7 +191,8 @@ class InvertedLists:
         lists, cells = (torch.from_numpy(a).to(self.device) for a in (self.centroids, self.cells))
         return lists, lists.square().sum(1), cells, cells.square().sum(1)
 
-    def _assign(self, vectors: Tensor, c: int) -> Tensor:
+    def _assign_by_torch(self, vectors: Tensor, c: int) -> Tensor:
+        """Do the same on any device, by matrix products."""
         lists, list_norms, cells, cell_norms = self._tensors
         first, last = np.searchsorted(self.cell_bounds, self.bounds[c : c + 2])
         distances = torch.addmm(cell_norms[first:last], vectors, cells[first:last].T, alpha=-2)

@@ -168,7 +168,10 @@ def _plan_scale(
     # shard, and that in order; merging as much of all shards, while exact sums of all lists grow.
     sample = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims
     training = 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
-    memory = max(training, 3 * a_shard + 16 * n_lists * dims) + n_lists * a_list + 2 * CHUNK_BYTES
+    # Centroids are held in tiles once more.
+    memory = (
+        max(training, 3 * a_shard + 16 * n_lists * dims) + n_lists * (a_list + 8 * dims) + 2 * CHUNK_BYTES
+    )
     return ScalePlan(geometry.k, patches, goal, n_lists, dims, stored, scratch, memory)
 
 
