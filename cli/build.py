@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 import patchindex
 from patchindex.errors import InputError
-from patchindex.index import BuildPlan, build_index, free_bytes, parse_memory, plan_build
+from patchindex.index import BuildPlan, PatchIndex, build_index, free_bytes, parse_memory, plan_build
 from patchindex.patches import MACHINES, TRAIN_WINDOWS
 
 from .options import (
@@ -25,6 +26,7 @@ from .options import (
     parse_scales,
     print_json,
 )
+from .progress import Stages
 from .running import run_build
 
 __all__ = ["build"]
@@ -54,6 +56,9 @@ __all__ = ["build"]
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted build.")
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there, once the new one is whole.")
+@click.option(
+    "--cluster", help="Build on a Dask cluster: its scheduler's address, or 'local' for processes here."
+)
 @click.option("--dry-run", is_flag=True, help="Print patches, bytes and memory a scale, and do nothing.")
 @common
 def build(
@@ -71,6 +76,7 @@ def build(
     resume: bool,
     overwrite: bool,
     dry_run: bool,
+    cluster: str | None,
     seed: int,
     threads: int | None,
     device: str,
@@ -116,10 +122,22 @@ def build(
         else:
             _print_plan(plan, budget, free_bytes(output))
         return
+
+    def make(progress: Stages) -> PatchIndex:
+        with nullcontext() if cluster is None else patchindex.cluster.connect(cluster) as client:
+            return build_index(
+                images,
+                output,
+                **settings,
+                **how,
+                overwrite=overwrite,
+                resume=resume,
+                progress=progress,
+                client=client,
+            )
+
     run_build(
-        lambda progress: build_index(
-            images, output, **settings, **how, overwrite=overwrite, resume=resume, progress=progress
-        ),
+        make,
         output, calibrate, seed, threads, as_json,
     )  # fmt: skip
 

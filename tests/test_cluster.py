@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from patchindex_cli import main
 
 import patchindex as pi
 from patchindex.errors import InputError
@@ -138,3 +140,20 @@ def test_a_build_travels_as_what_it_was_made_of(saved, tmp_path):
     scale = ScaleBuild(store.path, store.geometry(3), 8, 10, 0, torch.device("cpu"))
     assert len(pickle.dumps(scale)) < 5000
     assert pickle.loads(pickle.dumps(scale)).finished
+
+
+def test_a_build_at_the_command_line(saved, tmp_path):
+    command = (
+        "build",
+        saved,
+        "-o",
+        tmp_path / "s.zarr",
+        "--scales",
+        "3",
+        "--no-calibrate",
+        "--cluster",
+        "local",
+    )
+    done = CliRunner().invoke(main, list(map(str, command)))
+    assert done.exit_code == 0, done.output
+    assert pi.verify(tmp_path / "s.zarr").whole

@@ -1,0 +1,108 @@
+r"""Building against plain FAISS: `index_factory`, train and add over unfolded patches.
+
+    python benchmarks/against_faiss.py cifar10_train.npz --images 3000 --k 7 --work DIR
+
+The same code size, numbers of lists and threads, in turn, several times. Recall is of the 256 nearest patches
+(by all pixels, in float32) of noisy windows at t = .3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from timing import table
+
+import patchindex as pi
+from patchindex.backends import require_faiss
+from patchindex.schedules import cosine
+from patchindex.windows import gather_patches, query_windows
+
+NEAREST = 256
+
+
+def plain(images: np.ndarray, k: int, dims: int, lists: int):  # type: ignore[no-untyped-def]
+    """Return an index as the documentation of FAISS makes it."""
+    faiss = require_faiss()
+    windows = np.lib.stride_tricks.sliding_window_view(images, (k, k), axis=(1, 2))
+    patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, k * k * images.shape[3])
+    patches = patches.astype(np.float32) / 127.5 - 1
+    index = faiss.index_factory(patches.shape[1], f"PCA{dims},IVF{lists},SQ8")
+    index.train(patches)
+    index.add(patches)
+    return index
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--k", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--work", type=Path, required=True)
+    args = parser.parse_args()
+    faiss = require_faiss()
+    source = pi.open_images(args.source, limit=args.images)
+    images, path = source[:], args.work / "ours.zarr"
+    times: dict[str, list[float]] = {"ours": [], "FAISS": []}
+    for _ in range(args.repeats):
+        shutil.rmtree(path, ignore_errors=True)
+        start = time.perf_counter()
+        ours = pi.build_index(images, path, scales=[args.k])
+        times["ours"].append(time.perf_counter() - start)
+        scale = ours.scale(args.k)
+        lists, dims = scale.attributes["lists"], scale.attributes["pca_dims"]
+        start = time.perf_counter()
+        theirs = plain(images, args.k, dims, lists)
+        times["FAISS"].append(time.perf_counter() - start)
+    patches = scale.attributes["patches"]
+
+    # Recall, of windows of images that are not in the index.
+    beta = cosine(0.3)
+    a = (1 - beta) ** 0.5
+    clean = pi.open_images(args.source).read(np.arange(49_000, 49_002)).transpose(0, 3, 1, 2) / 127.5 - 1
+    noise = np.random.default_rng(0).standard_normal(clean.shape)
+    x = torch.from_numpy(a * clean + beta**0.5 * noise).float()
+    rows = np.sort(np.random.default_rng(1).choice(x[:, 0].numel(), 256, replace=False))
+    windows = (query_windows(x, scale.geometry)[rows] / a).flatten(1).numpy()
+    flat = faiss.IndexFlatL2(windows.shape[1])
+    for first in range(0, patches, 1 << 18):
+        ids = torch.arange(first, min(first + (1 << 18), patches))
+        flat.add(gather_patches(ours.pixels, scale.geometry, ids).flatten(1).numpy())
+    truth = flat.search(windows, NEAREST)[1]
+    vectors = (scale.pca.project_queries(x, scale.geometry, a)[rows] / a).numpy()
+    classes = np.zeros(len(vectors), np.int64)
+
+    def recall(found: np.ndarray) -> float:
+        return float(
+            np.mean([len(np.intersect1d(f, t)) / NEAREST for f, t in zip(found, truth, strict=True)])
+        )
+
+    out = []
+    for probes in (8, 16, 32, 64):
+        theirs_ivf = faiss.extract_index_ivf(theirs)
+        theirs_ivf.nprobe = probes
+        mine = scale.search(vectors, scale.lists.nearest(vectors, classes, probes), NEAREST, None)[1]
+        out.append(
+            {"probes": probes, "ours": recall(mine), "FAISS": recall(theirs.search(windows, NEAREST)[1])}
+        )
+    threads = torch.get_num_threads()
+    print(f"{patches} patches of {args.k} x {args.k}, codes of {dims}, {lists} lists, {threads} threads")
+    for name, seconds in times.items():
+        rate = patches / median(seconds)
+        print(f"{name}: {', '.join(f'{s:.1f}' for s in seconds)} s; {rate:.0f} patches a second")
+    ratios = [theirs / ours for theirs, ours in zip(times["FAISS"], times["ours"], strict=True)]
+    print(f"FAISS / ours: {median(ratios):.1f}")
+    print("recall of the 256 nearest")
+    print(table(out, {"probes": "d", "ours": ".4f", "FAISS": ".4f"}))
+
+
+if __name__ == "__main__":
+    main()
