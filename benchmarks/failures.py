@@ -2,8 +2,8 @@ r"""What a build says, and leaves, when the disk is full, the target read-only, 
 
     python benchmarks/failures.py cifar10_train.npz --work DIR
 
-Mounts small file systems in memory, so Linux and root are needed. Prints the message, the exit code, and what is
-left; and that the build ends once the reason is gone.
+Mounts small file systems in memory, so Linux and root are needed. Prints the message, the exit code, and what
+is left; and that the build ends once the reason is gone.
 """
 
 from __future__ import annotations
