@@ -55,7 +55,7 @@ class Data:
         return CORES * AUTO_SECONDS * (self.size / AUTO_SIZE) ** 2 * GROWTH**doublings
 
     def exact(self) -> float:
-        """Return the core seconds of an exact image: every pixel with every patch of its class, at most all."""
+        """Return the core seconds of an exact image: every pixel with every patch, at most."""
         pairs = self.size**2 * self.images * self.size**2 * STEPS
         return CORES * NANOSECONDS_A_PAIR * 1e-9 * pairs
 
