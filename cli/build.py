@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -25,6 +24,7 @@ from .options import (
     parse_locality,
     parse_scales,
     print_json,
+    table_console,
 )
 from .progress import Stages
 from .running import run_build
@@ -159,7 +159,7 @@ def _print_plan(plan: BuildPlan, budget: int, free: int) -> None:
     for s in plan.scales:
         row = (s.k, f"{s.patches:,}", f"{s.lists:,}", s.dims, decimal(s.disk_bytes), decimal(s.memory_bytes))
         table.add_row(*map(str, row))
-    console = Console()
+    console = table_console()
     console.print(table)
     for need, have, of in (
         (plan.memory_bytes, budget, f"of memory; the budget is {decimal(budget)}"),

@@ -15,7 +15,7 @@ from rich.table import Table
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex, open_index
 
-from .options import StorePath, print_json
+from .options import StorePath, print_json, table_console
 
 __all__ = ["info"]
 
@@ -37,7 +37,7 @@ def info(store: Path | str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    console = Console()
+    console = table_console()
     _, height, width, channels = found["shape"]
     labels = found["labels"]
     facts = {

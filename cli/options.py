@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from patchindex.errors import InputError, OutputExistsError
 from patchindex.images import ImageSource, open_images
@@ -25,9 +26,11 @@ __all__ = [
     "parse_locality",
     "parse_scales",
     "print_json",
+    "table_console",
 ]
 
 
+WIDTH = 120  # of tables in a file or a pipe
 SHOWN = 10  # files that are left out; a store names them all
 
 
@@ -130,6 +133,12 @@ def check_output(output: Path, files: Sequence[str], overwrite: bool) -> None:
     parent = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError("is no folder that can be written to", where=parent, remedy="use another path")
+
+
+def table_console() -> Console:
+    """Return a console for tables: as wide as the terminal, or as they need where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def print_json(data: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import click
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from patchindex.errors import InputError
@@ -20,7 +19,15 @@ from patchindex.pictures import image_grid
 from patchindex.study import compare
 from patchindex.study.plots import figure_class
 
-from .options import StorePath, check_output, common, locality_option, parse_locality, print_json
+from .options import (
+    StorePath,
+    check_output,
+    common,
+    locality_option,
+    parse_locality,
+    print_json,
+    table_console,
+)
 from .progress import stages
 
 __all__ = ["study"]
@@ -126,7 +133,7 @@ def study(
     for row in found.summary():
         known = {name: value for name, value in row.items() if value is not None}
         table.add_row(row["estimator"], *(_told(form, known) for form in COLUMNS.values()))
-    Console().print(table)
+    table_console().print(table)
     click.echo(f"{output / 'study.png'}, {output / 'study.csv'}")
 
 
