@@ -13,7 +13,16 @@ from rich.table import Table
 
 import patchindex
 from patchindex.errors import InputError
-from patchindex.index import BuildPlan, PatchIndex, build_index, free_bytes, parse_memory, plan_build
+from patchindex.index import (
+    BuildPlan,
+    PatchIndex,
+    build_index,
+    free_bytes,
+    open_index,
+    parse_memory,
+    plan_build,
+    plan_scales,
+)
 from patchindex.patches import MACHINES, TRAIN_WINDOWS
 
 from .options import (
@@ -97,12 +106,20 @@ def build(
     how: dict[str, Any] = {"seed": seed, "threads": threads, "memory": memory, "device": device}
     codes: dict[str, Any] = {"pca_dims": pca_dims, "lists": lists}
     if add_scales is not None:
-        _refuse_with_add_scales(source=source, scales=scales, locality=locality, **image)
+        _refuse_with_add_scales(
+            "source", "scales", "locality", "machine", "train_windows", "overwrite", *image
+        )
         more = parse_scales(add_scales, "--add-scales")
-        run_build(
-            lambda progress: patchindex.add_scales(output, more, **codes, **how, progress=progress),
-            output, calibrate, seed, threads, as_json,
-        )  # fmt: skip
+        if dry_run:
+            budget = parse_memory(memory)
+            _tell(plan_scales(open_index(output), more, **codes, memory=budget), budget, output, as_json)
+            return
+
+        def add(progress: Stages) -> PatchIndex:
+            with _client(cluster) as client:
+                return patchindex.add_scales(output, more, **codes, **how, progress=progress, client=client)
+
+        run_build(add, output, calibrate, seed, threads, as_json)
         return
     if source is None:
         raise click.UsageError("Missing argument 'SOURCE'.")
@@ -117,14 +134,11 @@ def build(
     if dry_run:
         budget = parse_memory(memory)
         plan, _ = plan_build(images, **settings, memory=budget)
-        if as_json:
-            print_json({**plan.as_dict(), "memory_budget": budget, "disk_free": free_bytes(output)})
-        else:
-            _print_plan(plan, budget, free_bytes(output))
+        _tell(plan, budget, output, as_json)
         return
 
     def make(progress: Stages) -> PatchIndex:
-        with nullcontext() if cluster is None else patchindex.cluster.connect(cluster) as client:
+        with _client(cluster) as client:
             return build_index(
                 images,
                 output,
@@ -142,10 +156,24 @@ def build(
     )  # fmt: skip
 
 
-def _refuse_with_add_scales(**given: Any) -> None:
+def _client(cluster: str | None) -> Any:
+    """Connect to a cluster, if there is to be one."""
+    return nullcontext() if cluster is None else patchindex.cluster.connect(cluster)
+
+
+def _tell(plan: BuildPlan, budget: int, output: Path, as_json: bool) -> None:
+    """Print a plan."""
+    if as_json:
+        print_json({**plan.as_dict(), "memory_budget": budget, "disk_free": free_bytes(output)})
+    else:
+        _print_plan(plan, budget, free_bytes(output))
+
+
+def _refuse_with_add_scales(*names: str) -> None:
     """Refuse what a finished store has already."""
-    for name, value in given.items():
-        if value:
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT):
             raise InputError("is fixed in the store", where=name, remedy="leave it out with --add-scales")
 
 

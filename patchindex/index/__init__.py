@@ -1,7 +1,7 @@
 """The patch index: built once, stored with zarr, searched with FAISS."""
 
 from patchindex.index.build import build_index
-from patchindex.index.extend import add_scales, append
+from patchindex.index.extend import add_scales, append, plan_scales
 from patchindex.index.plan import BuildPlan, ScalePlan, parse_memory, plan_build
 from patchindex.index.scale import ScaleIndex
 from patchindex.index.store import PatchIndex, open_index
@@ -21,5 +21,6 @@ __all__ = [
     "open_index",
     "parse_memory",
     "plan_build",
+    "plan_scales",
     "verify",
 ]

@@ -14,11 +14,12 @@ import torch
 
 from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError, OutputExistsError
-from patchindex.images import open_images
+from patchindex.images import ImageSource, open_images
 from patchindex.images.concat import ConcatSource
 from patchindex.index.contents import digest, finish, run_stages, write_images
+from patchindex.index.distributed import stages_on
 from patchindex.index.model import ScaleModel
-from patchindex.index.plan import parse_memory, plan_build
+from patchindex.index.plan import BuildPlan, parse_memory, plan_build
 from patchindex.index.scale import ScaleIndex
 from patchindex.index.shards import Bucket, Sorted
 from patchindex.index.stages import ScaleBuild
@@ -36,7 +37,7 @@ from patchindex.index.workplace import (
 from patchindex.training import TrainingImages
 from patchindex.windows import gather_patches
 
-__all__ = ["add_scales", "append"]
+__all__ = ["add_scales", "append", "plan_scales"]
 
 DRIFT_SAMPLE = 8192  # patches
 
@@ -54,6 +55,7 @@ def add_scales(
     memory: int | str | None = None,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
+    client: Any = None,
 ) -> PatchIndex:
     """Index more locality scales of a finished store's images.
 
@@ -65,7 +67,7 @@ def add_scales(
     store : str or Path
     scales : sequence of int
         Odd locality scales; those that the store has are left alone.
-    pca_dims, lists, seed, threads, memory, device, progress
+    pca_dims, lists, seed, threads, memory, device, progress, client
         As for `build_index`.
 
     Returns
@@ -94,22 +96,47 @@ def add_scales(
     if not os.access(path, os.W_OK):
         raise InputError("cannot be written to", where=path, remedy="copy it where it can")
     where, budget = resolve_device(device, needs_faiss=True), parse_memory(memory)
-    source = copy.copy(index.training.source)
-    source.labels = index.training.labels
-    plan, _ = plan_build(
-        source, wanted, machine=index.machine, train_windows=index.train_windows,
-        locality=index.locality, pca_dims=pca_dims, lists=lists, memory=budget,
-    )  # fmt: skip
-    if not plan.scales:
-        raise InputError(f"{index.machine} has no index", where="scales", remedy="leave them out")
+    plan = plan_scales(index, wanted, pca_dims=pca_dims, lists=lists, memory=budget)
+    run = run_stages if client is None else stages_on(client, threads)
     require_faiss()
     check_memory(plan, budget)
     check_space(path, plan)
     with _threads(threads), locked(path, path):
         for scale in plan.scales:
             geometry = index.geometry(scale.k)
-            run_stages(ScaleBuild(path, geometry, scale.dims, scale.list_goal, seed, where), progress)
+            run(ScaleBuild(path, geometry, scale.dims, scale.list_goal, seed, where), progress)
     return open_index(path, device=device)
+
+
+def plan_scales(
+    index: PatchIndex,
+    scales: Sequence[int],
+    *,
+    pca_dims: int | None = None,
+    lists: int | None = None,
+    memory: int | None = None,
+) -> BuildPlan:
+    """Forecast what more scales of a store take; the arguments are those of `plan_build`."""
+    plan, _ = plan_build(
+        _labelled(index.training),
+        sorted(set(scales) - set(index.scales)),
+        machine=index.machine,
+        train_windows=index.train_windows,
+        locality=index.locality,
+        pca_dims=pca_dims,
+        lists=lists,
+        memory=memory,
+    )
+    if not plan.scales:
+        raise InputError(f"{index.machine} has no index", where="scales", remedy="leave them out")
+    return plan
+
+
+def _labelled(training: TrainingImages) -> ImageSource:
+    """Return the images of a store with their labels."""
+    source = copy.copy(training.source)
+    source.labels = training.labels
+    return source
 
 
 def append(
@@ -175,9 +202,7 @@ def append(
     path = Path(os.path.abspath(store))
     old = open_index(path)
     source = open_images(images, labels=labels)
-    before = copy.copy(old.training.source)
-    before.labels = old.training.labels
-    both = ConcatSource([before, source])
+    both = ConcatSource([_labelled(old.training), source])
     training = TrainingImages(both)
     # Where the images of the old store and the new ones are in the new store, both ascending.
     places = np.empty(len(both), np.int64)

@@ -165,12 +165,23 @@ def test_both_at_the_command_line(small, labelled):
     added = run("build", "--add-scales", "5", "-o", small.path, "--no-calibrate", "--json")
     assert added.exit_code == 0, added.output
     assert set(json.loads(added.stdout)["indexes"]) == {"3", "5"}
+    forecast = run("build", "--add-scales", "7", "-o", small.path, "--dry-run")
+    assert forecast.exit_code == 0, forecast.output
+    assert "fits" in forecast.stdout
+    assert pi.open_index(small.path).scales == (3, 5)
     done = run("append", small.path, folder / "more.npz", "--no-calibrate")
     assert done.exit_code == 0, done.output
     assert "45 images" in done.stdout
     assert "times as far from their lists" in done.stdout
     for arguments, words in (
         (("build", "x.npz", "--add-scales", "7", "-o", small.path), "source: is fixed in the store"),
+        (
+            ("build", "--add-scales", "7", "-o", small.path, "--machine", "ELS"),
+            "machine: is fixed in the store",
+        ),
+        (("build", "--add-scales", "7", "-o", small.path, "--limit", 3), "limit: is fixed in the store"),
+        (("build", "--add-scales", "7", "-o", small.path, "--overwrite"), "overwrite: is fixed in the store"),
+        (("build", "--add-scales", "7", "-o", folder / "none.zarr"), "no such store"),
         (("build", "--add-scales", "seven", "-o", small.path), "'seven' is no list of scales"),
         (("build", "-o", folder / "new.zarr"), "Missing argument 'SOURCE'"),
         (("append", folder / "none.zarr", folder / "more.npz"), "no such store"),
