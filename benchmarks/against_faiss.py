@@ -9,7 +9,6 @@ The same code size, numbers of lists and threads, in turn, several times. Recall
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 from statistics import median
@@ -53,9 +52,8 @@ def main() -> None:
     images, path = source[:], args.work / "ours.zarr"
     times: dict[str, list[float]] = {"ours": [], "FAISS": []}
     for _ in range(args.repeats):
-        shutil.rmtree(path, ignore_errors=True)
         start = time.perf_counter()
-        ours = pi.build_index(images, path, scales=[args.k])
+        ours = pi.build_index(images, path, scales=[args.k], overwrite=True)
         times["ours"].append(time.perf_counter() - start)
         scale = ours.scale(args.k)
         lists, dims = scale.attributes["lists"], scale.attributes["pca_dims"]

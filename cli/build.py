@@ -94,7 +94,8 @@ def build(
 ) -> None:
     """Build a store of per-scale patch indexes from the images of SOURCE.
 
-    SOURCE is a folder of images, a .npz, .npy, HDF5, zarr or IDX file, or the name of a known set.
+    SOURCE is a folder or .zip of images, the folder of CelebA, a .npz, .npy, HDF5, zarr or IDX file, several
+    by a pattern with *, the URL of a zarr array, or the name of a known set.
 
     \b
     Examples:

@@ -19,6 +19,7 @@ from .options import StorePath, print_json, table_console
 
 __all__ = ["info"]
 
+SHOWN = 12  # labels
 TOLERANCE, CANDIDATES, QUALITY = 0.01, 256, 0.98  # the estimators' defaults
 
 
@@ -45,9 +46,7 @@ def info(store: Path | str, as_json: bool) -> None:
         if found["machine"] == "ELS"
         else found["machine"],
         "images": f"{found['images']:,} of {height} x {width} x {channels}, from {found['source']}",
-        "labels": "none"
-        if labels is None
-        else ", ".join(map(str, labels[:12])) + (", ..." if len(labels) > 12 else ""),
+        "labels": _labels(labels, found["label_names"]),
         "locality": "none" if found["locality"] is None else "{name}: {scales}".format(**found["locality"]),
         "size": decimal(found["bytes"]),
         "built": f"{found['created']} by patchindex {found['versions']['patchindex']}",
@@ -76,6 +75,14 @@ def info(store: Path | str, as_json: bool) -> None:
         )
     console.print(table)
     _print_curves(console, index)
+
+
+def _labels(labels: list[int] | None, names: list[str] | None) -> str:
+    """Say which labels there are, and what they are called."""
+    if labels is None:
+        return "none"
+    some = [str(i) if names is None else f"{i} {names[i]}" for i in labels[:SHOWN]]
+    return ", ".join(some) + (", ..." if len(labels) > SHOWN else "")
 
 
 def _print_curves(console: Console, index: PatchIndex) -> None:

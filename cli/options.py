@@ -81,7 +81,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(0),
             default=0,
             show_default=True,
-            help="Equal seeds give equal results.",
+            help="Equal seeds give equal images, up to rounding.",
         ),
     ):
         command = option(command)
@@ -99,7 +99,8 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--split", help="train, valid, test or all of CelebA.  [default: train]"),
         click.option(
             "--labels",
-            help="File of labels (.npy, .npz, .txt, .csv, IDX), 'folders', or 'attr:Smiling,Male' of CelebA.",
+            help="File of labels (.npy, .npz, .txt, .csv, IDX), 'folders' (numbered by name), or "
+            "'attr:Smiling,Male' of CelebA.",
         ),
         click.option("--limit", type=int, help="Only the first LIMIT images."),
     ):

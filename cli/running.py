@@ -18,6 +18,8 @@ from .progress import Stages, stages
 
 __all__ = ["run_build"]
 
+FAR, CLIPPED = 1.2, 0.01  # of patches that are appended: what lists that were trained on others bear
+
 
 def run_build(
     build: Callable[[Stages], PatchIndex],
@@ -50,7 +52,13 @@ def run_build(
     )
     for k, scale in info["indexes"].items():
         for drift in scale.get("drift", [])[-1:]:
+            far = (drift["distance"] or 0) > FAR or drift["clipped"] > CLIPPED
             click.echo(
                 f"k = {k}: patches appended are {drift['distance']} times as far from their lists, "
                 f"{drift['clipped']:.2%} of their codes out of range"
+                + ("; build the store anew" if far else "")
             )
+    unused = set(index.scales) - set(index.locality.distinct) if index.locality else set()
+    if unused:
+        named = ", ".join(map(str, sorted(unused)))
+        click.echo(f"its schedule does not use scale {named}: give --locality when you sample")

@@ -55,8 +55,8 @@ def open(path: Path, options: Options) -> ImageSource:
     ...     lines = ("2", "Male Smiling", "000001.jpg -1 1", "000002.jpg 1 1")
     ...     _ = (Path(folder) / "list_attr_celeba.txt").write_text(chr(10).join(lines))
     ...     source = open(Path(folder), Options(attributes=("Smiling", "Male")))
-    ...     source.shape, source.labels.tolist(), source.label_names
-    ((2, 218, 178, 3), [1, 3], ('none', 'Smiling', 'Male', 'Smiling, Male'))
+    ...     source.shape, source.labels.tolist(), source.label_names[1:]
+    ((2, 218, 178, 3), [1, 3], ('Smiling, not Male', 'not Smiling, Male', 'Smiling, Male'))
     """
     faces = _find(path, FACES, "", ".zip")
     assert faces is not None
@@ -108,7 +108,7 @@ def _labels(names: Sequence[str], path: Path, wanted: Sequence[str]) -> tuple[np
     value_of = {row[0]: sum((row[c] == "1") << bit for bit, c in enumerate(columns)) for row in rows}
     _check_all(names, value_of, where)
     label_names = (
-        ", ".join(name for bit, name in enumerate(wanted) if value >> bit & 1) or "none"
+        ", ".join(name if value >> bit & 1 else f"not {name}" for bit, name in enumerate(wanted))
         for value in range(1 << len(wanted))
     )
     return np.array([value_of[_base(name)] for name in names], np.int64), tuple(label_names)

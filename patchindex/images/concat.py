@@ -12,13 +12,41 @@ from patchindex.images.source import ImageSource
 __all__ = ["ConcatSource"]
 
 
+def _joined(parts: Sequence[ImageSource]) -> tuple[np.ndarray | None, list[str] | None]:
+    """Return all labels, and their names: labels of the same name get the same number, new names the next."""
+    names = None if parts[0].label_names is None else list(parts[0].label_names)
+    labels = []
+    for part in parts:
+        if part.labels is None:
+            return None, None
+        own = part.labels
+        if part.label_names is not None:
+            if names is None:
+                raise InputError(
+                    "labels have names, and those before are numbers",
+                    where=part.name,
+                    remedy="give a file of numbers",
+                )
+            names += [name for name in part.label_names if name not in names]
+            own = np.array([names.index(name) for name in part.label_names], np.int64)[own]
+        elif names is not None and not ((own >= 0) & (own < len(names))).all():
+            raise InputError(
+                f"labels are numbers, and those before have {len(names)} names",
+                where=part.name,
+                remedy=f"give numbers from 0 to {len(names) - 1}, or labels with names",
+            )
+        labels.append(own)
+    return np.concatenate(labels), names
+
+
 class ConcatSource(ImageSource):
     """The images of several sources, one after the other.
 
     Parameters
     ----------
     parts : sequence of ImageSource
-        Of images of one size; with labels either all or none.
+        Of images of one size; with labels either all or none. Labels that have names are the same where their
+        names are.
     name : str, optional
         By default that of the first.
 
@@ -51,13 +79,13 @@ class ConcatSource(ImageSource):
                 raise InputError(
                     f"images have {has}labels, unlike those before", where=part.name, remedy=remedy
                 )
-        labels = None if first.labels is None else np.concatenate([part.labels for part in parts])
+        labels, names = _joined(parts)
         ends = np.cumsum([len(part) for part in parts])
         super().__init__(
             name or first.name,
             (int(ends[-1]), *first.shape[1:]),
             labels=labels,
-            label_names=first.label_names,
+            label_names=names,
         )
         self.skipped = tuple(skipped for part in parts for skipped in part.skipped)
         self._parts, self._ends = tuple(parts), ends

@@ -37,7 +37,7 @@ DIGEST_IMAGES = 64  # a build goes on with the same images only; reading them al
 def build_index(
     images: Any,
     path: str | os.PathLike[str],
-    scales: Sequence[int] | None = None,
+    scales: Sequence[int] | int | None = None,
     labels: Any = None,
     *,
     machine: str = "ELS",
@@ -62,7 +62,7 @@ def build_index(
         uint8 images (N, H, W) or (N, H, W, C), or anything `open_images` takes.
     path : str or Path
         The store to make, a folder.
-    scales : sequence of int, optional
+    scales : sequence of int, or int, optional
         Odd locality scales; by default those of `locality`.
     labels : array of int or path, optional
         Class of each image, shape (N,); the source's own by default.

@@ -118,7 +118,7 @@ def plan_scales(
 ) -> BuildPlan:
     """Forecast what more scales of a store take; the arguments are those of `plan_build`."""
     plan, _ = plan_build(
-        _labelled(index.training),
+        _labelled(index.training, index.attributes["label_names"]),
         sorted(set(scales) - set(index.scales)),
         machine=index.machine,
         train_windows=index.train_windows,
@@ -132,10 +132,11 @@ def plan_scales(
     return plan
 
 
-def _labelled(training: TrainingImages) -> ImageSource:
+def _labelled(training: TrainingImages, label_names: Sequence[str] | None) -> ImageSource:
     """Return the images of a store with their labels."""
     source = copy.copy(training.source)
     source.labels = training.labels
+    source.label_names = None if label_names is None else tuple(label_names)
     return source
 
 
@@ -170,7 +171,8 @@ def append(
     images : array, path or name
         Of the same size and channels; anything `open_images` takes.
     labels : array of int or path, optional
-        Of the new images, by default the source's own; needed if the store has labels, and only then.
+        Of the new images, by default the source's own; needed if the store has labels, and only then. Where
+        labels have names, those of the same name are the same, and new names come after the old ones.
     threads, memory, device, progress
         As for `build_index`.
     resume : bool
@@ -202,7 +204,7 @@ def append(
     path = Path(os.path.abspath(store))
     old = open_index(path)
     source = open_images(images, labels=labels)
-    both = ConcatSource([_labelled(old.training), source])
+    both = ConcatSource([_labelled(old.training, old.attributes["label_names"]), source])
     training = TrainingImages(both)
     # Where the images of the old store and the new ones are in the new store, both ascending.
     places = np.empty(len(both), np.int64)
@@ -240,7 +242,7 @@ def append(
         for k in old.scales:
             run_stages(_ScaleAppend(folder, old.scale(k), places_old, np.sort(places_new), where), progress)
         skipped = [*old.attributes["skipped"], *source.skipped]
-        finish(folder, settings, both.labels, old.attributes["label_names"], skipped)
+        finish(folder, settings, both.labels, both.label_names, skipped)
         move_into_place(folder, path, True)
     return open_index(path, device=device)
 

@@ -83,7 +83,7 @@ class BuildPlan:
 
 def plan_build(
     source: ImageSource,
-    scales: Sequence[int] | None = None,
+    scales: Sequence[int] | int | None = None,
     *,
     machine: str = "ELS",
     train_windows: str = "valid",
@@ -115,6 +115,8 @@ def plan_build(
             raise InputError(
                 f"must be at least 1, got {value}", where=name, remedy="leave it out for the default"
             )
+    if isinstance(scales, int):
+        scales = [scales]
     if scales is not None and len(scales) == 0:
         raise InputError("there are none", where="scales", remedy="give at least one, such as 3,5,7")
     wanted = sorted(set(scales if scales is not None else schedule.distinct if schedule else ()))

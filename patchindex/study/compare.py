@@ -243,9 +243,16 @@ def compare(
 
 def _named(machines: Mapping[str, ScoreMachine] | Sequence[ScoreMachine]) -> dict[str, ScoreMachine]:
     """Return machines by name, checked to be of the same images and schedules."""
+    if isinstance(machines, ScoreMachine):
+        machines = [machines]
     if isinstance(machines, Mapping):
         pairs = list(machines.items())
     else:
+        wrong = [type(each).__name__ for each in machines if not isinstance(each, ScoreMachine)]
+        if wrong:
+            raise InputError(
+                f"a {wrong[0]} is none", where="machines", remedy="give instances of ScoreMachine"
+            )
         pairs = [(machine.estimator, machine) for machine in machines]
     if not pairs:
         raise InputError("there are none", where="machines", remedy="give at least one")
@@ -257,7 +264,9 @@ def _named(machines: Mapping[str, ScoreMachine] | Sequence[ScoreMachine]) -> dic
                 if name == REFERENCE
                 else f"two are called {name!r}",
                 where="machines",
-                remedy="give a mapping from other names to machines",
+                remedy="leave it out: it is compared with anyway"
+                if name == REFERENCE
+                else "give a mapping from names to machines",
             )
         if not _alike(machine, pairs[0][1]):
             raise InputError(

@@ -86,17 +86,22 @@ def test_faces_are_cropped_and_resized_antialiased(celeba, faces, tmp_path):
 def test_attributes_are_labels(celeba):
     source = pi.open_images(celeba, labels="attr:Smiling", split="all")
     assert source.labels.tolist() == [int(bit) for bit in SMILING]
-    assert source.label_names == ("none", "Smiling")
+    assert source.label_names == ("not Smiling", "Smiling")
     both = pi.open_images(celeba, labels="attr:Male,Smiling", split="test")
     assert both.labels.tolist() == [int(m) + 2 * int(s) for m, s in zip(MALE, SMILING, strict=True)][10:]
-    assert both.label_names == ("none", "Male", "Smiling", "Male, Smiling")
+    assert both.label_names == (
+        "not Male, not Smiling",
+        "Male, not Smiling",
+        "not Male, Smiling",
+        "Male, Smiling",
+    )
 
 
 def test_a_store_of_smiling_faces(celeba, tmp_path):
     source = pi.open_images(celeba, labels="attr:Smiling", crop=148, resize=16)
     index = pi.build_index(source, tmp_path / "s.zarr", scales=[3])
     assert index.attributes["labels"] == [0, 1]
-    assert index.attributes["label_names"] == ["none", "Smiling"]
+    assert index.attributes["label_names"] == ["not Smiling", "Smiling"]
 
 
 @pytest.mark.parametrize(

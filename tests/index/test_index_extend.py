@@ -190,3 +190,30 @@ def test_both_at_the_command_line(small, labelled):
         assert refused.exit_code == 2
         assert words in refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+def test_labels_that_have_names_are_the_same_where_their_names_are(real_images, tmp_path):
+    from PIL import Image
+
+    images, _ = real_images(12, 14)
+    for i, name in enumerate(["bag", "coat", "shirt"] * 4):
+        folder = tmp_path / ("old" if i < 8 else "new") / ("hat" if i == 11 else name)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i, :, :, 0]).save(folder / f"{i}.png")
+    pi.build_index(pi.open_images(tmp_path / "old", labels="folders"), tmp_path / "s.zarr", scales=[3])
+    index = pi.append(tmp_path / "s.zarr", pi.open_images(tmp_path / "new", labels="folders"))
+    names = index.attributes["label_names"]
+    assert names == ["bag", "coat", "shirt", "hat"]
+    for label, name in enumerate(names):
+        lo, hi = index.training.range_of(label)
+        own = {(tmp_path / part / name) for part in ("old", "new")}
+        files = sorted(int(file.stem) for folder in own if folder.exists() for file in folder.iterdir())
+        stored = {index.training.read(i, i + 1).tobytes() for i in range(lo, hi)}
+        assert stored == {images[i].tobytes() for i in files}
+    assert pi.verify(index.path).whole
+    with pytest.raises(InputError, match="labels are numbers, and those before have 4 names"):
+        pi.append(index.path, images[:1], [7])
+    assert len(pi.append(index.path, images[:1], [3]).training) == 13
+    numbers = pi.build_index(images, tmp_path / "n.zarr", scales=[3], labels=[5] * 12)
+    with pytest.raises(InputError, match="labels have names, and those before are numbers"):
+        pi.append(numbers.path, pi.open_images(tmp_path / "new", labels="folders"))
