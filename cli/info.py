@@ -107,3 +107,5 @@ def _print_curves(console: Console, index: PatchIndex) -> None:
             table.add_row(*map(str, row), f"{top.mass:.3f}")
     if table.row_count:
         console.print(table)
+    else:
+        console.print("no operating curve: pi.calibrate(store) measures one, by which options are chosen")

@@ -45,12 +45,12 @@ def test_build_prints_nothing_but_one_line_off_a_terminal(store, tmp_path):
 def test_build_calibrates_unless_told_not_to(store, tmp_path):
     args = ("build", DATA, "-o", tmp_path / "s.zarr", "--limit", 20, "--scales", "3")
     run(*args, "--no-calibrate")
-    assert "operating curve" not in run("info", tmp_path / "s.zarr").stdout
+    assert "no operating curve" in run("info", tmp_path / "s.zarr").stdout
     assert (
         "operating_curve" not in json.loads(run("info", tmp_path / "s.zarr", "--json").stdout)["indexes"]["3"]
     )
     run(*args, "--resume")  # does what is missing
-    assert "operating curve" in run("info", tmp_path / "s.zarr").stdout
+    assert "operating curve: microseconds" in run("info", tmp_path / "s.zarr").stdout
     curve = json.loads(run("info", store, "--json").stdout)["indexes"]["3"]["operating_curve"]
     assert curve["images"] == 40
 
