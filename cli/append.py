@@ -9,7 +9,7 @@ import click
 
 import patchindex
 
-from .options import common, image_options, open_source
+from .options import building_options, common, image_options, open_source
 from .running import run_build
 
 __all__ = ["append"]
@@ -19,14 +19,7 @@ __all__ = ["append"]
 @click.argument("store", type=click.Path(path_type=Path))
 @click.argument("source")
 @image_options
-@click.option("--memory", help="What it may take: 500M, 4G.  [default: half of the machine's]")
-@click.option(
-    "--calibrate/--no-calibrate",
-    default=True,
-    show_default=True,
-    help="Measure the operating curve anew.",
-)
-@click.option("--resume", is_flag=True, help="Go on with an interrupted one.")
+@building_options
 @common
 def append(
     store: Path,

@@ -26,6 +26,7 @@ from patchindex.index import (
 from patchindex.patches import MACHINES, TRAIN_WINDOWS
 
 from .options import (
+    building_options,
     common,
     image_options,
     locality_option,
@@ -56,14 +57,7 @@ __all__ = ["build"]
 @click.option(
     "--lists", type=int, help="Inverted lists a scale.  [default: a 256th of the patches, if memory does]"
 )
-@click.option("--memory", help="What the build may take: 500M, 4G.  [default: half of the machine's]")
-@click.option(
-    "--calibrate/--no-calibrate",
-    default=True,
-    show_default=True,
-    help="Measure what the estimators' options are good for, by which they are chosen in sampling.",
-)
-@click.option("--resume", is_flag=True, help="Go on with an interrupted build.")
+@building_options
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there, once the new one is whole.")
 @click.option(
     "--cluster", help="Build on a Dask cluster: its scheduler's address, or 'local' for processes here."

@@ -18,6 +18,7 @@ from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
 
 __all__ = [
     "StorePath",
+    "building_options",
     "check_output",
     "common",
     "image_options",
@@ -103,6 +104,22 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "'attr:Smiling,Male' of CelebA.",
         ),
         click.option("--limit", type=int, help="Only the first LIMIT images."),
+    ):
+        command = option(command)
+    return command
+
+
+def building_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of commands that build."""
+    for option in (
+        click.option("--resume", is_flag=True, help="Go on with an interrupted one."),
+        click.option(
+            "--calibrate/--no-calibrate",
+            default=True,
+            show_default=True,
+            help="Measure what the estimators' options are good for, by which they are chosen in sampling.",
+        ),
+        click.option("--memory", help="What it may take: 500M, 4G.  [default: half of the machine's]"),
     ):
         command = option(command)
     return command

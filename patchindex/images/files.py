@@ -22,7 +22,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 # Modes of more than 8 bits ("I", "I;16", "F") are not here: Pillow clips them to 255 when it converts.
 MODES = GRAY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
-# What Pillow's decoders and zipfile raise for damaged files.
+# What Pillow's decoders, zipfile and zlib raise for damaged files; zipfile's errors for archives that are
+# encrypted, or packed in a way that is not known, are RuntimeErrors.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -31,7 +32,6 @@ DAMAGE = (
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
-    NotImplementedError,
     RuntimeError,
     Image.DecompressionBombError,
 )

@@ -75,7 +75,7 @@ def read_arrays(path: Path, *, required: str, optional: Sequence[str] = ()) -> d
             ) from error
         raise _unreadable(path) from error
     # zipfile answers compression it does not know, and encryption, with the last two.
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise _unreadable(path) from error
     raise InputError(
         f"has no key {required}, it has {', '.join(keys) or 'none'}",

@@ -22,6 +22,7 @@ from patchindex.index.raw import RawWriter
 from patchindex.index.stages import ScaleBuild, sync
 from patchindex.index.store import FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.train import Progress
+from patchindex.index.workplace import IMAGES, has_images
 from patchindex.training import TrainingImages
 
 __all__ = ["digest", "finish", "run_stages", "write_images"]
@@ -30,14 +31,13 @@ __all__ = ["digest", "finish", "run_stages", "write_images"]
 def write_images(folder: Path, training: TrainingImages, progress: Progress | None) -> None:
     """Write the images in label order, with labels and numbers; nothing to do where that is done."""
     group = zarr.open_group(folder, mode="a")
-    if "source_ids" in group:  # the stage's last array
+    if has_images(folder):
         return
-    for name in ("images", "labels", "image_checksums"):
+    for name in ("images", "labels", "image_checksums", "source_ids"):
         shutil.rmtree(folder / name, ignore_errors=True)
     height, width, channels = training.source.shape[1:]
-    step = max(1, CHUNK_BYTES // (height * width * channels))
     block = image_block((height, width), channels)
-    step = max(block, step // block * block)
+    step = block * max(1, CHUNK_BYTES // (block * height * width * channels))
     checksums = []
     with RawWriter(folder, "images", "uint8", (height, width, channels)) as out:
         for start in range(0, len(training), step):
@@ -48,8 +48,11 @@ def write_images(folder: Path, training: TrainingImages, progress: Progress | No
                 progress("images", min(start + step, len(training)), len(training))
     if training.labels is not None:
         group.create_array("labels", data=training.labels)
-    group.create_array("image_checksums", data=np.array(checksums, np.uint32), overwrite=True)
+    group.create_array("image_checksums", data=np.array(checksums, np.uint32))
     group.create_array("source_ids", data=training.source_ids)
+    sync(folder)
+    # With this it is done: arrays have their metadata before they have their contents.
+    group.attrs[IMAGES] = True
 
 
 def run_stages(scale: ScaleBuild, progress: Progress | None) -> None:

@@ -18,17 +18,20 @@ from patchindex.index.plan import BuildPlan
 from patchindex.index.store import read_attributes, tree_bytes
 
 __all__ = [
+    "IMAGES",
     "building",
     "check_memory",
     "check_output",
     "check_space",
     "free_bytes",
+    "has_images",
     "is_begun",
     "locked",
     "move_into_place",
 ]
 
-SETTINGS = "building"  # attribute of the folder: the settings of the build
+# Attributes of the folder: the settings of the build, and whether the images are written.
+SETTINGS, IMAGES = "building", "images_written"
 
 
 def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: bool) -> bool:
@@ -117,6 +120,11 @@ def _building_settings(building: Path) -> dict[str, Any]:
     return dict(zarr.open_group(building, mode="r").attrs.get(SETTINGS, {}))  # type: ignore[arg-type]
 
 
+def has_images(folder: Path) -> bool:
+    """Whether the images of a build are written, all of them."""
+    return bool(zarr.open_group(folder, mode="r").attrs.get(IMAGES, False))
+
+
 @contextmanager
 def building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
     """Give the folder that a build works in, held by a lock: another builder is refused."""
@@ -134,7 +142,7 @@ def building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pat
             yield folder
         except InputError:
             # Bad input that shows only when it is read, a damaged image say, leaves nothing behind either.
-            if not (folder / "source_ids").exists():
+            if not has_images(folder):
                 shutil.rmtree(folder)
             raise
 

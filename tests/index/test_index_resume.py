@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+import zarr
 from stores import assert_nothing_at, search_everything
 
 import patchindex as pi
@@ -87,6 +90,27 @@ def test_a_build_interrupted_while_the_images_are_written_resumes(labelled, tmp_
     assert not path.exists()
     index = pi.build_index(images, path, labels=labels, **SETTINGS, resume=True)
     np.testing.assert_array_equal(index.training.read(0, 40), images[index.training.source_ids])
+
+
+def test_numbers_that_have_their_metadata_only_are_written_again(labelled, tmp_path, monkeypatch):
+    """As a build leaves them that is killed between the two files of the last array."""
+    images, labels = labelled
+    path = tmp_path / "s.zarr"
+    real = zarr.Group.create_array
+
+    def killed(group, name, **settings):
+        made = real(group, name, **settings)
+        if name == "source_ids":
+            shutil.rmtree(group.store.root / name / "c")
+            raise KeyboardInterrupt
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zarr.Group, "create_array", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pi.build_index(images, path, labels=labels, **SETTINGS)
+    index = pi.build_index(images, path, labels=labels, **SETTINGS, resume=True)
+    np.testing.assert_array_equal(index.training.source_ids, np.argsort(labels, kind="stable"))
 
 
 def test_resume_with_nothing_there_is_a_build(labelled, tmp_path):
