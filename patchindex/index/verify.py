@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchindex.errors import StoreError
+from patchindex.errors import InputError, StoreError
 from patchindex.index.checksums import CURVE, damage, read_sealed
 from patchindex.index.model import ScaleModel
+from patchindex.index.remote import is_url
 from patchindex.index.scale import ScaleIndex
 from patchindex.index.store import PatchIndex, open_index, scale_group, scales_of
 from patchindex.windows import gather_patches
@@ -82,7 +83,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     Raises
     ------
     SourceNotFoundError, InputError
-        When there is no store; what is wrong with one is in the report.
+        When there is no store, or it is at a URL; what is wrong with one is in the report.
 
     Examples
     --------
@@ -93,6 +94,12 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     >>> report.whole, report.patches
     (True, 800)
     """
+    if is_url(path):
+        raise InputError(
+            "is not on this machine's disks",
+            where=path,
+            remedy="verify it there, or a copy: parts are compared as they arrive",
+        )
     path = Path(path)
     problems: list[tuple[str, str]] = []
     files = size = patches = encoded = 0
