@@ -62,9 +62,13 @@ class ScaleIndex:
     lists : InvertedLists
     code_ranges : array, shape (2, dims), float32
         Lowest value and width of what codes can express in each dimension.
+    whole : array of bool, shape (lists,)
+        Lists that were compared with their checksums.
     """
 
-    def __init__(self, path: Path, geometry: Geometry, device: torch.device) -> None:
+    def __init__(
+        self, path: Path, geometry: Geometry, device: torch.device, whole: np.ndarray | None = None
+    ) -> None:
         self.path, self.geometry, self.device = path, geometry, device
         check_small_files(path)
         group = zarr.open_group(path, mode="r")
@@ -84,7 +88,8 @@ class ScaleIndex:
         self._counts = arrays["list_counts"]  # (labels or 1, lists)
         self.code_ranges = arrays["code_ranges"]
         self._checksums = arrays["list_checksums"]
-        self._whole = np.zeros(len(self._checksums), bool)  # lists that were compared with them
+        # Lists that were compared with them, by this or by an earlier opening.
+        self.whole = np.zeros(len(self._checksums), bool) if whole is None else whole
         self._cells: dict[int | None, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._means, self._variances = arrays["list_means"], arrays["list_variances"]  # (lists, dims)
 
@@ -92,7 +97,7 @@ class ScaleIndex:
     def faiss(self) -> Any:
         """The FAISS index, memory-mapped on the CPU or cloned to a GPU."""
         if self.device.type != "cpu":
-            self._check_lists(np.arange(len(self._whole)))
+            self._check_lists(np.arange(len(self.whole)))
         return to_gpu(self._faiss_file, self.device)
 
     @cached_property
@@ -151,14 +156,14 @@ class ScaleIndex:
         StoreError
             When one is damaged.
         """
-        for c in lists[~self._whole[lists]].tolist():
+        for c in lists[~self.whole[lists]].tolist():
             if crc32c(self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]) != self._checksums[c]:
                 raise StoreError(
                     f"list {c} is damaged: its checksum is another",
                     where=raw_path(self.path, FAISS_ARRAY, 1),
                     remedy=REMEDY,
                 )
-            self._whole[c] = True
+            self.whole[c] = True
 
     def search(
         self, vectors: np.ndarray, keys: np.ndarray, candidates: int, images: tuple[int, int] | None

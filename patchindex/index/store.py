@@ -173,6 +173,7 @@ class PatchIndex:
         labels = column("labels") if attributes["labels"] is not None else None
         self.training = TrainingImages(source, labels, column("source_ids"))
         self._scales: dict[int, ScaleIndex] = {}
+        self._lists_whole: dict[int, np.ndarray] = {}  # which lists of a scale are compared already
         self._copies: dict[torch.device, torch.Tensor] = {}
 
     def __repr__(self) -> str:
@@ -206,7 +207,9 @@ class PatchIndex:
                 self._scales.pop(next(iter(self._scales)))
             if self._remote is not None:
                 self._remote.fetch(scale_group(k))
-            self._scales[k] = ScaleIndex(self.path / scale_group(k), self.geometry(k), self.device)
+            folder = self.path / scale_group(k)
+            scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_whole.get(k))
+            self._scales[k], self._lists_whole[k] = scale, scale.whole
         return self._scales[k]
 
     def check_images(self, lo: int, hi: int) -> None:
