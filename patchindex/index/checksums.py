@@ -50,7 +50,8 @@ def crc32c(data: Any, before: int = 0) -> int:
     >>> crc32c(b"123456789") == crc32c(b"6789", crc32c(b"12345")) == 0xE3069283
     True
     """
-    return int(google_crc32c.extend(before, bytes(data)))
+    # An array's own `tobytes` is faster than `bytes`, which goes through the buffer protocol.
+    return int(google_crc32c.extend(before, data if isinstance(data, bytes) else data.tobytes()))
 
 
 def write_sealed(path: Path, content: Any) -> None:
