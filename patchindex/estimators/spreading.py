@@ -172,9 +172,8 @@ class Spreading:
         sums *= factor
 
         def summed(members: Members) -> tuple[Members, np.ndarray, np.ndarray]:
-            every = np.bincount(members.pixel, minlength=len(top))
-            mine, count = np.zeros_like(sums), np.zeros(1, np.int64)
-            sums_of(self._images, len(top), self.tables.channels, *members, top, mine, count)
+            mine, every, count = np.zeros_like(sums), np.zeros_like(compared), np.zeros(1, np.int64)
+            sums_of(self._images, len(top), self.tables.channels, *members, top, mine, every, count)
             return Members(*(array[: count[0]] for array in members)), mine, every
 
         done = list(workers.map(summed, parts))

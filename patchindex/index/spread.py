@@ -308,14 +308,16 @@ def count_below(pixels, logits, top, counts):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def sums_of(images, area, channels, pixels, patch_images, places, logits, top, sums, found):  # type: ignore[no-untyped-def]
+def sums_of(images, area, channels, pixels, patch_images, places, logits, top, sums, every, found):  # type: ignore[no-untyped-def]
     """Drop members far below their pixel's largest logit, and sum the weights of the others.
 
     Adds W, W^2 and W times each channel of the centre, as it is in the uint8 images, to `sums` (pixels,
-    2 + C) float64. The members left are moved to the front, and `found[0]` is set to how many there are.
+    2 + C) float64, and how many there were to `every` (pixels,) int64. The members left are moved to the
+    front, and `found[0]` is set to how many there are.
     """
     n = 0
     for i in range(len(pixels)):
+        every[pixels[i]] += 1
         pixels[n], patch_images[n], places[n] = pixels[i], patch_images[i], places[i]
         logits[n] = logits[i]
         n += int(logits[i] >= top[pixels[i]] - DEPTH)
