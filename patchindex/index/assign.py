@@ -3,8 +3,7 @@
 Centroids lie in tiles of `CODES`, dimension by dimension, the cells' in one group and the lists' in a group a
 cell. A vector v scores a centroid c by `v . c - |c|^2 / 2`, the larger the nearer, and only the best two are
 kept. So a product is never written to memory: it takes the multiply-adds and next to nothing besides, where
-matrix products and the minima of their rows take three to four times as long (0.71 and 2.4 us a vector of 56
-dimensions, for 362 cells of 362 lists, two threads).
+matrix products and the minima of their rows take 3.7 times as long (`benchmarks/assigning.py`).
 
 Sums run over dimensions in order, whatever the other vectors, so that assignments do not depend on how many
 vectors come at a time, or on threads.
