@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -20,6 +21,10 @@ from .verify import verify
 __all__ = ["main"]
 
 
+# A parameter, or what to give for it: `overwrite=True`, `resize=32`, `pca_dims`.
+_PARAMETER = re.compile(r"\b(?<!-)(?P<name>[a-z_]+)\b(?:=(?P<value>[^\s,;)]+))?")
+
+
 class _Group(click.Group):
     """A group that turns errors into one line on stderr and an exit code."""
 
@@ -34,7 +39,7 @@ class _Group(click.Group):
             command = error.ctx.command_path if error.ctx else "patchindex"
             code, message = 2, f"{error.format_message().rstrip('.')}; see {command} --help"
         except PatchIndexError as error:
-            code, message = error.exit_code, str(error)
+            code, message = error.exit_code, self._in_flags(error)
         except (click.Abort, KeyboardInterrupt):
             code, message = 1, "interrupted"
         except MemoryError as error:
@@ -45,6 +50,25 @@ class _Group(click.Group):
         if message:
             click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(code)
+
+    def _in_flags(self, error: PatchIndexError) -> str:
+        """Say it with the flags of the command line, where the error has names of Python's parameters."""
+        flags = {
+            option.name: option.opts[-1]
+            for command in self.commands.values()
+            for option in command.params
+            if isinstance(option, click.Option) and option.opts[-1].startswith("--")
+        }
+
+        def flag(found: re.Match[str]) -> str:
+            name, value = found["name"], found["value"]
+            if name not in flags or (value is None and "_" not in name):
+                return found[0]
+            return flags[name] if value in (None, "True") else f"{flags[name]} {value}"
+
+        remedy = error.remedy and _PARAMETER.sub(flag, error.remedy)
+        where = flags.get(str(error.where).lower(), error.where)
+        return str(PatchIndexError(error.what, where=where, remedy=remedy))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -28,7 +28,7 @@ class PatchIndexError(Exception):
     where : str, optional
         The file, the field or the parameter it is wrong in.
     remedy : str, optional
-        What to do about it.
+        What to do about it, with Python's names: `overwrite=True`, which the command line calls --overwrite.
 
     Examples
     --------

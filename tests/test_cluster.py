@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -140,6 +142,37 @@ def test_a_build_travels_as_what_it_was_made_of(saved, tmp_path):
     scale = ScaleBuild(store.path, store.geometry(3), 8, 10, 0, torch.device("cpu"))
     assert len(pickle.dumps(scale)) < 5000
     assert pickle.loads(pickle.dumps(scale)).finished
+
+
+@pytest.mark.parametrize("stage", ["train", "merge"])
+def test_a_stage_that_two_processes_are_at_is_done_once(saved, tmp_path, monkeypatch, stage):
+    store = pi.build_index(saved, tmp_path / "s.zarr", scales=[3], threads=1)
+    shutil.rmtree(store.path / "scales")
+    what = store.path, store.geometry(3), 8, 10, 0, torch.device("cpu")
+    if stage == "merge":
+        scale = ScaleBuild(*what)
+        scale.train()
+        for shard in scale.missing():
+            scale.encode(shard)
+    calls, real, both = [], getattr(ScaleBuild, f"_{stage}"), threading.Barrier(2)
+
+    def slow(self, *arguments):
+        calls.append(self)
+        time.sleep(0.2)
+        return real(self, *arguments)
+
+    def work(scale):  # as a worker that was given up, and the one that has its task now
+        both.wait()
+        getattr(scale, stage)()
+
+    monkeypatch.setattr(ScaleBuild, f"_{stage}", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, [ScaleBuild(*what), ScaleBuild(*what)]))
+    assert len(calls) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+    scale = ScaleBuild(*what)
+    assert scale.finished == (stage == "merge")
+    assert bool(scale.missing()) == (stage == "train")
 
 
 def test_a_build_at_the_command_line(saved, tmp_path):

@@ -138,7 +138,7 @@ class OperatingCurve:
             raise StoreError(
                 f"its operating curve is damaged ({error})",
                 where=scale.path,
-                remedy="calibrate it with overwrite",
+                remedy="measure it again: pi.calibrate(store, overwrite=True)",
             ) from error
 
     def as_dict(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class DatasetSource(ImageSource):
                 raise InputError(
                     f"item {ids[row]} is of shape {pixels.shape}, the first of {self.shape[1:]}",
                     where=self.name,
-                    remedy="bring all images to one size with resize",
+                    remedy="bring all images to one size with resize=32, say",
                 )
             out[row] = pixels
 

@@ -140,7 +140,7 @@ def opened_image(files: Files, name: str) -> Iterator[Image.Image]:
         raise InputError(
             "not a readable image (truncated or another kind of file)",
             where=where,
-            remedy="repair or remove it, or leave such out with --skip-bad",
+            remedy="repair or remove it, or leave such out with skip_bad=True",
         ) from error
 
 

@@ -141,7 +141,7 @@ def open_files(files: Files, names: Sequence[str], options: Options) -> FolderSo
             raise InputError(
                 f"{its[0]}×{its[1]} pixels, where {names[0]} has {size[0]}×{size[1]}",
                 where=files.root / name,
-                remedy="bring all images to one size with --resize",
+                remedy="bring all images to one size with resize=32, say",
             )
     gray = options.transform.grayscale or all(its_gray for _, its_gray in headers)
     source = FolderSource(files, names, (len(names), *size, 1 if gray else 3), options.transform)
@@ -170,7 +170,7 @@ def _folder_labels(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...],
         raise InputError(
             "is in no sub-folder, so it has no label",
             where=files.root / loose,
-            remedy="move it into the folder of its class, or give --labels FILE",
+            remedy="move it into the folder of its class, or give labels=FILE",
         )
     of_file = [name.partition("/")[0] for name in names]
     labels = sorted(set(of_file))

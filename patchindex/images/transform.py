@@ -44,7 +44,7 @@ class Transform:
             raise InputError(
                 f"a crop of {self.crop[0]}×{self.crop[1]} does not fit into {height}×{width} pixels",
                 where=where,
-                remedy="give a smaller --crop",
+                remedy="give a smaller crop",
             )
         return self.resize or self.crop or (height, width)
 

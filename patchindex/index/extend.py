@@ -230,7 +230,9 @@ def append(
     begun = is_begun(path)
     if begun and not resume:
         raise OutputExistsError(
-            "an unfinished build is there", where=path, remedy="resume it, or remove what is called .building"
+            "an unfinished build is there",
+            where=path,
+            remedy="give resume=True to go on with it, or remove what is called .building",
         )
     if resume and not begun and settings["appended"][-2:-1] == [appended]:
         return open_index(path, device=device)  # it was done already

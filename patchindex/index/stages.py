@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from filelock import FileLock
 
 from patchindex.index.checksums import write_manifest
 from patchindex.index.ivf import empty_index, write_index
@@ -67,7 +70,7 @@ class ScaleBuild:
         self._pixels = torch.from_numpy(open_raw(root, "images"))
         self._images = np.arange(len(self._pixels)) if images is None else images
         self._labels = np.asarray(group["labels"][:]) if "labels" in group else None  # type: ignore[index]
-        self._final = root / scale_group(self.k)
+        self._root, self._final = root, root / scale_group(self.k)
         self._folder = self._final.with_name(self._final.name + ".tmp")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -88,16 +91,25 @@ class ScaleBuild:
     def _done(self, stage: str) -> bool:
         return stage in self._attributes.get("seconds", {})
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from a stage: one that a cluster has given up may be alive, and at it."""
+        lock = self._root.with_name(f"{self._root.name}.k{self.k:03d}.lock")
+        with FileLock(lock):
+            yield
+            lock.unlink(missing_ok=True)
+
     def train(self, progress: Progress | None = None) -> None:
         """Find components and lists; nothing to do where that is done."""
-        if self.finished or self._done("train"):
-            return
-        shutil.rmtree(self._folder, ignore_errors=True)
-        model, facts = self._train(progress)
-        group = zarr.open_group(self._folder, mode="w")
-        model.save(group)
-        sync(self._folder)
-        self._record(facts)
+        with self._alone():
+            if self.finished or self._done("train"):
+                return
+            shutil.rmtree(self._folder, ignore_errors=True)
+            model, facts = self._train(progress)
+            group = zarr.open_group(self._folder, mode="w")
+            model.save(group)
+            sync(self._folder)
+            self._record(facts)
 
     def _train(self, progress: Progress | None) -> tuple[ScaleModel, dict[str, Any]]:
         return train_scale(
@@ -143,14 +155,15 @@ class ScaleBuild:
 
     def merge(self, progress: Progress | None = None) -> None:
         """Write the index list by list, with what estimators know of each list, and finish the scale."""
-        if self.finished:
-            return
-        if not self._done("write"):
-            self._merge(progress)
-        self.shards.remove()
-        write_manifest(self._folder)
-        sync(self._folder)
-        self._folder.rename(self._final)
+        with self._alone():
+            if self.finished:
+                return
+            if not self._done("write"):
+                self._merge(progress)
+            self.shards.remove()
+            write_manifest(self._folder)
+            sync(self._folder)
+            self._folder.rename(self._final)
 
     def _merge(self, progress: Progress | None) -> None:
         began = time.perf_counter()

@@ -195,11 +195,10 @@ class PatchIndex:
         """
         if k not in self.scales:
             held = ", ".join(map(str, self.scales)) or "none"
-            wanted = ",".join(map(str, sorted({*self.scales, k})))
             raise InputError(
                 f"the store has no index for it, only for {held}",
                 where=f"locality scale {k}",
-                remedy=f"build with scales {wanted}, or move the schedule to the nearest scales",
+                remedy="index it with add_scales, or move the schedule to those scales (--nearest-scales)",
             )
         if k not in self._scales:
             # Centroids and moments of lists take 100 MiB and more a scale: no more than are needed at once.

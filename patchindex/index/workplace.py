@@ -44,7 +44,9 @@ def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: 
             _check_settings(found["settings"], settings, path)
             return True
         if not overwrite:
-            raise OutputExistsError("exists already", where=path, remedy="use another path, or overwrite")
+            raise OutputExistsError(
+                "exists already", where=path, remedy="use another path, or overwrite=True"
+            )
         if found is None:
             raise OutputExistsError(
                 "exists and is not a patchindex store", where=path, remedy="use another path"
@@ -59,7 +61,7 @@ def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: 
             raise OutputExistsError(
                 "an unfinished build is there",
                 where=unfinished,
-                remedy="resume it, or overwrite to start anew",
+                remedy="give resume=True to go on with it, or overwrite=True to start anew",
             )
     return False
 
@@ -101,7 +103,7 @@ def _check_settings(found: dict[str, Any], settings: dict[str, Any], where: Path
         raise InputError(
             f"was built with other settings ({', '.join(different)})",
             where=where,
-            remedy="give the same ones, or overwrite",
+            remedy="give the same ones, or overwrite=True",
         )
 
 
@@ -165,7 +167,7 @@ def locked(path: Path, folder: Path) -> Iterator[None]:
         raise PatchIndexError(
             "the disk is full" if full else f"cannot be written or read ({error.strerror or error})",
             where=folder,
-            remedy=f"{'free some' if full else 'mend that'}, and build again with --resume to go on",
+            remedy=f"{'free some' if full else 'mend that'}, and go on with resume=True",
         ) from error
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -178,7 +180,7 @@ def move_into_place(folder: Path, path: Path, overwrite: bool) -> None:
         # It may have come while the build was running: what is not ours to replace stays.
         if not overwrite or read_attributes(path) is None:
             raise OutputExistsError(
-                "appeared during the build", where=path, remedy="move it away, and build with --resume"
+                "appeared during the build", where=path, remedy="move it away, and go on with resume=True"
             )
         replaced = path.with_name(f"{path.name}.replaced-{os.getpid()}")
         path.rename(replaced)

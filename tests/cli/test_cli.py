@@ -1,6 +1,7 @@
 """The commands as a user runs them: what they write, print and end with."""
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -260,6 +261,20 @@ def test_sample_refuses_what_is_no_store(tmp_path, store):
         assert len(result.stderr.splitlines()) == 1
     zarr.open_group(tmp_path / "other.zarr", mode="w")
     assert "not a patchindex store" in run("info", tmp_path / "other.zarr", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scales", "3"], "use another path, or --overwrite"),
+        (["--scales", "3", "--resume"], r"give the same ones, or --overwrite"),
+        (["--scales", "3", "--overwrite", "--memory", "9M"], "Error: --memory: .* a smaller --pca-dims or"),
+        (["--scales", "3", "--overwrite", "--lists", "0"], "Error: --lists: must be at least 1"),
+    ],
+)
+def test_messages_have_the_flags_of_the_command_line(store, options, message):
+    result = run("build", store.with_suffix(".npz"), "-o", store, *options, code=2)
+    assert re.search(message, result.stderr), result.stderr
 
 
 def test_sample_overwrites_only_when_told(store, tmp_path):

@@ -76,7 +76,7 @@ def test_labels_from_folders(root, gray):
 
 def test_labels_from_folders_need_folders(root, gray, refused):
     write(root, gray[:2], ["cat/1.png", "loose.png"])
-    with refused(root / "loose.png", "sub-folder", "--labels"):
+    with refused(root / "loose.png", "sub-folder", "labels=FILE"):
         open_images(root, labels="folders")
 
 
@@ -120,7 +120,7 @@ def test_more_than_8_bits_is_refused(root, gray, refused):
 
 def test_sizes_that_differ(root, gray, refused):
     write(root, [gray[0], gray[1], gray[2][:20], gray[3][:10]])
-    with refused(root / "002.png", "20×28", "28×28", "--resize"):
+    with refused(root / "002.png", "20×28", "28×28", "resize="):
         open_images(root)
     assert open_images(root, resize=16).shape == (4, 16, 16, 1)
     assert open_images(root, crop=(10, 28)).shape == (4, 10, 28, 1)

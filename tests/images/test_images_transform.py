@@ -70,5 +70,5 @@ def test_bad_sizes_are_refused(value, refused, rgb):
 
 def test_a_crop_that_does_not_fit_is_refused(rgb, refused):
     for crop in (29, (28, 29)):
-        with refused("array", "28×28", "--crop"):
+        with refused("array", "28×28", "a smaller crop"):
             open_images(rgb, crop=crop)

@@ -140,7 +140,7 @@ def test_a_disk_that_fails_leaves_a_build_to_be_resumed(tmp_path, monkeypatch, w
     with monkeypatch.context() as patched:
         patched.setattr(Shards if what == "shard" else RawWriter, "write", failing)
         words = "cannot be written or read" if code == errno.EIO else "the disk is full; free some"
-        with pytest.raises(PatchIndexError, match=f"{words}.*--resume") as caught:
+        with pytest.raises(PatchIndexError, match=f"{words}.*resume=True") as caught:
             pi.build_index(images(), path, (3,))
     assert caught.value.exit_code == 1
     assert not path.exists()
