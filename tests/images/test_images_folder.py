@@ -124,7 +124,7 @@ def test_sizes_that_differ(root, gray, refused):
         open_images(root)
     assert open_images(root, resize=16).shape == (4, 16, 16, 1)
     assert open_images(root, crop=(10, 28)).shape == (4, 10, 28, 1)
-    with refused(root / "002.png", "--crop"):
+    with refused(root / "002.png", "a smaller crop"):
         open_images(root, crop=28)
 
 

@@ -95,7 +95,7 @@ def test_bad_files_at_the_command_line(photos, tmp_path):
     assert refused.exit_code == 2
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "s.zarr").exists()
-    built = build("skip_bad=True")
+    built = build("--skip-bad")
     assert built.exit_code == 0, built.output
     assert f"2 files left out that cannot be decoded: {bad[0]}, {bad[1]}" in built.stderr
     index = pi.open_index(tmp_path / "s.zarr")
