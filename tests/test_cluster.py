@@ -139,7 +139,7 @@ def test_a_build_travels_as_what_it_was_made_of(saved, tmp_path):
     import pickle
 
     store = pi.build_index(saved, tmp_path / "s.zarr", scales=[3])
-    scale = ScaleBuild(store.path, store.geometry(3), 8, 10, 0, torch.device("cpu"))
+    scale = ScaleBuild(store.path, store.geometry(3), 8, 10, 0, torch.device("cpu"), "it")
     assert len(pickle.dumps(scale)) < 5000
     assert pickle.loads(pickle.dumps(scale)).finished
 
@@ -148,9 +148,10 @@ def test_a_build_travels_as_what_it_was_made_of(saved, tmp_path):
 def test_a_stage_that_two_processes_are_at_is_done_once(saved, tmp_path, monkeypatch, stage):
     store = pi.build_index(saved, tmp_path / "s.zarr", scales=[3], threads=1)
     shutil.rmtree(store.path / "scales")
-    what = store.path, store.geometry(3), 8, 10, 0, torch.device("cpu")
+    what = store.path, store.geometry(3), 8, 10, 0, torch.device("cpu"), "it"
+    scale = ScaleBuild(*what)
+    scale.begin()
     if stage == "merge":
-        scale = ScaleBuild(*what)
         scale.train()
         for shard in scale.missing():
             scale.encode(shard)

@@ -10,28 +10,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError
 from patchindex.images import open_images
-from patchindex.index.contents import digest, finish, run_stages, write_images
+from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
 from patchindex.index.distributed import stages_on
 from patchindex.index.plan import parse_memory, plan_build
 from patchindex.index.stages import ScaleBuild
 from patchindex.index.store import PatchIndex, open_index
 from patchindex.index.train import Progress
-from patchindex.index.workplace import building, check_memory, check_output, check_space, move_into_place
+from patchindex.index.workplace import (
+    building,
+    check_memory,
+    check_output,
+    check_space,
+    failing_disk,
+    locked,
+    move_into_place,
+    real_path,
+)
 from patchindex.patches import Geometry
 from patchindex.training import TrainingImages
 
 __all__ = ["build_index"]
-
-DIGEST_IMAGES = 64  # a build goes on with the same images only; reading them all to know would take too long
 
 
 def build_index(
@@ -118,7 +123,7 @@ def build_index(
     >>> build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=(3, 5)).scales
     (3, 5)
     """
-    path = Path(os.path.abspath(path))
+    path = real_path(path)
     if not path.name:
         raise InputError("is no name for a store", where=path, remedy="give a folder that does not exist yet")
     if seed < 0:
@@ -148,23 +153,25 @@ def build_index(
         "seed": seed,
         "source": source.name,
         "shape": source.shape,
-        "images": digest(source.read(np.linspace(0, len(source) - 1, DIGEST_IMAGES).astype(int))),
+        "images": digest_of_images(source),
         "labels": None if source.labels is None else digest(source.labels),
     }
     settings = json.loads(json.dumps(settings))  # as they come back from the store: lists for tuples
-    finished = check_output(path, settings, overwrite, resume)
-    if not finished:
+    if not check_output(path, settings, overwrite, resume):  # before there is even a lock
         check_memory(plan, budget)
         check_space(path, plan)
-        run = run_stages if client is None else stages_on(client, threads)
-        with _threads(threads), building(path, settings, resume) as folder:
-            write_images(folder, TrainingImages(source), progress)
-            for scale in plan.scales:
-                geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
-                run(ScaleBuild(folder, geometry, scale.dims, scale.list_goal, seed, where), progress)
-            finish(folder, settings, source.labels, source.label_names, source.skipped)
-            move_into_place(folder, path, overwrite)
-    return open_index(path, device=device)
+    with _threads(threads), locked(path):
+        if not check_output(path, settings, overwrite, resume):
+            run = run_stages if client is None else stages_on(client, threads)
+            with failing_disk(path), building(path, settings, resume) as folder:
+                write_images(folder, TrainingImages(source), progress)
+                of = digest(settings)
+                for scale in plan.scales:
+                    geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
+                    run(ScaleBuild(folder, geometry, scale.dims, scale.list_goal, seed, where, of), progress)
+                finish(folder, settings, source.labels, source.label_names, source.skipped)
+                move_into_place(folder, path, overwrite)
+        return open_index(path, device=device)
 
 
 _threads = threads  # build_index's own parameter has this name

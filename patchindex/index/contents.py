@@ -16,16 +16,20 @@ import numpy as np
 import zarr
 
 from patchindex.backends import require_faiss
+from patchindex.images import ImageSource
 from patchindex.index.checksums import crc32c, image_block, write_manifest
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.raw import RawWriter
-from patchindex.index.stages import ScaleBuild, sync
+from patchindex.index.stages import ScaleBuild, sync, sync_file
 from patchindex.index.store import FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.train import Progress
 from patchindex.index.workplace import IMAGES, has_images
 from patchindex.training import TrainingImages
 
-__all__ = ["digest", "finish", "run_stages", "write_images"]
+__all__ = ["digest", "digest_of_images", "finish", "run_stages", "write_images"]
+
+
+DIGEST_IMAGES = 1024
 
 
 def write_images(folder: Path, training: TrainingImages, progress: Progress | None) -> None:
@@ -53,10 +57,13 @@ def write_images(folder: Path, training: TrainingImages, progress: Progress | No
     sync(folder)
     # With this it is done: arrays have their metadata before they have their contents.
     group.attrs[IMAGES] = True
+    sync_file(folder / "zarr.json")
+    sync_file(folder)
 
 
 def run_stages(scale: ScaleBuild, progress: Progress | None) -> None:
     """Do what is left of a scale's build."""
+    scale.begin()
     scale.train(progress)
     for shard in scale.missing():
         scale.encode(shard, progress)
@@ -109,6 +116,16 @@ def _file_checksum(folder: Path) -> bytes:
     return found
 
 
-def digest(array: np.ndarray) -> str:
-    """Return a short hash of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+def digest(content: Any) -> str:
+    """Return a short hash of an array's bytes, or of plain data."""
+    data = (
+        np.ascontiguousarray(content).tobytes()
+        if isinstance(content, np.ndarray)
+        else json.dumps(content, sort_keys=True).encode()
+    )
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def digest_of_images(source: ImageSource) -> str:
+    """Return a short hash of up to 1 024 images, spread evenly: to read all of them takes too long."""
+    return digest(source.read(np.linspace(0, len(source) - 1, min(DIGEST_IMAGES, len(source))).astype(int)))

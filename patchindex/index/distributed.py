@@ -37,6 +37,7 @@ def stages_on(client: Client, threads: int | None) -> Callable[[ScaleBuild, Prog
         def submit(stage: str, *arguments: Any) -> Any:
             return client.submit(_do, scale, stage, threads, *arguments, pure=False, retries=RETRIES)
 
+        scale.begin()
         submit("train").result()
         missing = scale.missing()
         futures = [submit("encode", shard) for shard in missing]

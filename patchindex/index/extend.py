@@ -13,27 +13,31 @@ import numpy as np
 import torch
 
 from patchindex.backends import require_faiss, resolve_device, threads
-from patchindex.errors import InputError, OutputExistsError
+from patchindex.errors import InputError
 from patchindex.images import ImageSource, open_images
 from patchindex.images.concat import ConcatSource
-from patchindex.index.contents import digest, finish, run_stages, write_images
+from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
 from patchindex.index.distributed import stages_on
 from patchindex.index.model import ScaleModel
-from patchindex.index.plan import BuildPlan, parse_memory, plan_build
+from patchindex.index.plan import BuildPlan, parse_memory, plan_append, plan_build
 from patchindex.index.scale import ScaleIndex
-from patchindex.index.shards import Bucket, Sorted
+from patchindex.index.shards import Part, Sorted
 from patchindex.index.stages import ScaleBuild
-from patchindex.index.store import PatchIndex, open_index
+from patchindex.index.store import PatchIndex, open_index, replaced_path
 from patchindex.index.train import Progress
 from patchindex.index.workplace import (
     building,
     check_memory,
-    check_output,
+    check_no_other,
     check_space,
-    is_begun,
+    check_writable,
+    failing_disk,
     locked,
     move_into_place,
+    real_path,
+    same_settings,
 )
+from patchindex.patches import Geometry
 from patchindex.training import TrainingImages
 from patchindex.windows import gather_patches
 
@@ -46,7 +50,7 @@ _threads = threads  # a parameter has this name
 
 def add_scales(
     store: str | os.PathLike[str],
-    scales: Sequence[int],
+    scales: Sequence[int] | int,
     *,
     pca_dims: int | None = None,
     lists: int | None = None,
@@ -65,7 +69,7 @@ def add_scales(
     Parameters
     ----------
     store : str or Path
-    scales : sequence of int
+    scales : sequence of int, or int
         Odd locality scales; those that the store has are left alone.
     pca_dims, lists, seed, threads, memory, device, progress, client
         As for `build_index`.
@@ -88,24 +92,33 @@ def add_scales(
     >>> pi.add_scales(index.path, [5, 7]).scales
     (3, 5, 7)
     """
-    path = Path(os.path.abspath(store))
-    index = open_index(path)
-    wanted = sorted(set(scales) - set(index.scales))
+    path = real_path(store)
+    wanted = _new_scales(open_index(path), scales)  # what is bad is refused before there is a lock
     if not wanted:
         return open_index(path, device=device)
+    if seed < 0:
+        raise InputError(f"must be at least 0, got {seed}", where="seed", remedy="use 0 or more")
     if not os.access(path, os.W_OK):
         raise InputError("cannot be written to", where=path, remedy="copy it where it can")
     where, budget = resolve_device(device, needs_faiss=True), parse_memory(memory)
-    plan = plan_scales(index, wanted, pca_dims=pca_dims, lists=lists, memory=budget)
     run = run_stages if client is None else stages_on(client, threads)
     require_faiss()
-    check_memory(plan, budget)
-    check_space(path, plan)
-    with _threads(threads), locked(path, path):
+    with _threads(threads), locked(path), failing_disk(path):
+        index = open_index(path)
+        check_no_other(path)
+        plan = plan_scales(index, wanted, pca_dims=pca_dims, lists=lists, memory=budget)
+        check_memory(plan, budget)
+        check_space(path, plan)
+        of = digest([index.attributes["fingerprint"], pca_dims, lists, seed])
         for scale in plan.scales:
             geometry = index.geometry(scale.k)
-            run(ScaleBuild(path, geometry, scale.dims, scale.list_goal, seed, where), progress)
-    return open_index(path, device=device)
+            run(ScaleBuild(path, geometry, scale.dims, scale.list_goal, seed, where, of), progress)
+        return open_index(path, device=device)
+
+
+def _new_scales(index: PatchIndex, scales: Sequence[int] | int) -> list[int]:
+    """Return the scales that a store has not yet, ascending."""
+    return sorted(({scales} if isinstance(scales, int) else set(scales)) - set(index.scales))
 
 
 def plan_scales(
@@ -119,13 +132,14 @@ def plan_scales(
     """Forecast what more scales of a store take; the arguments are those of `plan_build`."""
     plan, _ = plan_build(
         _labelled(index.training, index.attributes["label_names"]),
-        sorted(set(scales) - set(index.scales)),
+        _new_scales(index, scales),
         machine=index.machine,
         train_windows=index.train_windows,
         locality=index.locality,
         pca_dims=pca_dims,
         lists=lists,
         memory=memory,
+        beside=index.scales,
     )
     if not plan.scales:
         raise InputError(f"{index.machine} has no index", where="scales", remedy="leave them out")
@@ -160,7 +174,8 @@ def append(
 
     - `distance`: their mean squared distance to the centroids of their lists, over that of the old patches;
     - `left_out`: the share of their variance that codes do not keep, over that of the old ones;
-    - `clipped`: the share of their codes' numbers that are out of range.
+    - `clipped`: by how much the share of their codes' numbers that are out of range is above that of the old
+      ones.
 
     Where distances are more than a fifth larger, or more than a hundredth is clipped, build it anew:
     estimates stay right, but more patches are missed in retrieval, and `auto` takes longer.
@@ -201,52 +216,67 @@ def append(
     >>> len(index.training), sorted(index.scale(3).attributes["drift"][0])
     (8, ['clipped', 'distance', 'images', 'left_out'])
     """
-    path = Path(os.path.abspath(store))
-    old = open_index(path)
+    path, where = real_path(store), resolve_device(device)
     source = open_images(images, labels=labels)
-    both = ConcatSource([_labelled(old.training, old.attributes["label_names"]), source])
-    training = TrainingImages(both)
-    # Where the images of the old store and the new ones are in the new store, both ascending.
-    places = np.empty(len(both), np.int64)
-    places[training.source_ids] = np.arange(len(both))
-    places_old, places_new = np.split(places, [len(old.training)])
-    training.source_ids = np.concatenate([old.training.source_ids, np.arange(len(old.training), len(both))])[
-        training.source_ids
-    ]
-    budget = parse_memory(memory)
-    plan, _ = plan_build(
-        both, old.scales or None, machine=old.machine, train_windows=old.train_windows,
-        locality=old.locality, memory=budget,
-    )  # fmt: skip
-    appended = {"images": len(source), "source": source.name, "digest": digest(source.read(slice(None, 64)))}
-    settings = old.attributes["settings"] | {
+    if not replaced_path(path).exists():
+        open_index(path)  # what is no store is refused before there is a lock
+    check_writable(path)
+    with _threads(threads), locked(path), failing_disk(path):
+        old = open_index(path)
+        both = ConcatSource([_labelled(old.training, old.attributes["label_names"]), source])
+        settings = _settings_of_both(old, both, source)
+        begun = check_no_other(path, settings if resume else None)
+        before = old.attributes["settings"].get("appended", [])
+        if resume and not begun and same_settings(before[-1:], settings["appended"][-1:]):
+            return open_index(path, device=device)  # it was done already
+        training = TrainingImages(both)
+        # Where the images of the old store and the new ones are in the new store, both ascending.
+        places = np.empty(len(both), np.int64)
+        places[training.source_ids] = np.arange(len(both))
+        places_old, places_new = np.split(places, [len(old.training)])
+        training.source_ids = np.concatenate(
+            [old.training.source_ids, np.arange(len(old.training), len(both))]
+        )[training.source_ids]
+        budget = parse_memory(memory)
+        plan = plan_append(both, old.machine, old.train_windows, [_trained(old, k) for k in old.scales])
+        check_memory(plan, budget)
+        check_space(path, plan)
+        if old.scales:
+            require_faiss()
+        with building(path, settings, begun) as folder:
+            write_images(folder, training, progress)
+            of = digest(settings)
+            for k in old.scales:
+                scale = _ScaleAppend(folder, old.scale(k), places_old, np.sort(places_new), where, of)
+                run_stages(scale, progress)
+            skipped = [*old.attributes["skipped"], *source.skipped]
+            finish(folder, settings, both.labels, both.label_names, skipped)
+            move_into_place(folder, path, True)
+        return open_index(path, device=device)
+
+
+def _trained(index: PatchIndex, k: int) -> tuple[Geometry, int, int]:
+    """Return the geometry of a scale, the size of its codes, and how many lists it has."""
+    attributes = index.scale(k).attributes
+    return index.geometry(k), attributes["pca_dims"], attributes["lists"]
+
+
+def _settings_of_both(old: PatchIndex, both: ImageSource, source: ImageSource) -> dict[str, Any]:
+    """Return the settings of a store that images are appended to."""
+    appended = {
+        "images": len(source),
+        "source": source.name,
+        "digest": digest_of_images(source),
+        "labels": None if source.labels is None else digest(source.labels),
+    }
+    before = old.attributes["settings"]
+    settings = before | {
         "shape": list(both.shape),
         "labels": None if both.labels is None else digest(both.labels),
         "scales": list(old.scales),
-        "appended": [*old.attributes["settings"].get("appended", []), appended],
+        "appended": [*before.get("appended", []), appended],
     }
-    settings = json.loads(json.dumps(settings))
-    where = resolve_device(device, needs_faiss=bool(old.scales))
-    begun = is_begun(path)
-    if begun and not resume:
-        raise OutputExistsError(
-            "an unfinished build is there",
-            where=path,
-            remedy="give resume=True to go on with it, or remove what is called .building",
-        )
-    if resume and not begun and settings["appended"][-2:-1] == [appended]:
-        return open_index(path, device=device)  # it was done already
-    check_output(path, settings, True, begun)
-    check_memory(plan, budget)
-    check_space(path, plan)
-    with _threads(threads), building(path, settings, begun) as folder:
-        write_images(folder, training, progress)
-        for k in old.scales:
-            run_stages(_ScaleAppend(folder, old.scale(k), places_old, np.sort(places_new), where), progress)
-        skipped = [*old.attributes["skipped"], *source.skipped]
-        finish(folder, settings, both.labels, both.label_names, skipped)
-        move_into_place(folder, path, True)
-    return open_index(path, device=device)
+    return dict(json.loads(json.dumps(settings)))
 
 
 class _OldLists(Sorted):
@@ -258,21 +288,25 @@ class _OldLists(Sorted):
     def sizes(self) -> np.ndarray:
         return self._scale.list_sizes()
 
-    def bucket(self, lo: int, hi: int) -> Bucket:
-        found = list(self._scale.members(lo, hi))
-        ids = np.concatenate([ids for _, ids, _ in found])
+    def part(self, c: int, start: int, stop: int) -> Part:
+        ids, codes = self._scale.part(c, start, stop)
         image, place = np.divmod(ids, self._scale.geometry.patches_per_image)
-        ids = self._places[image] * self._scale.geometry.patches_per_image + place
-        return Bucket(lo, self.sizes()[lo:hi], ids, np.concatenate([codes for _, _, codes in found]))
+        return self._places[image] * self._scale.geometry.patches_per_image + place, codes
 
 
 class _ScaleAppend(ScaleBuild):
     """A scale of a store that has all patches of an older one, and the lists that it was trained for."""
 
     def __init__(
-        self, root: Path, old: ScaleIndex, places: np.ndarray, images: np.ndarray, device: torch.device
+        self,
+        root: Path,
+        old: ScaleIndex,
+        places: np.ndarray,
+        images: np.ndarray,
+        device: torch.device,
+        of: str,
     ) -> None:
-        super().__init__(root, old.geometry, old.pca.dims, len(old.lists.centroids), 0, device, images)
+        super().__init__(root, old.geometry, old.pca.dims, len(old.lists.centroids), 0, device, of, images)
         self._old, self._places = old, places
 
     def _others(self) -> Sorted:
@@ -288,12 +322,23 @@ class _ScaleAppend(ScaleBuild):
 
     def _drift(self, model: ScaleModel) -> dict[str, Any]:
         """Compare some of the new patches with what the lists were made for."""
+        distance, left_out, clipped = self._fit(model, self._images)
+        clipped_before = self._fit(model, self._places)[2]
+        return {
+            "images": len(self._images),
+            "distance": _ratio(distance, self._old.mean_distance()),
+            "left_out": _ratio(left_out, 1 - model.pca.energy),
+            "clipped": round(max(0.0, clipped - clipped_before), 6),
+        }
+
+    def _fit(self, model: ScaleModel, images: np.ndarray) -> tuple[float, float, float]:
+        """Return of patches of some images: distance to their lists, and what codes leave out and clip."""
         per_image = self._geometry.patches_per_image
-        total = len(self._images) * per_image
+        total = len(images) * per_image
         some = np.sort(np.random.default_rng(0).choice(total, min(DRIFT_SAMPLE, total), replace=False))
         image, place = np.divmod(some, per_image)
         patches = gather_patches(
-            self._pixels, self._geometry, torch.from_numpy(self._images[image] * per_image + place)
+            self._pixels, self._geometry, torch.from_numpy(images[image] * per_image + place)
         )
         vectors = model.pca.project(patches)
         lists = model.lists.assign(vectors, self._geometry.train_classes[place])
@@ -302,12 +347,7 @@ class _ScaleAppend(ScaleBuild):
         low, width = model.ranges
         energy = float((patches - torch.from_numpy(model.pca.mean)).square().flatten(1).sum(1).mean())
         left_out = 1 - float(np.square(y).sum(1).mean()) / energy if energy > 0 else 0.0
-        return {
-            "images": len(self._images),
-            "distance": _ratio(float(distance), self._old.mean_distance()),
-            "left_out": _ratio(left_out, 1 - model.pca.energy),
-            "clipped": round(float(((y < low) | (y > low + width)).mean()), 6),
-        }
+        return float(distance), left_out, float(((y < low) | (y > low + width)).mean())
 
 
 def _ratio(new: float, old: float) -> float | None:

@@ -7,6 +7,7 @@ so that no more than some lists are in memory. The bytes are those that FAISS wo
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ID_BYTES", "empty_index", "lists_offset", "write_index"]
 
 ID_BYTES = 8
+PIECE_BYTES = 8 << 20
 NO_LISTS = b"il00"  # how FAISS ends an index without lists
 
 
@@ -60,7 +62,8 @@ def write_index(
     sizes : array of int, shape (lists,)
         Length of each list.
     buckets : iterator of Bucket
-        The members, list by list, as `Shards.merged` gives them.
+        The members, list by list, as `Shards.merged` gives them. Of a list that comes in parts, ids wait in
+        a temporary file until its codes are written.
     """
     faiss = require_faiss()
     index.replace_invlists(None, False)
@@ -74,11 +77,24 @@ def write_index(
     )
     out.write(head)
     checksums = np.zeros(len(sizes), np.uint32)
-    for bucket in buckets:
-        for c, ids, codes in bucket.lists():
-            checksums[c] = crc32c(ids, crc32c(codes))
-            out.write(codes)
-            out.write(ids)
+    with tempfile.TemporaryFile(dir=out.folder) as waiting:
+        for bucket in buckets:
+            for c, ids, codes in bucket.lists():
+                checksums[c] = crc32c(codes, int(checksums[c]))
+                out.write(codes)
+                if len(ids) < sizes[c]:
+                    waiting.write(ids.data)
+                    if waiting.tell() < ID_BYTES * sizes[c]:
+                        continue
+                    waiting.seek(0)
+                    while piece := waiting.read(PIECE_BYTES):
+                        checksums[c] = crc32c(piece, int(checksums[c]))
+                        out.write(piece)
+                    waiting.seek(0)
+                    waiting.truncate()
+                else:
+                    checksums[c] = crc32c(ids, int(checksums[c]))
+                    out.write(ids)
     return crc32c(head), checksums
 
 

@@ -68,12 +68,16 @@ class ScaleModel:
             read("code_ranges"),
         )
 
-    def encode(self, pixels: Tensor, geometry: Geometry) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def encode(
+        self, pixels: Tensor, geometry: Geometry, images: np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield lists and codes of the patches of images, some images at a time.
 
         Parameters
         ----------
         pixels : Tensor, shape (N, H, W, C), uint8
+        images : array of int, shape (n,)
+            Numbers of those that are wanted.
 
         Yields
         ------
@@ -84,7 +88,7 @@ class ScaleModel:
         array of uint8, shape (n, dims)
             Their codes.
         """
-        for start, stop, vectors in project_all(pixels, geometry, self.pca, self.lists.device):
+        for start, stop, vectors in project_all(pixels, geometry, self.pca, self.lists.device, images):
             assigned = self.lists.assign(vectors, np.tile(geometry.train_classes, stop - start))
             yield stop, assigned, self.codes(vectors.cpu().numpy())
 
@@ -107,13 +111,17 @@ def fit_ranges(sample: np.ndarray) -> np.ndarray:
 
 
 def project_all(
-    pixels: Tensor, geometry: Geometry, pca: PCA, device: torch.device
+    pixels: Tensor, geometry: Geometry, pca: PCA, device: torch.device, images: np.ndarray
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield images [start, stop) and the projections of their patches, (n, dims) float32 on the device."""
+    """Yield the projections of the patches of some images, (n, dims) float32 on the device.
+
+    With each come the places [start, stop) in `images` of those whose patches they are.
+    """
     height, width = geometry.size
     # An image in flight: padded pixels, projections in two layouts, and their codes.
     per_image = 4 * (4 * height * width * pixels.shape[3] + 4 * geometry.patches_per_image * pca.dims)
     step = max(1, CHUNK_BYTES // per_image)
-    for start in range(0, len(pixels), step):
-        tile = to_unit(pixels[start : start + step].to(device).permute(0, 3, 1, 2))
+    for start in range(0, len(images), step):
+        some = torch.from_numpy(images[start : start + step])
+        tile = to_unit(pixels[some].to(device).permute(0, 3, 1, 2))
         yield start, start + len(tile), pca.project_images(tile, geometry)

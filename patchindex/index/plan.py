@@ -23,7 +23,7 @@ from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.windows import gather_patches
 
-__all__ = ["PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_build"]
+__all__ = ["PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_append", "plan_build"]
 
 OVERHEAD_BYTES = 16 << 10  # metadata and file headers of a group of the store
 PCA_SAMPLE = 20_000  # patches
@@ -91,11 +91,13 @@ def plan_build(
     pca_dims: int | None = None,
     lists: int | None = None,
     memory: int | None = None,
+    beside: Sequence[int] = (),
 ) -> tuple[BuildPlan, LocalitySchedule | None]:
     """Check a build's settings and forecast it; the arguments are those of `build_index`.
 
-    With `memory`, in bytes, a scale whose lists would take more to train gets half as many, or a quarter, and
-    so on down to 1 024. The plan may need more than that all the same: the caller compares.
+    `beside` are scales that the store has already. With `memory`, in bytes, a scale whose lists would take
+    more to train gets half as many, or a quarter, and so on down to 1 024. The plan may need more than that
+    all the same: the caller compares.
 
     Returns
     -------
@@ -111,9 +113,11 @@ def plan_build(
     n, height, width, channels = source.shape
     schedule = None if locality is None else LocalitySchedule.of(locality)
     for name, value in (("pca_dims", pca_dims), ("lists", lists)):
-        if value is not None and value < 1:
+        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
             raise InputError(
-                f"must be at least 1, got {value}", where=name, remedy="leave it out for the default"
+                f"must be an integer of at least 1, got {value!r}",
+                where=name,
+                remedy="leave it out for the default",
             )
     if isinstance(scales, int):
         scales = [scales]
@@ -126,8 +130,8 @@ def plan_build(
             f"{machine} needs them", where="scales", remedy="give scales such as 3,5,7, or a locality"
         )
     if schedule is not None and scales is not None:
-        schedule = schedule.nearest(wanted)
-    labels = 0 if source.labels is None else len(np.unique(source.labels))
+        schedule = schedule.nearest(sorted({*wanted, *beside}))
+    labels = _label_count(source)
     indexed = [g for g in geometries if not g.is_exact]
     survey = None if pca_dims or not indexed else _survey(source)
     planned = []
@@ -138,24 +142,62 @@ def plan_build(
         if survey is not None:
             noise = noise_levels(geometry.k, schedule)[0]
             dims = fit_pca(_patches(survey, geometry), noise=noise).dims
-        scale = _plan_scale(geometry, n, channels, labels, dims, goal)
+        scale = _plan_scale(geometry, source, labels, dims, goal)
         while lists is None and memory is not None and scale.memory_bytes > memory and goal > FEWEST_LISTS:
             goal = max(FEWEST_LISTS, goal // 2)
-            scale = _plan_scale(geometry, n, channels, labels, dims, goal)
+            scale = _plan_scale(geometry, source, labels, dims, goal)
         planned.append(scale)
-    # An image has its number in the source and its label beside it; the labels are listed once more.
-    images_bytes = n * (height * width * channels + 16) + 32 * labels + OVERHEAD_BYTES
-    plan = BuildPlan(machine, train_windows, source.shape, images_bytes, tuple(planned))
+    plan = BuildPlan(machine, train_windows, source.shape, _images_bytes(source, labels), tuple(planned))
     return plan, schedule
 
 
-def _plan_scale(
-    geometry: Geometry, images: int, channels: int, labels: int, dims: int, goal: int
+def plan_append(
+    source: ImageSource, machine: str, train_windows: str, scales: Sequence[tuple[Geometry, int, int]]
+) -> BuildPlan:
+    """Forecast a store of all images of a source that has been trained for some of them.
+
+    Parameters
+    ----------
+    source : ImageSource
+    machine, train_windows : str
+    scales : sequence of (Geometry, int, int)
+        With code size and number of lists of each.
+    """
+    labels = _label_count(source)
+    planned = [
+        _forecast(geometry, source, labels, dims, lists, lists, trained=True)
+        for geometry, dims, lists in scales
+    ]
+    return BuildPlan(machine, train_windows, source.shape, _images_bytes(source, labels), tuple(planned))
+
+
+def _label_count(source: ImageSource) -> int:
+    return 0 if source.labels is None else len(np.unique(source.labels))
+
+
+def _images_bytes(source: ImageSource, labels: int) -> int:
+    n, height, width, channels = source.shape
+    # An image has its number in the source and its label beside it; the labels are listed once more.
+    return n * (height * width * channels + 16) + 32 * labels + OVERHEAD_BYTES
+
+
+def _plan_scale(geometry: Geometry, source: ImageSource, labels: int, dims: int, goal: int) -> ScalePlan:
+    by_class = len(source) * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
+    return _forecast(geometry, source, labels, dims, goal, int(list_counts(by_class, goal).sum()))
+
+
+def _forecast(
+    geometry: Geometry,
+    source: ImageSource,
+    labels: int,
+    dims: int,
+    goal: int,
+    n_lists: int,
+    trained: bool = False,
 ) -> ScalePlan:
+    images, _, _, channels = source.shape
     patches = images * geometry.patches_per_image
     pixels = geometry.k**2 * channels
-    by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
-    n_lists = int(list_counts(by_class, goal).sum())
     # A list has its centroid in the FAISS file and beside it, a mean and variances, its length, and a count a
     # label; there are fewer cells than lists, each with a centroid and a bound.
     a_list = 5 * 4 * dims + 8 * (2 + max(labels, 1))
@@ -165,15 +207,16 @@ def _plan_scale(
     an_image = geometry.patches_per_image * (dims + ID_BYTES)
     a_shard = min(max(an_image, shard_bytes(images * an_image)), images * an_image)
     shards = -(-images // (a_shard // an_image))
-    scratch = patches * (dims + ID_BYTES) + shards * (4 * n_lists + OVERHEAD_BYTES)
+    # Ids of a list that is larger than what is merged at a time wait beside its codes: at worst all of them.
+    scratch = patches * (dims + 2 * ID_BYTES) + shards * (4 * n_lists + OVERHEAD_BYTES)
     # Training holds a sample with copies of a class and of a cell, and the covariance of patches; encoding a
     # shard, and that in order; merging as much of all shards, while exact sums of all lists grow.
     sample = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims
-    training = 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
-    # Centroids are held in tiles once more.
-    memory = (
-        max(training, 3 * a_shard + 16 * n_lists * dims) + n_lists * (a_list + 8 * dims) + 2 * CHUNK_BYTES
-    )
+    training = 0 if trained else 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
+    # Centroids are held in tiles once more, and counts by label are copied as they are written; of a store
+    # that is appended to, two scales are open.
+    held = n_lists * ((3 if trained else 1) * a_list + 8 * dims + 16 * labels)
+    memory = max(training, 3 * a_shard + 16 * n_lists * dims) + held + 2 * CHUNK_BYTES
     return ScalePlan(geometry.k, patches, goal, n_lists, dims, stored, scratch, memory)
 
 

@@ -58,6 +58,7 @@ class RawWriter:
         self._dtype, self._shape = np.dtype(dtype).newbyteorder("<"), shape
         self._checksum = google_crc32c.Checksum()
         self._bytes = 0
+        self.folder = group
         path = raw_path(group, name, 1 + len(shape))
         path.parent.mkdir(parents=True)
         self._file = path.open("wb")

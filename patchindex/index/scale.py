@@ -142,11 +142,17 @@ class ScaleIndex:
         """Yield number, patch ids, int64 (n,), and codes, uint8 (n, dims), of lists lo to hi - 1."""
         sizes = self.list_sizes()
         for c in range(lo, len(sizes) if hi is None else hi):
-            n = int(sizes[c])
-            self._check_lists(np.array([c]))
-            whole = self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]
-            codes, ids = np.split(whole, [n * self.pca.dims])
-            yield c, np.frombuffer(ids.tobytes(), "<i8"), codes.reshape(n, self.pca.dims)
+            yield c, *self.part(c, 0, int(sizes[c]))
+
+    def part(self, c: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return patch ids, int64 (n,), and codes, uint8 (n, dims), of some members of list c."""
+        self._check_lists(np.array([c]))
+        whole = self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]
+        codes, ids = np.split(whole, [len(whole) // (self.pca.dims + ID_BYTES) * self.pca.dims])
+        return (
+            np.frombuffer(ids[ID_BYTES * start : ID_BYTES * stop].tobytes(), "<i8"),
+            codes.reshape(-1, self.pca.dims)[start:stop],
+        )
 
     def _check_lists(self, lists: np.ndarray) -> None:
         """Compare lists with their checksums, those that were not before.

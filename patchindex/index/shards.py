@@ -2,7 +2,8 @@
 
 A shard is one file, written under another name and renamed when it is whole, with a checksum at its end. So
 it can be made by any process, and what a build that was killed has left can be told from what it has not. All
-shards of a scale are merged list by list, which takes the memory of some lists at a time.
+shards of a scale are merged list by list, which takes the memory of some lists at a time, or of a part of
+one: where many patches are alike, most of them are in one list.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from patchindex.errors import StoreError
 from patchindex.index.ivf import ID_BYTES
 
-__all__ = ["Bucket", "Shards", "Sorted", "shard_bytes"]
+__all__ = ["Bucket", "Part", "Shards", "Sorted", "shard_bytes"]
 
 SHARD_BYTES = 64 << 20
 PIECE_BYTES = 64 << 10  # of a shard for a bucket, at least: disks are slow with less
@@ -39,24 +40,28 @@ def shard_bytes(total: int) -> int:
     return max(SHARD_BYTES, math.isqrt(total * PIECE_BYTES))
 
 
+Part = tuple[np.ndarray, np.ndarray]  # ids, int64 (n,), and codes, uint8 (n, code bytes)
+
+
 class Sorted(Protocol):
     """Patches that are in order of their lists already."""
 
     def sizes(self) -> np.ndarray:
         """Return how many patches each list has: int64, shape (lists,)."""
 
-    def bucket(self, lo: int, hi: int) -> Bucket:
-        """Return the patches of lists lo to hi - 1."""
+    def part(self, c: int, start: int, stop: int) -> Part:
+        """Return some patches of list c, of which ids ascend."""
 
 
 class Bucket(NamedTuple):
-    """The patches of some neighbouring lists.
+    """The patches of some neighbouring lists, or some of one list.
 
     Attributes
     ----------
     first : int
         The first of these lists.
     sizes : array of int64, shape (lists,)
+        How many patches of each are here.
     ids : array of int64, shape (n,)
         List by list, ascending in each.
     codes : array of uint8, shape (n, code bytes)
@@ -68,7 +73,7 @@ class Bucket(NamedTuple):
     codes: np.ndarray
 
     def lists(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield the number, ids and codes of each list that is not empty."""
+        """Yield the number, ids and codes of each list that has some."""
         stops = np.cumsum(self.sizes)
         for i in np.flatnonzero(self.sizes):
             rows = slice(stops[i] - self.sizes[i], stops[i])
@@ -94,7 +99,7 @@ class Shards:
     Examples
     --------
     >>> import tempfile
-    >>> shards = Shards(Path(tempfile.mkdtemp()) / "shards", 4, 1, images=3, patches_per_image=1)
+    >>> shards = Shards(Path(tempfile.mkdtemp()), 4, 1, images=3, patches_per_image=1)
     >>> [shards.images(i) for i in range(len(shards))]
     [(0, 3)]
     >>> shards.write(0, np.array([2, 0, 2]), np.array([[1], [2], [3]], np.uint8), 0.0)
@@ -155,6 +160,11 @@ class Shards:
         codes : array of uint8, shape (n, code_bytes)
         seconds : float
             That it took to find them.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is no folder: it was not made yet, or all is merged.
         """
         order = np.argsort(lists, kind="stable")
         records = np.empty(len(lists), self._record)
@@ -163,7 +173,6 @@ class Shards:
         records["code"] = codes[order]
         head = np.zeros(1, self._head)
         head["seconds"], head["sizes"] = seconds, np.bincount(lists, minlength=self._lists)
-        self.folder.mkdir(parents=True, exist_ok=True)
         # Where several processes make the same shard, each has a file of its own until one is whole.
         unfinished = self.folder / f"{uuid.uuid4().hex}.tmp"
         checksum = google_crc32c.Checksum()
@@ -205,24 +214,32 @@ class Shards:
         return found
 
     def merged(self, others: Sorted | None = None) -> Iterator[Bucket]:
-        """Yield all patches list by list, some neighbouring lists at a time; and others with them."""
+        """Yield all patches list by list, and others with them: no more at a time than a bucket holds."""
         total = self.sizes() if others is None else self.sizes() + others.sizes()
         before = np.cumsum(total) * self._record.itemsize
         at = [self._head.itemsize] * len(self)  # where the next list begins in each shard
         lo = 0
         while lo < self._lists:
             full = (before[lo - 1] if lo else 0) + self._bytes
-            hi = max(lo + 1, int(np.searchsorted(before, full, "right")))
+            hi = int(np.searchsorted(before, full, "right"))
+            if hi == lo:
+                yield from self._in_parts(lo, at, others)
+                lo += 1
+                continue
             sizes = [self._sizes(i, lo, hi) for i in range(len(self))]
             pieces = []
             for i, own in enumerate(sizes):
                 pieces.append(self._read(i, at[i], self._record, int(own.sum())))
                 at[i] += pieces[i].nbytes
             if others is not None:
-                more = others.bucket(lo, hi)
-                sizes.append(more.sizes)
-                pieces.append(np.empty(len(more.ids), self._record))
-                pieces[-1]["id"], pieces[-1]["code"] = more.ids, more.codes
+                more = others.sizes()[lo:hi]
+                sizes.append(more)
+                pieces.append(np.empty(int(more.sum()), self._record))
+                filled = np.cumsum([0, *more])
+                for c, start, stop in zip(range(lo, hi), filled, filled[1:], strict=False):
+                    pieces[-1]["id"][start:stop], pieces[-1]["code"][start:stop] = others.part(
+                        c, 0, int(stop - start)
+                    )
             records = np.concatenate(pieces)
             del pieces
             lists = np.concatenate([np.repeat(np.arange(hi - lo), own) for own in sizes])
@@ -233,7 +250,46 @@ class Shards:
             yield Bucket(lo, np.stack(sizes).sum(0, dtype=np.int64), ids, codes)
             lo = hi
 
+    def _in_parts(self, c: int, at: list[int], others: Sorted | None) -> Iterator[Bucket]:
+        """Yield a list that is larger than a bucket, and move on behind it in each shard."""
+        step = max(1, self._bytes // (2 * self._record.itemsize))
+
+        def own() -> Iterator[Part]:
+            for i in range(len(self)):
+                left = int(self._sizes(i, c, c + 1)[0])
+                while left:
+                    records = self._read(i, at[i], self._record, min(left, step))
+                    at[i] += records.nbytes
+                    left -= len(records)
+                    yield records["id"].copy(), records["code"].copy()
+
+        def old() -> Iterator[Part]:
+            n = 0 if others is None else int(others.sizes()[c])
+            for start in range(0, n, step):
+                yield others.part(c, start, min(start + step, n))  # type: ignore[union-attr]
+
+        for ids, codes in _merged(own(), old()):
+            yield Bucket(c, np.array([len(ids)]), ids, codes)
+
     def remove(self) -> None:
         """Remove the folder."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+def _merged(first: Iterator[Part], second: Iterator[Part]) -> Iterator[Part]:
+    """Merge two sequences of parts, in each of which ids ascend."""
+    a, b = next(first, None), next(second, None)
+    while a is not None and b is not None:
+        last = min(a[0][-1], b[0][-1])
+        to_a, to_b = (int(np.searchsorted(ids, last, "right")) for ids, _ in (a, b))
+        ids = np.concatenate([a[0][:to_a], b[0][:to_b]])
+        codes = np.concatenate([a[1][:to_a], b[1][:to_b]])
+        order = np.argsort(ids, kind="stable")
+        yield ids[order], codes[order]
+        a = (a[0][to_a:], a[1][to_a:]) if to_a < len(a[0]) else next(first, None)
+        b = (b[0][to_b:], b[1][to_b:]) if to_b < len(b[0]) else next(second, None)
+    for part, rest in ((a, first), (b, second)):
+        if part is not None:
+            yield part
+        yield from rest

@@ -20,6 +20,7 @@ import torch
 import zarr
 from filelock import FileLock
 
+from patchindex.errors import PatchIndexError
 from patchindex.index.checksums import write_manifest
 from patchindex.index.ivf import empty_index, write_index
 from patchindex.index.model import ScaleModel
@@ -27,7 +28,7 @@ from patchindex.index.raw import RawWriter, open_raw
 from patchindex.index.scale import FAISS_ARRAY
 from patchindex.index.shards import Shards, Sorted
 from patchindex.index.statistics import CodeMoments, code_ranges
-from patchindex.index.store import scale_group
+from patchindex.index.store import attributes_of, scale_group
 from patchindex.index.train import Progress, train_scale
 from patchindex.patches import Geometry
 
@@ -49,6 +50,8 @@ class ScaleBuild:
         As for `train_scale`; of no account once it is trained.
     device : torch.device
         Where lists are trained and patches assigned to them.
+    of : str
+        Which build it is part of: what another one has left is not gone on with.
     images : array of int, optional
         Numbers of the images that are to be encoded, ascending; by default all.
     """
@@ -61,10 +64,11 @@ class ScaleBuild:
         lists: int,
         seed: int,
         device: torch.device,
+        of: str,
         images: np.ndarray | None = None,
     ) -> None:
-        self._made_of = (root, geometry, dims, lists, seed, device, images)
-        self.k, self.device = geometry.k, device
+        self._made_of = (root, geometry, dims, lists, seed, device, of, images)
+        self.k, self.device, self._of = geometry.k, device, of
         self._geometry, self._dims, self._goal, self._seed = geometry, dims, lists, seed
         group = zarr.open_group(root, mode="r")
         self._pixels = torch.from_numpy(open_raw(root, "images"))
@@ -84,30 +88,51 @@ class ScaleBuild:
 
     @property
     def _attributes(self) -> dict[str, Any]:
-        if not (self._folder / "zarr.json").exists():
-            return {}
-        return dict(zarr.open_group(self._folder, mode="r").attrs)
+        found = attributes_of(self._folder)
+        if found.get("of") != self._of:
+            raise PatchIndexError(
+                "is not of this build, or of none any more",
+                where=self._folder,
+                remedy="start the build again",
+            )
+        return found
 
     def _done(self, stage: str) -> bool:
         return stage in self._attributes.get("seconds", {})
+
+    def begin(self) -> None:
+        """Make the folder that stages work in, or go on in it; only who holds the store's lock does this.
+
+        No other stage makes the folder. So one that goes on when its build has ended, on a worker that its
+        cluster or its user has given up, finds that it is of no use, and does no harm.
+        """
+        with self._alone():
+            if self.finished or attributes_of(self._folder).get("of") == self._of:
+                return
+            if self._folder.exists():
+                shutil.rmtree(self._folder)
+            zarr.open_group(self._folder, mode="w", attributes={"of": self._of})
+            sync(self._folder)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other processes from a stage: one that a cluster has given up may be alive, and at it."""
         lock = self._root.with_name(f"{self._root.name}.k{self.k:03d}.lock")
         with FileLock(lock):
-            yield
-            lock.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
 
     def train(self, progress: Progress | None = None) -> None:
         """Find components and lists; nothing to do where that is done."""
         with self._alone():
             if self.finished or self._done("train"):
                 return
-            shutil.rmtree(self._folder, ignore_errors=True)
             model, facts = self._train(progress)
-            group = zarr.open_group(self._folder, mode="w")
-            model.save(group)
+            self._done("train")  # the folder is still that of this build
+            model.save(zarr.open_group(self._folder, mode="r+"))
+            self.shards_folder.mkdir(exist_ok=True)
             sync(self._folder)
             self._record(facts)
 
@@ -126,10 +151,15 @@ class ScaleBuild:
         return ScaleModel.load(zarr.open_group(self._folder, mode="r"), self.device)
 
     @property
+    def shards_folder(self) -> Path:
+        """Where shards are, from when the scale is trained to when they are merged."""
+        return self._folder / SHARDS
+
+    @property
     def shards(self) -> Shards:
         """The shards, once the scale is trained."""
         return Shards(
-            self._folder / SHARDS, self._attributes["lists"], self._attributes["pca_dims"],
+            self.shards_folder, self._attributes["lists"], self._attributes["pca_dims"],
             images=self._images, patches_per_image=self._geometry.patches_per_image,
         )  # fmt: skip
 
@@ -144,8 +174,9 @@ class ScaleBuild:
         n = (stop - start) * self._geometry.patches_per_image
         lists, codes = np.empty(n, np.int32), np.empty((n, self._model.pca.dims), np.uint8)
         filled = 0
-        pixels = self._pixels[torch.from_numpy(self._images[start:stop])]
-        for done, assigned, encoded in self._model.encode(pixels, self._geometry):
+        for done, assigned, encoded in self._model.encode(
+            self._pixels, self._geometry, self._images[start:stop]
+        ):
             rows = slice(filled, filled + len(assigned))
             lists[rows], codes[rows] = assigned, encoded
             filled = rows.stop
@@ -164,13 +195,14 @@ class ScaleBuild:
             write_manifest(self._folder)
             sync(self._folder)
             self._folder.rename(self._final)
+            sync_file(self._final.parent)
 
     def _merge(self, progress: Progress | None) -> None:
         began = time.perf_counter()
         shards, per_image = self.shards, self._geometry.patches_per_image
         others = self._others()
         sizes = shards.sizes() if others is None else shards.sizes() + others.sizes()
-        group = zarr.open_group(self._folder, mode="a")
+        group = zarr.open_group(self._folder, mode="r+")
         index = empty_index(self._model.lists.centroids, self._model.ranges)
         moments = CodeMoments(len(sizes), self._model.pca.dims)
         label_of = (
@@ -186,7 +218,7 @@ class ScaleBuild:
                 flat = label_of[bucket.ids // per_image] * len(bucket.sizes) + lists
                 counts = np.bincount(flat, minlength=len(by_label) * len(bucket.sizes))
                 stop = bucket.first + len(bucket.sizes)
-                by_label[:, bucket.first : stop] = counts.reshape(len(by_label), -1)
+                by_label[:, bucket.first : stop] += counts.reshape(len(by_label), -1)
                 yield bucket
                 if progress is not None:
                     progress(f"k={self.k} merging lists", stop, len(sizes))
@@ -208,8 +240,9 @@ class ScaleBuild:
 
     def _record(self, facts: dict[str, Any]) -> None:
         """Write down what a stage found: with this it is done."""
-        zarr.open_group(self._folder, mode="a").attrs.update(facts)
+        zarr.open_group(self._folder, mode="r+").attrs.update(facts)
         sync_file(self._folder / "zarr.json")
+        sync_file(self._folder)
 
 
 def sync(folder: Path) -> None:

@@ -12,6 +12,8 @@ from patchindex.index.shards import Bucket
 
 __all__ = ["CodeMoments", "code_ranges"]
 
+SUMMED_AT_ONCE = 4096  # codes
+
 
 def code_ranges(index: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return lowest value and step of each dimension: a code q stands for `low + (q + 1/2) step`.
@@ -40,10 +42,11 @@ class CodeMoments:
         """Pass on patches in order of their lists, counting them in."""
         for bucket in buckets:
             for c, _, codes in bucket.lists():
-                exact = codes.astype(np.float64)  # integers below 2^53
-                self.count[c] += len(exact)
-                self.sums[c] += exact.sum(0)
-                self.squares[c] += np.einsum("nd,nd->d", exact, exact)
+                self.count[c] += len(codes)
+                for start in range(0, len(codes), SUMMED_AT_ONCE):
+                    exact = codes[start : start + SUMMED_AT_ONCE].astype(np.float64)  # integers below 2^53
+                    self.sums[c] += exact.sum(0)
+                    self.squares[c] += np.einsum("nd,nd->d", exact, exact)
             yield bucket
 
     def decoded(self, low: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 store.zarr/
   zarr.json           attributes: machine, scales, settings, provenance, fingerprint
+  settings.json       what it was built with, with a checksum of its own
   manifest.json       size and checksum of all files but those of scales, with a checksum of its own
   images/             uint8 (N, H, W, C) in label order, one raw file
   image_checksums/    uint32, of blocks of images
@@ -32,7 +33,7 @@ import zarr
 from patchindex.backends import resolve_device
 from patchindex.errors import InputError, SourceNotFoundError, StoreError
 from patchindex.images import open_images
-from patchindex.index.checksums import REMEDY, check_small_files, crc32c, image_block
+from patchindex.index.checksums import MANIFEST, REMEDY, check_small_files, crc32c, image_block
 from patchindex.index.raw import open_raw
 from patchindex.index.remote import Remote, is_url
 from patchindex.index.scale import ScaleIndex
@@ -40,10 +41,21 @@ from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule
 from patchindex.training import TrainingImages
 
-__all__ = ["FORMAT_VERSION", "PatchIndex", "open_index", "scale_group", "scales_of", "tree_bytes"]
+__all__ = [
+    "FORMAT_VERSION",
+    "PatchIndex",
+    "attributes_of",
+    "open_index",
+    "replaced_path",
+    "scale_group",
+    "scales_of",
+    "tree_bytes",
+]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SCALES_HELD = 2  # open at a time
+# What zarr raises for a zarr.json that is no such thing.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, zarr.errors.BaseZarrError)
 
 
 def scales_of(path: Path) -> list[int]:
@@ -91,8 +103,17 @@ def open_index(
         path = remote.fetch()
     path = Path(path)
     if not path.exists():
-        raise SourceNotFoundError("no such store", where=path, remedy="check the path, or build it first")
+        replaced = replaced_path(path)
+        raise SourceNotFoundError(
+            "no such store",
+            where=path,
+            remedy=f"a build was ended while it replaced {replaced.name}: give it again with resume=True"
+            if replaced.exists()
+            else "check the path, or build it first",
+        )
     attributes = read_attributes(path)
+    if attributes is None and (path / MANIFEST).is_file():
+        raise StoreError("says nothing of itself: zarr.json is damaged", where=path, remedy=REMEDY)
     if attributes is None:
         raise InputError(
             "not a patchindex store", where=path, remedy="give a folder made by patchindex build"
@@ -115,11 +136,24 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
         found = zarr.open_group(path, mode="r").attrs.get("patchindex")
     except (zarr.errors.ContainsArrayError, zarr.errors.NodeTypeValidationError):
         return None  # an array: images, not a store
-    except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
+    except UNREADABLE as error:
         raise StoreError(
             f"zarr.json cannot be read ({error})", where=path, remedy="build the store again"
         ) from error
     return found if isinstance(found, dict) else None
+
+
+def attributes_of(folder: Path) -> dict[str, Any]:
+    """Return the attributes of a group that is being built; none where it is not there, or not whole."""
+    try:
+        return dict(zarr.open_group(folder, mode="r").attrs)
+    except (FileNotFoundError, *UNREADABLE):
+        return {}
+
+
+def replaced_path(path: Path) -> Path:
+    """Return what a store is called for the moment in which another takes its place."""
+    return path.with_name(path.name + ".replaced")
 
 
 class PatchIndex:

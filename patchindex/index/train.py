@@ -104,10 +104,10 @@ def _training_sample(
     by_class = np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     share = (counts * TRAINING_PATCHES_A_LIST / (len(pixels) * by_class)).max()
     n_images = min(len(pixels), max(LEAST_IMAGES, math.ceil(SPREAD * share * len(pixels))))
-    images = pixels[torch.from_numpy(np.sort(rng.choice(len(pixels), n_images, replace=False)))]
+    images = np.sort(rng.choice(len(pixels), n_images, replace=False))
     chance = np.minimum(1, counts * TRAINING_PATCHES_A_LIST / (n_images * by_class))[geometry.train_classes]
     vectors, classes = [], []
-    for start, stop, projected in project_all(images, geometry, pca, device):
+    for start, stop, projected in project_all(pixels, geometry, pca, device, images):
         kept = np.flatnonzero(rng.random((stop - start, len(chance))) < chance)
         vectors.append(projected[torch.from_numpy(kept).to(device)].cpu().numpy())
         classes.append(geometry.train_classes[kept % len(chance)])

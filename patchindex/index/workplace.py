@@ -1,4 +1,8 @@
-"""Where a build works: a folder beside the store, held by a lock, moved into place when all is whole."""
+"""Where a build works: a folder beside the store, held by a lock, moved into place when all is whole.
+
+`<store>.building` is the folder and `<store>.building.lock` the lock. While a store takes the place of
+another, that one is called `<store>.replaced` for a moment.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +17,65 @@ from typing import Any
 import zarr
 from filelock import FileLock, Timeout
 
-from patchindex.errors import InputError, OutputExistsError, PatchIndexError
+from patchindex.errors import InputError, OutputExistsError, PatchIndexError, StoreError
+from patchindex.index.checksums import read_sealed, write_sealed
 from patchindex.index.plan import BuildPlan
-from patchindex.index.store import read_attributes, tree_bytes
+from patchindex.index.remote import is_url
+from patchindex.index.stages import sync, sync_file
+from patchindex.index.store import attributes_of, read_attributes, replaced_path, scales_of, tree_bytes
 
 __all__ = [
     "IMAGES",
+    "SETTINGS",
     "building",
     "check_memory",
+    "check_no_other",
     "check_output",
     "check_space",
+    "check_writable",
+    "failing_disk",
     "free_bytes",
     "has_images",
-    "is_begun",
     "locked",
     "move_into_place",
+    "real_path",
+    "same_settings",
 ]
 
-# Attributes of the folder: the settings of the build, and whether the images are written.
-SETTINGS, IMAGES = "building", "images_written"
+SETTINGS = "settings.json"  # of the build, sealed: with it a folder is an unfinished build or a store
+IMAGES = "images_written"  # attribute: all of them are
+# What is the same whatever it is called, and tells more: the images themselves are compared.
+NOT_COMPARED = ("source",)
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return where a store is or will be, whatever way leads there: it has one lock.
+
+    Raises
+    ------
+    InputError
+        When that is not on a disk of this machine.
+    """
+    if is_url(path):
+        raise InputError("is a URL", where=path, remedy="build on a local disk, and copy it there")
+    return Path(os.path.realpath(path))
 
 
 def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: bool) -> bool:
     """Say whether the store is finished already; refuse to touch what is in the way."""
     unfinished = _building_path(path)
+    begun = _begun(unfinished)
     if path.exists():
         found = read_attributes(path) if path.is_dir() else None
-        interrupted_overwrite = overwrite and unfinished.exists()
+        interrupted_overwrite = overwrite and begun is not None
         if resume and found is not None and not interrupted_overwrite:
-            _check_settings(found["settings"], settings, path)
-            return True
+            # Scales may have been added to it.
+            held = {"scales": [k for k in settings["scales"] if k in scales_of(path)]}
+            different = _different(found["settings"] | held, settings)
+            if not different:
+                return True
+            if not overwrite:
+                raise _of_other_settings(path, different)
         if not overwrite:
             raise OutputExistsError(
                 "exists already", where=path, remedy="use another path, or overwrite=True"
@@ -51,13 +84,12 @@ def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: 
             raise OutputExistsError(
                 "exists and is not a patchindex store", where=path, remedy="use another path"
             )
-    parent = _existing_parent(path)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError("cannot write there", where=parent, remedy="use a folder that you may write to")
-    if unfinished.exists():
-        if resume:
-            _check_settings(_building_settings(unfinished), settings, unfinished)
-        elif not overwrite:
+    check_writable(path)
+    if begun is not None:
+        different = _different(begun, settings)
+        if resume and different:
+            raise _of_other_settings(unfinished, different)
+        if not resume and not overwrite:
             raise OutputExistsError(
                 "an unfinished build is there",
                 where=unfinished,
@@ -66,13 +98,22 @@ def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: 
     return False
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a store in a folder that cannot be written to."""
+    parent = _existing_parent(path)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError("cannot write there", where=parent, remedy="use a folder that you may write to")
+
+
 def _existing_parent(path: Path) -> Path:
     return next(parent for parent in path.parents if parent.exists())
 
 
 def free_bytes(path: Path) -> int:
     """Return what a build at this path may take of its disk: what is free, and what an unfinished one has."""
-    return shutil.disk_usage(_existing_parent(path)).free + tree_bytes(_building_path(path))
+    path = real_path(path)
+    unfinished = [_building_path(path), *(path / "scales").glob("*.tmp")]
+    return shutil.disk_usage(_existing_parent(path)).free + sum(map(tree_bytes, unfinished))
 
 
 def check_memory(plan: BuildPlan, budget: int) -> None:
@@ -97,67 +138,129 @@ def check_space(path: Path, plan: BuildPlan) -> None:
         )
 
 
-def _check_settings(found: dict[str, Any], settings: dict[str, Any], where: Path) -> None:
-    different = sorted(key for key in settings if found.get(key) != settings[key])
-    if different:
-        raise InputError(
-            f"was built with other settings ({', '.join(different)})",
-            where=where,
-            remedy="give the same ones, or overwrite=True",
+def same_settings(found: Any, settings: Any) -> bool:
+    """Whether settings are the same but for what is called another way."""
+    return bool(_compared(found) == _compared(settings))
+
+
+def _different(found: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    compared, wanted = _compared(found), _compared(settings)
+    return sorted(key for key in wanted if compared.get(key) != wanted[key])
+
+
+def _compared(settings: Any) -> Any:
+    """Return settings without what need not be the same."""
+    if isinstance(settings, list):
+        return [_compared(entry) for entry in settings]
+    if isinstance(settings, dict):
+        return {key: _compared(value) for key, value in settings.items() if key not in NOT_COMPARED}
+    return settings
+
+
+def _of_other_settings(where: Path, different: list[str]) -> InputError:
+    return InputError(
+        f"was built with other settings ({', '.join(different)})",
+        where=where,
+        remedy="give the same ones, or overwrite=True",
+    )
+
+
+def check_no_other(path: Path, settings: dict[str, Any] | None = None) -> bool:
+    """Say whether an unfinished build with these settings is there; refuse to go on beside another one."""
+    folder = _building_path(path)
+    begun = _begun(folder)
+    if begun is None:
+        return False
+    different = [] if settings is None else _different(begun, settings)
+    if settings is None or different:
+        other = f" of other settings ({', '.join(different)})" if different else ""
+        raise OutputExistsError(
+            f"an unfinished build{other} is there",
+            where=folder,
+            remedy="go on with that (resume=True, and what it was given), or delete it",
         )
-
-
-def is_begun(path: Path) -> bool:
-    """Whether an unfinished build of a store is there."""
-    return _building_path(path).exists()
+    return True
 
 
 def _building_path(path: Path) -> Path:
     return path.with_name(path.name + ".building")
 
 
-def _building_settings(building: Path) -> dict[str, Any]:
-    if not (building / "zarr.json").is_file():
-        return {}
-    return dict(zarr.open_group(building, mode="r").attrs.get(SETTINGS, {}))  # type: ignore[arg-type]
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of an unfinished build; None where there is none that could be gone on with."""
+    try:
+        settings = read_sealed(folder / SETTINGS)
+    except (StoreError, NotADirectoryError):
+        return None
+    return settings if isinstance(settings, dict) and (folder / "zarr.json").exists() else None
 
 
 def has_images(folder: Path) -> bool:
     """Whether the images of a build are written, all of them."""
-    return bool(zarr.open_group(folder, mode="r").attrs.get(IMAGES, False))
+    return bool(attributes_of(folder).get(IMAGES, False))
 
 
 @contextmanager
 def building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
-    """Give the folder that a build works in, held by a lock: another builder is refused."""
+    """Give the folder that a build works in; only who holds the lock takes it."""
     folder = _building_path(path)
-    with locked(path, folder):
-        if folder.exists() and not resume:
-            if any(folder.iterdir()) and not _building_settings(folder):
-                raise OutputExistsError(
-                    "is in the way and no unfinished build", where=folder, remedy="use another path"
-                )
+    if folder.exists() and not (resume and _begun(folder) is not None):
+        # What the first moments of a build leave, or all of one that is not wanted.
+        ours = (folder / SETTINGS).exists() or all(
+            entry.name.startswith(("zarr.", SETTINGS)) for entry in folder.iterdir()
+        )
+        if not ours:
+            raise OutputExistsError(
+                "is in the way and no unfinished build", where=folder, remedy="use another path"
+            )
+        shutil.rmtree(folder)
+    if not folder.exists():
+        zarr.open_group(folder, mode="w")
+        write_sealed(folder / SETTINGS, settings)
+        sync(folder)
+        sync_file(folder.parent)
+    try:
+        yield folder
+    except InputError:
+        # Bad input that shows only when it is read, a damaged image say, leaves nothing behind either.
+        if not has_images(folder):
             shutil.rmtree(folder)
-        if not (folder / "zarr.json").exists():
-            zarr.open_group(folder, mode="w", attributes={SETTINGS: settings})
-        try:
-            yield folder
-        except InputError:
-            # Bad input that shows only when it is read, a damaged image say, leaves nothing behind either.
-            if not has_images(folder):
-                shutil.rmtree(folder)
-            raise
+        raise
 
 
 @contextmanager
-def locked(path: Path, folder: Path) -> Iterator[None]:
-    """Keep other builders from a store while one works in a folder; a disk that fails is told in one line."""
-    lock = FileLock(_building_path(path).with_name(_building_path(path).name + ".lock"), blocking=False)
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+def locked(path: Path) -> Iterator[None]:
+    """Keep other builders from a store, and put right what one that was killed has left while replacing it.
+
+    Raises
+    ------
+    InputError
+        When another holds it, or there can be no lock.
+    """
+    lock = Path(f"{_building_path(path)}.lock")
+    holder = FileLock(lock, blocking=False)
     try:
-        lock.acquire()
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        holder.acquire()
     except Timeout:
         raise InputError("another build of it is running", where=path, remedy="wait for it to end") from None
+    except OSError as error:
+        raise InputError(
+            f"cannot write there ({error.strerror})",
+            where=lock.parent,
+            remedy="use a folder that you may write to",
+        ) from error
+    try:
+        _settle(path)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        holder.release()
+
+
+@contextmanager
+def failing_disk(folder: Path) -> Iterator[None]:
+    """Tell in one line of a disk that fails while there is work in a folder."""
     try:
         yield
     except PatchIndexError:
@@ -169,9 +272,6 @@ def locked(path: Path, folder: Path) -> Iterator[None]:
             where=folder,
             remedy=f"{'free some' if full else 'mend that'}, and go on with resume=True",
         ) from error
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def move_into_place(folder: Path, path: Path, overwrite: bool) -> None:
@@ -182,9 +282,16 @@ def move_into_place(folder: Path, path: Path, overwrite: bool) -> None:
             raise OutputExistsError(
                 "appeared during the build", where=path, remedy="move it away, and go on with resume=True"
             )
-        replaced = path.with_name(f"{path.name}.replaced-{os.getpid()}")
-        path.rename(replaced)
-        folder.rename(path)
+        path.rename(replaced_path(path))
+    folder.rename(path)
+    sync_file(path.parent)
+    _settle(path)
+
+
+def _settle(path: Path) -> None:
+    """End what `move_into_place` began: the old store goes when the new one is there, else it comes back."""
+    replaced = replaced_path(path)
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
+    elif replaced.exists() and not _building_path(path).exists():
         shutil.rmtree(replaced)
-    else:
-        folder.rename(path)

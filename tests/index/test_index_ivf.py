@@ -27,6 +27,7 @@ def written(folder, vectors, assigned):
     index = empty_index(vectors[:LISTS], fit_ranges(vectors))
     sizes = np.bincount(assigned, minlength=LISTS)
     moments = CodeMoments(LISTS, DIMS)
+    (folder / "shards").mkdir()
     shards = Shards(folder / "shards", LISTS, DIMS, images=len(vectors), patches_per_image=1)
     shards.write(0, assigned, index.sq.compute_codes(vectors), 0.0)
     with RawWriter(folder, "faiss", "uint8") as out:
