@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from patchindex.backends import threads
-from patchindex.errors import InputError
+from patchindex.errors import InputError, StoreError
 from patchindex.estimators import Data, Query
 from patchindex.estimators.auto import DEEP_BYTES, FIRST_CELLS, together
 from patchindex.estimators.curve import DEEPER, MOVES, NearPoint, OperatingCurve, TopPoint
@@ -30,8 +30,9 @@ from patchindex.exact import expected_seconds, scan
 from patchindex.exact.members import Members
 from patchindex.exact.sampled import SampledScan
 from patchindex.index import PatchIndex, open_index
-from patchindex.index.checksums import CURVE, write_sealed
+from patchindex.index.checksums import CURVE
 from patchindex.index.store import scale_group
+from patchindex.index.workplace import locked, real_path
 from patchindex.machine import WORKING_MEMORY, ScoreMachine
 from patchindex.sampling import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
@@ -107,22 +108,39 @@ def calibrate(
     ['exact', 'images', 'least', 'near', 'scan', 'single', 'top', 'version']
     """
     index = open_index(store)
-    todo = [k for k in index.scales if overwrite or OperatingCurve.of(index.scale(k)) is None]
+    todo = _unmeasured(index, overwrite)
     if not todo:
         return index
     if not os.access(index.path / scale_group(todo[0]), os.W_OK):
         raise InputError(
             "cannot be written to", where=index.path, remedy="calibrate it where it can, or go without"
         )
-    with _threads(threads):
+    with _threads(threads), locked(real_path(index.path)):
+        index = open_index(store)
+        todo = _unmeasured(index, overwrite)
         clean = _draw(index, seed, partial(_tell, progress, "images to calibrate by"))
         for k in todo:
             betas = noise_levels(k, index.locality)
             betas = sorted({betas[0], betas[len(betas) // 2], betas[-1]})
             levels = _Levels(index, k, betas, clean, np.random.default_rng([seed, k]))
             curve = levels.measure(partial(_tell, progress, f"k = {k}: operating curve"))
-            write_sealed(index.path / scale_group(k) / CURVE, curve.as_dict())
+            index.scale(k).save_curve(curve.as_dict())
     return open_index(store)
+
+
+def _unmeasured(index: PatchIndex, overwrite: bool) -> list[int]:
+    """Return the scales that are to be measured."""
+    if not overwrite:
+        return [k for k in index.scales if OperatingCurve.of(index.scale(k)) is None]
+    for k in index.scales:
+        curve = index.path / scale_group(k) / CURVE
+        try:
+            index.scale(k)
+        except StoreError as error:
+            if error.where != curve:
+                raise
+            curve.unlink()  # a damaged one
+    return list(index.scales)
 
 
 def _tell(progress: Progress | None, stage: str, done: float) -> None:

@@ -14,7 +14,6 @@ from patchindex import calibration
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.estimators import auto
 from patchindex.estimators.curve import MOVES, NearPoint, OperatingCurve
-from patchindex.index.checksums import CURVE, write_sealed
 from patchindex.softmax import SoftmaxState
 
 NOTHING = (0.0,) * len(MOVES)
@@ -163,7 +162,7 @@ def test_estimators_choose_by_it(calibrated, monkeypatch, tmp_path):
     )
     measured = OperatingCurve.of(calibrated[0].scale(3)).top
     curve = OperatingCurve(300, 1e-2, 1e-2, 1e-1, 0.001, near, measured)
-    write_sealed(tmp_path / "s.zarr/scales/k003" / CURVE, curve.as_dict())
+    pi.open_index(tmp_path / "s.zarr").scale(3).save_curve(curve.as_dict())
     store = pi.open_index(tmp_path / "s.zarr")
     chosen = []
     real = auto.NearField

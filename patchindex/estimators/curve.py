@@ -14,6 +14,7 @@ import numpy as np
 
 from patchindex.errors import StoreError
 from patchindex.index import ScaleIndex
+from patchindex.index.scale import MEASURE_AGAIN
 
 __all__ = ["ATTRIBUTE", "DEEPER", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
 
@@ -138,7 +139,7 @@ class OperatingCurve:
             raise StoreError(
                 f"its operating curve is damaged ({error})",
                 where=scale.path,
-                remedy="measure it again: pi.calibrate(store, overwrite=True)",
+                remedy=MEASURE_AGAIN,
             ) from error
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Checksums of a store: crc32c of every file in sealed manifests, and of the pieces that sampling reads.
 
 A *sealed* file is JSON with the checksum of its content, written in one way only, so that any other byte in
-it shows. The manifest of a folder is one: it lists the size and checksum of every other file. Operating
-curves, which come later, are sealed by themselves.
+it shows. The manifest of a folder is one: it lists the size and checksum of every other file. What changes
+later is sealed by itself: operating curves, and the list of scales.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "IMAGE_BLOCK_BYTES",
     "MANIFEST",
     "REMEDY",
+    "SCALES",
     "check_small_files",
     "crc32c",
     "damage",
@@ -33,7 +34,8 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 CURVE = "operating_curve.json"
-SEALED = (MANIFEST, CURVE)
+SCALES = "scales.json"  # that a store has been given
+SEALED = (MANIFEST, CURVE, SCALES)
 # Arrays that are one raw file, which ends in the checksum of the rest; sampling checks pieces of them.
 LARGE = ("images/c/", "faiss/c/")
 PARTS = "scales"  # sub-folders of which each has its own manifest
@@ -109,7 +111,7 @@ def _files(folder: Path) -> Iterator[str]:
         if at == Path(PARTS):
             folders.clear()
         for file in files:
-            if file.removesuffix(".tmp") not in SEALED:
+            if at != Path() or file.removesuffix(".tmp") not in SEALED:
                 yield (at / file).as_posix()
 
 

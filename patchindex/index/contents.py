@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,9 +16,10 @@ import zarr
 
 from patchindex.backends import require_faiss
 from patchindex.images import ImageSource
-from patchindex.index.checksums import crc32c, image_block, write_manifest
+from patchindex.index.checksums import SCALES, crc32c, image_block, write_manifest, write_sealed
 from patchindex.index.model import CHUNK_BYTES
-from patchindex.index.raw import RawWriter
+from patchindex.index.raw import RawWriter, raw_checksum
+from patchindex.index.scale import FAISS_ARRAY
 from patchindex.index.stages import ScaleBuild, sync, sync_file
 from patchindex.index.store import FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.train import Progress
@@ -79,10 +79,10 @@ def finish(
 ) -> None:
     """Write down what the store is; with this it is one."""
     scales = scales_of(folder)
-    arrays = [folder / "images", *(folder / scale_group(k) for k in scales)]
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for array in arrays:
-        fingerprint.update(_file_checksum(array))
+    fingerprint.update(raw_checksum(folder, "images").encode())
+    for k in scales:
+        fingerprint.update(raw_checksum(folder / scale_group(k), FAISS_ARRAY).encode())
     attributes = {
         "format": FORMAT_VERSION,
         "fingerprint": fingerprint.hexdigest()[:16],
@@ -100,20 +100,8 @@ def finish(
     }
     zarr.open_group(folder, mode="a").attrs["patchindex"] = attributes
     write_manifest(folder)
+    write_sealed(folder / SCALES, scales)
     sync(folder)
-
-
-def _file_checksum(folder: Path) -> bytes:
-    """Return the crc32c that ends every raw file of a folder: the contents in four bytes."""
-    raw = sorted(
-        file for file in folder.rglob("0") if file.is_file() and "c" in file.relative_to(folder).parts
-    )
-    found = b""
-    for file in raw:
-        with file.open("rb") as handle:
-            handle.seek(-4, os.SEEK_END)
-            found += handle.read()
-    return found
 
 
 def digest(content: Any) -> str:

@@ -16,6 +16,7 @@ from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError
 from patchindex.images import ImageSource, open_images
 from patchindex.images.concat import ConcatSource
+from patchindex.index.checksums import SCALES, write_sealed
 from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
 from patchindex.index.distributed import stages_on
 from patchindex.index.model import ScaleModel
@@ -23,7 +24,7 @@ from patchindex.index.plan import BuildPlan, parse_memory, plan_append, plan_bui
 from patchindex.index.scale import ScaleIndex
 from patchindex.index.shards import Part, Sorted
 from patchindex.index.stages import ScaleBuild
-from patchindex.index.store import PatchIndex, open_index, replaced_path
+from patchindex.index.store import PatchIndex, open_index, replaced_path, scales_of
 from patchindex.index.train import Progress
 from patchindex.index.workplace import (
     building,
@@ -113,6 +114,7 @@ def add_scales(
         for scale in plan.scales:
             geometry = index.geometry(scale.k)
             run(ScaleBuild(path, geometry, scale.dims, scale.list_goal, seed, where, of), progress)
+            write_sealed(path / SCALES, scales_of(path))
         return open_index(path, device=device)
 
 

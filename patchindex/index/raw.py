@@ -7,6 +7,7 @@ the file can be written by anything that streams, opened by anything that reads 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +18,7 @@ from zarr.codecs import Crc32cCodec
 
 from patchindex.errors import StoreError
 
-__all__ = ["RawWriter", "open_raw", "raw_path"]
+__all__ = ["RawWriter", "open_raw", "raw_checksum", "raw_path"]
 
 CHECKSUM_BYTES = 4
 PIECE = 1 << 20
@@ -104,6 +105,16 @@ class RawWriter:
     def checksum(self) -> str:
         """The crc32c of what was written so far, in hexadecimal."""
         return str(self._checksum.hexdigest().decode())
+
+
+def raw_checksum(group: Path, name: str) -> str:
+    """Return the crc32c at the end of an array's file, in hexadecimal: its contents in four bytes."""
+    file = next((group / name / "c").rglob("0"))
+    while file.is_dir():
+        file /= "0"
+    with file.open("rb") as handle:
+        handle.seek(-CHECKSUM_BYTES, os.SEEK_END)
+        return handle.read()[::-1].hex()
 
 
 def open_raw(group: Path, name: str) -> np.memmap:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchindex.backends import MAX_GPU_SELECTION, require_faiss
 from patchindex.errors import InputError, StoreError
-from patchindex.index.checksums import CURVE, REMEDY, check_small_files, crc32c, read_sealed
+from patchindex.index.checksums import CURVE, REMEDY, check_small_files, crc32c, read_sealed, write_sealed
 from patchindex.index.codes import Codes
 from patchindex.index.ivf import ID_BYTES, lists_offset
 from patchindex.index.lists import InvertedLists, to_gpu
@@ -43,6 +43,7 @@ ARRAYS = (
     "code_ranges",
 )
 FACTS = ("patches", "pca_energy", "head_checksum")  # that must be among the attributes
+MEASURE_AGAIN = "measure it again: pi.calibrate(store, overwrite=True)"
 PRIOR_CODES = 16
 REST_BYTES = 32 << 20  # for the weights of pixels and lists whose rest is estimated at once
 
@@ -64,6 +65,8 @@ class ScaleIndex:
         Lowest value and width of what codes can express in each dimension.
     whole : array of bool, shape (lists,)
         Lists that were compared with their checksums.
+    identity : dict
+        Locality scale, checksum of the images whose patches it has, and the build that it is of.
     """
 
     def __init__(
@@ -73,8 +76,12 @@ class ScaleIndex:
         check_small_files(path)
         group = zarr.open_group(path, mode="r")
         self.attributes: dict[str, Any] = dict(group.attrs)
+        self.identity = {name: self.attributes.get(name) for name in ("k", "images", "of")}
         if (path / CURVE).exists():
-            self.attributes["operating_curve"] = read_sealed(path / CURVE)
+            curve = read_sealed(path / CURVE)
+            if not isinstance(curve, dict) or curve.pop("scale", None) != self.identity:
+                raise StoreError("is of another scale", where=path / CURVE, remedy=MEASURE_AGAIN)
+            self.attributes["operating_curve"] = curve
         found = {name: group.get(name) for name in ARRAYS}
         missing = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
         missing += [name for name in FACTS if not isinstance(self.attributes.get(name), int | float)]
@@ -92,6 +99,10 @@ class ScaleIndex:
         self.whole = np.zeros(len(self._checksums), bool) if whole is None else whole
         self._cells: dict[int | None, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._means, self._variances = arrays["list_means"], arrays["list_variances"]  # (lists, dims)
+
+    def save_curve(self, curve: dict[str, Any]) -> None:
+        """Write an operating curve of this scale, in place of one that is there."""
+        write_sealed(self.path / CURVE, curve | {"scale": self.identity})
 
     @cached_property
     def faiss(self) -> Any:

@@ -24,7 +24,7 @@ from patchindex.errors import PatchIndexError
 from patchindex.index.checksums import write_manifest
 from patchindex.index.ivf import empty_index, write_index
 from patchindex.index.model import ScaleModel
-from patchindex.index.raw import RawWriter, open_raw
+from patchindex.index.raw import RawWriter, open_raw, raw_checksum
 from patchindex.index.scale import FAISS_ARRAY
 from patchindex.index.shards import Shards, Sorted
 from patchindex.index.statistics import CodeMoments, code_ranges
@@ -111,7 +111,12 @@ class ScaleBuild:
                 return
             if self._folder.exists():
                 shutil.rmtree(self._folder)
-            zarr.open_group(self._folder, mode="w", attributes={"of": self._of})
+            attributes: dict[str, Any] = {
+                "of": self._of,
+                "k": self.k,
+                "images": raw_checksum(self._root, "images"),
+            }
+            zarr.open_group(self._folder, mode="w", attributes=attributes)
             sync(self._folder)
 
     @contextmanager

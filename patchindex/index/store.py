@@ -2,6 +2,7 @@
 
 store.zarr/
   zarr.json           attributes: machine, scales, settings, provenance, fingerprint
+  scales.json         which scales it has been given, with a checksum of its own
   settings.json       what it was built with, with a checksum of its own
   manifest.json       size and checksum of all files but those of scales, with a checksum of its own
   images/             uint8 (N, H, W, C) in label order, one raw file
@@ -34,7 +35,7 @@ from patchindex.backends import resolve_device
 from patchindex.errors import InputError, SourceNotFoundError, StoreError
 from patchindex.images import open_images
 from patchindex.index.checksums import MANIFEST, REMEDY, check_small_files, crc32c, image_block
-from patchindex.index.raw import open_raw
+from patchindex.index.raw import open_raw, raw_checksum
 from patchindex.index.remote import Remote, is_url
 from patchindex.index.scale import ScaleIndex
 from patchindex.patches import Geometry
@@ -61,7 +62,8 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, zarr.errors.BaseZ
 def scales_of(path: Path) -> list[int]:
     """Return the scales that a store has a finished index of, ascending."""
     names = (folder.name for folder in (path / "scales").glob("k*"))
-    return sorted(int(name[1:]) for name in names if name[1:].isdigit())
+    numbers = (int(name[1:]) for name in names if name[1:].isdigit())
+    return sorted(k for k in numbers if (path / scale_group(k)).is_dir())
 
 
 def scale_group(k: int) -> str:
@@ -189,6 +191,7 @@ class PatchIndex:
         schedule = attributes["locality"]
         self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
         images = open_raw(path, "images")
+        self._images_checksum = raw_checksum(path, "images")
         self.pixels: torch.Tensor = torch.from_numpy(images)
         source = open_images(images)
         source.name = attributes["source"]
@@ -242,8 +245,19 @@ class PatchIndex:
                 self._remote.fetch(scale_group(k))
             folder = self.path / scale_group(k)
             scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_whole.get(k))
+            self._check_belongs(scale)
             self._scales[k], self._lists_whole[k] = scale, scale.whole
         return self._scales[k]
+
+    def _check_belongs(self, scale: ScaleIndex) -> None:
+        """Refuse a scale of another store that has taken the place of this one, or was put into it."""
+        now = read_attributes(self.path)
+        if now is None or now.get("fingerprint") != self.attributes["fingerprint"]:
+            raise StoreError("was replaced since it was opened", where=self.path, remedy="open it again")
+        if (scale.identity["k"], scale.identity["images"]) != (scale.geometry.k, self._images_checksum):
+            raise StoreError(
+                "is of other images or of another locality scale", where=scale.path, remedy=REMEDY
+            )
 
     def check_images(self, lo: int, hi: int) -> None:
         """Compare images [lo, hi) with their checksums, those that were not before.
@@ -286,6 +300,7 @@ class PatchIndex:
         return {
             "path": str(self.path),
             **self.attributes,
+            "scales": list(self.scales),
             "images": len(self.training),
             "bytes": tree_bytes(self.path),
             "indexes": scales,

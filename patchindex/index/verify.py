@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from patchindex.errors import InputError, StoreError
-from patchindex.index.checksums import CURVE, damage, read_sealed
+from patchindex.index.checksums import CURVE, SCALES, damage, read_sealed
 from patchindex.index.model import ScaleModel
 from patchindex.index.remote import is_url
 from patchindex.index.scale import ScaleIndex
@@ -23,6 +23,7 @@ __all__ = ["Report", "verify"]
 SAMPLE = 1000  # patches a scale that are encoded again
 SEEN_AT_ONCE = 1 << 29  # ids, of which each has a bit while lists are gone through: 64 MiB
 BITS = np.array([byte.bit_count() for byte in range(256)], np.uint8)
+PART = 1 << 20  # patches of a list that are looked at together
 OTHER_ROUNDING = 1e-3  # share by which a list may be farther than the nearest: products of another shape
 
 Progress = Callable[[str, int, int], None]
@@ -116,26 +117,44 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
             size += file.stat().st_size if file.is_file() else 0
             if wrong is not None:
                 problems.append((str(file), wrong))
-        if (part / CURVE).exists():
-            files += 1
-            size += (part / CURVE).stat().st_size
-            try:
-                read_sealed(part / CURVE)
-            except StoreError as error:
-                problems.append((str(part / CURVE), error.what))
+        for sealed in (part / SCALES, part / CURVE):
+            if sealed.exists():
+                files += 1
+                size += sealed.stat().st_size
+                try:
+                    read_sealed(sealed)
+                except StoreError as error:
+                    problems.append((str(sealed), error.what))
         if progress is not None:
             progress("checksums", i + 1, len(parts))
-    if index is not None:
-        lost = set(index.attributes["scales"]) - set(index.scales)
-        problems += [(str(path / scale_group(k)), "is missing") for k in sorted(lost)]
+    problems += _wrong_scales(path)
     problems = list(dict.fromkeys(problems))
     if index is not None and not problems:  # what is damaged says nothing of itself
         for k in index.scales:
-            lists = _Lists(index, k)
+            try:
+                lists = _Lists(index, k)
+            except StoreError as error:
+                problems.append((str(error.where), error.what))
+                continue
             problems += lists.check(progress)
             patches += lists.patches
             encoded += len(lists.sample)
     return Report(str(path), files, size, patches, encoded, tuple(problems))
+
+
+def _wrong_scales(path: Path) -> list[tuple[str, str]]:
+    """Compare the scales of a store with those that it was given; some may be on their way."""
+    try:
+        given = read_sealed(path / SCALES)
+    except StoreError as error:
+        return [(str(path / SCALES), error.what)]
+    found = {entry.name for entry in (path / "scales").glob("*") if entry.suffix != ".tmp"}
+    names = {Path(scale_group(k)).name for k in scales_of(path)}
+    missing = {Path(scale_group(k)).name for k in given} - names
+    return [(str(path / "scales" / name), "is missing") for name in sorted(missing)] + [
+        (str(path / "scales" / name), "does not belong to the store")
+        for name in sorted(found - names - {"zarr.json"})
+    ]
 
 
 class _Lists:
@@ -149,6 +168,11 @@ class _Lists:
         labels = self._index.attributes["labels"]
         some = range(len(labels)) if labels is not None else [None]
         self._by_label = np.stack([self._scale.list_sizes(i) for i in some])
+        self._label_of = (
+            np.zeros(len(index.training), np.int64)
+            if index.training.labels is None
+            else np.unique(index.training.labels, return_inverse=True)[1]
+        )
         self.patches = int(self._scale.list_sizes().sum())
         rng = np.random.default_rng(k)
         self.sample = np.sort(rng.choice(self._total, min(SAMPLE, self._total), replace=False))
@@ -161,42 +185,45 @@ class _Lists:
         if self.patches != self._total:
             return [(where, f"holds {self.patches} patches, not {self._total}")]
         wrong = []
-        labels = self._index.training.labels
-        label_of = None if labels is None else np.unique(labels, return_inverse=True)[1]
-        bounds = self._scale.lists.bounds
+        sizes, bounds = self._scale.list_sizes(), self._scale.lists.bounds
         for first in range(0, self._total, SEEN_AT_ONCE):
             seen = np.zeros(min(SEEN_AT_ONCE, self._total - first) // 8 + 1, np.uint8)
-            for c, ids, codes in self._scale.members():
+            for c, n in enumerate(sizes.tolist()):
                 if progress is not None and c % 1024 == 0:
-                    done = first // SEEN_AT_ONCE * len(self._scale.list_sizes()) + c
-                    rounds = -(-self._total // SEEN_AT_ONCE)
-                    progress(f"k={self._k} lists", done, rounds * len(self._scale.list_sizes()))
-                if first == 0:
-                    own = int(np.searchsorted(bounds, c, "right")) - 1
-                    wrong += self._check_list(c, own, ids, label_of)
-                    self._note(c, ids, codes)
-                some = ids[(ids >= first) & (ids < first + SEEN_AT_ONCE)] - first
-                np.bitwise_or.at(seen, some >> 3, (1 << (some & 7)).astype(np.uint8))
+                    done = first // SEEN_AT_ONCE * len(sizes) + c
+                    progress(f"k={self._k} lists", done, -(-self._total // SEEN_AT_ONCE) * len(sizes))
+                own, last = int(np.searchsorted(bounds, c, "right")) - 1, -1
+                by_label = np.zeros(len(self._by_label), np.int64)
+                for start in range(0, n, PART):
+                    ids, codes = self._scale.part(c, start, start + PART)
+                    if first == 0:
+                        wrong += self._check_part(c, own, last, ids)
+                        last = int(ids[-1])
+                        by_label += self._labels_of(ids)
+                        self._note(c, ids, codes)
+                    some = ids[(ids >= first) & (ids < first + SEEN_AT_ONCE)] - first
+                    np.bitwise_or.at(seen, some >> 3, (1 << (some & 7)).astype(np.uint8))
+                if first == 0 and (by_label != self._by_label[:, c]).any():
+                    wrong.append((f"{where}, list {c}", "has other numbers of patches by label"))
             missing = min(SEEN_AT_ONCE, self._total - first) - int(BITS[seen].sum())
             if missing:
                 wrong.append((where, f"{missing} patches are in no list, and others in two"))
         return wrong + self._check_codes()
 
-    def _check_list(
-        self, c: int, own: int, ids: np.ndarray, label_of: np.ndarray | None
-    ) -> list[tuple[str, str]]:
+    def _check_part(self, c: int, own: int, last: int, ids: np.ndarray) -> list[tuple[str, str]]:
         where, wrong = f"{self._scale.path}, list {c}", []
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self._total:
+        if not 0 <= ids.min() <= ids.max() < self._total:
             return [(where, "an id is out of range")]
-        if (np.diff(ids) <= 0).any():
+        if (np.diff(ids, prepend=last) <= 0).any():
             wrong.append((where, "ids do not ascend"))
         if (self._geometry.train_classes[ids % self._per_image] != own).any():
             wrong.append((where, "holds patches of another position class"))
-        if label_of is not None:
-            of_label = np.bincount(label_of[ids // self._per_image], minlength=len(self._by_label))
-            if (of_label != self._by_label[:, c]).any():
-                wrong.append((where, "has other numbers of patches by label"))
         return wrong
+
+    def _labels_of(self, ids: np.ndarray) -> np.ndarray:
+        """Count patches by label, but for those whose ids are out of range, which is told already."""
+        ids = ids[(ids >= 0) & (ids < self._total)]
+        return np.bincount(self._label_of[ids // self._per_image], minlength=len(self._by_label))
 
     def _note(self, c: int, ids: np.ndarray, codes: np.ndarray) -> None:
         at = np.minimum(np.searchsorted(self.sample, ids), len(self.sample) - 1)

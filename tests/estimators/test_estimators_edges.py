@@ -116,11 +116,13 @@ def test_a_small_memory_changes_nothing(store, held_out, way):
 def test_a_damaged_curve_is_told(labelled, tmp_path, damage):
     store = pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3])
     folder = store.path / scale_group(3)
-    write_sealed(folder / CURVE, damage)
+    store.scale(3).save_curve(damage)
     with pytest.raises(StoreError, match="operating curve is damaged"):
         pi.ScoreMachine(pi.open_index(store.path)).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
-    write_sealed(folder / CURVE, "none")  # no curve at all
-    pi.ScoreMachine(pi.open_index(store.path)).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
+    write_sealed(folder / CURVE, ["none"])  # no curve at all
+    with pytest.raises(StoreError, match="is of another scale"):
+        pi.open_index(store.path).scale(3)
+    (folder / CURVE).unlink()
     del zarr.open_group(folder, mode="a").attrs["pca_energy"]
     write_manifest(folder)
     with pytest.raises(StoreError, match="is without pca_energy"):

@@ -14,9 +14,8 @@ from patchindex_cli import main
 import patchindex as pi
 from patchindex.errors import PatchIndexError, StoreError
 from patchindex.index import stages
-from patchindex.index.checksums import CURVE, read_sealed, write_manifest, write_sealed
+from patchindex.index.checksums import read_sealed, write_manifest, write_sealed
 from patchindex.index.raw import raw_path
-from patchindex.index.store import scale_group
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def whole(labelled, tmp_path_factory):
     """A store of two scales with an operating curve; samples look at one of them only."""
     path = tmp_path_factory.mktemp("whole") / "s.zarr"
     pi.build_index(labelled[0], path, scales=[3, 5], labels=labelled[1], lists=60)
-    write_sealed(path / scale_group(3) / CURVE, {"version": 0})
+    pi.open_index(path).scale(3).save_curve({"version": 0})
     return path
 
 
