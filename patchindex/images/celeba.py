@@ -16,6 +16,7 @@ from patchindex.images.files import Files, files_at
 from patchindex.images.folder import open_files
 from patchindex.images.options import Options
 from patchindex.images.source import ImageSource
+from patchindex.images.unreadable import unreadable
 
 __all__ = ["DESCRIPTION", "SPLITS", "matches", "open"]
 
@@ -133,7 +134,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("not a readable text file", where=path, remedy="download it again") from error
+        raise unreadable(error, "not a readable text file", where=path, remedy="download it again") from error
     rows = [line.replace(",", " ").split() for line in lines if line.strip()]
     if rows and len(rows[0]) == 1 and rows[0][0].isdigit():
         rows = rows[1:]  # their number

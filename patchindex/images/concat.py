@@ -39,6 +39,17 @@ def _joined(parts: Sequence[ImageSource]) -> tuple[np.ndarray | None, list[str] 
     return np.concatenate(labels), names
 
 
+def _all_kept(parts: Sequence[ImageSource]) -> np.ndarray | None:
+    """Return the places of all images among those of all parts, None where none was skipped."""
+    if all(part.kept is None for part in parts):
+        return None
+    kept, before = [], 0
+    for part in parts:
+        kept.append(before + (np.arange(len(part)) if part.kept is None else part.kept))
+        before += len(part) + (0 if part.kept is None else len(part.skipped))
+    return np.concatenate(kept)
+
+
 class ConcatSource(ImageSource):
     """The images of several sources, one after the other.
 
@@ -88,6 +99,7 @@ class ConcatSource(ImageSource):
             label_names=names,
         )
         self.skipped = tuple(skipped for part in parts for skipped in part.skipped)
+        self.kept = _all_kept(parts)
         self._parts, self._ends = tuple(parts), ends
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -12,20 +13,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.images.unreadable import unreadable
 
-__all__ = ["SUFFIXES", "Archive", "Files", "Folder", "files_at", "in_parallel", "opened_image"]
+__all__ = [
+    "GRAY_MODES",
+    "SUFFIXES",
+    "Archive",
+    "BadImageError",
+    "Files",
+    "Folder",
+    "check_depth",
+    "decoding",
+    "files_at",
+    "in_parallel",
+    "opened_image",
+]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 # Modes of more than 8 bits ("I", "I;16", "F") are not here: Pillow clips them to 255 when it converts.
 MODES = GRAY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+# Of colours with 16 bits a channel Pillow keeps the high byte; its name for how a file holds them tells. It
+# is another that ends in ;16 alone: 5, 6 and 5 bits in a BMP.
+DEEP = re.compile(r";16[BLN]")
+TIFF_BITS = 258  # the tag of TIFF that has the bits of each channel
 # What Pillow's decoders, zipfile and zlib raise for damaged files; zipfile's errors for archives that are
 # encrypted, or packed in a way that is not known, are RuntimeErrors.
 DAMAGE = (
     OSError,
+    KeyError,
     SyntaxError,
     ValueError,
     EOFError,
@@ -40,6 +60,10 @@ PIECE = 16  # items that a thread takes at a time
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class BadImageError(InputError):
+    """An image that cannot be used for what is in it: `skip_bad` leaves out such, and nothing else."""
 
 
 class Files(Protocol):
@@ -90,8 +114,8 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(root)
         except (OSError, zipfile.BadZipFile) as error:
-            raise InputError(
-                "not a readable zip archive", where=root, remedy="download it again, or unpack it"
+            raise unreadable(
+                error, "not a readable zip archive", where=root, remedy="download it again, or unpack it"
             ) from error
 
     def names(self) -> list[str]:
@@ -117,31 +141,50 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
+def check_depth(image: Image.Image, where: object) -> None:
+    """Raise `BadImageError` for an image, not loaded yet, of more than 8 bits a channel."""
+    tags = getattr(image, "tag_v2", {})
+    deep = image.mode not in MODES or np.max(tags.get(TIFF_BITS, 1)) > 8
+    for codec, _, _, args in getattr(image, "tile", ()):
+        args = args if isinstance(args, tuple) else (args,)
+        deep |= isinstance(args[0], str) and DEEP.search(args[0]) is not None
+        deep |= codec in ("ppm", "ppm_plain") and args[-1] > 255
+    if deep:
+        raise BadImageError(
+            f"has more than 8 bits a channel, or an unusual colour space (mode {image.mode})",
+            where=where,
+            remedy="convert it to 8-bit RGB or gray",
+        )
+
+
 @contextmanager
-def opened_image(files: Files, name: str) -> Iterator[Image.Image]:
-    """Open an image of 8 bits a channel; whatever is raised for a damaged one becomes an InputError."""
-    where = files.root / name
+def decoding(where: object) -> Iterator[None]:
+    """Raise `BadImageError` for what decoders raise for damage, InputError for what the system refuses."""
     try:
-        with files.open(name) as file, Image.open(file) as image:
-            if image.mode not in MODES:
-                raise InputError(
-                    f"has more than 8 bits a channel, or an unusual colour space (mode {image.mode})",
-                    where=where,
-                    remedy="convert it to 8-bit RGB or gray",
-                )
-            yield image
+        yield
     except InputError:
         raise
-    except (FileNotFoundError, KeyError) as error:
+    except FileNotFoundError as error:
         raise SourceNotFoundError(
             "is not there any more", where=where, remedy="leave the images as they are while they are read"
         ) from error
     except DAMAGE as error:
-        raise InputError(
+        raise unreadable(
+            error,
             "not a readable image (truncated or another kind of file)",
             where=where,
             remedy="repair or remove it, or leave such out with skip_bad=True",
+            kind=BadImageError,
         ) from error
+
+
+@contextmanager
+def opened_image(files: Files, name: str) -> Iterator[Image.Image]:
+    """Open an image of 8 bits a channel; what is wrong with it is raised as `decoding` does."""
+    where = files.root / name
+    with decoding(where), files.open(name) as file, Image.open(file) as image:
+        check_depth(image, where)
+        yield image
 
 
 def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

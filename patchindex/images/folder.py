@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from patchindex.errors import InputError
-from patchindex.images.files import GRAY_MODES, SUFFIXES, Files, files_at, in_parallel, opened_image
+from patchindex.images.files import (
+    GRAY_MODES,
+    SUFFIXES,
+    BadImageError,
+    Files,
+    files_at,
+    in_parallel,
+    opened_image,
+)
 from patchindex.images.options import Options
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import Transform
@@ -126,10 +134,11 @@ def open_files(files: Files, names: Sequence[str], options: Options) -> FolderSo
             remedy="give the folder that holds the images",
         )
     skipped: list[str] = []
+    good = np.ones(len(names), bool)
     if options.skip_bad:
-        reasons = in_parallel(lambda name: _reason(files, name, options.transform), names)
-        skipped = [name for name, reason in zip(names, reasons, strict=True) if reason is not None]
-        names = [name for name, reason in zip(names, reasons, strict=True) if reason is None]
+        good[:] = in_parallel(lambda name: _is_good(files, name, options.transform), names)
+        skipped = [name for name, its in zip(names, good, strict=True) if not its]
+        names = [name for name, its in zip(names, good, strict=True) if its]
         if not names:
             raise InputError(
                 f"none of {len(skipped)} images can be read", where=files.root, remedy="check what they are"
@@ -145,17 +154,18 @@ def open_files(files: Files, names: Sequence[str], options: Options) -> FolderSo
             )
     gray = options.transform.grayscale or all(its_gray for _, its_gray in headers)
     source = FolderSource(files, names, (len(names), *size, 1 if gray else 3), options.transform)
-    source.skipped = tuple(skipped)
+    if skipped:
+        source.skipped, source.kept = tuple(skipped), np.flatnonzero(good)
     return source
 
 
-def _reason(files: Files, name: str, transform: Transform) -> str | None:
-    """Return why an image cannot be read, None if it can."""
+def _is_good(files: Files, name: str, transform: Transform) -> bool:
+    """Whether an image can be decoded; InputError where it cannot be read at all."""
     try:
         _decoded(files, name, transform, gray=False)
-    except InputError as error:
-        return error.what
-    return None
+    except BadImageError:
+        return False
+    return True
 
 
 def _header(files: Files, name: str, transform: Transform) -> tuple[tuple[int, int], bool]:

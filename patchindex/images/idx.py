@@ -20,6 +20,7 @@ from patchindex.images.arrays import ArraySource
 from patchindex.images.options import Options
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import transformed
+from patchindex.images.unreadable import unreadable
 
 __all__ = ["DESCRIPTION", "matches", "open", "read_array"]
 
@@ -98,8 +99,8 @@ def read_array(path: Path, *, dimensions: int) -> np.ndarray:
             return np.empty(shape, np.uint8)  # there is nothing to map
         return np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            "cannot be read (truncated or damaged)", where=path, remedy="download or copy it again"
+        raise unreadable(
+            error, "cannot be read (truncated or damaged)", where=path, remedy="download or copy it again"
         ) from error
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.images import idx, npy, npz
 from patchindex.images.labels import as_labels
+from patchindex.images.unreadable import unreadable
 
 __all__ = ["read_label_file"]
 
@@ -71,8 +72,8 @@ def _read_text(path: Path) -> list[int]:
         # Spreadsheets start UTF-8 files with a byte-order mark.
         lines = path.read_text("utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "not a readable text file", where=path, remedy="give one integer a line, in UTF-8"
+        raise unreadable(
+            error, "not a readable text file", where=path, remedy="give one integer a line, in UTF-8"
         ) from error
     labels = []
     for number, line in enumerate(lines, start=1):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from patchindex.errors import InputError
 from patchindex.images.arrays import ArraySource
 from patchindex.images.options import Options
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import transformed
+from patchindex.images.unreadable import unreadable
 
 __all__ = ["DESCRIPTION", "matches", "open", "read_array"]
 
@@ -54,7 +54,8 @@ def read_array(path: Path) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         kind = "holds Python objects, which are never loaded" if "Python objects" in str(error) else None
-        raise InputError(
+        raise unreadable(
+            error,
             kind or "not a readable .npy (empty, truncated or another kind of file)",
             where=path,
             remedy="save the array again with np.save, as uint8",

@@ -14,6 +14,7 @@ from patchindex.images.arrays import ArraySource
 from patchindex.images.options import Options
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import transformed
+from patchindex.images.unreadable import unreadable
 
 __all__ = ["DESCRIPTION", "matches", "open", "read_arrays"]
 
@@ -73,10 +74,10 @@ def read_arrays(path: Path, *, required: str, optional: Sequence[str] = ()) -> d
                 where=path,
                 remedy="save the images as one uint8 array",
             ) from error
-        raise _unreadable(path) from error
+        raise _unreadable(error, path) from error
     # zipfile answers compression it does not know, and encryption, with the last two.
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise _unreadable(path) from error
+        raise _unreadable(error, path) from error
     raise InputError(
         f"has no key {required}, it has {', '.join(keys) or 'none'}",
         where=path,
@@ -84,8 +85,9 @@ def read_arrays(path: Path, *, required: str, optional: Sequence[str] = ()) -> d
     )
 
 
-def _unreadable(path: Path) -> InputError:
-    return InputError(
+def _unreadable(error: Exception, path: Path) -> InputError:
+    return unreadable(
+        error,
         "not a readable .npz (truncated or another kind of file)",
         where=path,
         remedy="copy it again, or make it with np.savez",

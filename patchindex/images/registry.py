@@ -76,9 +76,10 @@ def open_images(
         which `fsspec` opens (`s3://...`). Or a data set object of torchvision or Hugging Face `datasets`. Or
         the name of a known set: "fashion-mnist".
     labels : array-like of int, str or Path, optional
-        Shape (N,), for all N images of `source`; or a file of them (.npy, .npz, .txt, .csv, IDX); or
-        "folders": the sub-folders of a folder of image files; or "attr:NAME,NAME": attributes of CelebA, a
-        bit each. By default the labels that come with the images, if there are any.
+        Shape (N,), for all N images of `source`, also those that `skip_bad` leaves out; or a file of them
+        (.npy, .npz, .txt, .csv, IDX); or "folders": the sub-folders of a folder of image files; or
+        "attr:NAME,NAME": attributes of CelebA, a bit each. By default the labels that come with the images,
+        if there are any.
     dataset : str, optional
         Path of the images inside an HDF5 file or a zarr group.
     limit : int, optional
@@ -90,8 +91,8 @@ def open_images(
     split : {"train", "valid", "test", "all"}, optional
         Of CelebA; by default "train" where there is a partition.
     skip_bad : bool, optional
-        Leave out image files that cannot be decoded; they are named in `skipped` of what is returned. All are
-        decoded once more for that.
+        Leave out images that cannot be decoded; they are named in `skipped` of what is returned. All are
+        decoded once more for that. What the disk or the system does not let read is an error all the same.
 
     Returns
     -------
@@ -132,12 +133,14 @@ def open_images(
     else:
         opened = _opened_object(source, transform)
     if labels is not None and not _come_with_images(labels):
-        count = len(opened)
+        # A source of the caller's own is labelled as it is, whatever was left out when it was opened.
+        kept = None if opened is source else opened.kept
+        count = len(opened) + (0 if kept is None else len(opened.skipped))
         from_file = isinstance(labels, str | Path)
         values = read_label_file(Path(labels), count) if from_file else as_labels(labels, count)
         # A copy, because the source may be the caller's own.
         opened = copy.copy(opened)
-        opened.labels, opened.label_names = values, None
+        opened.labels, opened.label_names = values if kept is None else values[kept], None
     return opened if limit is None else opened.subset(_as_limit(limit))
 
 

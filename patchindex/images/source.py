@@ -42,6 +42,9 @@ class ImageSource(ABC):
         Images that are stored and unpacked together; 1 where each can be read by itself.
     skipped : tuple of str
         Files that were left out because they cannot be read.
+    kept : numpy.ndarray or None
+        int64, shape (N,): the places of the images among all that were found, the skipped ones too. None
+        where none was skipped, and where the source was made of another.
 
     Raises
     ------
@@ -87,6 +90,7 @@ class ImageSource(ABC):
         self.shape = shape
         self.chunk = 1
         self.skipped: tuple[str, ...] = ()
+        self.kept: np.ndarray | None = None
         self.labels = None if labels is None else as_labels(labels, count, where=name)
         self.label_names = None if label_names is None else tuple(label_names)
 
