@@ -8,6 +8,7 @@ import numpy as np
 
 from patchindex.errors import InputError
 from patchindex.images.source import ImageSource
+from patchindex.images.unreadable import first_line
 
 __all__ = ["ArraySource"]
 
@@ -74,12 +75,13 @@ class ArraySource(ImageSource):
             return np.array(self._array[index])
         try:
             return np.array(self._array[index])
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            # Storage libraries raise what they like for a damaged chunk.
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # storage libraries raise what they like for damage, or for no network
             raise InputError(
-                f"images {index.start} to {index.stop - 1} cannot be read ({_first_line(error)})",
+                f"images {index.start} to {index.stop - 1} cannot be read ({first_line(error)})",
                 where=self.name,
-                remedy="the file is damaged: copy or make it again",
+                remedy="if the file is damaged, copy or make it again",
             ) from error
 
     def _gather(self, ids: np.ndarray) -> np.ndarray:
@@ -143,7 +145,7 @@ def _as_sliceable(array: Any, name: str) -> Any:
         return np.asarray(array)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"cannot be read as an array of images ({_first_line(error)})",
+            f"cannot be read as an array of images ({first_line(error)})",
             where=name,
             remedy="give a uint8 NumPy array or CPU tensor of shape (N, H, W, C)",
         ) from error
@@ -180,8 +182,3 @@ def _layout(shape: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
             remedy = "give one image an entry, with 1 or 3 channels last"
         raise InputError(f"shape {shape} is not (N, H, W, 1) or (N, H, W, 3)", where=name, remedy=remedy)
     return (shape[0], shape[1], shape[2], shape[3])
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from patchindex.errors import InputError
 from patchindex.images.arrays import ArraySource
 from patchindex.images.options import Options
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import transformed
+from patchindex.images.unreadable import unreadable
 
 __all__ = ["DESCRIPTION", "matches", "open"]
 
 DESCRIPTION = "HDF5 (.h5, .hdf5)"
 
 SUFFIXES = (".h5", ".hdf5", ".hdf")
+
+# Files: a process may have some hundred descriptors for all that it does.
+OPEN_AT_ONCE = 32
+# Datasets that are open, the one used last at the end. A source that is gone has closed its file.
+_OPEN: OrderedDict[weakref.ref[_Dataset], None] = OrderedDict()
+_LOCK = threading.RLock()  # h5py reads one at a time anyway
 
 
 def matches(path: Path) -> bool:
@@ -29,7 +40,8 @@ def open(path: Path, options: Options) -> ImageSource:
     """Open a dataset of an HDF5 file; images are read when asked for.
 
     The dataset is `options.dataset`; or `images`; or the only one of 3 or 4 dimensions. A dataset `labels`
-    beside it holds its labels if it has one entry an image. The file stays open as long as the source lives.
+    beside it holds its labels if it has one entry an image. Of any number of sources the files last read stay
+    open, and no more than 32, so that a set may be of many files.
 
     Raises
     ------
@@ -47,32 +59,105 @@ def open(path: Path, options: Options) -> ImageSource:
     ...     open(path, Options(dataset="train/x")).shape
     (5, 8, 8, 1)
     """
+    name = str(path) if options.dataset is None else f"{path}::{options.dataset}"
+    images, labels = _Dataset(path, options.dataset), None
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(
-            "not a readable HDF5 file (truncated, locked or another kind of file)",
-            where=path,
-            remedy="copy it again, or close the program that writes it",
-        ) from error
-    try:
-        images = _choose(file, path, options.dataset)
-        labels = images.parent.get("labels") if options.labels == "stored" else None
-        if not isinstance(labels, h5py.Dataset) or labels.shape != images.shape[:1]:
-            labels = None
-        name = str(path) if options.dataset is None else f"{path}::{options.dataset}"
-        source = ArraySource(images, name=name, labels=labels)
-        return transformed(source, options.transform)
+        if options.labels == "stored" and images.labels is not None:
+            labels = _Dataset(path, images.labels)
+        return transformed(ArraySource(images, name=name, labels=labels), options.transform)
     except BaseException:
-        file.close()
+        images.close()
         raise
+    finally:
+        if labels is not None:
+            labels.close()
 
 
-def _choose(file: h5py.File, path: Path, wanted: str | None) -> h5py.Dataset:
+class _Dataset:
+    """A dataset of an HDF5 file that is open while it is read, and afterwards until many others are.
+
+    Parameters
+    ----------
+    path : Path
+    name : str or None
+        In the file; None for the one that holds images.
+
+    Attributes
+    ----------
+    shape, dtype, chunks
+        As of `h5py.Dataset`.
+    labels : str or None
+        Name of the dataset `labels` beside it, if there is one with one entry an image.
+
+    Raises
+    ------
+    InputError
+        Not a readable HDF5 file, no such dataset in it, or one that has changed; also when it is sliced.
+    """
+
+    def __init__(self, path: Path, name: str | None) -> None:
+        # Opened again later, from whatever folder is the current one then.
+        self._path, self._where = path.absolute(), path
+        self._name = name
+        self._file: h5py.File | None = None
+        with _LOCK:
+            file = self._opened()
+            dataset = file[self._name]
+            self.shape: tuple[int, ...] = dataset.shape or ()  # None for an empty one
+            self.dtype, self.chunks = dataset.dtype, dataset.chunks
+            beside = "/".join([*str(self._name).split("/")[:-1], "labels"])
+            labels = file.get(beside)
+            fits = isinstance(labels, h5py.Dataset) and labels.shape == self.shape[:1]
+            self.labels = beside if fits else None
+
+    def __getitem__(self, index: Any) -> Any:
+        with _LOCK:
+            dataset = self._opened()[self._name]
+            if (dataset.shape or (), dataset.dtype) != (self.shape, self.dtype):
+                raise InputError("has changed since it was opened", where=self._where, remedy="open it again")
+            return dataset[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype)
+
+    def close(self) -> None:
+        """Close the file, which is opened again when it is read again."""
+        with _LOCK:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
+
+    def _opened(self) -> h5py.File:
+        """Return the file, open, as the one used last; the one used longest ago is closed for it."""
+        if self._file is None:
+            try:
+                self._file = h5py.File(self._path, "r")
+            except OSError as error:
+                raise unreadable(
+                    error,
+                    "not a readable HDF5 file (truncated, locked or another kind of file)",
+                    where=self._where,
+                    remedy="copy it again, or close the program that writes it",
+                ) from error
+            try:
+                self._name = _choose(self._file, self._where, self._name)
+            except BaseException:
+                self.close()
+                raise
+        own = weakref.ref(self)
+        _OPEN[own] = None
+        _OPEN.move_to_end(own)
+        while len(_OPEN) > OPEN_AT_ONCE:
+            oldest = _OPEN.popitem(last=False)[0]()
+            if oldest is not None:
+                oldest.close()
+        return self._file
+
+
+def _choose(file: h5py.File, path: Path, wanted: str | None) -> str:
     name = wanted or "images"
-    found = file.get(name)
-    if isinstance(found, h5py.Dataset):
-        return found
+    if isinstance(file.get(name), h5py.Dataset):
+        return name
     candidates: list[h5py.Dataset] = []
 
     def visit(_: str, item: Any) -> None:
@@ -81,7 +166,7 @@ def _choose(file: h5py.File, path: Path, wanted: str | None) -> h5py.Dataset:
 
     file.visititems(visit)
     if wanted is None and len(candidates) == 1:
-        return candidates[0]
+        return str(candidates[0].name)
     listed = ", ".join(f"{item.name.lstrip('/')} {item.shape}" for item in candidates) or "none"
     problem = f"has no dataset {wanted}" if wanted else "does not say which dataset holds the images"
     raise InputError(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from patchindex.errors import InputError
+from patchindex.images.unreadable import first_line
 
 __all__ = ["as_labels"]
 
@@ -40,9 +41,13 @@ def as_labels(values: Any, count: int, *, where: object = "labels") -> np.ndarra
     """
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # they may be in a file, and storage libraries raise what they like for damage
         raise InputError(
-            "labels cannot be read as an array", where=where, remedy="give one integer an image"
+            f"labels cannot be read as an array ({first_line(error)})",
+            where=where,
+            remedy="give one integer an image",
         ) from error
     if array.ndim != 1:
         raise InputError(

@@ -7,7 +7,7 @@ import os
 
 from patchindex.errors import InputError
 
-__all__ = ["by_system", "unreadable"]
+__all__ = ["by_system", "first_line", "unreadable"]
 
 REMEDIES = {
     errno.EMFILE: "allow more open files, with ulimit -n",
@@ -29,6 +29,18 @@ def by_system(error: BaseException) -> bool:
     (True, False)
     """
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line.
+
+    Examples
+    --------
+    >>> first_line(RuntimeError("bad" + chr(10) + "block")), first_line(RuntimeError())
+    ('bad', 'RuntimeError')
+    """
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def unreadable(

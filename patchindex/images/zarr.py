@@ -78,7 +78,7 @@ def _opened(path: str, options: Options) -> ImageSource:
     source = ArraySource(
         node,
         name=path if options.dataset is None else f"{path}::{options.dataset}",
-        labels=labels[:] if isinstance(labels, zarr.Array) and options.labels == "stored" else None,
+        labels=labels if isinstance(labels, zarr.Array) and options.labels == "stored" else None,
     )
     return transformed(source, options.transform)
 

@@ -1,11 +1,14 @@
 import gc
+import resource
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from patchindex.images import open_images
+from patchindex.images import hdf5, open_images
 
 
 def write(path, **arrays):
@@ -132,3 +135,89 @@ def test_the_file_closes_with_the_source_and_on_errors(tmp_path, gray, refused):
         with refused(path, "int32"):
             open_images(path)
         write(path, images=gray)
+
+
+def many_files(root, images, labels, n):
+    """One image a file."""
+    for i in range(n):
+        write(root / f"part-{i:03}.h5", images=images[i : i + 1], labels=labels[i : i + 1])
+    return str(root / "part-*.h5")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors as Linux lists them")
+def test_of_many_files_few_are_open(tmp_path, fashion):
+    pattern = many_files(tmp_path, *fashion, 3 * hdf5.OPEN_AT_ONCE)
+    n = 3 * hdf5.OPEN_AT_ONCE
+
+    def count():
+        return sum(str(fd.resolve()).startswith(str(tmp_path)) for fd in Path("/proc/self/fd").iterdir())
+
+    source = open_images(pattern)
+    assert source.shape == (n, 28, 28, 1)
+    np.testing.assert_array_equal(source.labels, fashion[1][:n])
+    assert 1 <= count() <= hdf5.OPEN_AT_ONCE
+    for _ in range(2):
+        np.testing.assert_array_equal(source[:][..., 0], fashion[0][:n])
+        assert 1 <= count() <= hdf5.OPEN_AT_ONCE
+    del source
+    gc.collect()
+    assert count() == 0
+
+
+def test_many_files_are_read_by_several_threads(tmp_path, fashion, monkeypatch):
+    monkeypatch.setattr(hdf5, "OPEN_AT_ONCE", 3)
+    source = open_images(many_files(tmp_path, *fashion, 10))
+    order = [np.random.default_rng(i).permutation(10) for i in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        for ids, images in zip(order, pool.map(source.read, order), strict=True):
+            np.testing.assert_array_equal(images[..., 0], fashion[0][ids])
+
+
+def test_too_many_open_files_are_called_so(tmp_path, gray, refused):
+    write(tmp_path / "set.h5", images=gray)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            others.extend((tmp_path / "set.h5").open("rb") for _ in range(256))
+        with refused(tmp_path / "set.h5", "cannot be read (Too many open files)", "ulimit -n"):
+            open_images(tmp_path / "set.h5")
+    finally:
+        for file in others:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(open_images(tmp_path / "set.h5")) == 20
+
+
+def test_a_file_that_is_opened_again_is_the_same(tmp_path, gray, monkeypatch, refused):
+    monkeypatch.setattr(hdf5, "OPEN_AT_ONCE", 1)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.h5", "b.h5"):
+        write(tmp_path / name, images=gray)
+    first, second = open_images("a.h5"), open_images("b.h5")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(first[:][..., 0], gray)
+    np.testing.assert_array_equal(second[:][..., 0], gray)
+    write(tmp_path / "a.h5", images=gray[:3])
+    with refused("a.h5", "has changed since it was opened"):
+        first.read([15])
+    (tmp_path / "a.h5").unlink()
+    second[0]
+    with refused("a.h5", "No such file"):
+        first.read([1])
+
+
+def test_labels_that_are_damaged(tmp_path, gray, labels, refused):
+    path = tmp_path / "set.h5"
+    with h5py.File(path, "w") as file:
+        file["images"] = gray
+        stored = file.create_dataset("labels", data=labels, chunks=(20,), fletcher32=True)
+        offset = stored.id.get_chunk_info(0).byte_offset
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 255
+    path.write_bytes(data)
+    with refused(path, "labels cannot be read"):
+        open_images(path)
+    np.testing.assert_array_equal(open_images(path, labels=labels).labels, labels)

@@ -78,6 +78,15 @@ def test_damaged_chunks_are_found_when_read(tmp_path, gray, refused):
         source.read(slice(6, 12))
 
 
+def test_damaged_labels(tmp_path, gray, labels, refused):
+    path = tmp_path / "set.zarr"
+    group(path, images=gray, labels=labels)
+    (path / "labels" / "c" / "0").write_bytes(b"junk")
+    with refused(path, "labels cannot be read"):
+        open_images(path)
+    np.testing.assert_array_equal(open_images(path, labels=labels).labels, labels)
+
+
 def test_groups_without_images(tmp_path, gray, refused):
     path = tmp_path / "set.zarr"
     group(path, x=gray, y=gray)
