@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import struct
 import zipfile
@@ -97,9 +98,10 @@ class Folder:
         # Class folders are often links to elsewhere.
         for folder, folders, files in os.walk(self.root, followlinks=True, onerror=refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
+            for file in files:
+                name = (Path(folder) / file).relative_to(self.root).as_posix()
                 if _is_image(name):
-                    yield (Path(folder) / name).relative_to(self.root).as_posix()
+                    yield name
 
     def open(self, name: str) -> IO[bytes]:
         """Open one to be read."""
@@ -117,19 +119,16 @@ class Archive:
             raise unreadable(
                 error, "not a readable zip archive", where=root, remedy="download it again, or unpack it"
             ) from error
+        # Of two entries of one name the second is in place of the first.
+        self._entries = {_plain(info.filename): info for info in self._zip.infolist() if not info.is_dir()}
 
     def names(self) -> list[str]:
         """Return relative names, sorted."""
-        names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
-        return sorted(
-            name
-            for name in names
-            if _is_image(name.rpartition("/")[2]) and not name.startswith((".", "__MACOSX/"))
-        )
+        return sorted(name for name in self._entries if _is_image(name))
 
     def open(self, name: str) -> IO[bytes]:
         """Open one to be read; several can be open in several threads."""
-        return self._zip.open(name)
+        return self._zip.open(self._entries[name])
 
 
 def files_at(path: Path) -> Files:
@@ -137,8 +136,21 @@ def files_at(path: Path) -> Files:
     return Folder(path) if path.is_dir() else Archive(path)
 
 
+def _plain(name: str) -> str:
+    r"""Return a name in an archive as a relative path: some begin with `./`, and some are of Windows.
+
+    Examples
+    --------
+    >>> _plain("./cat/1.png"), _plain(r"cat\1.png")
+    ('cat/1.png', 'cat/1.png')
+    """
+    return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+
+
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+    """Whether a relative path is of an image, and neither hidden nor what a Mac adds to an archive."""
+    parts = name.split("/")
+    return name.lower().endswith(SUFFIXES) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
 
 
 def check_depth(image: Image.Image, where: object) -> None:

@@ -97,10 +97,11 @@ def open(path: Path, options: Options) -> ImageSource:
 
     Files and folders whose names start with a dot are left out. Images have one channel if all of them have,
     or if grayscale is asked for; otherwise they are converted to RGB. Transparency is dropped, the first
-    frame of an animation is taken, and EXIF orientation is ignored, as in torchvision. With
-    `options.labels == "folders"` an image's label is the number of the first folder on its path, folders
-    sorted by name. With `options.skip_bad` every image is decoded once, and those that cannot be are left
-    out.
+    frame of an animation is taken, and EXIF orientation is ignored, as in torchvision.
+
+    With `options.labels == "folders"` an image's label is the number of the first folder on its path that not
+    all images are in, folders sorted by name. With `options.skip_bad` every image is decoded once, and those
+    that cannot be are left out.
 
     Raises
     ------
@@ -182,7 +183,12 @@ def _folder_labels(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...],
             where=files.root / loose,
             remedy="move it into the folder of its class, or give labels=FILE",
         )
-    of_file = [name.partition("/")[0] for name in names]
+    paths = [name.split("/")[:-1] for name in names]
+    depth = 0
+    # Archives often hold one folder, which holds those of the classes.
+    while len({path[depth] for path in paths}) == 1 and all(len(path) > depth + 1 for path in paths):
+        depth += 1
+    of_file = [path[depth] for path in paths]
     labels = sorted(set(of_file))
     number = {name: label for label, name in enumerate(labels)}
     return tuple(labels), np.array([number[name] for name in of_file], np.int64)

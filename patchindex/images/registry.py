@@ -43,6 +43,8 @@ HOLD_DATASETS: tuple[Format, ...] = (hdf5, zarr)
 
 ATTRIBUTES = "attr:"  # begins labels that are attributes
 
+SHOWN = 4  # names in a message
+
 # Name: (file, how to get it).
 KNOWN_SETS = {
     "fashion-mnist": (
@@ -127,11 +129,16 @@ def open_images(
         opened = _open_several(found, labels, options)
     elif isinstance(source, str | Path):
         opened = _open_path(source, labels, options)
-    elif dataset is not None or _come_with_images(labels):
-        what, value = ("dataset", dataset) if dataset is not None else ("labels", labels)
-        raise InputError(f"{value!r} needs a path, got an array", where=what, remedy=f"leave {what} out")
     else:
+        own_labels = labels if _come_with_images(labels) else None
+        for what, value in (("dataset", dataset), ("split", split), ("labels", own_labels)):
+            if value is not None:
+                raise InputError(
+                    f"{value!r} needs a path, got an array", where=what, remedy=f"leave {what} out"
+                )
         opened = _opened_object(source, transform)
+    if isinstance(labels, str) and labels == "folders":
+        _check_classes(opened)
     if labels is not None and not _come_with_images(labels):
         # A source of the caller's own is labelled as it is, whatever was left out when it was opened.
         kept = None if opened is source else opened.kept
@@ -144,9 +151,26 @@ def open_images(
     return opened if limit is None else opened.subset(_as_limit(limit))
 
 
+def _check_classes(opened: ImageSource) -> None:
+    names = opened.label_names or ()
+    if len(names) == 1:
+        raise InputError(
+            f"all images are in one folder, {names[0]}, so they all have one label",
+            where=opened.name,
+            remedy="give the folder above those of the classes, or leave the labels out",
+        )
+
+
 def _opened_object(source: Any, transform: Transform) -> ImageSource:
     if isinstance(source, ImageSource):
         return transformed(source, transform)
+    if hasattr(source, "keys"):  # an HDF5 file, a group of zarr, what np.load returns, a dict of data sets
+        names = [str(name) for name in source.keys()]  # noqa: SIM118
+        raise InputError(
+            f"holds several things by name ({', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)})",
+            where=type(source).__name__,
+            remedy=f"give one of them: source[{names[0] if names else 'images'!r}], or the path of the file",
+        )
     if is_dataset(source):
         return DatasetSource(source, transform)
     return transformed(ArraySource(source), transform)
@@ -160,7 +184,9 @@ def _open_several(sources: Sequence[str | Path], labels: Any, options: Options) 
 
 
 def _for_labels(options: Options, labels: Any, fmt: Format | None, where: object) -> Options:
-    """Return the options with what is asked for in place of the stored labels."""
+    """Return the options with what is asked for in place of the stored labels; refuse what there is not."""
+    if options.split is not None and fmt is not celeba:
+        raise InputError("has no splits", where=where, remedy="leave the split out")
     if labels is None:
         return options
     if isinstance(labels, str) and labels == "folders":
@@ -177,6 +203,10 @@ def _for_labels(options: Options, labels: Any, fmt: Format | None, where: object
                 f"{labels!r} needs a folder of CelebA", where=where, remedy="give a file of labels"
             )
         wanted = tuple(name for name in labels.removeprefix(ATTRIBUTES).split(",") if name)
+        if not wanted:
+            raise InputError(
+                f"{labels!r} names no attribute", where="labels", remedy='give "attr:Smiling", say'
+            )
         return replace(options, labels="none", attributes=wanted)
     return replace(options, labels="none")
 
@@ -194,8 +224,6 @@ def _open_path(source: str | Path, labels: Any, options: Options) -> ImageSource
         raise InputError(
             f"there are no datasets to choose {dataset!r} from", where=path, remedy="leave the dataset out"
         )
-    if options.split is not None and fmt is not celeba:
-        raise InputError("has no splits", where=path, remedy="leave the split out")
     opened = fmt.open(path, _for_labels(replace(options, dataset=dataset), labels, fmt, path))
     opened.name = str(source) if dataset is None else f"{path}::{dataset}"
     return opened

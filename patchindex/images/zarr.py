@@ -14,6 +14,7 @@ from patchindex.images.arrays import ArraySource
 from patchindex.images.options import Options
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import transformed
+from patchindex.images.unreadable import first_line, unreadable
 
 __all__ = ["DESCRIPTION", "matches", "open"]
 
@@ -87,25 +88,29 @@ def _choose(group: zarr.Group, name: str, path: str) -> tuple[zarr.Array, Any]:
     """Find the array of that name in a group, and what is called `labels` beside it."""
     with _damage_refused(path):
         array = group.get(name)
-        labels = group.get("/".join([*name.split("/")[:-1], "labels"]))
-    if not isinstance(array, zarr.Array):
+        if isinstance(array, zarr.Array):
+            return array, group.get("/".join([*name.split("/")[:-1], "labels"]))
         listed = ", ".join(sorted(group.array_keys())) or "none"
-        raise InputError(
-            f"has no array {name}; arrays: {listed}",
-            where=path,
-            remedy=f"name one: {path}::path/in/group",
-        )
-    return array, labels
+    raise InputError(
+        f"has no array {name}; arrays: {listed}",
+        where=path,
+        remedy=f"name one: {path}::path/in/group",
+    )
 
 
 @contextmanager
 def _damage_refused(path: str) -> Iterator[None]:
     try:
         yield
-    # Metadata that is JSON but not zarr's ends in whatever zarr first trips over.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            "not a readable zarr array or group",
+    except (ImportError, MemoryError):
+        raise
+    # Metadata that is JSON but not zarr's ends in whatever zarr first trips over; and each protocol has its
+    # own errors, for no permission or no network.
+    except Exception as error:
+        at_url = ", and check the network and the credentials" if "://" in path else ""
+        raise unreadable(
+            error,
+            f"not a readable zarr array or group ({first_line(error)})",
             where=path,
-            remedy="give the folder that holds zarr.json, .zarray or .zgroup",
+            remedy=f"give the folder that holds zarr.json, .zarray or .zgroup{at_url}",
         ) from error

@@ -110,6 +110,7 @@ def test_a_store_of_smiling_faces(celeba, tmp_path):
         ({"split": "tests"}, "split: there is no 'tests'; use train, valid, test, all"),
         ({"labels": "attr:Happy"}, "has no attribute Happy; use some of Smiling, Male"),
         ({"labels": "folders"}, "needs a folder of image files"),
+        ({"labels": "attr:"}, "names no attribute"),
     ],
 )
 def test_what_there_is_not(celeba, how, words):

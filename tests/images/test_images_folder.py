@@ -62,7 +62,8 @@ def test_linked_folders_are_followed(tmp_path, gray):
     write(tmp_path / "elsewhere", gray[:2])
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "cats").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert open_images(tmp_path / "set", labels="folders").label_names == ("cats",)
+    write(tmp_path / "set" / "dogs", gray[2:4])
+    assert open_images(tmp_path / "set", labels="folders").label_names == ("cats", "dogs")
 
 
 def test_labels_from_folders(root, gray):
@@ -78,6 +79,26 @@ def test_labels_from_folders_need_folders(root, gray, refused):
     write(root, gray[:2], ["cat/1.png", "loose.png"])
     with refused(root / "loose.png", "sub-folder", "labels=FILE"):
         open_images(root, labels="folders")
+
+
+def test_labels_from_folders_inside_one(root, gray):
+    """As an archive is unpacked, and with a folder more than that."""
+    write(root, gray[:3], ["set/train/dog/1.png", "set/train/cat/1.png", "set/train/cat/deep/2.png"])
+    for folder in (root, root / "set", root / "set" / "train"):
+        source = open_images(folder, labels="folders")
+        assert source.label_names == ("cat", "dog")
+        assert source.labels.tolist() == [0, 0, 1]
+
+
+def test_labels_from_one_folder_are_refused(root, gray, refused):
+    write(root, gray[:3], ["cat/1.png", "cat/deep/2.png", "cat/deep/3.png"])
+    with refused(root, "all images are in one folder, cat", "leave the labels out"):
+        open_images(root, labels="folders")
+    # Unless there are others beside it.
+    write(root.parent / "more", gray[:1], ["dog/1.png"])
+    source = open_images([root, root.parent / "more"], labels="folders")
+    assert source.label_names == ("cat", "dog")
+    assert source.labels.tolist() == [0, 0, 0, 1]
 
 
 def test_labels_given(root, gray, labels):

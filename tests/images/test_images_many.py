@@ -47,6 +47,28 @@ def test_a_zip_archive_is_the_folder_in_it(photos, tmp_path):
     np.testing.assert_array_equal(zipped.labels, plain.labels)
 
 
+def test_names_in_archives(photos, tmp_path):
+    """As `zip -r a.zip ./photos`, and as Windows writes them; entries that were written again count once."""
+    plain = pi.open_images(photos, labels="folders")
+    for i, before in enumerate(("./", "", "/")):
+        archive = tmp_path / f"{i}.zip"
+        with zipfile.ZipFile(archive, "w") as file:
+            for name in plain.names:
+                inside = f"photos/{name}" if before else f"photos/{name}".replace("/", "\\")
+                file.writestr(before + inside, (photos / name).read_bytes())
+            file.writestr("photos/.ipynb_checkpoints/1.png", b"hidden")
+            file.writestr("photos/__MACOSX/1.png", b"what a Mac leaves")
+        zipped = pi.open_images(archive, labels="folders")
+        assert zipped.names == tuple(f"photos/{name}" for name in plain.names)
+        assert zipped.label_names == plain.label_names
+        np.testing.assert_array_equal(zipped[:], plain[:])
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(archive, "a") as file:
+        file.writestr(f"/photos/{plain.names[0]}", (photos / plain.names[1]).read_bytes())
+    again = pi.open_images(archive)
+    assert len(again) == 40
+    np.testing.assert_array_equal(again[0], plain[1])
+
+
 def test_a_damaged_archive(photos, tmp_path):
     archive = tmp_path / "a.zip"
     archive.write_bytes(b"PK\x03\x04 and nothing more")
@@ -162,6 +184,42 @@ def test_a_zarr_array_at_a_url(real_images):
     for url, words in (("memory://none.zarr", "not a readable zarr"), ("nothing://x", "nothing://x: ")):
         with pytest.raises(InputError, match=words):
             pi.open_images(url)
+
+
+class Unreachable(Exception):  # noqa: N818
+    """As botocore's: of no builtin kind."""
+
+
+def test_a_url_that_is_not_reached(real_images, monkeypatch):
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    group = zarr.open_group(zarr.storage.FsspecStore.from_url("memory://far.zarr"), mode="w")
+    group.create_array("images", data=real_images(20, 14)[0], chunks=(6, 14, 14, 1))
+    source = pi.open_images("memory://far.zarr")
+
+    def unreachable(*_, **__):
+        raise Unreachable("Could not connect\nto the endpoint")
+
+    with monkeypatch.context() as no_network:
+        no_network.setattr(MemoryFileSystem, "_strip_protocol", unreachable)
+        for read in (lambda: pi.open_images("memory://far.zarr"), lambda: source[:]):
+            with pytest.raises(InputError, match=r"memory://far\.zarr: .*\(Could not connect\)") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+    assert source[:].shape == (20, 14, 14, 1)
+    with pytest.raises(InputError, match=r"memory://far\.zarr: has no splits"):
+        pi.open_images("memory://far.zarr", split="test")
+    fsspec.filesystem("memory").rm("far.zarr", recursive=True)
+
+
+def test_an_endpoint_that_is_dead(monkeypatch):
+    pytest.importorskip("s3fs")
+    settings = {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}
+    for name, value in {**settings, "MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with pytest.raises(InputError, match=r"s3://none/set\.zarr: .*; .*check the network and the credentials"):
+        pi.open_images("s3://none/set.zarr")
 
 
 # Data set objects.

@@ -106,10 +106,28 @@ def test_options_that_a_source_cannot_have(tmp_path, gray, refused):
                 open_images(f"{path}::images")
     with refused("labels", "folders"):
         open_images(gray, labels="folders")
+    for source in (gray, open_images(gray)):
+        with refused("split", "'test' needs a path"):
+            open_images(source, split="test")
     with refused("dataset"):
         open_images(gray, dataset="images")
     with refused("set.h5", "'images'", "'other'"):
         open_images(f"{tmp_path / 'set.h5'}::images", dataset="other")
+
+
+def test_objects_that_hold_several_things_by_name(tmp_path, gray, refused):
+    write_all(tmp_path, gray)
+    group = zarr.open_group(str(tmp_path / "group.zarr"), mode="w")
+    group.create_array("train", data=gray)
+    with h5py.File(tmp_path / "set.h5") as file, np.load(tmp_path / "set.npz") as archive:
+        for source in (file, archive, {"images": gray}):
+            with refused(type(source).__name__, "by name (images)", "source['images']"):
+                open_images(source)
+        assert open_images(file["images"]).shape == (20, 28, 28, 1)
+    with refused("Group", "source['train']"):
+        open_images(group)
+    with refused("dict", "by name (a, b, c, d, ...)"):
+        open_images(dict.fromkeys("abcde", gray))
 
 
 def test_names_with_colons_are_files_first(tmp_path, gray):
