@@ -25,12 +25,13 @@ DESCRIPTION = "folder of CelebA (img_align_celeba, list_eval_partition.txt, list
 SPLITS = {"train": 0, "valid": 1, "test": 2}
 FACES, PARTITION, ATTRIBUTES = "img_align_celeba", "list_eval_partition", "list_attr_celeba"
 FOLDERS = ("", "Img", "Eval", "Anno", "img_align_celeba")
+MOST_ATTRIBUTES = 10  # at once: every combination of them has a name
 
 
 def matches(path: Path) -> bool:
     """Whether the path is a folder with the faces and a list of CelebA in it."""
     lists = (_find(path, name, ".txt", ".csv") for name in (PARTITION, ATTRIBUTES))
-    return path.is_dir() and _find(path, FACES, "", ".zip") is not None and any(lists)
+    return path.is_dir() and bool(_faces(path)) and any(lists)
 
 
 def open(path: Path, options: Options) -> ImageSource:
@@ -42,8 +43,9 @@ def open(path: Path, options: Options) -> ImageSource:
     Raises
     ------
     InputError
-        No partition for the split that is asked for, an unknown split or attribute, a list that cannot be
-        read or misses a face, and what `open_files` raises for damaged ones.
+        No partition for the split that is asked for, an unknown split or attribute or too many of these, a
+        list that cannot be read or misses a face, a listed face that is not there (it counts as skipped with
+        `options.skip_bad`) or is there twice, and what `open_files` raises for damaged ones.
 
     Examples
     --------
@@ -59,40 +61,78 @@ def open(path: Path, options: Options) -> ImageSource:
     ...     source.shape, source.labels.tolist(), source.label_names[1:]
     ((2, 218, 178, 3), [1, 3], ('Smiling, not Male', 'not Smiling, Male', 'Smiling, Male'))
     """
-    faces = _find(path, FACES, "", ".zip")
-    assert faces is not None
-    files = files_at(faces)
-    names = files.names()
-    partition = _find(path, PARTITION, ".txt", ".csv")
-    if options.split not in (None, "all") or (options.split is None and partition is not None):
-        names = _of_split(files, names, partition, options.split or "train", path)
-    source = open_files(files, names, options)
+    if len(options.attributes) > MOST_ATTRIBUTES:
+        raise InputError(
+            f"{len(options.attributes)} attributes are too many for labels",
+            where="labels",
+            remedy=f"give at most {MOST_ATTRIBUTES}",
+        )
+    for faces in _faces(path):
+        files = files_at(faces)
+        name_of = _by_base(files)
+        if name_of:
+            break
+    wanted = _wanted(path, options.split, name_of)
+    there = np.array([base in name_of for base in wanted], bool)
+    absent = [base for base in wanted if base not in name_of]
+    if absent and not options.skip_bad:
+        raise InputError(
+            f"{len(absent)} of the {len(wanted)} faces that are listed are not there, {absent[0]} first",
+            where=faces,
+            remedy="unpack or download it again, or leave them out with skip_bad=True",
+        )
+    source = open_files(files, [name_of[base] for base in wanted if base in name_of], options)
     source.name = str(path)
+    if absent:
+        kept = slice(None) if source.kept is None else source.kept
+        source.kept, source.skipped = np.flatnonzero(there)[kept], (*absent, *source.skipped)
     if options.attributes:
         source.labels, source.label_names = _labels(source.names, path, options.attributes)
     return source
 
 
 def _find(path: Path, name: str, *suffixes: str) -> Path | None:
-    """Find a list or the faces; a folder of the faces may be inside another of the same name."""
-    found = [path / folder / f"{name}{suffix}" for suffix in suffixes for folder in FOLDERS]
-    there = [each for each in found if each.exists()]
-    if not there:
-        return None
-    return there[-1] if name == FACES and there[0].is_dir() else there[0]
+    """Find a list."""
+    found = (path / folder / f"{name}{suffix}" for suffix in suffixes for folder in FOLDERS)
+    return next((each for each in found if each.exists()), None)
 
 
-def _of_split(files: Files, names: list[str], partition: Path | None, split: str, path: Path) -> list[str]:
-    if split not in SPLITS:
+def _faces(path: Path) -> list[Path]:
+    """Return where the faces may be, best first: in a folder, of two the inner one, or else in an archive.
+
+    Whoever unpacks an archive often keeps it.
+    """
+    folders = [path / folder / FACES for folder in reversed(FOLDERS)]
+    archives = [path / folder / f"{FACES}.zip" for folder in FOLDERS]
+    return [each for each in folders if each.is_dir()] + [each for each in archives if each.is_file()]
+
+
+def _by_base(files: Files) -> dict[str, str]:
+    """Return the names of faces by that in the lists, which is without folders."""
+    name_of: dict[str, str] = {}
+    for name in files.names():
+        other = name_of.setdefault(_base(name), name)
+        if other != name:
+            raise InputError(f"has a face twice, {other} and {name}", where=files.root, remedy="remove one")
+    return name_of
+
+
+def _wanted(path: Path, split: str | None, name_of: Mapping[str, str]) -> list[str]:
+    """Return the faces of a split in order of their numbers, and whether or not they are there."""
+    partition = _find(path, PARTITION, ".txt", ".csv")
+    split = split or ("all" if partition is None else "train")
+    if split not in (*SPLITS, "all"):
         raise InputError(f"there is no {split!r}", where="split", remedy=f"use {', '.join([*SPLITS, 'all'])}")
-    if partition is None:
+    where = partition if split != "all" else partition or _find(path, ATTRIBUTES, ".txt", ".csv")
+    if where is None:
         raise InputError(
             f"has no {PARTITION}.txt, which says what is in a split", where=path, remedy="use split 'all'"
         )
-    _, rows = _read(partition)
-    number_of = {row[0]: row[1] for row in rows}
-    _check_all(names, number_of, partition)
-    return [name for name in names if number_of[_base(name)] == str(SPLITS[split])]
+    _, rows = _read(where)
+    if split == "all":
+        return sorted({row[0] for row in rows} | set(name_of))
+    _check_all(list(name_of), {row[0]: row for row in rows}, where)
+    return sorted({row[0] for row in rows if row[1] == str(SPLITS[split])})
 
 
 def _labels(names: Sequence[str], path: Path, wanted: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:

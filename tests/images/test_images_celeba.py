@@ -140,6 +140,73 @@ def test_lists_that_are_damaged_or_missing(celeba):
         pi.open_images(celeba, labels="attr:Smiling")
 
 
+def faces_in(celeba, faces):
+    """Have the faces in a folder as well as in an archive, as torchvision leaves them."""
+    folder = celeba / "img_align_celeba"
+    inner = folder / "img_align_celeba"
+    folder = inner if inner.exists() else folder
+    folder.mkdir(exist_ok=True)
+    for name, face in zip(NAMES, faces, strict=True):
+        face.save(folder / name, quality=95)
+    return folder
+
+
+def test_a_folder_of_faces_comes_before_its_archive(celeba, faces):
+    folder = faces_in(celeba, faces)
+    (celeba / "img_align_celeba.zip").write_bytes(b"PK a download that was interrupted")
+    source = pi.open_images(celeba, split="all", crop=148, resize=16)
+    assert source.names == tuple(NAMES)
+    images = source[:]
+    for path in folder.iterdir():
+        path.unlink()
+    with zipfile.ZipFile(celeba / "img_align_celeba.zip", "w") as archive:
+        for name, face in zip(NAMES, faces, strict=True):
+            with archive.open(f"img_align_celeba/{name}", "w") as file:
+                face.save(file, "JPEG", quality=95)
+    again = pi.open_images(celeba, split="all", crop=148, resize=16)
+    assert again.names == tuple(f"img_align_celeba/{name}" for name in NAMES)
+    np.testing.assert_array_equal(again[:], images)
+
+
+def test_faces_that_are_not_there(celeba, faces, refused):
+    """As when an archive was unpacked in part."""
+    folder = faces_in(celeba, faces)
+    whole = pi.open_images(celeba, crop=148, resize=16)
+    for name in ("000002.jpg", "000006.jpg", "000012.jpg"):
+        (folder / name).unlink()
+    with refused(folder, "2 of the 8 faces that are listed are not there, 000002.jpg first", "skip_bad=True"):
+        pi.open_images(celeba)
+    with refused(folder, "3 of the 12 faces"):
+        pi.open_images(celeba, split="all")
+    assert len(pi.open_images(celeba, split="valid")) == 2
+    (folder / "000004.jpg").write_bytes(b"no image")
+    source = pi.open_images(celeba, skip_bad=True, labels="attr:Smiling", crop=148, resize=16)
+    assert source.skipped == ("000002.jpg", "000006.jpg", "000004.jpg")
+    assert source.names == tuple(NAMES[i] for i in (0, 2, 4, 6, 7))
+    assert source.labels.tolist() == [int(SMILING[i]) for i in (0, 2, 4, 6, 7)]
+    np.testing.assert_array_equal(source[:], whole.read([0, 2, 4, 6, 7]))
+    numbered = pi.open_images(celeba, skip_bad=True, labels=np.arange(8))
+    assert numbered.labels.tolist() == [0, 2, 4, 6, 7]
+    next(celeba.rglob("list_eval_partition.*")).unlink()
+    with refused(folder, "3 of the 12 faces"):
+        pi.open_images(celeba)
+
+
+def test_a_face_that_is_there_twice(celeba, faces, refused):
+    folder = faces_in(celeba, faces)
+    (folder / "copy").mkdir()
+    faces[0].save(folder / "copy" / "000001.jpg")
+    with refused(folder, "has a face twice, 000001.jpg and copy/000001.jpg"):
+        pi.open_images(celeba)
+
+
+def test_more_attributes_than_labels_can_name(celeba, refused):
+    with refused("labels", "11 attributes are too many", "at most 10"):
+        pi.open_images(celeba, labels="attr:" + ",".join(f"A{i}" for i in range(11)))
+    many = pi.open_images(celeba, labels="attr:" + ",".join(["Male", "Smiling"] * 5))
+    assert len(many.label_names) == 1024
+
+
 def test_other_sources_have_no_splits_and_no_attributes(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 8, 8), np.uint8))
     with pytest.raises(InputError, match="has no splits"):
