@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from patchindex.errors import InputError
-from patchindex.images.files import in_parallel
+from patchindex.images.files import GRAY_MODES, BadImageError, check_depth, decoding, in_parallel
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import Transform
 
 __all__ = ["DatasetSource", "is_dataset"]
+
+AT_ONCE = 256  # images that are read before they are transformed
 
 
 def is_dataset(source: Any) -> bool:
@@ -36,13 +39,19 @@ class DatasetSource(ImageSource):
 
     Of Hugging Face: a `Dataset` with one column of images, and its labels in a column `label`, or in another
     of class labels. Of torch: items that are an image, or (image, label, ...). Images are Pillow's, or arrays
-    (H, W) or (H, W, C), or tensors (C, H, W); uint8, or floats in [0, 1].
+    (H, W) or (H, W, C), or tensors (C, H, W); uint8, or floats in [0, 1]. Items are read by one thread at a
+    time, and only then transformed on all cores.
+
+    Opening reads the first item; and goes on while all are gray, since one with colours makes all of them
+    RGB; and reads all where only the items have their labels, or with `skip_bad`.
 
     Parameters
     ----------
     dataset : object
     transform : Transform
         What is done to every image.
+    skip_bad : bool, optional
+        Leave out items that cannot be decoded.
 
     Raises
     ------
@@ -61,90 +70,173 @@ class DatasetSource(ImageSource):
     ((2, 4, 6, 1), [7, 8], 9)
     """
 
-    def __init__(self, dataset: Any, transform: Transform) -> None:
-        self._dataset, self._transform = dataset, transform
-        name = f"{type(dataset).__module__.partition('.')[0]}.{type(dataset).__name__}"
-        if not len(dataset):
+    def __init__(self, dataset: Any, transform: Transform, *, skip_bad: bool = False) -> None:
+        self._items, self._transform = _Items(dataset), transform
+        name, count = self._items.name, len(dataset)
+        if not count:
             raise InputError("holds no images", where=name, remedy="give at least one image")
-        self._image, label = _columns(dataset, name)
-        first = self._picture(0, name)
-        height, width = transform.size(first.height, first.width, where=name)
-        gray = transform.grayscale or first.mode in ("1", "L", "LA")
-        labels = _labels(dataset, label)
-        super().__init__(name, (len(dataset), height, width, 1 if gray else 3), labels=labels)
-        names = getattr(getattr(dataset, "features", {}).get(label), "names", None) if label else None
-        names = names or getattr(dataset, "classes", None)
-        self.label_names = None if names is None or labels is None else tuple(map(str, names))
-
-    def _picture(self, i: int, name: str) -> Image.Image:
-        item = self._dataset[i]
-        found = item[self._image] if self._image is not None else item
-        if isinstance(found, Image.Image):
-            return found
-        try:
-            array = np.asarray(found)
-            if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-                array = np.moveaxis(array, 0, 2)  # a tensor
-            if array.dtype != np.uint8:
-                wide = array.astype(np.float64) * 255
-                if (
-                    not (np.abs(wide - np.rint(wide)) < 0.01).all()
-                    or wide.min() < -0.01
-                    or wide.max() > 255.01
-                ):
-                    raise ValueError("floats that are no uint8 images over 255")
-                array = np.rint(wide).astype(np.uint8)
-            return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"item {i} is no image ({error})", where=name, remedy="give Pillow images or uint8 arrays"
-            ) from error
+        stored = self._items.stored_labels()
+        mapped = False  # whether the items have other labels than the data set has of them
+        first, gray = None, True
+        kept: list[int] = []
+        labels: list[Any] = []
+        skipped: list[str] = []
+        for i in range(count):
+            try:
+                image, label = self._items.read(i)
+            except BadImageError:
+                if not skip_bad:
+                    raise
+                skipped.append(f"item {i}")
+                continue
+            kept.append(i)
+            labels.append(label)
+            first = first or image
+            gray = gray and image.mode in GRAY_MODES
+            if stored is not None and label is not None and not np.array_equal(stored[i], label):
+                stored, mapped = None, True
+            labelled = stored is not None or label is None
+            if labelled and not skip_bad and (transform.grayscale or not gray):
+                break
+        if first is None:
+            raise InputError(f"none of {count} images can be read", where=name, remedy="check what they are")
+        size = transform.size(first.height, first.width, where=name)
+        self._ids = np.array(kept) if skipped else np.arange(count)
+        own: Any = None
+        if labels[0] is not None:
+            own = labels if stored is None else stored[self._ids]
+        channels = 1 if gray or transform.grayscale else 3
+        super().__init__(name, (len(self._ids), *size, channels), labels=own)
+        if skipped:
+            self.skipped, self.kept = tuple(skipped), self._ids
+        names = None if mapped or self.labels is None else self._items.label_names()
+        if names and self.labels is not None and ((self.labels >= 0) & (self.labels < len(names))).all():
+            self.label_names = names
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
-        ids = range(index.start, index.stop) if isinstance(index, slice) else index.tolist()
+        ids = self._ids[index].tolist()
         out = np.empty((len(ids), *self.shape[1:]), np.uint8)
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start : start + AT_ONCE]
+            images = [self._items.read(i)[0] for i in some]
 
-        def decode(row: int) -> None:
-            pixels = self._transform.apply(
-                self._picture(ids[row], self.name), "L" if self.shape[3] == 1 else "RGB"
-            )
-            if pixels.shape != self.shape[1:]:
-                raise InputError(
-                    f"item {ids[row]} is of shape {pixels.shape}, the first of {self.shape[1:]}",
-                    where=self.name,
-                    remedy="bring all images to one size with resize=32, say",
-                )
-            out[row] = pixels
+            def transform(row: int, start: int = start, some: Any = some, images: Any = images) -> None:
+                out[start + row] = self._transformed(some[row], images[row])
 
-        in_parallel(decode, range(len(ids)))
+            in_parallel(transform, range(len(some)))
         return out
 
+    def _transformed(self, i: int, image: Image.Image) -> np.ndarray:
+        gray = self.shape[3] == 1
+        if gray and not self._transform.grayscale and image.mode not in GRAY_MODES:
+            raise InputError(
+                f"item {i} has colours, and had none when the data set was opened",
+                where=self.name,
+                remedy="give grayscale=True, or items that are the same every time",
+            )
+        self._transform.size(image.height, image.width, where=f"{self.name}, item {i}")
+        pixels = self._transform.apply(image, "L" if gray else "RGB")
+        if pixels.shape != self.shape[1:]:
+            raise InputError(
+                f"item {i} is of shape {pixels.shape}, the first of {self.shape[1:]}",
+                where=self.name,
+                remedy="bring all images to one size with resize=32, say",
+            )
+        return pixels
 
-def _columns(dataset: Any, name: str) -> tuple[Any, Any]:
-    """Return where an item's image is, None for the item itself, and where its label, None for nowhere."""
-    features = getattr(dataset, "features", None)
-    if hasattr(dataset, "column_names") and features is not None:
-        images = [column for column, kind in features.items() if type(kind).__name__ == "Image"]
+
+class _Items:
+    """The items of a data set, read by one thread at a time: many have one file for all their items.
+
+    Parameters
+    ----------
+    dataset : object
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+
+    Raises
+    ------
+    InputError
+        A table without a column of images, or with several.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.name = f"{type(dataset).__module__.partition('.')[0]}.{type(dataset).__name__}"
+        self._dataset, self._lock = dataset, threading.Lock()
+        # Columns of a table; None where an item is an image, or a tuple that begins with one.
+        self._image: str | None = None
+        self._label: str | None = None
+        features = getattr(dataset, "features", None)
+        if not hasattr(dataset, "column_names") or features is None:
+            return
+        of_kind = [(column, type(kind).__name__) for column, kind in features.items()]
+        images = [column for column, kind in of_kind if kind == "Image"]
         if len(images) != 1:
             raise InputError(
-                f"has {len(images)} columns of images, expected one", where=name, remedy="select one column"
+                f"has {len(images)} columns of images, expected one",
+                where=self.name,
+                remedy="select one column",
             )
-        classes = [column for column, kind in features.items() if type(kind).__name__ == "ClassLabel"]
-        return images[0], "label" if "label" in features else (classes[0] if len(classes) == 1 else None)
-    item = dataset[0]
-    if isinstance(item, tuple | list):
-        return 0, 1 if len(item) > 1 and np.ndim(item[1]) == 0 and not isinstance(item[1], str) else None
-    return None, None
+        classes = [column for column, kind in of_kind if kind == "ClassLabel"]
+        self._image = images[0]
+        self._label = "label" if "label" in features else (classes[0] if len(classes) == 1 else None)
 
+    def read(self, i: int) -> tuple[Image.Image, Any]:
+        """Return a decoded image, and its label or None; `BadImageError` for one that cannot be decoded."""
+        where = f"{self.name}, item {i}"
+        with self._lock, decoding(where, "cannot be read ({})"):
+            item = self._dataset[i]
+            label: Any = None
+            if self._image is not None:
+                item, label = item[self._image], item.get(self._label)
+            elif isinstance(item, tuple | list):
+                item, label = item[0], item[1] if len(item) > 1 else None
+            image = _as_image(item, i, self.name)
+            check_depth(image, where)
+            image.load()
+        return image, None if isinstance(label, str) or np.ndim(label) else label
 
-def _labels(dataset: Any, label: Any) -> Any:
-    """Return all labels, without decoding images where the data set has them apart."""
-    if label is None:
+    def stored_labels(self) -> np.ndarray | None:
+        """Return the labels that the data set has apart from its items, if these are what the items have."""
+        if self._label is not None:
+            return np.asarray(self._dataset[self._label])
+        if self._changes_labels():
+            return None
+        for name in ("targets", "labels"):
+            found = getattr(self._dataset, name, None)
+            if found is not None and len(found) == len(self._dataset):
+                return np.asarray(found)
         return None
-    if isinstance(label, str):
-        return dataset[label]
-    for name in ("targets", "labels"):
-        found = getattr(dataset, name, None)
-        if found is not None and len(found) == len(dataset):
-            return np.asarray(found)
-    return [dataset[i][label] for i in range(len(dataset))]
+
+    def label_names(self) -> tuple[str, ...] | None:
+        """Return what the data set calls its labels, if these are what the items have."""
+        if self._changes_labels():
+            return None
+        kind = None if self._label is None else self._dataset.features[self._label]
+        names = getattr(kind, "names", None) or getattr(self._dataset, "classes", None)
+        return None if names is None else tuple(map(str, names))
+
+    def _changes_labels(self) -> bool:
+        return getattr(self._dataset, "target_transform", None) is not None
+
+
+def _as_image(found: Any, i: int, name: str) -> Image.Image:
+    if isinstance(found, Image.Image):
+        return found
+    try:
+        array = np.asarray(found)
+        if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+            array = np.moveaxis(array, 0, 2)  # a tensor
+        if array.dtype != np.uint8:
+            wide = array.astype(np.float64) * 255
+            if not (np.abs(wide - np.rint(wide)) < 0.01).all() or wide.min() < -0.01 or wide.max() > 255.01:
+                raise ValueError("floats that are no uint8 images over 255")
+            array = np.rint(wide).astype(np.uint8)
+        return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"item {i} is no image ({error})", where=name, remedy="give Pillow images or uint8 arrays"
+        ) from error

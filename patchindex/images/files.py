@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from patchindex.errors import InputError, SourceNotFoundError
-from patchindex.images.unreadable import unreadable
+from patchindex.images.unreadable import first_line, unreadable
 
 __all__ = [
     "GRAY_MODES",
@@ -170,8 +170,13 @@ def check_depth(image: Image.Image, where: object) -> None:
 
 
 @contextmanager
-def decoding(where: object) -> Iterator[None]:
-    """Raise `BadImageError` for what decoders raise for damage, InputError for what the system refuses."""
+def decoding(
+    where: object, what: str = "not a readable image (truncated or another kind of file)"
+) -> Iterator[None]:
+    """Raise `BadImageError` for what decoders raise for damage, InputError for what the system refuses.
+
+    What is raised is in place of `{}` in `what`.
+    """
     try:
         yield
     except InputError:
@@ -183,7 +188,7 @@ def decoding(where: object) -> Iterator[None]:
     except DAMAGE as error:
         raise unreadable(
             error,
-            "not a readable image (truncated or another kind of file)",
+            what.format(first_line(error)),
             where=where,
             remedy="repair or remove it, or leave such out with skip_bad=True",
             kind=BadImageError,

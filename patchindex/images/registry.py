@@ -136,7 +136,7 @@ def open_images(
                 raise InputError(
                     f"{value!r} needs a path, got an array", where=what, remedy=f"leave {what} out"
                 )
-        opened = _opened_object(source, transform)
+        opened = _opened_object(source, options)
     if isinstance(labels, str) and labels == "folders":
         _check_classes(opened)
     if labels is not None and not _come_with_images(labels):
@@ -161,19 +161,20 @@ def _check_classes(opened: ImageSource) -> None:
         )
 
 
-def _opened_object(source: Any, transform: Transform) -> ImageSource:
+def _opened_object(source: Any, options: Options) -> ImageSource:
     if isinstance(source, ImageSource):
-        return transformed(source, transform)
+        return transformed(source, options.transform)
     if hasattr(source, "keys"):  # an HDF5 file, a group of zarr, what np.load returns, a dict of data sets
         names = [str(name) for name in source.keys()]  # noqa: SIM118
+        one = "images" if "images" in names or not names else names[0]
         raise InputError(
             f"holds several things by name ({', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)})",
             where=type(source).__name__,
-            remedy=f"give one of them: source[{names[0] if names else 'images'!r}], or the path of the file",
+            remedy=f"give one of them: source[{one!r}], or the path of the file",
         )
     if is_dataset(source):
-        return DatasetSource(source, transform)
-    return transformed(ArraySource(source), transform)
+        return DatasetSource(source, options.transform, skip_bad=options.skip_bad)
+    return transformed(ArraySource(source), options.transform)
 
 
 def _open_several(sources: Sequence[str | Path], labels: Any, options: Options) -> ImageSource:
