@@ -156,16 +156,15 @@ def _is_image(name: str) -> bool:
 def check_depth(image: Image.Image, where: object) -> None:
     """Raise `BadImageError` for an image, not loaded yet, of more than 8 bits a channel."""
     tags = getattr(image, "tag_v2", {})
-    deep = image.mode not in MODES or np.max(tags.get(TIFF_BITS, 1)) > 8
+    deep = bool(np.max(tags.get(TIFF_BITS, 1)) > 8)
     for codec, _, _, args in getattr(image, "tile", ()):
         args = args if isinstance(args, tuple) else (args,)
         deep |= isinstance(args[0], str) and DEEP.search(args[0]) is not None
         deep |= codec in ("ppm", "ppm_plain") and args[-1] > 255
-    if deep:
+    if deep or image.mode not in MODES:
+        mode = "" if image.mode in MODES else f", or an unusual colour space (mode {image.mode})"
         raise BadImageError(
-            f"has more than 8 bits a channel, or an unusual colour space (mode {image.mode})",
-            where=where,
-            remedy="convert it to 8-bit RGB or gray",
+            f"has more than 8 bits a channel{mode}", where=where, remedy="convert it to 8-bit RGB or gray"
         )
 
 
