@@ -137,8 +137,6 @@ def open_images(
                     f"{value!r} needs a path, got an array", where=what, remedy=f"leave {what} out"
                 )
         opened = _opened_object(source, options)
-    if isinstance(labels, str) and labels == "folders":
-        _check_classes(opened)
     if labels is not None and not _come_with_images(labels):
         # A source of the caller's own is labelled as it is, whatever was left out when it was opened.
         kept = None if opened is source else opened.kept
@@ -149,16 +147,6 @@ def open_images(
         opened = copy.copy(opened)
         opened.labels, opened.label_names = values if kept is None else values[kept], None
     return opened if limit is None else opened.subset(_as_limit(limit))
-
-
-def _check_classes(opened: ImageSource) -> None:
-    names = opened.label_names or ()
-    if len(names) == 1:
-        raise InputError(
-            f"all images are in one folder, {names[0]}, so they all have one label",
-            where=opened.name,
-            remedy="give the folder above those of the classes, or leave the labels out",
-        )
 
 
 def _opened_object(source: Any, options: Options) -> ImageSource:

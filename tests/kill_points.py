@@ -1,0 +1,133 @@
+"""Kill an operation on a store (SIGKILL) before changes that it makes to files, resume it, and compare.
+
+python tests/kill_points.py build|overwrite|append|add_scales FOLDER POINTS
+
+A process of its own, which forks before torch has threads. Prints a line for each point that it was killed
+at: its number, and what was wrong then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import patchindex as pi
+from patchindex.index import shards
+
+CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
+LAST = 8  # changes before which it is killed one by one: what is whole takes its place there
+
+
+class Operation:
+    """An operation that leads from a store, or none, to another."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        with np.load("data/fashion_mnist_6k.npz") as data:
+            self.images, self.labels = data["images"][:60, ::2, ::2].copy(), data["labels"][:60].astype(int)
+        self.name, self.folder, self.path = name, folder, folder / "at" / "s.zarr"
+        self.base = None if name == "build" else folder / "base.zarr"
+
+    def prepare(self) -> None:
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.path.parent.mkdir(parents=True)
+        if self.base is not None:
+            shutil.copytree(self.base, self.path)
+
+    def do(self, resume: bool) -> str:
+        if self.name == "append":
+            pi.append(self.path, self.images[40:], self.labels[40:], threads=1, resume=resume)
+        elif self.name == "add_scales":
+            pi.add_scales(self.path, [5], threads=1)
+        else:
+            over = self.name == "overwrite"
+            pi.build_index(self.images, self.path, [3], self.labels, threads=1, resume=resume, overwrite=over)
+        return "done"
+
+    def killed_at(self, point: int) -> str:
+        count = 0
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal count
+            flags = arguments[2] if event == "open" else 0
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+            if event in CHANGES or (writes and str(self.path) in str(arguments[0])):
+                count += 1
+                if count == point:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        self.do(resume=False)
+        return str(count)
+
+    def state(self) -> str:
+        """All that is in the store, and what is beside it."""
+        report = pi.verify(self.path)
+        index = pi.open_index(self.path)
+        found = hashlib.sha256(index.training.read(0, len(index.training)).tobytes())
+        for k in index.scales:
+            for _, ids, codes in index.scale(k).members():
+                found.update(ids.tobytes() + codes.tobytes())
+        # The file of a lock that nobody holds is as good as none.
+        beside = sorted(path.name for path in self.path.parent.iterdir() if path.suffix != ".lock")
+        return f"{index.scales} {found.hexdigest()} {report.problems} {beside}"
+
+    def store(self) -> str:
+        """What a user finds at the path, whatever is beside it."""
+        return self.state().rpartition(" [")[0] if self.path.exists() else "nothing"
+
+
+def in_a_child(work: Callable[[], str]) -> str:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            said = work()
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return "killed" if os.WIFSIGNALED(status) else said
+
+
+def main(name: str, folder: Path, points: int) -> None:
+    shards.SHARD_BYTES, shards.PIECE_BYTES = 20_000, 0  # several
+    operation = Operation(name, folder)
+    if operation.base is not None:
+        some = slice(0, 60 if name == "add_scales" else 40)
+        images, labels = operation.images[some], operation.labels[some]
+        path = operation.base
+        in_a_child(lambda: str(pi.build_index(images, path, [3], labels, threads=1)))
+    operation.prepare()
+    before = in_a_child(operation.store)
+    in_a_child(lambda: operation.do(resume=False))
+    after = in_a_child(operation.state)
+    operation.prepare()
+    changes = int(in_a_child(lambda: operation.killed_at(0)))
+    for point in {*np.linspace(1, changes, points).astype(int), *range(changes - LAST, changes + 1)}:
+        operation.prepare()
+        wrong = []
+        if in_a_child(lambda at=int(point): operation.killed_at(at)) != "killed":  # type: ignore[misc]
+            wrong.append("was not killed")
+        if (found := in_a_child(operation.store)) not in (before, after.rpartition(" [")[0], "nothing"):
+            wrong.append(f"left {found}")
+        if (said := in_a_child(lambda: operation.do(resume=True))) != "done":
+            wrong.append(f"resumed with {said}")
+        if (found := in_a_child(operation.state)) != after:
+            wrong.append(f"ended with {found}, not {after}")
+        print(point, *wrong, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
