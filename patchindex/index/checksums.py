@@ -27,6 +27,7 @@ __all__ = [
     "crc32c",
     "damage",
     "image_block",
+    "manifest_of",
     "read_sealed",
     "write_manifest",
     "write_sealed",
@@ -105,6 +106,32 @@ def write_manifest(folder: Path) -> None:
     write_sealed(folder / MANIFEST, found)
 
 
+def manifest_of(folder: Path) -> dict[str, tuple[int, str]]:
+    """Read which files a folder has: their names, with size and checksum.
+
+    A manifest may come from somewhere else, and files are written under its names: none leads elsewhere.
+
+    Raises
+    ------
+    StoreError
+        When it is missing, damaged or no manifest, or a name is none of a file below the folder.
+    """
+    path = folder / MANIFEST
+    found = read_sealed(path)
+    if not isinstance(found, dict):
+        raise StoreError("is no manifest", where=path, remedy=REMEDY)
+    for name, entry in found.items():
+        # A backslash and a colon lead out on Windows.
+        if "\\" in name or ":" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise StoreError(f"names {name!r}, which is no file of a store", where=path, remedy=REMEDY)
+        match entry:
+            case [int(), str()]:
+                pass
+            case _:
+                raise StoreError(f"has no size and checksum of {name!r}", where=path, remedy=REMEDY)
+    return {name: (size, checksum) for name, (size, checksum) in found.items()}
+
+
 def _files(folder: Path) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
         at = Path(root).relative_to(folder)
@@ -144,7 +171,7 @@ def check_small_files(folder: Path) -> None:
     StoreError
         Of the first file that is missing or not as it was written.
     """
-    for name, (size, checksum) in read_sealed(folder / MANIFEST).items():
+    for name, (size, checksum) in manifest_of(folder).items():
         if not name.startswith(LARGE):
             wrong = _wrong(folder / name, size, checksum)
             if wrong is not None:
@@ -170,7 +197,7 @@ def damage(folder: Path) -> Iterator[tuple[str, str | None]]:
         What is wrong with it; None when it is whole.
     """
     try:
-        expected = read_sealed(folder / MANIFEST)
+        expected = manifest_of(folder)
     except StoreError as error:
         yield MANIFEST, error.what
         return

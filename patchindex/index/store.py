@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,19 @@ import zarr
 from patchindex.backends import resolve_device
 from patchindex.errors import InputError, SourceNotFoundError, StoreError
 from patchindex.images import open_images
-from patchindex.index.checksums import MANIFEST, REMEDY, check_small_files, crc32c, image_block
+from patchindex.index.checksums import (
+    CURVE,
+    MANIFEST,
+    REMEDY,
+    SEALED,
+    check_small_files,
+    crc32c,
+    image_block,
+    manifest_of,
+    read_sealed,
+)
 from patchindex.index.raw import open_raw, raw_checksum
-from patchindex.index.remote import Remote, is_url
+from patchindex.index.remote import ATTRIBUTES, Remote, is_url
 from patchindex.index.scale import ScaleIndex
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule
@@ -241,9 +252,8 @@ class PatchIndex:
             # Centroids and moments of lists take 100 MiB and more a scale: no more than are needed at once.
             while len(self._scales) >= SCALES_HELD:
                 self._scales.pop(next(iter(self._scales)))
-            if self._remote is not None:
-                self._remote.fetch(scale_group(k))
-            folder = self.path / scale_group(k)
+            group = scale_group(k)
+            folder = self.path / group if self._remote is None else self._remote.fetch(group)
             scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_whole.get(k))
             self._check_belongs(scale)
             self._scales[k], self._lists_whole[k] = scale, scale.whole
@@ -293,18 +303,48 @@ class PatchIndex:
         return self._copies[device]
 
     def info(self) -> dict[str, Any]:
-        """Return what `patchindex info` prints: settings, provenance, and sizes of each scale."""
+        """Return what `patchindex info` prints: settings, provenance, and sizes of each scale.
+
+        Only small files are read for it, or copied from where the store is.
+
+        Raises
+        ------
+        StoreError
+            When one of them is damaged.
+        """
         scales = {}
         for k in self.scales:
-            scales[str(k)] = {**self.scale(k).attributes, "bytes": tree_bytes(self.path / scale_group(k))}
+            with TemporaryDirectory(prefix="patchindex-") as folder:
+                group = scale_group(k)
+                there = self._remote
+                scales[str(k)] = _facts(
+                    self.path / group if there is None else there.facts(group, Path(folder))
+                )
         return {
             "path": str(self.path),
             **self.attributes,
             "scales": list(self.scales),
             "images": len(self.training),
-            "bytes": tree_bytes(self.path),
+            "bytes": _bytes(self.path) + sum(scale["bytes"] for scale in scales.values()),
             "indexes": scales,
         }
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return what a scale says of itself, and its size, by its manifest, attributes and operating curve."""
+    content = (folder / ATTRIBUTES).read_bytes() if (folder / ATTRIBUTES).is_file() else b""
+    if f"{crc32c(content):08x}" != manifest_of(folder).get(ATTRIBUTES, (0, ""))[1]:
+        raise StoreError("is missing or damaged", where=folder / ATTRIBUTES, remedy=REMEDY)
+    facts = {**zarr.open_group(folder, mode="r").attrs, "bytes": _bytes(folder)}
+    curve = folder / CURVE
+    return {**facts, "operating_curve": read_sealed(curve)} if curve.exists() else facts
+
+
+def _bytes(folder: Path) -> int:
+    """Return the bytes of a folder's files by its manifest, and of those that are not listed there."""
+    sealed = (folder / name for name in SEALED)
+    listed = sum(size for size, _ in manifest_of(folder).values())
+    return listed + sum(path.stat().st_size for path in sealed if path.exists())
 
 
 def tree_bytes(path: Path) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,8 @@ from click.testing import CliRunner
 from patchindex_cli import main
 
 import patchindex as pi
-from patchindex.errors import InputError, SourceNotFoundError, StoreError
-from patchindex.index.checksums import CURVE, MANIFEST
+from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
+from patchindex.index.checksums import CURVE, MANIFEST, crc32c, read_sealed, write_sealed
 
 moto = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
@@ -50,24 +52,55 @@ def there(server, labelled, tmp_path, monkeypatch):
     files.invalidate_cache()
 
 
-def cached(tmp_path):
-    return [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+@pytest.fixture(scope="module")
+def small(labelled, tmp_path_factory):
+    """A store of scale 3."""
+    path = tmp_path_factory.mktemp("stores") / "s.zarr"
+    return pi.build_index(labelled[0], path, scales=[3], labels=labelled[1], locality=[3, 3], threads=1).path
+
+
+@pytest.fixture
+def put(monkeypatch, tmp_path):
+    """Put a store to memory://s.zarr, in place of what is there; return the file system."""
+    monkeypatch.setenv("PATCHINDEX_CACHE", str(tmp_path / "cache"))
+    files = fsspec.filesystem("memory")
+
+    def put(path):
+        files.store.clear()
+        for file in path.rglob("*"):
+            if file.is_file():
+                files.pipe_file(f"/s.zarr/{file.relative_to(path).as_posix()}", file.read_bytes())
+        return files
+
+    yield put
+    files.store.clear()
+
+
+URL = "memory://s.zarr"
+
+
+def copies(tmp_path):
+    """Parts that are in the cache, without the checksums in their names."""
+    return sorted(p.name.partition("-")[0] for p in (tmp_path / "cache").glob("*/*-*"))
+
+
+def fail(*_, **__):
+    raise ConnectionError("no\nnetwork")
 
 
 def test_what_is_drawn_is_the_same_and_only_what_is_used_is_copied(there, tmp_path):
     store, _, options = there
     remote = pi.open_index("s3://bucket/s.zarr", storage_options=options)
     assert remote.scales == (3, 5)
-    (folder,) = cached(tmp_path)
-    assert not (folder / "scales").exists()
+    assert copies(tmp_path) == ["store"]
     x = torch.randn(1, 1, 14, 14)
     means = [
         pi.ScoreMachine(index, estimator="priority", locality=[3, 3]).posterior_mean(x, 0.5).mean
         for index in (store, remote)
     ]
     assert torch.equal(*means)
-    assert [p.name for p in (folder / "scales").iterdir()] == ["k003"]
-    assert (folder / "scales" / "k003" / CURVE).exists()
+    assert copies(tmp_path) == ["k003", "store"]
+    assert (remote.scale(3).path / CURVE).exists()
     drawn = [pi.sample(pi.ScoreMachine(i, estimator="topk"), n=1, steps=5).images for i in (store, remote)]
     assert torch.equal(*drawn)
     np.testing.assert_array_equal(remote.training.labels, store.training.labels)
@@ -78,7 +111,7 @@ def test_a_second_opening_copies_nothing(there, tmp_path, monkeypatch):
     pi.open_index("s3://bucket/s.zarr", storage_options=options).scale(3)
     monkeypatch.setattr(type(files), "get_file", lambda *_: 1 / 0)
     pi.open_index("s3://bucket/s.zarr", storage_options=options).scale(3)
-    assert len(cached(tmp_path)) == 1
+    assert copies(tmp_path) == ["k003", "store"]
 
 
 def test_a_store_that_is_another_is_copied_anew(there, labelled, tmp_path):
@@ -89,7 +122,7 @@ def test_a_store_that_is_another_is_copied_anew(there, labelled, tmp_path):
     files.put(str(store.path), "bucket/s.zarr", recursive=True)
     after = pi.open_index("s3://bucket/s.zarr", storage_options=options)
     assert (len(before.training), len(after.training)) == (40, 43)
-    assert len(cached(tmp_path)) == 2
+    assert copies(tmp_path) == ["store", "store"]
 
 
 def test_damage_there_is_told_and_leaves_nothing_here(there, tmp_path):
@@ -105,8 +138,9 @@ def test_damage_there_is_told_and_leaves_nothing_here(there, tmp_path):
     files.rm_file(f"bucket/s.zarr/{name}")
     with pytest.raises(StoreError, match="a file is missing"):
         index.scale(3)
-    (folder,) = [p for p in cached(tmp_path) if not p.name.endswith(".arriving")]
-    assert not (folder / "scales" / "k003").exists()
+    assert [p.name for p in (tmp_path / "cache").glob("*/k003-*")] == [
+        p.name for p in (tmp_path / "cache").glob("*/k003-*.arriving")
+    ]
 
 
 def test_what_is_not_there(there, server, monkeypatch):
@@ -133,3 +167,153 @@ def test_at_the_command_line_with_credentials_of_the_environment(there, server, 
     machine = pi.ScoreMachine("s3://bucket/s.zarr", estimator="topk")
     assert machine.index is not None
     assert (machine.index.path / MANIFEST).exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../owned", "{cache}/owned", "images/../../owned", "a\\b", "a//b", "c:/b", ""]
+)
+def test_a_manifest_that_leads_out_of_the_cache_is_refused(small, put, tmp_path, name):
+    name = name.format(cache=tmp_path / "cache")
+    files = put(small)
+    manifest = read_sealed(small / MANIFEST) | {name: [5, f"{crc32c(b'pwned'):08x}"]}
+    write_sealed(tmp_path / MANIFEST, manifest)
+    files.pipe_file(f"/s.zarr/{MANIFEST}", (tmp_path / MANIFEST).read_bytes())
+    files.store[f"/s.zarr/{name}"] = fsspec.implementations.memory.MemoryFile(files, name, b"pwned")
+    with pytest.raises(StoreError, match="which is no file of a store"):
+        pi.open_index(URL)
+    files_here = [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert sorted(files_here) == ["lock", MANIFEST]
+
+
+@pytest.mark.parametrize("content", [[1], {"zarr.json": 5}, {"zarr.json": ["1", "2"]}])
+def test_what_is_no_manifest_is_told(small, put, tmp_path, content):
+    store = shutil.copytree(small, tmp_path / "s.zarr")
+    write_sealed(store / MANIFEST, content)
+    put(store)
+    for path in (store, URL):
+        with pytest.raises(StoreError, match=r"is no manifest|has no size and checksum"):
+            pi.open_index(path)
+    assert not pi.verify(store).whole
+
+
+def test_a_curve_that_is_measured_later_arrives(small, put, tmp_path):
+    files = put(small)
+    assert "operating_curve" not in pi.open_index(URL).scale(3).attributes
+    for curve in ({"version": 0}, {"version": 1}):
+        write_sealed(tmp_path / CURVE, curve)
+        files.pipe_file(f"/s.zarr/scales/k003/{CURVE}", (tmp_path / CURVE).read_bytes())
+        assert pi.open_index(URL).scale(3).attributes["operating_curve"] == curve
+    files.rm(f"/s.zarr/scales/k003/{CURVE}")
+    assert "operating_curve" not in pi.open_index(URL).scale(3).attributes
+    assert copies(tmp_path) == ["k003", "store"]
+
+
+def test_a_scale_that_is_built_anew_is_copied_anew(small, put, labelled, tmp_path):
+    put(small)
+    before = pi.open_index(URL)
+    before.scale(3)
+    other = pi.build_index(
+        labelled[0],
+        tmp_path / "s.zarr",
+        scales=[3],
+        labels=labelled[1],
+        locality=[3, 3],
+        pca_dims=4,
+        threads=1,
+    ).path
+    store = shutil.copytree(small, tmp_path / "both.zarr")
+    shutil.rmtree(store / "scales")
+    shutil.copytree(other / "scales", store / "scales")
+    put(store)
+    assert pi.open_index(URL).scale(3).pca.dims == 4
+    before._scales.clear()  # as when other scales have taken its place
+    assert before.scale(3).pca.dims != 4
+    pi.add_scales(store, [5], threads=1)
+    put(store)
+    assert pi.open_index(URL).scales == (3, 5)
+
+
+def test_a_copy_that_is_damaged_is_copied_again(small, put, tmp_path):
+    put(small)
+    index = pi.open_index(URL)
+    scale = index.scale(3).path
+    for damaged in (index.path / "source_ids/c/0", scale / "centroids/c/0/0"):
+        content = bytearray(damaged.read_bytes())
+        content[3] ^= 1
+        damaged.write_bytes(content)
+    (scale / "list_means" / "zarr.json").unlink()
+    pi.open_index(URL).scale(3)
+    for large in (index.path / "images", scale / "faiss"):
+        shutil.rmtree(large / "c")
+    pi.open_index(URL).scale(3)
+    for folder in (index.path, scale):
+        (folder / MANIFEST).unlink()
+    pi.open_index(URL).scale(3)
+    assert copies(tmp_path) == ["k003", "store"]
+
+
+def test_without_the_network_copies_are_used(small, put, tmp_path, monkeypatch):
+    files = put(small)
+    with monkeypatch.context() as broken:
+        for name in ("cat_file", "get_file", "ls"):
+            broken.setattr(type(files), name, fail)
+        for opening in (pi.open_index, pi.ScoreMachine):
+            with pytest.raises(InputError, match=r"cannot be read \(ConnectionError: no network\)"):
+                opening(URL)
+    index = pi.open_index(URL)
+    with monkeypatch.context() as broken:
+        broken.setattr(type(files), "ls", fail)
+        with pytest.warns(UserWarning, match="the copy in"):
+            assert pi.open_index(URL).scales == ()
+    index.scale(3)
+    for name in ("cat_file", "get_file", "ls"):
+        monkeypatch.setattr(type(files), name, fail)
+    with pytest.warns(UserWarning, match="the copy in"):
+        there = pi.open_index(URL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        assert there.scale(3).path == index.scale(3).path
+        assert there.info()["indexes"]["3"]["lists"] == index.scale(3).attributes["lists"]
+        assert pi.ScoreMachine(there, estimator="priority").index is there
+    with pytest.warns(UserWarning, match="the copy in"):
+        assert pi.ScoreMachine(URL, estimator="priority").index.scales == (3,)
+
+
+def test_no_permission_is_told_also_where_there_is_a_copy(small, put, monkeypatch):
+    files = put(small)
+    pi.open_index(URL)
+
+    def refuse(*_, **__):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(type(files), "cat_file", refuse)
+    for opening in (pi.open_index, pi.ScoreMachine):
+        with pytest.raises(InputError, match=r"cannot be read \(PermissionError: Access Denied\)"):
+            opening(URL)
+
+
+def test_copying_that_fails_is_told_and_done_again(small, put, tmp_path, monkeypatch):
+    files = put(small)
+    with monkeypatch.context() as broken:
+        broken.setattr(type(files), "get_file", fail)
+        with pytest.raises(PatchIndexError, match=r"cannot be copied \(ConnectionError: no network\)"):
+            pi.open_index(URL)
+    pi.open_index(URL)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PATCHINDEX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot be written to.*PATCHINDEX_CACHE"):
+        pi.open_index(URL)
+
+
+def test_what_a_store_says_of_itself_takes_no_scales(small, put, tmp_path):
+    store = shutil.copytree(small, tmp_path / "s.zarr")
+    write_sealed(store / "scales" / "k003" / CURVE, {"version": 0})
+    files = put(store)
+    here, there = pi.open_index(store).info(), pi.open_index(URL).info()
+    assert copies(tmp_path) == ["store"]
+    assert there | {"path": 0} == here | {"path": 0}
+    assert here["bytes"] == sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
+    assert here["indexes"]["3"]["operating_curve"] == {"version": 0}
+    files.pipe_file("/s.zarr/scales/k003/zarr.json", b"{}")
+    with pytest.raises(StoreError, match=r"zarr\.json: is missing or damaged"):
+        pi.open_index(URL).info()
