@@ -10,32 +10,38 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import DeviceError, InputError
+from patchindex.backends import check_threads
+from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import scan
-from patchindex.images import open_images
-from patchindex.index.distributed import RETRIES
-from patchindex.index.store import open_index, read_attributes
-from patchindex.machine import ScoreMachine
+from patchindex.images import KNOWN_SETS, open_images
+from patchindex.index.contents import digest
+from patchindex.index.distributed import lost_workers, submit
+from patchindex.index.remote import is_url
+from patchindex.index.store import open_index
+from patchindex.machine import ScoreMachine, _is_store
 from patchindex.patches import Geometry
-from patchindex.sampling import SampleResult, starting_noise
+from patchindex.sampling import SampleResult, _check_least, starting_noise
 from patchindex.sampling import sample as draw
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, WorkerPlugin
 
 __all__ = ["ImageShards", "connect", "sample"]
 
 SHARD_BYTES = 256 << 20  # of images that a worker holds as one
 MERGED = 4  # states at a node of the tree
+SPREAD = 64  # images that sets are told apart by
 
 
 @contextmanager
@@ -51,7 +57,8 @@ def connect(
     workers : int, optional
         Processes of a local cluster, by default one for two cores.
     threads : int, optional
-        Threads of each, by default its share of the cores.
+        Threads of each, also of those that come later in place of a lost one; by default its share of the
+        cores. Others than local ones have what they were started with.
 
     Yields
     ------
@@ -62,8 +69,9 @@ def connect(
     DeviceError
         When `distributed` is not installed.
     InputError
-        When there is no scheduler at the address.
+        When there is no scheduler at the address, or its workers are to be others than they are.
     """
+    check_threads(threads)
     try:
         from distributed import Client, LocalCluster
     except ImportError:
@@ -79,9 +87,16 @@ def connect(
             ) as cluster,
             Client(cluster) as client,
         ):
-            client.run(_set_threads, threads or max(1, cores // workers))
+            client.register_plugin(_same_threads(threads or max(1, cores // workers)))
             yield client
         return
+    for name, value in {"workers": workers, "threads": threads}.items():
+        if value is not None:
+            raise InputError(
+                "is of local clusters only",
+                where=name,
+                remedy=f"start the workers of {address} so, and leave it out",
+            )
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError) as error:
@@ -92,8 +107,31 @@ def connect(
         yield client
 
 
-def _set_threads(n: int) -> None:
-    torch.set_num_threads(n)
+def _same_threads(n: int) -> WorkerPlugin:
+    """Return what gives every worker so many threads, whenever it joins."""
+    from distributed import WorkerPlugin
+
+    class SameThreads(WorkerPlugin):
+        def setup(self, worker: Any) -> None:
+            torch.set_num_threads(n)
+
+    return SameThreads()
+
+
+def _place(source: Any) -> Any:
+    """Return a source as any process finds it: with absolute paths.
+
+    Raises
+    ------
+    InputError
+        When it is no path, nor a list of such.
+    """
+    if isinstance(source, list | tuple) and source:
+        return [_place(each) for each in source]
+    if not isinstance(source, str | os.PathLike):
+        raise InputError("workers need a path", where="source", remedy="save the images, and give the path")
+    path = os.fspath(source)
+    return path if is_url(path) or path in KNOWN_SETS else os.path.abspath(path)
 
 
 # Exact scores.
@@ -105,15 +143,21 @@ class ImageShards:
     Parameters
     ----------
     client : distributed.Client
-    source : str or Path
+    source : str, Path, or sequence of such
         A store, or images as `open_images` takes them; every worker has to see it. A worker that is lost
-        takes its shards with it: others read them again.
-    labels : str or Path, optional
-        As for `open_images`.
+        takes its shards with it: others read them again. Each process opens it once; what is compressed as a
+        whole, .npz and .gz, it then holds whole.
+    labels : array of int, str or Path, optional
+        As for `open_images`. A store has its own.
     images : int, optional
         Images of a shard; by default 256 MiB of them, and at least a shard for each worker.
     **options
-        Of `open_images`: `limit`, `resize`, ...
+        Of `open_images`: `limit`, `resize`, ...; not for a store.
+
+    Raises
+    ------
+    InputError
+        When the source is no path, or not acceptable, or a store and there are labels or options.
 
     Examples
     --------
@@ -127,28 +171,47 @@ class ImageShards:
     def __init__(
         self,
         client: Client,
-        source: str | os.PathLike[str],
+        source: Any,
         labels: Any = None,
         *,
         images: int | None = None,
         **options: Any,
     ) -> None:
-        if not isinstance(source, str | os.PathLike):
-            raise InputError(
-                "workers need a path", where="source", remedy="save the images, and give the path"
-            )
+        _check_least(images=(images, 1))
         self._client = client
-        where = str(source) if "://" in str(source) else os.path.abspath(source)
-        self.training = _training(where, labels, options)
+        where = _place(source)
+        here = _Images(where, labels, options)
+        self.training, self._facts = here.training, here.facts
+        there = _Source(uuid4().hex, where, labels, options, self._facts)
         n = len(self.training)
         an_image = int(np.prod(self.training.source.shape[1:]))
-        workers = max(1, len(client.scheduler_info()["workers"]))
+        workers = max(1, len(client.nthreads()))
         step = images or max(1, min(SHARD_BYTES // an_image, -(-n // workers)))
         self._bounds = [(lo, min(lo + step, n)) for lo in range(0, n, step)]
-        self._held = [
-            client.submit(_read, where, labels, options, lo, hi, pure=False, retries=RETRIES)
-            for lo, hi in self._bounds
-        ]
+        self._held = [submit(client, _read, there, lo, hi) for lo, hi in self._bounds]
+
+    def check(self, training: TrainingImages) -> None:
+        """Refuse other images than these, by a few of them that are spread over all, labels and numbers.
+
+        Raises
+        ------
+        InputError
+            When they differ.
+        """
+        ours, theirs = self._facts, _facts(training, training.read)
+        if ours["shape"] != theirs["shape"]:
+            raise InputError(
+                f"are of shape {ours['shape']}, the images of {theirs['shape']}",
+                where="shards",
+                remedy="make them of the same images",
+            )
+        for name in ("labels", "source_ids", "images"):
+            if ours[name] != theirs[name]:
+                raise InputError(
+                    f"are of other {name} than the machine's",
+                    where="shards",
+                    remedy="make them of the same images and labels",
+                )
 
     def scan(
         self,
@@ -166,11 +229,9 @@ class ImageShards:
         from distributed import as_completed
 
         lo, hi = training.range_of(label)
+        client, what = self._client, (geometry, x, a, beta, options)
         states = [
-            self._client.submit(
-                _scan, held, max(lo, first) - first, min(hi, stop) - first, geometry, x, a, beta, options,
-                pure=False, retries=RETRIES,
-            )
+            submit(client, _scan, held, max(lo, first) - first, min(hi, stop) - first, *what)
             for held, (first, stop) in zip(self._held, self._bounds, strict=True)
             if max(lo, first) < min(hi, stop)
         ]  # fmt: skip
@@ -178,21 +239,75 @@ class ImageShards:
             if progress is not None:
                 progress((done + 1) / len(states))
         while len(states) > 1:
-            states = [
-                self._client.submit(_merged, states[i : i + MERGED], pure=False, retries=RETRIES)
-                for i in range(0, len(states), MERGED)
-            ]
-        return states[0].result()
+            states = [submit(client, _merged, states[i : i + MERGED]) for i in range(0, len(states), MERGED)]
+        with lost_workers("make the shards anew, smaller ones"):
+            state: SoftmaxState = states[0].result()
+        return state
 
 
-def _training(where: str, labels: Any, options: dict[str, Any]) -> TrainingImages:
-    if "://" not in where and read_attributes(Path(where)) is not None:
-        return open_index(where).training
-    return TrainingImages(open_images(where, labels=labels, **options))
+class _Images:
+    """Training images as a process has opened them."""
+
+    def __init__(self, where: Any, labels: Any, options: dict[str, Any]) -> None:
+        self._index = open_index(where) if _is_store(where) else None
+        if self._index is None:
+            self.training = TrainingImages(open_images(where, labels=labels, **options))
+        else:
+            for name, value in {"labels": labels, **options}.items():
+                if value is not None:
+                    raise InputError(
+                        "is fixed in the store",
+                        where=name,
+                        remedy="leave it out, or give the images themselves",
+                    )
+            self.training = self._index.training
+        self.facts = _facts(self.training, self.read) | {"skipped": self.training.source.skipped}
+
+    def read(self, lo: int, hi: int) -> np.ndarray:
+        """Return images [lo, hi), those of a store compared with their checksums."""
+        if self._index is not None:
+            self._index.check_images(lo, hi)
+        return self.training.read(lo, hi)
 
 
-def _read(where: str, labels: Any, options: dict[str, Any], lo: int, hi: int) -> np.ndarray:
-    return _training(where, labels, options).read(lo, hi)
+def _facts(training: TrainingImages, read: Callable[[int, int], np.ndarray]) -> dict[str, Any]:
+    """Return what sets of images differ by: their shape, and hashes."""
+    some = np.unique(np.linspace(0, len(training) - 1, SPREAD).astype(int))
+    return {
+        "shape": training.source.shape,
+        "images": digest(np.concatenate([read(i, i + 1) for i in some])),
+        "labels": None if training.labels is None else digest(training.labels),
+        "source_ids": digest(training.source_ids),
+    }
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What workers open, once each; by number, since later there may be something else at the same path."""
+
+    number: str
+    where: Any = field(compare=False)
+    labels: Any = field(compare=False)
+    options: dict[str, Any] = field(compare=False)
+    facts: dict[str, Any] = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _opened(source: _Source) -> _Images:
+    images = _Images(source.where, source.labels, source.options)
+    # Where a file more cannot be read, say, and is left out, all images behind it are others.
+    for name, value in images.facts.items():
+        if value != source.facts[name]:
+            raise PatchIndexError(
+                f"a worker finds other images there ({name})",
+                where=images.training.source.name,
+                remedy="let all of them see the same files, with the same permissions",
+            )
+    return images
+
+
+def _read(source: _Source, lo: int, hi: int) -> np.ndarray:
+    return _opened(source).read(lo, hi)
 
 
 def _scan(
@@ -229,22 +344,29 @@ def sample(
     ----------
     client : distributed.Client
     store : str or Path
+        Or a URL, of which each machine makes its own copy.
     n, steps, sampler, seed, batch_size
         As for `patchindex.sample`: the images are the same.
     **machine
         Of `ScoreMachine`: `estimator`, `label`, `tolerance`, ...
+
+    Raises
+    ------
+    InputError
+        As `patchindex.sample` and `ScoreMachine` do.
+    PatchIndexError
+        When too many workers are lost.
     """
-    where = os.path.abspath(store)
+    _check_least(steps=(steps, 2), batch_size=(batch_size, 1))
+    where = _place(store)
     here = ScoreMachine(where, **machine)
     noise = starting_noise(here, n, seed, None)
     futures = [
-        client.submit(
-            _draw, where, machine, noise[first : first + batch_size], first, steps, sampler, seed,
-            pure=False, retries=RETRIES,
-        )
+        submit(client, _draw, where, machine, noise[first : first + batch_size], first, steps, sampler, seed)
         for first in range(0, n, batch_size)
-    ]  # fmt: skip
-    parts: list[SampleResult] = client.gather(futures)
+    ]
+    with lost_workers("draw again, in smaller batches"):
+        parts: list[SampleResult] = client.gather(futures)
     return SampleResult(
         torch.cat([part.images for part in parts]),
         noise,

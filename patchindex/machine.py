@@ -129,12 +129,8 @@ class ScoreMachine:
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{dtype} is too coarse", where="dtype", remedy="use float32 or float64")
         budget = WORKING_MEMORY if memory is None else parse_memory(memory)
-        if shards is not None and shards.training.source.shape != training.source.shape:
-            raise InputError(
-                f"are of shape {shards.training.source.shape}, the images of {training.source.shape}",
-                where="shards",
-                remedy="make them of the same images",
-            )
+        if shards is not None:
+            shards.check(training)
         data = Data(
             training, self.machine, self.train_windows, self.index, self.device, budget, dtype,
             scan if shards is None else shards.scan,

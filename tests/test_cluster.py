@@ -16,11 +16,14 @@ from click.testing import CliRunner
 from patchindex_cli import main
 
 import patchindex as pi
-from patchindex.errors import InputError
+from patchindex.errors import InputError, PatchIndexError, StoreError
+from patchindex.images import KNOWN_SETS, files
 from patchindex.index import shards as shards_module
+from patchindex.index.distributed import lost_workers, submit
 from patchindex.index.stages import ScaleBuild
 
-pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
+distributed = pytest.importorskip("distributed")
 # What distributed and its parts warn of among themselves.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -38,17 +41,102 @@ def saved(labelled, tmp_path_factory):
     return path
 
 
+def same(there, here, k=3):
+    for (_, ids, codes), (_, same_ids, same_codes) in zip(
+        pi.open_index(there).scale(k).members(), pi.open_index(here).scale(k).members(), strict=True
+    ):
+        np.testing.assert_array_equal(ids, same_ids)
+        np.testing.assert_array_equal(codes, same_codes)
+
+
 def test_a_build_has_the_same_lists(client, saved, tmp_path):
     there = pi.build_index(saved, tmp_path / "there.zarr", scales=[3, 5], threads=1, client=client)
     here = pi.build_index(saved, tmp_path / "here.zarr", scales=[3, 5], threads=1)
     for k in (3, 5):
-        for (_, ids, codes), (_, same_ids, same_codes) in zip(
-            there.scale(k).members(), here.scale(k).members(), strict=True
-        ):
-            np.testing.assert_array_equal(ids, same_ids)
-            np.testing.assert_array_equal(codes, same_codes)
+        same(there.path, here.path, k)
     assert there.attributes["fingerprint"] == here.attributes["fingerprint"]
     assert pi.verify(there.path).whole
+
+
+@pytest.mark.parametrize("stage", ["train", "merge"])
+def test_a_build_survives_the_loss_of_a_worker_at_a_stage_of_one(saved, tmp_path, stage):
+    """The process is killed when it has done all the work, and before that is written down."""
+    path, killed = tmp_path / "s.zarr", tmp_path / "killed"
+    with pi.cluster.connect(workers=2, threads=1) as client:
+        client.run(_dies_once, stage, killed)
+        pi.build_index(saved, path, scales=[3], threads=1, client=client)
+    assert killed.exists()
+    same(path, pi.build_index(saved, tmp_path / "here.zarr", scales=[3], threads=1).path)
+    assert pi.verify(path).whole
+
+
+def _dies_once(stage, killed):
+    real = getattr(ScaleBuild, f"_{stage}")
+
+    def die(self, *arguments):
+        real(self, *arguments)
+        killed.touch(exist_ok=False)  # by the first; another that comes here is not killed
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work(self, *arguments):
+        return real(self, *arguments) if killed.exists() else die(self, *arguments)
+
+    setattr(ScaleBuild, f"_{stage}", work)
+
+
+def test_a_task_that_raises_is_not_tried_again(saved, tmp_path):
+    with pi.cluster.connect(workers=1, threads=1) as client:
+        client.run(_raises, tmp_path / "tries")
+        with pytest.raises(MemoryError, match="always"):
+            pi.build_index(saved, tmp_path / "s.zarr", scales=[3], threads=1, client=client)
+    assert (tmp_path / "tries").read_text() == "1"
+
+
+def _raises(tries):
+    def fail(self, *_):
+        with tries.open("a") as file:
+            file.write("1")
+        raise MemoryError("always")
+
+    ScaleBuild._train = fail
+
+
+def test_a_build_that_all_workers_are_lost_with_is_told_and_resumed(saved, tmp_path):
+    path = tmp_path / "s.zarr"
+    fewer = dask.config.set({"distributed.scheduler.allowed-failures": 1})
+    with fewer, pi.cluster.connect(workers=2, threads=1) as client:
+        client.register_plugin(_Dying())
+        with pytest.raises(PatchIndexError, match=r"was given to were lost \(2\).*resume=True$") as told:
+            pi.build_index(saved, path, scales=[3], threads=1, client=client)
+    assert "\n" not in str(told.value)
+    assert pi.build_index(saved, path, scales=[3], threads=1, resume=True).scales == (3,)
+
+
+class _Dying(distributed.WorkerPlugin):
+    """Kills every worker that trains."""
+
+    def setup(self, worker):
+        ScaleBuild._train = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_tasks_that_are_cancelled_are_told(client):
+    future = submit(client, time.sleep, 1)
+    client.cancel([future])
+    with pytest.raises(PatchIndexError, match=r"cancelled.*and draw again"), lost_workers("draw again"):
+        future.result()
+
+
+def test_a_worker_that_takes_the_place_of_another_has_as_many_threads():
+    with pi.cluster.connect(workers=1, threads=3) as client:
+        before = client.submit(os.getpid, pure=False).result()
+        os.kill(before, signal.SIGKILL)
+        assert client.submit(torch.get_num_threads, pure=False).result() == 3
+        assert client.submit(os.getpid, pure=False).result() != before
+    with (
+        pytest.raises(InputError, match="threads: is of local clusters only"),
+        pi.cluster.connect("tcp://127.0.0.1:1", threads=3),
+    ):
+        pass
 
 
 def test_a_build_survives_the_loss_of_a_worker(saved, tmp_path, monkeypatch):
@@ -74,12 +162,7 @@ def test_a_build_survives_the_loss_of_a_worker(saved, tmp_path, monkeypatch):
         there = pi.build_index(saved, path, scales=[3], threads=1, client=client)
         thread.join(30)
     assert killed
-    here = pi.build_index(saved, tmp_path / "here.zarr", scales=[3], threads=1)
-    for (_, ids, codes), (_, same_ids, same_codes) in zip(
-        there.scale(3).members(), here.scale(3).members(), strict=True
-    ):
-        np.testing.assert_array_equal(ids, same_ids)
-        np.testing.assert_array_equal(codes, same_codes)
+    same(there.path, pi.build_index(saved, tmp_path / "here.zarr", scales=[3], threads=1).path)
     assert pi.verify(path).whole
 
 
@@ -114,6 +197,105 @@ def test_exact_scores_survive_the_loss_of_a_worker(saved, held_out):
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
+def test_shards_of_several_files(client, saved, held_out):
+    both = [saved, str(saved)]
+    machine = pi.ScoreMachine(both, estimator="exact", shards=pi.cluster.ImageShards(client, both))
+    here = pi.ScoreMachine(both, estimator="exact")
+    x = held_out(0.4)
+    torch.testing.assert_close(machine(x, 0.4, k=3), here(x, 0.4, k=3), rtol=0, atol=1e-5)
+
+
+def test_shards_of_other_images_are_refused(client, saved, labelled, tmp_path):
+    images, labels = labelled
+    inverted, turned = tmp_path / "inverted.npy", tmp_path / "turned.npz"
+    np.save(inverted, 255 - images)
+    np.savez(turned, images=images[::-1], labels=labels[::-1])
+    for source, given, what in (
+        (inverted, labels, "images"),
+        (saved, 1 - labels, "labels"),
+        (turned, None, "source_ids"),
+    ):
+        shards = pi.cluster.ImageShards(client, source, given)
+        with pytest.raises(InputError, match=f"shards: are of other {what} than"):
+            pi.ScoreMachine(saved, estimator="exact", shards=shards)
+    store = pi.build_index(saved, tmp_path / "s.zarr", machine="IS").path
+    pi.ScoreMachine(saved, machine="IS", shards=pi.cluster.ImageShards(client, store))
+    for name, value in {"labels": labels, "limit": 5}.items():
+        with pytest.raises(InputError, match=f"{name}: is fixed in the store"):
+            pi.cluster.ImageShards(client, store, **{name: value})
+
+
+def test_shards_of_a_store_that_is_damaged_are_refused(client, saved, held_out, tmp_path):
+    store = pi.build_index(saved, tmp_path / "s.zarr", machine="LS").path
+    shards = pi.cluster.ImageShards(client, store, images=7)
+    machine = pi.ScoreMachine(saved, machine="LS", estimator="exact", shards=shards)
+    machine.posterior_mean(held_out(0.4), 0.4, k=3)
+    with (store / "images" / "c" / "0" / "0" / "0" / "0").open("r+b") as file:
+        file.write(bytes(500))
+    with pytest.raises(StoreError, match="images 0 to 39 are damaged"):
+        pi.cluster.ImageShards(client, store)
+    there = pi.cluster._Source("other", str(store), None, {}, {})
+    with pytest.raises(StoreError, match="images 0 to 39 are damaged"):
+        client.submit(pi.cluster._read, there, 0, 7).result()
+
+
+def test_a_worker_opens_images_once_and_as_they_are_here(client, labelled, tmp_path, monkeypatch):
+    from PIL import Image
+
+    for i, image in enumerate(labelled[0][:12, :, :, 0]):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    client.run(_count_openings)
+    shards = pi.cluster.ImageShards(client, tmp_path, images=1, skip_bad=True)
+    machine = pi.ScoreMachine(tmp_path, estimator="exact", shards=shards)
+    machine.posterior_mean(torch.zeros(1, 1, 14, 14), 0.4, k=3)
+    # Of 12 files: their headers and contents at opening, those that sets are told apart by, and the shards.
+    assert sum(client.run(_openings).values()) <= 12 * (2 * 3 + 1)
+
+    real = files.Folder.open
+
+    def one_is_refused(self, name):
+        if name == "03.png":
+            raise PermissionError(name)
+        return real(self, name)
+
+    with monkeypatch.context() as refused:
+        refused.setattr(files.Folder, "open", one_is_refused)
+        shards = pi.cluster.ImageShards(client, tmp_path, skip_bad=True)
+        machine = pi.ScoreMachine(pi.open_images(tmp_path, skip_bad=True), estimator="exact", shards=shards)
+    with pytest.raises(PatchIndexError, match=r"a worker finds other images there \(shape\)"):
+        machine.posterior_mean(torch.zeros(1, 1, 14, 14), 0.4, k=3)
+
+
+def _count_openings():
+    real, files.opened = files.Folder.open, 0
+
+    def open(self, name):
+        files.opened += 1
+        return real(self, name)
+
+    files.Folder.open = open
+
+
+def _openings():
+    return files.opened
+
+
+def test_urls_and_known_sets_are_no_paths(client, saved, tmp_path, monkeypatch):
+    store = pi.build_index(saved, tmp_path / "s.zarr", locality=[3, 3, 5], threads=1).path
+    monkeypatch.setenv("PATCHINDEX_CACHE", str(tmp_path / "cache"))
+    client.run(os.environ.update, {"PATCHINDEX_CACHE": str(tmp_path / "cache")})
+    url, way = f"file://{store}", {"estimator": "topk"}
+    there = pi.cluster.sample(client, url, 2, steps=3, batch_size=1, **way)
+    here = pi.sample(pi.ScoreMachine(store, **way), n=2, steps=3)
+    torch.testing.assert_close(there.images, here.images, rtol=0, atol=1e-4)
+    shards = pi.cluster.ImageShards(client, url)
+    machine = pi.ScoreMachine(store, estimator="exact", shards=shards)
+    assert machine.posterior_mean(torch.zeros(1, 1, 14, 14), 0.4).mean.shape == (1, 1, 14, 14)
+    monkeypatch.setitem(KNOWN_SETS, "fashion-mnist", (tmp_path / "none.gz", "get it"))
+    with pytest.raises(InputError, match="fashion-mnist: this known set is not installed; get it"):
+        pi.cluster.ImageShards(client, "fashion-mnist")
+
+
 def test_samples_are_those_that_are_drawn_here(client, saved, tmp_path):
     store = pi.build_index(saved, tmp_path / "s.zarr", locality=[3, 3, 5], threads=1).path
     way = {"estimator": "priority", "blocks": 20, "samples": 50}
@@ -131,6 +313,10 @@ def test_what_cannot_be_done_is_told(client, labelled, saved):
     shards = pi.cluster.ImageShards(client, saved, limit=20)
     with pytest.raises(InputError, match=r"shards: are of shape \(20, 14, 14, 1\)"):
         pi.ScoreMachine(saved, estimator="exact", shards=shards)
+    with pytest.raises(InputError, match="images: must be at least 1"):
+        pi.cluster.ImageShards(client, saved, images=0)
+    with pytest.raises(InputError, match="batch_size: must be at least 1"):
+        pi.cluster.sample(client, saved, 1, batch_size=0)
     with pytest.raises(InputError, match="no scheduler answers"), pi.cluster.connect("tcp://127.0.0.1:1"):
         pass
 

@@ -336,8 +336,10 @@ def _facts(folder: Path) -> dict[str, Any]:
     if f"{crc32c(content):08x}" != manifest_of(folder).get(ATTRIBUTES, (0, ""))[1]:
         raise StoreError("is missing or damaged", where=folder / ATTRIBUTES, remedy=REMEDY)
     facts = {**zarr.open_group(folder, mode="r").attrs, "bytes": _bytes(folder)}
-    curve = folder / CURVE
-    return {**facts, "operating_curve": read_sealed(curve)} if curve.exists() else facts
+    if (folder / CURVE).exists():
+        curve = dict(read_sealed(folder / CURVE))
+        facts["operating_curve"] = {name: value for name, value in curve.items() if name != "scale"}
+    return facts
 
 
 def _bytes(folder: Path) -> int:
