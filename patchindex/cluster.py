@@ -180,6 +180,8 @@ class ImageShards:
         _check_least(images=(images, 1))
         self._client = client
         where = _place(source)
+        if isinstance(labels, str | os.PathLike) and os.path.isfile(labels):  # else "folders", say
+            labels = _place(labels)
         here = _Images(where, labels, options)
         self.training, self._facts = here.training, here.facts
         there = _Source(uuid4().hex, where, labels, options, self._facts)

@@ -197,6 +197,15 @@ def test_exact_scores_survive_the_loss_of_a_worker(saved, held_out):
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
+def test_shards_by_relative_paths(client, labelled, held_out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the workers are elsewhere
+    np.save("images.npy", labelled[0])
+    np.save("labels.npy", labelled[1])
+    shards = pi.cluster.ImageShards(client, "images.npy", "labels.npy")
+    machine = pi.ScoreMachine("images.npy", "labels.npy", estimator="exact", shards=shards)
+    assert torch.isfinite(machine(held_out(0.4), 0.4, k=3, label=4)).all()
+
+
 def test_shards_of_several_files(client, saved, held_out):
     both = [saved, str(saved)]
     machine = pi.ScoreMachine(both, estimator="exact", shards=pi.cluster.ImageShards(client, both))

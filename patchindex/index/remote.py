@@ -240,7 +240,7 @@ class Remote:
             ) from error
 
     def _copy(self, part: str, manifest: bytes, folder: Path) -> None:
-        root = f"{self._root}/{part}".rstrip("/")
+        root, url = (f"{where}/{part}".rstrip("/") for where in (self._root, self.url))
         arriving = folder.with_name(folder.name + ".arriving")
         try:
             shutil.rmtree(arriving, ignore_errors=True)
@@ -254,9 +254,9 @@ class Remote:
                 shutil.rmtree(folder, ignore_errors=True)  # what was damaged
                 arriving.rename(folder)
         except StoreError as error:  # the manifest's
-            raise StoreError(error.what, where=f"{root}/{MANIFEST}", remedy=AGAIN) from error
+            raise StoreError(error.what, where=f"{url}/{MANIFEST}", remedy=AGAIN) from error
         except FileNotFoundError as error:
-            raise StoreError("a file is missing", where=error.filename or root, remedy=AGAIN) from error
+            raise StoreError("a file is missing", where=error.filename or url, remedy=AGAIN) from error
         except Exception as error:  # of the disk; and each protocol has its own
             raise PatchIndexError(
                 f"cannot be copied ({_line(error)})",
@@ -264,7 +264,7 @@ class Remote:
                 remedy=f"check the network, the credentials and the space in {self._home}",
             ) from error
         if wrong is not None:
-            raise StoreError(wrong[1], where=f"{root}/{wrong[0]}", remedy=AGAIN)
+            raise StoreError(wrong[1], where=f"{url}/{wrong[0]}", remedy=AGAIN)
 
 
 def _hash(content: bytes) -> str:
