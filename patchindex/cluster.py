@@ -27,9 +27,9 @@ from patchindex.index.contents import digest
 from patchindex.index.distributed import lost_workers, submit
 from patchindex.index.remote import is_url
 from patchindex.index.store import open_index
-from patchindex.machine import ScoreMachine, _is_store
+from patchindex.machine import ScoreMachine, is_store
 from patchindex.patches import Geometry
-from patchindex.sampling import SampleResult, _check_least, starting_noise
+from patchindex.sampling import SampleResult, check_least, starting_noise
 from patchindex.sampling import sample as draw
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
@@ -177,7 +177,7 @@ class ImageShards:
         images: int | None = None,
         **options: Any,
     ) -> None:
-        _check_least(images=(images, 1))
+        check_least(images=(images, 1))
         self._client = client
         where = _place(source)
         if isinstance(labels, str | os.PathLike) and os.path.isfile(labels):  # else "folders", say
@@ -251,7 +251,7 @@ class _Images:
     """Training images as a process has opened them."""
 
     def __init__(self, where: Any, labels: Any, options: dict[str, Any]) -> None:
-        self._index = open_index(where) if _is_store(where) else None
+        self._index = open_index(where) if is_store(where) else None
         if self._index is None:
             self.training = TrainingImages(open_images(where, labels=labels, **options))
         else:
@@ -359,7 +359,7 @@ def sample(
     PatchIndexError
         When too many workers are lost.
     """
-    _check_least(steps=(steps, 2), batch_size=(batch_size, 1))
+    check_least(steps=(steps, 2), batch_size=(batch_size, 1))
     where = _place(store)
     here = ScoreMachine(where, **machine)
     noise = starting_noise(here, n, seed, None)

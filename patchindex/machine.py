@@ -23,7 +23,7 @@ from patchindex.training import TrainingImages
 if TYPE_CHECKING:
     from patchindex.cluster import ImageShards
 
-__all__ = ["ScoreMachine"]
+__all__ = ["ScoreMachine", "is_store"]
 
 WORKING_MEMORY = 256 << 20  # bytes for temporary arrays, unless told otherwise
 
@@ -108,7 +108,7 @@ class ScoreMachine:
     ) -> None:
         self.device = resolve_device(device)
         check_threads(threads)
-        if _is_store(source):
+        if is_store(source):
             source = open_index(source, device=device)
         self.index = source if isinstance(source, PatchIndex) else None
         if isinstance(source, PatchIndex):
@@ -335,7 +335,7 @@ class ScoreMachine:
 _threads = threads  # a parameter of the constructor has this name
 
 
-def _is_store(source: Any) -> bool:
+def is_store(source: Any) -> bool:
     """Whether it is the path of a store, rather than of images."""
     if is_url(source):
         return Remote(source).is_store()

@@ -18,7 +18,7 @@ from patchindex.estimators import Estimate, Trail
 from patchindex.machine import ScoreMachine
 from patchindex.schedules import NoiseSchedule
 
-__all__ = ["SAMPLERS", "SampleResult", "ddim", "draw_noise", "sample", "starting_noise"]
+__all__ = ["SAMPLERS", "SampleResult", "check_least", "ddim", "draw_noise", "sample", "starting_noise"]
 
 Callback = Callable[[dict[str, Any]], None]
 Progress = Callable[[float], None]
@@ -182,7 +182,7 @@ def sample(
     """
     if sampler not in SAMPLERS:
         raise InputError(f"unknown sampler {sampler!r}", where="sampler", remedy=f"use {', '.join(SAMPLERS)}")
-    _check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0))
+    check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0))
     noise = starting_noise(machine, n, seed, x_T)
     machine.training.range_of(machine.label if label is None else label)
     draw = partial(_draw_batch, machine, SAMPLERS[sampler], steps, label, seed, callback)
@@ -266,7 +266,7 @@ def _part_of(progress: Progress, done: float, share: float) -> Progress:
     return lambda within: progress(done + share * within)
 
 
-def _check_least(**limits: tuple[int | None, int]) -> None:
+def check_least(**limits: tuple[int | None, int]) -> None:
     """Refuse a number, given with the least that it may be."""
     for name, (value, least) in limits.items():
         if value is not None and value < least:
@@ -285,7 +285,7 @@ def starting_noise(
     InputError
         When `x_T` does not fit the machine or n, or a number is too small.
     """
-    _check_least(n=(n, 1), seed=(seed, 0))
+    check_least(n=(n, 1), seed=(seed, 0))
     if x_T is None:
         return draw_noise(seed, 1 if n is None else n, machine.shape).to(machine.device)
     try:
