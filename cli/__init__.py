@@ -1,5 +1,18 @@
-"""The command line: `patchindex build`, `sample` and `info`. Installs as the package `patchindex_cli`."""
+"""The command line: `patchindex build`, `sample` and the others. Installs as the package `patchindex_cli`."""
 
-from .app import main
+import sys
+from typing import Any
 
-__all__ = ["main"]
+
+def __getattr__(name: str) -> Any:
+    """Import `main`, the group of commands, when it is asked for.
+
+    torch and the rest take seconds to import; who ends that with Ctrl-C gets one line, as later on.
+    """
+    if name != "main":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .app import main
+    except KeyboardInterrupt:
+        sys.exit("Error: interrupted")  # on stderr, with exit code 1
+    return main

@@ -13,6 +13,7 @@ from patchindex.errors import PatchIndexError
 
 from .append import append
 from .build import build
+from .calibrate import calibrate
 from .info import info
 from .sample import sample
 from .study import study
@@ -90,5 +91,5 @@ def main() -> None:
     """
 
 
-for command in (build, append, sample, info, study, verify):
+for command in (build, append, calibrate, sample, info, study, verify):
     main.add_command(command)

@@ -9,14 +9,14 @@ import click
 
 import patchindex
 
-from .options import building_options, common, image_options, open_source
+from .options import LocalPath, building_options, common, image_options, open_source
 from .running import run_build
 
 __all__ = ["append"]
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=LocalPath())
 @click.argument("source")
 @image_options
 @building_options
@@ -36,7 +36,8 @@ def append(
     """Add the images of SOURCE to a finished STORE, without training it anew.
 
     The new store is made beside the old one, which it replaces once it is whole. Prints how far the new
-    patches are from what the lists were trained on.
+    patches are from what the lists were trained on. Give the same --crop, --resize, --grayscale and --labels
+    as in the build.
 
     \b
     Example:
@@ -47,5 +48,5 @@ def append(
         lambda progress: patchindex.append(
             store, images, threads=threads, memory=memory, device=device, resume=resume, progress=progress
         ),
-        store, calibrate, seed, threads, as_json,
+        store, calibrate, seed, threads, as_json, appended=True,
     )  # fmt: skip

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
-from rich.filesize import decimal
-from rich.table import Table
 
 import patchindex
 from patchindex.errors import InputError
-from patchindex.index import (
-    BuildPlan,
-    PatchIndex,
-    build_index,
-    free_bytes,
-    open_index,
-    parse_memory,
-    plan_build,
-    plan_scales,
-)
-from patchindex.patches import MACHINES, TRAIN_WINDOWS
+from patchindex.index import PatchIndex, build_index, open_index, parse_memory, plan_build, plan_scales
+from patchindex.patches import INDEXED_MACHINES, MACHINES, TRAIN_WINDOWS
 
+from .forecast import of_scales, tell_clamped, tell_plan
 from .options import (
+    LocalPath,
     building_options,
     common,
     image_options,
@@ -33,36 +25,45 @@ from .options import (
     open_source,
     parse_locality,
     parse_scales,
-    print_json,
-    table_console,
 )
 from .progress import Stages
-from .running import run_build
+from .running import run_build, uncalibrated
+from .words import some
 
 __all__ = ["build"]
 
 
 @click.command()
 @click.argument("source", required=False)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The store to make.")
+@click.option("-o", "--output", required=True, type=LocalPath(), help="The store to make.")
 @click.option("--scales", help="Odd locality scales: 3,5,7.  [default: those of --locality]")
 @locality_option("Schedule kept in the store for sampling, moved to the nearest of --scales.")
 @click.option(
-    "--machine", type=click.Choice(MACHINES), default="ELS", show_default=True, help="Score machine."
+    "--machine",
+    type=click.Choice(MACHINES, case_sensitive=False),
+    default="ELS",
+    show_default=True,
+    help="Score machine.",
 )
 @click.option("--train-windows", type=click.Choice(TRAIN_WINDOWS), default="valid", show_default=True)
 @click.option("--add-scales", help="Index more scales of a finished store's images: 9,11. No SOURCE then.")
 @image_options
-@click.option("--pca-dims", type=int, help="Code size.  [default: by the lowest noise, 128 at most]")
 @click.option(
-    "--lists", type=int, help="Inverted lists a scale.  [default: a 256th of the patches, if memory does]"
+    "--pca-dims",
+    type=click.IntRange(1),
+    help="Code size.  [default: by the lowest noise, 128 at most]",
+)
+@click.option(
+    "--lists",
+    type=click.IntRange(1),
+    help="Inverted lists a scale.  [default: a 256th of the patches, if memory does]",
 )
 @building_options
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there, once the new one is whole.")
 @click.option(
     "--cluster", help="Build on a Dask cluster: its scheduler's address, or 'local' for processes here."
 )
-@click.option("--dry-run", is_flag=True, help="Print patches, bytes and memory a scale, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Print patches, bytes and memory a scale, and check them only.")
 @common
 def build(
     source: str | None,
@@ -98,26 +99,44 @@ def build(
           --locality celeba-resnet-zeros --dry-run
       patchindex build --add-scales 9,11 -o photos.zarr
     """
+    # What both ways share; a refusal comes before any image is opened.
     how: dict[str, Any] = {"seed": seed, "threads": threads, "memory": memory, "device": device}
     codes: dict[str, Any] = {"pca_dims": pca_dims, "lists": lists}
+    tell = partial(
+        tell_plan, output=output, budget=parse_memory(memory), overwrite=overwrite, resume=resume,
+        device=device, as_json=as_json,
+    )  # fmt: skip
     if add_scales is not None:
-        _refuse_with_add_scales(
-            "source", "scales", "locality", "machine", "train_windows", "overwrite", *image
+        _refuse_given(
+            ("source", "scales", "locality", "machine", "train_windows", "overwrite", *image),
+            "is fixed in the store",
+            "leave it out with --add-scales",
         )
-        more = parse_scales(add_scales, "--add-scales")
+        wanted = parse_scales(add_scales, "--add-scales")
+        store = open_index(output)
+        more = sorted(set(wanted) - set(store.scales))
+        if not more:
+            click.echo(f"nothing to add: {output} has k = {some(wanted)} already", err=True)
+            if dry_run or not (calibrate and uncalibrated(store)):
+                return
         if dry_run:
-            budget = parse_memory(memory)
-            _tell(plan_scales(open_index(output), more, **codes, memory=budget), budget, output, as_json)
+            plan = plan_scales(store, more, **codes, memory=parse_memory(memory))
+            tell(plan, settings=codes, more_scales=True)
             return
 
         def add(progress: Stages) -> PatchIndex:
             with _client(cluster) as client:
                 return patchindex.add_scales(output, more, **codes, **how, progress=progress, client=client)
 
-        run_build(add, output, calibrate, seed, threads, as_json)
+        index = run_build(add, output, calibrate, seed, threads, as_json)
+        tell_clamped(of_scales(index, more), **codes)
         return
     if source is None:
         raise click.UsageError("Missing argument 'SOURCE'.")
+    if machine not in INDEXED_MACHINES:
+        _refuse_given(
+            ("scales", "pca_dims", "lists", "cluster"), f"{machine} has no index for this", "leave it out"
+        )
     settings: dict[str, Any] = {
         "scales": None if scales is None else parse_scales(scales),
         "machine": machine,
@@ -127,28 +146,21 @@ def build(
     }
     images = open_source(source, image)
     if dry_run:
-        budget = parse_memory(memory)
-        plan, _ = plan_build(images, **settings, memory=budget)
-        _tell(plan, budget, output, as_json)
+        plan, _ = plan_build(images, **settings, memory=parse_memory(memory))
+        planned = {"scales": [s.k for s in plan.scales], "source": images.name, "shape": list(images.shape)}
+        fixed = {"machine": machine, "train_windows": train_windows, "seed": seed}
+        tell(plan, settings={**codes, **fixed, **planned})
         return
 
     def make(progress: Stages) -> PatchIndex:
         with _client(cluster) as client:
             return build_index(
-                images,
-                output,
-                **settings,
-                **how,
-                overwrite=overwrite,
-                resume=resume,
-                progress=progress,
+                images, output, **settings, **how, overwrite=overwrite, resume=resume, progress=progress,
                 client=client,
-            )
+            )  # fmt: skip
 
-    run_build(
-        make,
-        output, calibrate, seed, threads, as_json,
-    )  # fmt: skip
+    index = run_build(make, output, calibrate, seed, threads, as_json)
+    tell_clamped(of_scales(index, index.scales), **codes)
 
 
 def _client(cluster: str | None) -> Any:
@@ -156,40 +168,9 @@ def _client(cluster: str | None) -> Any:
     return nullcontext() if cluster is None else patchindex.cluster.connect(cluster)
 
 
-def _tell(plan: BuildPlan, budget: int, output: Path, as_json: bool) -> None:
-    """Print a plan."""
-    if as_json:
-        print_json({**plan.as_dict(), "memory_budget": budget, "disk_free": free_bytes(output)})
-    else:
-        _print_plan(plan, budget, free_bytes(output))
-
-
-def _refuse_with_add_scales(*names: str) -> None:
-    """Refuse what a finished store has already."""
+def _refuse_given(names: Sequence[str], what: str, remedy: str) -> None:
+    """Refuse options that cannot apply."""
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT):
-            raise InputError("is fixed in the store", where=name, remedy="leave it out with --add-scales")
-
-
-def _print_plan(plan: BuildPlan, budget: int, free: int) -> None:
-    n, height, width, channels = plan.images
-    table = Table(
-        box=box.SIMPLE_HEAD, title=f"{plan.machine}, {n:,} images of {height} x {width} x {channels}: at most"
-    )
-    for name in ("k", "patches", "lists", "code", "on disk", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for s in plan.scales:
-        row = (s.k, f"{s.patches:,}", f"{s.lists:,}", s.dims, decimal(s.disk_bytes), decimal(s.memory_bytes))
-        table.add_row(*map(str, row))
-    console = table_console()
-    console.print(table)
-    for need, have, of in (
-        (plan.memory_bytes, budget, f"of memory; the budget is {decimal(budget)}"),
-        (
-            plan.disk_bytes + plan.scratch_bytes,
-            free,
-            f"on disk, {decimal(plan.disk_bytes)} when it is built; {decimal(free)} are free",
-        ),
-    ):
-        console.print(f"{decimal(need)} {of}: {'fits' if need <= have else 'DOES NOT FIT'}")
+            raise InputError(what, where=name, remedy=remedy)

@@ -8,14 +8,16 @@ from typing import Any
 import click
 from rich import box
 from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex, open_index
+from patchindex.index.remote import is_url
 
-from .options import StorePath, print_json, table_console
+from .options import StorePath, json_option, print_json, table_console
+from .running import drifted, uncalibrated
+from .words import counted, size, some
 
 __all__ = ["info"]
 
@@ -25,7 +27,7 @@ TOLERANCE, CANDIDATES, QUALITY = 0.01, 256, 0.98  # the estimators' defaults
 
 @click.command()
 @click.argument("store", type=StorePath())
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON on stdout.")
+@json_option
 def info(store: Path | str, as_json: bool) -> None:
     """Print what a store holds: settings, provenance, and the size of each scale.
 
@@ -40,19 +42,23 @@ def info(store: Path | str, as_json: bool) -> None:
         return
     console = table_console()
     _, height, width, channels = found["shape"]
-    labels = found["labels"]
+    labels, appended = found["labels"], found["settings"].get("appended", [])
     facts = {
         "machine": f"{found['machine']} ({found['train_windows']} training windows)"
         if found["machine"] == "ELS"
         else found["machine"],
         "images": f"{found['images']:,} of {height} x {width} x {channels}, from {found['source']}",
+        "appended": some([f"{a['images']:,} from {a['source']}" for a in appended]),
+        "left out": _left_out(found["skipped"]),
         "labels": _labels(labels, found["label_names"]),
         "locality": "none" if found["locality"] is None else "{name}: {scales}".format(**found["locality"]),
-        "size": decimal(found["bytes"]),
+        "size": size(found["bytes"]),
         "built": f"{found['created']} by patchindex {found['versions']['patchindex']}",
         "fingerprint": found["fingerprint"],
     }
     for name, value in facts.items():
+        if not value:
+            continue  # nothing was appended or left out
         console.print(f"[bold]{name:<12}[/bold]{escape(str(value))}", highlight=False, soft_wrap=True)
     if not found["indexes"]:
         return
@@ -69,20 +75,35 @@ def info(store: Path | str, as_json: bool) -> None:
             f"{scale['position_classes']:,}",
             str(scale["pca_dims"]),
             f"{scale['pca_energy']:.4f}",
-            decimal(scale["bytes"]),
+            size(scale["bytes"]),
             f"{scale['bytes'] / scale['patches']:.1f}",
             f"{sum(scale['seconds'].values()):.1f}",
         )
     console.print(table)
+    for k, scale in found["indexes"].items():
+        for drift in scale.get("drift", []):
+            click.echo(f"k = {k}: {counted(drift['images'], 'image')}: {drifted(drift)}")
     _print_curves(console, index)
+    if missing := uncalibrated(index):
+        where = "where it is on a disk" if is_url(store) else str(store)
+        click.echo(
+            f"no operating curve for k = {some(missing, len(missing))}, by which options are chosen: "
+            f"patchindex calibrate {where} measures it"
+        )
 
 
 def _labels(labels: list[int] | None, names: list[str] | None) -> str:
     """Say which labels there are, and what they are called."""
     if labels is None:
         return "none"
-    some = [str(i) if names is None else f"{i} {names[i]}" for i in labels[:SHOWN]]
-    return ", ".join(some) + (", ..." if len(labels) > SHOWN else "")
+    # The names of attributes have commas: "Smiling, not Male".
+    named = labels if names is None else [f"{i} {names[i]}" for i in labels]
+    return some(named, SHOWN, ", " if names is None else "; ")
+
+
+def _left_out(skipped: list[str]) -> str:
+    """Name files that were not decoded."""
+    return f"{counted(len(skipped), 'file')} that cannot be decoded: {some(skipped)}" if skipped else ""
 
 
 def _print_curves(console: Console, index: PatchIndex) -> None:
@@ -107,5 +128,3 @@ def _print_curves(console: Console, index: PatchIndex) -> None:
             table.add_row(*map(str, row), f"{top.mass:.3f}")
     if table.row_count:
         console.print(table)
-    else:
-        console.print("no operating curve: pi.calibrate(store) measures one, by which options are chosen")

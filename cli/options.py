@@ -16,23 +16,28 @@ from patchindex.images import ImageSource, open_images
 from patchindex.index.remote import is_url
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
 
+from .words import counted, some
+
 __all__ = [
+    "LocalPath",
     "StorePath",
     "building_options",
     "check_output",
     "common",
     "image_options",
+    "json_option",
     "locality_option",
     "open_source",
     "parse_locality",
     "parse_scales",
     "print_json",
+    "seed_option",
     "table_console",
+    "threads_option",
 ]
 
 
 WIDTH = 120  # of tables in a file or a pipe
-SHOWN = 10  # files that are left out; a store names them all
 
 
 class StorePath(click.ParamType):
@@ -45,12 +50,29 @@ class StorePath(click.ParamType):
         return value if is_url(value) else Path(value)
 
 
+class LocalPath(click.ParamType):
+    """A path on this machine, where something is written."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """Return a `Path`; a URL would be taken for one, and a folder called `s3:` made here."""
+        if is_url(value):
+            raise InputError("is a URL", where=value, remedy="write to a local disk, and copy it there")
+        if not str(value):
+            raise InputError("is empty", where=param.name, remedy="give a path")
+        return Path(value)
+
+
 def parse_scales(text: str, where: str = "--scales") -> list[int]:
     """Read `3,5,7`."""
     try:
-        return [int(part) for part in text.replace(" ", ",").split(",") if part]
+        scales = [int(part) for part in text.replace(" ", ",").split(",") if part]
     except ValueError:
         raise InputError(f"{text!r} is no list of scales", where=where, remedy="give such as 3,5,7") from None
+    if not scales:
+        raise InputError("there are none", where=where, remedy="give such as 3,5,7")
+    return scales
 
 
 def parse_locality(text: str | None) -> LocalitySchedule | None:
@@ -71,20 +93,21 @@ def locality_option(help_text: str) -> Callable[[Any], Any]:
     )
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all]")
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Equal seeds give equal images, up to rounding.",
+)
+
+
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every working command has."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
-        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all cores]"),
-        click.option(
-            "--seed",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="Equal seeds give equal images, up to rounding.",
-        ),
-    ):
+    device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+    for option in (json_option, device_option, threads_option, seed_option):
         command = option(command)
     return command
 
@@ -93,8 +116,8 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `open_images`."""
     for option in (
         click.option("--grayscale", is_flag=True, help="Convert to one channel."),
-        click.option("--resize", type=int, help="Resize to RESIZE x RESIZE pixels."),
-        click.option("--crop", type=int, help="Centre crop to CROP x CROP pixels, before --resize."),
+        click.option("--resize", type=click.IntRange(1), help="Resize to RESIZE x RESIZE pixels."),
+        click.option("--crop", type=click.IntRange(1), help="Centre crop to CROP x CROP pixels, first."),
         click.option("--dataset", help="Images inside an HDF5 file or zarr group."),
         click.option("--skip-bad", is_flag=True, help="Leave out image files that cannot be decoded."),
         click.option("--split", help="train, valid, test or all of CelebA.  [default: train]"),
@@ -103,7 +126,11 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="File of labels (.npy, .npz, .txt, .csv, IDX), 'folders' (numbered by name), or "
             "'attr:Smiling,Male' of CelebA.",
         ),
-        click.option("--limit", type=int, help="Only the first LIMIT images."),
+        click.option(
+            "--limit",
+            type=click.IntRange(1),
+            help="Only the first LIMIT images by name: of a folder a class, those of the first classes.",
+        ),
     ):
         command = option(command)
     return command
@@ -126,11 +153,14 @@ def building_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def open_source(source: str, image: dict[str, Any]) -> ImageSource:
-    """Open images with the options of `image_options`, and say which are left out."""
+    """Open images with the options of `image_options`; say which are left out, and if there are too few."""
     images = open_images(source, **image)
     if images.skipped:
-        named = ", ".join(images.skipped[:SHOWN]) + (", ..." if len(images.skipped) > SHOWN else "")
-        click.echo(f"{len(images.skipped)} files left out that cannot be decoded: {named}", err=True)
+        files = counted(len(images.skipped), "file")
+        click.echo(f"{files} left out that cannot be decoded: {some(images.skipped)}", err=True)
+    limit = image.get("limit")
+    if limit is not None and len(images) < limit:
+        click.echo(f"--limit: there are {counted(len(images), 'image')}, fewer than {limit:,}", err=True)
     return images
 
 

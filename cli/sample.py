@@ -28,7 +28,15 @@ from patchindex.pictures import image_grid
 from patchindex.sampling import SAMPLERS, SampleResult
 from patchindex.sampling import sample as draw
 
-from .options import StorePath, check_output, common, locality_option, parse_locality, print_json
+from .options import (
+    LocalPath,
+    StorePath,
+    check_output,
+    common,
+    locality_option,
+    parse_locality,
+    print_json,
+)
 from .progress import stages
 
 __all__ = ["sample"]
@@ -39,7 +47,7 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 @click.command()
 @click.argument("store", type=StorePath())
 @click.option("-n", type=click.IntRange(1), help="How many images.  [default: 16, or as many as in --x-t]")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
+@click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
     "--estimator", type=click.Choice(list(ESTIMATORS)), help="[default: auto where there is an index]"
 )

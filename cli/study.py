@@ -20,6 +20,7 @@ from patchindex.study import compare
 from patchindex.study.plots import figure_class
 
 from .options import (
+    LocalPath,
     StorePath,
     check_output,
     common,
@@ -46,7 +47,7 @@ COLUMNS = {  # heading: how a row of the summary is told
 
 @click.command()
 @click.argument("store", type=StorePath())
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
+@click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
     "--estimator",
     "estimators",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.filesize import decimal
 
 from patchindex.errors import StoreError
 from patchindex.index import verify as check
 
-from .options import StorePath, print_json
+from .options import StorePath, json_option, print_json
 from .progress import stages
+from .words import counted, size
 
 __all__ = ["verify"]
 
@@ -20,7 +20,7 @@ SHOWN = 20  # problems; all are in --json
 
 @click.command()
 @click.argument("store", type=StorePath())
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON on stdout.")
+@json_option
 def verify(store: Path | str, as_json: bool) -> None:
     """Compare a STORE with its checksums, and look into every list of it.
 
@@ -40,8 +40,8 @@ def verify(store: Path | str, as_json: bool) -> None:
         if len(report.problems) > SHOWN:
             click.echo(f"... and {len(report.problems) - SHOWN} more")
         click.echo(
-            f"{store}: {report.files:,} files of {decimal(report.bytes)} compared with their checksums, "
-            f"{report.patches:,} patches looked up, {report.encoded:,} encoded again"
+            f"{store}: {counted(report.files, 'file')} of {size(report.bytes)} compared with checksums, "
+            f"{counted(report.patches, 'patch')} looked up, {report.encoded:,} encoded again"
         )
     if not report.whole:
         raise StoreError(

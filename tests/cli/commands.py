@@ -1,0 +1,20 @@
+"""How tests run a command."""
+
+from click.testing import CliRunner
+from patchindex_cli import main
+
+DATA = "data/fashion_mnist_6k.npz"
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*args, code=2):
+    """Run a command that ends with one line, and return that."""
+    result = run(*args, code=code)
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+    return result.stderr

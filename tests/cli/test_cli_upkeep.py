@@ -1,0 +1,71 @@
+"""What is done to a store later: append, calibrate; and what info tells of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import refused, run
+from PIL import Image
+
+
+@pytest.fixture
+def copied(store, tmp_path):
+    return shutil.copytree(store, tmp_path / "store.zarr")
+
+
+def test_append_says_what_was_added_and_others_do_not(copied, store, fashion, tmp_path):
+    more = tmp_path / "more.npz"
+    np.savez(more, images=fashion[0][40:50], labels=fashion[1][40:50])
+    done = run("append", copied, more, "--no-calibrate").stdout
+    assert "50 images (10 added), " in done
+    assert done.count("patches appended: ") == 3
+    assert json.loads(run("append", copied, more, "--no-calibrate", "--json").stdout)["added"] == 10
+    later = run("build", "--add-scales", "9", "-o", copied, "--no-calibrate").stdout
+    assert "60 images, " in later
+    assert "added" not in later
+    assert "appended" not in later
+    told = run("info", copied).stdout
+    assert f"appended    10 from {more}, 10 from {more}" in told
+    assert told.count("k = 3: 10 images: patches appended: ") == 2
+
+
+def test_drift_that_cannot_be_compared_has_no_number(tmp_path):
+    np.save(tmp_path / "flat.npy", np.full((8, 8, 8), 50, np.uint8))
+    run("build", tmp_path / "flat.npy", "-o", tmp_path / "s.zarr", "--locality", "3,3", "--no-calibrate")
+    done = run("append", tmp_path / "s.zarr", tmp_path / "flat.npy", "--no-calibrate").stdout
+    assert "k = 3: patches appended: 0.00% of their codes out of range\n" in done
+
+
+def test_calibrate_measures_what_is_missing(copied):
+    (copied / "scales" / "k005" / "operating_curve.json").unlink()
+    assert f"no operating curve for k = 5, by which options are chosen: patchindex calibrate {copied}" in (
+        run("info", copied).stdout
+    )
+    one = ("--threads", 1)
+    assert json.loads(run("calibrate", copied, "--json", *one).stdout)["measured"] == [5]
+    assert "no operating curve" not in run("info", copied).stdout
+    assert "nothing to do: all have one" in run("calibrate", copied).stdout
+    assert "measured at k = 3, 5, 7" in run("calibrate", copied, "--overwrite", *one).stdout
+    assert "no such store" in refused("calibrate", copied / "none")
+
+
+def test_calibrate_has_nothing_to_do_without_an_index(store, tmp_path):
+    run("build", store.with_suffix(".npz"), "-o", tmp_path / "s.zarr", "--machine", "IS")
+    assert "it has no index" in run("calibrate", tmp_path / "s.zarr").stdout
+
+
+def test_info_names_what_was_left_out_and_tells_labels_apart(fashion, tmp_path):
+    for label in ("bag, small", "shoe"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i, image in enumerate(fashion[0][:2]):
+            Image.fromarray(image).save(tmp_path / "photos" / label / f"{i}.png")
+    for i in range(12):
+        (tmp_path / "photos" / "shoe" / f"bad{i:02d}.png").write_text("no image")
+    build = ("build", tmp_path / "photos", "-o", tmp_path / "s.zarr", "--locality", "3,3", "--no-calibrate")
+    built = run(*build, "--skip-bad", "--labels", "folders")
+    assert "4 images, 2,704 patches at 1 scale, " in built.stdout
+    told = run("info", tmp_path / "s.zarr").stdout
+    assert "left out    12 files that cannot be decoded: shoe/bad00.png, " in told
+    assert "shoe/bad09.png, ...\n" in told
+    assert "labels      0 bag, small; 1 shoe\n" in told
