@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index as as_int
+from typing import Any, Literal, overload
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,9 @@ from PIL import Image
 from patchindex.errors import InputError
 from patchindex.images.source import ImageSource
 
-__all__ = ["Transform", "TransformedSource", "as_size", "transformed"]
+__all__ = ["Square", "Transform", "TransformedSource", "as_size", "transformed"]
+
+Square = Literal["square"]  # a crop: as large as the shorter side, whatever that is
 
 LARGEST_SIDE = 16384  # pixels; more is a typing error
 
@@ -24,7 +27,7 @@ class Transform:
     Parameters
     ----------
     crop, resize : tuple of int, optional
-        (height, width) in pixels.
+        (height, width) in pixels. A crop may be "square": the shorter side of each image.
     grayscale : bool, optional
         One channel: 0.299 R + 0.587 G + 0.114 B.
 
@@ -32,21 +35,30 @@ class Transform:
     --------
     >>> Transform(crop=(4, 4), resize=(2, 2)).apply(Image.new("RGB", (6, 8)), "RGB").shape
     (2, 2, 3)
+    >>> Transform(crop="square").size(218, 178, where="photos")
+    (178, 178)
     """
 
-    crop: tuple[int, int] | None = None
+    crop: tuple[int, int] | Square | None = None
     resize: tuple[int, int] | None = None
     grayscale: bool = False
 
     def size(self, height: int, width: int, *, where: object) -> tuple[int, int]:
         """(height, width) after the transform of images of that size; InputError if the crop is larger."""
-        if self.crop is not None and (self.crop[0] > height or self.crop[1] > width):
+        crop = self._crop(height, width)
+        if crop[0] > height or crop[1] > width:
             raise InputError(
-                f"a crop of {self.crop[0]}×{self.crop[1]} does not fit into {height}×{width} pixels",
+                f"a crop of {crop[0]}×{crop[1]} does not fit into {height}×{width} pixels",
                 where=where,
-                remedy="give a smaller crop",
+                remedy='give a smaller crop, or crop="square"',
             )
-        return self.resize or self.crop or (height, width)
+        return self.resize or crop
+
+    def _crop(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what is kept of an image of that size."""
+        if self.crop == "square":
+            return min(height, width), min(height, width)
+        return self.crop or (height, width)
 
     def apply(self, image: Image.Image, mode: str) -> np.ndarray:
         """Transform one image.
@@ -64,7 +76,7 @@ class Transform:
             uint8, shape (H, W, C), C 1 for "L" and 3 for "RGB".
         """
         if self.crop is not None:
-            height, width = self.crop
+            height, width = self._crop(image.height, image.width)
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
         if image.mode != mode:
@@ -127,23 +139,38 @@ def transformed(source: ImageSource, transform: Transform) -> ImageSource:
     return source if transform == Transform() else TransformedSource(source, transform)
 
 
-def as_size(value: int | Sequence[int] | None, name: str) -> tuple[int, int] | None:
+@overload
+def as_size(value: int | Sequence[int] | None, name: Literal["resize"]) -> tuple[int, int] | None: ...
+
+
+@overload
+def as_size(
+    value: int | Sequence[int] | str | None, name: Literal["crop"]
+) -> tuple[int, int] | Square | None: ...
+
+
+def as_size(value: int | Sequence[int] | str | None, name: str) -> tuple[int, int] | Square | None:
     """Check a size given by the user: an int means a square, a pair is (height, width).
+
+    A crop may be "square" too.
 
     Raises
     ------
     InputError
-        Anything but one or two integers from 1 to 16384.
+        Anything else but one or two integers from 1 to 16384.
 
     Examples
     --------
-    >>> as_size(64, "resize"), as_size((218, 178), "crop"), as_size(None, "crop")
-    ((64, 64), (218, 178), None)
+    >>> as_size(64, "resize"), as_size((218, 178), "crop"), as_size(None, "crop"), as_size("square", "crop")
+    ((64, 64), (218, 178), None, 'square')
     """
     if value is None:
         return None
+    if isinstance(value, str) and value == "square" and name == "crop":
+        return "square"
+    given: Sequence[Any] = value if isinstance(value, Sequence) else (value, value)
     try:
-        sides = tuple(as_int(side) for side in (value if isinstance(value, Sequence) else (value, value)))
+        sides = tuple(as_int(side) for side in given)
     except TypeError:
         sides = ()
     if len(sides) != 2 or not all(1 <= side <= LARGEST_SIDE for side in sides):

@@ -19,6 +19,28 @@ def test_crop_is_central(rgb, gray, crop, rows, cols):
         np.testing.assert_array_equal(open_images(images, crop=crop)[:], images[:, rows, cols])
 
 
+def test_a_square_crop_is_as_large_as_the_shorter_side(rgb):
+    for wide in (rgb[:, :21], rgb[:, :20]):  # an odd and an even number of pixels is left out
+        side = wide.shape[1]
+        inner = slice((28 - side) // 2, (28 - side) // 2 + side)
+        for images, expected in (
+            (wide, wide[:, :, inner]),
+            (wide.swapaxes(1, 2), wide.swapaxes(1, 2)[:, inner]),
+        ):
+            square = open_images(np.ascontiguousarray(images), crop="square")
+            assert square.shape == (20, side, side, 3)
+            np.testing.assert_array_equal(square[:], expected)
+
+
+def test_images_of_any_size_are_alike_after_a_square_crop_and_a_resize(rgb, tmp_path):
+    for i, (height, width) in enumerate([(28, 28), (28, 20), (9, 28)]):
+        Image.fromarray(rgb[i, :height, :width]).save(tmp_path / f"{i}.png")
+    source = open_images(tmp_path, crop="square", resize=8)
+    assert source.shape == (3, 8, 8, 3)
+    for i, image in enumerate([rgb[0], rgb[1, 4:24, :20], rgb[2, :9, 9:18]]):
+        np.testing.assert_array_equal(source[i], open_images(image[None], resize=8)[0])
+
+
 def test_crop_comes_before_resize(rgb):
     expected = open_images(np.ascontiguousarray(rgb[:, 4:24, 4:24]), resize=(10, 12))[:]
     both = open_images(rgb, crop=20, resize=(10, 12))
@@ -60,12 +82,17 @@ def test_every_mode_converts(mode, rgb):
         assert pixels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("value", [0, -3, (4, 0), (1, 2, 3), (4,), 2.5, "28", (2.0, 2.0)])
+@pytest.mark.parametrize("value", [0, -3, (4, 0), (1, 2, 3), (4,), 2.5, "28", "round", (2.0, 2.0)])
 def test_bad_sizes_are_refused(value, refused, rgb):
     with refused("resize", "pixels"):
         as_size(value, "resize")
     with refused("crop"):
         open_images(rgb, crop=value)
+
+
+def test_only_a_crop_is_square(rgb, refused):
+    with refused("resize", "'square' is not a size in pixels"):
+        open_images(rgb, resize="square")
 
 
 def test_a_crop_that_does_not_fit_is_refused(rgb, refused):
