@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from patchindex.errors import InputError, OutputExistsError
 from patchindex.images import ImageSource, open_images
+from patchindex.index import PatchIndex
 from patchindex.index.remote import is_url
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
 
@@ -26,8 +28,10 @@ __all__ = [
     "common",
     "image_options",
     "json_option",
+    "label_option",
     "locality_option",
     "open_source",
+    "parse_label",
     "parse_locality",
     "parse_scales",
     "print_json",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 
+LABELS_SHOWN = 20
 WIDTH = 120  # of tables in a file or a pipe
 
 
@@ -62,6 +67,20 @@ class LocalPath(click.ParamType):
         if not str(value):
             raise InputError("is empty", where=param.name, remedy="give a path")
         return Path(value)
+
+
+class CropSize(click.ParamType):
+    """Pixels, or the word for the shorter side."""
+
+    name = "pixels|square"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return a number, or `square`."""
+        if value == "square":
+            return value
+        if not re.fullmatch(r"-?\d+", str(value)):
+            self.fail(f"{value!r} is neither pixels nor 'square'.", param, ctx)
+        return click.IntRange(1).convert(value, param, ctx)
 
 
 def parse_scales(text: str, where: str = "--scales") -> list[int]:
@@ -117,10 +136,17 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--grayscale", is_flag=True, help="Convert to one channel."),
         click.option("--resize", type=click.IntRange(1), help="Resize to RESIZE x RESIZE pixels."),
-        click.option("--crop", type=click.IntRange(1), help="Centre crop to CROP x CROP pixels, first."),
+        click.option(
+            "--crop",
+            type=CropSize(),
+            help="Centre crop to CROP x CROP pixels, or 'square': to the shorter side. Before --resize.",
+        ),
         click.option("--dataset", help="Images inside an HDF5 file or zarr group."),
         click.option("--skip-bad", is_flag=True, help="Leave out image files that cannot be decoded."),
-        click.option("--split", help="train, valid, test or all of CelebA.  [default: train]"),
+        click.option(
+            "--split",
+            help="train, valid, test or all of CelebA.  [default: train where there is a partition list]",
+        ),
         click.option(
             "--labels",
             help="File of labels (.npy, .npz, .txt, .csv, IDX), 'folders' (numbered by name), or "
@@ -162,6 +188,25 @@ def open_source(source: str, image: dict[str, Any]) -> ImageSource:
     if limit is not None and len(images) < limit:
         click.echo(f"--limit: there are {counted(len(images), 'image')}, fewer than {limit:,}", err=True)
     return images
+
+
+def label_option(help_text: str) -> Callable[[Any], Any]:
+    """Return the option --label; `parse_label` reads it."""
+    return click.option("--label", metavar="NUMBER|NAME", help=help_text)
+
+
+def parse_label(text: str | None, index: PatchIndex) -> int | None:
+    """Read the number of a label, or find that of its name in a store."""
+    if text is None:
+        return None
+    if re.fullmatch(r"-?\d+", text):  # also where names are such
+        return int(text)
+    labels, names = index.attributes["labels"] or [], index.attributes["label_names"] or []
+    if text in names:
+        return int(names.index(text))
+    known = some([names[label] for label in labels] if names else labels, LABELS_SHOWN, "; ")
+    remedy = f"use one of: {known}" if known else "leave it out, since it has no labels"
+    raise InputError(f"the store has no label called {text!r}", where="--label", remedy=remedy)
 
 
 def check_output(output: Path, files: Sequence[str], overwrite: bool) -> None:

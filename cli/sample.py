@@ -33,7 +33,9 @@ from .options import (
     StorePath,
     check_output,
     common,
+    label_option,
     locality_option,
+    parse_label,
     parse_locality,
     print_json,
 )
@@ -73,7 +75,7 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 @click.option(
     "--nearest-scales", is_flag=True, help="Move the schedule to the nearest scales that the store has."
 )
-@click.option("--label", type=int, help="Draw from training images of this label only.")
+@label_option("Draw from training images of this label only.")
 @click.option(
     "--x-t", type=click.Path(path_type=Path), help="Noise to start from: .npy, or .npz with key x_T."
 )
@@ -103,7 +105,7 @@ def sample(
     quality: float | None,
     locality: str | None,
     nearest_scales: bool,
-    label: int | None,
+    label: str | None,
     x_t: Path | None,
     steps: int,
     sampler: str,
@@ -147,8 +149,9 @@ def sample(
         if value is not None
     }
     machine = ScoreMachine(
-        index, estimator=estimator, locality=schedule, label=label, device=device, threads=threads, **options
-    )
+        index, estimator=estimator, locality=schedule, label=parse_label(label, index), device=device,
+        threads=threads, **options,
+    )  # fmt: skip
     noise = None if x_t is None else _read_noise(x_t)
     if noise is None and n is None:
         n = 16

@@ -24,7 +24,9 @@ from .options import (
     StorePath,
     check_output,
     common,
+    label_option,
     locality_option,
+    parse_label,
     parse_locality,
     print_json,
     table_console,
@@ -68,7 +70,7 @@ COLUMNS = {  # heading: how a row of the summary is told
     help="Draws of each estimate, for the bias.",
 )
 @locality_option("Locality schedule, in place of the store's own.")
-@click.option("--label", type=int, help="Compare with training images of this label only.")
+@label_option("Compare with training images of this label only.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Images drawn together."
 )
@@ -82,7 +84,7 @@ def study(
     steps: int,
     repeats: int,
     locality: str | None,
-    label: int | None,
+    label: str | None,
     batch_size: int,
     overwrite: bool,
     seed: int,
@@ -106,6 +108,7 @@ def study(
     figure_class()  # before any work
     index = open_index(store, device=device)
     schedule = parse_locality(locality) or index.locality
+    number = parse_label(label, index)
     machines = {}
     for text in estimators:
         name, options = _parse(text)
@@ -114,7 +117,7 @@ def study(
         )
     with stages() as progress:
         found = compare(
-            machines, n, steps, repeats=repeats, seed=seed, label=label, batch_size=batch_size,
+            machines, n, steps, repeats=repeats, seed=seed, label=number, batch_size=batch_size,
             progress=lambda share: progress("comparing", share, 1.0),
         )  # fmt: skip
     figure = found.plot()

@@ -55,17 +55,57 @@ def test_calibrate_has_nothing_to_do_without_an_index(store, tmp_path):
     assert "it has no index" in run("calibrate", tmp_path / "s.zarr").stdout
 
 
-def test_info_names_what_was_left_out_and_tells_labels_apart(fashion, tmp_path):
+@pytest.fixture(scope="module")
+def photos(fashion, tmp_path_factory):
+    """Return a folder of two folders of images, some of which are damaged."""
+    folder = tmp_path_factory.mktemp("photos")
     for label in ("bag, small", "shoe"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
+        (folder / label).mkdir(parents=True)
         for i, image in enumerate(fashion[0][:2]):
-            Image.fromarray(image).save(tmp_path / "photos" / label / f"{i}.png")
+            Image.fromarray(image).save(folder / label / f"{i}.png")
     for i in range(12):
-        (tmp_path / "photos" / "shoe" / f"bad{i:02d}.png").write_text("no image")
-    build = ("build", tmp_path / "photos", "-o", tmp_path / "s.zarr", "--locality", "3,3", "--no-calibrate")
-    built = run(*build, "--skip-bad", "--labels", "folders")
+        (folder / "shoe" / f"bad{i:02d}.png").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def named(photos, tmp_path_factory):
+    """Return a store of them, whose labels have names, and what was printed."""
+    store = tmp_path_factory.mktemp("named") / "s.zarr"
+    build = ("build", photos, "-o", store, "--locality", "3,3", "--no-calibrate")
+    return store, run(*build, "--skip-bad", "--labels", "folders")
+
+
+def test_info_names_what_was_left_out_and_tells_labels_apart(named):
+    store, built = named
     assert "4 images, 2,704 patches at 1 scale, " in built.stdout
-    told = run("info", tmp_path / "s.zarr").stdout
+    told = run("info", store).stdout
     assert "left out    12 files that cannot be decoded: shoe/bad00.png, " in told
     assert "shoe/bad09.png, ...\n" in told
     assert "labels      0 bag, small; 1 shoe\n" in told
+
+
+def test_a_label_may_be_given_by_its_name(named, store, tmp_path):
+    for label in ("shoe", "1"):
+        args = ("-n", 1, "--steps", 2, "-o", tmp_path / label, "--label", label)
+        run("sample", named[0], *args)
+        assert json.loads((tmp_path / label / "samples.json").read_text())["settings"]["label"] == 1
+    run("study", named[0], "--steps", 2, "-o", tmp_path / "study", "--label", "bag, small")
+    assert json.loads((tmp_path / "study" / "study.json").read_text())["settings"]["label"] == 0
+    out = ("-o", tmp_path / "out", "--label", "hat")
+    for command in ("sample", "study"):
+        assert "--label: the store has no label called 'hat'; use one of: bag, small; shoe" in refused(
+            command, named[0], *out
+        )
+        assert "called 'hat'; use one of: 0; 1; 2; " in refused(command, store, *out)
+
+
+def test_photos_of_any_size_in_two_commands(fashion, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(fashion[0][:4]):
+        Image.fromarray(image[: 20 + i]).save(tmp_path / "photos" / f"{i}.png")
+    crop = ("--crop", "square", "--resize", 12)
+    run("build", tmp_path / "photos", "-o", tmp_path / "s.zarr", *crop, "--locality", "3,3", "--no-calibrate")
+    assert "4 of 12 x 12 x 1" in run("info", tmp_path / "s.zarr").stdout
+    said = refused("build", tmp_path / "photos", "-o", tmp_path / "t.zarr", "--crop", "round")
+    assert "'--crop': 'round' is neither pixels nor 'square'" in said
