@@ -41,7 +41,7 @@ def append(
 
     \b
     Example:
-      patchindex append photos.zarr more-photos/ --crop 148 --resize 32 --labels folders
+      patchindex append photos.zarr more-photos/ --crop square --resize 32 --labels folders
     """
     images = open_source(source, image)
     run_build(

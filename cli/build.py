@@ -41,6 +41,7 @@ __all__ = ["build"]
 @click.option(
     "--machine",
     type=click.Choice(MACHINES, case_sensitive=False),
+    metavar=f"[{'|'.join(MACHINES)}]",
     default="ELS",
     show_default=True,
     help="Score machine.",
@@ -95,7 +96,7 @@ def build(
     \b
     Examples:
       patchindex build data/fashion_mnist_6k.npz -o fashion.zarr --scales 3,7,15
-      patchindex build photos/ -o photos.zarr --crop 148 --resize 32 --labels folders \\
+      patchindex build photos/ -o photos.zarr --crop square --resize 32 --labels folders \\
           --locality celeba-resnet-zeros --dry-run
       patchindex build --add-scales 9,11 -o photos.zarr
     """

@@ -139,7 +139,8 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--crop",
             type=CropSize(),
-            help="Centre crop to CROP x CROP pixels, or 'square': to the shorter side. Before --resize.",
+            metavar="PIXELS|square",
+            help="Centre crop to a square of so many pixels, or of the shorter side. Before --resize.",
         ),
         click.option("--dataset", help="Images inside an HDF5 file or zarr group."),
         click.option("--skip-bad", is_flag=True, help="Leave out image files that cannot be decoded."),
@@ -155,7 +156,7 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--limit",
             type=click.IntRange(1),
-            help="Only the first LIMIT images by name: of a folder a class, those of the first classes.",
+            help="Only the first LIMIT images, by name: with a folder a class, of the first classes.",
         ),
     ):
         command = option(command)

@@ -75,7 +75,7 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 @click.option(
     "--nearest-scales", is_flag=True, help="Move the schedule to the nearest scales that the store has."
 )
-@label_option("Draw from training images of this label only.")
+@label_option("Draw from training images of this label only: its number or name.")
 @click.option(
     "--x-t", type=click.Path(path_type=Path), help="Noise to start from: .npy, or .npz with key x_T."
 )

@@ -70,7 +70,7 @@ COLUMNS = {  # heading: how a row of the summary is told
     help="Draws of each estimate, for the bias.",
 )
 @locality_option("Locality schedule, in place of the store's own.")
-@label_option("Compare with training images of this label only.")
+@label_option("Compare with training images of this label only: its number or name.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Images drawn together."
 )
