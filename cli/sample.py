@@ -40,6 +40,7 @@ from .options import (
     print_json,
 )
 from .progress import stages
+from .words import counted
 
 __all__ = ["sample"]
 
@@ -192,7 +193,7 @@ def sample(
     if as_json:
         print_json({**record, "files": [str(output / name) for name in FILES]})
     else:
-        click.echo(f"{output / FILES[0]}: {len(result.images)} images in {seconds:.1f} s")
+        click.echo(f"{output / FILES[0]}: {counted(len(result.images), 'image')} in {seconds:.1f} s")
         if compiling is not None:
             click.echo(f"(and {compiling:.1f} s once, to compile the exact kernel for this processor)")
 
