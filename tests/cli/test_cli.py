@@ -8,8 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from commands import DATA, run
+from commands import DATA, fashion_images, run, small_store
 from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return small_store(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    return fashion_images()
 
 
 def test_build_prints_nothing_but_one_line_off_a_terminal(store, tmp_path):

@@ -5,7 +5,12 @@ import sys
 
 import patchindex_cli
 import pytest
-from commands import refused, run
+from commands import refused, run, small_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return small_store(tmp_path_factory)
 
 
 def test_words():

@@ -5,8 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import refused, run
+from commands import fashion_images, refused, run, small_store
 from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return small_store(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    return fashion_images()
 
 
 @pytest.fixture
