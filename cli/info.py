@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from patchindex.estimators.curve import OperatingCurve
-from patchindex.index import PatchIndex, open_index
+from patchindex.index import open_index
 from patchindex.index.remote import is_url
 
 from .options import StorePath, json_option, print_json, table_console
-from .running import drifted, uncalibrated
+from .running import drifted
 from .words import counted, size, some
 
 __all__ = ["info"]
@@ -83,8 +83,8 @@ def info(store: Path | str, as_json: bool) -> None:
     for k, scale in found["indexes"].items():
         for drift in scale.get("drift", []):
             click.echo(f"k = {k}: {counted(drift['images'], 'image')}: {drifted(drift)}")
-    _print_curves(console, index)
-    if missing := uncalibrated(index):
+    _print_curves(console, found["indexes"])
+    if missing := [int(k) for k, scale in found["indexes"].items() if "operating_curve" not in scale]:
         where = "where it is on a disk" if is_url(store) else str(store)
         click.echo(
             f"no operating curve for k = {some(missing, len(missing))}, by which options are chosen: "
@@ -106,14 +106,14 @@ def _left_out(skipped: list[str]) -> str:
     return f"{counted(len(skipped), 'file')} that cannot be decoded: {some(skipped)}" if skipped else ""
 
 
-def _print_curves(console: Console, index: PatchIndex) -> None:
-    """Print what `auto` and `topk` choose by default, and what that is expected to take."""
+def _print_curves(console: Console, scales: dict[str, dict[str, Any]]) -> None:
+    """Print what `auto` and `topk` choose by default at each scale, and what that is expected to take."""
     goals = f"auto in sampling to {TOLERANCE}, topk {CANDIDATES} to {QUALITY:.0%}"
     table = Table(box=box.SIMPLE_HEAD, title=f"operating curve: microseconds a pixel, {goals}")
     for name in ("k", "beta", "exact", "auto", "probes", "candidates", "topk", "probes", "mass"):
         table.add_column(name, justify="right", no_wrap=True)
-    for k in index.scales:
-        if (curve := OperatingCurve.of(index.scale(k))) is None:
+    for k, scale in scales.items():
+        if (curve := OperatingCurve.read(scale.get("operating_curve"), f"scale {k}")) is None:
             continue
         for beta in sorted({point.beta for point in curve.near}):
             near, expected = curve.near_field(beta, TOLERANCE, steps=True)

@@ -157,7 +157,8 @@ class LocalitySchedule:
         """
         ascending = sorted(scales)
         moved = tuple(min(ascending, key=lambda s: abs(s - k)) for k in self.scales)
-        return self if moved == self.scales else LocalitySchedule(f"{self.name}/nearest", moved)
+        name = f"{self.name}/nearest-{'-'.join(map(str, ascending))}"
+        return self if moved == self.scales else LocalitySchedule(name, moved)
 
 
 def noise_levels(k: int, schedule: LocalitySchedule | None = None) -> list[float]:

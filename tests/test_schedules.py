@@ -80,9 +80,9 @@ def test_nearest_takes_the_smaller_scale_in_a_tie():
     schedule = LocalitySchedule.of([3, 5, 7, 9, 15])
     assert schedule.nearest([3, 7]).scales == (3, 3, 7, 7, 7)
     assert schedule.nearest([7, 3]).scales == (3, 3, 7, 7, 7)
-    assert schedule.nearest([3, 7]).name == "custom/nearest"
+    assert schedule.nearest([3, 7]).name == "custom/nearest-3-7"
     assert schedule.nearest([15, 9, 7, 5, 3, 1]) is schedule
-    assert LocalitySchedule.of("mnist-unet-zeros").nearest([3, 27]).name == "mnist-unet-zeros/nearest"
+    assert LocalitySchedule.of("mnist-unet-zeros").nearest([3, 27]).name == "mnist-unet-zeros/nearest-3-27"
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,11 @@ class OperatingCurve:
         StoreError
             When it is damaged.
         """
-        found = scale.attributes.get(ATTRIBUTE)
+        return cls.read(scale.attributes.get(ATTRIBUTE), scale.path)
+
+    @classmethod
+    def read(cls, found: Any, where: object) -> OperatingCurve | None:
+        """Return what `as_dict` gave; None for another version's, or nothing. Raises as `of` does."""
         if not isinstance(found, dict) or found.get("version") != VERSION:
             return None
         found = {name: value for name, value in found.items() if name != "version"}
@@ -138,7 +142,7 @@ class OperatingCurve:
         except (KeyError, TypeError) as error:
             raise StoreError(
                 f"its operating curve is damaged ({error})",
-                where=scale.path,
+                where=where,
                 remedy=MEASURE_AGAIN,
             ) from error
 

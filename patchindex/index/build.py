@@ -28,12 +28,14 @@ from patchindex.index.workplace import (
     check_memory,
     check_output,
     check_space,
+    check_writable,
     failing_disk,
     locked,
     move_into_place,
     real_path,
 )
 from patchindex.patches import Geometry
+from patchindex.schedules import LocalitySchedule
 from patchindex.training import TrainingImages
 
 __all__ = ["build_index"]
@@ -76,8 +78,8 @@ def build_index(
     train_windows : str
         `"valid"` or `"wrapped"`, for ELS.
     locality : str or sequence of int, optional
-        A published preset's name or a schedule, kept in the store as the default for sampling. With
-        `scales` too, it is moved to the nearest of them.
+        A published preset's name or a schedule, kept in the store as the default for sampling, moved to the
+        nearest of the scales that there are.
     pca_dims, lists : int, optional
         Code size and number of inverted lists. By default as many principal components as keep the logits'
         variance from what is left out below 0.2 at the lowest noise where a scale is used, by `locality` or
@@ -143,6 +145,8 @@ def build_index(
     where = resolve_device(device, needs_faiss=True)
     if plan.scales:
         require_faiss()
+    if plan.scales and locality is not None:
+        schedule = LocalitySchedule.of(locality)  # as it is given: more scales may be added
     settings = {
         "machine": machine,
         "train_windows": train_windows,
@@ -157,11 +161,14 @@ def build_index(
         "labels": None if source.labels is None else digest(source.labels),
     }
     settings = json.loads(json.dumps(settings))  # as they come back from the store: lists for tuples
-    if not check_output(path, settings, overwrite, resume):  # before there is even a lock
+    if not path.parent.exists():  # what is refused leaves nothing, not even the folders that lead there
+        check_writable(path)
         check_memory(plan, budget)
         check_space(path, plan)
     with _threads(threads), locked(path):
         if not check_output(path, settings, overwrite, resume):
+            check_memory(plan, budget)
+            check_space(path, plan)
             run = run_stages if client is None else stages_on(client, threads)
             with failing_disk(path), building(path, settings, resume) as folder:
                 write_images(folder, TrainingImages(source), progress)

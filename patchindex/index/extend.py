@@ -39,6 +39,7 @@ from patchindex.index.workplace import (
     same_settings,
 )
 from patchindex.patches import Geometry
+from patchindex.schedules import LocalitySchedule
 from patchindex.training import TrainingImages
 from patchindex.windows import gather_patches
 
@@ -137,7 +138,7 @@ def plan_scales(
         _new_scales(index, scales),
         machine=index.machine,
         train_windows=index.train_windows,
-        locality=index.locality,
+        locality=_given_locality(index),
         pca_dims=pca_dims,
         lists=lists,
         memory=memory,
@@ -146,6 +147,12 @@ def plan_scales(
     if not plan.scales:
         raise InputError(f"{index.machine} has no index", where="scales", remedy="leave them out")
     return plan
+
+
+def _given_locality(index: PatchIndex) -> LocalitySchedule | None:
+    """Return the schedule of a store as it was given, for scales that it may not have yet."""
+    given = index.attributes["locality"]
+    return None if given is None else LocalitySchedule(given["name"], tuple(given["scales"]))
 
 
 def _labelled(training: TrainingImages, label_names: Sequence[str] | None) -> ImageSource:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ID_BYTES", "empty_index", "lists_offset", "write_index"]
 
 ID_BYTES = 8
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 1 << 20
 NO_LISTS = b"il00"  # how FAISS ends an index without lists
 
 

@@ -216,6 +216,7 @@ def _forecast(
     # Centroids are held in tiles once more, and counts by label are copied as they are written; of a store
     # that is appended to, two scales are open.
     held = n_lists * ((3 if trained else 1) * a_list + 8 * dims + 16 * labels)
+    held += 48 * images  # labels and numbers of images, several times
     memory = max(training, 3 * a_shard + 16 * n_lists * dims) + held + 2 * CHUNK_BYTES
     return ScalePlan(geometry.k, patches, goal, n_lists, dims, stored, scratch, memory)
 

@@ -24,6 +24,7 @@ store.zarr/
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,7 +75,7 @@ def scales_of(path: Path) -> list[int]:
     """Return the scales that a store has a finished index of, ascending."""
     names = (folder.name for folder in (path / "scales").glob("k*"))
     numbers = (int(name[1:]) for name in names if name[1:].isdigit())
-    return sorted(k for k in numbers if (path / scale_group(k)).is_dir())
+    return sorted({k for k in numbers if (path / scale_group(k)).is_dir()})
 
 
 def scale_group(k: int) -> str:
@@ -185,7 +186,7 @@ class PatchIndex:
     scales : tuple of int
         Locality scales with an index, ascending; empty for IS and LS.
     locality : LocalitySchedule or None
-        The schedule it was built for, if it was told.
+        The schedule it was built for, if it was told, moved to the nearest of the scales that it has.
     training : TrainingImages
         The images in label order, memory-mapped.
     attributes : dict
@@ -201,6 +202,8 @@ class PatchIndex:
         self.scales: tuple[int, ...] = tuple(scales_of(path) if remote is None else remote.scales())
         schedule = attributes["locality"]
         self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
+        if self.locality is not None and self.scales:
+            self.locality = self.locality.nearest(self.scales)
         images = open_raw(path, "images")
         self._images_checksum = raw_checksum(path, "images")
         self.pixels: torch.Tensor = torch.from_numpy(images)
@@ -324,6 +327,7 @@ class PatchIndex:
             "path": str(self.path),
             **self.attributes,
             "scales": list(self.scales),
+            "locality": None if self.locality is None else asdict(self.locality),
             "images": len(self.training),
             "bytes": _bytes(self.path) + sum(scale["bytes"] for scale in scales.values()),
             "indexes": scales,

@@ -14,7 +14,7 @@ from patchindex_cli import main
 import patchindex as pi
 from patchindex.errors import PatchIndexError, StoreError
 from patchindex.index import stages
-from patchindex.index.checksums import read_sealed, write_manifest, write_sealed
+from patchindex.index.checksums import CURVE, read_sealed, write_manifest, write_sealed
 from patchindex.index.raw import raw_path
 
 
@@ -129,6 +129,44 @@ def test_files_that_are_missing_extra_or_longer_are_found(copied, what):
 def test_a_scale_that_is_missing_is_found(copied):
     shutil.rmtree(copied / "scales" / "k005")
     assert pi.verify(copied).problems == ((str(copied / "scales" / "k005"), "is missing"),)
+
+
+def test_scales_that_were_added_are_missed_and_what_is_no_scale_is_told(copied):
+    pi.add_scales(copied, [7])
+    assert pi.verify(copied).whole
+    (copied / "scales" / "k009.tmp").mkdir()  # one on its way
+    assert pi.verify(copied).whole
+    (copied / "scales" / "junk").mkdir()
+    shutil.copytree(copied / "scales" / "k007", copied / "scales" / "k7")
+    shutil.rmtree(copied / "scales" / "k007")
+    scales = copied / "scales"
+    assert pi.open_index(copied).scales == (3, 5)
+    assert pi.verify(copied).problems == (
+        (str(scales / "k007"), "is missing"),
+        (str(scales / "junk"), "does not belong to the store"),
+        (str(scales / "k7"), "does not belong to the store"),
+    )
+
+
+@pytest.mark.parametrize("left", ["null", "{}", "", None])
+def test_a_store_without_its_attributes_is_damaged(copied, left):
+    if left is None:
+        (copied / "zarr.json").unlink()
+    else:
+        (copied / "zarr.json").write_text(left)
+    with pytest.raises(StoreError, match=r"zarr\.json"):
+        pi.open_index(copied)
+    assert any("zarr.json" in where + what for where, what in pi.verify(copied).problems)
+
+
+def test_curves_are_of_their_scale(copied):
+    curve = copied / "scales" / "k003" / CURVE
+    shutil.copy(curve, copied / "scales" / "k005" / CURVE)
+    with pytest.raises(StoreError, match="is of another scale"):
+        pi.open_index(copied).scale(5)
+    assert not pi.verify(copied).whole
+    pi.calibrate(copied, overwrite=True)
+    assert pi.verify(copied).whole
 
 
 def rebuilt(labelled, path, monkeypatch, change):

@@ -1,0 +1,266 @@
+"""Who else may be at a store: other builders, readers that opened it before, links that lead to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stores import lists_of
+
+import patchindex as pi
+from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError, StoreError
+from patchindex.index import extend, workplace
+from patchindex.index import shards as shards_module
+from patchindex.index.shards import Shards
+from patchindex.index.stages import ScaleBuild
+from patchindex.index.store import replaced_path
+
+
+@pytest.fixture
+def small(labelled, tmp_path):
+    return pi.build_index(labelled[0][:25], tmp_path / "s.zarr", scales=[3, 5], lists=60)
+
+
+@pytest.mark.parametrize("other", ["append", "add_scales", "calibrate", "build"])
+def test_one_at_a_time(small, labelled, monkeypatch, other):
+    images = labelled[0]
+    does = {
+        "append": lambda: pi.append(small.path, images[30:]),
+        "add_scales": lambda: pi.add_scales(small.path, 7),
+        "calibrate": lambda: pi.calibrate(small.path),
+        "build": lambda: pi.build_index(images, small.path, scales=[3], overwrite=True),
+    }
+    real, refused = extend.plan_append, []
+
+    def meanwhile(*arguments):
+        with pytest.raises(InputError, match="another build of it is running"):
+            does[other]()
+        refused.append(other)
+        return real(*arguments)
+
+    monkeypatch.setattr(extend, "plan_append", meanwhile)
+    found = pi.append(small.path, images[25:30])
+    assert refused == [other]
+    assert len(found.training) == 30
+    assert pi.verify(small.path).whole
+
+
+@pytest.mark.parametrize("how", ["append", "overwrite"])
+def test_a_store_that_was_replaced_is_not_mixed_with_the_new_one(small, labelled, how):
+    small.scale(3)
+    if how == "append":
+        pi.append(small.path, labelled[0][25:])
+    else:
+        pi.build_index(labelled[0][15:], small.path, scales=[3, 5], lists=60, overwrite=True)
+    with pytest.raises(StoreError, match="was replaced since it was opened; open it again"):
+        small.scale(5)
+    pi.open_index(small.path).scale(5)
+
+
+def test_a_scale_of_other_images_or_another_locality_is_refused(small, labelled, tmp_path):
+    other = pi.build_index(labelled[0][15:], tmp_path / "o.zarr", scales=[3, 5], lists=60)
+    here = small.path / "scales"
+    here.joinpath("k003").rename(tmp_path / "k003")
+    shutil.copytree(other.path / "scales/k003", here / "k003")
+    with pytest.raises(StoreError, match="of other images or of another locality"):
+        pi.open_index(small.path).scale(3)
+    assert [what for _, what in pi.verify(small.path).problems] == [
+        "is of other images or of another locality scale"
+    ]
+    shutil.rmtree(here / "k003")
+    here.joinpath("k005").rename(here / "k003")
+    (tmp_path / "k003").rename(here / "k005")
+    for k in (3, 5):
+        with pytest.raises(StoreError, match="of another locality"):
+            pi.open_index(small.path).scale(k)
+    assert not pi.verify(small.path).whole
+
+
+def test_a_link_leads_to_the_store_and_to_its_lock(small, labelled, tmp_path):
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "l.zarr"
+    link.symlink_to(small.path)
+    with workplace.locked(workplace.real_path(link)), pytest.raises(InputError, match="is running"):
+        pi.add_scales(small.path, [7])
+    assert len(pi.append(link, labelled[0][25:]).training) == 40
+    pi.build_index(labelled[0], link, scales=[3], overwrite=True)
+    assert link.is_symlink()
+    assert [path.name for path in link.parent.iterdir()] == ["l.zarr"]
+    assert len(pi.open_index(small.path).training) == 40
+
+
+def test_what_was_ended_between_the_renames_is_put_right(small, labelled, monkeypatch):
+    """The old store is under another name then, and the new one is whole but not in its place."""
+    real = Path.rename
+
+    def killed(self, target):
+        if self.name.endswith(".building"):
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pi.append(small.path, labelled[0][25:])
+    assert not small.path.exists()
+    with pytest.raises(SourceNotFoundError, match="give it again with resume=True"):
+        pi.open_index(small.path)
+    with pytest.raises(OutputExistsError, match="an unfinished build is there"):
+        pi.append(small.path, labelled[0][25:])
+    assert len(pi.open_index(small.path).training) == 25  # it is back
+    assert len(pi.append(small.path, labelled[0][25:], resume=True).training) == 40
+    assert [path.name for path in small.path.parent.iterdir()] == ["s.zarr"]
+    assert not replaced_path(small.path).exists()
+
+
+@pytest.mark.parametrize("left", ["nothing", "partial", "empty metadata", "no settings"])
+def test_the_first_moments_of_a_build_are_no_build(labelled, tmp_path, left):
+    folder = tmp_path / "s.zarr.building"
+    folder.mkdir()
+    if left == "partial":
+        (folder / "zarr.0a1b.partial").write_text("{")
+    if left == "empty metadata":
+        (folder / "zarr.json").write_text("")
+    if left == "no settings":
+        (folder / "zarr.json").write_text("{}")
+        (folder / "settings.json.tmp").write_text("{")
+    for how in ({"resume": True}, {"overwrite": True}):
+        kept = tmp_path / "kept"
+        shutil.copytree(folder, kept)
+        assert pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], **how).scales == (3,)
+        shutil.rmtree(tmp_path / "s.zarr")
+        kept.rename(folder)
+
+
+def test_a_build_goes_on_with_the_same_images_whatever_they_are_called(labelled, tmp_path, monkeypatch):
+    np.savez(tmp_path / "i.npz", images=labelled[0])
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "s.zarr"
+    pi.build_index("i.npz", path, scales=[3])
+    assert pi.build_index(tmp_path / "i.npz", path, scales=[3], resume=True).scales == (3,)
+    others = labelled[0].copy()
+    others[7] = 255 - others[7]
+    with pytest.raises(InputError, match=r"other settings \(images\)"):
+        pi.build_index(others, path, scales=[3], resume=True)
+    # To overwrite as well is to start anew then.
+    pi.build_index(others, path, scales=[3], resume=True, overwrite=True)
+    assert (pi.open_index(path).training.read(7, 8) == others[7]).all()
+
+
+def test_what_was_appended_is_not_taken_for_other_images(small, labelled):
+    images = labelled[0]
+    pi.append(small.path, images[25:32])
+    assert len(pi.append(small.path, images[25:32], resume=True).training) == 32  # was done already
+    others = images[25:32].copy()
+    others[5] = 255 - others[5]
+    assert len(pi.append(small.path, others, resume=True).training) == 39
+
+
+def test_an_unfinished_append_keeps_scales_from_being_added(small, labelled, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(extend, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pi.append(small.path, labelled[0][25:])
+    with pytest.raises(OutputExistsError, match="unfinished build is there; go on with that"):
+        pi.add_scales(small.path, [7])
+    assert len(pi.append(small.path, labelled[0][25:], resume=True).training) == 40
+
+
+def test_added_scales_are_those_of_one_build_also_by_a_schedule(labelled, tmp_path):
+    """How long codes are depends on the noise at which a scale is used, and so on all scales."""
+    images, locality = np.tile(labelled[0], (2, 1, 1, 1)), [3, 3, 5, 5, 7, 7, 9, 9]
+    together = pi.build_index(images, tmp_path / "a.zarr", scales=[3, 9], locality=locality, seed=1)
+    one = pi.build_index(images, tmp_path / "b.zarr", scales=[3], locality=locality, seed=1)
+    both = pi.add_scales(one.path, 9, seed=1)
+    assert both.scale(9).attributes["pca_dims"] == together.scale(9).attributes["pca_dims"]
+    assert both.locality == together.locality
+    assert both.locality.scales == (3, 3, 3, 3, 9, 9, 9, 9)
+    assert both.info()["scales"] == [3, 9]
+    assert pi.build_index(images, one.path, scales=[3], locality=locality, seed=1, resume=True).scales == (
+        3,
+        9,
+    )
+
+
+def test_a_scale_that_was_begun_with_other_settings_is_begun_anew(small, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(ScaleBuild, "_merge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pi.add_scales(small.path, [7], pca_dims=8, lists=10)
+        held = workplace.free_bytes(small.path)
+    usage = shutil.disk_usage(small.path)
+    assert held > usage.free  # what is there counts as free: it is used, or removed
+    scale = pi.add_scales(small.path, [7], pca_dims=6, lists=12).scale(7)
+    assert (scale.attributes["pca_dims"], scale.attributes["lists"]) == (6, 12)
+    assert pi.verify(small.path).whole
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [({"seed": -1}, "seed: must be"), ({"pca_dims": "8"}, "pca_dims: must be")]
+)
+def test_settings_of_scales_that_make_no_sense(small, given, words):
+    with pytest.raises(InputError, match=words):
+        pi.add_scales(small.path, [7], **given)
+
+
+def alike(n):
+    """Images most of whose patches are the same."""
+    images = np.zeros((n, 20, 20, 1), np.uint8)
+    images[:, 8:13, 8:13] = np.random.default_rng(0).integers(0, 256, (n, 5, 5, 1))
+    return images
+
+
+def test_a_list_that_is_larger_than_what_is_merged_at_a_time(tmp_path, monkeypatch):
+    images, labels = alike(60), np.arange(60) % 3
+    monkeypatch.setattr(shards_module, "SHARD_BYTES", 5000)
+    monkeypatch.setattr(shards_module, "PIECE_BYTES", 0)
+    real = Shards.merged
+
+    def all_at_once(self, others=None):
+        self._bytes = 1 << 30
+        return real(self, others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shards, "merged", all_at_once)
+        straight = pi.build_index(images, tmp_path / "a.zarr", scales=[3], labels=labels)
+    store = pi.build_index(images, tmp_path / "b.zarr", scales=[3], labels=labels)
+    assert store.scale(3).list_sizes().max() * (store.scale(3).pca.dims + 8) > 50 * 5000
+    for mine, its in zip(lists_of(store, 3), lists_of(straight, 3), strict=True):
+        np.testing.assert_array_equal(mine[0], its[0])
+        np.testing.assert_array_equal(mine[1], its[1])
+    for name in ("_counts", "_means", "_variances", "_checksums"):
+        np.testing.assert_array_equal(getattr(store.scale(3), name), getattr(straight.scale(3), name))
+    assert pi.verify(store.path).whole
+    pi.append(store.path, alike(70)[60:], labels=np.zeros(10, int))
+    assert pi.verify(store.path).whole
+
+
+def test_merging_takes_no_more_memory_for_more_patches(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "SHARD_BYTES", 50_000)
+    monkeypatch.setattr(shards_module, "PIECE_BYTES", 0)
+    peaks, real = [], ScaleBuild._merge
+
+    def traced(self, progress):
+        tracemalloc.start()
+        try:
+            return real(self, progress)
+        finally:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    monkeypatch.setattr(ScaleBuild, "_merge", traced)
+    for n in (500, 1500):  # so that pieces are full
+        store = pi.build_index(alike(n), tmp_path / f"{n}.zarr", scales=[3], lists=20, pca_dims=8)
+    largest = int(store.scale(3).list_sizes().max()) * 16
+    assert largest > 3e6
+    assert peaks[1] < peaks[0] + largest / 8
+
+
+def test_a_url_is_no_place_to_build_at(labelled):
+    with pytest.raises(InputError, match="is a URL"):
+        pi.build_index(labelled[0], "s3://bucket/s.zarr", scales=[3])
+    assert not os.path.exists("s3:")
