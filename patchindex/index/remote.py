@@ -6,7 +6,7 @@ is opened, and each scale when it is first used. Every file is compared with the
 arrives.
 
 cache/<hash of the URL>-faces.zarr/
-  store-<hash of its manifest>/   what is not of a scale
+  store-<hash of its manifest>/   what is not of a scale; which scales there are is compared at each opening
   k007-<hash of its manifest>/    a scale; its operating curve is compared at each opening
   k007.last                       name of the newest copy, for when the network is away
   lock
@@ -28,7 +28,15 @@ from typing import Any
 from filelock import FileLock
 
 from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
-from patchindex.index.checksums import CURVE, MANIFEST, check_small_files, damage, manifest_of
+from patchindex.index.checksums import (
+    CURVE,
+    MANIFEST,
+    SCALES,
+    check_small_files,
+    damage,
+    manifest_of,
+    read_sealed,
+)
 
 __all__ = ["ATTRIBUTES", "Remote", "cache_folder", "is_url"]
 
@@ -150,14 +158,10 @@ class Remote:
 
     def scales(self) -> list[int]:
         """Return the scales that the store has, ascending; where the network is away, those that are here."""
-        try:
-            self._files.invalidate_cache()  # of listings: others may have added a scale
-            found = self._ask(lambda path: self._files.ls(path, detail=False), "scales") or []
-        except _UnreachableError as error:
-            self._use_copy("", error)
-            found = [path.stem for path in self._home.glob("k*.last")]
-        names = (str(path).rstrip("/").rpartition("/")[2] for path in found)
-        return sorted(int(name[1:]) for name in names if name.startswith("k") and name[1:].isdigit())
+        folder = self.fetch()
+        if self._away is not None:
+            return sorted(int(path.stem[1:]) for path in self._home.glob("k*.last"))
+        return sorted(read_sealed(folder / SCALES))
 
     def _ask(self, call: Callable[[str], Any], name: str) -> Any:
         """Return what a call says of a path there; None where there is nothing."""
@@ -184,7 +188,8 @@ class Remote:
     def _newest(self, part: str) -> Path:
         try:
             manifest = self._read(part, MANIFEST)
-            curve = self._read(part, CURVE) if part else None
+            later = CURVE if part else SCALES  # what a part is given after its manifest
+            content = self._read(part, later)
         except _UnreachableError as error:
             return self._use_copy(part, error)
         if manifest is None and part:
@@ -195,17 +200,17 @@ class Remote:
             )
         last = self._last(part)
         folder = last.with_name(f"{last.stem}-{_hash(manifest)}")
-        small = {folder / CURVE: curve, last: folder.name.encode()}
+        small = {folder / later: content, last: folder.name.encode()}
 
         def old() -> bool:
-            return not _whole(folder) or any(_content(path) != content for path, content in small.items())
+            return not _whole(folder) or any(_content(path) != new for path, new in small.items())
 
         if old():  # else nothing is written: a cache may be read-only
             with self._alone():
                 if not _whole(folder):
                     self._copy(part, manifest, folder)
-                for path, content in small.items():
-                    _put(path, content)
+                for path, new in small.items():
+                    _put(path, new)
         return folder
 
     def _last(self, part: str) -> Path:
