@@ -78,7 +78,7 @@ def test_threads_and_tiles_agree_on_the_shared_golden_file(golden, monkeypatch, 
                     memory=memory,
                 )
             means.append(state.mean())
-        # Logits of whole images are sums of 784 products in float32; their order differs, also with processors.
+        # Logits of whole images are sums of 3 072 float32 products, whose order differs with processors too.
         for mean in means[1:]:
             torch.testing.assert_close(
                 mean, means[0], rtol=0, atol=4e-6, msg=lambda text, k=k, label=label: f"{k=} {label=}: {text}"
