@@ -156,9 +156,11 @@ class LocalitySchedule:
         (3, 3, 3, 7, 7, 15, 15)
         """
         ascending = sorted(scales)
+        if set(self.distinct) <= set(ascending):
+            return self
         moved = tuple(min(ascending, key=lambda s: abs(s - k)) for k in self.scales)
         name = f"{self.name}/nearest-{'-'.join(map(str, ascending))}"
-        return self if moved == self.scales else LocalitySchedule(name, moved)
+        return LocalitySchedule(name, moved)
 
 
 def noise_levels(k: int, schedule: LocalitySchedule | None = None) -> list[float]:

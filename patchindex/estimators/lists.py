@@ -55,7 +55,7 @@ class NearLists:
         threads: int,
     ) -> None:
         self._codes, self._ids_at = scale.codes(c, label)
-        means, variances, self._bounds, of_cells = scale.moments(c, label)
+        means, variances, self._bounds, of_cells = scale.moments.of_class(c, label)
         self._a, self._beta, self._workers, self._threads = query.a, query.beta, workers, threads
         self._lists = self._table(means, variances, self._codes.size, self._bounds)
         self._cells = self._table(*of_cells, np.array([0, len(of_cells[0])]))

@@ -207,7 +207,7 @@ class _Worker:
         blocks = -(-codes.size // CODES)
         padded = np.zeros(-(-len(blocks) // BLOCK) * BLOCK, np.float32)
         padded[: len(blocks)] = blocks
-        base, slopes = self._scale.list_weights(c, self._query.a, self._query.beta, self._label)
+        base, slopes = self._scale.moments.weights(c, self._query.a, self._query.beta, self._label)
         padding = (0, len(padded) - len(blocks))
         return _Lists(
             codes,

@@ -128,7 +128,7 @@ class TopK:
         no_centres = torch.empty(candidates, 0, dtype=torch.float32, device=z.device)
         kept = SoftmaxState.of(approximate, no_centres, valid=ids >= 0).log_weight()
         last = torch.where(ids >= 0, approximate, torch.inf).amin(1)
-        rest = scale.log_rest(z, classes, a, beta, last, label_index)
+        rest = scale.moments.log_rest(z, classes, a, beta, last, label_index)
         everything = _patches_of_class(scale, label_index)[classes] <= (found >= 0).sum(1)
         captured = torch.sigmoid(kept - rest)
         captured[torch.from_numpy(everything).to(z.device)] = 1

@@ -335,7 +335,7 @@ class _ScaleAppend(ScaleBuild):
         clipped_before = self._fit(model, self._places)[2]
         return {
             "images": len(self._images),
-            "distance": _ratio(distance, self._old.mean_distance()),
+            "distance": _ratio(distance, self._old.moments.mean_distance()),
             "left_out": _ratio(left_out, 1 - model.pca.energy),
             "clipped": round(max(0.0, clipped - clipped_before), 6),
         }

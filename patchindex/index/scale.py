@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import zarr
-from torch import Tensor
 
 from patchindex.backends import MAX_GPU_SELECTION, require_faiss
 from patchindex.errors import InputError, StoreError
@@ -19,12 +17,12 @@ from patchindex.index.checksums import CURVE, REMEDY, check_small_files, crc32c,
 from patchindex.index.codes import Codes
 from patchindex.index.ivf import ID_BYTES, lists_offset
 from patchindex.index.lists import InvertedLists, to_gpu
+from patchindex.index.moments import ListMoments
 from patchindex.index.pca import PCA
 from patchindex.index.raw import open_raw, raw_path
 from patchindex.index.statistics import code_ranges
 from patchindex.patches import Geometry
 from patchindex.simd import LANES
-from patchindex.softmax import SoftmaxState
 
 __all__ = ["FAISS_ARRAY", "ScaleIndex"]
 
@@ -44,8 +42,6 @@ ARRAYS = (
 )
 FACTS = ("patches", "pca_energy", "head_checksum")  # that must be among the attributes
 MEASURE_AGAIN = "measure it again: pi.calibrate(store, overwrite=True)"
-PRIOR_CODES = 16
-REST_BYTES = 32 << 20  # for the weights of pixels and lists whose rest is estimated at once
 
 
 class ScaleIndex:
@@ -61,6 +57,8 @@ class ScaleIndex:
         What the builder wrote down: patches, lists, dims, energy, bytes.
     pca : PCA
     lists : InvertedLists
+    moments : ListMoments
+        What is known of each list.
     code_ranges : array, shape (2, dims), float32
         Lowest value and width of what codes can express in each dimension.
     whole : array of bool, shape (lists,)
@@ -92,13 +90,13 @@ class ScaleIndex:
         self.lists = InvertedLists(
             arrays["centroids"], arrays["list_bounds"], arrays["cells"], arrays["cell_bounds"], device
         )
-        self._counts = arrays["list_counts"]  # (labels or 1, lists)
         self.code_ranges = arrays["code_ranges"]
         self._checksums = arrays["list_checksums"]
         # Lists that were compared with them, by this or by an earlier opening.
         self.whole = np.zeros(len(self._checksums), bool) if whole is None else whole
-        self._cells: dict[int | None, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        self._means, self._variances = arrays["list_means"], arrays["list_variances"]  # (lists, dims)
+        self.moments = ListMoments(
+            self.lists, arrays["list_counts"], arrays["list_means"], arrays["list_variances"], device
+        )
 
     def save_curve(self, curve: dict[str, Any]) -> None:
         """Write an operating curve of this scale, in place of one that is there."""
@@ -142,12 +140,6 @@ class ScaleIndex:
         """Byte where each list begins, and where the last ends."""
         bytes_before = np.concatenate([[0], np.cumsum(self.list_sizes())]) * (self.pca.dims + ID_BYTES)
         return bytes_before + lists_offset(len(self._raw), self.list_sizes(), self.pca.dims)
-
-    def mean_distance(self) -> float:
-        """Return the mean squared distance of codes to the centroids of their lists."""
-        sizes = self.list_sizes()
-        each = np.square(self._means - self.lists.centroids).sum(1) + self._variances.sum(1)
-        return float(sizes @ each.astype(np.float64) / sizes.sum())
 
     def members(self, lo: int = 0, hi: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield number, patch ids, int64 (n,), and codes, uint8 (n, dims), of lists lo to hi - 1."""
@@ -252,8 +244,7 @@ class ScaleIndex:
 
     def list_sizes(self, label_index: int | None = None) -> np.ndarray:
         """Return how many patches each list holds, of all labels or of the label with this index."""
-        counts = self._counts.sum(0) if label_index is None else self._counts[label_index]
-        return np.asarray(counts)
+        return self.moments.sizes(label_index)
 
     def codes(self, c: int, label_index: int | None = None) -> tuple[Codes, np.ndarray]:
         """Return the codes of a position class's lists, and the byte where each list's ids begin.
@@ -266,7 +257,7 @@ class ScaleIndex:
         self._check_lists(np.arange(lists.start, lists.stop))
         sizes = self.list_sizes()
         before = np.concatenate([[0], np.cumsum(sizes)])[:-1]
-        first = np.zeros_like(sizes) if label_index is None else self._counts[:label_index].sum(0)
+        first = np.zeros_like(sizes) if label_index is None else self.moments.counts[:label_index].sum(0)
         offset = self._list_offsets[:-1]
         codes = Codes(
             file,
@@ -285,135 +276,3 @@ class ScaleIndex:
         low, step = code_ranges(self._faiss_file)
         padding = (0, -len(low) % LANES)
         return self._raw, np.pad(low, padding), np.pad(step, padding)
-
-    def list_weights(
-        self, c: int, a: float, beta: float, label_index: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return what the log sum of exp(logit) over each list of a position class is estimated by.
-
-        A list of n codes with mean m_d and variance s_d^2 in dimension d is taken for a Gaussian:
-
-            n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)),    v_d = beta + a^2 s_d^2
-
-        Its logarithm is `base + [z^2, z] @ slopes` for projected queries z, shape (n, dims).
-
-        Parameters
-        ----------
-        c : int
-            The position class.
-        a, beta : float
-            Signal scale and noise variance.
-        label_index : int, optional
-            Count patches of the label with this index only.
-
-        Returns
-        -------
-        base : Tensor, shape (lists of the class,), float32
-            Minus infinity for a list without patches.
-        slopes : Tensor, shape (2 dims, lists of the class), float32
-        """
-        lists = slice(int(self.lists.bounds[c]), int(self.lists.bounds[c + 1]))
-        sizes = torch.from_numpy(self.list_sizes(label_index)[lists]).to(self.device)
-        means, variances = (tensor[lists].double() for tensor in self._moments)
-        v = beta + a * a * variances
-        scaled = a * means / v
-        base = sizes.double().log() - (a * means * scaled - (beta / v).log()).sum(1) / 2
-        return base.float(), torch.cat([-0.5 / v, scaled], 1).float().T.contiguous()
-
-    def moments(
-        self, c: int, label_index: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Return means and variances of a position class's lists and cells.
-
-        Parameters
-        ----------
-        c : int
-            The position class.
-        label_index : int, optional
-            Cells are of the patches of the label with this index.
-
-        Returns
-        -------
-        means, variances : arrays of float32, shape (lists, dims)
-        bounds : array of int64, shape (cells + 1,)
-            Which of these lists are in each cell.
-        of_cells : tuple of arrays
-            Means and variances of the cells, and how many patches they have.
-        """
-        lo, hi = (int(bound) for bound in self.lists.bounds[c : c + 2])
-        first, last = np.searchsorted(self.lists.cell_bounds, (lo, hi))
-        bounds = self.lists.cell_bounds[first : last + 1] - lo
-        means, variances = (tensor[lo:hi].numpy() for tensor in self._moments)
-        if label_index not in self._cells:
-            self._cells[label_index] = self._cell_moments(label_index)
-        of_cells = self._cells[label_index]
-        return means, variances, bounds, tuple(array[first:last] for array in of_cells)  # type: ignore[return-value]
-
-    def _cell_moments(self, label_index: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        means, variances = (tensor.numpy() for tensor in self._moments)
-        bounds, sizes = self.lists.cell_bounds, self.list_sizes(label_index).astype(np.float64)
-        mean, spread = np.zeros((2, len(bounds) - 1, means.shape[1]))
-        count = np.zeros(len(bounds) - 1)
-        for cell, (lo, hi) in enumerate(pairwise(bounds.tolist())):  # converted piece by piece
-            n, m = sizes[lo:hi], means[lo:hi].astype(np.float64)
-            count[cell] = n.sum()
-            total = max(count[cell], 1)
-            mean[cell] = n @ m / total
-            spread[cell] = np.maximum(n @ (variances[lo:hi] + m**2) / total - mean[cell] ** 2, 0)
-        return mean.astype(np.float32), spread.astype(np.float32), count
-
-    @cached_property
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        """Means and variances of the lists, (lists, dims) float32, on the device.
-
-        A list of few codes may have a variance of nothing by chance, so `PRIOR_CODES` with the variance of
-        all lists together are counted in.
-        """
-        counts = torch.from_numpy(self.list_sizes()).to(self.device).unsqueeze(1).float()
-        means = torch.from_numpy(self._means).to(self.device)
-        variances = torch.from_numpy(self._variances).to(self.device)
-        pooled = (counts.T.double() / counts.double().sum()).float() @ variances
-        return means, (variances * counts + PRIOR_CODES * pooled) / (counts + PRIOR_CODES)
-
-    def log_rest(
-        self,
-        z: Tensor,
-        classes: np.ndarray,
-        a: float,
-        beta: float,
-        ceiling: Tensor,
-        label_index: int | None = None,
-    ) -> Tensor:
-        """Estimate the log sum of exp(logit) over the patches of each pixel's class that were not retrieved.
-
-        The sum of what `list_weights` describes, where no code of a list has a logit above the ceiling: a
-        list of n codes weighs at most `n exp(ceiling)`.
-
-        Parameters
-        ----------
-        z : Tensor, shape (n, dims)
-            Projected queries.
-        classes : array of int, shape (n,)
-            Their position classes.
-        a, beta, label_index
-            As for `list_weights`.
-        ceiling : Tensor, shape (n,)
-            Logit, in PCA space, of the last patch that was retrieved.
-
-        Returns
-        -------
-        Tensor, shape (n,), float64
-        """
-        log_sizes = torch.from_numpy(self.list_sizes(label_index)).to(z).log()
-        out = torch.empty(len(z), dtype=torch.float64, device=z.device)
-        bounds = self.lists.bounds
-        for c in range(len(bounds) - 1):
-            lists = slice(int(bounds[c]), int(bounds[c + 1]))
-            base, slopes = self.list_weights(c, a, beta, label_index)
-            mine = torch.from_numpy(np.flatnonzero(classes == c)).to(z.device)
-            for rows in mine.split(max(1, REST_BYTES // (24 * (lists.stop - lists.start)))):
-                gaussian = torch.addmm(base, torch.cat([z[rows].square(), z[rows]], 1), slopes)
-                logits = torch.minimum(gaussian, log_sizes[lists] + ceiling[rows].unsqueeze(1))
-                no_centres = torch.empty(logits.shape[1], 0, dtype=z.dtype, device=z.device)
-                out[rows] = SoftmaxState.of(logits, no_centres).log_weight()
-        return out

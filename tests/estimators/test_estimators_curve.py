@@ -116,8 +116,8 @@ def test_a_search_is_the_cheapest_that_is_good_enough():
 
 
 def test_a_curve_is_read_as_it_was_written():
-    scale = SimpleNamespace(attributes={ATTRIBUTE: CURVE.as_dict()})
+    scale = SimpleNamespace(path="k003", attributes={ATTRIBUTE: CURVE.as_dict()})
     assert OperatingCurve.of(scale) == CURVE
-    assert OperatingCurve.of(SimpleNamespace(attributes={})) is None
+    assert OperatingCurve.of(SimpleNamespace(path="k003", attributes={})) is None
     other = {**CURVE.as_dict(), "version": 0, "something": "else"}
-    assert OperatingCurve.of(SimpleNamespace(attributes={ATTRIBUTE: other})) is None
+    assert OperatingCurve.of(SimpleNamespace(path="k003", attributes={ATTRIBUTE: other})) is None
