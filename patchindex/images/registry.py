@@ -61,7 +61,7 @@ def open_images(
     dataset: str | None = None,
     limit: int | None = None,
     resize: int | Sequence[int] | None = None,
-    crop: int | Sequence[int] | None = None,
+    crop: int | Sequence[int] | str | None = None,
     grayscale: bool = False,
     split: str | None = None,
     skip_bad: bool = False,
@@ -87,7 +87,8 @@ def open_images(
     limit : int, optional
         Only the first `limit` images.
     resize, crop : int or (height, width), optional
-        In pixels; an int means a square. The centre crop comes first.
+        In pixels; an int means a square, and "square" as a crop that of the shorter side. The centre crop
+        comes first.
     grayscale : bool, optional
         Convert to one channel.
     split : {"train", "valid", "test", "all"}, optional
