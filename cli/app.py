@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -40,7 +41,10 @@ class _Group(click.Group):
             command = error.ctx.command_path if error.ctx else "patchindex"
             code, message = 2, f"{error.format_message().rstrip('.')}; see {command} --help"
         except PatchIndexError as error:
-            code, message = error.exit_code, self._in_flags(error)
+            code, message = (
+                error.exit_code,
+                self._in_flags(error, kwargs.get("args") or [*args, *sys.argv[1:]]),
+            )
         except (click.Abort, KeyboardInterrupt):
             code, message = 1, "interrupted"
         except MemoryError as error:
@@ -52,8 +56,11 @@ class _Group(click.Group):
             click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(code)
 
-    def _in_flags(self, error: PatchIndexError) -> str:
-        """Say it with the flags of the command line, where the error has names of Python's parameters."""
+    def _in_flags(self, error: PatchIndexError, given: Sequence[Any]) -> str:
+        """Say it with the flags of the command line, where the error has names of Python's parameters.
+
+        A file that is called like one is among what was given.
+        """
         flags = {
             option.name: option.opts[-1]
             for command in self.commands.values()
@@ -68,8 +75,10 @@ class _Group(click.Group):
             return flags[name] if value in (None, "True") else f"{flags[name]} {value}"
 
         remedy = error.remedy and _PARAMETER.sub(flag, error.remedy)
-        where = flags.get(str(error.where).lower(), error.where)
-        return str(PatchIndexError(error.what, where=where, remedy=remedy))
+        where = str(error.where)
+        if where not in map(str, given):
+            where = flags.get(where.lower(), where)
+        return str(PatchIndexError(error.what, where=error.where and where, remedy=remedy))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

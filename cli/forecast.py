@@ -15,7 +15,7 @@ from patchindex.backends import resolve_device
 from patchindex.errors import InputError
 from patchindex.index import BuildPlan, PatchIndex, free_bytes
 from patchindex.index.lists import MIN_PATCHES_A_LIST
-from patchindex.index.workplace import check_memory, check_output, check_space
+from patchindex.index.workplace import check_memory, check_no_other, check_output, check_space, real_path
 
 from .options import print_json, table_console
 from .words import counted, size
@@ -61,7 +61,7 @@ def tell_plan(
     InputError
         When the output is in the way or cannot be written, or memory or disk will not do.
     """
-    path = Path(os.path.abspath(output))
+    path = real_path(output)
     if not path.name:
         raise InputError("is no name for a store", where=path, remedy="give a folder that does not exist yet")
     free = free_bytes(path)
@@ -74,6 +74,7 @@ def tell_plan(
     if more_scales:
         if not os.access(path, os.W_OK):
             raise InputError("cannot be written to", where=path, remedy="copy it where it can")
+        check_no_other(path)
     elif check_output(path, settings, overwrite, resume):
         click.echo(f"{output} is built already: --resume has nothing to do", err=True)
         return

@@ -76,11 +76,12 @@ class Operation:
                 found.update(ids.tobytes() + codes.tobytes())
         # The file of a lock that nobody holds is as good as none.
         beside = sorted(path.name for path in self.path.parent.iterdir() if path.suffix != ".lock")
-        return f"{index.scales} {found.hexdigest()} {report.problems} {beside}"
+        listed = (self.path / "scales.json").read_text().strip()
+        return f"{index.scales} {found.hexdigest()} {report.problems}; {listed} {beside}"
 
     def store(self) -> str:
         """What a user finds at the path, whatever is beside it."""
-        return self.state().rpartition(" [")[0] if self.path.exists() else "nothing"
+        return self.state().partition("; ")[0] if self.path.exists() else "nothing"
 
 
 def in_a_child(work: Callable[[], str]) -> str:
@@ -120,7 +121,7 @@ def main(name: str, folder: Path, points: int) -> None:
         wrong = []
         if in_a_child(lambda at=int(point): operation.killed_at(at)) != "killed":  # type: ignore[misc]
             wrong.append("was not killed")
-        if (found := in_a_child(operation.store)) not in (before, after.rpartition(" [")[0], "nothing"):
+        if (found := in_a_child(operation.store)) not in (before, after.partition("; ")[0], "nothing"):
             wrong.append(f"left {found}")
         if (said := in_a_child(lambda: operation.do(resume=True))) != "done":
             wrong.append(f"resumed with {said}")

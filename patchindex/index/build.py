@@ -24,6 +24,7 @@ from patchindex.index.stages import ScaleBuild
 from patchindex.index.store import PatchIndex, open_index
 from patchindex.index.train import Progress
 from patchindex.index.workplace import (
+    build_of,
     building,
     check_memory,
     check_output,
@@ -170,9 +171,9 @@ def build_index(
             check_memory(plan, budget)
             check_space(path, plan)
             run = run_stages if client is None else stages_on(client, threads)
-            with failing_disk(path), building(path, settings, resume) as folder:
+            with failing_disk(path, "go on with resume=True"), building(path, settings, resume) as folder:
                 write_images(folder, TrainingImages(source), progress)
-                of = digest(settings)
+                of = build_of(folder)
                 for scale in plan.scales:
                     geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
                     run(ScaleBuild(folder, geometry, scale.dims, scale.list_goal, seed, where, of), progress)

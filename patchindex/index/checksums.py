@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "crc32c",
     "damage",
     "image_block",
+    "list_scales",
     "manifest_of",
     "read_sealed",
     "write_manifest",
@@ -65,6 +66,11 @@ def write_sealed(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def list_scales(folder: Path, scales: Iterable[int]) -> None:
+    """Write down which scales a store has been given."""
+    write_sealed(folder / SCALES, sorted(scales))
 
 
 def _sealed(content: Any) -> str:

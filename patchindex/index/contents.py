@@ -16,7 +16,7 @@ import zarr
 
 from patchindex.backends import require_faiss
 from patchindex.images import ImageSource
-from patchindex.index.checksums import SCALES, crc32c, image_block, write_manifest, write_sealed
+from patchindex.index.checksums import crc32c, image_block, list_scales, write_manifest
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.raw import RawWriter, raw_checksum
 from patchindex.index.scale import FAISS_ARRAY
@@ -63,7 +63,7 @@ def write_images(folder: Path, training: TrainingImages, progress: Progress | No
 
 def run_stages(scale: ScaleBuild, progress: Progress | None) -> None:
     """Do what is left of a scale's build."""
-    scale.begin()
+    scale.begin(progress)
     scale.train(progress)
     for shard in scale.missing():
         scale.encode(shard, progress)
@@ -100,7 +100,7 @@ def finish(
     }
     zarr.open_group(folder, mode="a").attrs["patchindex"] = attributes
     write_manifest(folder)
-    write_sealed(folder / SCALES, scales)
+    list_scales(folder, scales)
     sync(folder)
 
 

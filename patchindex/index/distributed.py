@@ -75,7 +75,7 @@ def stages_on(client: Client, threads: int | None) -> Callable[[ScaleBuild, Prog
         def start(stage: str, *arguments: Any) -> Future[Any]:
             return submit(client, _do, scale, stage, threads, *arguments)
 
-        scale.begin()
+        scale.begin(progress)
         with lost_workers("go on with resume=True"):
             start("train").result()
             futures = [start("encode", shard) for shard in scale.missing()]

@@ -16,7 +16,7 @@ from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError
 from patchindex.images import ImageSource, open_images
 from patchindex.images.concat import ConcatSource
-from patchindex.index.checksums import SCALES, write_sealed
+from patchindex.index.checksums import SCALES, list_scales, read_sealed
 from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
 from patchindex.index.distributed import stages_on
 from patchindex.index.model import ScaleModel
@@ -27,6 +27,7 @@ from patchindex.index.stages import ScaleBuild
 from patchindex.index.store import PatchIndex, open_index, replaced_path, scales_of
 from patchindex.index.train import Progress
 from patchindex.index.workplace import (
+    build_of,
     building,
     check_memory,
     check_no_other,
@@ -95,8 +96,9 @@ def add_scales(
     (3, 5, 7)
     """
     path = real_path(store)
-    wanted = _new_scales(open_index(path), scales)  # what is bad is refused before there is a lock
-    if not wanted:
+    index = open_index(path)  # what is bad is refused before there is a lock
+    wanted = _new_scales(index, scales)
+    if not wanted and read_sealed(path / SCALES) == list(index.scales):
         return open_index(path, device=device)
     if seed < 0:
         raise InputError(f"must be at least 0, got {seed}", where="seed", remedy="use 0 or more")
@@ -105,9 +107,12 @@ def add_scales(
     where, budget = resolve_device(device, needs_faiss=True), parse_memory(memory)
     run = run_stages if client is None else stages_on(client, threads)
     require_faiss()
-    with _threads(threads), locked(path), failing_disk(path):
+    with _threads(threads), locked(path), failing_disk(path, "add them again"):
         index = open_index(path)
         check_no_other(path)
+        list_scales(path, index.scales)  # one may have come and the list not, when it was killed
+        if not wanted:
+            return open_index(path, device=device)
         plan = plan_scales(index, wanted, pca_dims=pca_dims, lists=lists, memory=budget)
         check_memory(plan, budget)
         check_space(path, plan)
@@ -115,13 +120,14 @@ def add_scales(
         for scale in plan.scales:
             geometry = index.geometry(scale.k)
             run(ScaleBuild(path, geometry, scale.dims, scale.list_goal, seed, where, of), progress)
-            write_sealed(path / SCALES, scales_of(path))
+            list_scales(path, {*index.scales, scale.k})
+            index = open_index(path)
         return open_index(path, device=device)
 
 
 def _new_scales(index: PatchIndex, scales: Sequence[int] | int) -> list[int]:
-    """Return the scales that a store has not yet, ascending."""
-    return sorted(({scales} if isinstance(scales, int) else set(scales)) - set(index.scales))
+    """Return the scales that a store has not, or has lost, ascending."""
+    return sorted(({scales} if isinstance(scales, int) else set(scales)) - set(scales_of(index.path)))
 
 
 def plan_scales(
@@ -230,7 +236,7 @@ def append(
     if not replaced_path(path).exists():
         open_index(path)  # what is no store is refused before there is a lock
     check_writable(path)
-    with _threads(threads), locked(path), failing_disk(path):
+    with _threads(threads), locked(path), failing_disk(path, "go on with resume=True"):
         old = open_index(path)
         both = ConcatSource([_labelled(old.training, old.attributes["label_names"]), source])
         settings = _settings_of_both(old, both, source)
@@ -254,7 +260,7 @@ def append(
             require_faiss()
         with building(path, settings, begun) as folder:
             write_images(folder, training, progress)
-            of = digest(settings)
+            of = build_of(folder)
             for k in old.scales:
                 scale = _ScaleAppend(folder, old.scale(k), places_old, np.sort(places_new), where, of)
                 run_stages(scale, progress)

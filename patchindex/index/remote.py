@@ -157,11 +157,8 @@ class Remote:
         return folder
 
     def scales(self) -> list[int]:
-        """Return the scales that the store has, ascending; where the network is away, those that are here."""
-        folder = self.fetch()
-        if self._away is not None:
-            return sorted(int(path.stem[1:]) for path in self._home.glob("k*.last"))
-        return sorted(read_sealed(folder / SCALES))
+        """Return the scales that the store has, ascending."""
+        return sorted(read_sealed(self.fetch() / SCALES))
 
     def _ask(self, call: Callable[[str], Any], name: str) -> Any:
         """Return what a call says of a path there; None where there is nothing."""

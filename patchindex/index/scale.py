@@ -41,7 +41,7 @@ ARRAYS = (
     "code_ranges",
 )
 FACTS = ("patches", "pca_energy", "head_checksum")  # that must be among the attributes
-MEASURE_AGAIN = "measure it again: pi.calibrate(store, overwrite=True)"
+MEASURE_AGAIN = "measure it again: calibrate with overwrite=True"
 
 
 class ScaleIndex:
@@ -76,10 +76,7 @@ class ScaleIndex:
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.identity = {name: self.attributes.get(name) for name in ("k", "images", "of")}
         if (path / CURVE).exists():
-            curve = read_sealed(path / CURVE)
-            if not isinstance(curve, dict) or curve.pop("scale", None) != self.identity:
-                raise StoreError("is of another scale", where=path / CURVE, remedy=MEASURE_AGAIN)
-            self.attributes["operating_curve"] = curve
+            self.attributes["operating_curve"] = self._curve()
         found = {name: group.get(name) for name in ARRAYS}
         missing = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
         missing += [name for name in FACTS if not isinstance(self.attributes.get(name), int | float)]
@@ -92,11 +89,24 @@ class ScaleIndex:
         )
         self.code_ranges = arrays["code_ranges"]
         self._checksums = arrays["list_checksums"]
+        # FAISS's file, memory-mapped: it stays the same when another store takes the place of this one.
+        self._raw = open_raw(path, FAISS_ARRAY)
+        self._inode = raw_path(path, FAISS_ARRAY, 1).stat().st_ino
         # Lists that were compared with them, by this or by an earlier opening.
         self.whole = np.zeros(len(self._checksums), bool) if whole is None else whole
         self.moments = ListMoments(
             self.lists, arrays["list_counts"], arrays["list_means"], arrays["list_variances"], device
         )
+
+    def _curve(self) -> dict[str, Any]:
+        file = self.path / CURVE
+        try:
+            curve = read_sealed(file)
+        except StoreError as error:
+            raise StoreError(error.what, where=file, remedy=MEASURE_AGAIN) from error
+        if not isinstance(curve, dict) or curve.pop("scale", None) != self.identity:
+            raise StoreError("is of another scale", where=file, remedy=MEASURE_AGAIN)
+        return curve
 
     def save_curve(self, curve: dict[str, Any]) -> None:
         """Write an operating curve of this scale, in place of one that is there."""
@@ -122,6 +132,8 @@ class ScaleIndex:
             raise StoreError(
                 f"FAISS cannot read it ({reason})", where=file, remedy="build the store again"
             ) from error
+        if not file.exists() or file.stat().st_ino != self._inode:
+            raise StoreError("was replaced since it was opened", where=self.path, remedy="open it again")
         if index.ntotal != self.attributes["patches"]:
             raise StoreError(
                 f"holds {index.ntotal} patches, not {self.attributes['patches']}",
@@ -129,11 +141,6 @@ class ScaleIndex:
                 remedy="build the store again",
             )
         return index
-
-    @cached_property
-    def _raw(self) -> np.ndarray:
-        """FAISS's file, memory-mapped."""
-        return open_raw(self.path, FAISS_ARRAY)
 
     @cached_property
     def _list_offsets(self) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from patchindex.errors import PatchIndexError
 from patchindex.index.checksums import write_manifest
@@ -35,6 +35,7 @@ from patchindex.patches import Geometry
 __all__ = ["Progress", "ScaleBuild", "sync"]
 
 SHARDS = "shards"
+POLL, LONGEST_WAIT = 5, 6 * 3600  # seconds
 
 
 class ScaleBuild:
@@ -100,13 +101,13 @@ class ScaleBuild:
     def _done(self, stage: str) -> bool:
         return stage in self._attributes.get("seconds", {})
 
-    def begin(self) -> None:
+    def begin(self, progress: Progress | None = None) -> None:
         """Make the folder that stages work in, or go on in it; only who holds the store's lock does this.
 
         No other stage makes the folder. So one that goes on when its build has ended, on a worker that its
         cluster or its user has given up, finds that it is of no use, and does no harm.
         """
-        with self._alone():
+        with self._alone(progress):
             if self.finished or attributes_of(self._folder).get("of") == self._of:
                 return
             if self._folder.exists():
@@ -120,18 +121,34 @@ class ScaleBuild:
             sync(self._folder)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, progress: Progress | None = None) -> Iterator[None]:
         """Keep other processes from a stage: one that a cluster has given up may be alive, and at it."""
         lock = self._root.with_name(f"{self._root.name}.k{self.k:03d}.lock")
-        with FileLock(lock):
+        holder = FileLock(lock)
+        for waited in range(0, LONGEST_WAIT, POLL):
             try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
+                holder.acquire(timeout=POLL)
+                break
+            except Timeout:
+                if progress is not None:
+                    progress(
+                        f"k={self.k} waiting for another process",
+                        min(waited + POLL, LONGEST_WAIT),
+                        LONGEST_WAIT,
+                    )
+        else:
+            raise PatchIndexError(
+                "another process has been at it for hours", where=lock, remedy="end that, and go on"
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            holder.release()
 
     def train(self, progress: Progress | None = None) -> None:
         """Find components and lists; nothing to do where that is done."""
-        with self._alone():
+        with self._alone(progress):
             if self.finished or self._done("train"):
                 return
             model, facts = self._train(progress)
@@ -191,7 +208,7 @@ class ScaleBuild:
 
     def merge(self, progress: Progress | None = None) -> None:
         """Write the index list by list, with what estimators know of each list, and finish the scale."""
-        with self._alone():
+        with self._alone(progress):
             if self.finished:
                 return
             if not self._done("write"):

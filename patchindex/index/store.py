@@ -40,6 +40,7 @@ from patchindex.index.checksums import (
     CURVE,
     MANIFEST,
     REMEDY,
+    SCALES,
     SEALED,
     check_small_files,
     crc32c,
@@ -199,7 +200,8 @@ class PatchIndex:
         self.path, self.attributes, self.device, self._remote = path, attributes, device, remote
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
-        self.scales: tuple[int, ...] = tuple(scales_of(path) if remote is None else remote.scales())
+        # Those that it was given, also where one is lost: without it the schedule would be another.
+        self.scales: tuple[int, ...] = tuple(sorted({*read_sealed(path / SCALES), *scales_of(path)}))
         schedule = attributes["locality"]
         self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
         if self.locality is not None and self.scales:
@@ -256,17 +258,24 @@ class PatchIndex:
             while len(self._scales) >= SCALES_HELD:
                 self._scales.pop(next(iter(self._scales)))
             group = scale_group(k)
+            self._check_not_replaced()
             folder = self.path / group if self._remote is None else self._remote.fetch(group)
+            if not folder.is_dir():
+                raise StoreError("is missing", where=folder, remedy="add it again with add_scales")
             scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_whole.get(k))
+            self._check_not_replaced()
             self._check_belongs(scale)
             self._scales[k], self._lists_whole[k] = scale, scale.whole
         return self._scales[k]
 
-    def _check_belongs(self, scale: ScaleIndex) -> None:
-        """Refuse a scale of another store that has taken the place of this one, or was put into it."""
+    def _check_not_replaced(self) -> None:
+        """Refuse to go on where another store has taken the place of this one."""
         now = read_attributes(self.path)
         if now is None or now.get("fingerprint") != self.attributes["fingerprint"]:
             raise StoreError("was replaced since it was opened", where=self.path, remedy="open it again")
+
+    def _check_belongs(self, scale: ScaleIndex) -> None:
+        """Refuse a scale of another store that was put into this one."""
         if (scale.identity["k"], scale.identity["images"]) != (scale.geometry.k, self._images_checksum):
             raise StoreError(
                 "is of other images or of another locality scale", where=scale.path, remedy=REMEDY

@@ -1,7 +1,7 @@
 """Where a build works: a folder beside the store, held by a lock, moved into place when all is whole.
 
 `<store>.building` is the folder and `<store>.building.lock` the lock. While a store takes the place of
-another, that one is called `<store>.replaced` for a moment.
+another, that one is called `<store>.replaced` for a moment, and `<store>.building.removed` what goes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import zarr
 from filelock import FileLock, Timeout
 
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError, StoreError
-from patchindex.index.checksums import read_sealed, write_sealed
+from patchindex.index.checksums import MANIFEST, read_sealed, write_sealed
 from patchindex.index.plan import BuildPlan
 from patchindex.index.remote import is_url
 from patchindex.index.stages import sync, sync_file
@@ -27,6 +28,7 @@ from patchindex.index.store import attributes_of, read_attributes, replaced_path
 __all__ = [
     "IMAGES",
     "SETTINGS",
+    "build_of",
     "building",
     "check_memory",
     "check_no_other",
@@ -42,6 +44,7 @@ __all__ = [
     "same_settings",
 ]
 
+BUILD = "build"  # in the settings: a name of its own for each build
 SETTINGS = "settings.json"  # of the build, sealed: with it a folder is an unfinished build or a store
 IMAGES = "images_written"  # attribute: all of them are
 # What is the same whatever it is called, and tells more: the images themselves are compared.
@@ -66,12 +69,12 @@ def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: 
     unfinished = _building_path(path)
     begun = _begun(unfinished)
     if path.exists():
-        found = read_attributes(path) if path.is_dir() else None
+        found = _store_at(path, overwrite)
         interrupted_overwrite = overwrite and begun is not None
         if resume and found is not None and not interrupted_overwrite:
             # Scales may have been added to it.
             held = {"scales": [k for k in settings["scales"] if k in scales_of(path)]}
-            different = _different(found["settings"] | held, settings)
+            different = _different(found.get("settings", {}) | held, settings)
             if not different:
                 return True
             if not overwrite:
@@ -96,6 +99,16 @@ def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: 
                 remedy="give resume=True to go on with it, or overwrite=True to start anew",
             )
     return False
+
+
+def _store_at(path: Path, damaged: bool) -> dict[str, Any] | None:
+    """Return what a store says of itself, nothing for a damaged one if it may be, None if there is none."""
+    try:
+        return read_attributes(path) if path.is_dir() else None
+    except StoreError:
+        if not damaged or not (path / MANIFEST).is_file():
+            raise
+        return {}
 
 
 def check_writable(path: Path) -> None:
@@ -213,10 +226,10 @@ def building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pat
             raise OutputExistsError(
                 "is in the way and no unfinished build", where=folder, remedy="use another path"
             )
-        shutil.rmtree(folder)
+        _remove(path, folder)
     if not folder.exists():
         zarr.open_group(folder, mode="w")
-        write_sealed(folder / SETTINGS, settings)
+        write_sealed(folder / SETTINGS, settings | {BUILD: uuid.uuid4().hex})
         sync(folder)
         sync_file(folder.parent)
     try:
@@ -224,8 +237,13 @@ def building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pat
     except InputError:
         # Bad input that shows only when it is read, a damaged image say, leaves nothing behind either.
         if not has_images(folder):
-            shutil.rmtree(folder)
+            _remove(path, folder)
         raise
+
+
+def build_of(folder: Path) -> str:
+    """Return the name of the build in a folder: another one has another, whatever its settings."""
+    return str(read_sealed(folder / SETTINGS)[BUILD])
 
 
 @contextmanager
@@ -259,8 +277,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def failing_disk(folder: Path) -> Iterator[None]:
-    """Tell in one line of a disk that fails while there is work in a folder."""
+def failing_disk(folder: Path, then: str) -> Iterator[None]:
+    """Tell in one line of a disk that fails while there is work in a folder, and what to do `then`."""
     try:
         yield
     except PatchIndexError:
@@ -270,7 +288,7 @@ def failing_disk(folder: Path) -> Iterator[None]:
         raise PatchIndexError(
             "the disk is full" if full else f"cannot be written or read ({error.strerror or error})",
             where=folder,
-            remedy=f"{'free some' if full else 'mend that'}, and go on with resume=True",
+            remedy=f"{'free some' if full else 'mend that'}, and {then}",
         ) from error
 
 
@@ -278,7 +296,7 @@ def move_into_place(folder: Path, path: Path, overwrite: bool) -> None:
     """Make a whole store visible, in place of one that is there only if that is wanted."""
     if path.exists():
         # It may have come while the build was running: what is not ours to replace stays.
-        if not overwrite or read_attributes(path) is None:
+        if not overwrite or _store_at(path, damaged=True) is None:
             raise OutputExistsError(
                 "appeared during the build", where=path, remedy="move it away, and go on with resume=True"
             )
@@ -294,4 +312,20 @@ def _settle(path: Path) -> None:
     if replaced.exists() and not path.exists():
         replaced.rename(path)
     elif replaced.exists() and not _building_path(path).exists():
-        shutil.rmtree(replaced)
+        _remove(path, replaced)
+    if _removed_path(path).exists():
+        shutil.rmtree(_removed_path(path))
+
+
+def _removed_path(path: Path) -> Path:
+    return path.with_name(path.name + ".building.removed")
+
+
+def _remove(path: Path, folder: Path) -> None:
+    """Remove a folder, under another name, so that half of it is not taken for a whole one."""
+    removed = _removed_path(path)
+    if removed.exists():
+        shutil.rmtree(removed)
+    folder.rename(removed)
+    sync_file(removed.parent)
+    shutil.rmtree(removed)

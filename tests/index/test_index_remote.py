@@ -267,7 +267,10 @@ def test_without_the_network_copies_are_used(small, put, tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(type(files), "cat_file", fail)
         with pytest.warns(UserWarning, match="the copy in"):
-            assert pi.open_index(URL).scales == ()
+            away = pi.open_index(URL)
+        assert away.scales == (3,)
+        with pytest.raises(InputError, match="no network"):
+            away.scale(3)  # which is not here
     index.scale(3)
     for name in ("cat_file", "get_file"):
         monkeypatch.setattr(type(files), name, fail)

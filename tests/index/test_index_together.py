@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from stores import lists_of
 
 import patchindex as pi
-from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError, StoreError
-from patchindex.index import extend, workplace
+from patchindex.errors import (
+    InputError,
+    OutputExistsError,
+    PatchIndexError,
+    SourceNotFoundError,
+    StoreError,
+)
+from patchindex.index import extend, stages, workplace
 from patchindex.index import shards as shards_module
 from patchindex.index.shards import Shards
 from patchindex.index.stages import ScaleBuild
@@ -206,6 +214,117 @@ def test_a_scale_that_was_begun_with_other_settings_is_begun_anew(small, monkeyp
 def test_settings_of_scales_that_make_no_sense(small, given, words):
     with pytest.raises(InputError, match=words):
         pi.add_scales(small.path, [7], **given)
+
+
+def test_a_lost_scale_is_missed_and_can_be_added_again(labelled, tmp_path):
+    """Without it the schedule would be moved to other scales, and images would be others."""
+    store = pi.build_index(labelled[0], tmp_path / "s.zarr", locality=[3, 3, 5, 7])
+    shutil.rmtree(store.path / "scales" / "k007")
+    found = pi.open_index(store.path)
+    assert found.locality == store.locality
+    with pytest.raises(StoreError, match="k007: is missing; add it again"):
+        found.scale(7)
+    assert pi.add_scales(store.path, [7]).scales == (3, 5, 7)
+    assert pi.verify(store.path).whole
+
+
+def test_what_an_earlier_build_left_running_does_no_harm(labelled, tmp_path, monkeypatch):
+    """On a worker whose client is lost, while another build of the same settings has begun there."""
+    monkeypatch.setattr(shards_module, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(shards_module, "PIECE_BYTES", 0)
+    path, left = tmp_path / "s.zarr", []
+
+    def lost(self, shard, progress=None):
+        left.append(pickle.loads(pickle.dumps(self)))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ScaleBuild, "encode", lost)
+        with pytest.raises(KeyboardInterrupt):
+            pi.build_index(labelled[0], path, scales=[3], memory=10**9)
+    real = ScaleBuild.missing
+
+    def meanwhile(self):
+        for stage in ("train", "encode", "merge"):
+            with pytest.raises(PatchIndexError, match="is not of this build"):
+                getattr(left[0], stage)(*([0] if stage == "encode" else []))
+        return real(self)
+
+    monkeypatch.setattr(ScaleBuild, "missing", meanwhile)
+    pi.build_index(labelled[0], path, scales=[3], memory=10**10, overwrite=True)
+    assert len(left) == 1
+    assert pi.verify(path).whole
+
+
+def test_shards_are_kept_when_the_images_are_called_otherwise(labelled, tmp_path, monkeypatch):
+    np.savez(tmp_path / "i.npz", images=labelled[0])
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(ScaleBuild, "_merge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pi.build_index("i.npz", tmp_path / "s.zarr", scales=[3])
+    names = []
+    pi.build_index(
+        tmp_path / "i.npz",
+        tmp_path / "s.zarr",
+        scales=[3],
+        resume=True,
+        progress=lambda n, *_: names.append(n),
+    )
+    assert not any("training" in name or "assigning" in name for name in names)
+
+
+@pytest.mark.parametrize("removed", ["the unfinished build", "the old store"])
+def test_what_was_half_removed_is_no_store_and_in_nobodys_way(small, labelled, monkeypatch, removed):
+    """Killed while it removes: whatever is left has a name that only says so."""
+    real = shutil.rmtree
+
+    def half(folder, *arguments, **options):
+        if str(folder).endswith(".removed"):
+            for name in ("settings.json", "manifest.json", "zarr.json"):
+                (Path(folder) / name).unlink(missing_ok=True)
+            raise KeyboardInterrupt
+        real(folder, *arguments, **options)
+
+    if removed == "the unfinished build":
+        with monkeypatch.context() as patched:
+            patched.setattr(ScaleBuild, "_merge", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                pi.build_index(labelled[0], small.path, scales=[3], overwrite=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            pi.build_index(labelled[0], small.path, scales=[3], overwrite=True, seed=1)
+    assert pi.open_index(small.path).scales == ((3, 5) if removed == "the unfinished build" else (3,))
+    small.path.rename(small.path.with_name("elsewhere"))
+    assert pi.build_index(labelled[0], small.path, scales=[3]).scales == (3,)
+    assert sorted(path.name for path in small.path.parent.iterdir()) == ["elsewhere", "s.zarr"]
+
+
+def test_a_damaged_store_can_be_overwritten(small, labelled):
+    (small.path / "zarr.json").write_text("{")
+    with pytest.raises(StoreError):
+        pi.build_index(labelled[0], small.path, scales=[3])
+    assert pi.build_index(labelled[0], small.path, scales=[3], overwrite=True).scales == (3,)
+
+
+def test_a_scale_that_is_open_outlives_its_store_or_says_so(small, labelled):
+    machine = pi.ScoreMachine(small, estimator="priority")
+    scale = small.scale(3)
+    pi.build_index(labelled[0][15:], small.path, scales=[3], overwrite=True)
+    assert sum(len(ids) for _, ids, _ in scale.members()) == scale.attributes["patches"]
+    with pytest.raises(StoreError, match="was replaced since it was opened"):
+        machine.posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
+
+
+def test_waiting_for_another_process_is_told_and_ends(small, monkeypatch):
+    scale = ScaleBuild(small.path, small.geometry(7), 8, 10, 0, torch.device("cpu"), "it")
+    monkeypatch.setattr(stages, "POLL", 1)
+    monkeypatch.setattr(stages, "LONGEST_WAIT", 2)
+    told = []
+    with scale._alone(), pytest.raises(PatchIndexError, match="another process has been at it"):
+        scale.begin(lambda name, *_: told.append(name))
+    assert told == ["k=7 waiting for another process"] * 2
 
 
 def alike(n):
