@@ -90,7 +90,7 @@ def check_output(path: Path, settings: dict[str, Any], overwrite: bool, resume: 
     check_writable(path)
     if begun is not None:
         different = _different(begun, settings)
-        if resume and different:
+        if resume and different and not overwrite:
             raise _of_other_settings(unfinished, different)
         if not resume and not overwrite:
             raise OutputExistsError(
@@ -217,7 +217,8 @@ def has_images(folder: Path) -> bool:
 def building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
     """Give the folder that a build works in; only who holds the lock takes it."""
     folder = _building_path(path)
-    if folder.exists() and not (resume and _begun(folder) is not None):
+    begun = _begun(folder)
+    if folder.exists() and not (resume and begun is not None and not _different(begun, settings)):
         # What the first moments of a build leave, or all of one that is not wanted.
         ours = (folder / SETTINGS).exists() or all(
             entry.name.startswith(("zarr.", SETTINGS)) for entry in folder.iterdir()

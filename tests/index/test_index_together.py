@@ -274,6 +274,18 @@ def test_shards_are_kept_when_the_images_are_called_otherwise(labelled, tmp_path
     assert not any("training" in name or "assigning" in name for name in names)
 
 
+def test_to_resume_and_overwrite_is_to_start_anew_with_other_settings(labelled, tmp_path, monkeypatch):
+    path = tmp_path / "s.zarr"
+    with monkeypatch.context() as patched:
+        patched.setattr(ScaleBuild, "_merge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pi.build_index(labelled[0], path, scales=[3])
+    with pytest.raises(InputError, match=r"other settings \(pca_dims\)"):
+        pi.build_index(labelled[0], path, scales=[3], pca_dims=5, resume=True)
+    found = pi.build_index(labelled[0], path, scales=[3], pca_dims=5, resume=True, overwrite=True)
+    assert found.scale(3).pca.dims == 5
+
+
 @pytest.mark.parametrize("removed", ["the unfinished build", "the old store"])
 def test_what_was_half_removed_is_no_store_and_in_nobodys_way(small, labelled, monkeypatch, removed):
     """Killed while it removes: whatever is left has a name that only says so."""
