@@ -140,7 +140,7 @@ def test_scales_that_were_added_are_missed_and_what_is_no_scale_is_told(copied):
     shutil.copytree(copied / "scales" / "k007", copied / "scales" / "k7")
     shutil.rmtree(copied / "scales" / "k007")
     scales = copied / "scales"
-    assert pi.open_index(copied).scales == (3, 5)
+    assert pi.open_index(copied).scales == (3, 5, 7)
     assert pi.verify(copied).problems == (
         (str(scales / "k007"), "is missing"),
         (str(scales / "junk"), "does not belong to the store"),
