@@ -1,7 +1,7 @@
 r"""Estimators on a store of all of CIFAR-10, against the exact steps and images kept in benchmarks/data.
 
     patchindex build cifar10_train.npz -o STORE --scales 3,5,7,9,11,13,15
-    python benchmarks/cifar10.py STORE --ways exact auto topk priority --json F
+    python benchmarks/cifar10.py STORE --ways exact auto topk --json F
 
 Two tables: each step of the exact trajectory of seed 0, where estimate and exact score see the same noisy
 image; and the images that each way draws by itself from the noise of seeds 0 to 3, four at once (not for
@@ -30,8 +30,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "auto": {"estimator": "auto", "tolerance": 0.01},
     "topk": {"estimator": "topk", "probes": 32},
     "topk-1024": {"estimator": "topk", "candidates": 1024, "probes": 128},
-    "priority": {"estimator": "priority"},
-    "priority-2048": {"estimator": "priority", "blocks": 2048, "samples": 2048},
 }
 
 

@@ -48,7 +48,7 @@ def main() -> None:
     which = np.concatenate(
         [rng.integers(0, len(files), half), rng.choice(len(files), args.flips - half, p=sizes / sizes.sum())]
     )
-    estimators = ("topk", "priority")
+    estimators = ("topk", "auto")
     truth = {name: draw(path, name) for name in estimators}
     found: Counter[str] = Counter()
     missed = []

@@ -55,8 +55,6 @@ FILES = ("grid.png", "samples.npz", "samples.json")
     "--estimator", type=click.Choice(list(ESTIMATORS)), help="[default: auto where there is an index]"
 )
 @click.option("--tolerance", type=float, help="auto: standard error of a pixel.  [default: 0.01]")
-@click.option("--blocks", type=int, help="priority: blocks of 64 codes scanned a pixel.  [default: 1024]")
-@click.option("--samples", type=int, help="priority: patches evaluated a pixel.  [default: 1024]")
 @click.option(
     "--candidates",
     type=int,
@@ -99,8 +97,6 @@ def sample(
     output: Path,
     estimator: str | None,
     tolerance: float | None,
-    blocks: int | None,
-    samples: int | None,
     candidates: int | None,
     probes: int | None,
     quality: float | None,
@@ -141,8 +137,6 @@ def sample(
         name: value
         for name, value in (
             ("tolerance", tolerance),
-            ("blocks", blocks),
-            ("samples", samples),
             ("candidates", candidates),
             ("probes", probes),
             ("quality", quality),

@@ -102,7 +102,7 @@ def study(
     Examples:
       patchindex study fashion.zarr -o study --estimator auto --estimator topk
       patchindex study fashion.zarr -o study -n 4 --estimator auto:tolerance=0.02 \\
-          --estimator priority:blocks=512,samples=512 --repeats 4
+          --estimator topk:candidates=1024 --repeats 4
     """
     check_output(output, FILES, overwrite)
     figure_class()  # before any work

@@ -47,7 +47,7 @@ class ScoreMachine:
     train_windows : str, optional
         `"valid"` (default) or `"wrapped"`, for ELS. An index has its own.
     estimator : str, optional
-        `"auto"`, `"priority"`, `"topk"` or `"exact"`. By default `"auto"` where there is an index to draw
+        `"auto"`, `"topk"` or `"exact"`. By default `"auto"` where there is an index to draw
         from (on a GPU `"topk"`), else `"exact"`.
     noise : str or callable
         Noise schedule: a name, or a function from t to beta.
@@ -68,7 +68,7 @@ class ScoreMachine:
         The same images on the workers of a cluster, which exact scores are found by.
     **options
         Of the estimator: `tolerance`, `probes` and `candidates` for `"auto"`; `candidates`, `probes` and
-        `quality` for `"topk"`; `blocks` and `samples` for `"priority"`.
+        `quality` for `"topk"`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Vectors of codes and of random numbers inside numba functions: what retrieval needs beside `simd`.
+"""Vectors of codes inside numba functions: what retrieval needs beside `simd`.
 
 All functions are for use inside `numba.njit`, and their arrays are flat and unchecked. After a change here
 remove the `.nbi` files beside the kernels, as for `simd`.
@@ -15,21 +15,16 @@ from numba.extending import intrinsic
 from patchindex.simd import BLOCK, LANES, Floats
 
 __all__ = [
-    "at_most",
     "bits_below",
     "load_bytes",
     "load_id",
     "lowest_bit",
     "prefetch",
     "sum_lanes",
-    "uniforms",
 ]
 
 _block, _lanes = Floats(BLOCK), Floats(LANES)
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-# "lowbias32" style finaliser with constants of TheIronBorn, github.com/skeeto/hash-prospector.
-MULTIPLIERS = (0x21F0AAAD, 0x735A2D97)
-GOLDEN = 0x9E3779B9
 
 
 def _at(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Any) -> Any:
@@ -79,62 +74,6 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
-
-
-def _indices(order: list[int]) -> Any:
-    return ir.Constant(ir.VectorType(_I32, len(order)), order)
-
-
-@intrinsic
-def uniforms(typingctx: Any, first: Any, key: Any, other: Any) -> Any:
-    """Return a block of numbers in (0, 1), a hash of the counters `first, first + 1, ...` and two keys.
-
-    They are odd multiples of 2^-25.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        ints = ir.VectorType(_I32, BLOCK)
-
-        def splat(x: Any) -> Any:
-            one = builder.insert_element(ir.Constant(ints, ir.Undefined), x, ir.Constant(_I32, 0))
-            return builder.shuffle_vector(one, one, _indices([0] * BLOCK))
-
-        def constant(x: int) -> Any:
-            return ir.Constant(ints, [x] * BLOCK)
-
-        def shifted(h: Any, by: int) -> Any:
-            return builder.xor(h, builder.lshr(h, constant(by)))
-
-        first, key, other = args
-        counter = builder.add(splat(first), ir.Constant(ints, list(range(BLOCK))))
-        h = builder.add(builder.mul(counter, constant(GOLDEN)), splat(key))
-        h = builder.mul(shifted(h, 16), constant(MULTIPLIERS[0]))
-        h = builder.mul(shifted(h, 15), constant(MULTIPLIERS[1]))
-        h = builder.add(shifted(h, 15), splat(other))
-        h = builder.mul(shifted(h, 16), constant(MULTIPLIERS[0]))
-        h = builder.mul(shifted(h, 15), constant(MULTIPLIERS[1]))
-        odd = builder.or_(builder.lshr(shifted(h, 15), constant(7)), constant(1))
-        # 25 bits and odd: not exact in float32 beyond 2^24, where it is rounded, and at most 1.
-        whole = builder.sitofp(odd, ir.VectorType(_F32, BLOCK))
-        return builder.fmul(whole, ir.Constant(whole.type, [2.0**-25] * BLOCK))
-
-    return _block(types.uint32, types.uint32, types.uint32), codegen
-
-
-@intrinsic
-def at_most(typingctx: Any, v: Any, x: Any) -> Any:
-    """Return the entries of a block, or x where they are larger."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = args[0].type
-        one = builder.insert_element(ir.Constant(kind, ir.Undefined), args[1], ir.Constant(_I32, 0))
-        limit = builder.shuffle_vector(one, one, _indices([0] * BLOCK))
-        function = builder.module.declare_intrinsic(
-            f"llvm.minnum.v{BLOCK}f32", fnty=ir.FunctionType(kind, [kind, kind])
-        )
-        return builder.call(function, [args[0], limit], fastmath=("nnan", "nsz"))
-
-    return v(v, types.float32), codegen
 
 
 @intrinsic

@@ -242,8 +242,7 @@ class SoftmaxState:
         """Return the variance of the mean, shape (..., C), of sampling the members independently.
 
         `Var = D^-2 sum_j m_j (m_j - 1) w_j^2 (c_j - mu)^2`, with D the sum of weights: the linearised
-        variance of a ratio of two Horvitz-Thompson sums. For priority sampling, where
-        `m = tau / w~`, this is the estimate of Duffield, Lund and Thorup (J. ACM 2007).
+        variance of a ratio of two Horvitz-Thompson sums.
         """
         channels = self.centre.shape[-1]
         v0, v1, v2 = self.variance.split([1, channels, channels], -1)

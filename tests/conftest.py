@@ -20,8 +20,6 @@ KERNELS = (
     "exact/kernel.py",
     "index/assign.py",
     "index/codes.py",
-    "index/retrieval.py",
-    "index/rerank.py",
     "index/nearest.py",
     "index/spread.py",
 )

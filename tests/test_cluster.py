@@ -307,7 +307,7 @@ def test_urls_and_known_sets_are_no_paths(client, saved, tmp_path, monkeypatch):
 
 def test_samples_are_those_that_are_drawn_here(client, saved, tmp_path):
     store = pi.build_index(saved, tmp_path / "s.zarr", locality=[3, 3, 5], threads=1).path
-    way = {"estimator": "priority", "blocks": 20, "samples": 50}
+    way = {"estimator": "topk", "candidates": 50}
     there = pi.cluster.sample(client, store, 5, steps=4, seed=2, batch_size=2, **way)
     here = pi.sample(pi.ScoreMachine(store, **way), n=5, steps=4, seed=2)
     assert torch.equal(there.x_T, here.x_T)

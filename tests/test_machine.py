@@ -66,7 +66,7 @@ def test_other_float_types_are_accepted(images, x):
         assert m(given, 0.5).dtype == torch.float32
 
 
-@pytest.mark.parametrize("estimator", ["exact", "topk", "priority", "auto"])
+@pytest.mark.parametrize("estimator", ["exact", "topk", "auto"])
 def test_mixed_times_are_separate_calls(store, x, estimator):
     m = pi.ScoreMachine(store, estimator=estimator)
     t = torch.tensor([0.6, 0.2, 0.6, 0.3], dtype=torch.float64)

@@ -13,7 +13,6 @@ from patchindex.errors import InputError
 from patchindex.estimators.auto import Auto
 from patchindex.estimators.base import Data, Estimate, Estimator, Query, Trail
 from patchindex.estimators.exact import Exact
-from patchindex.estimators.priority import Priority
 from patchindex.estimators.topk import TopK
 from patchindex.exact.engine import LARGEST_DIFFERENCE, largest_difference
 
@@ -22,7 +21,6 @@ __all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "Trail", "mak
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "exact": Exact,
     "topk": TopK,
-    "priority": Priority,
     "auto": Auto,
 }
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from patchindex.index.rerank import LOG2_E, PADDING
 from patchindex.patches import Geometry
 from patchindex.simd import LANES, compiled, exp2, inlined, lean, load_lanes, splat_lanes, store
 from patchindex.simd_codes import load_bytes, prefetch, sum_lanes
@@ -39,6 +38,8 @@ AHEAD = 6  # sources whose pixels are on their way from memory
 DEPTH = np.float32(20)  # nats; what is further below the largest is left to the sample of all patches
 FLOOR = np.float32(-100.0)
 MOST_IMAGES = np.iinfo(np.int32).max
+LOG2_E = np.float32(1.4426950408889634)
+PADDING = np.float32(127.5)  # zero padding, on the uint8 scale
 
 
 class Spread(NamedTuple):

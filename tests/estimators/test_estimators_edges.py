@@ -15,7 +15,6 @@ from patchindex.index.store import scale_group
 
 ESTIMATORS = {
     "topk": {"candidates": 6000, "probes": 150},
-    "priority": {"blocks": 10**5, "samples": 10**4},
     "auto": {"tolerance": 0.001, "probes": 150, "candidates": 6000},
 }
 
@@ -74,7 +73,7 @@ def test_whole_numbers_of_any_kind_are_taken(store, held_out, way):
         ({"estimator": "topk", "quality": "0.9"}, {}, "quality: must be a number above 0 and at most 1"),
         ({"estimator": "auto", "tolerance": "0.01"}, {}, "tolerance: must be a number above 0, got '0.01'"),
         ({"estimator": "auto", "tolerance": float("nan")}, {}, "tolerance: must be a number above 0"),
-        ({"estimator": "priority", "dtype": torch.float64}, {}, "dtype: priority computes in float32 only"),
+        ({"estimator": "topk", "dtype": torch.float64}, {}, "dtype: topk computes in float32 only"),
         ({"label": "4"}, {}, "label: '4' is no whole number"),
         ({"threads": 0}, {}, "threads: must be 1 to 1024"),
         ({}, {"label": "4"}, "label: '4' is no whole number"),
@@ -89,7 +88,7 @@ def test_bad_settings_are_told_in_one_line(store, held_out, settings, call, word
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("priority", {"blocks": 20, "samples": 10**9}), ("topk", {"candidates": 10**9, "probes": 10**6})],
+    [("auto", {"candidates": 10**9, "probes": 10**6}), ("topk", {"candidates": 10**9, "probes": 10**6})],
 )
 def test_options_beyond_what_there_is_take_no_memory(store, held_out, name, options):
     machine = pi.ScoreMachine(store, estimator=name, memory="1M", **options)

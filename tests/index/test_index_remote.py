@@ -95,7 +95,7 @@ def test_what_is_drawn_is_the_same_and_only_what_is_used_is_copied(there, tmp_pa
     assert copies(tmp_path) == ["store"]
     x = torch.randn(1, 1, 14, 14)
     means = [
-        pi.ScoreMachine(index, estimator="priority", locality=[3, 3]).posterior_mean(x, 0.5).mean
+        pi.ScoreMachine(index, estimator="auto", locality=[3, 3]).posterior_mean(x, 0.5).mean
         for index in (store, remote)
     ]
     assert torch.equal(*means)
@@ -280,9 +280,9 @@ def test_without_the_network_copies_are_used(small, put, tmp_path, monkeypatch):
         warnings.simplefilter("error")  # it is said once
         assert there.scale(3).path == index.scale(3).path
         assert there.info()["indexes"]["3"]["lists"] == index.scale(3).attributes["lists"]
-        assert pi.ScoreMachine(there, estimator="priority").index is there
+        assert pi.ScoreMachine(there, estimator="auto").index is there
     with pytest.warns(UserWarning, match="the copy in"):
-        assert pi.ScoreMachine(URL, estimator="priority").index.scales == (3,)
+        assert pi.ScoreMachine(URL, estimator="auto").index.scales == (3,)
 
 
 def test_no_permission_is_told_also_where_there_is_a_copy(small, put, monkeypatch):

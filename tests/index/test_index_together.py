@@ -321,7 +321,7 @@ def test_a_damaged_store_can_be_overwritten(small, labelled):
 
 
 def test_a_scale_that_is_open_outlives_its_store_or_says_so(small, labelled):
-    machine = pi.ScoreMachine(small, estimator="priority")
+    machine = pi.ScoreMachine(small, estimator="auto")
     scale = small.scale(3)
     pi.build_index(labelled[0][15:], small.path, scales=[3], overwrite=True)
     assert sum(len(ids) for _, ids, _ in scale.members()) == scale.attributes["patches"]

@@ -19,6 +19,15 @@ from patchindex.study.plots import plot
 LOCALITY = [3, 3, 3, 5, 5]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def sampling_auto():
+    """Keep `auto` from computing these few images exactly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("patchindex.estimators.auto.WORTH", np.inf)
+        patch.setattr("patchindex.estimators.auto.FIRST_CELLS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def index(real_images, tmp_path_factory):
     images, labels = real_images(80, 14)
@@ -29,7 +38,7 @@ def index(real_images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(index):
     machines = {
-        "drawn": pi.ScoreMachine(index, estimator="priority", blocks=8, samples=64),
+        "drawn": pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8),
         "again": pi.ScoreMachine(index, estimator="exact"),
         "topk": pi.ScoreMachine(index, estimator="topk", candidates=32),
     }
@@ -74,7 +83,7 @@ def test_drawn_estimates_are_off_by_what_they_say(study):
 
 def test_numbers_are_those_of_the_estimates(index):
     """One step, computed by hand."""
-    machine = pi.ScoreMachine(index, estimator="priority", blocks=8, samples=64)
+    machine = pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8)
     x_T = draw_noise(5, 2, (1, 14, 14))
     found = compare({"p": machine}, steps=5, x_T=x_T, repeats=2, seed=7)
     row = next(r for r in rows_of(found, "p", "exact") if (r["image"], r["step"]) == (1, 4))
@@ -88,7 +97,7 @@ def test_numbers_are_those_of_the_estimates(index):
 
 
 def test_batches_change_nothing_but_the_time(index):
-    machine = pi.ScoreMachine(index, estimator="priority", blocks=8, samples=64)
+    machine = pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8)
     one, two = (compare({"p": machine}, 2, 4, batch_size=size) for size in (1, 2))
 
     def keyed(study):
@@ -144,7 +153,7 @@ def test_progress_is_told(index):
 
 
 def test_labels(index):
-    machine = pi.ScoreMachine(index, estimator="priority", blocks=8, samples=64)
+    machine = pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8)
     found = compare({"p": machine}, 1, 3, label=1)
     assert found.settings["label"] == 1
     assert not torch.equal(found.images["exact"], compare({"p": machine}, 1, 3).images["exact"])
