@@ -18,7 +18,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy patchindex cli
+	$(BIN)/mypy patchindex cli/patchindex_cli
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -24,7 +24,6 @@ from patchindex.exact import load_kernel
 from patchindex.images.npz import read_arrays
 from patchindex.index import open_index
 from patchindex.machine import ScoreMachine
-from patchindex.pictures import image_grid
 from patchindex.sampling import SAMPLERS, SampleResult
 from patchindex.sampling import sample as draw
 
@@ -39,6 +38,7 @@ from .options import (
     parse_locality,
     print_json,
 )
+from .pictures import image_grid
 from .progress import stages
 from .words import counted
 

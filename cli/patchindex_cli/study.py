@@ -15,7 +15,6 @@ from patchindex.errors import InputError
 from patchindex.estimators import ESTIMATORS, options_of
 from patchindex.index import open_index
 from patchindex.machine import ScoreMachine
-from patchindex.pictures import image_grid
 from patchindex.study import compare
 from patchindex.study.plots import figure_class
 
@@ -31,6 +30,7 @@ from .options import (
     print_json,
     table_console,
 )
+from .pictures import image_grid
 from .progress import stages
 
 __all__ = ["study"]
