@@ -27,12 +27,12 @@ from patchindex.estimators.curve import DEEPER, MOVES, NearPoint, OperatingCurve
 from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.topk import rerank
 from patchindex.exact import expected_seconds, scan
-from patchindex.exact.members import Members
 from patchindex.exact.sampled import SampledScan
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.checksums import CURVE
 from patchindex.index.store import scale_group
 from patchindex.index.workplace import locked, real_path
+from patchindex.kernels.known_patches import Members
 from patchindex.machine import WORKING_MEMORY, ScoreMachine
 from patchindex.sampling import sample
 from patchindex.schedules import LocalitySchedule, noise_levels

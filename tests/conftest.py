@@ -13,17 +13,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 # Numba looks at the file of a compiled function only, and kernels are made of several: a cache by content,
 # which must be named before numba is imported.
-KERNELS = (
-    "simd.py",
-    "simd_codes.py",
-    "simd_pairs.py",
-    "exact/kernel.py",
-    "index/assign.py",
-    "index/codes.py",
-    "index/nearest.py",
-    "index/spread.py",
-)
-KERNEL = b"".join((ROOT / "patchindex" / name).read_bytes() for name in KERNELS)
+KERNELS = sorted((ROOT / "patchindex" / "kernels").glob("*.py"))
+KERNEL = b"".join(path.read_bytes() for path in KERNELS)
 os.environ["NUMBA_CACHE_DIR"] = str(
     ROOT / ".pytest_cache" / f"numba-{hashlib.sha256(KERNEL).hexdigest()[:16]}"
 )

@@ -10,15 +10,16 @@ from pathlib import Path
 import llvmlite.binding
 import pytest
 
-from patchindex import exact, simd
-from patchindex.exact import kernel
+from patchindex import exact
+from patchindex.kernels import scan as kernel
+from patchindex.kernels import simd
 
 NARROW = """
 from numba.core import caching
 import numpy as np, torch
 {patch}
 from patchindex import exact
-from patchindex import simd
+from patchindex.kernels import simd
 from patchindex.patches import Geometry
 from patchindex.training import TrainingImages
 rng = np.random.default_rng(0)

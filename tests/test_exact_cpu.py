@@ -18,8 +18,8 @@ from patchindex.errors import InputError
 from patchindex.exact import cpu, frame
 from patchindex.exact.plan import slide
 from patchindex.images import ImageSource
+from patchindex.kernels.simd import BLOCK
 from patchindex.patches import Geometry
-from patchindex.simd import BLOCK
 from patchindex.training import TrainingImages
 
 MACHINES = [name for name in brute.MACHINES if name != "IS"]

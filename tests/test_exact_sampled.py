@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from patchindex.exact import scan
-from patchindex.exact.members import Members
 from patchindex.exact.sampled import SampledScan
+from patchindex.kernels.known_patches import Members
 from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages

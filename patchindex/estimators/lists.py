@@ -9,8 +9,8 @@ import numpy as np
 
 from patchindex.estimators.base import Query
 from patchindex.index import ScaleIndex
-from patchindex.index.codes import CODES, Queries
-from patchindex.index.nearest import (
+from patchindex.kernels.codes import CODES, Queries
+from patchindex.kernels.nearest import (
     Best,
     Scratch,
     best_codes,
@@ -19,7 +19,7 @@ from patchindex.index.nearest import (
     patch_ids,
     visitors_of,
 )
-from patchindex.simd import aligned
+from patchindex.kernels.simd import aligned
 
 __all__ = ["CELLS", "NearLists"]
 
@@ -30,7 +30,7 @@ class NearLists:
     """The lists of a position class, to be searched.
 
     Cells first, then lists in them, by the distance of their means, softened by a quarter of their variances
-    (`patchindex.index.nearest.list_tiles`).
+    (`patchindex.kernels.nearest.list_tiles`).
 
     Parameters
     ----------

@@ -14,8 +14,8 @@ from patchindex.backends import pool
 from patchindex.estimators.base import Data, Query, index_of, scale_of
 from patchindex.estimators.lists import CELLS, NearLists
 from patchindex.estimators.spreading import NOTHING, Spreading
-from patchindex.exact.members import Members
-from patchindex.index.nearest import capacity
+from patchindex.kernels.known_patches import Members
+from patchindex.kernels.nearest import capacity
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Near", "NearField"]

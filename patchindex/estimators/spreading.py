@@ -12,10 +12,10 @@ import torch
 
 from patchindex.backends import pool
 from patchindex.estimators.base import Query
-from patchindex.exact.members import Members
 from patchindex.index import ScaleIndex
-from patchindex.index.codes import NEVER
-from patchindex.index.spread import (
+from patchindex.kernels.codes import NEVER
+from patchindex.kernels.known_patches import Members
+from patchindex.kernels.neighbours import (
     DEPTH,
     REACH,
     count_below,

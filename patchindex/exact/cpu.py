@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.exact import kernel
 from patchindex.exact.costs import full_cost, lanes, pixel_cost, plan_of
 from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.plan import Plan
 from patchindex.exact.request import Request
+from patchindex.kernels import scan as kernel
+from patchindex.kernels.simd import BLOCK, LANES, aligned
 from patchindex.patches import Geometry
-from patchindex.simd import BLOCK, LANES, aligned
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from patchindex.kernels.simd import BLOCK
 from patchindex.patches import Axis, Geometry
-from patchindex.simd import BLOCK
 
 __all__ = ["Direct", "Full", "Plan"]
 

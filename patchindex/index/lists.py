@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from patchindex.backends import faiss_gpus, pool, require_faiss
-from patchindex.index.assign import Tiles, assign_lists
-from patchindex.simd import BLOCK, aligned
+from patchindex.kernels.assign import Tiles, assign_lists
+from patchindex.kernels.simd import BLOCK, aligned
 
 __all__ = ["TRAINING_PATCHES_A_LIST", "InvertedLists", "list_counts", "most_lists", "to_gpu", "train_lists"]
 

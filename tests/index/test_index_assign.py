@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from patchindex.index import lists as module
-from patchindex.index.assign import Tiles
-from patchindex.index.codes import CODES, NEVER
 from patchindex.index.lists import InvertedLists
+from patchindex.kernels.assign import Tiles
+from patchindex.kernels.codes import CODES, NEVER
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import patchindex as pi
-from patchindex.index.codes import Queries
-from patchindex.index.nearest import Best, Scratch, best_codes, best_lists, list_tiles, patch_ids
-from patchindex.simd import aligned
+from patchindex.kernels.codes import Queries
+from patchindex.kernels.nearest import Best, Scratch, best_codes, best_lists, list_tiles, patch_ids
+from patchindex.kernels.simd import aligned
 
 DIMS, CELLS = 12, 5
 
@@ -115,9 +115,9 @@ def test_nothing_to_look_at(store):
 
 NARROW = """
 import numpy as np
-from patchindex import simd_pairs
-from patchindex.index.nearest import Best, Scratch, best_codes
-from patchindex.index.codes import Codes, Queries
+from patchindex.kernels import simd_pairs
+from patchindex.kernels.nearest import Best, Scratch, best_codes
+from patchindex.kernels.codes import Codes, Queries
 rng, dims, sizes = np.random.default_rng(0), 21, np.array([90, 0, 40])
 values = rng.integers(0, 256, (130, dims), np.uint8)
 low, step = rng.normal(0, 1, 32).astype(np.float32), rng.uniform(0.001, 0.01, 32).astype(np.float32)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchindex.index.codes import CODES, NEVER, STEPS, decode, nth_highest
-from patchindex.simd import BLOCK, LANES, aligned, inlined, lean, load_block, splat_block, store
-from patchindex.simd_codes import bits_below, load_id, lowest_bit, prefetch
-from patchindex.simd_pairs import add_pairs, load_ints, no_ints, to_floats
+from patchindex.kernels.codes import CODES, NEVER, STEPS, decode, nth_highest
+from patchindex.kernels.simd import BLOCK, LANES, aligned, inlined, lean, load_block, splat_block, store
+from patchindex.kernels.simd_codes import bits_below, load_id, lowest_bit, prefetch
+from patchindex.kernels.simd_pairs import add_pairs, load_ints, no_ints, to_floats
 
 __all__ = [
     "Best",

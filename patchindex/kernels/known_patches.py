@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchindex.simd import LANES, compiled, lean
+from patchindex.kernels.simd import LANES, compiled, lean
 
 __all__ = ["Members", "Placed", "Units", "find_members", "remove"]
 

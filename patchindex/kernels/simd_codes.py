@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from patchindex.simd import BLOCK, LANES, Floats
+from patchindex.kernels.simd import BLOCK, LANES, Floats
 
 __all__ = [
     "bits_below",

@@ -17,7 +17,7 @@ from numba.core import types
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
 
-from patchindex.simd import BLOCK, FEATURES, LANES, Floats
+from patchindex.kernels.simd import BLOCK, FEATURES, LANES, Floats
 
 __all__ = ["add_pairs", "add_squares", "decode_pairs", "load_ints", "no_ints", "to_floats"]
 

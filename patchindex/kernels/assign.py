@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchindex.index.codes import CODES, NEVER
-from patchindex.simd import BLOCK, aligned, inlined, lean, load_block, splat_block, store
-from patchindex.simd_codes import bits_below, lowest_bit
+from patchindex.kernels.codes import CODES, NEVER
+from patchindex.kernels.simd import BLOCK, aligned, inlined, lean, load_block, splat_block, store
+from patchindex.kernels.simd_codes import bits_below, lowest_bit
 
 __all__ = ["Tiles", "assign_lists"]
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchindex.simd import (
+from patchindex.kernels.simd import (
     BLOCK,
     LANES,
     any_above,

@@ -1,0 +1,1 @@
+"""Compiled kernels: all numba code of the package, and nothing else."""
