@@ -29,7 +29,6 @@ from patchindex.estimators.topk import rerank
 from patchindex.exact import expected_seconds, scan
 from patchindex.exact.sampled import SampledScan
 from patchindex.index import PatchIndex, open_index
-from patchindex.index.checksums import CURVE
 from patchindex.index.store import scale_group
 from patchindex.index.workplace import locked, real_path
 from patchindex.kernels.known_patches import Members
@@ -37,6 +36,7 @@ from patchindex.machine import WORKING_MEMORY, ScoreMachine
 from patchindex.sampling import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.softmax import SoftmaxState
+from patchindex.store.checksums import CURVE
 from patchindex.training import TrainingImages, to_unit
 from patchindex.windows import pad, query_windows
 

@@ -25,13 +25,13 @@ from patchindex.exact import scan
 from patchindex.images import KNOWN_SETS, open_images
 from patchindex.index.contents import digest
 from patchindex.index.distributed import lost_workers, submit
-from patchindex.index.remote import is_url
 from patchindex.index.store import open_index
 from patchindex.machine import ScoreMachine, is_store
 from patchindex.patches import Geometry
 from patchindex.sampling import SampleResult, check_least, starting_noise
 from patchindex.sampling import sample as draw
 from patchindex.softmax import SoftmaxState
+from patchindex.store.remote import is_url
 from patchindex.training import TrainingImages
 
 if TYPE_CHECKING:

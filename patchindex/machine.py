@@ -15,9 +15,9 @@ from patchindex.errors import InputError
 from patchindex.estimators import Data, Estimate, Query, Trail, make_estimator
 from patchindex.exact import scan
 from patchindex.index import PatchIndex, open_index, parse_memory
-from patchindex.index.remote import Remote, is_url
 from patchindex.index.store import read_attributes
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
+from patchindex.store.remote import Remote, is_url
 from patchindex.training import TrainingImages
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import faiss
 import numpy as np
 import torch
 
-from patchindex.index.raw import raw_path
 from patchindex.index.store import scale_group
+from patchindex.store.raw import raw_path
 
 
 def faiss_file(index, k):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import open_index
-from patchindex.index.remote import is_url
+from patchindex.store.remote import is_url
 
 from .options import StorePath, json_option, print_json, table_console
 from .running import drifted

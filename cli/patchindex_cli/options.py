@@ -15,8 +15,8 @@ from rich.console import Console
 from patchindex.errors import InputError, OutputExistsError
 from patchindex.images import ImageSource, open_images
 from patchindex.index import PatchIndex
-from patchindex.index.remote import is_url
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
+from patchindex.store.remote import is_url
 
 from .words import counted, some
 

@@ -16,14 +16,14 @@ import zarr
 
 from patchindex.backends import require_faiss
 from patchindex.images import ImageSource
-from patchindex.index.checksums import crc32c, image_block, list_scales, write_manifest
 from patchindex.index.model import CHUNK_BYTES
-from patchindex.index.raw import RawWriter, raw_checksum
 from patchindex.index.scale import FAISS_ARRAY
 from patchindex.index.stages import ScaleBuild, sync, sync_file
 from patchindex.index.store import FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.train import Progress
 from patchindex.index.workplace import IMAGES, has_images
+from patchindex.store.checksums import crc32c, image_block, list_scales, write_manifest
+from patchindex.store.raw import RawWriter, raw_checksum
 from patchindex.training import TrainingImages
 
 __all__ = ["digest", "digest_of_images", "finish", "run_stages", "write_images"]

@@ -16,7 +16,6 @@ from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError
 from patchindex.images import ImageSource, open_images
 from patchindex.images.concat import ConcatSource
-from patchindex.index.checksums import SCALES, list_scales, read_sealed
 from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
 from patchindex.index.distributed import stages_on
 from patchindex.index.model import ScaleModel
@@ -41,6 +40,7 @@ from patchindex.index.workplace import (
 )
 from patchindex.patches import Geometry
 from patchindex.schedules import LocalitySchedule
+from patchindex.store.checksums import SCALES, list_scales, read_sealed
 from patchindex.training import TrainingImages
 from patchindex.windows import gather_patches
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchindex.backends import require_faiss
-from patchindex.index.checksums import crc32c
-from patchindex.index.raw import RawWriter
+from patchindex.store.checksums import crc32c
+from patchindex.store.raw import RawWriter
 
 if TYPE_CHECKING:
     from patchindex.index.shards import Bucket

@@ -13,16 +13,16 @@ import zarr
 
 from patchindex.backends import MAX_GPU_SELECTION, require_faiss
 from patchindex.errors import InputError, StoreError
-from patchindex.index.checksums import CURVE, REMEDY, check_small_files, crc32c, read_sealed, write_sealed
 from patchindex.index.ivf import ID_BYTES, lists_offset
 from patchindex.index.lists import InvertedLists, to_gpu
 from patchindex.index.moments import ListMoments
 from patchindex.index.pca import PCA
-from patchindex.index.raw import open_raw, raw_path
 from patchindex.index.statistics import code_ranges
 from patchindex.kernels.codes import Codes
 from patchindex.kernels.simd import LANES
 from patchindex.patches import Geometry
+from patchindex.store.checksums import CURVE, REMEDY, check_small_files, crc32c, read_sealed, write_sealed
+from patchindex.store.raw import open_raw, raw_path
 
 __all__ = ["FAISS_ARRAY", "ScaleIndex"]
 

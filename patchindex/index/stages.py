@@ -21,16 +21,16 @@ import zarr
 from filelock import FileLock, Timeout
 
 from patchindex.errors import PatchIndexError
-from patchindex.index.checksums import write_manifest
 from patchindex.index.ivf import empty_index, write_index
 from patchindex.index.model import ScaleModel
-from patchindex.index.raw import RawWriter, open_raw, raw_checksum
 from patchindex.index.scale import FAISS_ARRAY
 from patchindex.index.shards import Shards, Sorted
 from patchindex.index.statistics import CodeMoments, code_ranges
 from patchindex.index.store import attributes_of, scale_group
 from patchindex.index.train import Progress, train_scale
 from patchindex.patches import Geometry
+from patchindex.store.checksums import write_manifest
+from patchindex.store.raw import RawWriter, open_raw, raw_checksum
 
 __all__ = ["Progress", "ScaleBuild", "sync"]
 

@@ -36,7 +36,10 @@ import zarr
 from patchindex.backends import resolve_device
 from patchindex.errors import InputError, SourceNotFoundError, StoreError
 from patchindex.images import open_images
-from patchindex.index.checksums import (
+from patchindex.index.scale import ScaleIndex
+from patchindex.patches import Geometry
+from patchindex.schedules import LocalitySchedule
+from patchindex.store.checksums import (
     CURVE,
     MANIFEST,
     REMEDY,
@@ -48,11 +51,8 @@ from patchindex.index.checksums import (
     manifest_of,
     read_sealed,
 )
-from patchindex.index.raw import open_raw, raw_checksum
-from patchindex.index.remote import ATTRIBUTES, Remote, is_url
-from patchindex.index.scale import ScaleIndex
-from patchindex.patches import Geometry
-from patchindex.schedules import LocalitySchedule
+from patchindex.store.raw import open_raw, raw_checksum
+from patchindex.store.remote import ATTRIBUTES, Remote, is_url
 from patchindex.training import TrainingImages
 
 __all__ = [

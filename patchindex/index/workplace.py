@@ -19,11 +19,11 @@ import zarr
 from filelock import FileLock, Timeout
 
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError, StoreError
-from patchindex.index.checksums import MANIFEST, read_sealed, write_sealed
 from patchindex.index.plan import BuildPlan
-from patchindex.index.remote import is_url
 from patchindex.index.stages import sync, sync_file
 from patchindex.index.store import attributes_of, read_attributes, replaced_path, scales_of, tree_bytes
+from patchindex.store.checksums import MANIFEST, read_sealed, write_sealed
+from patchindex.store.remote import is_url
 
 __all__ = [
     "IMAGES",

@@ -8,7 +8,7 @@ import pytest
 import zarr
 from commands import refused, run, small_store
 
-from patchindex.index.checksums import write_sealed
+from patchindex.store.checksums import write_sealed
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import zarr
 import patchindex as pi
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import auto
-from patchindex.index.checksums import CURVE, write_manifest, write_sealed
 from patchindex.index.store import scale_group
+from patchindex.store.checksums import CURVE, write_manifest, write_sealed
 
 ESTIMATORS = {
     "topk": {"candidates": 6000, "probes": 150},

@@ -12,8 +12,8 @@ import zarr
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
 from patchindex.index import workplace
-from patchindex.index.raw import RawWriter
 from patchindex.index.shards import Shards
+from patchindex.store.raw import RawWriter
 
 
 def images(n=8):

@@ -9,9 +9,9 @@ import zarr
 
 from patchindex.index.ivf import empty_index, lists_offset, write_index
 from patchindex.index.model import fit_ranges
-from patchindex.index.raw import RawWriter, raw_path
 from patchindex.index.shards import Shards
 from patchindex.index.statistics import CodeMoments, code_ranges
+from patchindex.store.raw import RawWriter, raw_path
 
 DIMS, LISTS = 8, 12
 

@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from patchindex.errors import StoreError
-from patchindex.index.raw import CHECKSUM_BYTES, PIECE, RawWriter, open_raw, raw_path
+from patchindex.store.raw import CHECKSUM_BYTES, PIECE, RawWriter, open_raw, raw_path
 
 CASES = [("uint8", (), 1000), ("uint8", (4, 3, 1), 7), ("float32", (5,), 9), ("int64", (), 1)]
 

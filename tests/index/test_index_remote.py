@@ -14,7 +14,7 @@ from patchindex_cli import main
 
 import patchindex as pi
 from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
-from patchindex.index.checksums import CURVE, MANIFEST, crc32c, read_sealed, write_sealed
+from patchindex.store.checksums import CURVE, MANIFEST, crc32c, read_sealed, write_sealed
 
 moto = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")

@@ -8,8 +8,8 @@ import zarr
 
 import patchindex as pi
 from patchindex.errors import SourceNotFoundError, StoreError
-from patchindex.index.raw import raw_path
 from patchindex.index.store import scale_group
+from patchindex.store.raw import raw_path
 
 
 def faiss_file(index, k):

@@ -14,8 +14,8 @@ from patchindex_cli import main
 import patchindex as pi
 from patchindex.errors import PatchIndexError, StoreError
 from patchindex.index import stages
-from patchindex.index.checksums import CURVE, read_sealed, write_manifest, write_sealed
-from patchindex.index.raw import raw_path
+from patchindex.store.checksums import CURVE, read_sealed, write_manifest, write_sealed
+from patchindex.store.raw import raw_path
 
 
 @pytest.fixture(scope="module")

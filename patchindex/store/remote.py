@@ -28,7 +28,7 @@ from typing import Any
 from filelock import FileLock
 
 from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
-from patchindex.index.checksums import (
+from patchindex.store.checksums import (
     CURVE,
     MANIFEST,
     SCALES,
