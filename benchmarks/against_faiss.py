@@ -21,9 +21,9 @@ import torch
 from timing import table
 
 import patchindex as pi
-from patchindex.backends import require_faiss
 from patchindex.index import lists as module
 from patchindex.index import plan, train
+from patchindex.runtime import require_faiss
 from patchindex.schedules import cosine
 from patchindex.windows import gather_patches, query_windows
 

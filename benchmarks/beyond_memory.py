@@ -24,7 +24,7 @@ from timing import alternate
 
 import patchindex as pi
 from patchindex.exact import load_kernel, scan
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.schedules import cosine
 from patchindex.training import TrainingImages
 

@@ -18,7 +18,7 @@ import torch
 
 import patchindex as pi
 from patchindex.exact import scan
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.schedules import noise_schedule
 from patchindex.training import TrainingImages
 

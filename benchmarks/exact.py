@@ -30,7 +30,7 @@ from timing import Times, alternate, table
 import patchindex as pi
 from patchindex.exact import costs, load_kernel, scan
 from patchindex.exact import torch as by_torch
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.schedules import LocalitySchedule, cosine
 from patchindex.training import TrainingImages
 

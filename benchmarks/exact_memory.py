@@ -22,7 +22,7 @@ from timing import table
 
 import patchindex as pi
 from patchindex.exact import load_kernel, scan
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.training import TrainingImages
 
 

@@ -14,10 +14,8 @@ torch.Size([2, 1, 16, 16])
 
 from importlib.metadata import version as _version
 
-from patchindex import (
-    backends as _backends,
-)  # first: it fixes the order in which torch and faiss are imported
 from patchindex import cluster, study
+from patchindex import runtime as _backends  # first: it fixes the order in which torch and faiss are imported
 from patchindex.calibration import calibrate
 from patchindex.errors import PatchIndexError
 from patchindex.estimators import ESTIMATORS, Estimate

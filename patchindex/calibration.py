@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.backends import threads
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import Data, Query
 from patchindex.estimators.auto import DEEP_BYTES, FIRST_CELLS, together
@@ -33,6 +32,7 @@ from patchindex.index.store import scale_group
 from patchindex.index.workplace import locked, real_path
 from patchindex.kernels.known_patches import Members
 from patchindex.machine import WORKING_MEMORY, ScoreMachine
+from patchindex.runtime import threads
 from patchindex.sampling import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.softmax import SoftmaxState

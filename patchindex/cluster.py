@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.backends import check_threads
 from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import scan
+from patchindex.geometry import Geometry
 from patchindex.images import KNOWN_SETS, open_images
 from patchindex.index.contents import digest
 from patchindex.index.distributed import lost_workers, submit
 from patchindex.index.store import open_index
 from patchindex.machine import ScoreMachine, is_store
-from patchindex.patches import Geometry
+from patchindex.runtime import check_threads
 from patchindex.sampling import SampleResult, check_least, starting_noise
 from patchindex.sampling import sample as draw
 from patchindex.softmax import SoftmaxState

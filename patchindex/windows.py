@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.patches import Axis, Geometry
+from patchindex.geometry import Axis, Geometry
 from patchindex.training import to_unit
 
 __all__ = ["gather_patches", "pad", "query_counts", "query_windows", "windows"]

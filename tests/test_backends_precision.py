@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patchindex.backends import full_precision
+from patchindex.runtime import full_precision
 
 matmul = torch.backends.cuda.matmul
 pytestmark = pytest.mark.skipif(not hasattr(matmul, "fp32_precision"), reason="torch before 2.9")

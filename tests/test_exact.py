@@ -9,7 +9,7 @@ import torch
 
 import patchindex as pi
 from patchindex.exact import scan
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.training import TrainingImages
 
 # Two float32 scans of the same patches: logits up to about 1e3 at t >= 0.3, rounded by 6e-8 relative each.

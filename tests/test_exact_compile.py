@@ -20,7 +20,7 @@ import numpy as np, torch
 {patch}
 from patchindex import exact
 from patchindex.kernels import simd
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.training import TrainingImages
 rng = np.random.default_rng(0)
 training = TrainingImages(rng.integers(0, 256, (40, 12, 12, 3), np.uint8))

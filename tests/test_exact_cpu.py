@@ -17,9 +17,9 @@ from patchindex import exact
 from patchindex.errors import InputError
 from patchindex.exact import cpu, frame
 from patchindex.exact.plan import slide
+from patchindex.geometry import Geometry
 from patchindex.images import ImageSource
 from patchindex.kernels.simd import BLOCK
-from patchindex.patches import Geometry
 from patchindex.training import TrainingImages
 
 MACHINES = [name for name in brute.MACHINES if name != "IS"]

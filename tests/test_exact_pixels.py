@@ -10,7 +10,7 @@ import torch
 from patchindex import exact
 from patchindex.errors import InputError
 from patchindex.exact import torch as anywhere
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.training import TrainingImages
 
 SIZE = (14, 11)

@@ -9,8 +9,8 @@ import torch
 
 from patchindex.exact import scan
 from patchindex.exact.sampled import SampledScan
+from patchindex.geometry import Geometry
 from patchindex.kernels.known_patches import Members
-from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 

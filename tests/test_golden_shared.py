@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.backends import threads
 from patchindex.exact import cpu, scan
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
+from patchindex.runtime import threads
 from patchindex.schedules import noise_schedule
 from patchindex.training import TrainingImages
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from patchindex.errors import InputError
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 
 SIZES = ((7, 7), (6, 9))
 CASES = [

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from patchindex.geometry import Geometry
 from patchindex.index.pca import GOOD, LOGIT_VARIANCE, MAX_DIMS, USUAL_DIMS, fit_pca
-from patchindex.patches import Geometry
 from patchindex.windows import gather_patches, pad, query_windows
 
 N, SIZE = 5, (7, 9)

@@ -12,8 +12,8 @@ import click
 
 import patchindex
 from patchindex.errors import InputError
+from patchindex.geometry import INDEXED_MACHINES, MACHINES, TRAIN_WINDOWS
 from patchindex.index import PatchIndex, build_index, open_index, parse_memory, plan_build, plan_scales
-from patchindex.patches import INDEXED_MACHINES, MACHINES, TRAIN_WINDOWS
 
 from .forecast import of_scales, tell_clamped, tell_plan
 from .options import (

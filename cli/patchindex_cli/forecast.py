@@ -11,11 +11,11 @@ import click
 from rich import box
 from rich.table import Table
 
-from patchindex.backends import resolve_device
 from patchindex.errors import InputError
 from patchindex.index import BuildPlan, PatchIndex, free_bytes
 from patchindex.index.lists import MIN_PATCHES_A_LIST
 from patchindex.index.workplace import check_memory, check_no_other, check_output, check_space, real_path
+from patchindex.runtime import resolve_device
 
 from .options import print_json, table_console
 from .words import counted, size

@@ -16,8 +16,8 @@ from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
 from patchindex.exact import expected_seconds, scan
 from patchindex.exact.sampled import SampledScan
+from patchindex.geometry import Geometry
 from patchindex.index import ScaleIndex
-from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Auto", "together"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from patchindex.errors import InputError
 from patchindex.exact import scan
+from patchindex.geometry import Geometry
 from patchindex.index import PatchIndex
-from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from patchindex.backends import pool
 from patchindex.estimators.base import Data, Query, index_of, scale_of
 from patchindex.estimators.lists import CELLS, NearLists
 from patchindex.estimators.spreading import NOTHING, Spreading
 from patchindex.kernels.known_patches import Members
 from patchindex.kernels.nearest import capacity
+from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Near", "NearField"]

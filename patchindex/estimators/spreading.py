@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from patchindex.backends import pool
 from patchindex.estimators.base import Query
 from patchindex.index import ScaleIndex
 from patchindex.kernels.codes import NEVER
@@ -28,6 +27,7 @@ from patchindex.kernels.neighbours import (
     spread_tables,
     sums_of,
 )
+from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["NOTHING", "Spreading"]

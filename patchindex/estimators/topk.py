@@ -11,8 +11,8 @@ from torch import Tensor
 from patchindex.estimators.base import Data, Estimate, Query, check_between, index_of, scale_of
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.spreading import NOTHING, Spreading
+from patchindex.geometry import Geometry
 from patchindex.index import ScaleIndex
-from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.windows import gather_patches, query_windows
 

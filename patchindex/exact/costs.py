@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from patchindex.exact.plan import Plan
+from patchindex.geometry import Geometry
 from patchindex.kernels.simd import BLOCK
-from patchindex.patches import Geometry
 
 __all__ = ["expected_seconds", "full_cost", "lanes", "pixel_cost", "plan_of"]
 

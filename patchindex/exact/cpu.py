@@ -23,9 +23,9 @@ from patchindex.exact.costs import full_cost, lanes, pixel_cost, plan_of
 from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.plan import Plan
 from patchindex.exact.request import Request
+from patchindex.geometry import Geometry
 from patchindex.kernels import scan as kernel
 from patchindex.kernels.simd import BLOCK, LANES, aligned
-from patchindex.patches import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages, read_ahead
 

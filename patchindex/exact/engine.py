@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from patchindex.backends import full_precision
 from patchindex.errors import InputError
 from patchindex.exact import cpu, ideal
 from patchindex.exact import torch as anywhere
 from patchindex.exact.request import Request
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
+from patchindex.runtime import full_precision
 from patchindex.softmax import SoftmaxState
 from patchindex.training import TrainingImages
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from patchindex.exact.request import Request
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.softmax import SoftmaxState
 from patchindex.training import as_tensor, read_ahead, to_unit
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from patchindex.geometry import Axis, Geometry
 from patchindex.kernels.simd import BLOCK
-from patchindex.patches import Axis, Geometry
 
 __all__ = ["Direct", "Full", "Plan"]
 

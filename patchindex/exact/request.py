@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 from patchindex.training import TrainingImages
 
 __all__ = ["Request"]

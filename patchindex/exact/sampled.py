@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.backends import pool
 from patchindex.exact.costs import lanes, plan_of
 from patchindex.exact.cpu import new_sums, new_tile, prepare
 from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.plan import Plan
+from patchindex.geometry import Geometry
 from patchindex.kernels import scan as kernel
 from patchindex.kernels.known_patches import Members, Placed, Units, find_members, remove
 from patchindex.kernels.simd import LANES
-from patchindex.patches import Geometry
+from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["SampledScan"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from patchindex.exact.request import Request
-from patchindex.patches import Geometry, Offset
+from patchindex.geometry import Geometry, Offset
 from patchindex.softmax import SoftmaxState
 from patchindex.training import as_tensor, read_ahead, to_unit
 from patchindex.windows import query_counts, windows

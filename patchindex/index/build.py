@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError
+from patchindex.geometry import Geometry
 from patchindex.images import open_images
 from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
 from patchindex.index.distributed import stages_on
@@ -35,7 +35,7 @@ from patchindex.index.workplace import (
     move_into_place,
     real_path,
 )
-from patchindex.patches import Geometry
+from patchindex.runtime import require_faiss, resolve_device, threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.training import TrainingImages
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import zarr
 
-from patchindex.backends import require_faiss
 from patchindex.images import ImageSource
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.scale import FAISS_ARRAY
@@ -22,6 +21,7 @@ from patchindex.index.stages import ScaleBuild, sync, sync_file
 from patchindex.index.store import FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.train import Progress
 from patchindex.index.workplace import IMAGES, has_images
+from patchindex.runtime import require_faiss
 from patchindex.store.checksums import crc32c, image_block, list_scales, write_manifest
 from patchindex.store.raw import RawWriter, raw_checksum
 from patchindex.training import TrainingImages

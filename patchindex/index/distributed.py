@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from patchindex.backends import threads
 from patchindex.errors import PatchIndexError
 from patchindex.index.stages import Progress, ScaleBuild
+from patchindex.runtime import threads
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchindex.backends import require_faiss, resolve_device, threads
 from patchindex.errors import InputError
+from patchindex.geometry import Geometry
 from patchindex.images import ImageSource, open_images
 from patchindex.images.concat import ConcatSource
 from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
@@ -38,7 +38,7 @@ from patchindex.index.workplace import (
     real_path,
     same_settings,
 )
-from patchindex.patches import Geometry
+from patchindex.runtime import require_faiss, resolve_device, threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, list_scales, read_sealed
 from patchindex.training import TrainingImages

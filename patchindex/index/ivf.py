@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchindex.backends import require_faiss
+from patchindex.runtime import require_faiss
 from patchindex.store.checksums import crc32c
 from patchindex.store.raw import RawWriter
 

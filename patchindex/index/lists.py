@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.backends import faiss_gpus, pool, require_faiss
 from patchindex.kernels.assign import Tiles, assign_lists
 from patchindex.kernels.simd import BLOCK, aligned
+from patchindex.runtime import faiss_gpus, pool, require_faiss
 
 __all__ = ["TRAINING_PATCHES_A_LIST", "InvertedLists", "list_counts", "most_lists", "to_gpu", "train_lists"]
 

@@ -12,10 +12,10 @@ import torch
 import zarr
 from torch import Tensor
 
-from patchindex.backends import require_faiss
+from patchindex.geometry import Geometry
 from patchindex.index.lists import InvertedLists
 from patchindex.index.pca import PCA
-from patchindex.patches import Geometry
+from patchindex.runtime import require_faiss
 from patchindex.training import to_unit
 
 __all__ = ["CHUNK_BYTES", "ScaleModel", "fit_ranges", "project_all"]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import zarr
 
-from patchindex.backends import MAX_GPU_SELECTION, require_faiss
 from patchindex.errors import InputError, StoreError
+from patchindex.geometry import Geometry
 from patchindex.index.ivf import ID_BYTES, lists_offset
 from patchindex.index.lists import InvertedLists, to_gpu
 from patchindex.index.moments import ListMoments
@@ -20,7 +20,7 @@ from patchindex.index.pca import PCA
 from patchindex.index.statistics import code_ranges
 from patchindex.kernels.codes import Codes
 from patchindex.kernels.simd import LANES
-from patchindex.patches import Geometry
+from patchindex.runtime import MAX_GPU_SELECTION, require_faiss
 from patchindex.store.checksums import CURVE, REMEDY, check_small_files, crc32c, read_sealed, write_sealed
 from patchindex.store.raw import open_raw, raw_path
 

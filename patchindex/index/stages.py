@@ -21,6 +21,7 @@ import zarr
 from filelock import FileLock, Timeout
 
 from patchindex.errors import PatchIndexError
+from patchindex.geometry import Geometry
 from patchindex.index.ivf import empty_index, write_index
 from patchindex.index.model import ScaleModel
 from patchindex.index.scale import FAISS_ARRAY
@@ -28,7 +29,6 @@ from patchindex.index.shards import Shards, Sorted
 from patchindex.index.statistics import CodeMoments, code_ranges
 from patchindex.index.store import attributes_of, scale_group
 from patchindex.index.train import Progress, train_scale
-from patchindex.patches import Geometry
 from patchindex.store.checksums import write_manifest
 from patchindex.store.raw import RawWriter, open_raw, raw_checksum
 

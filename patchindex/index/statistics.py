@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from patchindex.backends import require_faiss
 from patchindex.index.shards import Bucket
+from patchindex.runtime import require_faiss
 
 __all__ = ["CodeMoments", "code_ranges"]
 

@@ -33,11 +33,11 @@ import numpy as np
 import torch
 import zarr
 
-from patchindex.backends import resolve_device
 from patchindex.errors import InputError, SourceNotFoundError, StoreError
+from patchindex.geometry import Geometry
 from patchindex.images import open_images
 from patchindex.index.scale import ScaleIndex
-from patchindex.patches import Geometry
+from patchindex.runtime import resolve_device
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import (
     CURVE,

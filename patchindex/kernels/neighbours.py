@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from patchindex.geometry import Geometry
 from patchindex.kernels.simd import LANES, compiled, exp2, inlined, lean, load_lanes, splat_lanes, store
 from patchindex.kernels.simd_codes import load_bytes, prefetch, sum_lanes
-from patchindex.patches import Geometry
 
 __all__ = [
     "DEPTH",

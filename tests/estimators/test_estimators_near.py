@@ -11,7 +11,7 @@ import patchindex as pi
 from patchindex.estimators.base import Data, Query
 from patchindex.estimators.near import NearField
 from patchindex.exact import scan
-from patchindex.patches import Geometry
+from patchindex.geometry import Geometry
 
 ALL = 10**4
 
