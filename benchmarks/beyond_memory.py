@@ -25,8 +25,8 @@ from timing import alternate
 import patchindex as pi
 from patchindex.exact import load_kernel, scan
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import TrainingImages
 from patchindex.schedules import cosine
-from patchindex.training import TrainingImages
 
 K, T = 7, 0.6
 CHUNK = 4096  # images a chunk of the array

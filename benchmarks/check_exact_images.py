@@ -19,8 +19,8 @@ import torch
 import patchindex as pi
 from patchindex.exact import scan
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import TrainingImages
 from patchindex.schedules import noise_schedule
-from patchindex.training import TrainingImages
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ import patchindex as pi
 from patchindex.exact import costs, load_kernel, scan
 from patchindex.exact import torch as by_torch
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import TrainingImages
 from patchindex.schedules import LocalitySchedule, cosine
-from patchindex.training import TrainingImages
 
 SCALES, TIMES = (3, 7, 11, 17), (0.2, 0.6, 0.9)
 AGREEMENT = 1e-3  # ways that differ by more do not compute the same

@@ -23,7 +23,7 @@ from timing import table
 import patchindex as pi
 from patchindex.exact import load_kernel, scan
 from patchindex.geometry import Geometry
-from patchindex.training import TrainingImages
+from patchindex.images.by_label import TrainingImages
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import scan
 from patchindex.geometry import Geometry
 from patchindex.images import KNOWN_SETS, open_images
+from patchindex.images.by_label import TrainingImages
 from patchindex.index.contents import digest
 from patchindex.index.distributed import lost_workers, submit
 from patchindex.index.store import open_index
@@ -32,7 +33,6 @@ from patchindex.sampling import SampleResult, check_least, starting_noise
 from patchindex.sampling import sample as draw
 from patchindex.softmax import SoftmaxState
 from patchindex.store.remote import is_url
-from patchindex.training import TrainingImages
 
 if TYPE_CHECKING:
     from distributed import Client, WorkerPlugin

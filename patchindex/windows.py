@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from patchindex.geometry import Axis, Geometry
-from patchindex.training import to_unit
+from patchindex.images.by_label import to_unit
 
 __all__ = ["gather_patches", "pad", "query_counts", "query_windows", "windows"]
 

@@ -10,7 +10,7 @@ import torch
 import patchindex as pi
 from patchindex.exact import scan
 from patchindex.geometry import Geometry
-from patchindex.training import TrainingImages
+from patchindex.images.by_label import TrainingImages
 
 # Two float32 scans of the same patches: logits up to about 1e3 at t >= 0.3, rounded by 6e-8 relative each.
 FLOAT32 = 1e-4

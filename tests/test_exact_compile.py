@@ -21,7 +21,7 @@ import numpy as np, torch
 from patchindex import exact
 from patchindex.kernels import simd
 from patchindex.geometry import Geometry
-from patchindex.training import TrainingImages
+from patchindex.images.by_label import TrainingImages
 rng = np.random.default_rng(0)
 training = TrainingImages(rng.integers(0, 256, (40, 12, 12, 3), np.uint8))
 x = torch.from_numpy(rng.standard_normal((1, 3, 12, 12)))

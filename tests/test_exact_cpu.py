@@ -19,8 +19,8 @@ from patchindex.exact import cpu, frame
 from patchindex.exact.plan import slide
 from patchindex.geometry import Geometry
 from patchindex.images import ImageSource
+from patchindex.images.by_label import TrainingImages
 from patchindex.kernels.simd import BLOCK
-from patchindex.training import TrainingImages
 
 MACHINES = [name for name in brute.MACHINES if name != "IS"]
 # Logits up to 1e3 at t >= 0.3, rounded by 6e-8 relative a few times on the way.
@@ -202,7 +202,7 @@ class SlowSource(ImageSource):
 @pytest.mark.parametrize("name", ["IS", "ELS"])
 def test_an_error_while_reading_ends_the_scan(real_images, monkeypatch, name, dtype):
     images, x = images_and_query(real_images, 600, (12, 12), 3, 0.4)
-    monkeypatch.setattr("patchindex.training.BLOCK_BYTES", 32 * 12 * 12 * 3)
+    monkeypatch.setattr("patchindex.images.by_label.BLOCK_BYTES", 32 * 12 * 12 * 3)
     with pytest.raises(OSError, match="the disk is gone"):
         scan(SlowSource(images, broken=True), x, 0.4, geometry_of(name, 3, (12, 12)), dtype=dtype)
     assert not own_threads()
@@ -212,7 +212,7 @@ def test_an_error_while_reading_ends_the_scan(real_images, monkeypatch, name, dt
 def test_ctrl_c_ends_the_scan_within_a_second(real_images, monkeypatch, seconds):
     """Between tasks, and while the next block is being read."""
     images, x = images_and_query(real_images, 1000, (28, 28), 3, 0.4, queries=8)
-    monkeypatch.setattr("patchindex.training.BLOCK_BYTES", 32 * 28 * 28 * 3)
+    monkeypatch.setattr("patchindex.images.by_label.BLOCK_BYTES", 32 * 28 * 28 * 3)
     exact.load_kernel()
     pressed = []
 

@@ -11,7 +11,7 @@ from patchindex import exact
 from patchindex.errors import InputError
 from patchindex.exact import torch as anywhere
 from patchindex.geometry import Geometry
-from patchindex.training import TrainingImages
+from patchindex.images.by_label import TrainingImages
 
 SIZE = (14, 11)
 

@@ -10,9 +10,9 @@ import torch
 from patchindex.exact import scan
 from patchindex.exact.sampled import SampledScan
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import TrainingImages
 from patchindex.kernels.known_patches import Members
 from patchindex.softmax import SoftmaxState
-from patchindex.training import TrainingImages
 
 CASES = [("ELS", "valid"), ("ELS", "wrapped"), ("bbELS", "valid")]
 SIZE = (12, 14)

@@ -8,9 +8,9 @@ import torch
 
 from patchindex.exact import cpu, scan
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import threads
 from patchindex.schedules import noise_schedule
-from patchindex.training import TrainingImages
 
 NAME = "golden/cifar10_40.npz"
 cosine = noise_schedule("cosine")

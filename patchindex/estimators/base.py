@@ -14,9 +14,9 @@ from torch import Tensor
 from patchindex.errors import InputError
 from patchindex.exact import scan
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex
 from patchindex.softmax import SoftmaxState
-from patchindex.training import TrainingImages
 
 __all__ = [
     "Data",

@@ -24,10 +24,10 @@ from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.plan import Plan
 from patchindex.exact.request import Request
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import TrainingImages, read_ahead
 from patchindex.kernels import scan as kernel
 from patchindex.kernels.simd import BLOCK, LANES, aligned
 from patchindex.softmax import SoftmaxState
-from patchindex.training import TrainingImages, read_ahead
 
 __all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "scan"]
 

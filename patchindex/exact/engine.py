@@ -13,9 +13,9 @@ from patchindex.exact import cpu, ideal
 from patchindex.exact import torch as anywhere
 from patchindex.exact.request import Request
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import full_precision
 from patchindex.softmax import SoftmaxState
-from patchindex.training import TrainingImages
 
 __all__ = ["LARGEST_DIFFERENCE", "LARGEST_LOGIT", "Engine", "largest_difference", "largest_logit", "scan"]
 

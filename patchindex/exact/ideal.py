@@ -17,8 +17,8 @@ from torch import Tensor
 
 from patchindex.exact.request import Request
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import as_tensor, read_ahead, to_unit
 from patchindex.softmax import SoftmaxState
-from patchindex.training import as_tensor, read_ahead, to_unit
 
 __all__ = ["query_bytes", "scan"]
 

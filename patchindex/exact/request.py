@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchindex.geometry import Geometry
-from patchindex.training import TrainingImages
+from patchindex.images.by_label import TrainingImages
 
 __all__ = ["Request"]
 

@@ -17,6 +17,7 @@ import torch
 from patchindex.errors import InputError
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
+from patchindex.images.by_label import TrainingImages
 from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
 from patchindex.index.distributed import stages_on
 from patchindex.index.plan import parse_memory, plan_build
@@ -37,7 +38,6 @@ from patchindex.index.workplace import (
 )
 from patchindex.runtime import require_faiss, resolve_device, threads
 from patchindex.schedules import LocalitySchedule
-from patchindex.training import TrainingImages
 
 __all__ = ["build_index"]
 

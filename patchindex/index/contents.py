@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 
 from patchindex.images import ImageSource
+from patchindex.images.by_label import TrainingImages
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.scale import FAISS_ARRAY
 from patchindex.index.stages import ScaleBuild, sync, sync_file
@@ -24,7 +25,6 @@ from patchindex.index.workplace import IMAGES, has_images
 from patchindex.runtime import require_faiss
 from patchindex.store.checksums import crc32c, image_block, list_scales, write_manifest
 from patchindex.store.raw import RawWriter, raw_checksum
-from patchindex.training import TrainingImages
 
 __all__ = ["digest", "digest_of_images", "finish", "run_stages", "write_images"]
 

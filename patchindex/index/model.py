@@ -13,10 +13,10 @@ import zarr
 from torch import Tensor
 
 from patchindex.geometry import Geometry
+from patchindex.images.by_label import to_unit
 from patchindex.index.lists import InvertedLists
 from patchindex.index.pca import PCA
 from patchindex.runtime import require_faiss
-from patchindex.training import to_unit
 
 __all__ = ["CHUNK_BYTES", "ScaleModel", "fit_ranges", "project_all"]
 

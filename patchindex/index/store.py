@@ -36,6 +36,7 @@ import zarr
 from patchindex.errors import InputError, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
+from patchindex.images.by_label import TrainingImages
 from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import resolve_device
 from patchindex.schedules import LocalitySchedule
@@ -53,7 +54,6 @@ from patchindex.store.checksums import (
 )
 from patchindex.store.raw import open_raw, raw_checksum
 from patchindex.store.remote import ATTRIBUTES, Remote, is_url
-from patchindex.training import TrainingImages
 
 __all__ = [
     "FORMAT_VERSION",
