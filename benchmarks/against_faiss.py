@@ -21,11 +21,11 @@ import torch
 from timing import table
 
 import patchindex as pi
+from patchindex.geometry import gather_patches, query_windows
 from patchindex.index import lists as module
 from patchindex.index import plan, train
 from patchindex.runtime import require_faiss
 from patchindex.schedules import cosine
-from patchindex.windows import gather_patches, query_windows
 
 NEAREST = 256
 

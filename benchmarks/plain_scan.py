@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchindex.geometry import Geometry
-from patchindex.windows import windows
+from patchindex.geometry import Geometry, windows
 
 CHUNK = 1024  # patches; the fastest of 1024 ... 65536 here
 

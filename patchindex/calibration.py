@@ -27,6 +27,7 @@ from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.topk import rerank
 from patchindex.exact import expected_seconds, scan
 from patchindex.exact.sampled import SampledScan
+from patchindex.geometry import pad, query_windows
 from patchindex.images.by_label import TrainingImages, to_unit
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.store import scale_group
@@ -38,7 +39,6 @@ from patchindex.sampling import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.softmax import SoftmaxState
 from patchindex.store.checksums import CURVE
-from patchindex.windows import pad, query_windows
 
 __all__ = ["calibrate"]
 

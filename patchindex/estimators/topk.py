@@ -11,10 +11,9 @@ from torch import Tensor
 from patchindex.estimators.base import Data, Estimate, Query, check_between, index_of, scale_of
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.spreading import NOTHING, Spreading
-from patchindex.geometry import Geometry
+from patchindex.geometry import Geometry, gather_patches, query_windows
 from patchindex.index import ScaleIndex
 from patchindex.softmax import SoftmaxState
-from patchindex.windows import gather_patches, query_windows
 
 __all__ = ["TopK", "rerank"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from patchindex.exact.plan import Plan
+from patchindex.geometry import query_counts
 from patchindex.softmax import SoftmaxState
-from patchindex.windows import query_counts
 
 __all__ = ["SAMPLE", "Frame"]
 

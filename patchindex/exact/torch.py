@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from patchindex.exact.request import Request
-from patchindex.geometry import Geometry, Offset
+from patchindex.geometry import Geometry, Offset, query_counts, windows
 from patchindex.images.by_label import as_tensor, read_ahead, to_unit
 from patchindex.softmax import SoftmaxState
-from patchindex.windows import query_counts, windows
 
 __all__ = ["query_bytes", "scan"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from patchindex.errors import InputError
-from patchindex.geometry import Geometry
+from patchindex.geometry import Geometry, gather_patches
 from patchindex.images import ImageSource, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.concat import ConcatSource
@@ -42,7 +42,6 @@ from patchindex.index.workplace import (
 from patchindex.runtime import require_faiss, resolve_device, threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, list_scales, read_sealed
-from patchindex.windows import gather_patches
 
 __all__ = ["add_scales", "append", "plan_scales"]
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.geometry import Geometry
-from patchindex.windows import pad
+from patchindex.geometry import Geometry, pad
 
 __all__ = ["GOOD", "LOGIT_VARIANCE", "MAX_DIMS", "PCA", "USUAL_DIMS", "choose_dims", "fit_pca"]
 

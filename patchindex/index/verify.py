@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from patchindex.errors import InputError, StoreError
+from patchindex.geometry import gather_patches
 from patchindex.index.model import ScaleModel
 from patchindex.index.scale import ScaleIndex
 from patchindex.index.store import PatchIndex, open_index, scale_group, scales_of
 from patchindex.store.checksums import CURVE, SCALES, damage, read_sealed
 from patchindex.store.remote import is_url
-from patchindex.windows import gather_patches
 
 __all__ = ["Report", "verify"]
 

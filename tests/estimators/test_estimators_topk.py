@@ -11,7 +11,7 @@ import patchindex as pi
 from patchindex.errors import InputError
 from patchindex.estimators import Data, Query, topk
 from patchindex.exact import scan
-from patchindex.windows import query_windows
+from patchindex.geometry import query_windows
 
 EVERYTHING = 10**6
 

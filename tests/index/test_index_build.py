@@ -11,7 +11,7 @@ from stores import faiss_file, lists_of, search_everything
 
 import patchindex as pi
 from patchindex.errors import InputError
-from patchindex.windows import gather_patches
+from patchindex.geometry import gather_patches
 
 # What is in a store.
 

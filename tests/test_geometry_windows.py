@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.geometry import Geometry
+from patchindex.geometry import Geometry, gather_patches, pad, query_windows
 from patchindex.index.pca import GOOD, LOGIT_VARIANCE, MAX_DIMS, USUAL_DIMS, fit_pca
-from patchindex.windows import gather_patches, pad, query_windows
 
 N, SIZE = 5, (7, 9)
 CASES = [("ELS", 1), ("ELS", 3), ("ELS", 7)] + [
