@@ -29,7 +29,7 @@ from timing import Times, alternate, table
 
 import patchindex as pi
 from patchindex.exact import costs, load_kernel, scan
-from patchindex.exact import torch as by_torch
+from patchindex.exact import offsets as by_torch
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 from patchindex.schedules import LocalitySchedule, cosine

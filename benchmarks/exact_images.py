@@ -23,7 +23,7 @@ from peak import anonymous_mebibytes
 
 import patchindex as pi
 from patchindex.exact import load_kernel
-from patchindex.sampling import ddim, draw_noise
+from patchindex.sampling.samplers import ddim, draw_noise
 
 
 class Trajectory:

@@ -25,7 +25,7 @@ from timing import alternate, table
 
 import patchindex as pi
 from patchindex.exact import costs, cpu, load_kernel
-from patchindex.exact.plan import Plan
+from patchindex.exact.tables import Plan
 from patchindex.kernels.simd import BLOCK, aligned, load_block, splat_block, store
 
 CACHES = {"first": 16 << 10, "second": 512 << 10}  # bytes of an array that fits the cache, with room to spare

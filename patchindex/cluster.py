@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.denoisers.score_machine import ScoreMachine, is_store
 from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import scan
 from patchindex.geometry import Geometry
@@ -27,10 +28,9 @@ from patchindex.images.by_label import TrainingImages
 from patchindex.index.contents import digest
 from patchindex.index.distributed import lost_workers, submit
 from patchindex.index.store import open_index
-from patchindex.machine import ScoreMachine, is_store
 from patchindex.runtime import check_threads
-from patchindex.sampling import SampleResult, check_least, starting_noise
-from patchindex.sampling import sample as draw
+from patchindex.sampling.samplers import SampleResult, check_least, starting_noise
+from patchindex.sampling.samplers import sample as draw
 from patchindex.softmax import SoftmaxState
 from patchindex.store.remote import is_url
 

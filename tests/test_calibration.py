@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex import calibration
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.estimators import auto
 from patchindex.estimators.curve import MOVES, NearPoint, OperatingCurve
 from patchindex.softmax import SoftmaxState
+from patchindex.study import tune as calibration
 
 NOTHING = (0.0,) * len(MOVES)
 POINTS, LARGEST = ((2, 4), (16, 64)), (32, 128)

@@ -16,7 +16,7 @@ import torch
 from patchindex import exact
 from patchindex.errors import InputError
 from patchindex.exact import cpu, frame
-from patchindex.exact.plan import slide
+from patchindex.exact.tables import slide
 from patchindex.geometry import Geometry
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages

@@ -9,7 +9,7 @@ import torch
 
 from patchindex import exact
 from patchindex.errors import InputError
-from patchindex.exact import torch as anywhere
+from patchindex.exact import offsets as anywhere
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 

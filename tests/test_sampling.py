@@ -9,7 +9,7 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
-from patchindex.sampling import SAMPLERS, ddim, draw_noise
+from patchindex.sampling.samplers import SAMPLERS, ddim, draw_noise
 from patchindex.schedules import cosine
 
 # 19 steps of float32, each dividing a rounding by beta, which is small at the end; images are 2 wide.

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 import patchindex
+from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.estimators import ESTIMATORS
 from patchindex.exact import load_kernel
 from patchindex.images.npz import read_arrays
 from patchindex.index import open_index
-from patchindex.machine import ScoreMachine
 from patchindex.runtime import faiss
-from patchindex.sampling import SAMPLERS, SampleResult
-from patchindex.sampling import sample as draw
+from patchindex.sampling.samplers import SAMPLERS, SampleResult
+from patchindex.sampling.samplers import sample as draw
 
 from .options import (
     LocalPath,

@@ -11,10 +11,10 @@ import torch
 from rich import box
 from rich.table import Table
 
+from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.estimators import ESTIMATORS, options_of
 from patchindex.index import open_index
-from patchindex.machine import ScoreMachine
 from patchindex.study import compare
 from patchindex.study.plots import figure_class
 

@@ -1,6 +1,6 @@
 """The operating curve of a scale: what options cost and what they are good for, measured on noisy images.
 
-`patchindex.calibration` measures it and writes it into the store; estimators choose their options by it.
+`patchindex.study.tune` measures it and writes it into the store; estimators choose their options by it.
 """
 
 from __future__ import annotations

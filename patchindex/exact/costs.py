@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from patchindex.exact.plan import Plan
+from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
 from patchindex.kernels.simd import BLOCK
 

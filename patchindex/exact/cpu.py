@@ -21,8 +21,8 @@ from torch import Tensor
 
 from patchindex.exact.costs import full_cost, lanes, pixel_cost, plan_of
 from patchindex.exact.frame import SAMPLE, Frame
-from patchindex.exact.plan import Plan
 from patchindex.exact.request import Request
+from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages, read_ahead
 from patchindex.kernels import scan as kernel

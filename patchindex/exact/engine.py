@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
-from patchindex.exact import cpu, ideal
-from patchindex.exact import torch as anywhere
+from patchindex.exact import cpu
+from patchindex.exact import offsets as anywhere
+from patchindex.exact import whole_images as ideal
 from patchindex.exact.request import Request
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
@@ -54,8 +55,8 @@ def scan(
     """Compare every pixel with every training patch of its position class.
 
     In float32 on a CPU the compiled kernel of `patchindex.exact.cpu` does it, on as many threads as torch
-    has; on other devices and in float64 `patchindex.exact.torch`; for IS, which compares whole images,
-    `patchindex.exact.ideal`.
+    has; on other devices and in float64 `patchindex.exact.offsets`; for IS, which compares whole images,
+    `patchindex.exact.whole_images`.
 
     Parameters
     ----------

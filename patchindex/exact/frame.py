@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.exact.plan import Plan
+from patchindex.exact.tables import Plan
 from patchindex.geometry import query_counts
 from patchindex.softmax import SoftmaxState
 

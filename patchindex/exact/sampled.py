@@ -23,7 +23,7 @@ from torch import Tensor
 from patchindex.exact.costs import lanes, plan_of
 from patchindex.exact.cpu import new_sums, new_tile, prepare
 from patchindex.exact.frame import SAMPLE, Frame
-from patchindex.exact.plan import Plan
+from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
 from patchindex.kernels import scan as kernel
 from patchindex.kernels.known_patches import Members, Placed, Units, find_members, remove

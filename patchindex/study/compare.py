@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.exact import load_kernel
-from patchindex.machine import ScoreMachine
-from patchindex.sampling import sample, starting_noise
+from patchindex.sampling.samplers import sample, starting_noise
 from patchindex.study.accuracy import accuracy
 from patchindex.study.metrics import pearson_r, r2, rmse
 

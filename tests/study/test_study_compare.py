@@ -11,7 +11,7 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
-from patchindex.sampling import draw_noise
+from patchindex.sampling.samplers import draw_noise
 from patchindex.study import compare
 from patchindex.study.compare import COLUMNS
 from patchindex.study.plots import plot

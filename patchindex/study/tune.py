@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.denoisers.score_machine import WORKING_MEMORY, ScoreMachine
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import Data, Query
 from patchindex.estimators.auto import DEEP_BYTES, FIRST_CELLS, together
@@ -33,9 +34,8 @@ from patchindex.index import PatchIndex, open_index
 from patchindex.index.store import scale_group
 from patchindex.index.workplace import locked, real_path
 from patchindex.kernels.known_patches import Members
-from patchindex.machine import WORKING_MEMORY, ScoreMachine
 from patchindex.runtime import threads
-from patchindex.sampling import sample
+from patchindex.sampling.samplers import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.softmax import SoftmaxState
 from patchindex.store.checksums import CURVE

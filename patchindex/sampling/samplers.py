@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate, Trail
-from patchindex.machine import ScoreMachine
 from patchindex.schedules import NoiseSchedule
 
 __all__ = ["SAMPLERS", "SampleResult", "check_least", "ddim", "draw_noise", "sample", "starting_noise"]

@@ -1,0 +1,13 @@
+"""Samplers: free functions over any score, and `sample`, which draws with a score machine."""
+
+from patchindex.sampling.samplers import (
+    SAMPLERS,
+    SampleResult,
+    check_least,
+    ddim,
+    draw_noise,
+    sample,
+    starting_noise,
+)
+
+__all__ = ["SAMPLERS", "SampleResult", "check_least", "ddim", "draw_noise", "sample", "starting_noise"]
