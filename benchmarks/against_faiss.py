@@ -21,9 +21,9 @@ import torch
 from timing import table
 
 import patchindex as pi
+from patchindex.build import plan, train
 from patchindex.geometry import gather_patches, query_windows
 from patchindex.index import lists as module
-from patchindex.index import plan, train
 from patchindex.runtime import require_faiss
 from patchindex.schedules import cosine
 

@@ -16,11 +16,12 @@ from importlib.metadata import version as _version
 
 from patchindex import cluster, study
 from patchindex import runtime as _backends  # first: it fixes the order in which torch and faiss are imported
+from patchindex.build import add_scales, append, build_index
 from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import PatchIndexError
 from patchindex.estimators import ESTIMATORS, Estimate
 from patchindex.images import ImageSource, open_images
-from patchindex.index import PatchIndex, add_scales, append, build_index, open_index, verify
+from patchindex.index import PatchIndex, open_index, verify
 from patchindex.sampling.samplers import SampleResult, sample
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
 from patchindex.softmax import SoftmaxState

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.build.contents import digest
+from patchindex.dask_tasks import lost_workers, submit
 from patchindex.denoisers.score_machine import ScoreMachine, is_store
 from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import scan
 from patchindex.geometry import Geometry
 from patchindex.images import KNOWN_SETS, open_images
 from patchindex.images.by_label import TrainingImages
-from patchindex.index.contents import digest
-from patchindex.index.distributed import lost_workers, submit
-from patchindex.index.store import open_index
+from patchindex.index.patch_index import open_index
 from patchindex.runtime import check_threads
 from patchindex.sampling.samplers import SampleResult, check_least, starting_noise
 from patchindex.sampling.samplers import sample as draw

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import patchindex as pi
-from patchindex.index import shards
+from patchindex.build import shards
 
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
 LAST = 8  # changes before which it is killed one by one: what is whole takes its place there

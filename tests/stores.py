@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import torch
 
-from patchindex.index.store import scale_group
+from patchindex.index.patch_index import scale_group
 from patchindex.store.raw import raw_path
 
 

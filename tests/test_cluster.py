@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from patchindex_cli import main
 
 import patchindex as pi
+from patchindex.build import shards as shards_module
+from patchindex.build.scale import ScaleBuild
+from patchindex.dask_tasks import lost_workers, submit
 from patchindex.errors import InputError, PatchIndexError, StoreError
 from patchindex.images import KNOWN_SETS, files
-from patchindex.index import shards as shards_module
-from patchindex.index.distributed import lost_workers, submit
-from patchindex.index.stages import ScaleBuild
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")

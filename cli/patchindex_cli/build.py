@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 import patchindex
+from patchindex.build import build_index, parse_memory, plan_build, plan_scales
 from patchindex.errors import InputError
 from patchindex.geometry import INDEXED_MACHINES, MACHINES, TRAIN_WINDOWS
-from patchindex.index import PatchIndex, build_index, open_index, parse_memory, plan_build, plan_scales
+from patchindex.index import PatchIndex, open_index
 
 from .forecast import of_scales, tell_clamped, tell_plan
 from .options import (

@@ -11,10 +11,11 @@ import click
 from rich import box
 from rich.table import Table
 
+from patchindex.build import BuildPlan, free_bytes
+from patchindex.build.workdir import check_memory, check_no_other, check_output, check_space, real_path
 from patchindex.errors import InputError
-from patchindex.index import BuildPlan, PatchIndex, free_bytes
+from patchindex.index import PatchIndex
 from patchindex.index.lists import MIN_PATCHES_A_LIST
-from patchindex.index.workplace import check_memory, check_no_other, check_output, check_space, real_path
 from patchindex.runtime import resolve_device
 
 from .options import print_json, table_console

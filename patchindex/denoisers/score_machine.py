@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from patchindex.build import parse_memory
 from patchindex.errors import InputError
 from patchindex.estimators import Data, Estimate, Query, Trail, make_estimator
 from patchindex.exact import scan
 from patchindex.images.by_label import TrainingImages
-from patchindex.index import PatchIndex, open_index, parse_memory
-from patchindex.index.store import read_attributes
+from patchindex.index import PatchIndex, open_index
+from patchindex.index.patch_index import read_attributes
 from patchindex.runtime import check_threads, resolve_device, threads
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
 from patchindex.store.remote import Remote, is_url

@@ -13,11 +13,10 @@ import zarr
 
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import Geometry
-from patchindex.index.ivf import ID_BYTES, lists_offset
+from patchindex.index.faiss_file import ID_BYTES, code_ranges, lists_offset
 from patchindex.index.lists import InvertedLists, to_gpu
 from patchindex.index.moments import ListMoments
 from patchindex.index.pca import PCA
-from patchindex.index.statistics import code_ranges
 from patchindex.kernels.codes import Codes
 from patchindex.kernels.simd import LANES
 from patchindex.runtime import MAX_GPU_SELECTION, require_faiss

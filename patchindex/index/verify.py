@@ -13,8 +13,8 @@ import torch
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import gather_patches
 from patchindex.index.model import ScaleModel
+from patchindex.index.patch_index import PatchIndex, open_index, scale_group, scales_of
 from patchindex.index.scale import ScaleIndex
-from patchindex.index.store import PatchIndex, open_index, scale_group, scales_of
 from patchindex.store.checksums import CURVE, SCALES, damage, read_sealed
 from patchindex.store.remote import is_url
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.build.workdir import locked, real_path
 from patchindex.denoisers.score_machine import WORKING_MEMORY, ScoreMachine
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import Data, Query
@@ -31,8 +32,7 @@ from patchindex.exact.sampled import SampledScan
 from patchindex.geometry import pad, query_windows
 from patchindex.images.by_label import TrainingImages, to_unit
 from patchindex.index import PatchIndex, open_index
-from patchindex.index.store import scale_group
-from patchindex.index.workplace import locked, real_path
+from patchindex.index.patch_index import scale_group
 from patchindex.kernels.known_patches import Members
 from patchindex.runtime import threads
 from patchindex.sampling.samplers import sample

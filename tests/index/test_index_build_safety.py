@@ -10,9 +10,9 @@ import torch
 import zarr
 
 import patchindex as pi
+from patchindex.build import workdir as workplace
+from patchindex.build.shards import Shards
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
-from patchindex.index import workplace
-from patchindex.index.shards import Shards
 from patchindex.store.raw import RawWriter
 
 

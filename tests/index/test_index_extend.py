@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from patchindex_cli import main
 
 import patchindex as pi
+from patchindex.build import shards as shards_module
+from patchindex.build.scale import ScaleBuild
 from patchindex.errors import InputError, OutputExistsError
-from patchindex.index import shards as shards_module
-from patchindex.index.stages import ScaleBuild
 
 EVERYTHING = {"estimator": "topk", "candidates": 10**6, "probes": 10**4}
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import zarr
 
-from patchindex.index.ivf import empty_index, lists_offset, write_index
+from patchindex.build.merge import CodeMoments, write_index
+from patchindex.build.shards import Shards
+from patchindex.index.faiss_file import code_ranges, empty_index, lists_offset
 from patchindex.index.model import fit_ranges
-from patchindex.index.shards import Shards
-from patchindex.index.statistics import CodeMoments, code_ranges
 from patchindex.store.raw import RawWriter, raw_path
 
 DIMS, LISTS = 8, 12

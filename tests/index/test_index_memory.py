@@ -12,7 +12,7 @@ BUILD = """
 import json, sys, threading, time
 import numpy as np
 import patchindex as pi
-from patchindex.index import plan_build
+from patchindex.build import plan_build
 
 def anonymous():
     with open("/proc/self/status") as status:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import patchindex as pi
+from patchindex.build import parse_memory, plan_build
+from patchindex.build.plan import FEWEST_LISTS
 from patchindex.errors import InputError
-from patchindex.index import parse_memory, plan_build
-from patchindex.index.plan import FEWEST_LISTS
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import zarr
 from stores import assert_nothing_at, search_everything
 
 import patchindex as pi
+from patchindex.build import build as build_module
+from patchindex.build import plan_build
+from patchindex.build import shards as shards_module
+from patchindex.build.scale import ScaleBuild
 from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
-from patchindex.index import build as build_module
-from patchindex.index import plan_build
-from patchindex.index import shards as shards_module
-from patchindex.index.stages import ScaleBuild
 
 SETTINGS = {"scales": (3, 5), "seed": 2}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from patchindex.build import shards as module
+from patchindex.build.shards import Shards
 from patchindex.errors import StoreError
-from patchindex.index import shards as module
-from patchindex.index.shards import Shards
 
 LISTS, IMAGES, PER_IMAGE = 50, 100, 10
 

@@ -15,6 +15,12 @@ import zarr
 from stores import lists_of
 
 import patchindex as pi
+from patchindex.build import append as extend
+from patchindex.build import scale as stages
+from patchindex.build import shards as shards_module
+from patchindex.build import workdir as workplace
+from patchindex.build.scale import ScaleBuild
+from patchindex.build.shards import Shards
 from patchindex.errors import (
     InputError,
     OutputExistsError,
@@ -22,11 +28,7 @@ from patchindex.errors import (
     SourceNotFoundError,
     StoreError,
 )
-from patchindex.index import extend, stages, workplace
-from patchindex.index import shards as shards_module
-from patchindex.index.shards import Shards
-from patchindex.index.stages import ScaleBuild
-from patchindex.index.store import replaced_path
+from patchindex.index.patch_index import replaced_path
 
 
 @pytest.fixture

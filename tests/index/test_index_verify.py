@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from patchindex_cli import main
 
 import patchindex as pi
+from patchindex.build import scale as stages
 from patchindex.errors import PatchIndexError, StoreError
-from patchindex.index import stages
 from patchindex.store.checksums import CURVE, read_sealed, write_manifest, write_sealed
 from patchindex.store.raw import raw_path
 

@@ -18,10 +18,10 @@ from typing import Any
 import zarr
 from filelock import FileLock, Timeout
 
+from patchindex.build.plan import BuildPlan
+from patchindex.build.scale import sync, sync_file
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError, StoreError
-from patchindex.index.plan import BuildPlan
-from patchindex.index.stages import sync, sync_file
-from patchindex.index.store import attributes_of, read_attributes, replaced_path, scales_of, tree_bytes
+from patchindex.index.patch_index import attributes_of, read_attributes, replaced_path, scales_of, tree_bytes
 from patchindex.store.checksums import MANIFEST, read_sealed, write_sealed
 from patchindex.store.remote import is_url
 

@@ -12,21 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchindex.errors import InputError
-from patchindex.geometry import Geometry, gather_patches
-from patchindex.images import ImageSource, open_images
-from patchindex.images.by_label import TrainingImages
-from patchindex.images.concat import ConcatSource
-from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
-from patchindex.index.distributed import stages_on
-from patchindex.index.model import ScaleModel
-from patchindex.index.plan import BuildPlan, parse_memory, plan_append, plan_build
-from patchindex.index.scale import ScaleIndex
-from patchindex.index.shards import Part, Sorted
-from patchindex.index.stages import ScaleBuild
-from patchindex.index.store import PatchIndex, open_index, replaced_path, scales_of
-from patchindex.index.train import Progress
-from patchindex.index.workplace import (
+from patchindex.build.contents import digest, digest_of_images, finish, run_stages, stages_on, write_images
+from patchindex.build.plan import BuildPlan, parse_memory, plan_append, plan_build
+from patchindex.build.scale import ScaleBuild
+from patchindex.build.shards import Part, Sorted
+from patchindex.build.train import Progress
+from patchindex.build.workdir import (
     build_of,
     building,
     check_memory,
@@ -39,6 +30,14 @@ from patchindex.index.workplace import (
     real_path,
     same_settings,
 )
+from patchindex.errors import InputError
+from patchindex.geometry import Geometry, gather_patches
+from patchindex.images import ImageSource, open_images
+from patchindex.images.by_label import TrainingImages
+from patchindex.images.concat import ConcatSource
+from patchindex.index.model import ScaleModel
+from patchindex.index.patch_index import PatchIndex, open_index, replaced_path, scales_of
+from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import require_faiss, resolve_device, threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, list_scales, read_sealed

@@ -5,31 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 
+from patchindex.build.scale import ScaleBuild, sync, sync_file
+from patchindex.build.train import Progress
+from patchindex.build.workdir import IMAGES, has_images
+from patchindex.dask_tasks import lost_workers, submit
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.model import CHUNK_BYTES
+from patchindex.index.patch_index import FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.scale import FAISS_ARRAY
-from patchindex.index.stages import ScaleBuild, sync, sync_file
-from patchindex.index.store import FORMAT_VERSION, scale_group, scales_of
-from patchindex.index.train import Progress
-from patchindex.index.workplace import IMAGES, has_images
-from patchindex.runtime import require_faiss
+from patchindex.runtime import require_faiss, threads
 from patchindex.store.checksums import crc32c, image_block, list_scales, write_manifest
 from patchindex.store.raw import RawWriter, raw_checksum
 
-__all__ = ["digest", "digest_of_images", "finish", "run_stages", "write_images"]
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+__all__ = ["digest", "digest_of_images", "finish", "run_stages", "stages_on", "write_images"]
 
 
 DIGEST_IMAGES = 1024
+_threads = threads  # a parameter has this name
 
 
 def write_images(folder: Path, training: TrainingImages, progress: Progress | None) -> None:
@@ -117,3 +122,37 @@ def digest(content: Any) -> str:
 def digest_of_images(source: ImageSource) -> str:
     """Return a short hash of up to 1 024 images, spread evenly: to read all of them takes too long."""
     return digest(source.read(np.linspace(0, len(source) - 1, min(DIGEST_IMAGES, len(source))).astype(int)))
+
+
+def stages_on(client: Client, threads: int | None) -> Callable[[ScaleBuild, Progress | None], None]:
+    """Return what does the stages of a scale's build on a cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    threads : int, optional
+        Threads of each task: lists are the same for the same number only.
+    """
+
+    def run(scale: ScaleBuild, progress: Progress | None) -> None:
+        from distributed import as_completed
+
+        def start(stage: str, *arguments: Any) -> Future[Any]:
+            return submit(client, _do, scale, stage, threads, *arguments)
+
+        scale.begin(progress)
+        with lost_workers("go on with resume=True"):
+            start("train").result()
+            futures = [start("encode", shard) for shard in scale.missing()]
+            for done, future in enumerate(as_completed(futures)):
+                future.result()
+                if progress is not None:
+                    progress(f"k={scale.k} assigning patches", done + 1, len(futures))
+            start("merge").result()
+
+    return run
+
+
+def _do(scale: ScaleBuild, stage: str, threads: int | None, *arguments: Any) -> None:
+    with _threads(threads):
+        getattr(scale, stage)(*arguments)

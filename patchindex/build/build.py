@@ -14,17 +14,11 @@ from typing import Any
 
 import torch
 
-from patchindex.errors import InputError
-from patchindex.geometry import Geometry
-from patchindex.images import open_images
-from patchindex.images.by_label import TrainingImages
-from patchindex.index.contents import digest, digest_of_images, finish, run_stages, write_images
-from patchindex.index.distributed import stages_on
-from patchindex.index.plan import parse_memory, plan_build
-from patchindex.index.stages import ScaleBuild
-from patchindex.index.store import PatchIndex, open_index
-from patchindex.index.train import Progress
-from patchindex.index.workplace import (
+from patchindex.build.contents import digest, digest_of_images, finish, run_stages, stages_on, write_images
+from patchindex.build.plan import parse_memory, plan_build
+from patchindex.build.scale import ScaleBuild
+from patchindex.build.train import Progress
+from patchindex.build.workdir import (
     build_of,
     building,
     check_memory,
@@ -36,6 +30,11 @@ from patchindex.index.workplace import (
     move_into_place,
     real_path,
 )
+from patchindex.errors import InputError
+from patchindex.geometry import Geometry
+from patchindex.images import open_images
+from patchindex.images.by_label import TrainingImages
+from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.runtime import require_faiss, resolve_device, threads
 from patchindex.schedules import LocalitySchedule
 

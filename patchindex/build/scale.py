@@ -20,15 +20,15 @@ import torch
 import zarr
 from filelock import FileLock, Timeout
 
+from patchindex.build.merge import CodeMoments, write_index
+from patchindex.build.shards import Shards, Sorted
+from patchindex.build.train import Progress, train_scale
 from patchindex.errors import PatchIndexError
 from patchindex.geometry import Geometry
-from patchindex.index.ivf import empty_index, write_index
+from patchindex.index.faiss_file import code_ranges, empty_index
 from patchindex.index.model import ScaleModel
+from patchindex.index.patch_index import attributes_of, scale_group
 from patchindex.index.scale import FAISS_ARRAY
-from patchindex.index.shards import Shards, Sorted
-from patchindex.index.statistics import CodeMoments, code_ranges
-from patchindex.index.store import attributes_of, scale_group
-from patchindex.index.train import Progress, train_scale
 from patchindex.store.checksums import write_manifest
 from patchindex.store.raw import RawWriter, open_raw, raw_checksum
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.build.plan import PCA_SAMPLE
 from patchindex.geometry import Geometry, gather_patches
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, InvertedLists, list_counts, train_lists
 from patchindex.index.model import ScaleModel, fit_ranges, project_all
 from patchindex.index.pca import PCA, fit_pca
-from patchindex.index.plan import PCA_SAMPLE
 
 __all__ = ["Progress", "train_scale"]
 

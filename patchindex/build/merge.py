@@ -1,4 +1,4 @@
-"""The FAISS file of a scale: an IVF index with 8-bit codes, written list by list.
+"""Merging: the patches of all shards, list by list, into the FAISS file of a scale.
 
 FAISS builds such an index in memory and writes it then. Here its head comes from FAISS and the lists are
 streamed behind it in FAISS's own format ("ilar": list sizes, and for each list its codes and its 64-bit ids),
@@ -9,44 +9,83 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from patchindex.index.faiss_file import ID_BYTES
 from patchindex.runtime import require_faiss
 from patchindex.store.checksums import crc32c
 from patchindex.store.raw import RawWriter
 
-if TYPE_CHECKING:
-    from patchindex.index.shards import Bucket
+__all__ = ["Bucket", "CodeMoments", "write_index"]
 
-__all__ = ["ID_BYTES", "empty_index", "lists_offset", "write_index"]
-
-ID_BYTES = 8
 PIECE_BYTES = 1 << 20
 NO_LISTS = b"il00"  # how FAISS ends an index without lists
+SUMMED_AT_ONCE = 4096  # codes
 
 
-def empty_index(centroids: np.ndarray, ranges: np.ndarray) -> Any:
-    """Return a FAISS index with these lists and 8-bit codes, without members.
+class Bucket(NamedTuple):
+    """The patches of some neighbouring lists, or some of one list.
+
+    Attributes
+    ----------
+    first : int
+        The first of these lists.
+    sizes : array of int64, shape (lists,)
+        How many patches of each are here.
+    ids : array of int64, shape (n,)
+        List by list, ascending in each.
+    codes : array of uint8, shape (n, code bytes)
+    """
+
+    first: int
+    sizes: np.ndarray
+    ids: np.ndarray
+    codes: np.ndarray
+
+    def lists(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield the number, ids and codes of each list that has some."""
+        stops = np.cumsum(self.sizes)
+        for i in np.flatnonzero(self.sizes):
+            rows = slice(stops[i] - self.sizes[i], stops[i])
+            yield self.first + int(i), self.ids[rows], self.codes[rows]
+
+
+class CodeMoments:
+    """Sums of the codes of each list and of their squares: integers, so exact.
 
     Parameters
     ----------
-    centroids : array, shape (lists, dims), float32
-    ranges : array, shape (2, dims), float32
-        Lowest value and width of what codes can express in each dimension.
+    lists, dims : int
     """
-    faiss = require_faiss()
-    n_lists, dims = centroids.shape
-    quantizer = faiss.IndexFlatL2(dims)
-    quantizer.add(centroids)
-    by_residual = False  # one code table for all lists: a code means the same wherever it is
-    index = faiss.IndexIVFScalarQuantizer(
-        quantizer, dims, n_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2, by_residual
-    )
-    faiss.copy_array_to_vector(np.ascontiguousarray(ranges, np.float32).reshape(-1), index.sq.trained)
-    index.is_trained = True
-    return index
+
+    def __init__(self, lists: int, dims: int) -> None:
+        self.count = np.zeros(lists, np.int64)
+        self.sums = np.zeros((lists, dims))
+        self.squares = np.zeros((lists, dims))
+
+    def watch(self, buckets: Iterator[Bucket]) -> Iterator[Bucket]:
+        """Pass on patches in order of their lists, counting them in."""
+        for bucket in buckets:
+            for c, _, codes in bucket.lists():
+                self.count[c] += len(codes)
+                for start in range(0, len(codes), SUMMED_AT_ONCE):
+                    exact = codes[start : start + SUMMED_AT_ONCE].astype(np.float64)  # integers below 2^53
+                    self.sums[c] += exact.sum(0)
+                    self.squares[c] += np.einsum("nd,nd->d", exact, exact)
+            yield bucket
+
+    def decoded(self, low: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return means and variances of the vectors that the codes stand for, float32, shape (lists, dims).
+
+        Both are 0 for a list without members.
+        """
+        count = np.maximum(self.count, 1)[:, None]
+        mean = self.sums / count
+        variance = np.maximum(self.squares / count - mean**2, 0) * np.square(step, dtype=np.float64)
+        means = np.where(self.count[:, None] > 0, low + (mean + 0.5) * step, 0)
+        return means.astype(np.float32), variance.astype(np.float32)
 
 
 def write_index(
@@ -96,8 +135,3 @@ def write_index(
                     checksums[c] = crc32c(ids, int(checksums[c]))
                     out.write(ids)
     return crc32c(head), checksums
-
-
-def lists_offset(file_bytes: int, sizes: np.ndarray, code_bytes: int) -> int:
-    """Return where the first list begins in a file of so many bytes: lists are the last thing in it."""
-    return file_bytes - int(sizes.sum()) * (code_bytes + ID_BYTES)

@@ -13,15 +13,16 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import google_crc32c
 import numpy as np
 
+from patchindex.build.merge import Bucket
 from patchindex.errors import StoreError
-from patchindex.index.ivf import ID_BYTES
+from patchindex.index.faiss_file import ID_BYTES
 
-__all__ = ["Bucket", "Part", "Shards", "Sorted", "shard_bytes"]
+__all__ = ["Part", "Shards", "Sorted", "shard_bytes"]
 
 SHARD_BYTES = 64 << 20
 PIECE_BYTES = 64 << 10  # of a shard for a bucket, at least: disks are slow with less
@@ -51,33 +52,6 @@ class Sorted(Protocol):
 
     def part(self, c: int, start: int, stop: int) -> Part:
         """Return some patches of list c, of which ids ascend."""
-
-
-class Bucket(NamedTuple):
-    """The patches of some neighbouring lists, or some of one list.
-
-    Attributes
-    ----------
-    first : int
-        The first of these lists.
-    sizes : array of int64, shape (lists,)
-        How many patches of each are here.
-    ids : array of int64, shape (n,)
-        List by list, ascending in each.
-    codes : array of uint8, shape (n, code bytes)
-    """
-
-    first: int
-    sizes: np.ndarray
-    ids: np.ndarray
-    codes: np.ndarray
-
-    def lists(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield the number, ids and codes of each list that has some."""
-        stops = np.cumsum(self.sizes)
-        for i in np.flatnonzero(self.sizes):
-            rows = slice(stops[i] - self.sizes[i], stops[i])
-            yield self.first + int(i), self.ids[rows], self.codes[rows]
 
 
 class Shards:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.build.shards import shard_bytes
 from patchindex.errors import InputError
 from patchindex.geometry import Geometry, gather_patches
 from patchindex.images import ImageSource
-from patchindex.index.ivf import ID_BYTES
+from patchindex.index.faiss_file import ID_BYTES
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts, most_lists
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.pca import fit_pca
-from patchindex.index.shards import shard_bytes
 from patchindex.schedules import LocalitySchedule, noise_levels
 
 __all__ = ["PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_append", "plan_build"]
