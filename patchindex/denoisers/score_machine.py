@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,14 +19,21 @@ from patchindex.index import PatchIndex, open_index
 from patchindex.index.patch_index import read_attributes
 from patchindex.runtime import check_threads, resolve_device, threads
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
+from patchindex.softmax import SoftmaxState
 from patchindex.store.remote import Remote, is_url
-
-if TYPE_CHECKING:
-    from patchindex.cluster import ImageShards
 
 __all__ = ["ScoreMachine", "is_store"]
 
 WORKING_MEMORY = 256 << 20  # bytes for temporary arrays, unless told otherwise
+
+
+class Shards(Protocol):
+    """Training images on the workers of a cluster: `patchindex.cluster.ImageShards`."""
+
+    def check(self, training: TrainingImages) -> None:
+        """Refuse other images than these."""
+
+    scan: Callable[..., SoftmaxState]
 
 
 class ScoreMachine:
@@ -65,7 +72,7 @@ class ScoreMachine:
         Bytes for temporary arrays, or such as `"1G"`; 256 MiB by default.
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies.
-    shards : ImageShards, optional
+    shards : patchindex.cluster.ImageShards, optional
         The same images on the workers of a cluster, which exact scores are found by.
     **options
         Of the estimator: `tolerance`, `probes` and `candidates` for `"auto"`; `candidates`, `probes` and
@@ -104,7 +111,7 @@ class ScoreMachine:
         threads: int | None = None,
         memory: int | str | None = None,
         dtype: torch.dtype = torch.float32,
-        shards: ImageShards | None = None,
+        shards: Shards | None = None,
         **options: Any,
     ) -> None:
         self.device = resolve_device(device)
