@@ -30,7 +30,7 @@ demo: $(DEMO)/samples/grid.png
 
 $(DEMO)/fashion.zarr/zarr.json: | $(STAMP)
 	$(BIN)/patchindex build data/fashion_mnist_6k.npz -o $(DEMO)/fashion.zarr --limit 1500 \
-		--machine bbELS --locality fashion-mnist-resnet-zeros --scales 3,5,9,13,17 --resume --no-calibrate
+		--machine bbELS --locality fashion-mnist-resnet-zeros --scales 3,5,9,13,17 --resume --no-tune
 
 $(DEMO)/samples/grid.png: $(DEMO)/fashion.zarr/zarr.json
 	$(BIN)/patchindex sample $(DEMO)/fashion.zarr -n 16 -o $(DEMO)/samples --overwrite

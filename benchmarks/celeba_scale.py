@@ -2,7 +2,7 @@ r"""A build at the scale of CelebA: 200 000 images as JPEGs in its layout, three
 
     python benchmarks/celeba_scale.py write cifar10_train.npz --work DIR
     python benchmarks/peak.py patchindex build DIR/celeba -o DIR/celeba.zarr --split all --scales 3,7,15 \
-        --memory 4G --locality cifar10-resnet-circular --no-calibrate
+        --memory 4G --locality cifar10-resnet-circular --no-tune
     python benchmarks/celeba_scale.py check --work DIR
 
 `write` makes 200 000 images of CIFAR-10's 50 000: as they are, mirrored, and crops of both moved by two

@@ -37,7 +37,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     """Start a build of two scales."""
-    command = [PATCHINDEX, "build", *arguments, "--scales", "3,7", "--no-calibrate"]
+    command = [PATCHINDEX, "build", *arguments, "--scales", "3,7", "--no-tune"]
     return subprocess.Popen(
         [str(part) for part in command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

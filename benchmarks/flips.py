@@ -40,7 +40,7 @@ def main() -> None:
     path = args.work / "flips.zarr"
     if not path.exists():
         pi.build_index(pi.open_images(args.source, limit=1000), path, scales=(3, 5, 7))
-        pi.calibrate(path)
+        pi.tune(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     sizes = np.array([file.stat().st_size for file in files])
     rng = np.random.default_rng(0)

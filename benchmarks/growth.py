@@ -25,7 +25,7 @@ import patchindex as pi
 
 DATA = Path(__file__).parent / "data" / "cifar10_exact_trajectory.npz"
 LOCALITY = "cifar10-resnet-circular"
-# The same near field for all, calibrated or not.
+# The same near field for all, tuned or not.
 WAYS: dict[str, dict[str, Any]] = {"auto": {"probes": 1024, "candidates": 1024}, "exact": {}}
 
 

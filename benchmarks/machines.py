@@ -77,10 +77,10 @@ def main() -> None:
         compare({"auto, all": pi.ScoreMachine(store, locality=cifar)}, args.n, args.repeats, None)
     if args.small is not None:
         for curve in (False, True):
-            path = args.work / f"small{'-calibrated' * curve}.zarr"
+            path = args.work / f"small{'-tuned' * curve}.zarr"
             if not path.exists():
                 pi.build_index(args.small, path, locality=LOCALITY["small"])
-            store = pi.calibrate(path) if curve else pi.open_index(path)
+            store = pi.tune(path) if curve else pi.open_index(path)
             print(f"{store}, {'with' if curve else 'without'} an operating curve")
             ways = {way: pi.ScoreMachine(store, estimator=way) for way in ("exact", "auto")}
             compare(ways, args.n, args.repeats, "exact")

@@ -25,7 +25,7 @@ from patchindex.index import PatchIndex, open_index, verify
 from patchindex.sampling.samplers import SampleResult, sample
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
 from patchindex.softmax import SoftmaxState
-from patchindex.study.tune import calibrate
+from patchindex.study.tune import tune
 
 __all__ = [
     "ESTIMATORS",
@@ -41,12 +41,12 @@ __all__ = [
     "add_scales",
     "append",
     "build_index",
-    "calibrate",
     "cluster",
     "open_images",
     "open_index",
     "sample",
     "study",
+    "tune",
     "verify",
 ]
 

@@ -379,7 +379,7 @@ def test_a_build_at_the_command_line(saved, tmp_path):
         tmp_path / "s.zarr",
         "--scales",
         "3",
-        "--no-calibrate",
+        "--no-tune",
         "--cluster",
         "local",
     )

@@ -14,10 +14,10 @@ from patchindex.errors import PatchIndexError
 
 from .append import append
 from .build import build
-from .calibrate import calibrate
 from .info import info
 from .sample import sample
 from .study import study
+from .tune import tune
 from .verify import verify
 
 __all__ = ["main"]
@@ -100,5 +100,5 @@ def main() -> None:
     """
 
 
-for command in (build, append, calibrate, sample, info, study, verify):
+for command in (build, append, tune, sample, info, study, verify):
     main.add_command(command)

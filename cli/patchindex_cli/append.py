@@ -25,7 +25,7 @@ def append(
     store: Path,
     source: str,
     memory: str | None,
-    calibrate: bool,
+    tune: bool,
     resume: bool,
     seed: int,
     threads: int | None,
@@ -48,5 +48,5 @@ def append(
         lambda progress: patchindex.append(
             store, images, threads=threads, memory=memory, device=device, resume=resume, progress=progress
         ),
-        store, calibrate, seed, threads, as_json, appended=True,
+        store, tune, seed, threads, as_json, appended=True,
     )  # fmt: skip

@@ -28,7 +28,7 @@ from .options import (
     parse_scales,
 )
 from .progress import Stages
-from .running import run_build, uncalibrated
+from .running import run_build, untuned
 from .words import some
 
 __all__ = ["build"]
@@ -78,7 +78,7 @@ def build(
     pca_dims: int | None,
     lists: int | None,
     memory: str | None,
-    calibrate: bool,
+    tune: bool,
     resume: bool,
     overwrite: bool,
     dry_run: bool,
@@ -119,7 +119,7 @@ def build(
         more = sorted(set(wanted) - set(store.scales))
         if not more:
             click.echo(f"nothing to add: {output} has k = {some(wanted)} already", err=True)
-            if dry_run or not (calibrate and uncalibrated(store)):
+            if dry_run or not (tune and untuned(store)):
                 return
         if dry_run:
             plan = plan_scales(store, more, **codes, memory=parse_memory(memory))
@@ -130,7 +130,7 @@ def build(
             with _client(cluster) as client:
                 return patchindex.add_scales(output, more, **codes, **how, progress=progress, client=client)
 
-        index = run_build(add, output, calibrate, seed, threads, as_json)
+        index = run_build(add, output, tune, seed, threads, as_json)
         tell_clamped(of_scales(index, more), **codes)
         return
     if source is None:
@@ -161,7 +161,7 @@ def build(
                 client=client,
             )  # fmt: skip
 
-    index = run_build(make, output, calibrate, seed, threads, as_json)
+    index = run_build(make, output, tune, seed, threads, as_json)
     tell_clamped(of_scales(index, index.scales), **codes)
 
 

@@ -88,7 +88,7 @@ def info(store: Path | str, as_json: bool) -> None:
         where = "where it is on a disk" if is_url(store) else str(store)
         click.echo(
             f"no operating curve for k = {some(missing, len(missing))}, by which options are chosen: "
-            f"patchindex calibrate {where} measures it"
+            f"patchindex tune {where} measures it"
         )
 
 

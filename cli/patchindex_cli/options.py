@@ -168,7 +168,7 @@ def building_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--resume", is_flag=True, help="Go on with an interrupted one."),
         click.option(
-            "--calibrate/--no-calibrate",
+            "--tune/--no-tune",
             default=True,
             show_default=True,
             help="Measure what the estimators' options are good for, by which they are chosen in sampling.",

@@ -18,7 +18,7 @@ from .options import print_json
 from .progress import Stages, stages
 from .words import counted, size, some
 
-__all__ = ["drifted", "run_build", "uncalibrated"]
+__all__ = ["drifted", "run_build", "untuned"]
 
 FAR, CLIPPED = 1.2, 0.01  # of patches that are appended: what lists that were trained on others bear
 
@@ -26,7 +26,7 @@ FAR, CLIPPED = 1.2, 0.01  # of patches that are appended: what lists that were t
 def run_build(
     build: Callable[[Stages], PatchIndex],
     output: Path,
-    calibrate: bool,
+    tune: bool,
     seed: int,
     threads: int | None,
     as_json: bool,
@@ -38,8 +38,8 @@ def run_build(
     try:
         with stages() as progress:
             index = build(progress)
-            if calibrate:
-                index = patchindex.calibrate(output, seed=seed, threads=threads, progress=progress)
+            if tune:
+                index = patchindex.tune(output, seed=seed, threads=threads, progress=progress)
     except KeyboardInterrupt:
         raise PatchIndexError(
             "interrupted", where=output, remedy="run it again with --resume to go on"
@@ -75,6 +75,6 @@ def drifted(drift: dict[str, Any]) -> str:
     return f"patches appended: {words}{clipped:.2%} of their codes out of range{remedy}"
 
 
-def uncalibrated(index: PatchIndex) -> list[int]:
+def untuned(index: PatchIndex) -> list[int]:
     """Return the scales of a store that have no operating curve."""
     return [k for k in index.scales if OperatingCurve.of(index.scale(k)) is None]

@@ -40,7 +40,7 @@ from patchindex.index.patch_index import PatchIndex, open_index, replaced_path, 
 from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import require_faiss, resolve_device, threads
 from patchindex.schedules import LocalitySchedule
-from patchindex.store.checksums import SCALES, list_scales, read_sealed
+from patchindex.store.checksums import SCALES, list_scales, read_checksummed
 
 __all__ = ["add_scales", "append", "plan_scales"]
 
@@ -96,7 +96,7 @@ def add_scales(
     path = real_path(store)
     index = open_index(path)  # what is bad is refused before there is a lock
     wanted = _new_scales(index, scales)
-    if not wanted and read_sealed(path / SCALES) == list(index.scales):
+    if not wanted and read_checksummed(path / SCALES) == list(index.scales):
         return open_index(path, device=device)
     if seed < 0:
         raise InputError(f"must be at least 0, got {seed}", where="seed", remedy="use 0 or more")
@@ -181,7 +181,7 @@ def append(
     """Add images to a finished store, with the components and lists that it has.
 
     The new store is made beside the old one, which it replaces once it is whole; that takes as much of the
-    disk again for the while. Operating curves are not kept: `calibrate` measures new ones. How far the new
+    disk again for the while. Operating curves are not kept: `tune` measures new ones. How far the new
     patches are from what the lists were trained on is measured, and written into each scale's attributes as
     `drift`, of all images that were appended at a time:
 

@@ -22,7 +22,7 @@ from patchindex.build.plan import BuildPlan
 from patchindex.build.scale import sync, sync_file
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError, StoreError
 from patchindex.index.patch_index import attributes_of, read_attributes, replaced_path, scales_of, tree_bytes
-from patchindex.store.checksums import MANIFEST, read_sealed, write_sealed
+from patchindex.store.checksums import MANIFEST, read_checksummed, write_checksummed
 from patchindex.store.remote import is_url
 
 __all__ = [
@@ -202,7 +202,7 @@ def _building_path(path: Path) -> Path:
 def _begun(folder: Path) -> dict[str, Any] | None:
     """Return the settings of an unfinished build; None where there is none that could be gone on with."""
     try:
-        settings = read_sealed(folder / SETTINGS)
+        settings = read_checksummed(folder / SETTINGS)
     except (StoreError, NotADirectoryError):
         return None
     return settings if isinstance(settings, dict) and (folder / "zarr.json").exists() else None
@@ -230,7 +230,7 @@ def building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pat
         _remove(path, folder)
     if not folder.exists():
         zarr.open_group(folder, mode="w")
-        write_sealed(folder / SETTINGS, settings | {BUILD: uuid.uuid4().hex})
+        write_checksummed(folder / SETTINGS, settings | {BUILD: uuid.uuid4().hex})
         sync(folder)
         sync_file(folder.parent)
     try:
@@ -244,7 +244,7 @@ def building(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Pat
 
 def build_of(folder: Path) -> str:
     """Return the name of the build in a folder: another one has another, whatever its settings."""
-    return str(read_sealed(folder / SETTINGS)[BUILD])
+    return str(read_checksummed(folder / SETTINGS)[BUILD])
 
 
 @contextmanager

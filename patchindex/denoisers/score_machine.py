@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchindex.build import parse_memory
 from patchindex.errors import InputError
-from patchindex.estimators import Data, Estimate, Query, Trail, make_estimator
+from patchindex.estimators import Estimate, Query, ScoreContext, TrajectoryCache, make_estimator
 from patchindex.exact import scan
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
@@ -139,7 +139,7 @@ class ScoreMachine:
         budget = WORKING_MEMORY if memory is None else parse_memory(memory)
         if shards is not None:
             shards.check(training)
-        data = Data(
+        data = ScoreContext(
             training, self.machine, self.train_windows, self.index, self.device, budget, dtype,
             scan if shards is None else shards.scan,
         )  # fmt: skip
@@ -155,7 +155,7 @@ class ScoreMachine:
         for k in self.locality.distinct if self.locality else (1,):
             self._check_scale(data, k)
 
-    def _check_scale(self, data: Data, k: int) -> None:
+    def _check_scale(self, data: ScoreContext, k: int) -> None:
         data.geometry(k)
         if self.locality is not None and self.index is not None and self.estimator != "exact":
             self.index.scale(k)
@@ -195,9 +195,9 @@ class ScoreMachine:
         label: int | None = None,
         *,
         seed: int = 0,
-        samples: Sequence[int] | None = None,
+        image_ids: Sequence[int] | None = None,
         progress: Callable[[float], None] | None = None,
-        trail: Trail | None = None,
+        cache: TrajectoryCache | None = None,
     ) -> Estimate:
         """Estimate `E[x_0 | x_t = x]` under the machine.
 
@@ -213,12 +213,12 @@ class ScoreMachine:
             In place of the machine's own label.
         seed : int
             For estimators that draw.
-        samples : sequence of int, optional
+        image_ids : sequence of int, optional
             Numbers of the images, one each, which draws depend on besides the seed: an image with the same
             number gets the same draws in any batch. By default its place in x.
         progress : callable, optional
             Told the share that is done, in (0, 1].
-        trail : dict, optional
+        cache : dict, optional
             An empty one at first, and the same one at each step of a trajectory, in which samples keep their
             numbers: `"auto"` keeps there what it has retrieved, and looks for less the next time.
 
@@ -237,10 +237,10 @@ class ScoreMachine:
         times = self._check_t(t, len(x))
         label = self.label if label is None else label
         self.training.range_of(label)
-        if samples is not None and len(samples) != len(x):
+        if image_ids is not None and len(image_ids) != len(x):
             raise InputError(
-                f"there are {len(samples)} numbers for {len(x)} images",
-                where="samples",
+                f"there are {len(image_ids)} numbers for {len(x)} images",
+                where="image_ids",
                 remedy="give one each",
             )
         if self.index is not None:
@@ -263,9 +263,9 @@ class ScoreMachine:
                     self.scale_at(time, k),
                     label,
                     seed,
-                    [samples[row] for row in mine] if samples is not None else mine,
+                    [image_ids[row] for row in mine] if image_ids is not None else mine,
                     told,
-                    trail,
+                    cache,
                 )
                 parts.append(self._estimate(query))
                 rows += mine

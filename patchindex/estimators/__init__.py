@@ -11,12 +11,21 @@ import torch
 
 from patchindex.errors import InputError
 from patchindex.estimators.auto import Auto
-from patchindex.estimators.base import Data, Estimate, Estimator, Query, Trail
+from patchindex.estimators.base import Estimate, Estimator, Query, ScoreContext, TrajectoryCache
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.topk import TopK
 from patchindex.exact.engine import LARGEST_DIFFERENCE, largest_difference
 
-__all__ = ["ESTIMATORS", "Data", "Estimate", "Estimator", "Query", "Trail", "make_estimator", "options_of"]
+__all__ = [
+    "ESTIMATORS",
+    "Estimate",
+    "Estimator",
+    "Query",
+    "ScoreContext",
+    "TrajectoryCache",
+    "make_estimator",
+    "options_of",
+]
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "exact": Exact,
@@ -36,7 +45,7 @@ def options_of(name: str) -> list[str]:
     return list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
 
 
-def make_estimator(name: str, data: Data, **options: Any) -> Estimator:
+def make_estimator(name: str, data: ScoreContext, **options: Any) -> Estimator:
     """Make an estimator by name.
 
     Raises
@@ -73,7 +82,7 @@ class _InRange:
     Codes and retrieved patches are compared by differences, whose rounding grows with their squares.
     """
 
-    def __init__(self, data: Data, inside: Estimator) -> None:
+    def __init__(self, data: ScoreContext, inside: Estimator) -> None:
         self._data, self._inside, self._exact = data, inside, Exact(data)
 
     def __call__(self, query: Query) -> Estimate:

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.estimators.base import Data, Estimate, Query, check_between, check_cpu, index_of, scale_of
+from patchindex.estimators.base import (
+    Estimate,
+    Query,
+    ScoreContext,
+    check_between,
+    check_cpu,
+    index_of,
+    scale_of,
+)
 from patchindex.estimators.curve import DEEPER, OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
@@ -20,7 +28,7 @@ from patchindex.geometry import Geometry
 from patchindex.index import ScaleIndex
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["Auto", "together"]
+__all__ = ["Auto", "combine"]
 
 # Probes and candidates for stores without an operating curve; and for all, nanoseconds of one thread
 # (AVX-512) for each, and how many times its near field a pixel takes in all where the choice is close, at
@@ -64,7 +72,7 @@ class Auto:
 
     Parameters
     ----------
-    data : Data
+    data : ScoreContext
         With an index, on the CPU.
     tolerance : float
         Of the standard error, root mean square over channels, in units of the images ([-1, 1]).
@@ -81,7 +89,7 @@ class Auto:
 
     def __init__(
         self,
-        data: Data,
+        data: ScoreContext,
         tolerance: float = 0.01,
         probes: int | None = None,
         candidates: int | None = None,
@@ -104,18 +112,18 @@ class Auto:
         probes, candidates = chosen
         # What is retrieved for a batch would not fit into the memory of a large one.
         group = max(1, self._data.memory // 4 // (8 * candidates * query.x[0, 0].numel()))
-        numbers = range(batch) if query.samples is None else query.samples
+        numbers = range(batch) if query.image_ids is None else query.image_ids
         parts = []
         for first in range(0, batch, group):
             some = slice(first, first + group)
-            mine = replace(query, x=query.x[some], samples=numbers[some])
+            mine = replace(query, x=query.x[some], image_ids=numbers[some])
             field = NearField(self._data, mine, probes, candidates, self._recalled(mine))
             for i in range(len(mine.x)):
                 near = field.image(i)
                 parts.append(self._image(mine, geometry, field, near, i))
-                if query.trail is not None:
+                if query.cache is not None:
                     found = _Found(query.k, query.label, query.beta, near.heaviest)
-                    query.trail[mine.samples[i]] = found  # type: ignore[index]
+                    query.cache[mine.image_ids[i]] = found  # type: ignore[index]
                 if query.progress is not None:
                     query.progress(len(parts) / batch)
         return Estimate.cat(parts)
@@ -123,14 +131,14 @@ class Auto:
     @staticmethod
     def _recalled(query: Query) -> list[np.ndarray]:
         """Return what a step before found for each image; nothing if there is none to whom it is of use."""
-        found = [(query.trail or {}).get(number) for number in query.samples or ()]
+        found = [(query.cache or {}).get(number) for number in query.image_ids or ()]
         of_use = all(each is not None and each.of_use(query) for each in found)
         return [each.heaviest for each in found] if of_use else []  # type: ignore[union-attr]
 
     def _image(self, query: Query, geometry: Geometry, field: NearField, near: Near, i: int) -> Estimate:
         sample = self._sample(query, geometry, i, near, 0)
         sample.grow(FIRST_CELLS)
-        state = together(near, sample)
+        state = combine(near, sample)
         full, one = (self._seconds(query, geometry, n) / n for n in (query.x[0, 0].numel(), 1))
         while (left := _variance(state) > self._tolerance**2).any() and sample.scanned < sample.cells:
             share = sample.scanned / sample.cells
@@ -140,7 +148,7 @@ class Auto:
                 break
             # What is needed is a guess as good as the sample is large: at most twice as much.
             sample.grow(math.ceil(min(more, share) * sample.cells))
-            state = together(near, sample)
+            state = combine(near, sample)
         spent = 0  # on what is given up
         found, codes, exact = near.state.reshape(tuple(left.shape)).log_weight(), near.codes, 0
         shares = sample.shares()  # of the patches that are not in the near field
@@ -193,9 +201,9 @@ class Auto:
                 ahead = float((self._needed(state, all_samples) - all_samples)[left].median().clamp_min(0))
             if more.scanned == more.cells or ahead + float(more.shares().max()) > MOST:
                 break
-            more.only(left)
+            more.restrict(left)
             more.grow(max(LEAST_TILES, math.ceil(ahead * more.cells)))
-            _write(state, together(near, *earlier, more)[left], left)
+            _write(state, combine(near, *earlier, more)[left], left)
             shares[left] = 1 - math.prod(1 - sample.shares()[left] for sample in (*earlier, more))
             left = left & (_variance(state) > self._tolerance**2)
         if left.any():
@@ -224,7 +232,7 @@ class Auto:
         pixels: Tensor | None = None,
     ) -> SampledScan:
         lo, hi = self._data.training.range_of(query.label)
-        number = query.samples[i] % 2**64  # type: ignore[index]
+        number = query.image_ids[i] % 2**64  # type: ignore[index]
         return SampledScan(
             self._index.pixels.numpy(),
             lo,
@@ -248,7 +256,7 @@ class Auto:
         curve = OperatingCurve.of(scale)
         images = self._images(query)
         if curve is not None and self._probes is None and self._candidates is None:
-            way = self._tolerance, images, query.trail is not None
+            way = self._tolerance, images, query.cache is not None
             point, _ = curve.near_field(query.beta, *way)
             return None if point is None else (point.probes, point.candidates)
         probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
@@ -262,7 +270,7 @@ class Auto:
         return expected_seconds(geometry, self._data.training.channels, self._images(query), [pixels])
 
 
-def together(near: Near, *samples: SampledScan) -> SoftmaxState:
+def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
     """Return the state (H, W) of the near field and of all else, as independent samples estimate it.
 
     Each sample counts in proportion to its share of all cells.

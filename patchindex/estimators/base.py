@@ -19,11 +19,11 @@ from patchindex.index import PatchIndex
 from patchindex.softmax import SoftmaxState
 
 __all__ = [
-    "Data",
     "Estimate",
     "Estimator",
     "Query",
-    "Trail",
+    "ScoreContext",
+    "TrajectoryCache",
     "check_between",
     "check_cpu",
     "index_of",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-Trail = dict[int, Any]
+TrajectoryCache = dict[int, Any]
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Query:
         Only training images of this label; None for all.
     seed : int
         For estimators that draw.
-    samples : sequence of int, optional
+    image_ids : sequence of int, optional
         Numbers of the images, which draws depend on; by default 0, 1, ... in this batch.
     progress : callable or None
         Told the share that is done, in (0, 1].
-    trail : dict or None
+    cache : dict or None
         What the steps before found, by number of the image; an estimator reads and writes it as it likes.
         Only steps of the same trajectories share it.
     """
@@ -64,13 +64,13 @@ class Query:
     k: int | None
     label: int | None = None
     seed: int = 0
-    samples: Sequence[int] | None = None
+    image_ids: Sequence[int] | None = None
     progress: Callable[[float], None] | None = None
-    trail: Trail | None = None
+    cache: TrajectoryCache | None = None
 
 
 @dataclass(frozen=True)
-class Data:
+class ScoreContext:
     """What an estimator draws from.
 
     Attributes
@@ -175,7 +175,7 @@ class Estimate:
         return replace(self, **{name: getattr(self, name)[rows] for name in tensors})
 
 
-def check_cpu(data: Data, name: str) -> None:
+def check_cpu(data: ScoreContext, name: str) -> None:
     """Refuse a device that an estimator's kernels do not run on.
 
     Raises
@@ -189,7 +189,7 @@ def check_cpu(data: Data, name: str) -> None:
         )
 
 
-def index_of(data: Data, name: str, **options: int | None) -> PatchIndex:
+def index_of(data: ScoreContext, name: str, **options: int | None) -> PatchIndex:
     """Return the index that an estimator needs.
 
     Raises
@@ -240,8 +240,8 @@ def scale_of(query: Query, name: str) -> int:
 class Estimator(Protocol):
     """A way to estimate the posterior mean.
 
-    A class whose constructor takes the `Data` and its own options by keyword, and whose instances turn a
-    `Query` into an `Estimate`.
+    A class whose constructor takes the `ScoreContext` and its own options by keyword, and whose instances
+    turn a `Query` into an `Estimate`.
     """
 
     def __call__(self, query: Query) -> Estimate:

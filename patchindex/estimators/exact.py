@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from patchindex.estimators.base import Data, Estimate, Query
+from patchindex.estimators.base import Estimate, Query, ScoreContext
 
 __all__ = ["Exact"]
 
@@ -23,11 +23,11 @@ class Exact:
 
     Parameters
     ----------
-    data : Data
+    data : ScoreContext
         Needs no index.
     """
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: ScoreContext) -> None:
         self._data = data
 
     def __call__(self, query: Query) -> Estimate:

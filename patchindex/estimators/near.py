@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from patchindex.estimators.base import Data, Query, index_of, scale_of
+from patchindex.estimators.base import Query, ScoreContext, index_of, scale_of
 from patchindex.estimators.lists import CELLS, NearLists
-from patchindex.estimators.spreading import NOTHING, Spreading
-from patchindex.kernels.known_patches import Members
+from patchindex.estimators.neighbours import NOTHING, NeighbourRefiner
+from patchindex.kernels.known_patches import KnownPatches
 from patchindex.kernels.nearest import capacity
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
@@ -29,7 +29,7 @@ class Near(NamedTuple):
 
     Attributes
     ----------
-    members : Members
+    members : KnownPatches
         Retrieved patches and their exact logits.
     state : SoftmaxState, shape (H * W,)
         Their sums.
@@ -39,7 +39,7 @@ class Near(NamedTuple):
         Keys of the heaviest members of each pixel, in order of their images, for the next step to try.
     """
 
-    members: Members
+    members: KnownPatches
     state: SoftmaxState
     codes: int
     heaviest: np.ndarray
@@ -63,7 +63,7 @@ class NearField:
 
     def __init__(
         self,
-        data: Data,
+        data: ScoreContext,
         query: Query,
         probes: int,
         candidates: int,
@@ -80,7 +80,7 @@ class NearField:
             [self._scale.pca.project_queries(x[None], geometry, query.a) for x in query.x]
         ).numpy()
         self._area = geometry.size[0] * geometry.size[1]
-        self._spreading = Spreading(index.pixels.numpy(), self._scale, query, self._threads)
+        self._refiner = NeighbourRefiner(index.pixels.numpy(), self._scale, query, self._threads)
         self._lists: dict[int, NearLists] = {}
         self.probes, self.candidates, self._recalled = probes, candidates, recalled
         fewer = FEWER if recalled else (1, 1)
@@ -91,7 +91,7 @@ class NearField:
         """Return the near field of image i."""
         recalled = self._recalled[i] if self._recalled else NOTHING
         mine = slice(i * self._area, (i + 1) * self._area)
-        members, state, heaviest = self._spreading.run(i, self._ids[mine], np.arange(self._area), recalled)
+        members, state, heaviest = self._refiner.run(i, self._ids[mine], np.arange(self._area), recalled)
         return Near(members, state, int(self._codes[mine].sum()), heaviest)
 
     def deeper(self, i: int, near: Near, pixels: np.ndarray, times: int) -> Near:
@@ -101,8 +101,8 @@ class NearField:
         """
         more = times * self.probes, times * self.candidates
         ids, codes = self._search(i * self._area + pixels, *more, DEEP_CELLS)
-        known = near.heaviest[np.isin(self._spreading.tables.pixels_of(near.heaviest), pixels)]
-        members, state, heaviest = self._spreading.run(i, ids, pixels, known, around=False)
+        known = near.heaviest[np.isin(self._refiner.tables.pixels_of(near.heaviest), pixels)]
+        members, state, heaviest = self._refiner.run(i, ids, pixels, known, around=False)
         return Near(members, state, int(codes.sum()), heaviest)
 
     def _search(

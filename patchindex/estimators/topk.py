@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.estimators.base import Data, Estimate, Query, check_between, index_of, scale_of
+from patchindex.estimators.base import Estimate, Query, ScoreContext, check_between, index_of, scale_of
 from patchindex.estimators.curve import OperatingCurve
-from patchindex.estimators.spreading import NOTHING, Spreading
+from patchindex.estimators.neighbours import NOTHING, NeighbourRefiner
 from patchindex.geometry import Geometry, gather_patches, query_windows
 from patchindex.index import ScaleIndex
 from patchindex.softmax import SoftmaxState
@@ -33,7 +33,7 @@ class TopK:
 
     Parameters
     ----------
-    data : Data
+    data : ScoreContext
         With an index.
     candidates : int
         Patches kept a pixel.
@@ -51,7 +51,7 @@ class TopK:
     """
 
     def __init__(
-        self, data: Data, candidates: int = 256, probes: int | None = None, quality: float = 0.98
+        self, data: ScoreContext, candidates: int = 256, probes: int | None = None, quality: float = 0.98
     ) -> None:
         self._data = data
         self._index = index_of(data, "topk", candidates=candidates, probes=probes)
@@ -144,7 +144,9 @@ def _patches_of_class(scale: ScaleIndex, label_index: int | None) -> np.ndarray:
     return np.add.reduceat(scale.list_sizes(label_index), scale.lists.bounds[:-1])
 
 
-def rerank(data: Data, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: np.ndarray) -> SoftmaxState:
+def rerank(
+    data: ScoreContext, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: np.ndarray
+) -> SoftmaxState:
     """Return the states of some pixels' patches, their logits computed from the images.
 
     Parameters
@@ -166,7 +168,7 @@ def rerank(data: Data, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: n
         mine, found = (torch.from_numpy(array).to(data.device) for array in (rows, ids))
         windows, pixels = query_windows(query.x, scale.geometry)[mine], index.pixels_on(data.device)
         return _rerank_by_torch(pixels, scale.geometry, windows, found, query.a, query.beta, data.memory)
-    spreading = Spreading(index.pixels.numpy(), scale, query, torch.get_num_threads())
+    refiner = NeighbourRefiner(index.pixels.numpy(), scale, query, torch.get_num_threads())
     images, places = np.divmod(rows, query.x[0, 0].numel())
     step = max(1, data.memory // (PAIR_BYTES * ids.shape[1]))
     states = []
@@ -174,7 +176,7 @@ def rerank(data: Data, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: n
         mine_of_image = np.flatnonzero(images == i)
         for first in range(0, len(mine_of_image), step):
             some = mine_of_image[first : first + step]
-            _, state, _ = spreading.run(i, ids[some], places[some], NOTHING, around=False)
+            _, state, _ = refiner.run(i, ids[some], places[some], NOTHING, around=False)
             states.append(state[torch.from_numpy(places[some])])
     order = np.argsort(images, kind="stable")
     return SoftmaxState.cat(states)[torch.from_numpy(np.argsort(order))]

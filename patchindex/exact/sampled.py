@@ -26,7 +26,7 @@ from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
 from patchindex.kernels import scan as kernel
-from patchindex.kernels.known_patches import Members, Placed, Units, find_members, remove
+from patchindex.kernels.known_patches import KnownPatches, Placed, Units, find_members, remove
 from patchindex.kernels.simd import LANES
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
@@ -52,7 +52,7 @@ class SampledScan:
         Signal scale and noise variance.
     seed : sequence of int
         Equal seeds give equal samples.
-    known : Members
+    known : KnownPatches
         Members that the sums leave out, no pixel's twice, in order of their images.
     top : array of float64, shape (H * W,)
         Largest logit that is known of each pixel; minus infinity for none.
@@ -77,7 +77,7 @@ class SampledScan:
         a: float,
         beta: float,
         seed: Sequence[int],
-        known: Members,
+        known: KnownPatches,
         top: np.ndarray,
         pixels: Tensor | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class SampledScan:
         self._lo, self._tiles, self._lanes = lo, place // plan.lanes, place % plan.lanes
         self._mask, self._asked = np.ones(area, bool), None if pixels is None else np.arange(area)
         if pixels is not None:
-            self.only(pixels)
+            self.restrict(pixels)
         # What the kernel's logits are taken relative to: whole numbers.
         reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
         self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
@@ -111,7 +111,7 @@ class SampledScan:
         self._counts = np.zeros(geometry.size, np.int64)
         self._since = np.zeros(area, np.int64)
 
-    def only(self, pixels: Tensor) -> None:
+    def restrict(self, pixels: Tensor) -> None:
         """Scan from now on for some of the pixels asked for only: a mask (H, W)."""
         self._mask = pixels.reshape(-1).numpy().copy()
         self._asked = np.flatnonzero(self._mask)

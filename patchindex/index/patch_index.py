@@ -41,16 +41,16 @@ from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import resolve_device
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import (
+    CHECKSUMMED,
     CURVE,
     MANIFEST,
     REMEDY,
     SCALES,
-    SEALED,
     check_small_files,
     crc32c,
     image_block,
     manifest_of,
-    read_sealed,
+    read_checksummed,
 )
 from patchindex.store.raw import open_raw, raw_checksum
 from patchindex.store.remote import ATTRIBUTES, Remote, is_url
@@ -201,7 +201,7 @@ class PatchIndex:
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
         # Those that it was given, also where one is lost: without it the schedule would be another.
-        self.scales: tuple[int, ...] = tuple(sorted({*read_sealed(path / SCALES), *scales_of(path)}))
+        self.scales: tuple[int, ...] = tuple(sorted({*read_checksummed(path / SCALES), *scales_of(path)}))
         schedule = attributes["locality"]
         self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
         if self.locality is not None and self.scales:
@@ -350,14 +350,14 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise StoreError("is missing or damaged", where=folder / ATTRIBUTES, remedy=REMEDY)
     facts = {**zarr.open_group(folder, mode="r").attrs, "bytes": _bytes(folder)}
     if (folder / CURVE).exists():
-        curve = dict(read_sealed(folder / CURVE))
+        curve = dict(read_checksummed(folder / CURVE))
         facts["operating_curve"] = {name: value for name, value in curve.items() if name != "scale"}
     return facts
 
 
 def _bytes(folder: Path) -> int:
     """Return the bytes of a folder's files by its manifest, and of those that are not listed there."""
-    sealed = (folder / name for name in SEALED)
+    sealed = (folder / name for name in CHECKSUMMED)
     listed = sum(size for size, _ in manifest_of(folder).values())
     return listed + sum(path.stat().st_size for path in sealed if path.exists())
 

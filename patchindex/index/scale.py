@@ -20,7 +20,14 @@ from patchindex.index.pca import PCA
 from patchindex.kernels.codes import Codes
 from patchindex.kernels.simd import LANES
 from patchindex.runtime import MAX_GPU_SELECTION, require_faiss
-from patchindex.store.checksums import CURVE, REMEDY, check_small_files, crc32c, read_sealed, write_sealed
+from patchindex.store.checksums import (
+    CURVE,
+    REMEDY,
+    check_small_files,
+    crc32c,
+    read_checksummed,
+    write_checksummed,
+)
 from patchindex.store.raw import open_raw, raw_path
 
 __all__ = ["FAISS_ARRAY", "ScaleIndex"]
@@ -40,7 +47,7 @@ ARRAYS = (
     "code_ranges",
 )
 FACTS = ("patches", "pca_energy", "head_checksum")  # that must be among the attributes
-MEASURE_AGAIN = "measure it again: calibrate with overwrite=True"
+MEASURE_AGAIN = "measure it again: tune with overwrite=True"
 
 
 class ScaleIndex:
@@ -100,7 +107,7 @@ class ScaleIndex:
     def _curve(self) -> dict[str, Any]:
         file = self.path / CURVE
         try:
-            curve = read_sealed(file)
+            curve = read_checksummed(file)
         except StoreError as error:
             raise StoreError(error.what, where=file, remedy=MEASURE_AGAIN) from error
         if not isinstance(curve, dict) or curve.pop("scale", None) != self.identity:
@@ -109,7 +116,7 @@ class ScaleIndex:
 
     def save_curve(self, curve: dict[str, Any]) -> None:
         """Write an operating curve of this scale, in place of one that is there."""
-        write_sealed(self.path / CURVE, curve | {"scale": self.identity})
+        write_checksummed(self.path / CURVE, curve | {"scale": self.identity})
 
     @cached_property
     def faiss(self) -> Any:

@@ -15,7 +15,7 @@ from patchindex.geometry import gather_patches
 from patchindex.index.model import ScaleModel
 from patchindex.index.patch_index import PatchIndex, open_index, scale_group, scales_of
 from patchindex.index.scale import ScaleIndex
-from patchindex.store.checksums import CURVE, SCALES, damage, read_sealed
+from patchindex.store.checksums import CURVE, SCALES, damage, read_checksummed
 from patchindex.store.remote import is_url
 
 __all__ = ["Report", "verify"]
@@ -122,7 +122,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
                 files += 1
                 size += sealed.stat().st_size
                 try:
-                    read_sealed(sealed)
+                    read_checksummed(sealed)
                 except StoreError as error:
                     problems.append((str(sealed), error.what))
         if progress is not None:
@@ -145,7 +145,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
 def _wrong_scales(path: Path) -> list[tuple[str, str]]:
     """Compare the scales of a store with those that it was given; some may be on their way."""
     try:
-        given = read_sealed(path / SCALES)
+        given = read_checksummed(path / SCALES)
     except StoreError as error:
         return [(str(path / SCALES), error.what)]
     found = {entry.name for entry in (path / "scales").glob("*") if entry.suffix != ".tmp"}

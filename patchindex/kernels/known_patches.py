@@ -8,10 +8,10 @@ import numpy as np
 
 from patchindex.kernels.simd import LANES, compiled, lean
 
-__all__ = ["Members", "Placed", "Units", "find_members", "remove"]
+__all__ = ["KnownPatches", "Placed", "Units", "find_members", "remove"]
 
 
-class Members(NamedTuple):
+class KnownPatches(NamedTuple):
     """Patches that pixels are known to be compared with: arrays of shape (n,).
 
     Attributes
@@ -32,7 +32,7 @@ class Members(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Members by the cell that they are in, ascending, as `remove` takes them but for the cell."""
+    """KnownPatches by the cell that they are in, ascending, as `remove` takes them but for the cell."""
 
     cell: np.ndarray
     pixel: np.ndarray

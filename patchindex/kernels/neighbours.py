@@ -21,16 +21,16 @@ from patchindex.kernels.simd_codes import load_bytes, prefetch, sum_lanes
 __all__ = [
     "DEPTH",
     "REACH",
-    "Spread",
+    "WindowTables",
     "count_below",
     "keys_above",
     "largest_logits",
     "merge_by_image",
+    "neighbour_logits",
     "pair_keys",
     "query_lines",
-    "spread_logits",
-    "spread_tables",
     "sums_of",
+    "window_tables",
 ]
 
 REACH = 1  # pixels around, in each direction
@@ -42,7 +42,7 @@ LOG2_E = np.float32(1.4426950408889634)
 PADDING = np.float32(127.5)  # zero padding, on the uint8 scale
 
 
-class Spread(NamedTuple):
+class WindowTables(NamedTuple):
     """What of a geometry the kernels need.
 
     Attributes
@@ -88,10 +88,10 @@ class Spread(NamedTuple):
         return keys >> 2 * self.bits
 
 
-def spread_tables(geometry: Geometry, channels: int) -> Spread:
+def window_tables(geometry: Geometry, channels: int) -> WindowTables:
     """Make the tables of a geometry."""
     y, x = geometry.y, geometry.x
-    return Spread(
+    return WindowTables(
         geometry.k,
         *geometry.size,
         channels,
@@ -108,7 +108,7 @@ def spread_tables(geometry: Geometry, channels: int) -> Spread:
     )
 
 
-def query_lines(x: Tensor, spread: Spread, a: float) -> np.ndarray:
+def query_lines(x: Tensor, spread: WindowTables, a: float) -> np.ndarray:
     """Lay out a noisy image (C, H, W) over a, in units of uint8, padded: (H + 2 pad, line), float32.
 
     Lines are padded to whole vectors beyond the last window.
@@ -165,7 +165,7 @@ def _patch_of(key, spread):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def spread_logits(images, keys, lines, scale, spread, reach, known, members, found):  # type: ignore[no-untyped-def]
+def neighbour_logits(images, keys, lines, scale, spread, reach, known, members, found):  # type: ignore[no-untyped-def]
     """Compare the windows of pairs, and of pixels up to `reach` around, and write the members this makes.
 
     `images` is flat uint8 and `lines` what `query_lines` returned; `logit = -scale distance^2`. No member is

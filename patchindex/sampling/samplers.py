@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError
-from patchindex.estimators import Estimate, Trail
+from patchindex.estimators import Estimate, TrajectoryCache
 from patchindex.schedules import NoiseSchedule
 
 __all__ = ["SAMPLERS", "SampleResult", "check_least", "ddim", "draw_noise", "sample", "starting_noise"]
@@ -222,14 +222,14 @@ def _draw_batch(
     """Draw one batch; return its images and what each step took."""
     records: list[dict[str, Any]] = []
     estimates: list[Estimate] = []
-    trail: Trail = {}
+    cache: TrajectoryCache = {}
 
     def model(x: Tensor, t: float) -> Tensor:
         start = time.perf_counter()
         told = None if progress is None else _part_of(progress, len(records) / (steps - 1), 1 / (steps - 1))
-        samples = range(first, first + len(x))
+        image_ids = range(first, first + len(x))
         estimate = machine.posterior_mean(
-            x, t, label=label, seed=seed, samples=samples, progress=told, trail=trail
+            x, t, label=label, seed=seed, image_ids=image_ids, progress=told, cache=cache
         )
         estimates[:] = [estimate]
         records.append(

@@ -29,15 +29,15 @@ __all__ = [
     "image_block",
     "list_scales",
     "manifest_of",
-    "read_sealed",
+    "read_checksummed",
+    "write_checksummed",
     "write_manifest",
-    "write_sealed",
 ]
 
 MANIFEST = "manifest.json"
 CURVE = "operating_curve.json"
 SCALES = "scales.json"  # that a store has been given
-SEALED = (MANIFEST, CURVE, SCALES)
+CHECKSUMMED = (MANIFEST, CURVE, SCALES)
 # Arrays that are one raw file, which ends in the checksum of the rest; sampling checks pieces of them.
 LARGE = ("images/c/", "faiss/c/")
 PARTS = "scales"  # sub-folders of which each has its own manifest
@@ -58,11 +58,11 @@ def crc32c(data: Any, before: int = 0) -> int:
     return int(google_crc32c.extend(before, data if isinstance(data, bytes) else data.tobytes()))
 
 
-def write_sealed(path: Path, content: Any) -> None:
+def write_checksummed(path: Path, content: Any) -> None:
     """Write JSON with its checksum, in place of what is there, at once."""
     unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("w", encoding="utf-8") as file:
-        file.write(_sealed(content))
+        file.write(_with_checksum(content))
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
@@ -70,17 +70,17 @@ def write_sealed(path: Path, content: Any) -> None:
 
 def list_scales(folder: Path, scales: Iterable[int]) -> None:
     """Write down which scales a store has been given."""
-    write_sealed(folder / SCALES, sorted(scales))
+    write_checksummed(folder / SCALES, sorted(scales))
 
 
-def _sealed(content: Any) -> str:
+def _with_checksum(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     checksum = crc32c(text.encode())
     return f'{{"crc32c":"{checksum:08x}","content":{text}}}\n'
 
 
-def read_sealed(path: Path) -> Any:
-    """Read what `write_sealed` wrote.
+def read_checksummed(path: Path) -> Any:
+    """Read what `write_checksummed` wrote.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def read_sealed(path: Path) -> Any:
     try:
         text = path.read_bytes().decode()
         content = json.loads(text)["content"]
-        whole = _sealed(content) == text
+        whole = _with_checksum(content) == text
     except FileNotFoundError:
         raise StoreError("is missing", where=path, remedy=REMEDY) from None
     except (ValueError, KeyError, TypeError):
@@ -109,7 +109,7 @@ def write_manifest(folder: Path) -> None:
             path.stat().st_size,
             _raw_checksum(path) if name.startswith(LARGE) else _checksum(path),
         ]
-    write_sealed(folder / MANIFEST, found)
+    write_checksummed(folder / MANIFEST, found)
 
 
 def manifest_of(folder: Path) -> dict[str, tuple[int, str]]:
@@ -123,7 +123,7 @@ def manifest_of(folder: Path) -> dict[str, tuple[int, str]]:
         When it is missing, damaged or no manifest, or a name is none of a file below the folder.
     """
     path = folder / MANIFEST
-    found = read_sealed(path)
+    found = read_checksummed(path)
     if not isinstance(found, dict):
         raise StoreError("is no manifest", where=path, remedy=REMEDY)
     for name, entry in found.items():
@@ -144,7 +144,7 @@ def _files(folder: Path) -> Iterator[str]:
         if at == Path(PARTS):
             folders.clear()
         for file in files:
-            if at != Path() or file.removesuffix(".tmp") not in SEALED:
+            if at != Path() or file.removesuffix(".tmp") not in CHECKSUMMED:
                 yield (at / file).as_posix()
 
 

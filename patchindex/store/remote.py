@@ -35,7 +35,7 @@ from patchindex.store.checksums import (
     check_small_files,
     damage,
     manifest_of,
-    read_sealed,
+    read_checksummed,
 )
 
 __all__ = ["ATTRIBUTES", "Remote", "cache_folder", "is_url"]
@@ -158,7 +158,7 @@ class Remote:
 
     def scales(self) -> list[int]:
         """Return the scales that the store has, ascending."""
-        return sorted(read_sealed(self.fetch() / SCALES))
+        return sorted(read_checksummed(self.fetch() / SCALES))
 
     def _ask(self, call: Callable[[str], Any], name: str) -> Any:
         """Return what a call says of a path there; None where there is nothing."""

@@ -307,7 +307,7 @@ def _along(
     total = torch.zeros_like(exact, dtype=torch.float64)
     for r in range(repeats):
         start = time.perf_counter()
-        e = machine.posterior_mean(x, t, label=label, seed=seed + r, samples=range(first, first + len(x)))
+        e = machine.posterior_mean(x, t, label=label, seed=seed + r, image_ids=range(first, first + len(x)))
         spent.append({"seconds": time.perf_counter() - start} | {each: getattr(e, each) for each in SPENT})
         found.append(accuracy(e, exact))
         total += e.mean

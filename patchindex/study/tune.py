@@ -22,8 +22,8 @@ from torch import Tensor
 from patchindex.build.workdir import locked, real_path
 from patchindex.denoisers.score_machine import WORKING_MEMORY, ScoreMachine
 from patchindex.errors import InputError, StoreError
-from patchindex.estimators import Data, Query
-from patchindex.estimators.auto import DEEP_BYTES, FIRST_CELLS, together
+from patchindex.estimators import Query, ScoreContext
+from patchindex.estimators.auto import DEEP_BYTES, FIRST_CELLS, combine
 from patchindex.estimators.curve import DEEPER, MOVES, NearPoint, OperatingCurve, TopPoint
 from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.topk import rerank
@@ -33,14 +33,14 @@ from patchindex.geometry import pad, query_windows
 from patchindex.images.by_label import TrainingImages, to_unit
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.patch_index import scale_group
-from patchindex.kernels.known_patches import Members
+from patchindex.kernels.known_patches import KnownPatches
 from patchindex.runtime import threads
 from patchindex.sampling.samplers import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.softmax import SoftmaxState
 from patchindex.store.checksums import CURVE
 
-__all__ = ["calibrate"]
+__all__ = ["tune"]
 
 IMAGES = 2  # that are drawn
 # Probes and candidates of `auto`. Fewer candidates are faster for a single noisy image; in a trajectory,
@@ -60,7 +60,7 @@ _threads = threads  # a parameter has this name
 Progress = Callable[[str, float, float], None]
 
 
-def calibrate(
+def tune(
     store: str | Path,
     *,
     seed: int = 0,
@@ -104,7 +104,7 @@ def calibrate(
     >>> images = np.random.default_rng(0).integers(0, 256, (30, 12, 12), np.uint8)
     >>> path = tempfile.mkdtemp() + "/s.zarr"
     >>> _ = pi.build_index(images, path, scales=[3])
-    >>> sorted(calibrate(path).scale(3).attributes["operating_curve"])
+    >>> sorted(tune(path).scale(3).attributes["operating_curve"])
     ['exact', 'images', 'least', 'near', 'scan', 'single', 'top', 'version']
     """
     index = open_index(store)
@@ -113,12 +113,12 @@ def calibrate(
         return index
     if not os.access(index.path / scale_group(todo[0]), os.W_OK):
         raise InputError(
-            "cannot be written to", where=index.path, remedy="calibrate it where it can, or go without"
+            "cannot be written to", where=index.path, remedy="tune it where it can, or go without"
         )
     with _threads(threads), locked(real_path(index.path)):
         index = open_index(store)
         todo = _unmeasured(index, overwrite)
-        clean = _draw(index, seed, partial(_tell, progress, "images to calibrate by"))
+        clean = _draw(index, seed, partial(_tell, progress, "images to tune by"))
         for k in todo:
             betas = noise_levels(k, index.locality)
             betas = sorted({betas[0], betas[len(betas) // 2], betas[-1]})
@@ -159,14 +159,14 @@ class _Deeper(NamedTuple):
     """The members of a larger near field of some pixels of an image, raster numbers."""
 
     pixels: np.ndarray
-    members: Members
+    members: KnownPatches
 
 
-def _heavy(members: Members, state: SoftmaxState) -> Members:
+def _heavy(members: KnownPatches, state: SoftmaxState) -> KnownPatches:
     """Return those that may move the mean of their pixel, within 2 of theirs, by the least of `MOVES`."""
     least = state.log_weight().reshape(-1).numpy() + math.log(MOVES[-1] / 2)
     heavy = members.logit > least[members.pixel]
-    return Members(*(array[heavy] for array in members))
+    return KnownPatches(*(array[heavy] for array in members))
 
 
 class _Levels:
@@ -178,7 +178,9 @@ class _Levels:
         self._index, self._scale = index, index.scale(k)
         self._geometry, self._images = self._scale.geometry, len(index.training)
         cpu = torch.device("cpu")
-        self._data = Data(index.training, index.machine, index.train_windows, index, cpu, WORKING_MEMORY)
+        self._data = ScoreContext(
+            index.training, index.machine, index.train_windows, index, cpu, WORKING_MEMORY
+        )
         self._area = clean[0, 0].numel()
         n = clean[:, 0].numel()
         self._pixels = np.sort(rng.choice(n, min(PIXELS, n), replace=False))
@@ -255,7 +257,7 @@ class _Levels:
             sample.grow(max(FIRST_CELLS, int(SHARE * sample.cells)))
             share = sample.scanned / sample.cells
             scans.append((time.perf_counter() - start) / share / self._area)
-            state = together(near, sample)
+            state = combine(near, sample)
             variance = state.mean_variance().mean(-1)
             variances.append(variance * share / max(1 - share, 1e-9))
             if deeper:
@@ -276,14 +278,14 @@ class _Levels:
         found = field.deeper(i, near, pixels, DEEPER)
         return _Deeper(pixels, _heavy(found.members, found.state))
 
-    def _moves(self, known: Members, deeper: _Deeper, state: SoftmaxState) -> np.ndarray:
+    def _moves(self, known: KnownPatches, deeper: _Deeper, state: SoftmaxState) -> np.ndarray:
         """Return how far the mean of its pixel each patch moves that is in a deeper near field only.
 
         Root mean squares over channels, of those that may move it by the least of `MOVES`.
         """
         weight, mean = state.log_weight().numpy().reshape(-1), state.mean().numpy().reshape(self._area, -1)
 
-        def keys(members: Members) -> np.ndarray:
+        def keys(members: KnownPatches) -> np.ndarray:
             return (members.image.astype(np.int64) * self._area + members.place) * self._area + members.pixel
 
         found = _heavy(deeper.members, state)

@@ -163,14 +163,14 @@ def test_both_at_the_command_line(small, labelled):
 
     folder = small.path.parent
     np.savez(folder / "more.npz", images=labelled[0][:5], labels=labelled[1][:5])
-    added = run("build", "--add-scales", "5", "-o", small.path, "--no-calibrate", "--json")
+    added = run("build", "--add-scales", "5", "-o", small.path, "--no-tune", "--json")
     assert added.exit_code == 0, added.output
     assert set(json.loads(added.stdout)["indexes"]) == {"3", "5"}
     forecast = run("build", "--add-scales", "7", "-o", small.path, "--dry-run")
     assert forecast.exit_code == 0, forecast.output
     assert "fits" in forecast.stdout
     assert pi.open_index(small.path).scales == (3, 5)
-    done = run("append", small.path, folder / "more.npz", "--no-calibrate")
+    done = run("append", small.path, folder / "more.npz", "--no-tune")
     assert done.exit_code == 0, done.output
     assert "45 images" in done.stdout
     assert "times as far from their lists" in done.stdout

@@ -10,7 +10,7 @@ import torch
 import zarr
 
 import patchindex as pi
-from patchindex.build import workdir as workplace
+from patchindex.build import workdir as workdir
 from patchindex.build.shards import Shards
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
 from patchindex.store.raw import RawWriter
@@ -117,7 +117,7 @@ def test_another_build_of_the_same_store_is_refused(labelled, tmp_path):
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(workplace.shutil, "disk_usage", lambda path: usage(10**6, 0, 10**5))
+    monkeypatch.setattr(workdir.shutil, "disk_usage", lambda path: usage(10**6, 0, 10**5))
     with pytest.raises(InputError, match=r"may need 0\.00 GiB there, and 0\.00 are free"):
         pi.build_index(images(100), tmp_path / "s.zarr", (3, 5))
     assert list(tmp_path.iterdir()) == []

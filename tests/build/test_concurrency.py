@@ -18,7 +18,7 @@ import patchindex as pi
 from patchindex.build import append as extend
 from patchindex.build import scale as stages
 from patchindex.build import shards as shards_module
-from patchindex.build import workdir as workplace
+from patchindex.build import workdir as workdir
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.shards import Shards
 from patchindex.errors import (
@@ -36,13 +36,13 @@ def small(labelled, tmp_path):
     return pi.build_index(labelled[0][:25], tmp_path / "s.zarr", scales=[3, 5], lists=60)
 
 
-@pytest.mark.parametrize("other", ["append", "add_scales", "calibrate", "build"])
+@pytest.mark.parametrize("other", ["append", "add_scales", "tune", "build"])
 def test_one_at_a_time(small, labelled, monkeypatch, other):
     images = labelled[0]
     does = {
         "append": lambda: pi.append(small.path, images[30:]),
         "add_scales": lambda: pi.add_scales(small.path, 7),
-        "calibrate": lambda: pi.calibrate(small.path),
+        "tune": lambda: pi.tune(small.path),
         "build": lambda: pi.build_index(images, small.path, scales=[3], overwrite=True),
     }
     real, refused = extend.plan_append, []
@@ -95,7 +95,7 @@ def test_a_link_leads_to_the_store_and_to_its_lock(small, labelled, tmp_path):
     (tmp_path / "links").mkdir()
     link = tmp_path / "links" / "l.zarr"
     link.symlink_to(small.path)
-    with workplace.locked(workplace.real_path(link)), pytest.raises(InputError, match="is running"):
+    with workdir.locked(workdir.real_path(link)), pytest.raises(InputError, match="is running"):
         pi.add_scales(small.path, [7])
     assert len(pi.append(link, labelled[0][25:]).training) == 40
     pi.build_index(labelled[0], link, scales=[3], overwrite=True)
@@ -202,7 +202,7 @@ def test_a_scale_that_was_begun_with_other_settings_is_begun_anew(small, monkeyp
         patched.setattr(ScaleBuild, "_merge", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pi.add_scales(small.path, [7], pca_dims=8, lists=10)
-        held = workplace.free_bytes(small.path)
+        held = workdir.free_bytes(small.path)
     usage = shutil.disk_usage(small.path)
     assert held > usage.free  # what is there counts as free: it is used, or removed
     scale = pi.add_scales(small.path, [7], pca_dims=6, lists=12).scale(7)

@@ -29,9 +29,9 @@ def test_build_prints_nothing_but_one_line_off_a_terminal(store, tmp_path):
     assert "20 images" in result.stdout
 
 
-def test_build_calibrates_unless_told_not_to(store, tmp_path):
+def test_build_tunes_unless_told_not_to(store, tmp_path):
     args = ("build", DATA, "-o", tmp_path / "s.zarr", "--limit", 20, "--scales", "3")
-    run(*args, "--no-calibrate")
+    run(*args, "--no-tune")
     assert "no operating curve" in run("info", tmp_path / "s.zarr").stdout
     assert (
         "operating_curve" not in json.loads(run("info", tmp_path / "s.zarr", "--json").stdout)["indexes"]["3"]

@@ -8,7 +8,7 @@ import pytest
 import zarr
 from commands import refused, run, small_store
 
-from patchindex.store.checksums import write_sealed
+from patchindex.store.checksums import write_checksummed
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_dry_run_refuses_what_the_build_would(store, tmp_path, monkeypatch):
     assert "exists already; use another path, or --overwrite" in refused(*build, "-o", store)
     run(*build, "-o", store, "--overwrite")
     zarr.open_group(tmp_path / "s.zarr.building", mode="w")
-    write_sealed(tmp_path / "s.zarr.building" / "settings.json", {"scales": [3]})
+    write_checksummed(tmp_path / "s.zarr.building" / "settings.json", {"scales": [3]})
     assert "an unfinished build is there" in refused(*build, "-o", tmp_path / "s.zarr")
     said = refused(*build, "-o", tmp_path / "t.zarr", "--memory", "9M")
     assert "--memory: the build may need" in said
@@ -124,7 +124,7 @@ def test_what_is_clamped_is_told(store, tmp_path):
         tmp_path / "s.zarr",
         "--scales",
         "3,5",
-        "--no-calibrate",
+        "--no-tune",
     )
     much = ("--lists", 10**6, "--pca-dims", 16, "--limit", 1000)
     for more in (("--dry-run",), ()):
@@ -152,7 +152,7 @@ def test_a_machine_is_meant_in_any_case(store, tmp_path):
 
 
 def test_a_store_without_a_schedule_says_how_to_sample(store, tmp_path):
-    build = ("build", store.with_suffix(".npz"), "-o", tmp_path / "s.zarr", "--no-calibrate")
+    build = ("build", store.with_suffix(".npz"), "-o", tmp_path / "s.zarr", "--no-tune")
     said = "no schedule of its own: give --locality when you sample"
     assert said in run(*build, "--scales", "3").stdout
     assert said not in run(*build, "--locality", "3,3", "--overwrite").stdout

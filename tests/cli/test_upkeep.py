@@ -1,4 +1,4 @@
-"""What is done to a store later: append, calibrate; and what info tells of it."""
+"""What is done to a store later: append, tune; and what info tells of it."""
 
 import json
 import shutil
@@ -27,11 +27,11 @@ def copied(store, tmp_path):
 def test_append_says_what_was_added_and_others_do_not(copied, store, fashion, tmp_path):
     more = tmp_path / "more.npz"
     np.savez(more, images=fashion[0][40:50], labels=fashion[1][40:50])
-    done = run("append", copied, more, "--no-calibrate").stdout
+    done = run("append", copied, more, "--no-tune").stdout
     assert "50 images (10 added), " in done
     assert done.count("patches appended: ") == 3
-    assert json.loads(run("append", copied, more, "--no-calibrate", "--json").stdout)["added"] == 10
-    later = run("build", "--add-scales", "9", "-o", copied, "--no-calibrate").stdout
+    assert json.loads(run("append", copied, more, "--no-tune", "--json").stdout)["added"] == 10
+    later = run("build", "--add-scales", "9", "-o", copied, "--no-tune").stdout
     assert "60 images, " in later
     assert "added" not in later
     assert "appended" not in later
@@ -42,27 +42,27 @@ def test_append_says_what_was_added_and_others_do_not(copied, store, fashion, tm
 
 def test_drift_that_cannot_be_compared_has_no_number(tmp_path):
     np.save(tmp_path / "flat.npy", np.full((8, 8, 8), 50, np.uint8))
-    run("build", tmp_path / "flat.npy", "-o", tmp_path / "s.zarr", "--locality", "3,3", "--no-calibrate")
-    done = run("append", tmp_path / "s.zarr", tmp_path / "flat.npy", "--no-calibrate").stdout
+    run("build", tmp_path / "flat.npy", "-o", tmp_path / "s.zarr", "--locality", "3,3", "--no-tune")
+    done = run("append", tmp_path / "s.zarr", tmp_path / "flat.npy", "--no-tune").stdout
     assert "k = 3: patches appended: 0.00% of their codes out of range\n" in done
 
 
-def test_calibrate_measures_what_is_missing(copied):
+def test_tune_measures_what_is_missing(copied):
     (copied / "scales" / "k005" / "operating_curve.json").unlink()
-    assert f"no operating curve for k = 5, by which options are chosen: patchindex calibrate {copied}" in (
+    assert f"no operating curve for k = 5, by which options are chosen: patchindex tune {copied}" in (
         run("info", copied).stdout
     )
     one = ("--threads", 1)
-    assert json.loads(run("calibrate", copied, "--json", *one).stdout)["measured"] == [5]
+    assert json.loads(run("tune", copied, "--json", *one).stdout)["measured"] == [5]
     assert "no operating curve" not in run("info", copied).stdout
-    assert "nothing to do: all have one" in run("calibrate", copied).stdout
-    assert "measured at k = 3, 5, 7" in run("calibrate", copied, "--overwrite", *one).stdout
-    assert "no such store" in refused("calibrate", copied / "none")
+    assert "nothing to do: all have one" in run("tune", copied).stdout
+    assert "measured at k = 3, 5, 7" in run("tune", copied, "--overwrite", *one).stdout
+    assert "no such store" in refused("tune", copied / "none")
 
 
-def test_calibrate_has_nothing_to_do_without_an_index(store, tmp_path):
+def test_tune_has_nothing_to_do_without_an_index(store, tmp_path):
     run("build", store.with_suffix(".npz"), "-o", tmp_path / "s.zarr", "--machine", "IS")
-    assert "it has no index" in run("calibrate", tmp_path / "s.zarr").stdout
+    assert "it has no index" in run("tune", tmp_path / "s.zarr").stdout
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def photos(fashion, tmp_path_factory):
 def named(photos, tmp_path_factory):
     """Return a store of them, whose labels have names, and what was printed."""
     store = tmp_path_factory.mktemp("named") / "s.zarr"
-    build = ("build", photos, "-o", store, "--locality", "3,3", "--no-calibrate")
+    build = ("build", photos, "-o", store, "--locality", "3,3", "--no-tune")
     return store, run(*build, "--skip-bad", "--labels", "folders")
 
 
@@ -115,7 +115,7 @@ def test_photos_of_any_size_in_two_commands(fashion, tmp_path):
     for i, image in enumerate(fashion[0][:4]):
         Image.fromarray(image[: 20 + i]).save(tmp_path / "photos" / f"{i}.png")
     crop = ("--crop", "square", "--resize", 12)
-    run("build", tmp_path / "photos", "-o", tmp_path / "s.zarr", *crop, "--locality", "3,3", "--no-calibrate")
+    run("build", tmp_path / "photos", "-o", tmp_path / "s.zarr", *crop, "--locality", "3,3", "--no-tune")
     assert "4 of 12 x 12 x 1" in run("info", tmp_path / "s.zarr").stdout
     said = refused("build", tmp_path / "photos", "-o", tmp_path / "t.zarr", "--crop", "round")
     assert "'--crop': 'round' is neither pixels nor 'square'" in said

@@ -124,7 +124,7 @@ def test_equal_seeds_give_equal_means_in_any_batch(larger, held_out, monkeypatch
     x = held_out(0.5)
     m = machine(larger, tolerance=0.02, probes=8, candidates=20)
     both = m.posterior_mean(x, 0.5, k=3, seed=3)
-    second = m.posterior_mean(x[1:], 0.5, k=3, seed=3, samples=[1])
+    second = m.posterior_mean(x[1:], 0.5, k=3, seed=3, image_ids=[1])
     torch.testing.assert_close(second.mean, both.mean[1:], rtol=0, atol=1e-5)
     other = m.posterior_mean(x, 0.5, k=3, seed=4)
     assert (other.mean - both.mean).abs().max() > 1e-3
@@ -134,17 +134,17 @@ def test_a_step_finds_less_where_the_one_before_was(larger, held_out, monkeypatc
     """At the same scale and for the same label; and it is as good as without."""
     monkeypatch.setattr(auto, "WORTH", np.inf)
     m = machine(larger, tolerance=0.02, probes=16, candidates=40)
-    trail = {}
+    cache = {}
     x, later = held_out(0.5), held_out(0.48)
-    first = m.posterior_mean(x, 0.5, k=3, trail=trail, samples=[4, 9])
-    assert set(trail) == {4, 9}
-    other = m.posterior_mean(later, 0.48, k=5, trail=dict(trail), samples=[4, 9])
-    unknown = m.posterior_mean(later, 0.48, k=3, trail=dict(trail), samples=[4, 8])
-    again = m.posterior_mean(later, 0.48, k=3, trail=trail, samples=[4, 9])
-    alone = m.posterior_mean(later, 0.48, k=3, samples=[4, 9])
+    first = m.posterior_mean(x, 0.5, k=3, cache=cache, image_ids=[4, 9])
+    assert set(cache) == {4, 9}
+    other = m.posterior_mean(later, 0.48, k=5, cache=dict(cache), image_ids=[4, 9])
+    unknown = m.posterior_mean(later, 0.48, k=3, cache=dict(cache), image_ids=[4, 8])
+    again = m.posterior_mean(later, 0.48, k=3, cache=cache, image_ids=[4, 9])
+    alone = m.posterior_mean(later, 0.48, k=3, image_ids=[4, 9])
     assert unknown.codes_scanned == alone.codes_scanned
     much_later = held_out(0.25)
-    noise_is_another = m.posterior_mean(much_later, 0.25, k=3, trail=dict(trail), samples=[4, 9])
+    noise_is_another = m.posterior_mean(much_later, 0.25, k=3, cache=dict(cache), image_ids=[4, 9])
     assert noise_is_another.codes_scanned == m.posterior_mean(much_later, 0.25, k=3).codes_scanned
     assert again.codes_scanned < 0.8 * min(first.codes_scanned, alone.codes_scanned, other.codes_scanned)
     error = (again.mean - exact_mean(larger, later, 0.48, 3)).square().mean(1).sqrt()
@@ -185,7 +185,7 @@ def test_a_batch_beyond_the_memory_is_taken_in_parts(larger, held_out, monkeypat
     means = []
     for memory in (1 << 28, 4 * 8 * 20 * 14 * 14 * 2):  # two images at a time
         m = machine(larger, tolerance=0.02, probes=8, candidates=20, memory=memory)
-        means.append(m.posterior_mean(x, 0.5, k=3, seed=3, samples=numbers).mean)
+        means.append(m.posterior_mean(x, 0.5, k=3, seed=3, image_ids=numbers).mean)
     torch.testing.assert_close(*means, rtol=0, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import patchindex as pi
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import auto
 from patchindex.index.patch_index import scale_group
-from patchindex.store.checksums import CURVE, write_manifest, write_sealed
+from patchindex.store.checksums import CURVE, write_checksummed, write_manifest
 
 ESTIMATORS = {
     "topk": {"candidates": 6000, "probes": 150},
@@ -60,7 +60,7 @@ def test_whole_numbers_of_any_kind_are_taken(store, held_out, way):
     name, options = way
     machine = pi.ScoreMachine(store, estimator=name, **{key: np.asarray(v)[()] for key, v in options.items()})
     found = machine.posterior_mean(
-        held_out(0.5), 0.5, k=3.0, label=np.int64(4), samples=[-1, 2**70], seed=2**70
+        held_out(0.5), 0.5, k=3.0, label=np.int64(4), image_ids=[-1, 2**70], seed=2**70
     )
     assert torch.isfinite(found.mean).all()
 
@@ -118,7 +118,7 @@ def test_a_damaged_curve_is_told(labelled, tmp_path, damage):
     store.scale(3).save_curve(damage)
     with pytest.raises(StoreError, match="operating curve is damaged"):
         pi.ScoreMachine(pi.open_index(store.path)).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
-    write_sealed(folder / CURVE, ["none"])  # no curve at all
+    write_checksummed(folder / CURVE, ["none"])  # no curve at all
     with pytest.raises(StoreError, match="is of another scale"):
         pi.open_index(store.path).scale(3)
     (folder / CURVE).unlink()

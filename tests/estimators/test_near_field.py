@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.estimators.base import Data, Query
+from patchindex.estimators.base import Query, ScoreContext
 from patchindex.estimators.near import NearField
 from patchindex.exact import scan
 from patchindex.geometry import Geometry
@@ -18,7 +18,9 @@ ALL = 10**4
 
 def field(store, x, t, k, probes, candidates, label=None, memory=1 << 26):
     beta = brute.beta_of(t)
-    data = Data(store.training, store.machine, store.train_windows, store, torch.device("cpu"), memory)
+    data = ScoreContext(
+        store.training, store.machine, store.train_windows, store, torch.device("cpu"), memory
+    )
     query = Query(x=x, a=(1 - beta) ** 0.5, beta=beta, k=k, label=label)
     return NearField(data, query, probes, candidates), query
 
@@ -92,7 +94,7 @@ def test_more_is_retrieved_with_more_probes(store, held_out):
 def test_pixels_learn_from_those_around(store, held_out, monkeypatch):
     near, _ = field(store, held_out(0.2), 0.2, 5, 3, 5)
     spread = near.image(0).state
-    monkeypatch.setattr("patchindex.estimators.spreading.HEAVY", 2.0)
+    monkeypatch.setattr("patchindex.estimators.neighbours.HEAVY", 2.0)
     alone = near.image(0).state
     assert (spread.log_weight() >= alone.log_weight() - 1e-9).all()
     assert int(spread.count.sum()) > int(alone.count.sum())
@@ -100,13 +102,13 @@ def test_pixels_learn_from_those_around(store, held_out, monkeypatch):
 
 def test_the_heaviest_are_kept_for_the_next_step(store, held_out, monkeypatch):
     """About as many as asked for, and none that is lighter than one left out."""
-    monkeypatch.setattr("patchindex.estimators.spreading.RECALLED", 7)
+    monkeypatch.setattr("patchindex.estimators.neighbours.RECALLED", 7)
     near, _ = field(store, held_out(0.4), 0.4, 3, 20, 50)
     found = near.image(0)
     area = held_out(0.4)[0, 0].numel()
     assert len(np.unique(found.heaviest)) == len(found.heaviest)
-    assert (np.diff(near._spreading.tables.images_of(found.heaviest)) >= 0).all()
-    kept = np.bincount(near._spreading.tables.pixels_of(found.heaviest), minlength=area)
+    assert (np.diff(near._refiner.tables.images_of(found.heaviest)) >= 0).all()
+    kept = np.bincount(near._refiner.tables.pixels_of(found.heaviest), minlength=area)
     have = np.bincount(found.members.pixel, minlength=area)
     assert (kept <= np.minimum(have, 14)).all()
     assert 5 < np.mean(kept) < 12
@@ -114,8 +116,8 @@ def test_the_heaviest_are_kept_for_the_next_step(store, held_out, monkeypatch):
         logits = np.sort(found.members.logit[found.members.pixel == pixel])[::-1]
         again, _ = field(store, held_out(0.4), 0.4, 3, 1, 1)
         again._ids[:] = -1
-        again._recalled = [found.heaviest[near._spreading.tables.pixels_of(found.heaviest) == pixel]]
-        monkeypatch.setattr("patchindex.estimators.spreading.HEAVY", 2.0)
+        again._recalled = [found.heaviest[near._refiner.tables.pixels_of(found.heaviest) == pixel]]
+        monkeypatch.setattr("patchindex.estimators.neighbours.HEAVY", 2.0)
         tried = again.image(0).members
         assert (tried.pixel == pixel).all()
         np.testing.assert_array_equal(np.sort(tried.logit)[::-1], logits[: kept[pixel]])
@@ -125,7 +127,9 @@ def test_what_was_found_before_need_not_be_found_again(store, held_out):
     x, t = held_out(0.4), 0.4
     before, query = field(store, x, t, 5, 30, 60)
     found = [before.image(i) for i in range(2)]
-    data = Data(store.training, store.machine, store.train_windows, store, torch.device("cpu"), 1 << 26)
+    data = ScoreContext(
+        store.training, store.machine, store.train_windows, store, torch.device("cpu"), 1 << 26
+    )
     again = NearField(data, query, 30, 60, [near.heaviest for near in found])
     for i, near in enumerate(found):
         new = again.image(i)

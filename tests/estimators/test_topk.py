@@ -9,7 +9,7 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
-from patchindex.estimators import Data, Query, topk
+from patchindex.estimators import Query, ScoreContext, topk
 from patchindex.exact import scan
 from patchindex.geometry import query_windows
 
@@ -262,7 +262,7 @@ def test_both_ways_of_reranking_agree(held_out, machine, real_images, tmp_path):
         found = [place + image * per_image for image in range(20) for place in places]
         some = rng.permutation(found)[: row % 30]
         mine[: len(some)] = some
-    data = Data(index.training, machine, "valid", index, torch.device("cpu"), 40 * 64 * 7)
+    data = ScoreContext(index.training, machine, "valid", index, torch.device("cpu"), 40 * 64 * 7)
     got = topk.rerank(data, scale, query, rows, ids)
     windows = query_windows(x, scale.geometry)[torch.from_numpy(rows)]
     want = topk._rerank_by_torch(

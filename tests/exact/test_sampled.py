@@ -11,12 +11,12 @@ from patchindex.exact import scan
 from patchindex.exact.sampled import SampledScan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
-from patchindex.kernels.known_patches import Members
+from patchindex.kernels.known_patches import KnownPatches
 from patchindex.softmax import SoftmaxState
 
 CASES = [("ELS", "valid"), ("ELS", "wrapped"), ("bbELS", "valid")]
 SIZE = (12, 14)
-NONE = Members(*(np.empty(0, kind) for kind in (np.int32, np.int32, np.int32, np.float32)))
+NONE = KnownPatches(*(np.empty(0, kind) for kind in (np.int32, np.int32, np.int32, np.float32)))
 EVERYTHING = 10**6
 
 
@@ -77,7 +77,7 @@ def members_of(geometry, images, x, a, beta, rng, n):
     image, place = divmod(patch, height * width)
     order = np.argsort(image)
     whole = (a[order].astype(np.int32) for a in (pixel, image, place))
-    return Members(*whole, logits[order].astype(np.float32)), state
+    return KnownPatches(*whole, logits[order].astype(np.float32)), state
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -162,7 +162,7 @@ def test_fewer_pixels_from_now_on(case):
     sample = sampled(images, geometry, x, a, beta, known=known, top=top, pixels=some)
     sample.grow(3)
     before = sample.state()
-    sample.only(few)
+    sample.restrict(few)
     sample.grow(EVERYTHING)
     after, others = sample.state(), some & ~few
     for one, other in zip(vars(before).values(), vars(after).values(), strict=True):

@@ -108,7 +108,7 @@ def test_bad_files_at_the_command_line(photos, tmp_path):
     bad = damage(photos)
 
     def build(*more):
-        command = ("build", photos, "-o", tmp_path / "s.zarr", "--scales", "3", "--no-calibrate", *more)
+        command = ("build", photos, "-o", tmp_path / "s.zarr", "--scales", "3", "--no-tune", *more)
         return CliRunner().invoke(main, list(map(str, command)))
 
     refused = build()

@@ -14,7 +14,7 @@ from patchindex_cli import main
 import patchindex as pi
 from patchindex.build import scale as stages
 from patchindex.errors import PatchIndexError, StoreError
-from patchindex.store.checksums import CURVE, read_sealed, write_manifest, write_sealed
+from patchindex.store.checksums import CURVE, read_checksummed, write_checksummed, write_manifest
 from patchindex.store.raw import raw_path
 
 
@@ -165,7 +165,7 @@ def test_curves_are_of_their_scale(copied):
     with pytest.raises(StoreError, match="is of another scale"):
         pi.open_index(copied).scale(5)
     assert not pi.verify(copied).whole
-    pi.calibrate(copied, overwrite=True)
+    pi.tune(copied, overwrite=True)
     assert pi.verify(copied).whole
 
 
@@ -205,18 +205,18 @@ def test_lists_that_are_wrong_though_all_checksums_are_right(labelled, tmp_path,
 def test_sealed_files(tmp_path):
     path = tmp_path / "a.json"
     for content in ({"b": [1, 2.5, None], "a": "ä\n"}, [], 3):
-        write_sealed(path, content)
-        assert read_sealed(path) == content
+        write_checksummed(path, content)
+        assert read_checksummed(path) == content
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     whole = path.read_bytes()
     for position in range(len(whole)):
         for bit in range(8):
             flip(path, position, bit)
             with pytest.raises(StoreError, match="is damaged"):
-                read_sealed(path)
+                read_checksummed(path)
             path.write_bytes(whole)
     with pytest.raises(StoreError, match="is missing"):
-        read_sealed(tmp_path / "b.json")
+        read_checksummed(tmp_path / "b.json")
 
 
 def test_verify_at_the_command_line(copied):

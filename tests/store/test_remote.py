@@ -14,7 +14,7 @@ from patchindex_cli import main
 
 import patchindex as pi
 from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
-from patchindex.store.checksums import CURVE, MANIFEST, crc32c, read_sealed, write_sealed
+from patchindex.store.checksums import CURVE, MANIFEST, crc32c, read_checksummed, write_checksummed
 
 moto = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
@@ -45,7 +45,7 @@ def there(server, labelled, tmp_path, monkeypatch):
     store = pi.build_index(
         labelled[0], tmp_path / "s.zarr", scales=[3, 5], labels=labelled[1], locality=[3, 3, 5, 5]
     )
-    pi.calibrate(store.path)
+    pi.tune(store.path)
     files.put(str(store.path), "bucket/s.zarr", recursive=True)
     yield store, files, options
     files.rm("bucket/s.zarr", recursive=True)
@@ -175,8 +175,8 @@ def test_at_the_command_line_with_credentials_of_the_environment(there, server, 
 def test_a_manifest_that_leads_out_of_the_cache_is_refused(small, put, tmp_path, name):
     name = name.format(cache=tmp_path / "cache")
     files = put(small)
-    manifest = read_sealed(small / MANIFEST) | {name: [5, f"{crc32c(b'pwned'):08x}"]}
-    write_sealed(tmp_path / MANIFEST, manifest)
+    manifest = read_checksummed(small / MANIFEST) | {name: [5, f"{crc32c(b'pwned'):08x}"]}
+    write_checksummed(tmp_path / MANIFEST, manifest)
     files.pipe_file(f"/s.zarr/{MANIFEST}", (tmp_path / MANIFEST).read_bytes())
     files.store[f"/s.zarr/{name}"] = fsspec.implementations.memory.MemoryFile(files, name, b"pwned")
     with pytest.raises(StoreError, match=rf"^{URL}/{MANIFEST}: names .* which is no file of a store"):
@@ -188,7 +188,7 @@ def test_a_manifest_that_leads_out_of_the_cache_is_refused(small, put, tmp_path,
 @pytest.mark.parametrize("content", [[1], {"zarr.json": 5}, {"zarr.json": ["1", "2"]}])
 def test_what_is_no_manifest_is_told(small, put, tmp_path, content):
     store = shutil.copytree(small, tmp_path / "s.zarr")
-    write_sealed(store / MANIFEST, content)
+    write_checksummed(store / MANIFEST, content)
     put(store)
     for path in (store, URL):
         with pytest.raises(StoreError, match=r"is no manifest|has no size and checksum"):
@@ -199,11 +199,11 @@ def test_what_is_no_manifest_is_told(small, put, tmp_path, content):
 def test_a_curve_that_is_measured_later_arrives(small, put, tmp_path):
     files = put(small)
     assert "operating_curve" not in pi.open_index(URL).scale(3).attributes
-    with pytest.raises(InputError, match="cannot be written to; calibrate it where it can"):
-        pi.calibrate(URL)  # a copy's would be taken away again
+    with pytest.raises(InputError, match="cannot be written to; tune it where it can"):
+        pi.tune(URL)  # a copy's would be taken away again
     scale = pi.open_index(small).scale(3).identity
     for curve in ({"version": 0}, {"version": 1}):
-        write_sealed(tmp_path / CURVE, curve | {"scale": scale})
+        write_checksummed(tmp_path / CURVE, curve | {"scale": scale})
         files.pipe_file(f"/s.zarr/scales/k003/{CURVE}", (tmp_path / CURVE).read_bytes())
         assert pi.open_index(URL).scale(3).attributes["operating_curve"] == curve
     files.rm(f"/s.zarr/scales/k003/{CURVE}")

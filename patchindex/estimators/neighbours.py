@@ -13,7 +13,7 @@ import torch
 from patchindex.estimators.base import Query
 from patchindex.index import ScaleIndex
 from patchindex.kernels.codes import NEVER
-from patchindex.kernels.known_patches import Members
+from patchindex.kernels.known_patches import KnownPatches
 from patchindex.kernels.neighbours import (
     DEPTH,
     REACH,
@@ -21,16 +21,16 @@ from patchindex.kernels.neighbours import (
     keys_above,
     largest_logits,
     merge_by_image,
+    neighbour_logits,
     pair_keys,
     query_lines,
-    spread_logits,
-    spread_tables,
     sums_of,
+    window_tables,
 )
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["NOTHING", "Spreading"]
+__all__ = ["NOTHING", "NeighbourRefiner"]
 
 SAMPLE = 61  # every so many patch ids tell how images are shared out
 NOTHING = np.empty(0, np.int64)
@@ -39,7 +39,7 @@ BINS = 256  # of logits, by which these are found
 HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
 
 
-class Spreading:
+class NeighbourRefiner:
     """Exact logits of retrieved patches, read where they lie in the uint8 images.
 
     Parameters
@@ -54,14 +54,14 @@ class Spreading:
 
     def __init__(self, images: np.ndarray, scale: ScaleIndex, query: Query, threads: int) -> None:
         self._images, self._geometry, self._query = images.reshape(-1), scale.geometry, query
-        self.tables = spread_tables(scale.geometry, query.x.shape[1])
+        self.tables = window_tables(scale.geometry, query.x.shape[1])
         self._scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
         self._threads = threads
         self._n = len(images)
 
     def run(
         self, i: int, ids: np.ndarray, pixels: np.ndarray, recalled: np.ndarray, around: bool = True
-    ) -> tuple[Members, SoftmaxState, np.ndarray]:
+    ) -> tuple[KnownPatches, SoftmaxState, np.ndarray]:
         """Compare patches with the pixels of noisy image i that found them.
 
         Parameters
@@ -78,7 +78,7 @@ class Spreading:
 
         Returns
         -------
-        Members
+        KnownPatches
             In order of their images, without those that are negligible.
         SoftmaxState, shape (H * W,)
             Their sums.
@@ -90,16 +90,16 @@ class Spreading:
         top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self.tables.channels))
         compared = np.zeros(area, np.int64)
 
-        def retrieved(images: tuple[int, int]) -> Members:
+        def retrieved(images: tuple[int, int]) -> KnownPatches:
             found = self._written(ids.size, partial(pair_keys, ids, pixels, self.tables, images))
             again = slice(*np.searchsorted(recalled, [end << 2 * self.tables.bits for end in images]))
             keys = np.concatenate([found, recalled[again]])
             keys.sort()
             return self._compare(keys, NOTHING, lines, 0)
 
-        def beside(members: Members) -> Members:
+        def beside(members: KnownPatches) -> KnownPatches:
             bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
-            # Members are in the order of the keys that they were made from.
+            # KnownPatches are in the order of the keys that they were made from.
             heavy = self._keys(members, bar, np.ones(self._n, bool))
             wanted = np.zeros(self._n, bool)
             wanted[self.tables.images_of(heavy)] = True
@@ -126,17 +126,17 @@ class Spreading:
 
     @staticmethod
     def _merged(
-        workers: ThreadPoolExecutor, parts: list[Members], more: list[Members]
-    ) -> tuple[Members, list[Members]]:
+        workers: ThreadPoolExecutor, parts: list[KnownPatches], more: list[KnownPatches]
+    ) -> tuple[KnownPatches, list[KnownPatches]]:
         """Return all members in order of their images, and those of each thread's images."""
         ends = np.cumsum([0] + [len(a.pixel) + len(b.pixel) for a, b in zip(parts, more, strict=True)])
         members = _room(int(ends[-1]))
-        merged = [Members(*(array[lo:hi] for array in members)) for lo, hi in pairwise(ends)]
+        merged = [KnownPatches(*(array[lo:hi] for array in members)) for lo, hi in pairwise(ends)]
         list(workers.map(merge_by_image, parts, more, merged))
         return members, merged
 
     @staticmethod
-    def _bar(parts: list[Members], top: np.ndarray) -> np.ndarray:
+    def _bar(parts: list[KnownPatches], top: np.ndarray) -> np.ndarray:
         """Return the logit from which on a pixel has about `RECALLED` members, twice as many at most."""
         counts = np.zeros((len(top), BINS), np.int32)
         for part in parts:
@@ -158,11 +158,11 @@ class Spreading:
     def _add(
         self,
         workers: ThreadPoolExecutor,
-        parts: list[Members],
+        parts: list[KnownPatches],
         top: np.ndarray,
         sums: np.ndarray,
         compared: np.ndarray,
-    ) -> list[Members]:
+    ) -> list[KnownPatches]:
         """Add members to the sums, relative to the largest logits; return those that are not negligible."""
         lower = top.copy()
         for part in parts:
@@ -171,23 +171,23 @@ class Spreading:
         sums[:, 1:2] *= factor
         sums *= factor
 
-        def summed(members: Members) -> tuple[Members, np.ndarray, np.ndarray]:
+        def summed(members: KnownPatches) -> tuple[KnownPatches, np.ndarray, np.ndarray]:
             mine, every, count = np.zeros_like(sums), np.zeros_like(compared), np.zeros(1, np.int64)
             sums_of(self._images, len(top), self.tables.channels, *members, top, mine, every, count)
-            return Members(*(array[: count[0]] for array in members)), mine, every
+            return KnownPatches(*(array[: count[0]] for array in members)), mine, every
 
         done = list(workers.map(summed, parts))
         sums += sum(mine for _, mine, _ in done)
         compared += sum(every for _, _, every in done)
         return [members for members, _, _ in done]
 
-    def _compare(self, keys: np.ndarray, known: np.ndarray, lines: np.ndarray, reach: int) -> Members:
+    def _compare(self, keys: np.ndarray, known: np.ndarray, lines: np.ndarray, reach: int) -> KnownPatches:
         members = _room(len(keys) * (2 * reach + 1) ** 2)
         count = np.zeros(1, np.int64)
-        spread_logits(self._images, keys, lines, self._scale, self.tables, reach, known, members, count)
-        return Members(*(array[: count[0]] for array in members))
+        neighbour_logits(self._images, keys, lines, self._scale, self.tables, reach, known, members, count)
+        return KnownPatches(*(array[: count[0]] for array in members))
 
-    def _keys(self, members: Members, bar: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def _keys(self, members: KnownPatches, bar: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Return the keys of members of wanted images that reach their pixel's bar."""
         write = partial(keys_above, self.tables, *members, bar, wanted)
         return self._written(len(members.pixel), write)
@@ -200,5 +200,5 @@ class Spreading:
         return keys[: count[0]]
 
 
-def _room(members: int) -> Members:
-    return Members(*(np.empty(members, kind) for kind in (np.int32, np.int32, np.int32, np.float32)))
+def _room(members: int) -> KnownPatches:
+    return KnownPatches(*(np.empty(members, kind) for kind in (np.int32, np.int32, np.int32, np.float32)))

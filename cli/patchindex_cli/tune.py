@@ -1,4 +1,4 @@
-"""`patchindex calibrate`."""
+"""`patchindex tune`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import patchindex
 
 from .options import LocalPath, json_option, print_json, seed_option, threads_option
 from .progress import stages
-from .running import uncalibrated
+from .running import untuned
 from .words import some
 
-__all__ = ["calibrate"]
+__all__ = ["tune"]
 
 
 @click.command()
@@ -22,22 +22,20 @@ __all__ = ["calibrate"]
 @seed_option
 @threads_option
 @json_option
-def calibrate(store: Path, overwrite: bool, seed: int, threads: int | None, as_json: bool) -> None:
+def tune(store: Path, overwrite: bool, seed: int, threads: int | None, as_json: bool) -> None:
     """Measure the operating curve of a STORE, by which estimators choose their options.
 
-    What `build` and `append` do at their end, unless --no-calibrate is given. The scales that have one are
+    What `build` and `append` do at their end, unless --no-tune is given. The scales that have one are
     left alone.
 
     \b
     Example:
-      patchindex calibrate fashion.zarr
+      patchindex tune fashion.zarr
     """
     index = patchindex.open_index(store)
-    todo = list(index.scales) if overwrite else uncalibrated(index)
+    todo = list(index.scales) if overwrite else untuned(index)
     with stages() as progress:
-        index = patchindex.calibrate(
-            store, seed=seed, threads=threads, overwrite=overwrite, progress=progress
-        )
+        index = patchindex.tune(store, seed=seed, threads=threads, overwrite=overwrite, progress=progress)
     if as_json:
         curves = {k: index.scale(k).attributes["operating_curve"] for k in index.scales}
         print_json({"path": str(store), "measured": todo, "operating_curves": curves})
