@@ -1,16 +1,19 @@
-"""Every error this package raises on purpose.
+"""The errors of this package: one base class, `PatchIndexError`.
 
-One base class, `PatchIndexError`. Each error says what is wrong, where (the file or the parameter) and the
-way out, in one line, and is at the same time the builtin that a caller who has never heard of this package
-would catch. `exit_code` is what the command line ends with: 2 for bad input, found before any work is done,
-and 1 for work that failed.
+Each error says in one line what is wrong, where, and what to do. Each error is also the builtin exception
+that a caller would expect: `InputError` is a `ValueError`. `exit_code` is the exit code of the command line:
+2 for bad input, which is found before any work is done, and 1 for work that failed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 __all__ = [
     "DeviceError",
     "InputError",
+    "Option",
     "OutputExistsError",
     "PatchIndexError",
     "SourceNotFoundError",
@@ -18,32 +21,78 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class Option:
+    """A parameter that a remedy names: `overwrite=True` in Python, `--overwrite` on the command line.
+
+    Parameters
+    ----------
+    name : str
+        Name of the parameter in Python.
+    value : object, optional
+        The value to give it.
+
+    Examples
+    --------
+    >>> str(Option("overwrite", True)), str(Option("pca_dims"))
+    ('overwrite=True', 'pca_dims')
+    """
+
+    name: str
+    value: object = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value}"
+
+
 class PatchIndexError(Exception):
-    """Base class: `where: what; remedy` in one line.
+    """Base class of all errors: `where: what; remedy` in one line.
 
     Parameters
     ----------
     what : str
         What is wrong.
-    where : str, optional
-        The file, the field or the parameter it is wrong in.
-    remedy : str, optional
-        What to do about it, with Python's names: `overwrite=True`, which the command line calls --overwrite.
+    parameter : str, optional
+        Name of the Python parameter whose value is wrong.
+    where : object, optional
+        The file, the field or the value that is wrong, when it is not a parameter.
+    remedy : str, or sequence of str and Option, optional
+        What to do. The parts of a sequence are joined without spaces.
 
     Examples
     --------
-    >>> print(InputError("k must be odd, got 4", where="scales", remedy="use 3 or 5"))
+    >>> print(InputError("k must be odd, got 4", parameter="scales", remedy="use 3 or 5"))
     scales: k must be odd, got 4; use 3 or 5
+    >>> error = InputError("exists", where="s.zarr", remedy=["give ", Option("overwrite", True)])
+    >>> print(error)
+    s.zarr: exists; give overwrite=True
+    >>> error.describe(lambda option: f"--{option.name}")
+    's.zarr: exists; give --overwrite'
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: object = None, remedy: str | None = None) -> None:
-        self.what, self.where, self.remedy = what, where, remedy
-        message = what if where is None else f"{where}: {what}"
-        super().__init__(message if remedy is None else f"{message}; {remedy}")
+    def __init__(
+        self,
+        what: str,
+        *,
+        parameter: str | None = None,
+        where: object = None,
+        remedy: str | Sequence[str | Option] | None = None,
+    ) -> None:
+        self.what, self.parameter, self.where, self.remedy = what, parameter, where, remedy
+        super().__init__(self.describe())
 
-    # OSError and KeyError, which some subclasses also are, would print their arguments their own way.
+    def describe(self, spell: Callable[[Option], str] = str) -> str:
+        """Return the message; `spell` writes the parameter and the options of the remedy."""
+        where = self.where if self.parameter is None else spell(Option(self.parameter))
+        message = self.what if where is None else f"{where}: {self.what}"
+        if self.remedy is None:
+            return message
+        parts = [self.remedy] if isinstance(self.remedy, str) else self.remedy
+        return f"{message}; {''.join(p if isinstance(p, str) else spell(p) for p in parts)}"
+
+    # OSError and KeyError, which are bases of some subclasses, print their arguments in another form.
     def __str__(self) -> str:
         return str(self.args[0])
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -24,9 +24,12 @@ except ImportError:  # faiss comes with one of two extras; exact scores need nei
 from patchindex.errors import DeviceError, InputError
 
 __all__ = [
+    "Progress",
     "check_threads",
     "faiss_gpus",
     "full_precision",
+    "no_progress",
+    "part_of",
     "pool",
     "require_faiss",
     "resolve_device",
@@ -35,6 +38,32 @@ __all__ = [
 
 MAX_THREADS = 1024
 MAX_GPU_SELECTION = 2048  # FAISS's GPU side selects at most this many neighbours, and probes as many lists
+
+
+class Progress(Protocol):
+    """A callback for progress: `progress(stage, done, total)`."""
+
+    def __call__(self, stage: str, done: float, total: float, /) -> None:
+        """Receive that `done` of `total` units of a stage are completed."""
+
+
+def no_progress(stage: str, done: float, total: float, /) -> None:
+    """Ignore the progress."""
+
+
+def part_of(progress: Progress, stage: str, first: float, last: float) -> Progress:
+    """Return a callback whose stages are the part from `first` to `last` of one stage, fractions in [0, 1].
+
+    Examples
+    --------
+    >>> part_of(print, "sampling", 0.5, 1.0)("exact scan", 1, 2)
+    sampling 0.75 1.0
+    """
+
+    def report(_: str, done: float, total: float, /) -> None:
+        progress(stage, first + (last - first) * done / total, 1.0)
+
+    return report
 
 
 def require_faiss() -> Any:
