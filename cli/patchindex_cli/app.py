@@ -74,7 +74,8 @@ class _Group(click.Group):
                 return found[0]
             return flags[name] if value in (None, "True") else f"{flags[name]} {value}"
 
-        remedy = error.remedy and _PARAMETER.sub(flag, error.remedy)
+        remedy = error.remedy if isinstance(error.remedy, str | None) else "".join(map(str, error.remedy))
+        remedy = remedy and _PARAMETER.sub(flag, remedy)
         where = str(error.where)
         if where not in map(str, given):
             where = flags.get(where.lower(), where)
