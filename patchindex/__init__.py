@@ -12,20 +12,7 @@ Examples
 torch.Size([2, 1, 16, 16])
 """
 
-from importlib.metadata import version as _version
-
-from patchindex import cluster, study
-from patchindex import runtime as _backends  # first: it fixes the order in which torch and faiss are imported
-from patchindex.build import add_scales, append, build_index
-from patchindex.denoisers.score_machine import ScoreMachine
-from patchindex.errors import PatchIndexError
-from patchindex.estimators import ESTIMATORS, Estimate
-from patchindex.images import ImageSource, open_images
-from patchindex.index import PatchIndex, open_index, verify
-from patchindex.sampling.samplers import SampleResult, sample
-from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
-from patchindex.softmax import SoftmaxState
-from patchindex.study.tune import tune
+from typing import TYPE_CHECKING
 
 __all__ = [
     "ESTIMATORS",
@@ -50,5 +37,52 @@ __all__ = [
     "verify",
 ]
 
-__version__ = _version("patchindex")
-del _backends
+# Type checkers read the imports. At run time each name is imported on first use (PEP 562), because torch,
+# numba and zarr take seconds to import.
+if TYPE_CHECKING:
+    from patchindex import cluster, study
+    from patchindex.build import add_scales, append, build_index
+    from patchindex.denoisers import ScoreMachine
+    from patchindex.errors import PatchIndexError
+    from patchindex.estimators import ESTIMATORS, Estimate
+    from patchindex.images import ImageSource, open_images
+    from patchindex.index import PatchIndex, open_index, verify
+    from patchindex.sampling import SampleResult, sample
+    from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
+    from patchindex.softmax import SoftmaxState
+    from patchindex.study.tune import tune
+
+    __version__: str
+else:
+    _NAMES = {
+        "build": ["add_scales", "append", "build_index"],
+        "denoisers": ["ScoreMachine"],
+        "errors": ["PatchIndexError"],
+        "estimators": ["ESTIMATORS", "Estimate"],
+        "images": ["ImageSource", "open_images"],
+        "index": ["PatchIndex", "open_index", "verify"],
+        "sampling": ["SampleResult", "sample"],
+        "schedules": ["LOCALITY_PRESETS", "LocalitySchedule"],
+        "softmax": ["SoftmaxState"],
+        "study.tune": ["tune"],
+    }
+    _MODULES = {name: f"patchindex.{module}" for module, names in _NAMES.items() for name in names}
+
+    def __getattr__(name):
+        from importlib import import_module
+
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("patchindex")
+        elif name in _MODULES:
+            value = getattr(import_module(_MODULES[name]), name)
+        elif name in __all__:
+            value = import_module(f"patchindex.{name}")
+        else:
+            raise AttributeError(f"module 'patchindex' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__, "__version__"})

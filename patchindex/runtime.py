@@ -16,11 +16,6 @@ from typing import Any, Protocol
 
 import torch
 
-try:
-    import faiss  # isort: skip  (after torch, see above)
-except ImportError:  # faiss comes with one of two extras; exact scores need neither
-    faiss = None  # type: ignore[assignment]
-
 from patchindex.errors import DeviceError, InputError
 
 __all__ = [
@@ -28,6 +23,7 @@ __all__ = [
     "check_threads",
     "faiss_gpus",
     "full_precision",
+    "load_faiss",
     "no_progress",
     "part_of",
     "pool",
@@ -66,15 +62,28 @@ def part_of(progress: Progress, stage: str, first: float, last: float) -> Progre
     return report
 
 
+@lru_cache(maxsize=1)
+def load_faiss() -> Any:
+    """Return the `faiss` module, imported on first use, or None when it is not installed.
+
+    Exact scores need no FAISS, and two extras provide it.
+    """
+    try:
+        import faiss
+    except ImportError:
+        return None
+    return faiss
+
+
 def require_faiss() -> Any:
-    """Return the `faiss` module, or say how to get it.
+    """Return the `faiss` module, or say how to install it.
 
     Raises
     ------
     DeviceError
         When neither faiss-cpu nor faiss-gpu is installed.
     """
-    if faiss is None:
+    if (faiss := load_faiss()) is None:
         raise DeviceError(
             "faiss is not installed",
             where="patch index",
@@ -85,7 +94,8 @@ def require_faiss() -> Any:
 
 def faiss_gpus() -> int:
     """Return the number of GPUs that the installed FAISS can use; 0 for faiss-cpu."""
-    return int(faiss.get_num_gpus()) if faiss is not None and hasattr(faiss, "StandardGpuResources") else 0
+    faiss = load_faiss()
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 
 def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = False) -> torch.device:
@@ -169,6 +179,7 @@ def threads(n: int | None) -> Iterator[int]:
     if n is None:
         yield torch.get_num_threads()
         return
+    faiss = load_faiss()
     before = torch.get_num_threads(), None if faiss is None else faiss.omp_get_max_threads()
     torch.set_num_threads(n)
     if faiss is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import patchindex
-from patchindex.errors import PatchIndexError
+from patchindex.errors import Option, PatchIndexError
 
 from .append import append
 from .build import build
@@ -68,14 +68,22 @@ class _Group(click.Group):
             if isinstance(option, click.Option) and option.opts[-1].startswith("--")
         }
 
+        def spell(option: Option) -> str:
+            name = flags.get(option.name.lower())
+            if name is None:
+                return str(option)
+            return name if option.value is None or option.value is True else f"{name} {option.value}"
+
+        if error.parameter is not None or not isinstance(error.remedy, str | None):
+            return error.describe(spell)
+
         def flag(found: re.Match[str]) -> str:
             name, value = found["name"], found["value"]
             if name not in flags or (value is None and "_" not in name):
                 return found[0]
             return flags[name] if value in (None, "True") else f"{flags[name]} {value}"
 
-        remedy = error.remedy if isinstance(error.remedy, str | None) else "".join(map(str, error.remedy))
-        remedy = remedy and _PARAMETER.sub(flag, remedy)
+        remedy = error.remedy and _PARAMETER.sub(flag, error.remedy)
         where = str(error.where)
         if where not in map(str, given):
             where = flags.get(where.lower(), where)

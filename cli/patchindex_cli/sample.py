@@ -23,7 +23,7 @@ from patchindex.estimators import ESTIMATORS
 from patchindex.exact import load_kernel
 from patchindex.images.npz import read_arrays
 from patchindex.index import open_index
-from patchindex.runtime import faiss
+from patchindex.runtime import load_faiss
 from patchindex.sampling.samplers import SAMPLERS, SampleResult
 from patchindex.sampling.samplers import sample as draw
 
@@ -177,7 +177,7 @@ def sample(
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-            "faiss": getattr(faiss, "__version__", None),
+            "faiss": getattr(load_faiss(), "__version__", None),
         },
         "seconds": seconds,
         "compile_seconds": None if compiling is None else round(compiling, 3),

@@ -12,8 +12,7 @@ from rich import box
 from rich.table import Table
 
 from patchindex.denoisers.score_machine import ScoreMachine
-from patchindex.errors import InputError
-from patchindex.estimators import ESTIMATORS, options_of
+from patchindex.estimators import parse_estimator
 from patchindex.index import open_index
 from patchindex.study import compare
 from patchindex.study.plots import figure_class
@@ -111,7 +110,7 @@ def study(
     number = parse_label(label, index)
     machines = {}
     for text in estimators:
-        name, options = _parse(text)
+        name, options = parse_estimator(text)
         machines[text] = ScoreMachine(
             index, estimator=name, locality=schedule, device=device, threads=threads, **options
         )
@@ -147,26 +146,3 @@ def _told(form: str, known: dict[str, Any]) -> str:
         return form.format(**known)
     except KeyError:
         return "-"
-
-
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Read `NAME` or `NAME:option=value,...`."""
-    name, _, rest = text.partition(":")
-    if name not in ESTIMATORS:
-        known = ", ".join(ESTIMATORS)
-        raise InputError(f"unknown estimator {name!r}", where="--estimator", remedy=f"use one of {known}")
-    options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        option, _, value = (piece.strip() for piece in part.partition("="))
-        if option not in options_of(name):
-            known = ", ".join(options_of(name)) or "none"
-            raise InputError(
-                f"{name} has no option {option!r}", where="--estimator", remedy=f"it has {known}"
-            )
-        try:
-            options[option] = int(value) if value.lstrip("-").isdigit() else float(value)
-        except ValueError:
-            raise InputError(
-                f"{part!r} is no option=number", where="--estimator", remedy="give such as topk:probes=64"
-            ) from None
-    return name, options

@@ -25,6 +25,7 @@ __all__ = [
     "TrajectoryCache",
     "make_estimator",
     "options_of",
+    "parse_estimator",
 ]
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
@@ -43,6 +44,43 @@ def options_of(name: str) -> list[str]:
     ['candidates', 'probes', 'quality']
     """
     return list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
+
+
+def parse_estimator(text: str) -> tuple[str, dict[str, Any]]:
+    """Read an estimator's name and options from `NAME` or `NAME:option=value,...`.
+
+    Raises
+    ------
+    InputError
+        When the name or an option is unknown, or a value is not a number.
+
+    Examples
+    --------
+    >>> parse_estimator("topk:candidates=512,quality=0.9")
+    ('topk', {'candidates': 512, 'quality': 0.9})
+    """
+    name, _, rest = text.partition(":")
+    if name not in ESTIMATORS:
+        known = ", ".join(ESTIMATORS)
+        raise InputError(f"unknown estimator {name!r}", parameter="estimator", remedy=f"use one of {known}")
+    known = ", ".join(options_of(name))
+    options: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in rest.split(","))):
+        option, _, value = (piece.strip() for piece in part.partition("="))
+        if option not in options_of(name):
+            raise InputError(
+                f"{name} has no option {option!r}",
+                parameter="estimator",
+                remedy=f"its options are {known}" if known else "it has none",
+            )
+        try:
+            options[option] = int(value) if value.lstrip("-").isdigit() else float(value)
+        except ValueError:
+            example = f"{name}:{option}=64"
+            raise InputError(
+                f"{part!r} is not option=number", parameter="estimator", remedy=f"write for example {example}"
+            ) from None
+    return name, options
 
 
 def make_estimator(name: str, data: ScoreContext, **options: Any) -> Estimator:

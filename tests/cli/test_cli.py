@@ -324,8 +324,8 @@ def test_study_writes_what_it_found(store, tmp_path):
     ("text", "message"),
     [
         ("best", "--estimator: unknown estimator 'best'"),
-        ("topk:probes", "--estimator: 'probes' is no option=number"),
-        ("topk:probes=many", "--estimator: 'probes=many' is no option=number"),
+        ("topk:probes", "--estimator: 'probes' is not option=number"),
+        ("topk:probes=many", "--estimator: 'probes=many' is not option=number"),
         ("topk:blocks=3", "--estimator: topk has no option 'blocks'"),
         ("auto:threads=2", "--estimator: auto has no option 'threads'"),
         ("auto:probes=1e3", "probes: must be a whole number, got 1000.0"),
