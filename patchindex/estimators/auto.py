@@ -140,14 +140,14 @@ class Auto:
         sample.grow(FIRST_CELLS)
         state = combine(near, sample)
         full, one = (self._seconds(query, geometry, n) / n for n in (query.x[0, 0].numel(), 1))
-        while (left := _variance(state) > self._tolerance**2).any() and sample.scanned < sample.cells:
-            share = sample.scanned / sample.cells
+        while (left := _variance(state) > self._tolerance**2).any() and sample.scanned < sample.strata:
+            share = sample.scanned / sample.strata
             ahead = (self._needed(state, sample.shares()) - share).clamp_min(0) * left
             more, _ = best_share(ahead.numpy().reshape(-1), full, one)
             if more == 0:
                 break
             # What is needed is a guess as good as the sample is large: at most twice as much.
-            sample.grow(math.ceil(min(more, share) * sample.cells))
+            sample.grow(math.ceil(min(more, share) * sample.strata))
             state = combine(near, sample)
         spent = 0  # on what is given up
         found, codes, exact = near.state.reshape(tuple(left.shape)).log_weight(), near.codes, 0
@@ -199,10 +199,10 @@ class Auto:
             if earlier or more.scanned:
                 all_samples = sum((sample.shares() for sample in earlier), more.shares())
                 ahead = float((self._needed(state, all_samples) - all_samples)[left].median().clamp_min(0))
-            if more.scanned == more.cells or ahead + float(more.shares().max()) > MOST:
+            if more.scanned == more.strata or ahead + float(more.shares().max()) > MOST:
                 break
             more.restrict(left)
-            more.grow(max(LEAST_TILES, math.ceil(ahead * more.cells)))
+            more.grow(max(LEAST_TILES, math.ceil(ahead * more.strata)))
             _write(state, combine(near, *earlier, more)[left], left)
             shares[left] = 1 - math.prod(1 - sample.shares()[left] for sample in (*earlier, more))
             left = left & (_variance(state) > self._tolerance**2)
@@ -218,7 +218,7 @@ class Auto:
         return int(left.sum())
 
     def _needed(self, state: SoftmaxState, share: Tensor) -> Tensor:
-        """Estimate which share of all cells would bring each pixel to the tolerance."""
+        """Estimate the share of all strata that would bring each pixel to the tolerance."""
         one = _variance(state) * share / (1 - share).clamp_min(1e-9)  # of a share f: one (1 - f) / f
         return one / (one + self._tolerance**2)
 
@@ -273,7 +273,7 @@ class Auto:
 def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
     """Return the state (H, W) of the near field and of all else, as independent samples estimate it.
 
-    Each sample counts in proportion to its share of all cells.
+    Each sample counts in proportion to its share of all strata.
     """
     shares = [sample.shares() for sample in samples]
     state = near.state.reshape(tuple(shares[0].shape))

@@ -1,11 +1,11 @@
 """An exact scan of a random part of the training patches, which can grow to all of them.
 
-The patches are cut into *cells*: tiles of images, put together at random, and of each tile every `STEP`-th
+The patches are cut into *strata*: tiles of images, put together at random, and of each tile every `STEP`-th
 block of offsets between query and training positions along either axis. Where only some pixels are asked for,
-a cell is a whole tile. Cells of each class are scanned in random order, so that those scanned at any time are
-a stratified random sample, and their sums times (all cells / cells scanned) are unbiased. Members that are
+a stratum is a whole tile. Strata of each class are scanned in random order, so that the strata scanned at any
+time are a random sample, and their sums times (all strata / strata scanned) are unbiased. Members that are
 known beforehand are taken out of the sums: what is left is the sum over all *other* patches, whose
-variance is estimated from the sums of the lanes of each cell, each over images of its own.
+variance is estimated from the sums of the lanes of each stratum, each over images of its own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SampledScan:
 
     Attributes
     ----------
-    cells : int
+    strata : int
         How many there are.
     scanned : int
         How many have been scanned for all pixels.
@@ -87,11 +87,11 @@ class SampledScan:
         rng = np.random.default_rng(seed)
         self._image_order = lo + rng.permutation(self._n)
         self._classes = CLASSES if pixels is None else 1
-        self.cells, self.scanned = -(-self._n // plan.lanes) * self._classes, 0
-        # Every so many cells have one of each class: pixels may have all that they are compared with in one.
-        tiles = self.cells // self._classes
+        self.strata, self.scanned = -(-self._n // plan.lanes) * self._classes, 0
+        # Each run of `classes` strata has one of each class: a pixel may have all its patches in one class.
+        tiles = self.strata // self._classes
         by_class = [rng.permutation(tiles) * self._classes + c for c in range(self._classes)]
-        self._cell_order = np.stack(by_class, 1).reshape(-1)
+        self._stratum_order = np.stack(by_class, 1).reshape(-1)
         self._units = _units_of_classes(plan)
         area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
         self._known = known
@@ -117,44 +117,46 @@ class SampledScan:
         self._asked = np.flatnonzero(self._mask)
 
     def shares(self) -> Tensor:
-        """Return which share of all cells each pixel's sample is, (H, W)."""
-        return torch.from_numpy(self._since / self.cells).reshape(self._counts.shape)
+        """Return the share of all strata that was scanned for each pixel, (H, W)."""
+        return torch.from_numpy(self._since / self.strata).reshape(self._counts.shape)
 
-    def _place(self, cells: list[int]) -> Placed:
-        """Find the members that are in some cells."""
+    def _place(self, strata: list[int]) -> Placed:
+        """Find the members that are in some strata."""
         frame, plan = self._frame, self._frame.plan
-        wanted = np.zeros(self.cells, bool)
-        wanted[cells] = True
-        tiles = np.unique(np.array(cells, np.int64) // self._classes)
+        wanted = np.zeros(self.strata, bool)
+        wanted[strata] = True
+        tiles = np.unique(np.array(strata, np.int64) // self._classes)
         order = np.pad(self._image_order, (0, -self._n % plan.lanes), mode="edge").reshape(-1, plan.lanes)
         images = np.unique(order[tiles]).astype(np.int32)
         first, end = (np.searchsorted(self._known.image, images, side) for side in ("left", "right"))
         room = int((end - first).sum()) + 1  # what is not wanted is written, and written over
-        found, cell, count = np.empty(room, np.int64), np.empty(room, np.int64), np.zeros(1, np.int64)
+        found, stratum, count = np.empty(room, np.int64), np.empty(room, np.int64), np.zeros(1, np.int64)
         units = _units_of_pairs(plan) if self._asked is None else _whole_tiles(plan.geometry)
         tile_of = self._tiles[images - self._lo]
-        find_members(self._known, self._mask, units, images, first, end, tile_of, wanted, found, cell, count)
-        found, cell = found[: count[0]], cell[: count[0]]
-        by_cell = np.argsort(cell, kind="stable")
-        pixel, image, place, logits = (array[found[by_cell]] for array in self._known)
+        find_members(
+            self._known, self._mask, units, images, first, end, tile_of, wanted, found, stratum, count
+        )
+        found, stratum = found[: count[0]], stratum[: count[0]]
+        by_stratum = np.argsort(stratum, kind="stable")
+        pixel, image, place, logits = (array[found[by_stratum]] for array in self._known)
         centres = self._images.reshape(len(self._images), -1, plan.channels)[image, place]
         logits = (logits + frame.norms.reshape(-1)[pixel]) / math.log(2)
         return Placed(
-            cell[by_cell],
+            stratum[by_stratum],
             pixel.astype(np.int64),
             self._lanes[image - self._lo].astype(np.int64),
             logits.astype(np.float32),
             centres.astype(np.float32) - frame.grey,
         )
 
-    def grow(self, cells: int) -> None:
-        """Scan as many more cells, rounded up to whole classes, or what is left of them."""
-        cells = -(-cells // self._classes) * self._classes
-        chosen = np.sort(self._cell_order[self.scanned : self.scanned + cells]).tolist()
+    def grow(self, strata: int) -> None:
+        """Scan more strata: `strata`, rounded up to whole classes, or all that are left."""
+        strata = -(-strata // self._classes) * self._classes
+        chosen = np.sort(self._stratum_order[self.scanned : self.scanned + strata]).tolist()
         self.scanned += len(chosen)
         self._since[slice(None) if self._asked is None else self._asked] += len(chosen)
         known = self._place(chosen)
-        tiles = iter([list(group) for _, group in groupby(chosen, lambda cell: cell // self._classes)])
+        tiles = iter([list(group) for _, group in groupby(chosen, lambda stratum: stratum // self._classes)])
         taking = Lock()
         threads = torch.get_num_threads()
 
@@ -176,8 +178,8 @@ class SampledScan:
         members = _members_of_classes(self._frame.plan)
         if self._asked is not None:
             members = members.sum(0, keepdims=True)
-        for cell in chosen:
-            tile, offsets = divmod(cell, self._classes)
+        for stratum in chosen:
+            tile, offsets = divmod(stratum, self._classes)
             n = min(self._frame.plan.lanes, self._n - tile * self._frame.plan.lanes)
             mine = slice(None) if self._asked is None else self._asked
             self._counts.reshape(-1)[mine] += n * members[offsets].reshape(-1)[mine]
@@ -193,24 +195,26 @@ class SampledScan:
         self._tops = top
 
     def _work(self, tasks: Iterator[list[int]], known: Placed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scan cells of a tile at a time; return a thread's sums."""
+        """Scan strata of a tile at a time; return a thread's sums."""
         frame, plan = self._frame, self._frame.plan
         channels = plan.channels
         tops = np.full(self._tops.shape, float(kernel.NOTHING_YET))
         totals, squares = np.zeros(self._totals.shape), np.zeros(self._squares.shape)
         tile, down = new_tile(plan)
         mine = new_sums(plan, self._top.copy(), frame.threshold)
-        for cells in tasks:
-            first = cells[0] // self._classes * plan.lanes
+        for strata in tasks:
+            first = strata[0] // self._classes * plan.lanes
             order = self._image_order[first : first + plan.lanes]
             prepare(frame, self._images[order], tile, down)
-            for cell in cells:
-                mine.top[:] = self._top  # so that a cell's sums do not depend on what the thread had before
+            for stratum in strata:
+                mine.top[:] = (
+                    self._top
+                )  # so that a stratum's sums do not depend on what the thread had before
                 if self._asked is None:
-                    kernel.scan_all(tile, frame.queries[0], plan.full, self._units[cell % CLASSES], mine)
+                    kernel.scan_all(tile, frame.queries[0], plan.full, self._units[stratum % CLASSES], mine)
                 else:
                     kernel.scan_pixels(tile, frame.queries[0], plan.direct, self._asked, mine)
-                lo, hi = np.searchsorted(known.cell, (cell, cell + 1))
+                lo, hi = np.searchsorted(known.stratum, (stratum, stratum + 1))
                 remove(mine, channels, *(array[lo:hi] for array in known[1:]))
                 kernel.flush_sample(mine, channels, tops, totals, squares)
         return tops, totals, squares
@@ -218,8 +222,8 @@ class SampledScan:
     def state(self) -> SoftmaxState:
         """Return the estimate of all patches' sums but those known, of shape (H, W), with its variance.
 
-        With n of M cells scanned and `Z_g = (W_g, C_g)` the sums of g, one of the `G = LANES n` groups of
-        images that shared a lane of a cell, `(M / n) sum_g Z_g` has the covariance
+        With n of M strata scanned and `Z_g = (W_g, C_g)` the sums of g, one of the `G = LANES n` groups of
+        images that shared a lane of a stratum, `(M / n) sum_g Z_g` has the covariance
 
             (M / n)^2 (1 - n / M) G / (G - 1) (sum_g Z_g Z_g^T - sum_g Z_g sum_g Z_g^T / G)
         """
@@ -232,7 +236,7 @@ class SampledScan:
         v1, v2 = v1 / 127.5 + unit * v0, v2 / 127.5**2 + 2 * unit * v1 / 127.5 + unit**2 * v0
         w, c = state.weight.reshape(-1, 1), state.centre.reshape(-1, channels)
         covariance = torch.cat([v0 - w * w / groups, v1 - w * c / groups, v2 - c * c / groups], 1)
-        m = self.cells / n
+        m = self.strata / n
         covariance *= m * m * (1 - 1 / m) * groups / (groups - 1)
         state.variance = covariance.reshape(*state.weight.shape, -1)
         m = m.reshape(state.weight.shape)
@@ -286,7 +290,7 @@ def _units_of_pairs(plan: Plan) -> Units:
 
 @lru_cache(maxsize=32)
 def _whole_tiles(geometry: Geometry) -> Units:
-    """Return the same for cells that are tiles."""
+    """Return the same for strata that are tiles."""
     height, width = geometry.size
     return _units(geometry, 1, np.zeros((height, height), np.int64), np.zeros((width, width), np.int64))
 

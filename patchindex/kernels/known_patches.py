@@ -32,9 +32,9 @@ class KnownPatches(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """KnownPatches by the cell that they are in, ascending, as `remove` takes them but for the cell."""
+    """KnownPatches by the stratum that they are in, ascending, as `remove` takes them but for the stratum."""
 
-    cell: np.ndarray
+    stratum: np.ndarray
     pixel: np.ndarray
     lane: np.ndarray
     logit: np.ndarray
@@ -47,7 +47,7 @@ class Units(NamedTuple):
     Attributes
     ----------
     classes : int
-        A cell is one of so many of a tile.
+        A stratum is one of so many of a tile.
     y_of, x_of : array of int64, shape (H * W,)
         Row and column of a raster number.
     rows, columns : array of int64, shape (H, H) and (W, W)
@@ -62,8 +62,8 @@ class Units(NamedTuple):
 
 
 @lean
-def find_members(known, asked, units, images, first, end, tiles, wanted, found, cells, count):  # type: ignore[no-untyped-def]
-    """Write which members are of pixels asked for and in wanted cells (masks), and these cells.
+def find_members(known, asked, units, images, first, end, tiles, wanted, found, strata, count):  # type: ignore[no-untyped-def]
+    """Write which members are of pixels asked for and in wanted strata (masks), and these strata.
 
     Those of `images[j]`, which is in tile `tiles[j]`, are `first[j]` to `end[j] - 1`; `count[0]` says how
     many were found.
@@ -72,11 +72,11 @@ def find_members(known, asked, units, images, first, end, tiles, wanted, found, 
     for j in range(len(images)):
         for i in range(first[j], end[j]):
             pixel, place = known.pixel[i], known.place[i]
-            cell = np.int64(tiles[j]) * units.classes
-            cell += units.rows[units.y_of[pixel], units.y_of[place]]
-            cell += units.columns[units.x_of[pixel], units.x_of[place]]
-            found[n], cells[n] = i, cell
-            n += int(asked[pixel] and wanted[cell])
+            stratum = np.int64(tiles[j]) * units.classes
+            stratum += units.rows[units.y_of[pixel], units.y_of[place]]
+            stratum += units.columns[units.x_of[pixel], units.x_of[place]]
+            found[n], strata[n] = i, stratum
+            n += int(asked[pixel] and wanted[stratum])
     count[0] = n
 
 

@@ -252,10 +252,10 @@ class _Levels:
                 self._index.pixels.numpy(), 0, self._images, self._geometry, query.x[i], query.a, query.beta,
                 [i], near.members, near.state.max_logit.numpy(),
             )  # fmt: skip
-            least = min(1.0, FIRST_CELLS / sample.cells)
+            least = min(1.0, FIRST_CELLS / sample.strata)
             start = time.perf_counter()
-            sample.grow(max(FIRST_CELLS, int(SHARE * sample.cells)))
-            share = sample.scanned / sample.cells
+            sample.grow(max(FIRST_CELLS, int(SHARE * sample.strata)))
+            share = sample.scanned / sample.strata
             scans.append((time.perf_counter() - start) / share / self._area)
             state = combine(near, sample)
             variance = state.mean_variance().mean(-1)

@@ -87,10 +87,10 @@ def test_everything_scanned_is_exact(case, machine, train_windows, k, channels):
     images, x, a, beta = case(70, channels=channels)
     geometry = Geometry.of(machine, k, SIZE, train_windows)
     sample = sampled(images, geometry, x, a, beta)
-    for cells in (3, 2, EVERYTHING):
-        sample.grow(cells)
+    for strata in (3, 2, EVERYTHING):
+        sample.grow(strata)
     state, exact = sample.state(), scan(TrainingImages(images), geometry, x[None], a, beta)[0]
-    assert sample.scanned == sample.cells
+    assert sample.scanned == sample.strata
     assert torch.equal(state.count, exact.count)
     # Both are float32 sums of the same numbers, in another order.
     torch.testing.assert_close(state.mean(), exact.mean(), rtol=0, atol=5e-6)
@@ -129,7 +129,7 @@ def test_sums_are_unbiased_and_errors_honest(case, machine, train_windows, singl
     weights, errors, stderrs = [], [], []
     for seed in range(40):
         sample = sampled(images, geometry, x, a, beta, seed=seed, pixels=pixels)
-        sample.grow(sample.cells // 3)
+        sample.grow(sample.strata // 3)
         state = sample.state()
         weights.append((state.log_weight() - exact.log_weight())[asked].exp())
         errors.append((state.mean() - exact.mean())[asked])
@@ -138,7 +138,7 @@ def test_sums_are_unbiased_and_errors_honest(case, machine, train_windows, singl
     assert abs(float(mean.mean()) - 1) < 3.5 * float(mean.std()) / 40**0.5
     ratio = torch.stack(errors).square().mean().sqrt() / torch.stack(stderrs).square().mean().sqrt()
     assert 0.8 < float(ratio) < 1.25
-    # Some cells have more members than others: where patches are few, sums vary by more than their lanes do.
+    # Some strata have more members than others: where patches are few, sums vary by more than their lanes do.
     assert float(torch.stack(errors).square().mean().sqrt()) > 1e-3
 
 
@@ -172,7 +172,7 @@ def test_fewer_pixels_from_now_on(case):
 
 
 def test_pixels_of_few_patches_are_sampled_evenly(case):
-    """A corner's patches are all in one class of offsets: of equal cells it has equally many."""
+    """A corner's patches are all in one class of offsets: of equal strata it has equally many."""
     images, x, a, beta = case(640)
     sample = sampled(images, Geometry.of("bbELS", 7, SIZE, "valid"), x, a, beta)
     sample.grow(10)  # rounded up to 12, three of each class
