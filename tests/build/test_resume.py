@@ -207,7 +207,7 @@ def test_a_refused_build_leaves_nothing(labelled, tmp_path, settings, words):
 
 
 def test_a_build_within_its_budget_is_allowed(labelled, tmp_path):
-    plan, _ = pi.index.plan_build(pi.open_images(labelled[0]), [3])
+    plan, _ = plan_build(pi.open_images(labelled[0]), [3])
     with pytest.raises(InputError, match="memory"):
         pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], memory=plan.memory_bytes - 1)
     assert_nothing_at(tmp_path / "s.zarr")
