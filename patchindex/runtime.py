@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from patchindex.errors import DeviceError, InputError
 
 __all__ = [
     "Progress",
+    "cache_folder",
     "check_threads",
     "faiss_gpus",
     "full_precision",
@@ -73,6 +75,20 @@ def load_faiss() -> Any:
     except ImportError:
         return None
     return faiss
+
+
+def cache_folder() -> Path:
+    """Return the folder of caches: `PATCHINDEX_CACHE`, or `patchindex` in the user's cache folder.
+
+    Raises
+    ------
+    RuntimeError
+        When neither `PATCHINDEX_CACHE` nor `XDG_CACHE_HOME` is set and the user has no home folder.
+    """
+    own = os.environ.get("PATCHINDEX_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchindex"
 
 
 def require_faiss() -> Any:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-# Numba looks at the file of a compiled function only, and kernels are made of several: a cache by content,
-# which must be named before numba is imported.
-KERNELS = sorted((ROOT / "patchindex" / "kernels").glob("*.py"))
-KERNEL = b"".join(path.read_bytes() for path in KERNELS)
-os.environ["NUMBA_CACHE_DIR"] = str(
-    ROOT / ".pytest_cache" / f"numba-{hashlib.sha256(KERNEL).hexdigest()[:16]}"
-)
+import patchindex as pi
 
-import patchindex as pi  # noqa: E402
+ROOT = Path(__file__).parents[1]
+
 
 RealImages = Callable[..., tuple[np.ndarray, np.ndarray]]
 

@@ -119,7 +119,7 @@ def scan(request: Request) -> SoftmaxState:
 def load_kernel() -> float | None:
     """Load the compiled kernel; return the seconds of compiling it, None where that was done before.
 
-    The first scan does it otherwise. What is compiled is kept for this processor: see `kernel.compiled`.
+    Otherwise the first scan does so. `patchindex.kernels.compile` says where machine code is kept.
 
     Examples
     --------

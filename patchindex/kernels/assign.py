@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from patchindex.kernels.codes import CODES, NEVER
-from patchindex.kernels.simd import BLOCK, aligned, inlined, lean, load_block, splat_block, store
+from patchindex.kernels.compile import inlined, lean
+from patchindex.kernels.simd import BLOCK, aligned, load_block, splat_block, store
 from patchindex.kernels.simd_codes import bits_below, lowest_bit
 
 __all__ = ["Tiles", "assign_lists"]

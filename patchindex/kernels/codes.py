@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchindex.kernels.simd import BLOCK, LANES, inlined, splat_block, store
+from patchindex.kernels.compile import inlined
+from patchindex.kernels.simd import BLOCK, LANES, splat_block, store
 from patchindex.kernels.simd_pairs import add_squares, decode_pairs, load_ints, no_ints, to_floats
 
 __all__ = ["CODES", "NEVER", "STEPS", "Codes", "Queries", "decode", "nth_highest"]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchindex.kernels.simd import LANES, compiled, lean
+from patchindex.kernels.compile import compiled, lean
+from patchindex.kernels.simd import LANES
 
 __all__ = ["KnownPatches", "Placed", "Units", "find_members", "remove"]
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from patchindex.kernels.codes import CODES, NEVER, STEPS, decode, nth_highest
-from patchindex.kernels.simd import BLOCK, LANES, aligned, inlined, lean, load_block, splat_block, store
+from patchindex.kernels.compile import inlined, lean
+from patchindex.kernels.simd import BLOCK, LANES, aligned, load_block, splat_block, store
 from patchindex.kernels.simd_codes import bits_below, load_id, lowest_bit, prefetch
 from patchindex.kernels.simd_pairs import add_pairs, load_ints, no_ints, to_floats
 

@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from patchindex.geometry import Geometry
-from patchindex.kernels.simd import LANES, compiled, exp2, inlined, lean, load_lanes, splat_lanes, store
+from patchindex.kernels.compile import compiled, inlined, lean
+from patchindex.kernels.simd import LANES, exp2, load_lanes, splat_lanes, store
 from patchindex.kernels.simd_codes import load_bytes, prefetch, sum_lanes
 
 __all__ = [

@@ -21,16 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from patchindex.kernels.compile import compiled, inlined
 from patchindex.kernels.simd import (
     BLOCK,
     LANES,
     any_above,
-    compiled,
     exp2,
     fold_max,
     fold_product,
     fold_sum,
-    inlined,
     largest,
     load_block,
     load_lanes,

@@ -5,19 +5,16 @@ Here LLVM's own vector types are given a name: `block` vectors of `BLOCK` floats
 many machine registers as it takes (4 of AVX-512 or AVX2, 8 of NEON), and `lane` vectors of `LANES`, one
 AVX-512 register. The instructions are LLVM's portable ones, so the same code runs on x86 and ARM.
 
-All functions are for use inside `numba.njit`. Indices count floats and are not checked. After a change here
-remove the `.nbi` files beside `kernel.py`: numba keeps what it compiled for as long as that file is the same.
+All functions are for use inside `numba.njit`. Indices count floats and are not checked.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit
 from numba.core import config, types
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic, overload
@@ -28,14 +25,11 @@ __all__ = [
     "LANES",
     "aligned",
     "any_above",
-    "compiled",
     "exp2",
     "fold_max",
     "fold_product",
     "fold_sum",
-    "inlined",
     "largest",
-    "lean",
     "load_block",
     "load_lanes",
     "splat_block",
@@ -59,30 +53,6 @@ FLAGS = ("nnan", "nsz", "contract")  # no NaN arises; products and sums fuse
 
 # 2^f = sum_i EXP2[i] f^i on [-1/2, 1/2], relative error 1e-7: see `exp2`.
 EXP2 = (1.0, 0.69314698, 0.24022242, 0.055507337, 0.0096715126, 0.0013264727)
-
-
-# Numba counts references to the arrays of every tuple that is passed on, ten atomic additions at a call here
-# and there, unless it is told that nothing can be allocated or freed.
-LEAN = {"_nrt": False}
-inlined = njit(forceinline=True, error_model="numpy", **LEAN)
-
-
-def compiled(function: Callable[..., None]) -> Any:
-    """Compile for the processor at hand, and keep the result: beside the source, or in NUMBA_CACHE_DIR."""
-    return _compiled(function, {})
-
-
-def lean(function: Callable[..., None]) -> Any:
-    """Compile a function that allocates nothing."""
-    return _compiled(function, LEAN)
-
-
-def _compiled(function: Callable[..., None], more: dict[str, bool]) -> Any:
-    settings = {"nogil": True, "error_model": "numpy", **more}
-    try:
-        return njit(cache=True, **settings)(function)
-    except RuntimeError:  # nowhere to keep it: a read-only installation without a home folder
-        return njit(**settings)(function)
 
 
 def aligned(n: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Vectors of codes inside numba functions: what retrieval needs beside `simd`.
 
-All functions are for use inside `numba.njit`, and their arrays are flat and unchecked. After a change here
-remove the `.nbi` files beside the kernels, as for `simd`.
+All functions are for use inside `numba.njit`, and their arrays are flat and unchecked.
 """
 
 from __future__ import annotations

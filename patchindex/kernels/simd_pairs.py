@@ -4,8 +4,7 @@ Two whole numbers of 16 bits lie in one of 32. A machine multiplies both with th
 products in one instruction (`pmaddwd` of x86, and `vpdpwssd`, which adds to a sum as well), so that a
 comparison takes a quarter of what it takes in float32, with no rounding: sums are the same on every machine.
 
-All functions are for use inside `numba.njit`, and their arrays are flat and unchecked. After a change here
-remove the `.nbi` files beside the kernels, as for `simd`.
+All functions are for use inside `numba.njit`, and their arrays are flat and unchecked.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from typing import Any
 from filelock import FileLock
 
 from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
+from patchindex.runtime import cache_folder
 from patchindex.store.checksums import (
     CURVE,
     MANIFEST,
@@ -38,7 +39,7 @@ from patchindex.store.checksums import (
     read_checksummed,
 )
 
-__all__ = ["ATTRIBUTES", "Remote", "cache_folder", "is_url"]
+__all__ = ["ATTRIBUTES", "Remote", "is_url"]
 
 ATTRIBUTES = "zarr.json"
 AGAIN = "copy the store there again"
@@ -53,14 +54,6 @@ def is_url(path: object) -> bool:
     (True, False)
     """
     return isinstance(path, str) and "://" in path
-
-
-def cache_folder() -> Path:
-    """Return where copies are kept: `PATCHINDEX_CACHE`, or `patchindex` in the user's folder of caches."""
-    own = os.environ.get("PATCHINDEX_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchindex"
 
 
 class _UnreachableError(InputError):

@@ -1,23 +1,25 @@
-"""Compiling the kernel: for which processor, how often, and where the result is kept."""
+"""Compiling the kernels: for which processor, how often, and where the machine code is kept."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import llvmlite.binding
 import pytest
 
+import patchindex
 from patchindex import exact
 from patchindex.kernels import scan as kernel
 from patchindex.kernels import simd
 
-NARROW = """
-from numba.core import caching
+PACKAGE = Path(patchindex.__file__).parent
+SCAN = """
 import numpy as np, torch
-{patch}
 from patchindex import exact
 from patchindex.kernels import simd
 from patchindex.geometry import Geometry
@@ -34,18 +36,37 @@ for machine, k in (("ELS", 5), ("bbELS", 3), ("LS", 7)):
     worst = max(worst, (ours - truth).abs().max().item())
 print(simd.BLOCK, first is not None, second is None, worst)
 """
+# `flush` adds up the lanes of each sum with `total` of simd.py: here 16 ones.
+FLUSH = """
+import numpy as np
+from patchindex.kernels.scan import Sums, flush
+totals = np.zeros((1, 3))
+empty = np.zeros(0, np.float32)
+flush(Sums(np.zeros(1, np.float32), np.ones(48, np.float32), empty, np.float32(0)), 1, np.zeros(1), totals)
+print(totals[0, 0], sum(flush.stats.cache_misses.values()))
+"""
 
 
-def run(cache: Path, patch: str = "", **environment: str) -> list[str]:
-    # A process of its own: what to compile for is settled when numba is imported.
+def run(script: str, folder: Path = PACKAGE.parent, **environment: str) -> list[str]:
+    """Run a script with the package in `folder`, in a process of its own: its start settles the cache."""
     done = subprocess.run(
-        [sys.executable, "-c", NARROW.format(patch=patch)],
-        env=os.environ | {"NUMBA_CACHE_DIR": str(cache)} | environment,
+        [sys.executable, "-B", "-c", script],
+        cwd=folder,  # is searched for modules first
+        env=os.environ | environment,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+@pytest.fixture
+def copied_package(tmp_path: Path) -> Path:
+    """A copy of the package, which may be edited."""
+    return shutil.copytree(
+        PACKAGE, tmp_path / "copy" / "patchindex", ignore=shutil.ignore_patterns("__pycache__")
+    )
 
 
 def test_loading_compiles_both_kernels():
@@ -60,24 +81,49 @@ def test_blocks_are_as_wide_as_the_registers_allow(features, block):
     assert simd._widest(frozenset(features.split(","))) == block
 
 
-def test_a_processor_with_narrower_registers(tmp_path):
-    """The kernel for AVX2 agrees with float64, and is compiled once."""
+def test_avx2_kernels_agree_with_float64_and_are_compiled_once(tmp_path):
     features = llvmlite.binding.get_host_cpu_features()
     if not features.get("avx2"):
         pytest.skip("no x86 processor with AVX2")
     narrow = ",".join(
         f"{'+' if there and not name.startswith('avx512') else '-'}{name}" for name, there in features.items()
     )
-    settings = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": narrow}
+    settings = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": narrow, "NUMBA_CACHE_DIR": str(tmp_path)}
     for expected in ("True", "False"):
-        block, compiled, kept, worst = run(tmp_path, **settings)
+        block, compiled, kept, worst = run(SCAN, **settings)
         assert (block, compiled, kept) == ("32", expected, "True")
         assert float(worst) < 2e-5
 
 
-def test_nowhere_to_keep_what_is_compiled(tmp_path):
-    """A read-only installation without a home folder: compiled anew by each process."""
-    _, compiled, kept, worst = run(tmp_path, "caching.CacheImpl._locator_classes = []")
-    assert (compiled, kept) == ("True", "True")
-    assert float(worst) < 2e-5
-    assert not list(tmp_path.iterdir())
+def test_edited_helper_and_damaged_machine_code_are_compiled_again(copied_package, tmp_path):
+    cache, simd_file = tmp_path / "cache", copied_package / "kernels" / "simd.py"
+    old = [cache / f"patchindex-kernels-{i}" for i in range(10)]
+    for days, folder in enumerate(old):
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - days * 86400 - 60,) * 2)
+
+    def flush() -> list[str]:
+        return run(FLUSH, copied_package.parent, NUMBA_CACHE_DIR=str(cache))
+
+    assert flush() == ["16.0", "1"]
+    assert [folder.exists() for folder in old] == [True] * 7 + [False] * 3  # with the new folder, eight
+    (code,) = cache.glob("*/patchindex.kernels.scan.flush-*")
+
+    original = simd_file.read_text()
+    start = "zero = ir.Constant(ir.DoubleType(), 0.0)"
+    assert start in original
+    simd_file.write_text(original.replace(start, start.replace("0.0", "100.0")))
+    assert flush() == ["116.0", "1"]
+    simd_file.write_text(original)
+    assert flush() == ["16.0", "0"]
+
+    code.write_bytes(code.read_bytes()[:-1])
+    assert flush() == ["16.0", "1"]
+    assert flush() == ["16.0", "0"]
+
+
+def test_read_only_installation_without_home_compiles_in_every_process(copied_package):
+    (copied_package / "kernels" / "__pycache__").touch()  # a file, so that no folder can be made there
+    nowhere = {"NUMBA_CACHE_DIR": "/dev/null/numba", "PATCHINDEX_CACHE": "/dev/null/patchindex"}
+    for _ in range(2):
+        assert run(FLUSH, copied_package.parent, **nowhere) == ["16.0", "1"]
