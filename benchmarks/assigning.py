@@ -1,25 +1,25 @@
-"""The compiled assignment of patches to lists against matrix products and the minima of their rows.
+"""The compiled assignment of patches to lists, against matrix products and the minima of their rows.
 
 python benchmarks/assigning.py
 
-Random vectors and 362 cells of 362 lists, as full CIFAR-10 has; in turn, five times.
+Random vectors and 362 cells of 362 lists each, as on all of CIFAR-10.
 """
 
 from __future__ import annotations
 
-import time
-from statistics import median
-
 import numpy as np
 import torch
-from timing import table
+from common import alternate, arguments, report, write_json
 
 from patchindex.index.lists import ASSIGNED_AT_ONCE, InvertedLists
 
-CELLS, VECTORS = 362, 400_000
+CELLS = 362
 
 
 def main() -> None:
+    parser = arguments(__doc__, source=False, repeats=5)
+    parser.add_argument("--vectors", type=int, default=400_000)
+    args = parser.parse_args()
     rows = []
     for dims in (24, 56):
         rng = np.random.default_rng(0)
@@ -28,25 +28,28 @@ def main() -> None:
         inverted = InvertedLists(
             lists, np.array([0, CELLS**2]), cells, np.arange(CELLS + 1) * CELLS, torch.device("cpu")
         )
-        near = lists[rng.integers(0, len(lists), VECTORS)] + rng.standard_normal((VECTORS, dims))
-        vectors, classes = torch.from_numpy(near.astype(np.float32)), np.zeros(VECTORS, np.int64)
-        inverted.assign(vectors[:100], classes[:100])  # loads kernels
-        taken: dict[str, list[float]] = {"compiled": [], "products": []}
-        for _ in range(5):
-            start = time.perf_counter()
-            ours = inverted.assign(vectors, classes)
-            taken["compiled"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            plain = torch.cat([inverted._assign_by_torch(v, 0) for v in vectors.split(ASSIGNED_AT_ONCE)])
-            taken["products"].append(time.perf_counter() - start)
-        ratios = [p / c for c, p in zip(*taken.values(), strict=True)]
+        near = lists[rng.integers(0, len(lists), args.vectors)] + rng.standard_normal((args.vectors, dims))
+        vectors, classes = torch.from_numpy(near.astype(np.float32)), np.zeros(args.vectors, np.int64)
+
+        def products(inverted: InvertedLists = inverted, vectors: torch.Tensor = vectors) -> torch.Tensor:
+            return torch.cat([inverted._assign_by_torch(v, 0) for v in vectors.split(ASSIGNED_AT_ONCE)])
+
+        times = alternate(
+            {"compiled": lambda i=inverted, v=vectors, c=classes: i.assign(v, c), "products": products},
+            args.repeats,
+        )
         rows.append(
             {"dims": dims}
-            | {f"{way}, us": 1e6 * median(times) / VECTORS for way, times in taken.items()}
-            | {"ratio": median(ratios), "same": float((ours == plain.numpy()).mean())}
+            | {f"{way}, us": 1e6 * times.median(way) / args.vectors for way in times.seconds}
+            | {
+                "ratio": times.ratio("products", "compiled"),
+                "same": float((times.results["compiled"] == times.results["products"].numpy()).mean()),
+            }
         )
-    print(f"{torch.get_num_threads()} threads, microseconds a vector")
-    print(table(rows, {"dims": "d"} | dict.fromkeys(list(rows[0])[1:4], ".2f") | {"same": ".5f"}))
+    heading = f"{torch.get_num_threads()} threads, microseconds per vector"
+    forms = {"dims": "d"} | dict.fromkeys(("compiled, us", "products, us", "ratio"), ".2f") | {"same": ".5f"}
+    report(rows, forms, heading)
+    write_json(args.json, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-r"""The exact scan over more images than may be in memory: its time, its peak memory, and what reading costs.
+r"""The exact scan over more images than fit in memory: time, peak memory, and the price of reading.
 
     python benchmarks/beyond_memory.py cifar10_train.npz --work DIR
 
-Writes a zarr array of `--gibibytes` (3) to DIR: the images, then moved and mirrored copies of them, real
-pixels all. A process of its own scans it for 16 pixels of a noisy image while its RssAnon is watched. Then a
-slice of the array is scanned from disk (dropped from the system's memory before each scan; the dropping is
-counted too) and from memory in turn, for 16 pixels and for all.
+Writes a zarr array of `--gibibytes` (3) to DIR: the images, then shifted and mirrored copies of the images.
+A process of its own scans the array for 16 pixels of a noisy image while its RssAnon is watched. Then a slice
+of the array is scanned from disk and from memory in turn, for 16 pixels and for all. Before each scan from
+disk the files are dropped from the system's memory; the time counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -19,21 +18,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import zarr
+from common import alternate, arguments, exact_mean, noisy, report, some_pixels, write_json
 from peak import run_measured
-from timing import alternate
 
 import patchindex as pi
-from patchindex.exact import load_kernel, scan
+from patchindex.exact import load_kernel
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 from patchindex.schedules import cosine
 
 K, T = 7, 0.6
-CHUNK = 4096  # images a chunk of the array
+CHUNK = 4096  # images per chunk of the array
 
 
 def write(images: np.ndarray, path: Path, count: int) -> None:
-    """Write `count` images, in copies that are mirrored or moved by some pixels, chunk by chunk."""
+    """Write `count` images chunk by chunk: copies that are mirrored or shifted by a few pixels."""
     array = zarr.create_array(
         path,
         shape=(count, *images.shape[1:]),
@@ -53,7 +52,7 @@ def write(images: np.ndarray, path: Path, count: int) -> None:
 
 
 def forget(path: Path) -> None:
-    """Ask the system to drop what it has of these files in memory."""
+    """Ask the system to drop these files from its memory."""
     os.sync()
     for file in path.rglob("*"):
         if file.is_file():
@@ -62,67 +61,53 @@ def forget(path: Path) -> None:
             os.close(handle)
 
 
-def query(images: np.ndarray) -> torch.Tensor:
-    clean = torch.from_numpy(images[:1].transpose(0, 3, 1, 2) / 127.5 - 1)
-    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(clean.shape))
-    beta = cosine(T)
-    return ((1 - beta) ** 0.5 * clean + beta**0.5 * noise).float()
-
-
 def scan_some(training: TrainingImages, x: torch.Tensor, pixels: int | None) -> torch.Tensor:
-    geometry, beta = Geometry.of("ELS", K, training.size), cosine(T)
-    some = None
-    if pixels is not None:
-        some = [torch.from_numpy(np.random.default_rng(0).choice(x[0, 0].numel(), pixels, replace=False))]
-    return scan(training, geometry, x, (1 - beta) ** 0.5, beta, pixels=some).mean()
+    some = None if pixels is None else [some_pixels(x, pixels)]
+    return exact_mean(training, Geometry.of("ELS", K, training.size), x, cosine(T), pixels=some)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", metavar="IMAGES")
-    parser.add_argument("--work", type=Path, required=True)
+    parser = arguments(__doc__, work=True, repeats=5)
     parser.add_argument("--gibibytes", type=float, default=3)
     parser.add_argument("--slice", type=int, default=50_000, help="images of the comparison with memory")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)  # the process that is watched
     args = parser.parse_args()
     if args.only:
-        x = torch.from_numpy(np.load(args.work / "query.npy"))
-        print(json.dumps(scan_some(TrainingImages(args.only), x, 16)[:, 0].tolist()))
+        scan_some(TrainingImages(args.only), torch.from_numpy(np.load(args.work / "query.npy")), 16)
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    path = args.work / "images.zarr"
-    images = pi.open_images(args.source).read(slice(None))
+    path, images = args.work / "images.zarr", pi.open_images(args.source)[:]
     count = int(args.gibibytes * 2**30) // images[0].nbytes
     if not path.exists() or zarr.open_array(path, mode="r").shape[0] != count:
         write(images, path, count)
-    x = query(images[-1:])
+    x = noisy(images[-1:], T)
     np.save(args.work / "query.npy", x.numpy())
     load_kernel()
-    measured = run_measured([sys.executable, __file__, args.source, "--work", args.work, "--only", path])
-    print(
-        f"16 pixels, {count} images of {images.shape[1:]}, {args.gibibytes} GiB, k = {K}: "
-        f"{measured.seconds:.1f} s, peak RssAnon {measured.mebibytes:.0f} MiB"
-    )
-    slice_path = args.work / "slice.zarr"
-    write(images, slice_path, args.slice)
-    disk = TrainingImages(slice_path)
-    memory = TrainingImages(zarr.open_array(slice_path, mode="r")[:])
+    taken = run_measured([sys.executable, __file__, args.source, "--work", args.work, "--only", path])
+    print(f"16 pixels, {count} images of {images.shape[1:]}, {args.gibibytes} GiB, k = {K}: {taken}")
+    part = args.work / "slice.zarr"
+    write(images, part, args.slice)
+    disk, memory = TrainingImages(part), TrainingImages(zarr.open_array(part, mode="r")[:])
+    rows = []
     for pixels in (16, None):
         times = alternate(
             {
-                "disk": lambda pixels=pixels: forget(slice_path) or scan_some(disk, x, pixels),
+                "disk": lambda pixels=pixels: forget(part) or scan_some(disk, x, pixels),
                 "memory": lambda pixels=pixels: scan_some(memory, x, pixels),
             },
             args.repeats,
         )
-        off = float((times.results["disk"] - times.results["memory"]).abs().max())
-        print(
-            f"{pixels or 'all'} pixels, {args.slice} images: disk {times.median('disk'):.2f} s, "
-            f"memory {times.median('memory'):.2f} s, ratio {times.ratio('disk', 'memory'):.3f}, {off:.0e} off"
+        rows.append(
+            {"pixels": pixels}
+            | {f"{name}, s": times.median(name) for name in times.seconds}
+            | {
+                "disk / memory": times.ratio("disk", "memory"),
+                "difference": float((times.results["disk"] - times.results["memory"]).abs().max()),
+            }
         )
+    forms = {"pixels": "d", "disk, s": ".2f", "memory, s": ".2f", "disk / memory": ".3f", "difference": ".0e"}
+    report(rows, forms, f"{args.slice} images (no number: all pixels)")
+    write_json(args.json, images=count, taken=taken, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,26 @@
-r"""Estimators on a store of all of CIFAR-10, against the exact steps and images kept in benchmarks/data.
+r"""Estimators on a store of all of CIFAR-10, against the exact steps and images in benchmarks/data.
 
-    patchindex build cifar10_train.npz -o STORE --scales 3,5,7,9,11,13,15
-    python benchmarks/cifar10.py STORE --ways exact auto topk --json F
+    patchindex build cifar10_train.npz -o STORE --locality cifar10-resnet-circular --no-tune
+    python benchmarks/cifar10.py STORE --ways exact auto topk --json FILE
 
-Two tables: each step of the exact trajectory of seed 0, where estimate and exact score see the same noisy
-image; and the images that each way draws by itself from the noise of seeds 0 to 3, four at once (not for
-`exact`, whose images are kept).
+Two tables. `steps`: each step of the exact trajectory of seed 0, where every way sees the same noisy image.
+`images`: the images that each way draws by itself from the noise of seeds 0 to 3, four at once (but `exact`,
+whose images are kept).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accuracy import compared
-from timing import table
+from common import FINALS, TRAJECTORY, arguments, report, write_json
 
 import patchindex as pi
-from patchindex.study.metrics import pearson_r, r2
+from patchindex.study.accuracy import accuracy
+from patchindex.study.metrics import pearson_r, r2, rmse
 
-DATA = Path(__file__).parent / "data"
 WAYS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},
     "auto": {"estimator": "auto", "tolerance": 0.01},
@@ -33,70 +29,71 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def step(machine: pi.ScoreMachine, x: torch.Tensor, t: float, k: int, exact: torch.Tensor) -> dict[str, Any]:
-    """Time a step, and compare it with the exact mean."""
-    start = time.perf_counter()
-    e = machine.posterior_mean(x, t, k=k)
-    seconds = time.perf_counter() - start
-    return compared(e, exact, seconds)
+def steps(machines: dict[str, pi.ScoreMachine]) -> list[dict[str, Any]]:
+    """Time each step of the exact trajectory, and compare its posterior mean with the exact one."""
+    rows, warm = [], set()
+    with np.load(TRAJECTORY) as archive:
+        path = [archive[name] for name in ("t", "k", "x", "mean")]
+    for t, k, *arrays in zip(*path, strict=True):
+        t, k, (x, exact) = float(t), int(k), (torch.from_numpy(array)[None] for array in arrays)
+        for way, machine in machines.items():
+            if (way, k) not in warm:  # opens the scale, loads kernels
+                machine.posterior_mean(x, t, k=k, seed=1)
+                warm.add((way, k))
+            start = time.perf_counter()
+            e = machine.posterior_mean(x, t, k=k)
+            pixels = e.stderr.numel()
+            row = {"t": t, "k": k, "way": way, "us a pixel": 1e6 * (time.perf_counter() - start) / pixels}
+            row |= {name: each[0] for name, each in accuracy(e, exact).items()}
+            row["rmse/stderr"] = row["rmse"] / row["stderr"] if row["stderr"] else None
+            row |= {"patches": e.patches_evaluated / pixels, "exact": e.exact_pixels / pixels}
+            rows.append(row)
+    forms = {"t": ".2f", "k": "d", "way": "s", "us a pixel": ".0f", "rmse": ".4f", "stderr": ".4f"}
+    forms |= {"rmse/stderr": ".2f", "max_error": ".3f", "coverage": ".3f", "captured_mass": ".3f"}
+    report(rows, forms | {"patches": ".0f", "exact": ".4f"})
+    for way in machines:
+        total = sum(row["us a pixel"] for row in rows if row["way"] == way) * pixels / 1e6
+        print(f"{way}: all steps {total:.1f} s")
+    return rows
+
+
+def images(machines: dict[str, pi.ScoreMachine]) -> list[dict[str, Any]]:
+    """Draw with each way from the kept noise, and compare with the exact images."""
+    rows = []
+    with np.load(FINALS) as archive:
+        seeds = archive["seeds"].tolist()
+        noise, exact = (torch.from_numpy(archive[name]) for name in ("x_T", "images"))
+    for way, machine in machines.items():
+        if way == "exact":
+            continue
+        start = time.perf_counter()
+        drawn = pi.sample(machine, x_T=noise, steps=20).images
+        seconds = (time.perf_counter() - start) / len(noise)
+        measures = {"pearson r": pearson_r, "R2": r2, "rmse": rmse}
+        found = {name: measure(drawn, exact).tolist() for name, measure in measures.items()}
+        for i, seed in enumerate(seeds):
+            row = {"way": way, "seed": seed, "s an image": seconds}
+            rows.append(row | {name: each[i] for name, each in found.items()})
+    forms = {"way": "s", "seed": "d", "s an image": ".1f", "pearson r": ".5f", "R2": ".5f", "rmse": ".4f"}
+    report(rows, forms)
+    return rows
+
+
+PARTS = {"steps": steps, "images": images}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("store", type=Path)
+    parser = arguments(__doc__, source=False)
+    parser.add_argument("store")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["auto"])
-    parser.add_argument("--parts", nargs="+", choices=["steps", "images"], default=["steps", "images"])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     args = parser.parse_args()
     store = pi.open_index(args.store)
+    print(f"{store}, {torch.get_num_threads()} threads")
     machines = {
         way: pi.ScoreMachine(store, locality="cifar10-resnet-circular", **WAYS[way]) for way in args.ways
     }
-    print(f"{store}, {torch.get_num_threads()} threads")
-    kept: dict[str, list[dict[str, Any]]] = {"steps": [], "images": []}
-    if "steps" in args.parts:
-        with np.load(DATA / "cifar10_exact_trajectory.npz") as archive:
-            path = {name: archive[name] for name in ("t", "k", "x", "mean")}
-        warm = set()
-        for t, k, x, mean in zip(*path.values(), strict=True):
-            noisy, exact = torch.from_numpy(x)[None], torch.from_numpy(mean)[None]
-            for way, machine in machines.items():
-                if (way, k) not in warm:  # opens the scale, loads kernels
-                    machine.posterior_mean(noisy, float(t), k=int(k), seed=1)
-                    warm.add((way, k))
-                row = {"t": float(t), "k": int(k), "way": way}
-                kept["steps"].append(row | step(machine, noisy, float(t), int(k), exact))
-        forms = dict.fromkeys(kept["steps"][0], ".3f") | {"t": ".2f", "k": "d", "way": "s"}
-        forms |= dict.fromkeys(("rmse", "stderr"), ".4f") | {"rmse/stderr": ".2f", "exact": ".4f"}
-        forms |= dict.fromkeys(("us a pixel", "codes", "patches"), ".0f")
-        print(table(kept["steps"], forms), flush=True)
-    if "images" in args.parts:
-        with np.load(DATA / "cifar10_exact_finals.npz") as archive:
-            seeds, x_T, exact_images = (archive[name] for name in ("seeds", "x_T", "images"))
-        for way, machine in machines.items():
-            if way == "exact":
-                continue
-            start = time.perf_counter()
-            drawn = pi.sample(machine, x_T=torch.from_numpy(x_T), steps=20).images
-            seconds = (time.perf_counter() - start) / len(x_T)
-            truth = torch.from_numpy(exact_images)
-            for i, seed in enumerate(seeds):
-                kept["images"].append(
-                    {
-                        "way": way,
-                        "seed": int(seed),
-                        "s an image": seconds,
-                        "pearson r": float(pearson_r(drawn[i : i + 1], truth[i : i + 1])),
-                        "R2": float(r2(drawn[i : i + 1], truth[i : i + 1])),
-                        "rmse": float((drawn[i] - truth[i]).square().mean().sqrt()),
-                    }
-                )
-        forms = {"way": "s", "seed": "d", "s an image": ".1f", "pearson r": ".5f", "R2": ".5f", "rmse": ".4f"}
-        print(table(kept["images"], forms), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(kept, indent=2) + "\n")
+    write_json(args.json, **{part: PARTS[part](machines) for part in args.parts})
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ rounds' ratios. Queries are other images of the file with the noise of time t. P
 ELS, ELS-wrapped, bbELS, LS
            k in 3, 7, 11, 17 and t in 0.2, 0.6, 0.9, alone and as a batch of 8
 scaling    in N, C, batch and threads
-pixels     some pixels of an image, by either kernel, and what the rule chooses
+pixels     some pixels of an image against all pixels, by both engines
 image      the time of an image of all N images, extrapolated from a slice, step by step of the schedule
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,11 +24,10 @@ import numpy as np
 import plain_scan
 import reference
 import torch
-from timing import Times, alternate, table
+from common import alternate, arguments, exact_mean, noisy, report, some_pixels, write_json
 
 import patchindex as pi
-from patchindex.exact import costs, load_kernel, scan
-from patchindex.exact import offsets as by_torch
+from patchindex.exact import load_kernel
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 from patchindex.schedules import LocalitySchedule, cosine
@@ -47,19 +45,18 @@ class Case:
         name, _, wrapped = machine.partition("-")
         self.geometry = Geometry.of(name, k, images.shape[1:3], wrapped or "valid")
         self.images, self.training = torch.from_numpy(images), TrainingImages(images)
-        clean = torch.from_numpy(others.transpose(0, 3, 1, 2) / 127.5 - 1)
-        noise = torch.from_numpy(np.random.default_rng(0).standard_normal(clean.shape))
-        self.x = (self.a * clean + self.beta**0.5 * noise).float()
-        self.pairs = int(scan(self.training, self.geometry, self.x[:1], self.a, self.beta).count.sum())
+        self.x = noisy(others, t)
+        compared = [axis.compared.sum() for axis in (self.geometry.y, self.geometry.x)]
+        self.pairs = len(images) * int(compared[0]) * int(compared[1])
 
     def ours(self, batch: int = 1, **settings: Any) -> torch.Tensor:
         """Scan with the package."""
-        x = self.x[:batch]
-        return scan(self.training, self.geometry, x, self.a, self.beta, **settings).mean().movedim(-1, 1)
+        mean = exact_mean(self.training, self.geometry, self.x[:batch], self.beta, **settings)
+        return mean.movedim(-1, 1)
 
-    def plain(self, batch: int = 1) -> torch.Tensor:
+    def plain(self) -> torch.Tensor:
         """Unfold and multiply."""
-        return plain_scan.posterior_mean(self.images, self.x[:batch], self.geometry, self.a, self.beta)
+        return plain_scan.posterior_mean(self.images, self.x[:1], self.geometry, self.a, self.beta)
 
     def attention(self) -> torch.Tensor:
         """Ask torch's fused attention."""
@@ -103,19 +100,9 @@ def compare(case: Case, module: reference.Reference | None, repeats: int) -> dic
     }
 
 
-COLUMNS = {
-    "k": "d",
-    "t": ".1f",
-    "ms": ".1f",
-    "ns a pair": ".3f",
-    "ms in 8": ".1f",
-    "in 8 / alone": ".2f",
-    "plain / ours": ".1f",
-    "attention / ours": ".1f",
-    "authors / ours": ".0f",
-    "off plain": ".0e",
-    "off authors": ".0e",
-}
+COLUMNS = {"k": "d", "t": ".1f", "ms": ".1f", "ns a pair": ".3f", "ms in 8": ".1f", "in 8 / alone": ".2f"}
+COLUMNS |= {"plain / ours": ".1f", "attention / ours": ".1f", "authors / ours": ".0f"}
+COLUMNS |= {"off plain": ".0e", "off authors": ".0e"}
 
 
 def machine(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
@@ -127,7 +114,7 @@ def machine(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
         for k in SCALES
         for t in TIMES
     ]
-    print(f"\n{name}\n{table(rows, COLUMNS)}", flush=True)
+    report(rows, COLUMNS, name)
     return rows
 
 
@@ -135,85 +122,51 @@ def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One factor at a time, from 256 images, 3 channels, one query and all threads, at k = 7 and t = 0.6."""
     rows = []
 
-    def add(factor: str, value: int, case: Case, ways: dict[str, Callable[[], Any]], batch: int = 1) -> None:
-        times = alternate(ways, args.repeats)
-        seconds = times.median("ours") / batch
-        rows.append(
-            {"factor": factor, "value": value, "ms": 1e3 * seconds, "ns a pair": 1e9 * seconds / case.pairs}
-        )
+    def add(factor: str, value: int, case: Case, batch: int = 1) -> None:
+        seconds = alternate({"ours": lambda: case.ours(batch)}, args.repeats).median("ours") / batch
+        ms, ns = 1e3 * seconds, 1e9 * seconds / case.pairs
+        rows.append({"factor": factor, "value": value, "ms": ms, "ns a pair": ns})
 
     for n in (64, 256, 1024, 4096):
-        case = Case(args.everything[:n], args.others, "ELS", 7, 0.6)
-        add("images", n, case, {"ours": case.ours})
+        add("images", n, Case(args.everything[:n], args.others, "ELS", 7, 0.6))
     for channels in (1, 3):
-        case = Case(args.images[..., :channels], args.others[..., :channels], "ELS", 7, 0.6)
-        add("channels", channels, case, {"ours": case.ours})
+        some = (images[..., :channels] for images in (args.images, args.others))
+        add("channels", channels, Case(*some, "ELS", 7, 0.6))
     case = Case(args.images, args.others, "ELS", 7, 0.6)
     for batch in (1, 2, 4, 8, 16, 32):
-        add("batch", batch, case, {"ours": lambda batch=batch: case.ours(batch)}, batch)
+        add("batch", batch, case, batch)
     all_threads = torch.get_num_threads()
     for threads in range(1, all_threads + 1):
         torch.set_num_threads(threads)
-        add("threads", threads, case, {"ours": case.ours})
+        add("threads", threads, case)
     torch.set_num_threads(all_threads)
-    print(
-        "\nscaling (k = 7, t = 0.6)\n"
-        + table(rows, {"factor": "s", "value": "d", "ms": ".1f", "ns a pair": ".3f"})
-    )
+    forms = {"factor": "s", "value": "d", "ms": ".1f", "ns a pair": ".3f"}
+    report(rows, forms, "scaling (k = 7, t = 0.6)")
     return rows
 
 
 def pixels(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time as many pixels as the rule calls a draw, one by one and all at once, by both engines."""
+    """Time some random pixels against all pixels: a share above 1 means that the engine chose badly."""
     rows = []
+    counts = (8, 64, 512)
     for dtype, limit in ((torch.float32, args.limit), (torch.float64, 32)):
-        for name in ("ELS", "ELS-wrapped", "bbELS", "LS"):
-            for k in (3, 7, 17):
+        for name in ("ELS", "bbELS"):
+            for k in (3, 17):
                 case = Case(args.images[:limit], args.others, name, k, 0.6)
-                order = torch.from_numpy(np.random.default_rng(0).permutation(1024))
-                count = draw(case, order, dtype)
-                some = [order[: max(1, count - 1)]]  # one more, and they are not done one by one
-                times = alternate(
-                    {
-                        "all": lambda case=case, dtype=dtype: case.ours(dtype=dtype),
-                        "some": lambda case=case, dtype=dtype, some=some: case.ours(pixels=some, dtype=dtype),
-                    },
-                    args.repeats,
-                )
-                rows.append(
-                    {
-                        "engine": "kernel" if dtype == torch.float32 else "torch",
-                        "machine": name,
-                        "k": k,
-                        "pixels at the limit": count,
-                        "ms of these": 1e3 * times.median("some"),
-                        "ms of all": 1e3 * times.median("all"),
-                        "these / all": times.ratio("some", "all"),
-                    }
-                )
-    columns = {"engine": "s", "machine": "s", "k": "d", "pixels at the limit": "d"}
-    columns |= {"ms of these": ".1f", "ms of all": ".1f", "these / all": ".2f"}
-    print("\npixels where the rule is undecided\n" + table(rows, columns), flush=True)
+                ways = {
+                    f"{n}": partial(
+                        exact_mean, case.training, case.geometry, case.x[:1], case.beta,
+                        pixels=[some_pixels(case.x, n)], dtype=dtype,
+                    )
+                    for n in counts
+                }  # fmt: skip
+                times = alternate({"all": partial(case.ours, dtype=dtype), **ways}, args.repeats)
+                row = {"engine": "kernel" if dtype == torch.float32 else "torch", "machine": name, "k": k}
+                row |= {"ms of all": 1e3 * times.median("all")}
+                rows.append(row | {way: times.ratio(way, "all") for way in ways})
+    forms = {"engine": "s", "machine": "s", "k": "d", "ms of all": ".1f"}
+    report(rows, forms | dict.fromkeys(map(str, counts), ".2f"), "time of so many pixels / time of all")
     return rows
-
-
-def draw(case: Case, order: torch.Tensor, dtype: torch.dtype) -> int:
-    """Return how many pixels the rule takes to cost as much as all."""
-    low, high = 1, len(order)
-    channels = case.x.shape[1]
-    plan = costs.plan_of(case.geometry, channels, costs.lanes(case.geometry, len(case.images)))
-    whole = by_torch._full_cost(case.geometry, 1, channels)
-    while low < high:
-        middle = (low + high) // 2
-        if dtype == torch.float32:
-            fewer = middle * costs.pixel_cost(plan) < costs.full_cost(plan)
-        else:
-            mask = torch.zeros(1, len(order), dtype=torch.bool)
-            mask[0, order[:middle]] = True
-            few = by_torch._Few(case.geometry, case.x[:1].double(), case.a, case.beta, mask, 1 << 28)
-            fewer = few.cost < whole
-        low, high = (middle + 1, high) if fewer else (low, middle)
-    return low
 
 
 def image(args: argparse.Namespace) -> dict[str, float]:
@@ -228,7 +181,7 @@ def image(args: argparse.Namespace) -> dict[str, float]:
         ways: dict[str, Callable[[], Any]] = {"ours": case.ours, "plain": case.plain}
         if theirs is not None:
             ways["authors"] = lambda case=case: case.authors(theirs)
-        times: Times = alternate(ways, args.repeats)
+        times = alternate(ways, args.repeats)
         for name in ways:
             total[name] += times.median(name)
     factor = len(args.everything) / len(args.images)
@@ -250,32 +203,24 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", metavar="IMAGES")
+    parser = arguments(__doc__, repeats=5)
     parser.add_argument("--reference", type=Path, help="a checkout of the authors' repository")
     parser.add_argument("--limit", type=int, default=256, help="training images (default 256)")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--locality", default="cifar10-resnet-circular", help="for the part `image`")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    args.everything = pi.open_images(args.source).read(slice(None))
+    args.everything = pi.open_images(args.source)[:]
     args.images, args.others = args.everything[: args.limit], args.everything[-32:]
-    compiling = load_kernel()
-    kernel = "kept from before" if compiling is None else f"compiled in {compiling:.1f} s"
+    load_kernel()
     print(
         f"{args.limit} images {args.images.shape[1:]}, {torch.get_num_threads()} threads, "
-        f"median of {args.repeats}; kernel {kernel}"
+        f"median of {args.repeats}"
     )
-    found = {part: PARTS[part](args) for part in args.parts}
-    if args.json:
-        args.json.write_text(json.dumps({"threads": torch.get_num_threads(), **found}, indent=2) + "\n")
+    write_json(args.json, **{part: PARTS[part](args) for part in args.parts})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-r"""Peak memory of exact scores above what is there before, over images, windows, batches and engines.
+r"""Peak memory of exact scores above the memory in use before, over images, windows, batches and engines.
 
     python benchmarks/exact_memory.py
 
-Each case is a process of its own, whose RssAnon is looked at every few milliseconds. Images are noise: memory
-does not depend on what is in them. The kernel is compiled before.
+Each case runs in a process of its own. Images are noise: memory does not depend on their values.
 """
 
 from __future__ import annotations
@@ -12,23 +11,21 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from peak import anonymous_mebibytes
-from timing import table
+from common import arguments, exact_mean, report, watched, write_json
 
 import patchindex as pi
-from patchindex.exact import load_kernel, scan
+from patchindex.exact import load_kernel
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is scanned; `pixels` is the share of the pixels that are asked for, None for a plain score."""
+    """A scan; `pixels` is the share of pixels that are asked for, None for the score of all."""
 
     machine: str
     size: int
@@ -57,7 +54,7 @@ CASES = (
 
 
 def run(case: Case) -> float:
-    """Return the peak above what is there before, in MiB."""
+    """Return the peak above the memory in use before, in MiB."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (case.images, case.size, case.size, 3), np.uint8)
     x = torch.from_numpy(rng.standard_normal((case.batch, 3, case.size, case.size), np.float32))
@@ -70,28 +67,17 @@ def run(case: Case) -> float:
     mask[:, 0, 0] = True
     training = TrainingImages(images)
     load_kernel()
-    before, peak, stop = anonymous_mebibytes(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.003):
-            peak[0] = max(peak[0], anonymous_mebibytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    if case.pixels is None:
-        machine.posterior_mean(x, 0.6, k=case.k or None)
-    else:
-        geometry = Geometry.of(name, case.k, (case.size, case.size), wrapped or "valid")
-        scan(training, geometry, x, 0.6, 0.64, pixels=mask, dtype=dtype)
-    stop.set()
-    watcher.join()
-    return max(0.0, peak[0] - before)
+    with watched(0.003) as peak:
+        if case.pixels is None:
+            machine.posterior_mean(x, 0.6, k=case.k or None)
+        else:
+            geometry = Geometry.of(name, case.k, (case.size, case.size), wrapped or "valid")
+            exact_mean(training, geometry, x, 0.64, pixels=mask, dtype=dtype)
+    return peak.mebibytes - peak.before
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, source=False)
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case is not None:
@@ -106,8 +92,8 @@ def main() -> None:
         result = 24 * case.batch * case.size**2 / 2**20 if case.pixels is None else None
         rows.append(asdict(case) | {"MiB above": json.loads(done.stdout), "of which result": result})
         print(".", end="", file=sys.stderr, flush=True)
-    forms = dict.fromkeys(("machine", "size", "k", "images", "batch", "dtype", "pixels"), "")
-    print("\n" + table(rows, forms | {"MiB above": ".0f", "of which result": ".0f"}))
+    report(rows, dict.fromkeys(asdict(CASES[0]), "") | {"MiB above": ".0f", "of which result": ".0f"})
+    write_json(args.json, rows=rows)
 
 
 if __name__ == "__main__":

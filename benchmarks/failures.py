@@ -1,14 +1,13 @@
-r"""What a build says, and leaves, when the disk is full, the target read-only, or the source not as it was.
+r"""Messages and leftovers of a build whose disk is full, whose target is read-only, or whose source changes.
 
     python benchmarks/failures.py cifar10_train.npz --work DIR
 
-Mounts small file systems in memory, so Linux and root are needed. Prints the message, the exit code, and what
-is left; and that the build ends once the reason is gone.
+Mounts small file systems in memory, which needs Linux and root. Prints the message, the exit code and the
+files that are left, and shows that the build ends once the reason is gone.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
@@ -17,11 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from celeba_scale import variant
+from common import arguments, write_json
 from PIL import Image
 
 import patchindex as pi
 
-PATCHINDEX = Path(sys.executable).with_name("patchindex")
+PATCHINDEX = [sys.executable, "-m", "patchindex"]
+FOUND: list[dict[str, object]] = []
 
 
 @contextmanager
@@ -37,28 +38,21 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     """Start a build of two scales."""
-    command = [PATCHINDEX, "build", *arguments, "--scales", "3,7", "--no-tune"]
+    command = [*PATCHINDEX, "build", *arguments, "--scales", "3,7", "--no-tune"]
     return subprocess.Popen(
         [str(part) for part in command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
 
 
-def tell(what: str, process: subprocess.Popen[str], *left: Path) -> None:
-    """Print how a build ended, and what is there."""
-    message = process.communicate()[1].strip()
-    print(f"- {what}\n  exit code {process.returncode}: {message}")
-    for folder in left:
-        print(
-            f"  in {folder.name}: {sorted(path.name for path in folder.iterdir()) or 'nothing'}", flush=True
-        )
+def tell(what: str, process: subprocess.Popen[str], folder: Path) -> None:
+    """Wait for a build; print and keep how it ended and the names of the files that are left."""
+    message, left = process.communicate()[1].strip(), sorted(path.name for path in folder.iterdir())
+    print(f"- {what}\n  exit code {process.returncode}: {message}\n  left: {left or 'nothing'}", flush=True)
+    FOUND.append({"what": what, "exit code": process.returncode, "message": message, "left": left})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
+    parser = arguments(__doc__, work=True)
     args = parser.parse_args()
     work, limit = args.work, ("--limit", 3000)
     with mounted(work / "small", "size=100m") as disk:
@@ -69,7 +63,7 @@ def main() -> None:
         while not list(disk.glob("s.zarr.building/scales/k007.tmp/shards/0*")):
             time.sleep(0.01)
         other = (disk / "other").open("wb", buffering=0)
-        try:  # somebody else takes all that is free
+        try:  # another program takes all free space
             while True:
                 other.write(bytes(1 << 20))
         except OSError:
@@ -101,6 +95,7 @@ def main() -> None:
         time.sleep(0.0005)
     folder.rename(work / "elsewhere")
     tell("a source folder that vanishes while it is read", process, out)
+    write_json(args.json, found=FOUND)
 
 
 if __name__ == "__main__":

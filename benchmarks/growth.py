@@ -1,108 +1,78 @@
-r"""How the time of a step grows with the number of training images, at fixed tolerance.
+r"""How the time of a step grows with the number of training images, at a fixed tolerance.
 
-    python benchmarks/growth.py cifar10_train.npz --work DIR [--store STORE] --json F --plot P
+    python benchmarks/growth.py cifar10_train.npz --work DIR [--store STORE] --json FILE --plot FILE
 
-Stores of the first 6 250, 12 500, 25 000 and 50 000 images are built in DIR where they are missing (the last
-one may be given), with the schedule cifar10-resnet-circular. All 19 noisy images of the exact trajectory in
-benchmarks/data are estimated with each, in turn, several times, of which the median counts; `exact` once.
+Builds stores of the first 6 250, 12 500, 25 000 and 50 000 images in DIR where they are missing, with the
+schedule cifar10-resnet-circular; --store gives the last one. Each way estimates the 19 noisy images of the
+exact trajectory in benchmarks/data with each store, in turn: `auto` several times, `exact` once.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from timing import table
+from common import TRAJECTORY, alternate, arguments, report, write_json
 
 import patchindex as pi
 
-DATA = Path(__file__).parent / "data" / "cifar10_exact_trajectory.npz"
 LOCALITY = "cifar10-resnet-circular"
-# The same near field for all, tuned or not.
+# The same near field for all stores, tuned or not.
 WAYS: dict[str, dict[str, Any]] = {"auto": {"probes": 1024, "candidates": 1024}, "exact": {}}
 
 
-def stores(source: Path, work: Path, given: Path | None, sizes: list[int]) -> dict[int, pi.PatchIndex]:
-    """Open the stores, built where they are missing."""
-    found = {}
-    for n in sizes:
-        path = work / f"growth-{n}.zarr"
-        if given is not None and n == max(sizes):
-            path = given
-        elif not path.exists():
-            pi.build_index(pi.open_images(source, limit=n), path, locality=LOCALITY, resume=True)
-        found[n] = pi.open_index(path)
-    return found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--store", type=Path, help="of the largest size")
+    parser = arguments(__doc__, work=True, repeats=3)
+    parser.add_argument("--store", type=Path, help="the store of the largest size")
     parser.add_argument("--sizes", type=int, nargs="+", default=[6250, 12500, 25000, 50000])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    with np.load(DATA) as archive:
-        path = list(
-            zip(archive["t"].tolist(), archive["k"].tolist(), torch.from_numpy(archive["x"]), strict=True)
-        )
-    machines = {
-        (n, way): pi.ScoreMachine(store, estimator=way, locality=LOCALITY, **options)
-        for n, store in stores(args.source, args.work, args.store, args.sizes).items()
-        for way, options in WAYS.items()
-    }
-    taken: dict[tuple[int, str, float], list[float]] = {}
-    for t, k, x in path:
-        for key, machine in machines.items():
-            if key[1] == "auto":
-                machine.posterior_mean(x[None], t, k=k, seed=1)  # opens the scale
-        for repeat in range(args.repeats):
-            for (n, way), machine in machines.items():
-                if way == "exact" and repeat:
-                    continue
-                start = time.perf_counter()
-                machine.posterior_mean(x[None], t, k=k)
-                taken.setdefault((n, way, t), []).append(time.perf_counter() - start)
-    seconds = {key: median(times) for key, times in taken.items()}
+    sizes: list[int] = args.sizes
+    stores = {}
+    for n in sizes:
+        path = args.store if args.store and n == max(sizes) else args.work / f"growth-{n}.zarr"
+        if not path.exists():
+            pi.build_index(pi.open_images(args.source, limit=n), path, locality=LOCALITY, resume=True)
+        stores[n] = pi.open_index(path)
+    with np.load(TRAJECTORY) as archive:
+        path = list(zip(*(archive[name] for name in ("t", "k", "x")), strict=True))
     rows: list[dict[str, Any]] = []
-    for t, k, _ in path:
-        times = [1e6 * seconds[n, "auto", t] / x.shape[1] / x.shape[2] for n in args.sizes]
-        row: dict[str, Any] = {"t": t, "k": k} | {f"{n}": us for n, us in zip(args.sizes, times, strict=True)}
-        rows.append(
-            row
-            | {
-                f"x{b}": later / before
-                for (before, later), b in zip(pairwise(times), args.sizes[1:], strict=True)
+    totals = {way: np.zeros(len(sizes)) for way in WAYS}
+    for t, k, image in path:
+        x = torch.from_numpy(image)[None]
+        us = {}
+        for way, options in WAYS.items():
+            machines = {
+                f"{n}": pi.ScoreMachine(store, estimator=way, locality=LOCALITY, **options)
+                for n, store in stores.items()
             }
-        )
-    forms = {"t": ".2f", "k": "d"} | {f"{n}": ".0f" for n in args.sizes}
-    print("us a pixel, and times those of half as many images")
-    print(table(rows, forms | {f"x{n}": ".2f" for n in args.sizes[1:]}))
-    totals = {way: [sum(seconds[n, way, t] for t, _, _ in path) for n in args.sizes] for way in WAYS}
-    for way in WAYS:
-        growth = [f"{later / before:.2f}" for before, later in pairwise(totals[way])]
-        print(f"{way}: all steps {', '.join(f'{s:.1f}' for s in totals[way])} s; growth {', '.join(growth)}")
-    if args.json:
-        args.json.write_text(
-            json.dumps({"rows": rows, "sizes": args.sizes, "seconds": totals}, indent=2) + "\n"
-        )
+            times = alternate(
+                {
+                    n: lambda m=m, t=t, k=k, x=x: m.posterior_mean(x, float(t), k=int(k))
+                    for n, m in machines.items()
+                },
+                args.repeats if way == "auto" else 1,
+            )
+            seconds = {n: times.median(n) for n in machines}
+            totals[way] += list(seconds.values())
+            us[way] = {n: 1e6 * s / x[0, 0].numel() for n, s in seconds.items()}
+        ratios = {f"x{b}": us["auto"][b] / us["auto"][a] for a, b in pairwise(us["auto"])}
+        rows.append({"t": float(t), "k": int(k)} | us["auto"] | ratios)
+    forms = {"t": ".2f", "k": "d"} | dict.fromkeys(map(str, sizes), ".0f")
+    heading = "auto: microseconds per pixel, and times those of half as many images"
+    report(rows, forms | {f"x{n}": ".2f" for n in sizes[1:]}, heading)
+    for way, seconds in totals.items():
+        growth = ", ".join(f"{b / a:.2f}" for a, b in pairwise(seconds))
+        print(f"{way}: all steps {', '.join(f'{s:.1f}' for s in seconds)} s; growth {growth}")
+    write_json(args.json, sizes=sizes, rows=rows, seconds={w: s.tolist() for w, s in totals.items()})
     if args.plot:
-        draw(args.plot, args.sizes, totals)
+        draw(args.plot, sizes, totals)
 
 
-def draw(path: Path, sizes: list[int], totals: dict[str, list[float]]) -> None:
+def draw(path: Path, sizes: list[int], totals: dict[str, np.ndarray]) -> None:
     """Plot the time of all steps against the number of images."""
     from matplotlib.figure import Figure
 
@@ -111,7 +81,7 @@ def draw(path: Path, sizes: list[int], totals: dict[str, list[float]]) -> None:
     for way, seconds in totals.items():
         axes.plot(sizes, seconds, "o-", label=way)
     axes.set(
-        xscale="log", yscale="log", xlabel="training images", ylabel="seconds an image", xticks=sizes,
+        xscale="log", yscale="log", xlabel="training images", ylabel="seconds per image", xticks=sizes,
         title="19 steps of CIFAR-10, tolerance 0.01",
     )  # fmt: skip
     axes.set_xticklabels(map(str, sizes))

@@ -1,17 +1,15 @@
-r"""A build that is killed again and again ends as one that never was.
+r"""A build that is killed again and again ends with the same store as a build that is left alone.
 
     python benchmarks/kills.py cifar10_train.npz --work DIR
 
-Builds the first 5 000 images of the source, two scales and an operating curve, undisturbed; then the same
-build is started with `--resume`, killed (SIGKILL) at a random moment of a stage, and started again, 20 times.
-Stages are told from what is in the folder when the process has gone. At last the store is verified and its
-lists are compared with the undisturbed ones; and then, on a Dask cluster of two processes of which one is
-killed midway, the same.
+Builds the first 5 000 images of the source, two scales and an operating curve, undisturbed. Then starts the
+same build with `--resume`, kills it (SIGKILL) at a random moment of a stage, and starts it again, 20 times.
+The files that a killed build leaves tell its stage. At the end the store is verified, and its lists are
+compared with the undisturbed ones. Then a build on a Dask cluster of two processes loses one of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -24,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import arguments, write_json
 
 import patchindex as pi
 
 SCALES = (3, 7)
-# (stage, scale): times that it is killed at
+# (stage, scale) of each kill
 PLAN = [("images", 0)] * 2 + [
     (stage, k) for k in SCALES for stage in ("train", "shards", "merge") for _ in range(2)
 ]
@@ -42,7 +41,7 @@ def order(target: tuple[str, int]) -> tuple[int, int]:
 
 
 def stage_of(path: Path) -> tuple[str, int]:
-    """Tell the stage of a build from what is on the disk."""
+    """Return the stage of a build, from the files that are there."""
     building = path.with_name(path.name + ".building")
     if path.exists():
         return "curve", 0
@@ -60,7 +59,7 @@ def stage_of(path: Path) -> tuple[str, int]:
 
 def build(source: Path, path: Path, *more: object) -> subprocess.Popen[bytes]:
     """Start a build."""
-    command = [Path(sys.executable).with_name("patchindex"), "build", source, "-o", path, "--limit", 5000]
+    command = [sys.executable, "-m", "patchindex", "build", source, "-o", path, "--limit", 5000]
     command += ["--scales", ",".join(map(str, SCALES)), "--threads", 2, "--resume", *more]
     return subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
 
@@ -68,7 +67,7 @@ def build(source: Path, path: Path, *more: object) -> subprocess.Popen[bytes]:
 def kill_at(
     target: tuple[str, int], source: Path, path: Path, longest: dict[str, float]
 ) -> tuple[str, int] | None:
-    """Start, wait for a stage and a random while in it, and kill; return the stage that was hit."""
+    """Start a build, kill it at a random moment of a stage, and return the stage that was hit."""
     process = build(source, path)
     while process.poll() is None and stage_of(path) != target:
         time.sleep(0.001)
@@ -81,7 +80,7 @@ def kill_at(
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two stores have the same lists, ids and codes."""
+    """Compare the lists, ids and codes of two stores."""
     first, second = pi.open_index(one), pi.open_index(other)
     return all(
         np.array_equal(ids, its_ids) and np.array_equal(codes, its_codes)
@@ -93,7 +92,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def on_dask(source: Path, work: Path) -> None:
-    """Build on two processes of which one is killed, and compute an exact score there."""
+    """Build on two processes, one of which is killed, and compute an exact score there."""
     path, alone = work / "dask.zarr", work / "threads1.zarr"
     images = pi.open_images(source, limit=5000)
     np.savez(work / "images.npz", images=images[:], labels=images.labels)
@@ -122,11 +121,7 @@ def on_dask(source: Path, work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
+    parser = arguments(__doc__, work=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     random.seed(args.seed)
@@ -145,12 +140,13 @@ def main() -> None:
                 hit[found] += 1
                 print(f"killed at {found[0]}{f' of k = {found[1]}' if found[1] else ''}", flush=True)
                 break
-    while build(args.source, path).wait():
+    if build(args.source, path).wait():
         raise SystemExit("a resumed build failed")
     report = pi.verify(path)
     print(f"{hit.total()} kills: " + ", ".join(f"{s}{k or ''} {n}" for (s, k), n in sorted(hit.items())))
     print(f"same lists: {same(path, reference)}; whole: {report.whole}", report.problems[:3])
     print("left beside it:", sorted(p.name for p in args.work.iterdir()))
+    write_json(args.json, kills={f"{s}{k or ''}": n for (s, k), n in hit.items()}, whole=report.whole)
     on_dask(args.source, args.work)
 
 

@@ -1,4 +1,4 @@
-"""Seconds and peak anonymous memory (RssAnon: mapped files are not counted) of a command. Linux only.
+"""Seconds and peak anonymous memory (RssAnon, which does not count mapped files) of a command. Linux only.
 
 python benchmarks/peak.py patchindex sample STORE -n 8 -o DIR
 """
@@ -9,39 +9,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+
+from common import anonymous_mebibytes
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a command took: wall time, and the most of its RssAnon seen every 20 ms."""
-
-    seconds: float
-    mebibytes: float
-
-
-def anonymous_mebibytes(pid: int | str = "self") -> float:
-    """Anonymous resident memory of a process; 0 once it has gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
-
-
-def run_measured(command: Sequence[object]) -> Measured:
-    """Run a command to its end; a failing one raises `CalledProcessError`."""
+def run_measured(command: Sequence[object]) -> str:
+    """Run a command to its end, look at its RssAnon every 20 ms, and say what it took."""
     start, most = time.perf_counter(), 0.0
     process = subprocess.Popen([str(part) for part in command])
     while process.poll() is None:
         most = max(most, anonymous_mebibytes(process.pid))
         time.sleep(0.02)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, process.args)
-    return Measured(time.perf_counter() - start, most)
+        raise SystemExit(process.returncode)
+    return f"{time.perf_counter() - start:.1f} s, peak RssAnon {most:.0f} MiB"
 
 
 if __name__ == "__main__":
-    measured = run_measured(sys.argv[1:])
-    print(f"{measured.seconds:.1f} s, peak RssAnon {measured.mebibytes:.0f} MiB")
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit(0 if sys.argv[1:] else 2)
+    print(run_measured(sys.argv[1:]))

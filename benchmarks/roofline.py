@@ -10,21 +10,18 @@ skipped, by a threshold that is no use otherwise) and with all of them. Real sca
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import alternate, arguments, report, write_json
 from exact import Case
 from numba import njit
-from timing import alternate, table
 
 import patchindex as pi
-from patchindex.exact import costs, cpu, load_kernel
+from patchindex.exact import costs, frame, load_kernel
 from patchindex.exact.tables import Plan
 from patchindex.kernels.simd import BLOCK, aligned, load_block, splat_block, store
 
@@ -118,7 +115,7 @@ def rows_of(
     rows = []
     for k in SCALES:
         for share, negligible in NEGLIGIBLE.items():
-            cpu.NEGLIGIBLE = negligible
+            frame.NEGLIGIBLE = negligible
             case = Case(images, others, "ELS", k, 0.6)
             plan = costs.plan_of(case.geometry, images.shape[3], costs.lanes(case.geometry, len(images)))
             count, tiles = counts(plan), -(-len(images) // plan.lanes)
@@ -142,15 +139,10 @@ def rows_of(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", metavar="IMAGES")
+    parser = arguments(__doc__, repeats=9)
     parser.add_argument("--limit", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    everything = pi.open_images(args.source).read(slice(None))
+    everything = pi.open_images(args.source)[:]
     load_kernel()
     peak = peaks(args.repeats)
     print(
@@ -160,9 +152,8 @@ def main() -> None:
     )
     rows = rows_of(everything[: args.limit], everything[-32:], peak, args.repeats)
     forms = dict.fromkeys(rows[0], ".2f") | {"k": "d", "exponentials": "s", "ns at peak": ".3f", "ns": ".3f"}
-    print("a pair:\n" + table(rows, forms))
-    if args.json:
-        args.json.write_text(json.dumps({"peak": peak, "rows": rows}, indent=2) + "\n")
+    report(rows, forms, "per pair")
+    write_json(args.json, peak=peak, rows=rows)
 
 
 if __name__ == "__main__":

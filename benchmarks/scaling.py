@@ -2,7 +2,7 @@ r"""Patches, bytes, hours and money for data larger than this machine, from meas
 
     python benchmarks/scaling.py
 
-Prints the tables of docs/scaling.md. Rates are those of docs/benchmarks.md; prices are assumptions.
+Prints the tables of docs/scaling.md, with rates from docs/benchmarks.md. Prices are assumptions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import log2
 from typing import Any
 
-from timing import table
+from common import arguments, report, write_json
 
 from patchindex.schedules import LocalitySchedule
 
@@ -29,7 +29,7 @@ STEPS = 19
 
 @dataclass(frozen=True)
 class Data:
-    """A set of images, and the schedule for it: of bbELS, whose windows are everywhere."""
+    """A set of images and its locality schedule, for bbELS, which has a window at every position."""
 
     name: str
     images: int
@@ -41,21 +41,21 @@ class Data:
         return LocalitySchedule.of(self.preset).distinct
 
     def patches(self) -> int:
-        """Return the patches of all scales."""
+        """Return the number of patches at all scales."""
         return self.images * self.size**2 * len(self.scales())
 
     def stored(self) -> int:
-        """Return the bytes of the store: codes as chosen for CIFAR-10, an id, a share of a list; images."""
+        """Return the bytes of the store: code, id and share of a list for each patch, and the images."""
         a_patch = sum({3: 24, 5: 48}.get(k, 56) + 8 + 1 for k in self.scales())
         return self.images * self.size**2 * (a_patch + 3)
 
     def auto(self) -> float:
-        """Return the core seconds of an image drawn by `auto`: by pixels, and by growth with the images."""
+        """Return the core seconds of an image drawn by `auto`, from its pixels and the growth with images."""
         doublings = max(0.0, log2(self.images / AUTO_IMAGES * (self.size / AUTO_SIZE) ** 2))
         return CORES * AUTO_SECONDS * (self.size / AUTO_SIZE) ** 2 * GROWTH**doublings
 
     def exact(self) -> float:
-        """Return the core seconds of an exact image: every pixel with every patch, at most."""
+        """Return the core seconds of an exact image: every pixel is compared with every patch."""
         pairs = self.size**2 * self.images * self.size**2 * STEPS
         return CORES * NANOSECONDS_A_PAIR * 1e-9 * pairs
 
@@ -69,6 +69,7 @@ SETS = (
 
 
 def main() -> None:
+    args = arguments(__doc__, source=False).parse_args()
     stores: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []
     for data in SETS:
@@ -97,9 +98,9 @@ def main() -> None:
                     "money, exact": f"${data.exact() / 3600 * CORE_HOUR:,.2g}",
                 }
             )
-    print(table(stores, dict.fromkeys(stores[0], "s") | {"scales": "d"}))
-    print("an image, 19 steps")
-    print(table(times, dict.fromkeys(times[0], "s")))
+    report(stores, dict.fromkeys(stores[0], "s") | {"scales": "d"}, "stores")
+    report(times, dict.fromkeys(times[0], "s"), "per image, 19 steps")
+    write_json(args.json, stores=stores, times=times)
 
 
 if __name__ == "__main__":
