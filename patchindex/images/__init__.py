@@ -1,7 +1,7 @@
-"""Image sources: one small file a format, one registry.
+"""Image sources: `open_images`, and one file per format.
 
-`open_images` takes arrays, files, folders and names of known sets, and returns an `ImageSource`: uint8 images
-(N, H, W, C), read when they are asked for, and their labels.
+`open_images` takes arrays, files, folders and names of known sets. It returns an `ImageSource`: uint8 images
+(N, H, W, C) that are read on demand, and their labels.
 
 Examples
 --------
@@ -11,7 +11,16 @@ Examples
 [(0, (6, 8, 8, 1)), (6, (4, 8, 8, 1))]
 """
 
-from patchindex.images.registry import KNOWN_SETS, open_images
+from patchindex.images.labels import LabelsLike, LabelSpec
+from patchindex.images.registry import KNOWN_SETS, ImageOptions, ImagesLike, open_images
 from patchindex.images.source import ImageSource
 
-__all__ = ["KNOWN_SETS", "ImageSource", "open_images"]
+__all__ = [
+    "KNOWN_SETS",
+    "ImageOptions",
+    "ImageSource",
+    "ImagesLike",
+    "LabelSpec",
+    "LabelsLike",
+    "open_images",
+]

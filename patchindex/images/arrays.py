@@ -1,8 +1,9 @@
-"""Images in anything that is shaped and sliced like a NumPy array."""
+"""Images in an array: in memory, memory-mapped, or an object with the shape and slices of an array."""
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,31 +13,38 @@ from patchindex.images.unreadable import first_line
 
 __all__ = ["ArraySource"]
 
-# A float image x holds the uint8 image (x + offset) * factor.
-UNIT = (0.0, 255.0)  # [0, 1]
-SIGNED = (1.0, 127.5)  # [-1, 1]
 
-# Float images are checked this many values at a time.
-VALUES_A_CHUNK = 2**22
+class Scaling(NamedTuple):
+    """A scaling of uint8 images to floats x: the uint8 image is `(x + offset) * factor`."""
+
+    offset: float
+    factor: float
+    span: str
+    code: str
+
+
+UNIT = Scaling(0.0, 255.0, "[0, 1]", "(x * 255)")
+SIGNED = Scaling(1.0, 127.5, "[-1, 1]", "((x + 1) * 127.5)")
+
+VALUES_PER_CHUNK = 2**22  # in the check of float images
 
 
 class ArraySource(ImageSource):
-    """Images of an array, read from it only when asked for.
+    """Images of an array, read on demand.
 
-    Float images are accepted when they are uint8 images scaled to [0, 1] or, if any value is negative, to
-    [-1, 1]: `x * 255` or `(x + 1) * 127.5` is integral up to the rounding of their dtype. That is checked
-    here, in one pass; `read` returns the uint8 images.
+    Float images are accepted if they are uint8 images scaled to [0, 1] or, if a value is negative, to
+    [-1, 1]: `x * 255` or `(x + 1) * 127.5` is integral up to the rounding of the dtype. The constructor
+    checks that in one pass over the array; `read` returns the uint8 images.
 
     Parameters
     ----------
     array : array-like
-        Shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, or float16, float32 or float64. NumPy arrays and
-        memory maps, HDF5 datasets, zarr arrays and whatever else has `shape`, a NumPy `dtype` and slices are
-        kept as they are; anything else goes through `numpy.asarray` (CPU tensors share their memory).
+        Shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, float16, float32 or float64. An object with `shape`,
+        a NumPy `dtype` and slices (a NumPy array, memory map, HDF5 dataset, zarr array) is kept and sliced;
+        another object goes through `numpy.asarray` (CPU tensors share their memory).
     name : str, optional
         For messages and provenance.
-    labels : array-like of int, optional
-        Shape (N,).
+    labels : array-like of int, shape (N,), optional
 
     Raises
     ------
@@ -54,53 +62,57 @@ class ArraySource(ImageSource):
     def __init__(self, array: Any, *, name: str = "array", labels: Any = None) -> None:
         array = _as_sliceable(array, name)
         _check_dtype(array.dtype, name)
-        super().__init__(name, _layout(tuple(array.shape), name), labels=labels)
+        super().__init__(name, _image_shape(tuple(array.shape or ()), name), labels=labels)
         self._array = array
         chunks = getattr(array, "chunks", None)  # of zarr and HDF5
         self.chunk = int(chunks[0]) if chunks and isinstance(chunks[0], int) else 1
         self._scaling = None if array.dtype == np.uint8 else self._find_scaling()
 
+    def _open(self) -> AbstractContextManager[Any]:
+        """Return the array in a context; subclasses open a file here."""
+        return nullcontext(self._array)
+
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
-        images = self._raw(index) if isinstance(index, slice) else self._gather(index)
+        with self._open() as array:
+            images = self._copy(array, index) if isinstance(index, slice) else self._gather(array, index)
         if self._scaling is not None:
-            offset, factor = self._scaling
             # float16 cannot hold 0..255 with the fractions in between; float32 and float64 can.
             wide: np.ndarray = images.astype(np.float64 if images.dtype.itemsize == 8 else np.float32)
-            images = np.rint((wide + offset) * factor).astype(np.uint8)
+            images = np.rint((wide + self._scaling.offset) * self._scaling.factor).astype(np.uint8)
         return np.ascontiguousarray(images).reshape(-1, *self.shape[1:])
 
-    def _raw(self, index: slice) -> np.ndarray:
-        """Copy a slice of the array, in the array's own dtype."""
-        if isinstance(self._array, np.ndarray):
-            return np.array(self._array[index])
+    def _copy(self, array: Any, index: slice) -> np.ndarray:
+        if isinstance(array, np.ndarray):
+            return np.array(array[index])
         try:
-            return np.array(self._array[index])
+            return np.array(array[index])
         except (InputError, MemoryError):
             raise
-        except Exception as error:  # storage libraries raise what they like for damage, or for no network
+        except Exception as error:  # storage libraries raise errors of any type for damage or a lost network
             raise InputError(
                 f"images {index.start} to {index.stop - 1} cannot be read ({first_line(error)})",
                 where=self.name,
                 remedy="if the file is damaged, copy or make it again",
             ) from error
 
-    def _gather(self, ids: np.ndarray) -> np.ndarray:
-        if isinstance(self._array, np.ndarray):
-            return np.asarray(self._array[ids])
-        # Ids in one storage chunk are read by one slice, so that no chunk is decompressed twice.
+    def _gather(self, array: Any, ids: np.ndarray) -> np.ndarray:
+        if isinstance(array, np.ndarray):
+            return np.asarray(array[ids])
+        # One slice reads all ids of a storage chunk, so that no chunk is decompressed twice.
         ordered, inverse = np.unique(ids, return_inverse=True)
         groups = np.split(ordered, np.flatnonzero(np.diff(ordered // self.chunk)) + 1)
-        parts = [self._raw(slice(int(g[0]), int(g[-1]) + 1))[g - g[0]] for g in groups]
+        parts = [self._copy(array, slice(int(g[0]), int(g[-1]) + 1))[g - g[0]] for g in groups]
         return np.concatenate(parts)[inverse]
 
-    def _find_scaling(self) -> tuple[float, float]:
-        """Check float images in one pass and return (offset, factor) of their range."""
+    def _find_scaling(self) -> Scaling:
+        """Check all float images in one pass and return their scaling."""
         eps = float(np.finfo(self._array.dtype).eps)
         low, high = np.inf, -np.inf
-        inexact: dict[tuple[float, float], int | None] = {UNIT: None, SIGNED: None}
-        step = max(1, VALUES_A_CHUNK // int(np.prod(self.shape[1:])))
+        inexact: dict[Scaling, int] = {}  # the first image that is not uint8 scaled so
+        step = max(1, VALUES_PER_CHUNK // int(np.prod(self.shape[1:])))
         for start in range(0, len(self), step):
-            raw = self._raw(slice(start, min(start + step, len(self))))
+            with self._open() as array:
+                raw = self._copy(array, slice(start, min(start + step, len(self))))
             x = raw.astype(np.float64).reshape(len(raw), -1)
             finite = np.isfinite(x).all(axis=1)
             if not finite.all():
@@ -111,14 +123,14 @@ class ArraySource(ImageSource):
                 )
             low, high = min(low, float(x.min())), max(high, float(x.max()))
             if low < -1 - 2 * eps or high > 1 + 2 * eps:
-                continue  # refused below, with the range of all images
-            for offset, factor in [SIGNED] if low < 0 else [UNIT, SIGNED]:
-                if inexact[offset, factor] is None:
-                    levels = (x + offset) * factor
-                    # Scaling and shifting in the input's dtype leaves an error of less than 255 eps.
+                continue  # the message below needs the range of all images
+            for scaling in [SIGNED] if low < 0 else [UNIT, SIGNED]:
+                if scaling not in inexact:
+                    levels = (x + scaling.offset) * scaling.factor
+                    # Scaling and shifting in the dtype of the input leaves an error under 255 eps.
                     wrong = (np.abs(levels - np.rint(levels)) > 255 * eps).any(axis=1)
                     if wrong.any():
-                        inexact[offset, factor] = start + int(np.argmax(wrong))
+                        inexact[scaling] = start + int(np.argmax(wrong))
         if low < -1 - 2 * eps or high > 1 + 2 * eps:
             raise InputError(
                 f"float values from {low:.9g} to {high:.9g} are neither in [0, 1] nor in [-1, 1]",
@@ -128,12 +140,11 @@ class ArraySource(ImageSource):
                 else "scale the images to uint8",
             )
         scaling = SIGNED if low < 0 else UNIT
-        if inexact[scaling] is not None:
-            span, code = ("[-1, 1]", "((x + 1) * 127.5)") if low < 0 else ("[0, 1]", "(x * 255)")
+        if scaling in inexact:
             raise InputError(
-                f"image {inexact[scaling]} is not exactly a uint8 image scaled to {span}",
+                f"image {inexact[scaling]} is not exactly a uint8 image scaled to {scaling.span}",
                 where=self.name,
-                remedy=f"round to uint8 yourself: {code}.round().astype(np.uint8)",
+                remedy=f"round to uint8 yourself: {scaling.code}.round().astype(np.uint8)",
             )
         return scaling
 
@@ -163,10 +174,10 @@ def _check_dtype(dtype: np.dtype, name: str) -> None:
     raise InputError(f"dtype {dtype} is not uint8 or float", where=name, remedy=remedy)
 
 
-def _layout(shape: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
-    """(N, H, W, C) of an array of that shape; what is empty is the contract's to refuse."""
+def _image_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
+    """Return (N, H, W, C); `ImageSource` refuses empty dimensions."""
     if len(shape) == 3:
-        return (shape[0], shape[1], shape[2], 1)
+        return (*shape, 1)
     if len(shape) != 4:
         raise InputError(
             f"shape {shape} is not (N, H, W) or (N, H, W, C)",
@@ -179,6 +190,6 @@ def _layout(shape: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
         elif shape[3] == 4:
             remedy = "drop the alpha channel: x[..., :3]"
         else:
-            remedy = "give one image an entry, with 1 or 3 channels last"
+            remedy = "give images with 1 or 3 channels, the channels last"
         raise InputError(f"shape {shape} is not (N, H, W, 1) or (N, H, W, 3)", where=name, remedy=remedy)
-    return (shape[0], shape[1], shape[2], shape[3])
+    return shape

@@ -1,4 +1,4 @@
-"""Training images in label order, so that a label is a range of ids."""
+"""Training images in label order: the images of a label are a range of ids."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError
-from patchindex.images import ImageSource, open_images
+from patchindex.errors import InputError, Option
+from patchindex.images.labels import LabelsLike
+from patchindex.images.registry import ImagesLike, open_images
+from patchindex.images.source import ImageSource
 
 __all__ = ["TrainingImages", "as_tensor", "read_ahead", "to_unit"]
 
 T = TypeVar("T")
 
-BLOCK_BYTES = 2 << 20  # small, so that nobody waits long for one, and large against the cost of a call
+BLOCK_BYTES = 2 << 20  # short to read, and long against the cost of a call
 
 
 class TrainingImages:
-    """The images that a score is made of, sorted by label (stably; unsorted when there are no labels).
+    """The training images of a score, stably sorted by label; in source order if there are no labels.
 
     Parameters
     ----------
-    source : ImageSource, array, str or Path
-        Anything `open_images` takes.
-    labels : array or path, optional
-        Labels of the images, shape (N,); the source's own by default.
+    source, labels
+        As for `open_images`.
     source_ids : array of int64, shape (N,), optional
-        The user's number of each image of a source that is in label order already, as a store's is.
+        The user's number of each image, for a source that is in label order already (a store).
 
     Attributes
     ----------
     labels : array of int64, shape (N,), or None
         Ascending.
     source_ids : array of int64, shape (N,)
-        The user's number of each image: its place in the source.
+        The user's number of each image: its position in the source.
 
     Examples
     --------
@@ -50,7 +50,9 @@ class TrainingImages:
     (array([1, 0, 2]), (1, 3))
     """
 
-    def __init__(self, source: Any, labels: Any = None, source_ids: np.ndarray | None = None) -> None:
+    def __init__(
+        self, source: ImagesLike, labels: LabelsLike | None = None, source_ids: np.ndarray | None = None
+    ) -> None:
         self.source: ImageSource = open_images(source, labels=labels)
         n = len(self.source)
         self.labels: np.ndarray | None = None
@@ -78,26 +80,28 @@ class TrainingImages:
         return self.source.shape[3]
 
     def range_of(self, label: int | None) -> tuple[int, int]:
-        """Return the range [lo, hi) of images with this label; None means all.
+        """Return the range [lo, hi) of images with a label; of all images for None.
 
         Raises
         ------
         InputError
-            When there are no labels, none is this one, or it is no whole number.
+            No image has the label, the images have no labels, or `label` is not an integer.
         """
         if label is None:
             return 0, len(self)
         if not isinstance(label, Integral):
-            raise InputError(f"{label!r} is no whole number", where="label", remedy="give one, such as 3")
+            raise InputError(f"{label!r} is not an integer", parameter="label", remedy="give one, such as 3")
         if self.labels is None:
             raise InputError(
-                "the images have no labels", where=f"label {label}", remedy="give labels, or no label"
+                "the images have no labels",
+                parameter="label",
+                remedy=["leave it out, or give ", Option("labels")],
             )
         lo, hi = (int(np.searchsorted(self.labels, label, side)) for side in ("left", "right"))
         if lo == hi:
             known = np.unique(self.labels)
             listed = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
-            raise InputError("no image has this label", where=f"label {label}", remedy=f"use one of {listed}")
+            raise InputError(f"no image has label {label}", parameter="label", remedy=f"use one of {listed}")
         return lo, hi
 
     def read(self, lo: int, hi: int) -> np.ndarray:
@@ -107,18 +111,18 @@ class TrainingImages:
     def blocks(self, lo: int, hi: int, most: int, multiple: int = 1) -> Iterator[np.ndarray]:
         """Yield images [lo, hi) in blocks of about `BLOCK_BYTES`: uint8, shape (n, H, W, C).
 
-        All images come in the source's own order, which is the fastest to read and may be another than `read`
-        has; others in label order.
+        The range of all images is read in the order of the source, which is fastest; a smaller range is read
+        in label order.
 
         Parameters
         ----------
         lo, hi : int
             Range of images.
         most : int
-            The most images of a block.
+            The largest number of images in a block.
         multiple : int
-            Blocks end at multiples of this, where that leaves any; at the ends of stored chunks instead if
-            the source has such, so that none is unpacked twice.
+            Blocks end at multiples of this number if they are long enough; at the ends of stored chunks
+            instead if the source has chunks, so that no chunk is unpacked twice.
         """
         direct = self._order is None or (lo, hi) == (0, len(self))
         unit = self.source.chunk if direct and self.source.chunk > 1 else multiple
@@ -135,7 +139,7 @@ class TrainingImages:
 
 @contextmanager
 def read_ahead(blocks: Iterator[T]) -> Iterator[Iterator[T]]:
-    """Read the next block in a thread of its own while this one is worked on.
+    """Iterate over blocks while another thread reads the next block.
 
     Examples
     --------
@@ -146,16 +150,16 @@ def read_ahead(blocks: Iterator[T]) -> Iterator[Iterator[T]]:
     with ThreadPoolExecutor(1, "patchindex-read") as reader:
 
         def ahead() -> Iterator[T]:
-            coming = reader.submit(next, blocks, None)
-            while (block := coming.result()) is not None:
-                coming = reader.submit(next, blocks, None)
+            pending = reader.submit(next, blocks, None)
+            while (block := pending.result()) is not None:
+                pending = reader.submit(next, blocks, None)
                 yield block
 
         yield ahead()
 
 
 def as_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Return an array as a tensor, on a device; copied only if it may not be written to, as torch wants."""
+    """Return an array as a tensor on a device; a read-only array is copied, because torch needs that."""
     return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
 
 

@@ -1,4 +1,4 @@
-"""Several sources as one, in their order."""
+"""Several sources as one source, in order."""
 
 from __future__ import annotations
 
@@ -12,59 +12,20 @@ from patchindex.images.source import ImageSource
 __all__ = ["ConcatSource"]
 
 
-def _joined(parts: Sequence[ImageSource]) -> tuple[np.ndarray | None, list[str] | None]:
-    """Return all labels, and their names: labels of the same name get the same number, new names the next."""
-    names = None if parts[0].label_names is None else list(parts[0].label_names)
-    labels = []
-    for part in parts:
-        if part.labels is None:
-            return None, None
-        own = part.labels
-        if part.label_names is not None:
-            if names is None:
-                raise InputError(
-                    "labels have names, and those before are numbers",
-                    where=part.name,
-                    remedy="give a file of numbers",
-                )
-            names += [name for name in part.label_names if name not in names]
-            own = np.array([names.index(name) for name in part.label_names], np.int64)[own]
-        elif names is not None and not ((own >= 0) & (own < len(names))).all():
-            raise InputError(
-                f"labels are numbers, and those before have {len(names)} names",
-                where=part.name,
-                remedy=f"give numbers from 0 to {len(names) - 1}, or labels with names",
-            )
-        labels.append(own)
-    return np.concatenate(labels), names
-
-
-def _all_kept(parts: Sequence[ImageSource]) -> np.ndarray | None:
-    """Return the places of all images among those of all parts, None where none was skipped."""
-    if all(part.kept is None for part in parts):
-        return None
-    kept, before = [], 0
-    for part in parts:
-        kept.append(before + (np.arange(len(part)) if part.kept is None else part.kept))
-        before += len(part) + (0 if part.kept is None else len(part.skipped))
-    return np.concatenate(kept)
-
-
 class ConcatSource(ImageSource):
     """The images of several sources, one after the other.
 
     Parameters
     ----------
     parts : sequence of ImageSource
-        Of images of one size; with labels either all or none. Labels that have names are the same where their
-        names are.
+        Images of one size; all parts have labels or none has. Named labels are matched by name.
     name : str, optional
-        By default that of the first.
+        By default the name of the first part.
 
     Raises
     ------
     InputError
-        No sources, or such as do not fit together.
+        No parts, or parts that do not fit together.
 
     Examples
     --------
@@ -76,12 +37,12 @@ class ConcatSource(ImageSource):
 
     def __init__(self, parts: Sequence[ImageSource], name: str | None = None) -> None:
         if not parts:
-            raise InputError("there are none", where="sources", remedy="give at least one")
+            raise InputError("there are none", parameter="sources", remedy="give at least one")
         first = parts[0]
         for part in parts[1:]:
             if part.shape[1:] != first.shape[1:]:
                 raise InputError(
-                    f"images are of shape {part.shape[1:]}, those before of {first.shape[1:]}",
+                    f"images have shape {part.shape[1:]}, unlike {first.shape[1:]} of those before",
                     where=part.name,
                     remedy="bring them to the same size and channels",
                 )
@@ -90,16 +51,13 @@ class ConcatSource(ImageSource):
                 raise InputError(
                     f"images have {has}labels, unlike those before", where=part.name, remedy=remedy
                 )
-        labels, names = _joined(parts)
+        labels, names = (None, None) if first.labels is None else _joined_labels(parts)
         ends = np.cumsum([len(part) for part in parts])
         super().__init__(
-            name or first.name,
-            (int(ends[-1]), *first.shape[1:]),
-            labels=labels,
-            label_names=names,
+            name or first.name, (int(ends[-1]), *first.shape[1:]), labels=labels, label_names=names
         )
         self.skipped = tuple(skipped for part in parts for skipped in part.skipped)
-        self.kept = _all_kept(parts)
+        self.kept = _joined_kept(parts)
         self._parts, self._ends = tuple(parts), ends
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
@@ -107,6 +65,42 @@ class ConcatSource(ImageSource):
         owner = np.searchsorted(self._ends, ids, "right")
         out = np.empty((len(ids), *self.shape[1:]), np.uint8)
         for i in np.unique(owner):
-            mine, part = np.flatnonzero(owner == i), self._parts[i]
-            out[mine] = part.read(ids[mine] - (self._ends[i] - len(part)))
+            rows, part = np.flatnonzero(owner == i), self._parts[i]
+            out[rows] = part.read(ids[rows] - (self._ends[i] - len(part)))
         return out
+
+
+def _joined_labels(parts: Sequence[ImageSource]) -> tuple[np.ndarray, list[str] | None]:
+    """Return all labels and their names: equal names get the same number, new names the next numbers."""
+    names = None if parts[0].label_names is None else list(parts[0].label_names)
+    joined = []
+    for part in parts:
+        labels = np.asarray(part.labels)
+        if part.label_names is not None:
+            if names is None:
+                raise InputError(
+                    "labels have names, and the labels before have none",
+                    where=part.name,
+                    remedy="give a file of numbers",
+                )
+            names += [name for name in part.label_names if name not in names]
+            labels = np.array([names.index(name) for name in part.label_names], np.int64)[labels]
+        elif names is not None and not ((labels >= 0) & (labels < len(names))).all():
+            raise InputError(
+                f"labels have no names, and the labels before have {len(names)}",
+                where=part.name,
+                remedy=f"give numbers from 0 to {len(names) - 1}, or labels with names",
+            )
+        joined.append(labels)
+    return np.concatenate(joined), names
+
+
+def _joined_kept(parts: Sequence[ImageSource]) -> np.ndarray | None:
+    """Return `kept` of the joined source: positions among the images found in all parts."""
+    if all(part.kept is None for part in parts):
+        return None
+    kept, before = [], 0
+    for part in parts:
+        kept.append(before + (np.arange(len(part)) if part.kept is None else part.kept))
+        before += len(part) + (0 if part.kept is None else len(part.skipped))
+    return np.concatenate(kept)

@@ -1,4 +1,4 @@
-"""Data sets of torchvision and Hugging Face `datasets`, which are on disk already: by what they look like."""
+"""Data set objects of torchvision and Hugging Face `datasets`, recognised by their interface."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 from patchindex.images.files import GRAY_MODES, BadImageError, check_depth, decoding, in_parallel
+from patchindex.images.format import Options
 from patchindex.images.source import ImageSource
-from patchindex.images.transform import Transform
 
 __all__ = ["DatasetSource", "is_dataset"]
 
-AT_ONCE = 256  # images that are read before they are transformed
+READ_AHEAD = 256  # items that are read before they are transformed in parallel
 
 
 def is_dataset(source: Any) -> bool:
-    """Whether an object is a data set by number, and not an array or a list.
+    """Return whether an object is a map-style data set, and not an array or a list.
 
     Examples
     --------
@@ -35,28 +35,27 @@ def is_dataset(source: Any) -> bool:
 
 
 class DatasetSource(ImageSource):
-    """The images of a map-style data set, one by one.
+    """The images of a map-style data set.
 
-    Of Hugging Face: a `Dataset` with one column of images, and its labels in a column `label`, or in another
-    of class labels. Of torch: items that are an image, or (image, label, ...). Images are Pillow's, or arrays
-    (H, W) or (H, W, C), or tensors (C, H, W); uint8, or floats in [0, 1]. Items are read by one thread at a
-    time, and only then transformed on all cores.
+    A Hugging Face `Dataset` needs one column of images; labels are in the column `label`, or else in the only
+    column of class labels. Items of a torch data set are an image, or (image, label, ...). Images are Pillow
+    images, arrays (H, W) or (H, W, C), or tensors (C, H, W); uint8, or floats in [0, 1]. One thread at a time
+    reads items; all cores transform them.
 
-    Opening reads the first item; and goes on while all are gray, since one with colours makes all of them
-    RGB; and reads all where only the items have their labels, or with `skip_bad`.
+    The constructor reads items until one has colours, which makes all images RGB. It reads all items if only
+    the items have labels, and with `options.skip_bad`.
 
     Parameters
     ----------
     dataset : object
-    transform : Transform
-        What is done to every image.
-    skip_bad : bool, optional
-        Leave out items that cannot be decoded.
+        With `__len__` and `__getitem__`.
+    options : Options
+        Of these, `transform` and `skip_bad`.
 
     Raises
     ------
     InputError
-        No images in it, or such as cannot be used.
+        No images, or images that cannot be used.
 
     Examples
     --------
@@ -65,18 +64,19 @@ class DatasetSource(ImageSource):
     ...         return 2
     ...     def __getitem__(self, i):
     ...         return Image.new("L", (6, 4), 9 * i), 7 + i
-    >>> source = DatasetSource(Two(), Transform())
+    >>> source = DatasetSource(Two(), Options())
     >>> source.shape, source.labels.tolist(), int(source[1].max())
     ((2, 4, 6, 1), [7, 8], 9)
     """
 
-    def __init__(self, dataset: Any, transform: Transform, *, skip_bad: bool = False) -> None:
+    def __init__(self, dataset: Any, options: Options) -> None:
+        transform, skip_bad = options.transform, options.skip_bad
         self._items, self._transform = _Items(dataset), transform
         name, count = self._items.name, len(dataset)
         if not count:
             raise InputError("holds no images", where=name, remedy="give at least one image")
         stored = self._items.stored_labels()
-        mapped = False  # whether the items have other labels than the data set has of them
+        names = self._items.label_names()
         first, gray = None, True
         kept: list[int] = []
         labels: list[Any] = []
@@ -94,12 +94,14 @@ class DatasetSource(ImageSource):
             first = first or image
             gray = gray and image.mode in GRAY_MODES
             if stored is not None and label is not None and not np.array_equal(stored[i], label):
-                stored, mapped = None, True
-            labelled = stored is not None or label is None
-            if labelled and not skip_bad and (transform.grayscale or not gray):
+                stored = names = None  # the items have labels of their own
+            labels_known = stored is not None or label is None
+            if labels_known and not skip_bad and (transform.grayscale or not gray):
                 break
         if first is None:
-            raise InputError(f"none of {count} images can be read", where=name, remedy="check what they are")
+            raise InputError(
+                f"none of {count} images can be read", where=name, remedy="check which kind of items they are"
+            )
         size = transform.size(first.height, first.width, where=name)
         self._ids = np.array(kept) if skipped else np.arange(count)
         own: Any = None
@@ -109,83 +111,64 @@ class DatasetSource(ImageSource):
         super().__init__(name, (len(self._ids), *size, channels), labels=own)
         if skipped:
             self.skipped, self.kept = tuple(skipped), self._ids
-        names = None if mapped or self.labels is None else self._items.label_names()
         if names and self.labels is not None and ((self.labels >= 0) & (self.labels < len(names))).all():
             self.label_names = names
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         ids = self._ids[index].tolist()
         out = np.empty((len(ids), *self.shape[1:]), np.uint8)
-        for start in range(0, len(ids), AT_ONCE):
-            some = ids[start : start + AT_ONCE]
-            images = [self._items.read(i)[0] for i in some]
-
-            def transform(row: int, start: int = start, some: Any = some, images: Any = images) -> None:
-                out[start + row] = self._transformed(some[row], images[row])
-
-            in_parallel(transform, range(len(some)))
+        for start in range(0, len(ids), READ_AHEAD):
+            images = [(i, self._items.read(i)[0]) for i in ids[start : start + READ_AHEAD]]
+            for row, pixels in enumerate(in_parallel(self._transformed, images), start):
+                out[row] = pixels
         return out
 
-    def _transformed(self, i: int, image: Image.Image) -> np.ndarray:
+    def _transformed(self, item: tuple[int, Image.Image]) -> np.ndarray:
+        i, image = item
         gray = self.shape[3] == 1
         if gray and not self._transform.grayscale and image.mode not in GRAY_MODES:
             raise InputError(
                 f"item {i} has colours, and had none when the data set was opened",
                 where=self.name,
-                remedy="give grayscale=True, or items that are the same every time",
+                remedy=["give ", Option("grayscale", True), ", or items that are the same every time"],
             )
         self._transform.size(image.height, image.width, where=f"{self.name}, item {i}")
         pixels = self._transform.apply(image, "L" if gray else "RGB")
         if pixels.shape != self.shape[1:]:
             raise InputError(
-                f"item {i} is of shape {pixels.shape}, the first of {self.shape[1:]}",
+                f"item {i} has shape {pixels.shape}, the first item {self.shape[1:]}",
                 where=self.name,
-                remedy="bring all images to one size with resize=32, say",
+                remedy=["bring all images to one size with ", Option("resize", 32), ", say"],
             )
         return pixels
 
 
 class _Items:
-    """The items of a data set, read by one thread at a time: many have one file for all their items.
-
-    Parameters
-    ----------
-    dataset : object
-
-    Attributes
-    ----------
-    name : str
-        For messages.
-
-    Raises
-    ------
-    InputError
-        A table without a column of images, or with several.
-    """
+    """The items of a data set, read by one thread at a time: many data sets share one file handle."""
 
     def __init__(self, dataset: Any) -> None:
         self.name = f"{type(dataset).__module__.partition('.')[0]}.{type(dataset).__name__}"
         self._dataset, self._lock = dataset, threading.Lock()
-        # Columns of a table; None where an item is an image, or a tuple that begins with one.
+        # The columns of a table; None if an item is an image, or a tuple that begins with an image.
         self._image: str | None = None
         self._label: str | None = None
         features = getattr(dataset, "features", None)
         if not hasattr(dataset, "column_names") or features is None:
             return
-        of_kind = [(column, type(kind).__name__) for column, kind in features.items()]
-        images = [column for column, kind in of_kind if kind == "Image"]
+        kinds = [(column, type(kind).__name__) for column, kind in features.items()]
+        images = [column for column, kind in kinds if kind == "Image"]
         if len(images) != 1:
             raise InputError(
                 f"has {len(images)} columns of images, expected one",
                 where=self.name,
                 remedy="select one column",
             )
-        classes = [column for column, kind in of_kind if kind == "ClassLabel"]
+        classes = [column for column, kind in kinds if kind == "ClassLabel"]
         self._image = images[0]
         self._label = "label" if "label" in features else (classes[0] if len(classes) == 1 else None)
 
     def read(self, i: int) -> tuple[Image.Image, Any]:
-        """Return a decoded image, and its label or None; `BadImageError` for one that cannot be decoded."""
+        """Return a decoded image, and its label or None; `BadImageError` if it cannot be decoded."""
         where = f"{self.name}, item {i}"
         with self._lock, decoding(where, "cannot be read ({})"):
             item = self._dataset[i]
@@ -200,7 +183,7 @@ class _Items:
         return image, None if isinstance(label, str) or np.ndim(label) else label
 
     def stored_labels(self) -> np.ndarray | None:
-        """Return the labels that the data set has apart from its items, if these are what the items have."""
+        """Return the labels that the data set stores apart from its items; None if it changes them."""
         if self._label is not None:
             return np.asarray(self._dataset[self._label])
         if self._changes_labels():
@@ -212,7 +195,7 @@ class _Items:
         return None
 
     def label_names(self) -> tuple[str, ...] | None:
-        """Return what the data set calls its labels, if these are what the items have."""
+        """Return the names of the stored labels; None if the data set changes labels."""
         if self._changes_labels():
             return None
         kind = None if self._label is None else self._dataset.features[self._label]
@@ -223,20 +206,21 @@ class _Items:
         return getattr(self._dataset, "target_transform", None) is not None
 
 
-def _as_image(found: Any, i: int, name: str) -> Image.Image:
-    if isinstance(found, Image.Image):
-        return found
+def _as_image(item: Any, i: int, name: str) -> Image.Image:
+    if isinstance(item, Image.Image):
+        return item
     try:
-        array = np.asarray(found)
+        array = np.asarray(item)
         if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
             array = np.moveaxis(array, 0, 2)  # a tensor
         if array.dtype != np.uint8:
-            wide = array.astype(np.float64) * 255
-            if not (np.abs(wide - np.rint(wide)) < 0.01).all() or wide.min() < -0.01 or wide.max() > 255.01:
-                raise ValueError("floats that are no uint8 images over 255")
-            array = np.rint(wide).astype(np.uint8)
+            levels = array.astype(np.float64) * 255
+            exact = (np.abs(levels - np.rint(levels)) < 0.01).all()
+            if not exact or levels.min() < -0.01 or levels.max() > 255.01:
+                raise ValueError("its floats are not a uint8 image over 255")
+            array = np.rint(levels).astype(np.uint8)
         return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"item {i} is no image ({error})", where=name, remedy="give Pillow images or uint8 arrays"
+            f"item {i} is not an image ({error})", where=name, remedy="give Pillow images or uint8 arrays"
         ) from error

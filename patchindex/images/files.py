@@ -17,7 +17,7 @@ from typing import IO, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.errors import InputError, Option, SourceNotFoundError
 from patchindex.images.unreadable import first_line, unreadable
 
 __all__ = [
@@ -36,14 +36,14 @@ __all__ = [
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 GRAY_MODES = frozenset({"1", "L", "LA", "La"})
-# Modes of more than 8 bits ("I", "I;16", "F") are not here: Pillow clips them to 255 when it converts.
+# Without modes of more than 8 bits ("I", "I;16", "F"): Pillow clips them to 255 when it converts.
 MODES = GRAY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
-# Of colours with 16 bits a channel Pillow keeps the high byte; its name for how a file holds them tells. It
-# is another that ends in ;16 alone: 5, 6 and 5 bits in a BMP.
+# Pillow silently keeps the high byte of colours with 16 bits per channel; only the raw mode of its decoder
+# shows them. A raw mode that ends in ;16 alone is a BMP with 5, 6 and 5 bits.
 DEEP = re.compile(r";16[BLN]")
-TIFF_BITS = 258  # the tag of TIFF that has the bits of each channel
-# What Pillow's decoders, zipfile and zlib raise for damaged files; zipfile's errors for archives that are
-# encrypted, or packed in a way that is not known, are RuntimeErrors.
+TIFF_BITS = 258  # the TIFF tag with the bits per channel
+# The errors of Pillow's decoders, zipfile and zlib for damaged files; zipfile raises RuntimeError for
+# encryption and unknown compression.
 DAMAGE = (
     OSError,
     KeyError,
@@ -57,26 +57,26 @@ DAMAGE = (
     Image.DecompressionBombError,
 )
 
-PIECE = 16  # items that a thread takes at a time
+PIECE = 16  # items per task of a thread
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class BadImageError(InputError):
-    """An image that cannot be used for what is in it: `skip_bad` leaves out such, and nothing else."""
+    """An image whose contents cannot be used; `skip_bad` leaves it out. Other errors are never skipped."""
 
 
 class Files(Protocol):
-    """Files by relative name."""
+    """Image files by relative name."""
 
     root: Path
 
     def names(self) -> list[str]:
-        """Return the relative names of image files, sorted, without those that start with a dot."""
+        """Return the relative names of image files, sorted, without hidden files."""
 
     def open(self, name: str) -> IO[bytes]:
-        """Open one to be read."""
+        """Open a file for reading, also from several threads at once."""
 
 
 class Folder:
@@ -86,7 +86,7 @@ class Folder:
         self.root = root
 
     def names(self) -> list[str]:
-        """Return relative names, sorted."""
+        """Return the relative names of image files, sorted, without hidden files."""
         return sorted(self._names())
 
     def _names(self) -> Iterator[str]:
@@ -95,7 +95,7 @@ class Folder:
                 f"cannot be listed ({error.strerror})", where=error.filename, remedy="check its permissions"
             ) from error
 
-        # Class folders are often links to elsewhere.
+        # Class folders are often links.
         for folder, folders, files in os.walk(self.root, followlinks=True, onerror=refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for file in files:
@@ -104,7 +104,7 @@ class Folder:
                     yield name
 
     def open(self, name: str) -> IO[bytes]:
-        """Open one to be read."""
+        """Open a file for reading, also from several threads at once."""
         return (self.root / name).open("rb")
 
 
@@ -119,15 +119,15 @@ class Archive:
             raise unreadable(
                 error, "not a readable zip archive", where=root, remedy="download it again, or unpack it"
             ) from error
-        # Of two entries of one name the second is in place of the first.
+        # A second entry of the same name replaces the first.
         self._entries = {_plain(info.filename): info for info in self._zip.infolist() if not info.is_dir()}
 
     def names(self) -> list[str]:
-        """Return relative names, sorted."""
+        """Return the relative names of image files, sorted, without hidden files."""
         return sorted(name for name in self._entries if _is_image(name))
 
     def open(self, name: str) -> IO[bytes]:
-        """Open one to be read; several can be open in several threads."""
+        """Open a file for reading, also from several threads at once."""
         return self._zip.open(self._entries[name])
 
 
@@ -137,24 +137,18 @@ def files_at(path: Path) -> Files:
 
 
 def _plain(name: str) -> str:
-    r"""Return a name in an archive as a relative path: some begin with `./`, and some are of Windows.
-
-    Examples
-    --------
-    >>> _plain("./cat/1.png"), _plain(r"cat\1.png")
-    ('cat/1.png', 'cat/1.png')
-    """
+    r"""Return a name in an archive as a relative path: `./cat/1.png` and `cat\1.png` are `cat/1.png`."""
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
 def _is_image(name: str) -> bool:
-    """Whether a relative path is of an image, and neither hidden nor what a Mac adds to an archive."""
+    """Return whether a relative path is an image file, not hidden, not added to an archive by a Mac."""
     parts = name.split("/")
     return name.lower().endswith(SUFFIXES) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
 
 
 def check_depth(image: Image.Image, where: object) -> None:
-    """Raise `BadImageError` for an image, not loaded yet, of more than 8 bits a channel."""
+    """Raise `BadImageError` if an image, not loaded yet, has more than 8 bits per channel."""
     tags = getattr(image, "tag_v2", {})
     deep = bool(np.max(tags.get(TIFF_BITS, 1)) > 8)
     for codec, _, _, args in getattr(image, "tile", ()):
@@ -164,7 +158,7 @@ def check_depth(image: Image.Image, where: object) -> None:
     if deep or image.mode not in MODES:
         mode = "" if image.mode in MODES else f", or an unusual colour space (mode {image.mode})"
         raise BadImageError(
-            f"has more than 8 bits a channel{mode}", where=where, remedy="convert it to 8-bit RGB or gray"
+            f"has more than 8 bits per channel{mode}", where=where, remedy="convert it to 8-bit RGB or gray"
         )
 
 
@@ -172,9 +166,9 @@ def check_depth(image: Image.Image, where: object) -> None:
 def decoding(
     where: object, what: str = "not a readable image (truncated or another kind of file)"
 ) -> Iterator[None]:
-    """Raise `BadImageError` for what decoders raise for damage, InputError for what the system refuses.
+    """Turn errors of decoders into `BadImageError` and errors of the system into `InputError`.
 
-    What is raised is in place of `{}` in `what`.
+    `{}` in `what` stands for the message of the error.
     """
     try:
         yield
@@ -182,21 +176,21 @@ def decoding(
         raise
     except FileNotFoundError as error:
         raise SourceNotFoundError(
-            "is not there any more", where=where, remedy="leave the images as they are while they are read"
+            "is not there any more", where=where, remedy="do not move the images while they are read"
         ) from error
     except DAMAGE as error:
         raise unreadable(
             error,
             what.format(first_line(error)),
             where=where,
-            remedy="repair or remove it, or leave such out with skip_bad=True",
+            remedy=["repair or remove it, or leave out such images with ", Option("skip_bad", True)],
             kind=BadImageError,
         ) from error
 
 
 @contextmanager
 def opened_image(files: Files, name: str) -> Iterator[Image.Image]:
-    """Open an image of 8 bits a channel; what is wrong with it is raised as `decoding` does."""
+    """Open an image of 8 bits per channel; errors are those of `decoding`."""
     where = files.root / name
     with decoding(where), files.open(name) as file, Image.open(file) as image:
         check_depth(image, where)
@@ -204,9 +198,9 @@ def opened_image(files: Files, name: str) -> Iterator[Image.Image]:
 
 
 def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Apply a function to all items on all cores: decoders let other threads run.
+    """Return the results of a function for all items, computed in one thread per core.
 
-    Raises what the function raises for the first item for which it does.
+    An error is that of the first item for which the function raises.
 
     Examples
     --------

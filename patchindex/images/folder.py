@@ -1,4 +1,4 @@
-"""A folder or zip archive of image files, decoded by Pillow when they are asked for."""
+"""A folder or zip archive of image files, decoded by Pillow on demand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 from patchindex.images.files import (
     GRAY_MODES,
     SUFFIXES,
@@ -17,59 +17,78 @@ from patchindex.images.files import (
     in_parallel,
     opened_image,
 )
-from patchindex.images.options import Options
+from patchindex.images.format import Format, Options
 from patchindex.images.source import ImageSource
-from patchindex.images.transform import Transform
 
-__all__ = ["DESCRIPTION", "FolderSource", "matches", "open", "open_files"]
-
-DESCRIPTION = f"folder or .zip of images ({' '.join(SUFFIXES)})"
+__all__ = ["FORMAT", "FolderSource"]
 
 
 class FolderSource(ImageSource):
-    """Image files, decoded when asked for, on all cores.
+    """Image files, decoded on demand on all cores.
 
-    Made by `open_files`, which has checked the files' headers.
+    The constructor reads the headers of all files. Images have one channel if all files have one or if
+    grayscale is asked for; otherwise they are converted to RGB. Transparency is dropped, an animation gives
+    its first frame, and EXIF orientation is ignored, as in torchvision.
 
     Parameters
     ----------
     files : Files
-        Where they are.
     names : sequence of str
-        Their relative names.
-    shape : tuple of int
-        (N, H, W, C) after the transform.
-    transform : Transform
-        What is done to every image.
-    labels, label_names
-        As in `ImageSource`.
+        Relative names of the files to open.
+    options : Options
+        With `skip_bad` every image is decoded once, and files that cannot be decoded are left out.
 
     Attributes
     ----------
     names : tuple of str
-        As given.
+        Names of the files that were not left out.
+
+    Raises
+    ------
+    InputError
+        No images, a file that cannot be read or has more than 8 bits per channel, or sizes that differ after
+        the transform.
     """
 
-    def __init__(
-        self,
-        files: Files,
-        names: Sequence[str],
-        shape: tuple[int, int, int, int],
-        transform: Transform,
-        *,
-        labels: Sequence[int] | np.ndarray | None = None,
-        label_names: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(str(files.root), shape, labels=labels, label_names=label_names)
-        self.names = tuple(names)
-        self._files, self._transform = files, transform
+    def __init__(self, files: Files, names: Sequence[str], options: Options) -> None:
+        self._files, self._transform = files, options.transform
+        if not names:
+            raise InputError(
+                f"no image files here ({' '.join(SUFFIXES)})",
+                where=files.root,
+                remedy="give the folder that holds the images",
+            )
+        good = np.ones(len(names), bool)
+        if options.skip_bad:
+            good[:] = in_parallel(self._can_be_decoded, names)
+        self.names = tuple(name for name, keep in zip(names, good, strict=True) if keep)
+        if not self.names:
+            raise InputError(
+                f"none of {len(names)} images can be read",
+                where=files.root,
+                remedy="check which kind of files they are",
+            )
+        headers = in_parallel(self._header, self.names)
+        size = headers[0][0]
+        for name, (other, _) in zip(self.names, headers, strict=True):
+            if other != size:
+                raise InputError(
+                    f"{other[0]}×{other[1]} pixels, where {self.names[0]} has {size[0]}×{size[1]}",
+                    where=files.root / name,
+                    remedy=["bring all images to one size with ", Option("resize", 32), ", say"],
+                )
+        gray = options.transform.grayscale or all(gray for _, gray in headers)
+        super().__init__(str(files.root), (len(self.names), *size, 1 if gray else 3))
+        if not good.all():
+            self.kept = np.flatnonzero(good)
+            self.skipped = tuple(name for name, keep in zip(names, good, strict=True) if not keep)
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         names = self.names[index] if isinstance(index, slice) else [self.names[i] for i in index]
         result = np.empty((len(names), *self.shape[1:]), np.uint8)
 
         def decode(row: int) -> None:
-            pixels = _decoded(self._files, names[row], self._transform, self.shape[3] == 1)
+            pixels = self._decoded(names[row], "L" if self.shape[3] == 1 else "RGB")
             if pixels.shape != self.shape[1:]:
                 raise InputError(
                     "has another size than when the folder was opened",
@@ -81,98 +100,48 @@ class FolderSource(ImageSource):
         in_parallel(decode, range(len(names)))
         return result
 
+    def _decoded(self, name: str, mode: str) -> np.ndarray:
+        with opened_image(self._files, name) as image:
+            return self._transform.apply(image, mode)
 
-def _decoded(files: Files, name: str, transform: Transform, gray: bool) -> np.ndarray:
-    with opened_image(files, name) as image:
-        return transform.apply(image, "L" if gray else "RGB")
+    def _can_be_decoded(self, name: str) -> bool:
+        try:
+            self._decoded(name, "RGB")
+        except BadImageError:
+            return False
+        return True
+
+    def _header(self, name: str) -> tuple[tuple[int, int], bool]:
+        """Return the size after the transform, and whether the image is gray, from the header alone."""
+        with opened_image(self._files, name) as image:
+            size = self._transform.size(image.height, image.width, where=self._files.root / name)
+            return size, image.mode in GRAY_MODES
 
 
 def matches(path: Path) -> bool:
-    """Whether the path is a folder, or a file called .zip."""
+    """Return whether the path is a folder, or a file called .zip."""
     return path.is_dir() or path.suffix.lower() == ".zip"
 
 
-def open(path: Path, options: Options) -> ImageSource:
-    """Open a folder or zip archive of image files, sub-folders included, in the order of their names.
+def open_folder(path: Path, options: Options) -> ImageSource:
+    """Open all image files in a folder or archive and its sub-folders, sorted by name, except hidden ones.
 
-    Files and folders whose names start with a dot are left out. Images have one channel if all of them have,
-    or if grayscale is asked for; otherwise they are converted to RGB. Transparency is dropped, the first
-    frame of an animation is taken, and EXIF orientation is ignored, as in torchvision.
-
-    With `options.labels == "folders"` an image's label is the number of the first folder on its path that not
-    all images are in, folders sorted by name. With `options.skip_bad` every image is decoded once, and those
-    that cannot be are left out.
-
-    Raises
-    ------
-    InputError
-        No images, one that cannot be read or has more than 8 bits a channel, sizes that differ after the
-        transform, or labels from folders where an image is in none.
-
-    Examples
-    --------
-    >>> from tempfile import TemporaryDirectory
-    >>> from PIL import Image
-    >>> with TemporaryDirectory() as folder:
-    ...     for name in ("cat.png", "dog.png"):
-    ...         Image.new("RGB", (32, 24)).save(Path(folder) / name)
-    ...     open(Path(folder), Options()).shape
-    (2, 24, 32, 3)
+    With labels from "folders", the label of an image is the number of the first folder on its path that does
+    not hold all images; folders are sorted by name.
     """
     files = files_at(path)
-    source = open_files(files, files.names(), options)
-    if options.labels == "folders":
+    source = FolderSource(files, files.names(), options)
+    if options.labels.kind == "folders":
         source.label_names, source.labels = _folder_labels(files, source.names)
     return source
 
 
-def open_files(files: Files, names: Sequence[str], options: Options) -> FolderSource:
-    """Open image files by name: all have to be images of one size, after the transform."""
-    if not names:
-        raise InputError(
-            f"no image files here ({' '.join(SUFFIXES)})",
-            where=files.root,
-            remedy="give the folder that holds the images",
-        )
-    skipped: list[str] = []
-    good = np.ones(len(names), bool)
-    if options.skip_bad:
-        good[:] = in_parallel(lambda name: _is_good(files, name, options.transform), names)
-        skipped = [name for name, its in zip(names, good, strict=True) if not its]
-        names = [name for name, its in zip(names, good, strict=True) if its]
-        if not names:
-            raise InputError(
-                f"none of {len(skipped)} images can be read", where=files.root, remedy="check what they are"
-            )
-    headers = in_parallel(lambda name: _header(files, name, options.transform), names)
-    size = headers[0][0]
-    for name, (its, _) in zip(names, headers, strict=True):
-        if its != size:
-            raise InputError(
-                f"{its[0]}×{its[1]} pixels, where {names[0]} has {size[0]}×{size[1]}",
-                where=files.root / name,
-                remedy="bring all images to one size with resize=32, say",
-            )
-    gray = options.transform.grayscale or all(its_gray for _, its_gray in headers)
-    source = FolderSource(files, names, (len(names), *size, 1 if gray else 3), options.transform)
-    if skipped:
-        source.skipped, source.kept = tuple(skipped), np.flatnonzero(good)
-    return source
-
-
-def _is_good(files: Files, name: str, transform: Transform) -> bool:
-    """Whether an image can be decoded; InputError where it cannot be read at all."""
-    try:
-        _decoded(files, name, transform, gray=False)
-    except BadImageError:
-        return False
-    return True
-
-
-def _header(files: Files, name: str, transform: Transform) -> tuple[tuple[int, int], bool]:
-    """Size after the transform and whether there is one channel, from the header alone."""
-    with opened_image(files, name) as image:
-        return transform.size(image.height, image.width, where=files.root / name), image.mode in GRAY_MODES
+FORMAT = Format(
+    f"folder or .zip of images ({' '.join(SUFFIXES)})",
+    matches,
+    open_folder,
+    features=("folders", "transform"),
+)
 
 
 def _folder_labels(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -181,14 +150,15 @@ def _folder_labels(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...],
         raise InputError(
             "is in no sub-folder, so it has no label",
             where=files.root / loose,
-            remedy="move it into the folder of its class, or give labels=FILE",
+            remedy=[
+                "move it into the folder of its class, or give a file of labels: ",
+                Option("labels", "FILE"),
+            ],
         )
     paths = [name.split("/")[:-1] for name in names]
     depth = 0
-    # Archives often hold one folder, which holds those of the classes.
+    # Archives often hold one folder, which holds the folders of the classes.
     while len({path[depth] for path in paths}) == 1 and all(len(path) > depth + 1 for path in paths):
         depth += 1
-    of_file = [path[depth] for path in paths]
-    labels = sorted(set(of_file))
-    number = {name: label for label, name in enumerate(labels)}
-    return tuple(labels), np.array([number[name] for name in of_file], np.int64)
+    classes, labels = np.unique([path[depth] for path in paths], return_inverse=True)
+    return tuple(classes.tolist()), labels

@@ -17,69 +17,61 @@ import numpy as np
 
 from patchindex.errors import InputError
 from patchindex.images.arrays import ArraySource
-from patchindex.images.options import Options
+from patchindex.images.format import Format, Options
 from patchindex.images.source import ImageSource
-from patchindex.images.transform import transformed
 from patchindex.images.unreadable import unreadable
 
-__all__ = ["DESCRIPTION", "matches", "open", "read_array"]
-
-DESCRIPTION = "IDX (*-images-idx3-ubyte, also .gz)"
+__all__ = ["FORMAT", "matches", "read_array"]
 
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 def matches(path: Path) -> bool:
-    """Whether the path is a file named as IDX files are: `...idx3-ubyte` or `...idx1-ubyte`, also `.gz`."""
+    """Return whether a file is called `...idx3-ubyte` or `...idx1-ubyte`, with or without `.gz`."""
     return re.search(r"idx\d-ubyte(\.gz)?$", path.name) is not None and path.is_file()
 
 
-def open(path: Path, options: Options) -> ImageSource:
-    """Open an IDX file of images, with the labels in the file beside it, if that is there.
+def open_idx(path: Path, options: Options) -> ImageSource:
+    """Open an IDX file of images: a plain file is memory-mapped, a gzipped one is loaded.
 
-    A plain file is memory-mapped, a gzipped one is loaded. The labels of `train-images-idx3-ubyte` are in
-    `train-labels-idx1-ubyte`, either of them plain or `.gz`.
-
-    Raises
-    ------
-    InputError
-        Not an IDX file of images, a wrong length, or labels that do not fit.
-
-    Examples
-    --------
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "train-images-idx3-ubyte"
-    ...     header = bytes([0, 0, 8, 3]) + struct.pack(">3I", 5, 8, 8)
-    ...     _ = path.write_bytes(header + bytes(5 * 8 * 8))
-    ...     open(path, Options()).shape
-    (5, 8, 8, 1)
+    Stored labels of `train-images-idx3-ubyte` are in `train-labels-idx1-ubyte`; either file may be `.gz`.
     """
     images = read_array(path, dimensions=3)
-    labels_path = _labels_beside(path) if options.labels == "stored" else None
+    labels_path = _labels_beside(path) if options.labels.kind == "stored" else None
     labels = None if labels_path is None else read_array(labels_path, dimensions=1)
-    return transformed(ArraySource(images, name=str(path), labels=labels), options.transform)
+    return ArraySource(images, name=str(path), labels=labels)
+
+
+FORMAT = Format("IDX (*-images-idx3-ubyte, also .gz)", matches, open_idx)
 
 
 def read_array(path: Path, *, dimensions: int) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, plain or gzipped.
+    """Return the array of an IDX file, plain or gzipped.
 
     Parameters
     ----------
     path : Path
-        The file.
     dimensions : int
         3 for images, 1 for labels.
 
     Returns
     -------
     numpy.ndarray
-        uint8 of that many dimensions, not writeable.
+        uint8, read only.
 
     Raises
     ------
     InputError
         Another magic number or dimension, a truncated file, or bytes past its end.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "train-labels-idx1-ubyte"
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1]) + struct.pack(">I", 3) + bytes([7, 2, 1]))
+    ...     read_array(path, dimensions=1).tolist()
+    [7, 2, 1]
     """
     try:
         with path.open("rb") as file:
@@ -87,8 +79,7 @@ def read_array(path: Path, *, dimensions: int) -> np.ndarray:
                 file.seek(0)
                 with gzip.GzipFile(fileobj=file) as unzipped:
                     shape = _read_shape(unzipped.read(4 + 4 * dimensions), path, dimensions)
-                    # One byte more than announced is enough to see that there is more.
-                    data = unzipped.read(math.prod(shape) + 1)
+                    data = unzipped.read(math.prod(shape) + 1)  # the extra byte shows that there is more
                 _check_length(len(data), shape, path)
                 return np.frombuffer(data, np.uint8).reshape(shape)
             file.seek(0)
@@ -96,7 +87,7 @@ def read_array(path: Path, *, dimensions: int) -> np.ndarray:
         shape = _read_shape(header, path, dimensions)
         _check_length(path.stat().st_size - len(header), shape, path)
         if math.prod(shape) == 0:
-            return np.empty(shape, np.uint8)  # there is nothing to map
+            return np.empty(shape, np.uint8)  # an empty file cannot be mapped
         return np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(
@@ -128,8 +119,7 @@ def _check_length(found: int, shape: tuple[int, ...], path: Path) -> None:
 
 
 def _labels_beside(path: Path) -> Path | None:
-    stem = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    if stem == path.name.removesuffix(".gz"):
-        return None
-    found = [path.with_name(name) for name in (stem, f"{stem}.gz") if path.with_name(name).is_file()]
-    return found[0] if found else None
+    images = path.name.removesuffix(".gz")
+    labels = images.replace("images", "labels").replace("idx3", "idx1")
+    beside = [path.with_name(name) for name in (labels, f"{labels}.gz")]
+    return None if labels == images else next((file for file in beside if file.is_file()), None)

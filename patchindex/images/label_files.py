@@ -1,4 +1,4 @@
-"""Labels from a file: .npy, .npz, IDX, or text with one integer a line."""
+"""Labels from a file: .npy, .npz, IDX, or text with one integer per line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from patchindex.errors import InputError, SourceNotFoundError
-from patchindex.images import idx, npy, npz
+from patchindex.images import idx, npz
 from patchindex.images.labels import as_labels
 from patchindex.images.unreadable import unreadable
 
@@ -15,14 +15,13 @@ __all__ = ["read_label_file"]
 
 
 def read_label_file(path: Path, count: int) -> np.ndarray:
-    """Read the labels of `count` images.
+    """Return the labels of `count` images from a file.
 
     Parameters
     ----------
     path : Path
-        .npy; .npz with the key `labels`; .txt or .csv with one integer a line; or IDX, plain or .gz.
+        .npy; .npz with the key `labels`; .txt or .csv with one integer per line; or IDX, plain or .gz.
     count : int
-        The number of images.
 
     Returns
     -------
@@ -51,20 +50,23 @@ def read_label_file(path: Path, count: int) -> np.ndarray:
             where=path,
             remedy='check the path, or give labels as an array or "folders"',
         )
+    suffix = path.suffix.lower()
+    labels: np.ndarray | list[int]
     if idx.matches(path):
-        return as_labels(idx.read_array(path, dimensions=1), count, where=path)
-    match path.suffix.lower():
-        case ".npy":
-            return as_labels(npy.read_array(path), count, where=path)
-        case ".npz":
-            return as_labels(npz.read_arrays(path, required="labels")["labels"], count, where=path)
-        case ".txt" | ".csv":
-            return as_labels(_read_text(path), count, where=path)
-    raise InputError(
-        "not a kind of file that labels are read from",
-        where=path,
-        remedy="give .npy, .npz (key labels), .txt or .csv (one integer a line) or *-labels-idx1-ubyte",
-    )
+        labels = idx.read_array(path, dimensions=1)
+    elif suffix == ".npy":
+        labels = npz.read_array(path)
+    elif suffix == ".npz":
+        labels = npz.read_arrays(path, required="labels")["labels"]
+    elif suffix in (".txt", ".csv"):
+        labels = _read_text(path)
+    else:
+        raise InputError(
+            "not a known format of labels",
+            where=path,
+            remedy="give .npy, .npz (key labels), .txt or .csv (one integer per line) or *-labels-idx1-ubyte",
+        )
+    return as_labels(labels, count, where=path)
 
 
 def _read_text(path: Path) -> list[int]:
@@ -73,7 +75,7 @@ def _read_text(path: Path) -> list[int]:
         lines = path.read_text("utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(
-            error, "not a readable text file", where=path, remedy="give one integer a line, in UTF-8"
+            error, "not a readable text file", where=path, remedy="give one integer per line, in UTF-8"
         ) from error
     labels = []
     for number, line in enumerate(lines, start=1):
@@ -83,6 +85,6 @@ def _read_text(path: Path) -> list[int]:
             raise InputError(
                 f"line {number} is {line[:40]!r}, not an integer",
                 where=path,
-                remedy="give one integer a line and nothing else",
+                remedy="give one integer per line and nothing else",
             ) from error
     return labels

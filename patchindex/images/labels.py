@@ -1,28 +1,102 @@
-"""Labels: one integer an image."""
+"""Labels: where they come from, and the check that every image has one integer."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from patchindex.errors import InputError
 from patchindex.images.unreadable import first_line
 
-__all__ = ["as_labels"]
+__all__ = ["LabelSpec", "LabelsLike", "as_labels"]
+
+ATTRIBUTES = "attr:"
 
 
-def as_labels(values: Any, count: int, *, where: object = "labels") -> np.ndarray:
-    """Check labels once, at the edge, and return them as int64.
+@dataclass(frozen=True, eq=False)
+class LabelSpec:
+    """Where the labels of images come from.
+
+    Parameters
+    ----------
+    kind : {"stored", "folders", "attributes", "file", "array"}
+        Labels that are stored with the images, if there are any; the sub-folders of image files; attributes
+        of CelebA; a file of labels; an array.
+    attributes : tuple of str, optional
+        For "attributes": their names.
+    path : Path, optional
+        For "file".
+    values : array-like of int, shape (N,), optional
+        For "array".
+
+    Examples
+    --------
+    >>> LabelSpec.parse(None).kind, LabelSpec.parse("folders").kind, LabelSpec.parse([3, 1]).kind
+    ('stored', 'folders', 'array')
+    >>> LabelSpec.parse("attr:Smiling,Male").attributes
+    ('Smiling', 'Male')
+    """
+
+    kind: Literal["stored", "folders", "attributes", "file", "array"] = "stored"
+    attributes: tuple[str, ...] = ()
+    path: Path | None = None
+    values: ArrayLike | None = None
+
+    @classmethod
+    def parse(cls, labels: LabelsLike | None) -> LabelSpec:
+        """Return the meaning of a parameter `labels`, as `open_images` documents it.
+
+        Raises
+        ------
+        InputError
+            "attr:" without a name.
+        """
+        if labels is None:
+            return cls()
+        if isinstance(labels, LabelSpec):
+            return labels
+        if not isinstance(labels, str | os.PathLike):
+            return cls("array", values=labels)
+        if labels == "folders":
+            return cls("folders")
+        if isinstance(labels, str) and labels.startswith(ATTRIBUTES):
+            names = tuple(name for name in labels.removeprefix(ATTRIBUTES).split(",") if name)
+            if not names:
+                raise InputError(
+                    f"{labels!r} names no attribute", parameter="labels", remedy='give "attr:Smiling", say'
+                )
+            return cls("attributes", attributes=names)
+        return cls("file", path=Path(labels))
+
+    @property
+    def separate(self) -> bool:
+        """Whether the labels come from a file or an array, and not with the images."""
+        return self.kind in ("file", "array")
+
+    def absolute(self) -> LabelSpec:
+        """Return the same labels for a process in another working directory."""
+        return self if self.path is None else replace(self, path=self.path.absolute())
+
+
+LabelsLike: TypeAlias = LabelSpec | ArrayLike | str | os.PathLike[str]  # a parameter `labels`, if given
+
+
+def as_labels(values: Any, count: int, *, where: object = None) -> np.ndarray:
+    """Return labels as int64, checked.
 
     Parameters
     ----------
     values : array-like of integers, shape (count,)
-        Floats are accepted when every one is integral.
+        Floats are accepted if all are integral.
     count : int
         The number of images.
     where : object, optional
-        The file or parameter the labels came from, for messages.
+        The file of the labels, for messages; by default the parameter `labels`.
 
     Returns
     -------
@@ -39,44 +113,37 @@ def as_labels(values: Any, count: int, *, where: object = "labels") -> np.ndarra
     >>> as_labels([3.0, 1.0], 2)
     array([3, 1])
     """
+
+    def refused(what: str, remedy: str) -> InputError:
+        return InputError(what, parameter="labels" if where is None else None, where=where, remedy=remedy)
+
     try:
         array = np.asarray(values)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # they may be in a file, and storage libraries raise what they like for damage
-        raise InputError(
-            f"labels cannot be read as an array ({first_line(error)})",
-            where=where,
-            remedy="give one integer an image",
+    except Exception as error:  # values of a damaged file: storage libraries raise errors of any type
+        raise refused(
+            f"labels cannot be read as an array ({first_line(error)})", "give one integer per image"
         ) from error
     if array.ndim != 1:
-        raise InputError(
-            f"labels have shape {array.shape}, expected ({count},)",
-            where=where,
-            remedy="give one integer an image",
-        )
+        raise refused(f"labels have shape {array.shape}, expected ({count},)", "give one integer per image")
     if len(array) != count:
-        raise InputError(
-            f"{len(array)} labels for {count} images",
-            where=where,
-            remedy="give exactly one label an image, in the order of the images",
+        raise refused(
+            f"{len(array)} labels for {count} images", "give one label per image, in the order of the images"
         )
     if array.dtype.kind not in "iuf":
-        raise InputError(
+        raise refused(
             f"labels have dtype {array.dtype}, expected integers",
-            where=where,
-            remedy="number the classes: np.unique(labels, return_inverse=True)[1]",
+            "number the classes: np.unique(labels, return_inverse=True)[1]",
         )
-    # Beyond 2**53 a float no longer tells neighbouring integers apart, and int64 ends at 2**63.
-    bound = 2.0**53 if array.dtype.kind == "f" else 2.0**63
     if array.dtype.kind != "i":
+        # From 2**53 on, a float cannot tell neighbouring integers apart; int64 ends at 2**63.
+        bound = 2.0**53 if array.dtype.kind == "f" else 2.0**63
         fits = np.isfinite(array) & (np.abs(array) < bound)
         wrong = ~(fits & (np.where(fits, array, 0) % 1 == 0))
         if wrong.any():
             first = int(np.argmax(wrong))
-            raise InputError(
-                f"label {first} is {array[first]}, not an integer that int64 holds",
-                where=where,
-                remedy="give integer labels",
+            raise refused(
+                f"label {first} is {array[first]}, not an integer that int64 holds", "give integer labels"
             )
     return array.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The contract of an image source: uint8 images by id, read when they are asked for."""
+"""The contract of an image source: uint8 images by id, read on demand."""
 
 from __future__ import annotations
 
@@ -17,34 +17,31 @@ Index = slice | np.ndarray | Sequence[int]
 
 
 class ImageSource(ABC):
-    """N uint8 images of one size, with labels or without.
+    """N uint8 images of one size, with or without labels.
 
-    A subclass says how images are read (`_read`); everything else is here.
+    A subclass defines `_read`.
 
     Parameters
     ----------
     name : str
-        What the user typed, or "array": for messages and provenance.
+        The source as the user typed it, or "array": for messages and provenance.
     shape : tuple of int
-        (N, H, W, C), C 1 or 3, nothing empty.
-    labels : array-like of int, optional
-        Shape (N,).
+        (N, H, W, C), C 1 or 3, no dimension empty.
+    labels : array-like of int, shape (N,), optional
     label_names : sequence of str, optional
-        What the labels 0, 1, ... are called, where the source knows.
+        Names of the labels 0, 1, ...
 
     Attributes
     ----------
-    name, shape, label_names
-        As given.
     labels : numpy.ndarray or None
         int64, shape (N,).
     chunk : int
-        Images that are stored and unpacked together; 1 where each can be read by itself.
+        Number of images that are stored and unpacked together; 1 if each can be read by itself.
     skipped : tuple of str
         Files that were left out because they cannot be read.
     kept : numpy.ndarray or None
-        int64, shape (N,): the places of the images among all that were found, the skipped ones too. None
-        where none was skipped, and where the source was made of another.
+        int64, shape (N,): positions of the images among all images found, skipped ones included. None if no
+        image was skipped, and for a source that was made from another source.
 
     Raises
     ------
@@ -96,13 +93,13 @@ class ImageSource(ABC):
 
     @abstractmethod
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
-        """Images of a slice(start, stop) or of int64 ids, both inside [0, N) and neither empty.
+        """Return images as a new C-contiguous uint8 array of shape (n, H, W, C).
 
-        Returns a new uint8 array, shape (n, H, W, C), C-contiguous.
+        The index is a slice(start, stop) or int64 ids, inside [0, N) and not empty.
         """
 
     def read(self, index: Index) -> np.ndarray:
-        """Read images.
+        """Return images.
 
         Parameters
         ----------
@@ -112,18 +109,19 @@ class ImageSource(ABC):
         Returns
         -------
         numpy.ndarray
-            uint8, shape (n, H, W, C), C-contiguous, the caller's own: writing to it changes no source.
+            uint8, shape (n, H, W, C), C-contiguous; writing to it changes no source.
 
         Raises
         ------
         InputError
             An id outside [0, N), a slice with another step, or images that turn out to be damaged.
         """
-        which = self._resolve(index)
-        empty = which.start == which.stop if isinstance(which, slice) else len(which) == 0
-        return np.empty((0, *self.shape[1:]), np.uint8) if empty else self._read(which)
+        resolved = self._resolve(index)
+        empty = resolved.start == resolved.stop if isinstance(resolved, slice) else len(resolved) == 0
+        return np.empty((0, *self.shape[1:]), np.uint8) if empty else self._read(resolved)
 
     def _resolve(self, index: Index) -> slice | np.ndarray:
+        """Return the index as slice(start, stop) or int64 ids inside [0, N)."""
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step != 1:
@@ -138,7 +136,7 @@ class ImageSource(ABC):
             return np.flatnonzero(ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise InputError(
-                f"image ids of dtype {ids.dtype} and shape {ids.shape}",
+                f"image ids have dtype {ids.dtype} and shape {ids.shape}",
                 where=self.name,
                 remedy=f"give a one-dimensional array of integers, or a mask of shape ({len(self)},)",
             )
@@ -147,17 +145,17 @@ class ImageSource(ABC):
             raise InputError(
                 f"there is no image {ids[np.argmax(outside)]}",
                 where=self.name,
-                remedy=f"ids run from 0 to {len(self) - 1}",
+                remedy=f"use ids from 0 to {len(self) - 1}",
             )
         return ids.astype(np.int64)
 
     def chunks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Go through all images in order.
+        """Yield all images in order, in chunks.
 
         Parameters
         ----------
         size : int
-            Images a chunk; the last chunk may be smaller.
+            Number of images per chunk; the last chunk may be smaller.
 
         Yields
         ------
@@ -172,22 +170,22 @@ class ImageSource(ABC):
             `size` under 1.
         """
         if size < 1:
-            raise InputError(f"{size} images a chunk", where="size", remedy="give 1 or more")
+            raise InputError(f"must be at least 1, got {size}", parameter="size", remedy="use 256, say")
         for start in range(0, len(self), size):
             yield start, self.read(slice(start, start + size))
 
     def subset(self, which: int | Index) -> ImageSource:
-        """Select some of the images, with their labels, still read when asked for.
+        """Return a source of some of the images, with their labels, read on demand.
 
         Parameters
         ----------
         which : int, slice of step 1, array of int, or array of bool
-            The first `which` images (all of them when there are fewer), or what `read` takes.
+            The first `which` images (all if there are fewer), or an index as `read` takes it.
 
         Returns
         -------
         ImageSource
-            The images in the order of `which`; the source itself when that is all of them.
+            The images in the order of `which`; the source itself for all images in order.
 
         Raises
         ------
@@ -208,11 +206,11 @@ class ImageSource(ABC):
         return self.shape[0]
 
     def __getitem__(self, index: int | Index) -> np.ndarray:
-        """One image (H, W, C) for an int, images (n, H, W, C) for a slice, ids or a mask."""
+        """Return one image (H, W, C) for an int, images (n, H, W, C) for a slice, ids or a mask."""
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
-                # Python ends a for loop over a sequence by this error.
-                raise IndexError(f"{self.name}: there is no image {index}; ids run from 0 to {len(self) - 1}")
+                # An IndexError ends a for loop over the source.
+                raise IndexError(f"{self.name}: there is no image {index}; use ids from 0 to {len(self) - 1}")
             return self.read(np.array([index % len(self)]))[0]
         if isinstance(index, slice) and index.step not in (None, 1):
             index = np.arange(*index.indices(len(self)))
@@ -231,27 +229,7 @@ class ImageSource(ABC):
 
 
 class SubsetSource(ImageSource):
-    """Some images of another source; made by `ImageSource.subset`.
-
-    Parameters
-    ----------
-    parent : ImageSource
-        Where the images are read from.
-    index : slice or numpy.ndarray of int64
-        Which ones: slice(start, stop) or ids, inside [0, N).
-
-    Raises
-    ------
-    InputError
-        An empty index.
-
-    Examples
-    --------
-    >>> from patchindex.images import open_images
-    >>> images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1)
-    >>> open_images(images).subset([3, 1])[:].ravel().tolist()
-    [3, 1]
-    """
+    """Some images of another source, as `ImageSource.subset` returns them."""
 
     def __init__(self, parent: ImageSource, index: slice | np.ndarray) -> None:
         count = index.stop - index.start if isinstance(index, slice) else len(index)
@@ -262,8 +240,7 @@ class SubsetSource(ImageSource):
             label_names=parent.label_names,
         )
         self.skipped = parent.skipped
-        self._parent = parent
-        self._index = index
+        self._parent, self._index = parent, index
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         if isinstance(self._index, np.ndarray):

@@ -1,11 +1,11 @@
-"""Crop, resize and grayscale, done by Pillow for every format alike."""
+"""Crop, resize and grayscale, by Pillow, the same for every format."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index as as_int
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -13,16 +13,17 @@ from PIL import Image
 from patchindex.errors import InputError
 from patchindex.images.source import ImageSource
 
-__all__ = ["Square", "Transform", "TransformedSource", "as_size", "transformed"]
+__all__ = ["Size", "Square", "Transform", "TransformedSource", "as_size", "transformed"]
 
-Square = Literal["square"]  # a crop: as large as the shorter side, whatever that is
+Size: TypeAlias = int | Sequence[int]  # of a square, or (height, width), in pixels
+Square = Literal["square"]  # a crop to the shorter side of each image
 
-LARGEST_SIDE = 16384  # pixels; more is a typing error
+LARGEST_SIDE = 16384  # pixels; a larger number is a typing mistake
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A centre crop, then grayscale, then an antialiased (Lanczos) resize; each only if asked for.
+    """A centre crop, then grayscale, then an antialiased (Lanczos) resize, each optional.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ class Transform:
     grayscale: bool = False
 
     def size(self, height: int, width: int, *, where: object) -> tuple[int, int]:
-        """(height, width) after the transform of images of that size; InputError if the crop is larger."""
+        """Return (height, width) of a transformed image; InputError if the crop is larger than the image."""
         crop = self._crop(height, width)
         if crop[0] > height or crop[1] > width:
             raise InputError(
@@ -55,7 +56,6 @@ class Transform:
         return self.resize or crop
 
     def _crop(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of what is kept of an image of that size."""
         if self.crop == "square":
             return min(height, width), min(height, width)
         return self.crop or (height, width)
@@ -68,7 +68,7 @@ class Transform:
         image : PIL.Image.Image
             Of any 8-bit mode.
         mode : {"L", "RGB"}
-            What to convert it to. Transparency is dropped, not blended.
+            Mode of the result. Transparency is dropped, not blended.
 
         Returns
         -------
@@ -89,19 +89,7 @@ class Transform:
 
 
 class TransformedSource(ImageSource):
-    """Images of another source, cropped, resized or made gray as they are read.
-
-    Parameters
-    ----------
-    parent : ImageSource
-        Where the images are read from.
-    transform : Transform
-        What is done to them.
-
-    Raises
-    ------
-    InputError
-        A crop larger than the images.
+    """Images of another source, transformed as they are read.
 
     Examples
     --------
@@ -120,44 +108,38 @@ class TransformedSource(ImageSource):
             label_names=parent.label_names,
         )
         self.chunk, self.skipped = parent.chunk, parent.skipped
-        self._parent = parent
-        self._transform = transform
+        self._parent, self._transform = parent, transform
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         images = self._parent.read(index)
         mode = "L" if self.shape[3] == 1 else "RGB"
         result = np.empty((len(images), *self.shape[1:]), np.uint8)
         for row, image in enumerate(images):
-            # Pillow takes (H, W) for one channel.
             picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
             result[row] = self._transform.apply(picture, mode)
         return result
 
 
 def transformed(source: ImageSource, transform: Transform) -> ImageSource:
-    """Return the source seen through a transform, or the source itself where nothing is asked for."""
+    """Return the transformed source; the source itself if the transform changes nothing."""
     return source if transform == Transform() else TransformedSource(source, transform)
 
 
 @overload
-def as_size(value: int | Sequence[int] | None, name: Literal["resize"]) -> tuple[int, int] | None: ...
+def as_size(value: Size | None, name: Literal["resize"]) -> tuple[int, int] | None: ...
 
 
 @overload
-def as_size(
-    value: int | Sequence[int] | str | None, name: Literal["crop"]
-) -> tuple[int, int] | Square | None: ...
+def as_size(value: Size | str | None, name: Literal["crop"]) -> tuple[int, int] | Square | None: ...
 
 
-def as_size(value: int | Sequence[int] | str | None, name: str) -> tuple[int, int] | Square | None:
-    """Check a size given by the user: an int means a square, a pair is (height, width).
-
-    A crop may be "square" too.
+def as_size(value: Size | str | None, name: str) -> tuple[int, int] | Square | None:
+    """Return a size as (height, width), checked; an int means a square, and a crop may be "square".
 
     Raises
     ------
     InputError
-        Anything else but one or two integers from 1 to 16384.
+        Another value than one or two integers from 1 to 16384.
 
     Examples
     --------
@@ -166,7 +148,7 @@ def as_size(value: int | Sequence[int] | str | None, name: str) -> tuple[int, in
     """
     if value is None:
         return None
-    if isinstance(value, str) and value == "square" and name == "crop":
+    if value == "square" and name == "crop":
         return "square"
     given: Sequence[Any] = value if isinstance(value, Sequence) else (value, value)
     try:
@@ -176,7 +158,7 @@ def as_size(value: int | Sequence[int] | str | None, name: str) -> tuple[int, in
     if len(sides) != 2 or not all(1 <= side <= LARGEST_SIDE for side in sides):
         raise InputError(
             f"{value!r} is not a size in pixels",
-            where=name,
+            parameter=name,
             remedy="give an integer, or a pair (height, width), from 1 to 16384",
         )
     return (sides[0], sides[1])

@@ -1,11 +1,12 @@
-"""Why a file cannot be read: the system refuses, which says nothing of its contents, or it is damaged."""
+"""The reason why a file cannot be read: damage, or the system refuses it (disk, permissions, limits)."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 
 __all__ = ["by_system", "first_line", "unreadable"]
 
@@ -14,14 +15,14 @@ REMEDIES = {
     errno.ENFILE: "allow more open files, with ulimit -n",
     errno.EACCES: "check its permissions",
     errno.EPERM: "check its permissions",
-    errno.EAGAIN: "close the program that writes it",  # what a lock is answered with
+    errno.EAGAIN: "close the program that writes it",  # the file is locked
 }
 
 
 def by_system(error: BaseException) -> bool:
-    """Whether an error is the system's: of the disk, of permissions, of too many open files.
+    """Return whether the system raised an error: no disk, no permission, too many open files.
 
-    Errors of decoders have no number, except EINVAL: a damaged file can send them to a place no file has.
+    Errors of decoders have no `errno`, except EINVAL: a damaged file can make a decoder seek outside it.
 
     Examples
     --------
@@ -32,7 +33,7 @@ def by_system(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, in one line.
+    """Return the first line of an error's message, or the name of its type if there is no message.
 
     Examples
     --------
@@ -44,18 +45,23 @@ def first_line(error: BaseException) -> str:
 
 
 def unreadable(
-    error: Exception, what: str, *, where: object, remedy: str, kind: type[InputError] = InputError
+    error: Exception,
+    what: str,
+    *,
+    where: object,
+    remedy: str | Sequence[str | Option],
+    kind: type[InputError] = InputError,
 ) -> InputError:
     """Return the error to raise for a file that cannot be read.
 
     Parameters
     ----------
     error : Exception
-        What was raised.
+        The error of the library that read the file.
     what, where, remedy
-        As in `InputError`, for a file that is damaged. Where it is the system that refuses, that is said.
+        As in `InputError`, for a damaged file. For an error of the system, `what` and `remedy` are replaced.
     kind : type, optional
-        Of the error for a damaged file.
+        Class of the error for a damaged file.
 
     Examples
     --------
@@ -69,6 +75,6 @@ def unreadable(
         return InputError(
             f"cannot be read ({os.strerror(number)})",
             where=where,
-            remedy=REMEDIES.get(number, "check the disk, or the network it is on"),
+            remedy=REMEDIES.get(number, "check the disk or the network"),
         )
     return kind(what, where=where, remedy=remedy)

@@ -345,7 +345,7 @@ def test_study_refuses_bad_estimators(store, tmp_path, text, message):
         (("--seed", -1), "'--seed': -1 is not in the range x>=0"),
         (("--repeats", 0), "'--repeats': 0 is not in the range x>=1"),
         (("--steps", 1), "'--steps': 1 is not in the range x>=2"),
-        (("--label", 77), "label 77: no image has this label"),
+        (("--label", 77), "--label: no image has label 77"),
     ],
 )
 def test_study_refuses_bad_numbers(store, tmp_path, arguments, message):

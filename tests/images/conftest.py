@@ -47,7 +47,7 @@ def refused() -> Callable:
         assert "\n" not in message
         assert caught.value.exit_code == 2
         assert caught.value.remedy, message
-        assert caught.value.where, message
+        assert caught.value.where or caught.value.parameter, message
         for word in words:
             assert str(word) in message, (word, message)
 

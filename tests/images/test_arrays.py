@@ -91,7 +91,7 @@ def test_other_ranges_are_refused(low, high, words, refused):
 
 
 def test_the_range_is_found_over_all_chunks(monkeypatch, refused):
-    monkeypatch.setattr("patchindex.images.arrays.VALUES_A_CHUNK", 64)
+    monkeypatch.setattr("patchindex.images.arrays.VALUES_PER_CHUNK", 64)
     x = as_floats(ALL_LEVELS[::-1], np.float32, "signed")  # only the last images are negative
     np.testing.assert_array_equal(ArraySource(x)[:][..., 0], ALL_LEVELS[::-1])
     x[3, 7, 7] += 0.003

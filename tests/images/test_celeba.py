@@ -109,7 +109,7 @@ def test_a_store_of_smiling_faces(celeba, tmp_path):
     [
         ({"split": "tests"}, "split: there is no 'tests'; use train, valid, test, all"),
         ({"labels": "attr:Happy"}, "has no attribute Happy; use some of Smiling, Male"),
-        ({"labels": "folders"}, "needs a folder of image files"),
+        ({"labels": "folders"}, "is not a folder of image files"),
         ({"labels": "attr:"}, "names no attribute"),
     ],
 )
@@ -122,7 +122,7 @@ def test_lists_that_are_damaged_or_missing(celeba):
     partition = next(celeba.rglob("list_eval_partition.*"))
     whole = partition.read_text()
     for text, words in (
-        ("\n".join(whole.splitlines()[:-1]), "says nothing of 1 images, .*000012.jpg among them"),
+        ("\n".join(whole.splitlines()[:-1]), "does not list 1 of the images, .*000012.jpg first"),
         (whole.replace("000003.jpg", "000003.jpg 7"), "has a line of 3 columns, expected 2"),
         ("", "is empty"),
     ):
@@ -136,7 +136,7 @@ def test_lists_that_are_damaged_or_missing(celeba):
     next(celeba.rglob("list_attr_celeba.*")).unlink()
     if not (celeba / "Img").exists():
         assert len(pi.open_images(celeba)) == 12  # a folder of images like any other
-    with pytest.raises(InputError, match="needs a folder of CelebA"):
+    with pytest.raises(InputError, match="is not a folder of CelebA"):
         pi.open_images(celeba, labels="attr:Smiling")
 
 
@@ -174,9 +174,9 @@ def test_faces_that_are_not_there(celeba, faces, refused):
     whole = pi.open_images(celeba, crop=148, resize=16)
     for name in ("000002.jpg", "000006.jpg", "000012.jpg"):
         (folder / name).unlink()
-    with refused(folder, "2 of the 8 faces that are listed are not there, 000002.jpg first", "skip_bad=True"):
+    with refused(folder, "2 of the 8 listed faces are missing, 000002.jpg first", "skip_bad=True"):
         pi.open_images(celeba)
-    with refused(folder, "3 of the 12 faces"):
+    with refused(folder, "3 of the 12 listed faces"):
         pi.open_images(celeba, split="all")
     assert len(pi.open_images(celeba, split="valid")) == 2
     (folder / "000004.jpg").write_bytes(b"no image")
@@ -188,7 +188,7 @@ def test_faces_that_are_not_there(celeba, faces, refused):
     numbered = pi.open_images(celeba, skip_bad=True, labels=np.arange(8))
     assert numbered.labels.tolist() == [0, 2, 4, 6, 7]
     next(celeba.rglob("list_eval_partition.*")).unlink()
-    with refused(folder, "3 of the 12 faces"):
+    with refused(folder, "3 of the 12 listed faces"):
         pi.open_images(celeba)
 
 
@@ -211,5 +211,5 @@ def test_other_sources_have_no_splits_and_no_attributes(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 8, 8), np.uint8))
     with pytest.raises(InputError, match="has no splits"):
         pi.open_images(tmp_path / "a.npy", split="train")
-    with pytest.raises(InputError, match="needs a folder of CelebA"):
+    with pytest.raises(InputError, match="is not a folder of CelebA"):
         pi.open_images(tmp_path / "a.npy", labels="attr:Smiling")

@@ -96,7 +96,7 @@ def test_data_sets_that_cannot_be_used(real_images):
     images, labels = real_images(4, 14)
     for bad, words in (
         (OfTorch(images[:0], labels[:0]), "holds no images"),
-        (OfTorch(list(images[:2]) + list(real_images(2, 12)[0]), labels), "item 2 is of shape"),
+        (OfTorch(list(images[:2]) + list(real_images(2, 12)[0]), labels), "item 2 has shape"),
         (types.SimpleNamespace(), None),
     ):
         with pytest.raises((InputError, TypeError), match=words):
@@ -106,7 +106,7 @@ def test_data_sets_that_cannot_be_used(real_images):
         def __getitem__(self, i):
             return self.images[i] / 300, 0
 
-    with pytest.raises(InputError, match="item 0 is no image"):
+    with pytest.raises(InputError, match="item 0 is not an image"):
         pi.open_images(Halves(images, labels))
 
 

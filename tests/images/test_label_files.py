@@ -52,7 +52,7 @@ def test_text_as_editors_leave_it(tmp_path, text):
 def test_text_that_is_not_integers(tmp_path, text, line, refused):
     path = tmp_path / "l.csv"
     path.write_text(text)
-    with refused(path, f"line {line} ", "one integer a line"):
+    with refused(path, f"line {line} ", "one integer per line"):
         read_label_file(path, 3)
 
 

@@ -154,12 +154,12 @@ def test_sources_that_do_not_fit_together(tmp_path):
     np.savez(tmp_path / "b.npz", images=np.zeros((2, 9, 9), np.uint8))
     np.savez(tmp_path / "c.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[1, 2])
     for other, words in (
-        ("b", r"b.npz: images are of shape \(9, 9, 1\)"),
+        ("b", r"b.npz: images have shape \(9, 9, 1\)"),
         ("c", "c.npz: images have labels, unlike"),
     ):
         with pytest.raises(InputError, match=words):
             pi.open_images([tmp_path / "a.npz", tmp_path / f"{other}.npz"])
-    with pytest.raises(SourceNotFoundError, match="nothing is called so"):
+    with pytest.raises(SourceNotFoundError, match="no path matches"):
         pi.open_images(str(tmp_path / "x-*.npz"))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from patchindex.images import open_images
-from patchindex.images.npy import read_array
+from patchindex.images.npz import read_array
 
 
 def test_round_trip(tmp_path, rgb, gray):

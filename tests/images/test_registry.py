@@ -78,7 +78,7 @@ def test_limit(gray, labels, refused):
 def test_missing_sources(tmp_path, monkeypatch, source, refused):
     monkeypatch.chdir(tmp_path)
     if len(source) > 255:
-        with refused(source, "cannot be looked at"):
+        with refused(source, "cannot be accessed"):
             open_images(source)
         return
     with refused(source, "no such file or folder", "fashion-mnist", error=SourceNotFoundError):
@@ -100,9 +100,9 @@ def test_options_that_a_source_cannot_have(tmp_path, gray, refused):
             with refused(path, "folder of image files"):
                 open_images(path, labels="folders")
         if path.suffix not in (".h5", ".zarr"):
-            with refused(path, "leave the dataset out"):
+            with refused(path, "leave out dataset"):
                 open_images(path, dataset="images")
-            with refused(path, "leave the dataset out"):
+            with refused(path, "leave out dataset"):
                 open_images(f"{path}::images")
     with refused("labels", "folders"):
         open_images(gray, labels="folders")

@@ -246,7 +246,7 @@ def test_sampling_from_a_store(images, tmp_path, estimator):
         ({"seed": -1}, "seed: must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
         ({"sampler": "euler"}, "unknown sampler 'euler'; use ddim"),
-        ({"label": 3}, "label 3: no image has this label"),
+        ({"label": 3}, "label: no image has label 3"),
         ({"x_T": torch.zeros(1, 10, 10)}, r"x_T: must have shape \(n, 1, 10, 10\), got \(1, 10, 10\)"),
         ({"x_T": torch.zeros(0, 1, 10, 10)}, "x_T: must have shape"),
         ({"x_T": torch.zeros(2, 1, 10, 10), "n": 3}, "n = 3: there are 2 images in x_T; leave n out"),

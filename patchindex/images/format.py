@@ -1,0 +1,73 @@
+"""The contract of an image format: a `Format`, whose `open` gets a path and `Options`.
+
+docs/adding-an-image-format.md is a complete example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from patchindex.images.labels import LabelSpec
+from patchindex.images.source import ImageSource
+from patchindex.images.transform import Transform
+
+__all__ = ["Format", "Options"]
+
+Feature = Literal["dataset", "split", "folders", "attributes", "transform"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `open_images`, checked, as a format receives them.
+
+    Parameters
+    ----------
+    dataset : str, optional
+        Path of the images inside a file that holds several arrays.
+    labels : LabelSpec, optional
+        Where the labels come from.
+    transform : Transform, optional
+        Crop, grayscale and resize.
+    skip_bad : bool, optional
+        Leave out image files that cannot be decoded.
+    split : {"train", "valid", "test", "all"}, optional
+        Part of a set that has a partition.
+
+    Examples
+    --------
+    >>> Options().labels.kind
+    'stored'
+    """
+
+    dataset: str | None = None
+    labels: LabelSpec = field(default_factory=LabelSpec)
+    transform: Transform = field(default_factory=Transform)
+    skip_bad: bool = False
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """An image format.
+
+    Parameters
+    ----------
+    description : str
+        For the list of formats in messages, such as ".npy".
+    matches : callable
+        `matches(path)` tells whether an existing path is in this format.
+    open : callable
+        `open(path, options)` returns an `ImageSource` or raises `InputError`.
+    features : tuple, optional
+        The options that `open` takes care of: "dataset", "split", labels from "folders", labels from
+        "attributes", "transform". `open_images` refuses an option that the format does not name; it applies
+        the transform itself if the format does not name it.
+    """
+
+    description: str
+    matches: Callable[[Path], bool]
+    open: Callable[[Path, Options], ImageSource]
+    features: tuple[Feature, ...] = ()
