@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
 
 import numpy as np
@@ -25,7 +25,7 @@ from patchindex.denoisers.score_machine import ScoreMachine, is_store
 from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import scan
 from patchindex.geometry import Geometry
-from patchindex.images import KNOWN_SETS, open_images
+from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import open_index
 from patchindex.runtime import check_threads
@@ -171,17 +171,16 @@ class ImageShards:
     def __init__(
         self,
         client: Client,
-        source: Any,
-        labels: Any = None,
+        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        labels: LabelsLike | None = None,
         *,
         images: int | None = None,
-        **options: Any,
+        **options: Unpack[ImageOptions],
     ) -> None:
         check_least(images=(images, 1))
         self._client = client
         where = _place(source)
-        if isinstance(labels, str | os.PathLike) and os.path.isfile(labels):  # else "folders", say
-            labels = _place(labels)
+        labels = None if labels is None else LabelSpec.parse(labels).absolute()
         here = _Images(where, labels, options)
         self.training, self._facts = here.training, here.facts
         there = _Source(uuid4().hex, where, labels, options, self._facts)
@@ -250,7 +249,7 @@ class ImageShards:
 class _Images:
     """Training images as a process has opened them."""
 
-    def __init__(self, where: Any, labels: Any, options: dict[str, Any]) -> None:
+    def __init__(self, where: Any, labels: LabelSpec | None, options: ImageOptions) -> None:
         self._index = open_index(where) if is_store(where) else None
         if self._index is None:
             self.training = TrainingImages(open_images(where, labels=labels, **options))
@@ -289,8 +288,8 @@ class _Source:
 
     number: str
     where: Any = field(compare=False)
-    labels: Any = field(compare=False)
-    options: dict[str, Any] = field(compare=False)
+    labels: LabelSpec | None = field(compare=False)
+    options: ImageOptions = field(compare=False)
     facts: dict[str, Any] = field(compare=False)
 
 

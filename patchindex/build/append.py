@@ -32,7 +32,7 @@ from patchindex.build.workdir import (
 )
 from patchindex.errors import InputError
 from patchindex.geometry import Geometry, gather_patches
-from patchindex.images import ImageSource, open_images
+from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.concat import ConcatSource
 from patchindex.index.model import ScaleModel
@@ -169,8 +169,8 @@ def _labelled(training: TrainingImages, label_names: Sequence[str] | None) -> Im
 
 def append(
     store: str | os.PathLike[str],
-    images: Any,
-    labels: Any = None,
+    images: ImagesLike,
+    labels: LabelsLike | None = None,
     *,
     threads: int | None = None,
     memory: int | str | None = None,

@@ -32,7 +32,7 @@ from patchindex.build.workdir import (
 )
 from patchindex.errors import InputError
 from patchindex.geometry import Geometry
-from patchindex.images import open_images
+from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.runtime import require_faiss, resolve_device, threads
@@ -42,10 +42,10 @@ __all__ = ["build_index"]
 
 
 def build_index(
-    images: Any,
+    images: ImagesLike,
     path: str | os.PathLike[str],
     scales: Sequence[int] | int | None = None,
-    labels: Any = None,
+    labels: LabelsLike | None = None,
     *,
     machine: str = "ELS",
     train_windows: str = "valid",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from patchindex.build import parse_memory
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate, Query, ScoreContext, TrajectoryCache, make_estimator
 from patchindex.exact import scan
+from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.patch_index import read_attributes
@@ -98,8 +99,8 @@ class ScoreMachine:
 
     def __init__(
         self,
-        source: Any,
-        labels: Any = None,
+        source: PatchIndex | ImagesLike,
+        labels: LabelsLike | None = None,
         *,
         machine: str | None = None,
         train_windows: str | None = None,
@@ -343,7 +344,7 @@ class ScoreMachine:
 _threads = threads  # a parameter of the constructor has this name
 
 
-def is_store(source: Any) -> bool:
+def is_store(source: Any) -> TypeGuard[str | Path]:
     """Whether it is the path of a store, rather than of images."""
     if is_url(source):
         return Remote(source).is_store()

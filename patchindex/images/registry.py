@@ -48,6 +48,18 @@ KNOWN_SETS = {
 NAMES_SHOWN = 4  # in a message
 
 
+class StoredArray(Protocol):
+    """An HDF5 dataset, zarr array or memory map, or another object that is sliced like an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
 class MapDataset(Protocol):
     """A data set of torchvision or Hugging Face `datasets`, or another object with the same interface."""
 
@@ -57,7 +69,14 @@ class MapDataset(Protocol):
 
 
 ImagesLike: TypeAlias = (
-    ImageSource | np.ndarray | Tensor | MapDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    ImageSource
+    | np.ndarray
+    | StoredArray
+    | Tensor
+    | MapDataset
+    | str
+    | os.PathLike[str]
+    | Sequence[str | os.PathLike[str]]
 )
 
 

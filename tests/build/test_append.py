@@ -148,7 +148,7 @@ def test_images_that_do_not_fit_are_refused(small, labelled, real_images):
     before = tree(small.path)
     for more, words in (
         ((images,), "images have no labels, unlike those before"),
-        ((real_images(3, 12)[0], [1, 1, 1]), r"images are of shape \(12, 12, 1\)"),
+        ((real_images(3, 12)[0], [1, 1, 1]), r"images have shape \(12, 12, 1\)"),
         ((real_images(3, 14, channels=3)[0], [1, 1, 1]), r"\(14, 14, 3\)"),
         ((images, labels[:3]), "3 labels for 40 images"),
     ):
@@ -212,9 +212,9 @@ def test_labels_that_have_names_are_the_same_where_their_names_are(real_images, 
         stored = {index.training.read(i, i + 1).tobytes() for i in range(lo, hi)}
         assert stored == {images[i].tobytes() for i in files}
     assert pi.verify(index.path).whole
-    with pytest.raises(InputError, match="labels are numbers, and those before have 4 names"):
+    with pytest.raises(InputError, match="labels have no names, and the labels before have 4"):
         pi.append(index.path, images[:1], [7])
     assert len(pi.append(index.path, images[:1], [3]).training) == 13
     numbers = pi.build_index(images, tmp_path / "n.zarr", scales=[3], labels=[5] * 12)
-    with pytest.raises(InputError, match="labels have names, and those before are numbers"):
+    with pytest.raises(InputError, match="labels have names, and the labels before have none"):
         pi.append(numbers.path, pi.open_images(tmp_path / "new", labels="folders"))

@@ -154,10 +154,11 @@ def test_no_file_stays_open(many_files, fashion):
     assert not any(".h5" in str(fd.resolve()) for fd in Path("/proc/self/fd").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_files_are_read_by_several_threads_and_processes(many_files, fashion):
     source = open_images(many_files)
     orders = [np.random.default_rng(i).permutation(100) for i in range(20)]
-    with ThreadPoolExecutor(4) as threads, ProcessPoolExecutor(2, get_context("spawn")) as processes:
+    with ThreadPoolExecutor(4) as threads, ProcessPoolExecutor(2, get_context("fork")) as processes:
         for pool in (threads, processes):
             for ids, images in zip(orders, pool.map(source.read, orders), strict=True):
                 np.testing.assert_array_equal(images[..., 0], fashion[0][ids])
