@@ -17,7 +17,6 @@ A part that has become another has another manifest, and so a copy beside the ol
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
