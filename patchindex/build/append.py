@@ -327,7 +327,7 @@ class _ScaleAppend(ScaleBuild):
 
     def _train(self, progress: Progress | None) -> tuple[ScaleModel, dict[str, Any]]:
         old = self._old
-        model = ScaleModel(old.pca, old.lists, old.code_ranges)
+        model = old.model
         kept = ("k", "lists", "position_classes", "pca_dims", "pca_energy", "assignment")
         facts = {name: old.attributes[name] for name in kept}
         drift = [*old.attributes.get("drift", []), self._drift(model)]

@@ -1,11 +1,15 @@
-"""What training finds of a locality scale: which components codes keep, their range, and the lists."""
+"""The trained model of a locality scale: principal components, ranges of codes, inverted lists.
+
+A patch P is projected, `y = V^T (P - mu)`; the list of the nearest centroid holds it; and its code has 8 bits
+per dimension, over the range of the training sample.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,53 +24,59 @@ from patchindex.runtime import require_faiss
 
 __all__ = ["CHUNK_BYTES", "ScaleModel", "fit_ranges", "project_all"]
 
-CHUNK_BYTES = 64 << 20  # what one step of a stage may take
+CHUNK_BYTES = 64 << 20  # memory of one step of a stage
 
 
 @dataclass(frozen=True)
 class ScaleModel:
-    """All that it takes to put a patch into its list.
+    """The trained model of a locality scale, which puts a patch into a list and makes its code.
 
     Attributes
     ----------
     pca : PCA
     lists : InvertedLists
     ranges : array, shape (2, dims), float32
-        Lowest value and width of what codes can express in each dimension.
+        Lowest value and width of the codes' range in each dimension.
     """
+
+    ARRAYS: ClassVar = (
+        "pca_components",
+        "pca_mean",
+        "centroids",
+        "list_bounds",
+        "cells",
+        "cell_bounds",
+        "code_ranges",
+    )
 
     pca: PCA
     lists: InvertedLists
     ranges: np.ndarray
 
     def save(self, group: zarr.Group) -> None:
-        """Write it into a scale's group, in place of what is there."""
-        for name, array in self._arrays().items():
+        """Write the arrays into the group of a scale, over any that are there."""
+        pca, lists = self.pca, self.lists
+        arrays = (
+            pca.components,
+            pca.mean,
+            lists.centroids,
+            lists.bounds,
+            lists.cells,
+            lists.cell_bounds,
+            self.ranges,
+        )
+        for name, array in zip(self.ARRAYS, arrays, strict=True):
             group.create_array(name, data=array, overwrite=True)
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "pca_components": self.pca.components,
-            "pca_mean": self.pca.mean,
-            "centroids": self.lists.centroids,
-            "list_bounds": self.lists.bounds,
-            "cells": self.lists.cells,
-            "cell_bounds": self.lists.cell_bounds,
-            "code_ranges": self.ranges,
-        }
 
     @classmethod
     def load(cls, group: zarr.Group, device: torch.device) -> ScaleModel:
-        """Read what `save` wrote."""
-
-        def read(name: str) -> np.ndarray:
-            return np.asarray(group[name][:])  # type: ignore[index]
-
-        return cls(
-            PCA(read("pca_components"), read("pca_mean"), float(group.attrs["pca_energy"])),  # type: ignore[arg-type]
-            InvertedLists(read("centroids"), read("list_bounds"), read("cells"), read("cell_bounds"), device),
-            read("code_ranges"),
+        """Read the arrays that `save` wrote, and the energy of the components."""
+        components, mean, centroids, bounds, cells, cell_bounds, ranges = (
+            np.asarray(group[name][:])  # type: ignore[index]
+            for name in cls.ARRAYS
         )
+        pca = PCA(components, mean, float(group.attrs["pca_energy"]))  # type: ignore[arg-type]
+        return cls(pca, InvertedLists(centroids, bounds, cells, cell_bounds, device), ranges)
 
     def encode(
         self, pixels: Tensor, geometry: Geometry, images: np.ndarray
@@ -76,17 +86,18 @@ class ScaleModel:
         Parameters
         ----------
         pixels : Tensor, shape (N, H, W, C), uint8
-        images : array of int, shape (n,)
-            Numbers of those that are wanted.
+        geometry : Geometry
+        images : array of int
+            Numbers of the images to encode.
 
         Yields
         ------
         int
-            How many images are done.
+            Number of images completed.
         array of int64, shape (n,)
-            The lists of their next n patches, in order of patch ids.
+            Lists of the next n patches, in order of patch ids.
         array of uint8, shape (n, dims)
-            Their codes.
+            Codes of these patches.
         """
         for start, stop, vectors in project_all(pixels, geometry, self.pca, self.lists.device, images):
             assigned = self.lists.assign(vectors, np.tile(geometry.train_classes, stop - start))
@@ -113,12 +124,9 @@ def fit_ranges(sample: np.ndarray) -> np.ndarray:
 def project_all(
     pixels: Tensor, geometry: Geometry, pca: PCA, device: torch.device, images: np.ndarray
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the projections of the patches of some images, (n, dims) float32 on the device.
-
-    With each come the places [start, stop) in `images` of those whose patches they are.
-    """
+    """Yield start, stop and the projected patches of `images[start:stop]`, float32 (n, dims)."""
     height, width = geometry.size
-    # An image in flight: padded pixels, projections in two layouts, and their codes.
+    # Memory per image: padded pixels, projections in two layouts, and codes.
     per_image = 4 * (4 * height * width * pixels.shape[3] + 4 * geometry.patches_per_image * pca.dims)
     step = max(1, CHUNK_BYTES // per_image)
     for start in range(0, len(images), step):

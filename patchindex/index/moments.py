@@ -1,4 +1,4 @@
-"""What is known of the patches of each list without looking at them: their number, mean and variance."""
+"""Moments of the inverted lists: size, mean and variance of the codes of each list, and of each cell."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from patchindex.softmax import SoftmaxState
 __all__ = ["ListMoments"]
 
 PRIOR_CODES = 16
-REST_BYTES = 32 << 20  # for the weights of pixels and lists whose rest is estimated at once
+REST_BYTES = 32 << 20  # memory for the logits of pixels and lists that are computed at once
 
 
 class ListMoments:
-    """Numbers, means and variances of the codes of a scale's lists.
+    """Sizes, means and variances of the codes of a scale's lists.
 
     Parameters
     ----------
@@ -28,24 +28,16 @@ class ListMoments:
         Patches of each label.
     means, variances : arrays of float32, shape (lists, dims)
         Of all patches of a list.
-    device : torch.device
-        Where they are used.
     """
 
     def __init__(
-        self,
-        lists: InvertedLists,
-        counts: np.ndarray,
-        means: np.ndarray,
-        variances: np.ndarray,
-        device: torch.device,
+        self, lists: InvertedLists, counts: np.ndarray, means: np.ndarray, variances: np.ndarray
     ) -> None:
-        self.lists, self.device = lists, device
-        self.counts, self.means, self.variances = counts, means, variances
+        self.lists, self.counts, self.means, self.variances = lists, counts, means, variances
         self._cells: dict[int | None, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def sizes(self, label_index: int | None = None) -> np.ndarray:
-        """Return how many patches each list holds, of all labels or of the label with this index."""
+        """Return the number of patches in each list, of all labels or of the label with this index."""
         return np.asarray(self.counts.sum(0) if label_index is None else self.counts[label_index])
 
     def mean_distance(self) -> float:
@@ -54,57 +46,25 @@ class ListMoments:
         each = np.square(self.means - self.lists.centroids).sum(1) + self.variances.sum(1)
         return float(sizes @ each.astype(np.float64) / sizes.sum())
 
-    def weights(self, c: int, a: float, beta: float, label_index: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return what the log sum of exp(logit) over each list of a position class is estimated by.
-
-        A list of n codes with mean m_d and variance s_d^2 in dimension d is taken for a Gaussian:
-
-            n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)),    v_d = beta + a^2 s_d^2
-
-        Its logarithm is `base + [z^2, z] @ slopes` for projected queries z, shape (n, dims).
-
-        Parameters
-        ----------
-        c : int
-            The position class.
-        a, beta : float
-            Signal scale and noise variance.
-        label_index : int, optional
-            Count patches of the label with this index only.
-
-        Returns
-        -------
-        base : Tensor, shape (lists of the class,), float32
-            Minus infinity for a list without patches.
-        slopes : Tensor, shape (2 dims, lists of the class), float32
-        """
-        lists = slice(int(self.lists.bounds[c]), int(self.lists.bounds[c + 1]))
-        sizes = torch.from_numpy(self.sizes(label_index)[lists]).to(self.device)
-        means, variances = (tensor[lists].double() for tensor in self._tensors)
-        v = beta + a * a * variances
-        scaled = a * means / v
-        base = sizes.double().log() - (a * means * scaled - (beta / v).log()).sum(1) / 2
-        return base.float(), torch.cat([-0.5 / v, scaled], 1).float().T.contiguous()
-
     def of_class(
         self, c: int, label_index: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Return means and variances of a position class's lists and cells.
+        """Return means and variances of the lists and the cells of a position class.
 
         Parameters
         ----------
         c : int
             The position class.
         label_index : int, optional
-            Cells are of the patches of the label with this index.
+            Moments of cells count only patches of the label with this index.
 
         Returns
         -------
         means, variances : arrays of float32, shape (lists, dims)
         bounds : array of int64, shape (cells + 1,)
-            Which of these lists are in each cell.
+            Cell i has the lists `bounds[i]` to `bounds[i + 1]` of these.
         of_cells : tuple of arrays
-            Means and variances of the cells, and how many patches they have.
+            Means, variances and sizes of the cells.
         """
         lo, hi = (int(bound) for bound in self.lists.bounds[c : c + 2])
         first, last = np.searchsorted(self.lists.cell_bounds, (lo, hi))
@@ -120,7 +80,7 @@ class ListMoments:
         bounds, sizes = self.lists.cell_bounds, self.sizes(label_index).astype(np.float64)
         mean, spread = np.zeros((2, len(bounds) - 1, means.shape[1]))
         count = np.zeros(len(bounds) - 1)
-        for cell, (lo, hi) in enumerate(pairwise(bounds.tolist())):  # converted piece by piece
+        for cell, (lo, hi) in enumerate(pairwise(bounds.tolist())):  # float64 copies of one cell at a time
             n, m = sizes[lo:hi], means[lo:hi].astype(np.float64)
             count[cell] = n.sum()
             total = max(count[cell], 1)
@@ -132,12 +92,12 @@ class ListMoments:
     def _tensors(self) -> tuple[Tensor, Tensor]:
         """Means and variances of the lists, (lists, dims) float32, on the device.
 
-        A list of few codes may have a variance of nothing by chance, so `PRIOR_CODES` with the variance of
-        all lists together are counted in.
+        The variance of a list of few codes may be 0 by chance, so each list counts `PRIOR_CODES` more codes,
+        which have the mean variance of all lists.
         """
-        counts = torch.from_numpy(self.sizes()).to(self.device).unsqueeze(1).float()
-        means = torch.from_numpy(self.means).to(self.device)
-        variances = torch.from_numpy(self.variances).to(self.device)
+        counts = torch.from_numpy(self.sizes()).to(self.lists.device).unsqueeze(1).float()
+        means = torch.from_numpy(self.means).to(self.lists.device)
+        variances = torch.from_numpy(self.variances).to(self.lists.device)
         pooled = (counts.T.double() / counts.double().sum()).float() @ variances
         return means, (variances * counts + PRIOR_CODES * pooled) / (counts + PRIOR_CODES)
 
@@ -150,21 +110,26 @@ class ListMoments:
         ceiling: Tensor,
         label_index: int | None = None,
     ) -> Tensor:
-        """Estimate the log sum of exp(logit) over the patches of each pixel's class that were not retrieved.
+        """Estimate the log sum of exp(logit) over the patches that were not retrieved for each pixel.
 
-        The sum of what `weights` describes, where no code of a list has a logit above the ceiling: a
-        list of n codes weighs at most `n exp(ceiling)`.
+        The sum over a list of n codes with mean m_d and variance s_d^2 in dimension d is that of a Gaussian,
+
+            n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)),    v_d = beta + a^2 s_d^2
+
+        and at most `n exp(ceiling)`, since no patch that was not retrieved has a logit above the ceiling.
 
         Parameters
         ----------
         z : Tensor, shape (n, dims)
             Projected queries.
         classes : array of int, shape (n,)
-            Their position classes.
-        a, beta, label_index
-            As for `weights`.
+            Position classes of the queries.
+        a, beta : float
+            Signal scale and noise variance.
         ceiling : Tensor, shape (n,)
             Logit, in PCA space, of the last patch that was retrieved.
+        label_index : int, optional
+            Count only patches of the label with this index.
 
         Returns
         -------
@@ -175,7 +140,7 @@ class ListMoments:
         bounds = self.lists.bounds
         for c in range(len(bounds) - 1):
             lists = slice(int(bounds[c]), int(bounds[c + 1]))
-            base, slopes = self.weights(c, a, beta, label_index)
+            base, slopes = self._log_sums(lists, a, beta, label_index)
             mine = torch.from_numpy(np.flatnonzero(classes == c)).to(z.device)
             for rows in mine.split(max(1, REST_BYTES // (24 * (lists.stop - lists.start)))):
                 gaussian = torch.addmm(base, torch.cat([z[rows].square(), z[rows]], 1), slopes)
@@ -183,3 +148,14 @@ class ListMoments:
                 no_centres = torch.empty(logits.shape[1], 0, dtype=z.dtype, device=z.device)
                 out[rows] = SoftmaxState.of(logits, no_centres).log_weight()
         return out
+
+    def _log_sums(
+        self, lists: slice, a: float, beta: float, label_index: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return base and slopes of the Gaussians' log sums, `base + [z^2, z] @ slopes`."""
+        sizes = torch.from_numpy(self.sizes(label_index)[lists]).to(self.lists.device)
+        means, variances = (tensor[lists].double() for tensor in self._tensors)
+        v = beta + a * a * variances
+        scaled = a * means / v
+        base = sizes.double().log() - (a * means * scaled - (beta / v).log()).sum(1) / 2
+        return base.float(), torch.cat([-0.5 / v, scaled], 1).float().T.contiguous()

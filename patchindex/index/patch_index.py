@@ -1,14 +1,14 @@
-"""The store: a zarr v3 group with the training images, and a group a locality scale.
+"""The store: a zarr v3 group with the training images, and one group per locality scale.
 
 store.zarr/
   zarr.json           attributes: machine, scales, settings, provenance, fingerprint
-  scales.json         which scales it has been given, with a checksum of its own
-  settings.json       what it was built with, with a checksum of its own
-  manifest.json       size and checksum of all files but those of scales, with a checksum of its own
+  scales.json         the scales of the store                          }
+  settings.json       the arguments of the build                       } each with its own checksum
+  manifest.json       size and checksum of all files except in scales/ }
   images/             uint8 (N, H, W, C) in label order, one raw file
-  image_checksums/    uint32, of blocks of images
-  labels/             int64 (N,), ascending; absent when there are no labels
-  source_ids/         int64 (N,), the user's number of each image
+  image_checksums/    uint32 (blocks,), one per block of images
+  labels/             int64 (N,), ascending; absent when the images have no labels
+  source_ids/         int64 (N,), the number of each image in the source
   scales/k007/        attributes: patches, lists, dims, energy, seconds
     faiss/            uint8: the FAISS file, one raw file
     pca_components/   float32 (dims, k, k, C)       pca_mean/  float32 (k, k, C)
@@ -17,8 +17,8 @@ store.zarr/
     list_means/       float32 (lists, dims)         list_variances/  float32 (lists, dims)
     list_counts/      int64 (labels or 1, lists)    list_checksums/  uint32 (lists,)
     code_ranges/      float32 (2, dims)
-    manifest.json     size and checksum of the files of the scale
-    operating_curve.json   once measured, with a checksum of its own
+    manifest.json     size and checksum of the files of the scale      } each with its own checksum
+    operating_curve.json   once `tune` has measured it                 }
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 import zarr
 
-from patchindex.errors import InputError, SourceNotFoundError, StoreError
+from patchindex.errors import InputError, Option, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
@@ -67,13 +67,13 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 4
-SCALES_HELD = 2  # open at a time
-# What zarr raises for a zarr.json that is no such thing.
+SCALES_HELD = 2  # open scales; centroids and moments take 100 MiB or more per scale
+# Exceptions that zarr raises for a damaged zarr.json.
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, zarr.errors.BaseZarrError)
 
 
 def scales_of(path: Path) -> list[int]:
-    """Return the scales that a store has a finished index of, ascending."""
+    """Return the scales with a finished index, ascending."""
     names = (folder.name for folder in (path / "scales").glob("k*"))
     numbers = (int(name[1:]) for name in names if name[1:].isdigit())
     return sorted({k for k in numbers if (path / scale_group(k)).is_dir()})
@@ -95,22 +95,30 @@ def open_index(
     Parameters
     ----------
     path : str or Path
-        The store's folder; or its URL, such as `s3://bucket/faces.zarr`, for which `fsspec` has a protocol.
-        Then the images are copied to a folder of caches (`PATCHINDEX_CACHE`) and kept there, and each scale
-        when it is first used.
+        Folder of the store, or a URL that `fsspec` can read, such as `s3://bucket/faces.zarr`. From a URL,
+        opening copies the images to the cache folder (`PATCHINDEX_CACHE`), and the first use of a scale
+        copies the scale; the copies are kept.
     device : str or torch.device, optional
-        Where its lists are searched: `"cpu"` (default, memory-mapped) or a CUDA device.
+        Device that searches the lists: `"cpu"` (default, memory-mapped) or a CUDA device.
     storage_options : dict, optional
-        Of `fsspec`, for a URL.
+        Options of `fsspec` for a URL.
 
     Raises
     ------
     SourceNotFoundError
-        When there is nothing at this path.
+        When nothing is at the path.
     InputError
-        When it is something else than a store.
+        When the path is not a store.
     StoreError
-        When it is damaged, or of another format.
+        When the store is damaged or has another format.
+
+    Examples
+    --------
+    >>> import tempfile, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8)
+    >>> path = pi.build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=[3]).path
+    >>> open_index(path).scales
+    (3,)
     """
     where, remote = resolve_device(device, needs_faiss=True), None
     if is_url(path):
@@ -122,13 +130,16 @@ def open_index(
         raise SourceNotFoundError(
             "no such store",
             where=path,
-            remedy=f"a build was ended while it replaced {replaced.name}: give it again with resume=True"
+            remedy=[
+                f"a build stopped while it replaced {replaced.name}: run it again with ",
+                Option("resume", True),
+            ]
             if replaced.exists()
             else "check the path, or build it first",
         )
     attributes = read_attributes(path)
     if attributes is None and (path / MANIFEST).is_file():
-        raise StoreError("says nothing of itself: zarr.json is damaged", where=path, remedy=REMEDY)
+        raise StoreError("zarr.json is damaged: it has no attributes", where=path, remedy=REMEDY)
     if attributes is None:
         raise InputError(
             "not a patchindex store", where=path, remedy="give a folder made by patchindex build"
@@ -144,7 +155,7 @@ def open_index(
 
 
 def read_attributes(path: Path) -> dict[str, Any] | None:
-    """Return what a store says of itself; None when the path is no finished store."""
+    """Return the attributes of a store, or None when the path is no finished store."""
     if not (path / "zarr.json").is_file():
         return None
     try:
@@ -159,7 +170,7 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
 
 
 def attributes_of(folder: Path) -> dict[str, Any]:
-    """Return the attributes of a group that is being built; none where it is not there, or not whole."""
+    """Return the attributes of a group, empty when the group is absent or damaged."""
     try:
         return dict(zarr.open_group(folder, mode="r").attrs)
     except (FileNotFoundError, *UNREADABLE):
@@ -167,31 +178,33 @@ def attributes_of(folder: Path) -> dict[str, Any]:
 
 
 def replaced_path(path: Path) -> Path:
-    """Return what a store is called for the moment in which another takes its place."""
+    """Return the path to which a store is moved while another takes its place."""
     return path.with_name(path.name + ".replaced")
 
 
 class PatchIndex:
-    """Training images and, for machines that have one, an index of all their patches at several scales.
+    """Training images and, for ELS and bbELS, an index of all their patches at several scales.
 
-    Made by `open_index` and `build_index`.
+    `open_index` and `build_index` return it.
 
     Attributes
     ----------
     path : Path
-        Where the store is, or the copy of one at a URL.
+        Folder of the store, or of the copy of a store at a URL.
     machine : str
-        The score machine that it was built for.
+        The score machine that the store was built for.
     train_windows : str
         `"valid"` or `"wrapped"`.
     scales : tuple of int
         Locality scales with an index, ascending; empty for IS and LS.
     locality : LocalitySchedule or None
-        The schedule it was built for, if it was told, moved to the nearest of the scales that it has.
+        The schedule that the store was built for, rounded to the nearest of its scales.
     training : TrainingImages
         The images in label order, memory-mapped.
+    pixels : Tensor, shape (N, H, W, C), uint8
+        The same images as one tensor.
     attributes : dict
-        Everything that the store says of itself.
+        The attributes of the store: settings, labels, provenance, fingerprint.
     """
 
     def __init__(
@@ -200,7 +213,7 @@ class PatchIndex:
         self.path, self.attributes, self.device, self._remote = path, attributes, device, remote
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
-        # Those that it was given, also where one is lost: without it the schedule would be another.
+        # A scale that was lost stays listed: without it the schedule would change silently.
         self.scales: tuple[int, ...] = tuple(sorted({*read_checksummed(path / SCALES), *scales_of(path)}))
         schedule = attributes["locality"]
         self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
@@ -222,11 +235,11 @@ class PatchIndex:
             return np.asarray(array[:])
 
         self._image_checksums = np.asarray(group["image_checksums"][:])  # type: ignore[index]
-        self._whole = np.zeros(len(self._image_checksums), bool)
+        self._checked = np.zeros(len(self._image_checksums), bool)
         labels = column("labels") if attributes["labels"] is not None else None
         self.training = TrainingImages(source, labels, column("source_ids"))
         self._scales: dict[int, ScaleIndex] = {}
-        self._lists_whole: dict[int, np.ndarray] = {}  # which lists of a scale are compared already
+        self._lists_checked: dict[int, np.ndarray] = {}  # `ScaleIndex.checked`, kept when a scale is closed
         self._copies: dict[torch.device, torch.Tensor] = {}
 
     def __repr__(self) -> str:
@@ -244,7 +257,9 @@ class PatchIndex:
         Raises
         ------
         InputError
-            When the store has none for this scale.
+            When the store has no index of this scale.
+        StoreError
+            When the scale is missing, damaged or of another store, or the store was replaced.
         """
         if k not in self.scales:
             held = ", ".join(map(str, self.scales)) or "none"
@@ -254,7 +269,6 @@ class PatchIndex:
                 remedy="index it with add_scales, or move the schedule to those scales (--nearest-scales)",
             )
         if k not in self._scales:
-            # Centroids and moments of lists take 100 MiB and more a scale: no more than are needed at once.
             while len(self._scales) >= SCALES_HELD:
                 self._scales.pop(next(iter(self._scales)))
             group = scale_group(k)
@@ -262,37 +276,37 @@ class PatchIndex:
             folder = self.path / group if self._remote is None else self._remote.fetch(group)
             if not folder.is_dir():
                 raise StoreError("is missing", where=folder, remedy="add it again with add_scales")
-            scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_whole.get(k))
+            scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_checked.get(k))
             self._check_not_replaced()
             self._check_belongs(scale)
-            self._scales[k], self._lists_whole[k] = scale, scale.whole
+            self._scales[k], self._lists_checked[k] = scale, scale.checked
         return self._scales[k]
 
     def _check_not_replaced(self) -> None:
-        """Refuse to go on where another store has taken the place of this one."""
+        """Raise StoreError when another store has replaced this one."""
         now = read_attributes(self.path)
         if now is None or now.get("fingerprint") != self.attributes["fingerprint"]:
             raise StoreError("was replaced since it was opened", where=self.path, remedy="open it again")
 
     def _check_belongs(self, scale: ScaleIndex) -> None:
-        """Refuse a scale of another store that was put into this one."""
-        if (scale.identity["k"], scale.identity["images"]) != (scale.geometry.k, self._images_checksum):
+        """Raise StoreError when a scale was copied here from another store."""
+        if (scale.origin["k"], scale.origin["images"]) != (scale.geometry.k, self._images_checksum):
             raise StoreError(
                 "is of other images or of another locality scale", where=scale.path, remedy=REMEDY
             )
 
     def check_images(self, lo: int, hi: int) -> None:
-        """Compare images [lo, hi) with their checksums, those that were not before.
+        """Compare the images [lo, hi) that were not checked before with their checksums.
 
         Raises
         ------
         StoreError
-            When one is damaged.
+            When an image is damaged.
         """
         _, height, width, channels = self.pixels.shape
         block = image_block((height, width), channels)
         first, last = lo // block, -(-hi // block)
-        for i in first + np.flatnonzero(~self._whole[first:last]):
+        for i in first + np.flatnonzero(~self._checked[first:last]):
             images = self.pixels[i * block : (i + 1) * block].numpy()
             if crc32c(images) != self._image_checksums[i]:
                 last_image = i * block + len(images) - 1
@@ -301,12 +315,12 @@ class PatchIndex:
                     where=self.path,
                     remedy=REMEDY,
                 )
-            self._whole[i] = True
+            self._checked[i] = True
 
     def pixels_on(self, device: torch.device) -> torch.Tensor:
         """Return the images as a uint8 tensor (N, H, W, C) in label order, on a device.
 
-        On the CPU it is the memory map itself; a copy on another device is made once and kept.
+        On the CPU this is the memory map itself; a copy on another device is made once and kept.
         """
         if device.type == "cpu":
             return self.pixels
@@ -315,22 +329,21 @@ class PatchIndex:
         return self._copies[device]
 
     def info(self) -> dict[str, Any]:
-        """Return what `patchindex info` prints: settings, provenance, and sizes of each scale.
+        """Return the settings, the provenance and the size of each scale, as `patchindex info` prints them.
 
-        Only small files are read for it, or copied from where the store is.
+        Reads only small files; copies only these from a URL.
 
         Raises
         ------
         StoreError
-            When one of them is damaged.
+            When one of these files is damaged.
         """
         scales = {}
         for k in self.scales:
+            group, remote = scale_group(k), self._remote
             with TemporaryDirectory(prefix="patchindex-") as folder:
-                group = scale_group(k)
-                there = self._remote
-                scales[str(k)] = _facts(
-                    self.path / group if there is None else there.facts(group, Path(folder))
+                scales[str(k)] = _scale_info(
+                    self.path / group if remote is None else remote.facts(group, Path(folder))
                 )
         return {
             "path": str(self.path),
@@ -343,25 +356,26 @@ class PatchIndex:
         }
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    """Return what a scale says of itself, and its size, by its manifest, attributes and operating curve."""
-    content = (folder / ATTRIBUTES).read_bytes() if (folder / ATTRIBUTES).is_file() else b""
+def _scale_info(folder: Path) -> dict[str, Any]:
+    """Return the attributes, the bytes and the operating curve of a scale."""
+    attributes = folder / ATTRIBUTES
+    content = attributes.read_bytes() if attributes.is_file() else b""
     if f"{crc32c(content):08x}" != manifest_of(folder).get(ATTRIBUTES, (0, ""))[1]:
-        raise StoreError("is missing or damaged", where=folder / ATTRIBUTES, remedy=REMEDY)
-    facts = {**zarr.open_group(folder, mode="r").attrs, "bytes": _bytes(folder)}
+        raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
+    info: dict[str, Any] = {**zarr.open_group(folder, mode="r").attrs, "bytes": _bytes(folder)}
     if (folder / CURVE).exists():
-        curve = dict(read_checksummed(folder / CURVE))
-        facts["operating_curve"] = {name: value for name, value in curve.items() if name != "scale"}
-    return facts
+        info["operating_curve"] = dict(read_checksummed(folder / CURVE))
+        info["operating_curve"].pop("scale", None)
+    return info
 
 
 def _bytes(folder: Path) -> int:
-    """Return the bytes of a folder's files by its manifest, and of those that are not listed there."""
-    sealed = (folder / name for name in CHECKSUMMED)
+    """Return the bytes of the files in a folder's manifest, and of the files with their own checksum."""
+    own = (folder / name for name in CHECKSUMMED)
     listed = sum(size for size, _ in manifest_of(folder).values())
-    return listed + sum(path.stat().st_size for path in sealed if path.exists())
+    return listed + sum(path.stat().st_size for path in own if path.exists())
 
 
 def tree_bytes(path: Path) -> int:
-    """Return the bytes of all files of a folder; 0 where there is none."""
+    """Return the bytes of all files of a folder, 0 when the folder is absent."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""One locality scale of an index, opened and searched: PCA, inverted lists and a FAISS index."""
+"""One locality scale of an index, opened and searched: trained model, moments of the lists, FAISS file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import zarr
 
-from patchindex.errors import InputError, StoreError
+from patchindex.errors import InputError, Option, StoreError
 from patchindex.geometry import Geometry
 from patchindex.index.faiss_file import ID_BYTES, code_ranges, lists_offset
-from patchindex.index.lists import InvertedLists, to_gpu
+from patchindex.index.lists import to_gpu
+from patchindex.index.model import ScaleModel
 from patchindex.index.moments import ListMoments
-from patchindex.index.pca import PCA
 from patchindex.kernels.codes import Codes
 from patchindex.kernels.simd import LANES
 from patchindex.runtime import MAX_GPU_SELECTION, require_faiss
@@ -33,25 +33,13 @@ from patchindex.store.raw import open_raw, raw_path
 __all__ = ["FAISS_ARRAY", "ScaleIndex"]
 
 FAISS_ARRAY = "faiss"
-ARRAYS = (
-    "pca_components",
-    "pca_mean",
-    "centroids",
-    "list_bounds",
-    "cells",
-    "cell_bounds",
-    "list_counts",
-    "list_means",
-    "list_variances",
-    "list_checksums",
-    "code_ranges",
-)
-FACTS = ("patches", "pca_energy", "head_checksum")  # that must be among the attributes
-MEASURE_AGAIN = "measure it again: tune with overwrite=True"
+LIST_ARRAYS = ("list_counts", "list_means", "list_variances", "list_checksums")
+NUMBERS = ("patches", "pca_energy", "head_checksum")  # required attributes
+MEASURE_AGAIN = ("measure it again: tune with ", Option("overwrite", True))
 
 
 class ScaleIndex:
-    """The patches of one locality scale, by nearest neighbour.
+    """The patches of one locality scale, in inverted lists.
 
     Attributes
     ----------
@@ -60,49 +48,40 @@ class ScaleIndex:
     geometry : Geometry
         Machine and locality scale.
     attributes : dict
-        What the builder wrote down: patches, lists, dims, energy, bytes.
-    pca : PCA
-    lists : InvertedLists
+        Attributes in the store: patches, lists, dims, energy, bytes, seconds; and the operating curve.
+    model : ScaleModel
+        The trained model that the builder saved; `pca` and `lists` are its parts.
     moments : ListMoments
-        What is known of each list.
-    code_ranges : array, shape (2, dims), float32
-        Lowest value and width of what codes can express in each dimension.
-    whole : array of bool, shape (lists,)
+        Size, mean and variance of each list.
+    checked : array of bool, shape (lists,)
         Lists that were compared with their checksums.
-    identity : dict
-        Locality scale, checksum of the images whose patches it has, and the build that it is of.
+    origin : dict
+        Locality scale, checksum of the images and build_id, as an operating curve stores them.
     """
 
     def __init__(
-        self, path: Path, geometry: Geometry, device: torch.device, whole: np.ndarray | None = None
+        self, path: Path, geometry: Geometry, device: torch.device, checked: np.ndarray | None = None
     ) -> None:
         self.path, self.geometry, self.device = path, geometry, device
         check_small_files(path)
         group = zarr.open_group(path, mode="r")
         self.attributes: dict[str, Any] = dict(group.attrs)
-        self.identity = {name: self.attributes.get(name) for name in ("k", "images", "of")}
+        self.origin = {name: self.attributes.get(name) for name in ("k", "images", "of")}  # of: the build_id
         if (path / CURVE).exists():
             self.attributes["operating_curve"] = self._curve()
-        found = {name: group.get(name) for name in ARRAYS}
-        missing = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
-        missing += [name for name in FACTS if not isinstance(self.attributes.get(name), int | float)]
+        arrays = (*ScaleModel.ARRAYS, *LIST_ARRAYS)
+        missing = [name for name in arrays if not isinstance(group.get(name), zarr.Array)]
+        missing += [name for name in NUMBERS if not isinstance(self.attributes.get(name), int | float)]
         if missing:
             raise StoreError(f"is without {', '.join(missing)}", where=path, remedy="build the store again")
-        arrays = {name: np.asarray(array[:]) for name, array in found.items()}  # type: ignore[index]
-        self.pca = PCA(arrays["pca_components"], arrays["pca_mean"], float(self.attributes["pca_energy"]))
-        self.lists = InvertedLists(
-            arrays["centroids"], arrays["list_bounds"], arrays["cells"], arrays["cell_bounds"], device
-        )
-        self.code_ranges = arrays["code_ranges"]
-        self._checksums = arrays["list_checksums"]
-        # FAISS's file, memory-mapped: it stays the same when another store takes the place of this one.
+        self.model = ScaleModel.load(group, device)
+        self.pca, self.lists = self.model.pca, self.model.lists
+        counts, means, variances, self._checksums = (np.asarray(group[name][:]) for name in LIST_ARRAYS)  # type: ignore[index]
+        self.moments = ListMoments(self.lists, counts, means, variances)
+        # A memory map of the FAISS file, which stays the same when another store replaces this one.
         self._raw = open_raw(path, FAISS_ARRAY)
         self._inode = raw_path(path, FAISS_ARRAY, 1).stat().st_ino
-        # Lists that were compared with them, by this or by an earlier opening.
-        self.whole = np.zeros(len(self._checksums), bool) if whole is None else whole
-        self.moments = ListMoments(
-            self.lists, arrays["list_counts"], arrays["list_means"], arrays["list_variances"], device
-        )
+        self.checked = np.zeros(len(self._checksums), bool) if checked is None else checked
 
     def _curve(self) -> dict[str, Any]:
         file = self.path / CURVE
@@ -110,19 +89,19 @@ class ScaleIndex:
             curve = read_checksummed(file)
         except StoreError as error:
             raise StoreError(error.what, where=file, remedy=MEASURE_AGAIN) from error
-        if not isinstance(curve, dict) or curve.pop("scale", None) != self.identity:
+        if not isinstance(curve, dict) or curve.pop("scale", None) != self.origin:
             raise StoreError("is of another scale", where=file, remedy=MEASURE_AGAIN)
         return curve
 
     def save_curve(self, curve: dict[str, Any]) -> None:
-        """Write an operating curve of this scale, in place of one that is there."""
-        write_checksummed(self.path / CURVE, curve | {"scale": self.identity})
+        """Write the operating curve of this scale, over any that is there."""
+        write_checksummed(self.path / CURVE, curve | {"scale": self.origin})
 
     @cached_property
     def faiss(self) -> Any:
         """The FAISS index, memory-mapped on the CPU or cloned to a GPU."""
         if self.device.type != "cpu":
-            self._check_lists(np.arange(len(self.whole)))
+            self._check_lists(np.arange(len(self.checked)))
         return to_gpu(self._faiss_file, self.device)
 
     @cached_property
@@ -150,18 +129,18 @@ class ScaleIndex:
 
     @cached_property
     def _list_offsets(self) -> np.ndarray:
-        """Byte where each list begins, and where the last ends."""
+        """First byte of each list, and the end of the last."""
         bytes_before = np.concatenate([[0], np.cumsum(self.list_sizes())]) * (self.pca.dims + ID_BYTES)
         return bytes_before + lists_offset(len(self._raw), self.list_sizes(), self.pca.dims)
 
     def members(self, lo: int = 0, hi: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield number, patch ids, int64 (n,), and codes, uint8 (n, dims), of lists lo to hi - 1."""
+        """Yield number, patch ids, int64 (n,), and codes, uint8 (n, dims), of the lists lo to hi - 1."""
         sizes = self.list_sizes()
         for c in range(lo, len(sizes) if hi is None else hi):
             yield c, *self.part(c, 0, int(sizes[c]))
 
     def part(self, c: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return patch ids, int64 (n,), and codes, uint8 (n, dims), of some members of list c."""
+        """Return patch ids, int64 (n,), and codes, uint8 (n, dims), of members [start, stop) of list c."""
         self._check_lists(np.array([c]))
         whole = self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]
         codes, ids = np.split(whole, [len(whole) // (self.pca.dims + ID_BYTES) * self.pca.dims])
@@ -171,21 +150,15 @@ class ScaleIndex:
         )
 
     def _check_lists(self, lists: np.ndarray) -> None:
-        """Compare lists with their checksums, those that were not before.
-
-        Raises
-        ------
-        StoreError
-            When one is damaged.
-        """
-        for c in lists[~self.whole[lists]].tolist():
+        """Compare the lists that were not checked before with their checksums."""
+        for c in lists[~self.checked[lists]].tolist():
             if crc32c(self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]) != self._checksums[c]:
                 raise StoreError(
                     f"list {c} is damaged: its checksum is another",
                     where=raw_path(self.path, FAISS_ARRAY, 1),
                     remedy=REMEDY,
                 )
-            self.whole[c] = True
+            self.checked[c] = True
 
     def search(
         self, vectors: np.ndarray, keys: np.ndarray, candidates: int, images: tuple[int, int] | None
@@ -195,21 +168,27 @@ class ScaleIndex:
         Parameters
         ----------
         vectors : array, shape (n, dims), float32
-            `z / a`: projected queries over the signal scale, so that the order of the distances is the order
-            of the logits.
+            `z / a`: projected queries over the signal scale, so that distances and logits have one order.
         keys : array of int64, shape (n, probes)
-            The lists to look into; -1 for none.
+            The lists to search; -1 for none.
         candidates : int
-            How many patches to find.
+            Number of patches to find.
         images : (int, int), optional
-            Only patches of images [lo, hi).
+            Find only patches of the images [lo, hi).
 
         Returns
         -------
         distances : array, shape (n, candidates), float32
             Squared distances to the codes, ascending.
         ids : array, shape (n, candidates), int64
-            Patch ids; -1 where there are no more.
+            Patch ids; -1 where the lists hold fewer patches.
+
+        Raises
+        ------
+        InputError
+            When the device is a GPU and FAISS cannot take so many candidates or probes.
+        StoreError
+            When a list is damaged.
         """
         faiss, n = require_faiss(), len(vectors)
         on_gpu = self.device.type == "cuda"
@@ -217,7 +196,9 @@ class ScaleIndex:
         wanted = candidates
         if on_gpu:
             self._check_gpu(candidates, keys.shape[1])
-            if images is not None:  # the GPU side ignores selectors: look for more, and drop what is outside
+            if (
+                images is not None
+            ):  # FAISS on a GPU ignores selectors: find more, and drop those of other images
                 share = (images[1] - images[0]) * per_image / self.attributes["patches"]
                 wanted = min(MAX_GPU_SELECTION, round(2 * candidates / share))
         selector = (
@@ -228,7 +209,7 @@ class ScaleIndex:
         )
         self._check_lists(np.unique(keys[keys >= 0]))
         vectors, keys = np.ascontiguousarray(vectors), np.ascontiguousarray(keys)
-        coarse = np.zeros(keys.shape, np.float32)  # the codes are no residuals: FAISS does not look at these
+        coarse = np.zeros(keys.shape, np.float32)  # FAISS reads these only for codes of residuals
         distances, ids = np.empty((n, wanted), np.float32), np.empty((n, wanted), np.int64)
         pointers = [faiss.swig_ptr(array) for array in (vectors, keys, coarse, distances, ids)]
         parameters = faiss.IVFSearchParameters(nprobe=keys.shape[1], sel=selector)
@@ -242,7 +223,7 @@ class ScaleIndex:
 
     @property
     def most_probes(self) -> int:
-        """How many lists a search can look into."""
+        """The largest number of lists that a search can probe."""
         every = len(self.lists.centroids)
         return every if self.device.type == "cpu" else min(every, MAX_GPU_SELECTION)
 
@@ -250,32 +231,30 @@ class ScaleIndex:
         for name, value in (("candidates", candidates), ("probes", probes)):
             if value > MAX_GPU_SELECTION:
                 raise InputError(
-                    f"FAISS's GPU side takes at most {MAX_GPU_SELECTION}, got {value}",
-                    where=name,
-                    remedy="use fewer, or device cpu",
+                    f"FAISS on a GPU takes at most {MAX_GPU_SELECTION}, got {value}",
+                    parameter=name,
+                    remedy=["use fewer, or ", Option("device", "cpu")],
                 )
 
     def list_sizes(self, label_index: int | None = None) -> np.ndarray:
-        """Return how many patches each list holds, of all labels or of the label with this index."""
+        """Return the number of patches in each list, of all labels or of the label with this index."""
         return self.moments.sizes(label_index)
 
     def codes(self, c: int, label_index: int | None = None) -> tuple[Codes, np.ndarray]:
-        """Return the codes of a position class's lists, and the byte where each list's ids begin.
+        """Return the codes of a position class's lists, and the first byte of each list's ids.
 
-        Of all images, or of those of the label with this index: images are in label order, so that their
-        codes are neighbours in each list.
+        With a label index, only the codes of that label: images are in label order, so the codes of a label
+        are neighbours in each list.
         """
         lists = slice(int(self.lists.bounds[c]), int(self.lists.bounds[c + 1]))
         file, low, step = self._code_file
         self._check_lists(np.arange(lists.start, lists.stop))
         sizes = self.list_sizes()
-        before = np.concatenate([[0], np.cumsum(sizes)])[:-1]
         first = np.zeros_like(sizes) if label_index is None else self.moments.counts[:label_index].sum(0)
         offset = self._list_offsets[:-1]
         codes = Codes(
             file,
             (offset + first * self.pca.dims)[lists],
-            (before + first)[lists],
             self.list_sizes(label_index)[lists],
             low,
             step,
@@ -285,7 +264,7 @@ class ScaleIndex:
 
     @cached_property
     def _code_file(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """FAISS's file, and what its codes stand for, padded for the kernels."""
+        """The FAISS file, and lowest value and step of each dimension, padded to whole vectors."""
         low, step = code_ranges(self._faiss_file)
         padding = (0, -len(low) % LANES)
         return self._raw, np.pad(low, padding), np.pad(step, padding)

@@ -12,9 +12,7 @@ import torch
 
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import gather_patches
-from patchindex.index.model import ScaleModel
 from patchindex.index.patch_index import PatchIndex, open_index, scale_group, scales_of
-from patchindex.index.scale import ScaleIndex
 from patchindex.store.checksums import CURVE, SCALES, damage, read_checksummed
 from patchindex.store.remote import is_url
 
@@ -237,7 +235,7 @@ class _Lists:
         vectors = scale.pca.project(patches)
         classes = self._geometry.train_classes[ids % self._per_image]
         assigned = scale.lists.assign(vectors, classes)
-        codes = _model(scale).codes(vectors.numpy())
+        codes = scale.model.codes(vectors.numpy())
         distance = [
             np.square(vectors.numpy() - scale.lists.centroids[lists]).sum(1)
             for lists in (assigned, self._found_in)
@@ -247,7 +245,3 @@ class _Lists:
         if not lost.any():
             return []
         return [(str(scale.path), f"{lost.sum()} of {len(ids)} patches are not found by their code")]
-
-
-def _model(scale: ScaleIndex) -> ScaleModel:
-    return ScaleModel(scale.pca, scale.lists, scale.code_ranges)

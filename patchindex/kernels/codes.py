@@ -27,8 +27,6 @@ class Codes(NamedTuple):
         FAISS's file.
     offset : array of int64, shape (lists,)
         Byte where the codes of each list begin.
-    base : array of int64, shape (lists,)
-        Number of a list's first code among all codes of the index.
     size : array of int64, shape (lists,)
     low, step : array of float32, shape (padded dims,)
         Code q of dimension d stands for `low[d] + (q + 1/2) step[d]`; both are 0 beyond the dimensions.
@@ -37,7 +35,6 @@ class Codes(NamedTuple):
 
     file: np.ndarray
     offset: np.ndarray
-    base: np.ndarray
     size: np.ndarray
     low: np.ndarray
     step: np.ndarray

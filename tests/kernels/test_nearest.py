@@ -123,7 +123,7 @@ values = rng.integers(0, 256, (130, dims), np.uint8)
 low, step = rng.normal(0, 1, 32).astype(np.float32), rng.uniform(0.001, 0.01, 32).astype(np.float32)
 low[dims:] = step[dims:] = 0
 first = np.array([0, 90, 90])
-codes = Codes(values.reshape(-1), first * dims, first, sizes, low, step, dims)
+codes = Codes(values.reshape(-1), first * dims, sizes, low, step, dims)
 z = rng.normal(0, 1, (5, dims))
 best = Best.none(5, 200)
 start, visitors = np.array([0, 5, 10, 15]), np.tile(np.arange(5, dtype=np.int32), 3)

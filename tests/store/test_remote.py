@@ -201,7 +201,7 @@ def test_a_curve_that_is_measured_later_arrives(small, put, tmp_path):
     assert "operating_curve" not in pi.open_index(URL).scale(3).attributes
     with pytest.raises(InputError, match="cannot be written to; tune it where it can"):
         pi.tune(URL)  # a copy's would be taken away again
-    scale = pi.open_index(small).scale(3).identity
+    scale = pi.open_index(small).scale(3).origin
     for curve in ({"version": 0}, {"version": 1}):
         write_checksummed(tmp_path / CURVE, curve | {"scale": scale})
         files.pipe_file(f"/s.zarr/scales/k003/{CURVE}", (tmp_path / CURVE).read_bytes())
