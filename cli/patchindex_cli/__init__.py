@@ -5,10 +5,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Import `main`, the group of commands, when it is asked for.
-
-    torch and the rest take seconds to import; who ends that with Ctrl-C gets one line, as later on.
-    """
+    """Import `main`, the command group, on first use, so that Ctrl-C during the import prints one line."""
     if name != "main":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

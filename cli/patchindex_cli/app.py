@@ -1,15 +1,12 @@
-"""The command group, and what happens to errors: one line on stderr and an exit code."""
+"""The command group: it turns each error into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
-import patchindex
 from patchindex.errors import Option, PatchIndexError
 
 from .append import append
@@ -23,15 +20,11 @@ from .verify import verify
 __all__ = ["main"]
 
 
-# A parameter, or what to give for it: `overwrite=True`, `resize=32`, `pca_dims`.
-_PARAMETER = re.compile(r"\b(?<!-)(?P<name>[a-z_]+)\b(?:=(?P<value>[^\s,;)]+))?")
-
-
 class _Group(click.Group):
     """A group that turns errors into one line on stderr and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run, and end the process with the exit code."""
+        """Run a command, and end the process with the exit code."""
         code, message = 0, ""
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False}) or 0
@@ -41,14 +34,11 @@ class _Group(click.Group):
             command = error.ctx.command_path if error.ctx else "patchindex"
             code, message = 2, f"{error.format_message().rstrip('.')}; see {command} --help"
         except PatchIndexError as error:
-            code, message = (
-                error.exit_code,
-                self._in_flags(error, kwargs.get("args") or [*args, *sys.argv[1:]]),
-            )
+            code, message = error.exit_code, error.describe(self._spell)
         except (click.Abort, KeyboardInterrupt):
             code, message = 1, "interrupted"
         except MemoryError as error:
-            code, message = 1, f"not enough memory ({error}); use fewer at a time, or smaller options"
+            code, message = 1, f"not enough memory ({error}); use a smaller batch or smaller options"
         except OSError as error:  # a full disk, a read-only folder: the work failed
             where = f"{error.filename}: " if error.filename else ""
             code, message = 1, f"{where}{error.strerror or error}"
@@ -56,47 +46,38 @@ class _Group(click.Group):
             click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(code)
 
-    def _in_flags(self, error: PatchIndexError, given: Sequence[Any]) -> str:
-        """Say it with the flags of the command line, where the error has names of Python's parameters.
-
-        A file that is called like one is among what was given.
-        """
-        flags = {
-            option.name: option.opts[-1]
-            for command in self.commands.values()
-            for option in command.params
-            if isinstance(option, click.Option) and option.opts[-1].startswith("--")
-        }
-
-        def spell(option: Option) -> str:
-            name = flags.get(option.name.lower())
-            if name is None:
-                return str(option)
-            return name if option.value is None or option.value is True else f"{name} {option.value}"
-
-        if error.parameter is not None or not isinstance(error.remedy, str | None):
-            return error.describe(spell)
-
-        def flag(found: re.Match[str]) -> str:
-            name, value = found["name"], found["value"]
-            if name not in flags or (value is None and "_" not in name):
-                return found[0]
-            return flags[name] if value in (None, "True") else f"{flags[name]} {value}"
-
-        remedy = error.remedy and _PARAMETER.sub(flag, error.remedy)
-        where = str(error.where)
-        if where not in map(str, given):
-            where = flags.get(where.lower(), where)
-        return str(PatchIndexError(error.what, where=error.where and where, remedy=remedy))
+    def _spell(self, option: Option) -> str:
+        """Write a Python parameter as its flag: `overwrite=True` as `--overwrite`."""
+        flags = {p.name: p.opts[-1] for command in self.commands.values() for p in command.params}
+        flag = flags.get(option.name.lower())
+        if flag is None or not flag.startswith("-"):
+            return str(option)
+        return flag if option.value is None or option.value is True else f"{flag} {option.value}"
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(patchindex.__version__, prog_name="patchindex")
+def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        import patchindex
+
+        click.echo(f"patchindex, version {patchindex.__version__}")
+        context.exit()
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
 def main() -> None:
-    """Analytic diffusion models on real data sets.
+    """Draw images with an analytic diffusion model: no network, only training images.
 
-    Build an index of every patch of a set of images, then draw images from it with the score machines of
-    Kamb & Ganguli (arXiv 2412.20292), without a network.
+    `build` writes a store: the training images and, for each locality scale (a patch width in pixels), an
+    index of all patches. `sample` draws images from a store with the score machines of Kamb & Ganguli
+    (arXiv 2412.20292).
 
     \b
     Exit codes: 0 done, 1 the work failed, 2 bad input.

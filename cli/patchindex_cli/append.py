@@ -7,46 +7,52 @@ from typing import Any
 
 import click
 
-import patchindex
-
-from .options import LocalPath, building_options, common, image_options, open_source
-from .running import run_build
+from .building import run_build
+from .options import (
+    BuildOptions,
+    LocalPath,
+    RunOptions,
+    build_options,
+    image_options,
+    open_source,
+    run_options,
+)
 
 __all__ = ["append"]
 
 
-@click.command()
+@click.command(short_help="Add images to a store.")
 @click.argument("store", type=LocalPath())
 @click.argument("source")
 @image_options
-@building_options
-@common
-def append(
-    store: Path,
-    source: str,
-    memory: str | None,
-    tune: bool,
-    resume: bool,
-    seed: int,
-    threads: int | None,
-    device: str,
-    as_json: bool,
-    **image: Any,
-) -> None:
-    """Add the images of SOURCE to a finished STORE, without training it anew.
+@build_options
+@run_options("Seed for the images that the estimators are tuned on.")
+def append(store: Path, source: str, options: BuildOptions, run: RunOptions, **image: Any) -> None:
+    """Add the images of SOURCE to a finished STORE; its lists are not trained again.
 
-    The new store is made beside the old one, which it replaces once it is whole. Prints how far the new
-    patches are from what the lists were trained on. Give the same --crop, --resize, --grayscale and --labels
-    as in the build.
+    The new store is written beside the old store and replaces it once complete. For each scale, a line says
+    how much the new patches differ from the patches that the lists were trained on; beyond the limits, build
+    the store again. Give the same --crop, --resize, --grayscale and --labels as in the build.
 
     \b
     Example:
       patchindex append photos.zarr more-photos/ --crop square --resize 32 --labels folders
     """
+    import patchindex
+
     images = open_source(source, image)
     run_build(
         lambda progress: patchindex.append(
-            store, images, threads=threads, memory=memory, device=device, resume=resume, progress=progress
+            store,
+            images,
+            threads=run.threads,
+            memory=options.memory,
+            device=run.device,
+            resume=options.resume,
+            progress=progress,
         ),
-        store, tune, seed, threads, as_json, appended=True,
-    )  # fmt: skip
+        store,
+        options,
+        run,
+        appended=True,
+    )

@@ -2,71 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import patchindex
-from patchindex.build import build_index, parse_memory, plan_build, plan_scales
 from patchindex.errors import InputError
-from patchindex.geometry import INDEXED_MACHINES, MACHINES, TRAIN_WINDOWS
-from patchindex.index import PatchIndex, open_index
 
-from .forecast import of_scales, tell_clamped, tell_plan
+from .building import run_build, untuned_scales
+from .dry_run import codes_of, report_clamped, report_plan
 from .options import (
+    BuildOptions,
     LocalPath,
-    building_options,
-    common,
+    RunOptions,
+    build_options,
     image_options,
     locality_option,
     open_source,
     parse_locality,
     parse_scales,
+    run_options,
 )
+from .output import shorten
 from .progress import Stages
-from .running import run_build, untuned
-from .words import some
 
-__all__ = ["build"]
+if TYPE_CHECKING:
+    from patchindex import PatchIndex
+
+__all__ = ["MACHINES", "TRAIN_WINDOWS", "build"]
+
+# The names in `patchindex.geometry`, repeated here because its import takes seconds.
+MACHINES = ("IS", "LS", "ELS", "bbELS")
+TRAIN_WINDOWS = ("valid", "wrapped")
 
 
-@click.command()
+@click.command(short_help="Index all patches of a set of images.")
 @click.argument("source", required=False)
-@click.option("-o", "--output", required=True, type=LocalPath(), help="The store to make.")
-@click.option("--scales", help="Odd locality scales: 3,5,7.  [default: those of --locality]")
-@locality_option("Schedule kept in the store for sampling, moved to the nearest of --scales.")
+@click.option("-o", "--output", required=True, type=LocalPath(), help="The store to write.")
+@click.option(
+    "--scales",
+    metavar="K,K,...",
+    help="Odd locality scales, such as 3,5,7.  [default: the scales of --locality]",
+)
+@locality_option(
+    "Locality schedule that `sample` uses by default. If you also give --scales, each entry moves to the "
+    "nearest of them."
+)
 @click.option(
     "--machine",
     type=click.Choice(MACHINES, case_sensitive=False),
     metavar=f"[{'|'.join(MACHINES)}]",
     default="ELS",
     show_default=True,
-    help="Score machine.",
+    help="Score machine. It compares a pixel with training patches at all positions (ELS), at the same "
+    "distance from the borders (bbELS), or at the same position (LS), or with whole images (IS).",
 )
-@click.option("--train-windows", type=click.Choice(TRAIN_WINDOWS), default="valid", show_default=True)
-@click.option("--add-scales", help="Index more scales of a finished store's images: 9,11. No SOURCE then.")
+@click.option(
+    "--train-windows",
+    type=click.Choice(TRAIN_WINDOWS),
+    default="valid",
+    show_default=True,
+    help="ELS: take training patches that lie inside the image (valid), or also patches that wrap around "
+    "its borders (wrapped).",
+)
+@click.option(
+    "--add-scales",
+    metavar="K,K,...",
+    help="Index more scales, such as 9,11, of the images in the store --output. Takes no SOURCE.",
+)
 @image_options
 @click.option(
     "--pca-dims",
     type=click.IntRange(1),
-    help="Code size.  [default: by the lowest noise, 128 at most]",
+    metavar="N",
+    help="Size of a patch's code: principal components kept.  [default: by the lowest noise, at most 128]",
 )
 @click.option(
     "--lists",
     type=click.IntRange(1),
-    help="Inverted lists a scale.  [default: a 256th of the patches, if memory does]",
+    metavar="N",
+    help="Inverted lists per scale.  [default: patches / 256, fewer if memory is short]",
 )
-@building_options
-@click.option("--overwrite", is_flag=True, help="Replace a store that is there, once the new one is whole.")
+@build_options
+@click.option("--overwrite", is_flag=True, help="Replace an existing store once the new store is complete.")
 @click.option(
-    "--cluster", help="Build on a Dask cluster: its scheduler's address, or 'local' for processes here."
+    "--cluster",
+    metavar="ADDRESS|local",
+    help="Build on the Dask cluster with this scheduler, or on local processes.",
 )
-@click.option("--dry-run", is_flag=True, help="Print patches, bytes and memory a scale, and check them only.")
-@common
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the patches, disk and memory that the build needs, and whether it fits. Build nothing.",
+)
+@run_options("Seed for k-means and for the sample of training patches.")
 def build(
     source: str | None,
     output: Path,
@@ -77,22 +109,17 @@ def build(
     add_scales: str | None,
     pca_dims: int | None,
     lists: int | None,
-    memory: str | None,
-    tune: bool,
-    resume: bool,
     overwrite: bool,
-    dry_run: bool,
     cluster: str | None,
-    seed: int,
-    threads: int | None,
-    device: str,
-    as_json: bool,
+    dry_run: bool,
+    options: BuildOptions,
+    run: RunOptions,
     **image: Any,
 ) -> None:
-    """Build a store of per-scale patch indexes from the images of SOURCE.
+    """Build a store from the images of SOURCE: an index of all patches at each locality scale.
 
-    SOURCE is a folder or .zip of images, the folder of CelebA, a .npz, .npy, HDF5, zarr or IDX file, several
-    by a pattern with *, the URL of a zarr array, or the name of a known set.
+    SOURCE is a folder or .zip of images, a .npz, .npy, HDF5, zarr or IDX file, several files by a pattern
+    with *, the CelebA folder, the URL of a zarr array, or the name of a known data set.
 
     \b
     Examples:
@@ -101,78 +128,71 @@ def build(
           --locality celeba-resnet-zeros --dry-run
       patchindex build --add-scales 9,11 -o photos.zarr
     """
-    # What both ways share; a refusal comes before any image is opened.
-    how: dict[str, Any] = {"seed": seed, "threads": threads, "memory": memory, "device": device}
+    import patchindex
+    from patchindex.build import parse_memory, plan_build, plan_scales
+    from patchindex.geometry import INDEXED_MACHINES
+
+    budget = parse_memory(options.memory)
     codes: dict[str, Any] = {"pca_dims": pca_dims, "lists": lists}
-    tell = partial(
-        tell_plan, output=output, budget=parse_memory(memory), overwrite=overwrite, resume=resume,
-        device=device, as_json=as_json,
-    )  # fmt: skip
+    how = {**codes, "seed": run.seed, "threads": run.threads, "memory": options.memory, "device": run.device}
+    start: Callable[..., PatchIndex]
     if add_scales is not None:
-        _refuse_given(
-            ("source", "scales", "locality", "machine", "train_windows", "overwrite", *image),
-            "is fixed in the store",
-            "leave it out with --add-scales",
-        )
-        wanted = parse_scales(add_scales, "--add-scales")
-        store = open_index(output)
-        more = sorted(set(wanted) - set(store.scales))
-        if not more:
-            click.echo(f"nothing to add: {output} has k = {some(wanted)} already", err=True)
-            if dry_run or not (tune and untuned(store)):
+        fixed = ("source", "scales", "locality", "machine", "train_windows", "overwrite", *image)
+        _refuse_given(fixed, "is fixed in the store", "leave it out with --add-scales")
+        asked = parse_scales(add_scales, "add_scales")
+        store = patchindex.open_index(output)
+        new = sorted(set(asked) - set(store.scales))
+        if not new:
+            click.echo(f"nothing to add: {output} has k = {shorten(asked)} already", err=True)
+            if dry_run or not (options.tune and untuned_scales(store)):
                 return
         if dry_run:
-            plan = plan_scales(store, more, **codes, memory=parse_memory(memory))
-            tell(plan, settings=codes, more_scales=True)
+            plan = plan_scales(store, new, **codes, memory=budget)
+            report_plan(plan, output, codes, options, run, add_scales=True)
             return
+        start = partial(patchindex.add_scales, output, new, **how)
+    else:
+        if source is None:
+            raise click.UsageError("Missing argument 'SOURCE'.")
+        if machine not in INDEXED_MACHINES:
+            needless = ("scales", "pca_dims", "lists", "cluster")
+            _refuse_given(needless, f"{machine} builds no index", "leave it out")
+        settings: dict[str, Any] = {
+            "scales": None if scales is None else parse_scales(scales),
+            "machine": machine,
+            "train_windows": train_windows,
+            "locality": parse_locality(locality),
+        }
+        images = open_source(source, image)
+        if dry_run:
+            plan, _ = plan_build(images, **settings, **codes, memory=budget)
+            del settings["locality"]  # only the build itself compares schedules
+            settings |= {
+                **codes,
+                "scales": [scale.k for scale in plan.scales],
+                "seed": run.seed,
+                "source": images.name,
+                "shape": list(images.shape),
+            }
+            report_plan(plan, output, settings, options, run, overwrite=overwrite)
+            return
+        start = partial(
+            patchindex.build_index, images, output, **settings, **how,
+            overwrite=overwrite, resume=options.resume,
+        )  # fmt: skip
+        new = None
 
-        def add(progress: Stages) -> PatchIndex:
-            with _client(cluster) as client:
-                return patchindex.add_scales(output, more, **codes, **how, progress=progress, client=client)
+    def work(progress: Stages) -> PatchIndex:
+        with nullcontext() if cluster is None else patchindex.cluster.connect(cluster) as client:
+            return start(progress=progress, client=client)
 
-        index = run_build(add, output, tune, seed, threads, as_json)
-        tell_clamped(of_scales(index, more), **codes)
-        return
-    if source is None:
-        raise click.UsageError("Missing argument 'SOURCE'.")
-    if machine not in INDEXED_MACHINES:
-        _refuse_given(
-            ("scales", "pca_dims", "lists", "cluster"), f"{machine} has no index for this", "leave it out"
-        )
-    settings: dict[str, Any] = {
-        "scales": None if scales is None else parse_scales(scales),
-        "machine": machine,
-        "train_windows": train_windows,
-        "locality": parse_locality(locality),
-        **codes,
-    }
-    images = open_source(source, image)
-    if dry_run:
-        plan, _ = plan_build(images, **settings, memory=parse_memory(memory))
-        planned = {"scales": [s.k for s in plan.scales], "source": images.name, "shape": list(images.shape)}
-        fixed = {"machine": machine, "train_windows": train_windows, "seed": seed}
-        tell(plan, settings={**codes, **fixed, **planned})
-        return
-
-    def make(progress: Stages) -> PatchIndex:
-        with _client(cluster) as client:
-            return build_index(
-                images, output, **settings, **how, overwrite=overwrite, resume=resume, progress=progress,
-                client=client,
-            )  # fmt: skip
-
-    index = run_build(make, output, tune, seed, threads, as_json)
-    tell_clamped(of_scales(index, index.scales), **codes)
-
-
-def _client(cluster: str | None) -> Any:
-    """Connect to a cluster, if there is to be one."""
-    return nullcontext() if cluster is None else patchindex.cluster.connect(cluster)
+    index = run_build(work, output, options, run)
+    report_clamped(codes_of(index, index.scales if new is None else new), **codes)
 
 
 def _refuse_given(names: Sequence[str], what: str, remedy: str) -> None:
-    """Refuse options that cannot apply."""
+    """Refuse options that do not apply."""
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT):
-            raise InputError(what, where=name, remedy=remedy)
+            raise InputError(what, parameter=name, remedy=remedy)

@@ -2,129 +2,150 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from patchindex.estimators.curve import OperatingCurve
-from patchindex.index import open_index
-from patchindex.store.remote import is_url
-
-from .options import StorePath, json_option, print_json, table_console
-from .running import drifted
-from .words import counted, size, some
+from .building import describe_drift
+from .options import StorePath, json_option
+from .output import byte_size, count, new_table, print_json, print_table, shorten
 
 __all__ = ["info"]
 
-SHOWN = 12  # labels
-TOLERANCE, CANDIDATES, QUALITY = 0.01, 256, 0.98  # the estimators' defaults
+LABELS_SHOWN = 12
 
 
-@click.command()
+@click.command(short_help="Print the contents of a store.")
 @click.argument("store", type=StorePath())
 @json_option
 def info(store: Path | str, as_json: bool) -> None:
-    """Print what a store holds: settings, provenance, and the size of each scale.
+    """Print the contents of a STORE: settings, source, and the index of each locality scale.
 
     \b
-    Example:
+    Columns of the first table:
+      k             locality scale: width of a patch in pixels
+      patches       patches in the index
+      lists         inverted lists that the patches are sorted into
+      classes       position classes; a pixel is compared with the patches of its class only
+      code          bytes of a patch's code
+      variance      share of the patches' variance that the codes keep
+      size, per patch   on disk
+      build         seconds
+
+    \b
+    Columns of the second table, the operating curve (microseconds per pixel):
+      beta          noise variance
+      exact         exact score
+      auto          estimator auto, with the probes and candidates that it chooses
+      topk          estimator topk, with the probes that it chooses
+      recall        weight of topk's patches relative to the heaviest patches
+
+    \b
+    Examples:
+      patchindex info fashion.zarr
       patchindex info fashion.zarr --json
     """
-    index = open_index(store)
-    found = index.info()
+    import patchindex
+
+    found = patchindex.open_index(store).info()
     if as_json:
         print_json(found)
         return
-    console = table_console()
+    for name, value in _summary(found).items():
+        if value:
+            click.echo(f"{click.style(f'{name:<12}', bold=True)}{value}")
+    scales = found["indexes"]
+    if not scales:
+        return
+    _print_scales(scales)
+    for k, scale in scales.items():
+        for drift in scale.get("drift", []):
+            added = count(drift["images"], "appended image")
+            click.echo(f"k = {k}: {added}: {describe_drift(drift)}")
+    _print_curves(scales)
+    if missing := [k for k, scale in scales.items() if "operating_curve" not in scale]:
+        where = "the original store" if "://" in str(store) else store
+        click.echo(f"not tuned: k = {shorten(missing, len(missing))}; run patchindex tune {where}")
+
+
+def _summary(found: dict[str, Any]) -> dict[str, str]:
+    """Return the lines above the tables; an empty one is not printed."""
     _, height, width, channels = found["shape"]
-    labels, appended = found["labels"], found["settings"].get("appended", [])
-    facts = {
-        "machine": f"{found['machine']} ({found['train_windows']} training windows)"
-        if found["machine"] == "ELS"
-        else found["machine"],
+    appended, skipped = found["settings"].get("appended", []), found["skipped"]
+    locality, windows = found["locality"], f" ({found['train_windows']} training windows)"
+    return {
+        "machine": found["machine"] + (windows if found["machine"] == "ELS" else ""),
         "images": f"{found['images']:,} of {height} x {width} x {channels}, from {found['source']}",
-        "appended": some([f"{a['images']:,} from {a['source']}" for a in appended]),
-        "left out": _left_out(found["skipped"]),
-        "labels": _labels(labels, found["label_names"]),
-        "locality": "none" if found["locality"] is None else "{name}: {scales}".format(**found["locality"]),
-        "size": size(found["bytes"]),
+        "appended": shorten([f"{each['images']:,} from {each['source']}" for each in appended]),
+        "skipped": f"{count(len(skipped), 'file')} that cannot be decoded: {shorten(skipped)}"
+        if skipped
+        else "",
+        "labels": _labels(found["labels"], found["label_names"]),
+        "locality": "none" if locality is None else "{name}: {scales}".format(**locality),
+        "size": byte_size(found["bytes"]),
         "built": f"{found['created']} by patchindex {found['versions']['patchindex']}",
         "fingerprint": found["fingerprint"],
     }
-    for name, value in facts.items():
-        if not value:
-            continue  # nothing was appended or left out
-        console.print(f"[bold]{name:<12}[/bold]{escape(str(value))}", highlight=False, soft_wrap=True)
-    if not found["indexes"]:
-        return
-    table = Table(
-        box=box.SIMPLE_HEAD, title="code: bytes of a patch's code; energy: what its dimensions keep"
-    )
-    for name in ("k", "patches", "lists", "classes", "code", "energy", "size", "B/patch", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for k, scale in found["indexes"].items():
+
+
+def _labels(labels: list[int] | None, names: list[str] | None) -> str:
+    if labels is None:
+        return "none"
+    if names is None:
+        return shorten(labels, LABELS_SHOWN)
+    return shorten([f"{i} {names[i]}" for i in labels], LABELS_SHOWN, "; ")  # "Smiling, not Male" has a comma
+
+
+def _print_scales(scales: dict[str, dict[str, Any]]) -> None:
+    columns = ("k", "patches", "lists", "classes", "code", "variance", "size", "per patch", "build")
+    click.echo("\npatch index")
+    table = new_table(columns)
+    for k, scale in scales.items():
         table.add_row(
             k,
             f"{scale['patches']:,}",
             f"{scale['lists']:,}",
             f"{scale['position_classes']:,}",
-            str(scale["pca_dims"]),
-            f"{scale['pca_energy']:.4f}",
-            size(scale["bytes"]),
-            f"{scale['bytes'] / scale['patches']:.1f}",
-            f"{sum(scale['seconds'].values()):.1f}",
+            f"{scale['pca_dims']} B",
+            f"{scale['pca_energy']:.2%}",
+            byte_size(scale["bytes"]),
+            f"{scale['bytes'] / scale['patches']:.1f} B",
+            f"{sum(scale['seconds'].values()):.1f} s",
         )
-    console.print(table)
-    for k, scale in found["indexes"].items():
-        for drift in scale.get("drift", []):
-            click.echo(f"k = {k}: {counted(drift['images'], 'image')}: {drifted(drift)}")
-    _print_curves(console, found["indexes"])
-    if missing := [int(k) for k, scale in found["indexes"].items() if "operating_curve" not in scale]:
-        where = "where it is on a disk" if is_url(store) else str(store)
-        click.echo(
-            f"no operating curve for k = {some(missing, len(missing))}, by which options are chosen: "
-            f"patchindex tune {where} measures it"
-        )
+    print_table(table)
 
 
-def _labels(labels: list[int] | None, names: list[str] | None) -> str:
-    """Say which labels there are, and what they are called."""
-    if labels is None:
-        return "none"
-    # The names of attributes have commas: "Smiling, not Male".
-    named = labels if names is None else [f"{i} {names[i]}" for i in labels]
-    return some(named, SHOWN, ", " if names is None else "; ")
+def _print_curves(scales: dict[str, dict[str, Any]]) -> None:
+    """Print the settings that `auto` and `topk` choose by default, and their expected cost."""
+    from patchindex.estimators import ESTIMATORS
+    from patchindex.estimators.curve import OperatingCurve
 
-
-def _left_out(skipped: list[str]) -> str:
-    """Name files that were not decoded."""
-    return f"{counted(len(skipped), 'file')} that cannot be decoded: {some(skipped)}" if skipped else ""
-
-
-def _print_curves(console: Console, scales: dict[str, dict[str, Any]]) -> None:
-    """Print what `auto` and `topk` choose by default at each scale, and what that is expected to take."""
-    goals = f"auto in sampling to {TOLERANCE}, topk {CANDIDATES} to {QUALITY:.0%}"
-    table = Table(box=box.SIMPLE_HEAD, title=f"operating curve: microseconds a pixel, {goals}")
-    for name in ("k", "beta", "exact", "auto", "probes", "candidates", "topk", "probes", "mass"):
-        table.add_column(name, justify="right", no_wrap=True)
+    tolerance = _default(ESTIMATORS["auto"], "tolerance")
+    candidates, quality = (_default(ESTIMATORS["topk"], name) for name in ("candidates", "quality"))
+    columns = ("k", "beta", "exact", "auto", "probes", "candidates", "topk", "probes", "recall")
+    table = new_table(columns)
     for k, scale in scales.items():
         if (curve := OperatingCurve.read(scale.get("operating_curve"), f"scale {k}")) is None:
             continue
         for beta in sorted({point.beta for point in curve.near}):
-            near, expected = curve.near_field(beta, TOLERANCE, steps=True)
-            top = curve.search(beta, CANDIDATES, QUALITY)
-            exact, auto, topk = (f"{s * 1e6:,.0f}" for s in (curve.exact, expected, top.seconds))
-            options: tuple[Any, Any] = ("", "")
-            if near is None:
-                auto = "exact"
-            else:
-                options = (near.probes, near.candidates)
-            row = (k, f"{beta:.3f}", exact, auto, *options, topk, top.probes)
+            near, seconds = curve.near_field(beta, tolerance, steps=True)
+            top = curve.search(beta, candidates, quality)
+            auto = ("exact", "", "") if near is None else (_micro(seconds), near.probes, near.candidates)
+            row = (k, f"{beta:.3f}", _micro(curve.exact), *auto, _micro(top.seconds), top.probes)
             table.add_row(*map(str, row), f"{top.mass:.3f}")
     if table.row_count:
-        console.print(table)
+        click.echo(
+            f"operating curve: microseconds per pixel; auto to a tolerance of {tolerance}, "
+            f"topk with {candidates} candidates to a quality of {quality}"
+        )
+        print_table(table)
+
+
+def _default(estimator: Any, option: str) -> Any:
+    return inspect.signature(estimator).parameters[option].default
+
+
+def _micro(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f}"

@@ -1,4 +1,4 @@
-"""Pictures of images: one grid, as a PNG."""
+"""Grids of images for PNG files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["image_grid", "to_uint8"]
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Return images (n, C, H, W) in [-1, 1] as uint8 pixels (n, H, W, C); what is outside is clipped.
+    """Return images (n, C, H, W) in [-1, 1] as uint8 pixels (n, H, W, C), clipped.
 
     Examples
     --------
@@ -25,16 +25,16 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def image_grid(images: Tensor, columns: int | None = None, height: int = 112, gap: int = 4) -> Image.Image:
-    """Lay images out in a grid.
+    """Return a picture of images in a grid.
 
     Parameters
     ----------
     images : Tensor, shape (n, C, H, W)
         In [-1, 1].
     columns : int, optional
-        By default as many as make the grid square.
+        Images per row; by default, the grid is about square.
     height : int
-        Small images are enlarged by a whole factor, pixels kept sharp, up to about this height.
+        Images are enlarged by a whole factor, with sharp pixels, up to this height in pixels.
     gap : int
         White pixels between images.
 

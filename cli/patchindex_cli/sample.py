@@ -10,96 +10,93 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-import torch
 
-import patchindex
-from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError, SourceNotFoundError
-from patchindex.estimators import ESTIMATORS
-from patchindex.exact import load_kernel
-from patchindex.images.npz import read_arrays
-from patchindex.index import open_index
-from patchindex.runtime import load_faiss
-from patchindex.sampling.samplers import SAMPLERS, SampleResult
-from patchindex.sampling.samplers import sample as draw
 
 from .options import (
     LocalPath,
+    RunOptions,
     StorePath,
-    check_output,
-    common,
+    check_output_folder,
     label_option,
     locality_option,
     parse_label,
     parse_locality,
-    print_json,
+    run_options,
 )
-from .pictures import image_grid
-from .progress import stages
-from .words import counted
+from .output import count, print_json
+from .progress import Stages, stages
 
-__all__ = ["sample"]
+if TYPE_CHECKING:
+    import numpy as np
+
+    from patchindex import SampleResult, ScoreMachine
+
+__all__ = ["SAMPLERS", "sample"]
 
 FILES = ("grid.png", "samples.npz", "samples.json")
+SAMPLERS = ("ddim",)  # the names in `patchindex.sampling`, repeated here because its import takes seconds
 
 
-@click.command()
+@click.command(short_help="Draw images from a store.")
 @click.argument("store", type=StorePath())
-@click.option("-n", type=click.IntRange(1), help="How many images.  [default: 16, or as many as in --x-t]")
+@click.option(
+    "-n", type=click.IntRange(1), metavar="N", help="Number of images.  [default: 16, or as many as in --x-t]"
+)
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
-    "--estimator", type=click.Choice(list(ESTIMATORS)), help="[default: auto where there is an index]"
-)
-@click.option("--tolerance", type=float, help="auto: standard error of a pixel.  [default: 0.01]")
-@click.option(
-    "--candidates",
-    type=int,
-    help="Patches retrieved for a pixel.  [default: auto: by the operating curve; topk: 256]",
+    "--estimator",
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="exact, topk or auto, with options: topk:candidates=512,probes=64,quality=0.9 or "
+    "auto:candidates=2048,probes=1024.  [default: auto, or exact for a store without an index]",
 )
 @click.option(
-    "--probes",
-    type=int,
-    help="Inverted lists scanned for a pixel.  [default: by the store's operating curve]",
-)
-@click.option(
-    "--quality",
+    "--tolerance",
     type=float,
-    help="topk: share of what as many of the heaviest patches weigh.  [default: 0.98]",
+    metavar="X",
+    help="auto: largest standard error of a pixel, in [-1, 1].  [default: 0.01]",
 )
-@locality_option("Locality schedule, in place of the store's own.")
+@locality_option("Locality schedule, in place of the store's schedule.")
 @click.option(
-    "--nearest-scales", is_flag=True, help="Move the schedule to the nearest scales that the store has."
+    "--nearest-scales",
+    is_flag=True,
+    help="Move each entry of the schedule to the nearest scale of the store.",
 )
-@label_option("Draw from training images of this label only: its number or name.")
+@label_option("Draw from the training images of this label only.")
 @click.option(
-    "--x-t", type=click.Path(path_type=Path), help="Noise to start from: .npy, or .npz with key x_T."
+    "--x-t",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Noise to start from: .npy, or .npz with the key x_T.",
 )
 @click.option(
     "--steps",
     type=click.IntRange(2),
+    metavar="N",
     default=20,
     show_default=True,
-    help="Steps of the time grid; one less is taken.",
+    help="Grid points; N gives N-1 denoising steps.",
 )
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddim", show_default=True)
+@click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True)
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images drawn together."
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    default=16,
+    show_default=True,
+    help="Images per batch.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
-@common
+@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
 def sample(
     store: Path | str,
     n: int | None,
     output: Path,
     estimator: str | None,
     tolerance: float | None,
-    candidates: int | None,
-    probes: int | None,
-    quality: float | None,
     locality: str | None,
     nearest_scales: bool,
     label: str | None,
@@ -108,92 +105,122 @@ def sample(
     sampler: str,
     batch_size: int,
     overwrite: bool,
-    seed: int,
-    threads: int | None,
-    device: str,
-    as_json: bool,
+    run: RunOptions,
 ) -> None:
     """Draw images from a STORE.
 
     Writes grid.png, samples.npz (images, x_T, labels, settings) and samples.json (settings, versions,
-    fingerprint of the store, timings) to the output folder.
+    fingerprint of the store, times) to the output folder.
 
     \b
     Examples:
       patchindex sample fashion.zarr -n 16 -o samples
       patchindex sample fashion.zarr -n 4 -o bags --label 8 --estimator exact --seed 1
+      patchindex sample fashion.zarr -n 8 -o out --estimator topk:candidates=512
       patchindex sample cifar.zarr -n 8 -o out --locality cifar10-resnet-circular --nearest-scales
     """
-    check_output(output, FILES, overwrite)
-    index = open_index(store, device=device)
+    import patchindex
+
+    check_output_folder(output, FILES, overwrite)
+    index = patchindex.open_index(store, device=run.device)
     schedule = parse_locality(locality) or index.locality
     if schedule is None and index.machine != "IS":
         raise InputError(
-            "the store has no schedule of its own", where="--locality", remedy="give a preset or scales"
+            "the store has no schedule", parameter="locality", remedy="give a preset or locality scales"
         )
     if schedule is not None and nearest_scales and index.scales:
         schedule = schedule.nearest(index.scales)
-    options: dict[str, Any] = {
-        name: value
-        for name, value in (
-            ("tolerance", tolerance),
-            ("candidates", candidates),
-            ("probes", probes),
-            ("quality", quality),
-        )
-        if value is not None
-    }
-    machine = ScoreMachine(
-        index, estimator=estimator, locality=schedule, label=parse_label(label, index), device=device,
-        threads=threads, **options,
-    )  # fmt: skip
+    name, settings = _parse_estimator(estimator, tolerance)
+    machine = patchindex.ScoreMachine(
+        index,
+        estimator=name,
+        locality=schedule,
+        label=parse_label(label, index),
+        device=run.device,
+        threads=run.threads,
+        **settings,
+    )
     noise = None if x_t is None else _read_noise(x_t)
     if noise is None and n is None:
         n = 16
     with stages() as progress:
-        compiling = None
-        if machine.estimator in ("exact", "auto") and machine.device.type == "cpu":
-            progress("loading the kernel", 0, 1)  # by itself, so that its time is not taken for the drawing's
-            compiling = load_kernel()
-            progress("loading the kernel", 1, 1)
+        compile_seconds = _load_kernels(machine, progress)
         start = time.perf_counter()
-        result = draw(
+        result = patchindex.sample(
             machine,
             n,
             steps,
             sampler,
-            seed,
+            run.seed,
             noise,
             batch_size=batch_size,
             progress=lambda share: progress("sampling", share, 1.0),
         )
-    seconds = round(time.perf_counter() - start, 3)
+    seconds = time.perf_counter() - start
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "store": {"path": str(store), "fingerprint": index.attributes["fingerprint"]},
         "settings": result.settings,
-        "versions": {
-            "patchindex": patchindex.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "faiss": getattr(load_faiss(), "__version__", None),
-        },
-        "seconds": seconds,
-        "compile_seconds": None if compiling is None else round(compiling, 3),
+        "versions": _versions(),
+        "seconds": round(seconds, 3),
+        "compile_seconds": None if compile_seconds is None else round(compile_seconds, 3),
         "steps": result.steps,
     }
     _write(output, result, record)
-    if as_json:
+    if run.as_json:
         print_json({**record, "files": [str(output / name) for name in FILES]})
-    else:
-        click.echo(f"{output / FILES[0]}: {counted(len(result.images), 'image')} in {seconds:.1f} s")
-        if compiling is not None:
-            click.echo(f"(and {compiling:.1f} s once, to compile the exact kernel for this processor)")
+        return
+    click.echo(f"{output / FILES[0]}: {count(len(result.images), 'image')} in {seconds:.1f} s")
+    if compile_seconds is not None:
+        click.echo(f"compiled the exact kernels for this machine in {compile_seconds:.1f} s (only once)")
+
+
+def _parse_estimator(text: str | None, tolerance: float | None) -> tuple[str | None, dict[str, Any]]:
+    """Return the name and the options of an estimator; --tolerance is one of the options."""
+    from patchindex.estimators import parse_estimator
+
+    name, options = (None, {}) if text is None else parse_estimator(text)
+    if tolerance is not None:
+        if "tolerance" in options:
+            raise InputError("is also in --estimator", parameter="tolerance", remedy="give it once")
+        options["tolerance"] = tolerance
+    return name, options
+
+
+def _load_kernels(machine: ScoreMachine, progress: Stages) -> float | None:
+    """Load the exact kernels, so that the time of sampling has no compilation; return the seconds of one."""
+    from patchindex.exact import load_kernel
+
+    if machine.estimator not in ("exact", "auto") or machine.device.type != "cpu":
+        return None
+    progress("loading kernels", 0, 1)
+    seconds = load_kernel()
+    progress("loading kernels", 1, 1)
+    return seconds
+
+
+def _versions() -> dict[str, str | None]:
+    import numpy as np
+    import torch
+
+    import patchindex
+    from patchindex.runtime import load_faiss
+
+    return {
+        "patchindex": patchindex.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "faiss": getattr(load_faiss(), "__version__", None),
+    }
 
 
 def _read_noise(path: Path) -> np.ndarray:
     """Read the noise to start from."""
+    import numpy as np
+
+    from patchindex.images.npz import read_arrays
+
     if not path.is_file():
         raise SourceNotFoundError("no such file", where=path, remedy="check --x-t")
     if path.suffix == ".npz":
@@ -202,14 +229,17 @@ def _read_noise(path: Path) -> np.ndarray:
         return np.asarray(np.load(path, allow_pickle=False))
     except (ValueError, OSError, EOFError) as error:
         raise InputError(
-            f"cannot be read ({error})", where=path, remedy="give .npy, or .npz with key x_T"
+            f"cannot be read ({error})", where=path, remedy="give .npy, or .npz with the key x_T"
         ) from None
 
 
 def _write(output: Path, result: SampleResult, record: dict[str, Any]) -> None:
-    """Write all files beside the folder first, so that what is in it is whole."""
+    """Write all files to a temporary folder first, so that the output folder never has half a file."""
+    import numpy as np
+
+    from .pictures import image_grid
+
     output.mkdir(parents=True, exist_ok=True)
-    count = len(result.images)
     label = result.settings["label"]
     with tempfile.TemporaryDirectory(dir=output, prefix=".writing-") as scratch:
         folder = Path(scratch)
@@ -218,7 +248,7 @@ def _write(output: Path, result: SampleResult, record: dict[str, Any]) -> None:
             folder / "samples.npz",
             images=result.images.cpu().numpy(),
             x_T=result.x_T.cpu().numpy(),
-            labels=np.full(count, -1 if label is None else label),  # -1: drawn from all labels
+            labels=np.full(len(result.images), -1 if label is None else label),  # -1: all labels
             settings=json.dumps(result.settings),
         )
         (folder / "samples.json").write_text(json.dumps(record, indent=2, default=str) + "\n")

@@ -2,79 +2,85 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
-from rich import box
-from rich.table import Table
-
-from patchindex.denoisers.score_machine import ScoreMachine
-from patchindex.estimators import parse_estimator
-from patchindex.index import open_index
-from patchindex.study import compare
-from patchindex.study.plots import figure_class
 
 from .options import (
     LocalPath,
+    RunOptions,
     StorePath,
-    check_output,
-    common,
+    check_output_folder,
     label_option,
     locality_option,
     parse_label,
     parse_locality,
-    print_json,
-    table_console,
+    run_options,
 )
-from .pictures import image_grid
+from .output import new_table, print_json, print_table
 from .progress import stages
+
+if TYPE_CHECKING:
+    from patchindex.study import Study
 
 __all__ = ["study"]
 
 FILES = ("study.csv", "study.json", "study.png", "images.png")
-COLUMNS = {  # heading: how a row of the summary is told
+COLUMNS = {  # format of a row of the summary, by heading
     "rmse": "{rmse:.4f}",
-    "max": "{max_error:.3f}",
-    "within": "{coverage:.3f}",
-    "rmse/stderr": "{least_ratio:.2f}-{largest_ratio:.2f}",
+    "max error": "{max_error:.3f}",
+    "coverage": "{coverage:.3f}",
+    "rmse / stderr": "{least_ratio:.2f}-{largest_ratio:.2f}",
     "r": "{pearson_r:.5f}",
     "R2": "{r2:.4f}",
-    "s": "{seconds:.2f}",
+    "s / image": "{seconds:.2f}",
 }
 
 
-@click.command()
+@click.command(short_help="Compare estimators with the exact score.")
 @click.argument("store", type=StorePath())
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
     "--estimator",
     "estimators",
+    metavar="NAME[:OPTION=VALUE,...]",
     multiple=True,
     default=("auto",),
     show_default=True,
-    help="NAME, or NAME:option=value,...; give it once for each.",
+    help="Estimator to compare, such as topk:candidates=512. Repeat the option for more estimators.",
 )
-@click.option("-n", type=click.IntRange(1), default=1, show_default=True, help="How many images.")
 @click.option(
-    "--steps", type=click.IntRange(2), default=20, show_default=True, help="Steps of the time grid."
+    "-n", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Number of images."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(2),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Grid points; N gives N-1 denoising steps.",
 )
 @click.option(
     "--repeats",
     type=click.IntRange(1),
+    metavar="N",
     default=1,
     show_default=True,
-    help="Draws of each estimate, for the bias.",
+    help="Repeat each estimate with other seeds, to measure its bias.",
 )
-@locality_option("Locality schedule, in place of the store's own.")
-@label_option("Compare with training images of this label only: its number or name.")
+@locality_option("Locality schedule, in place of the store's schedule.")
+@label_option("Compare with the training images of this label only.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Images drawn together."
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    default=4,
+    show_default=True,
+    help="Images per batch.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
-@common
+@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
 def study(
     store: Path | str,
     output: Path,
@@ -86,63 +92,85 @@ def study(
     label: str | None,
     batch_size: int,
     overwrite: bool,
-    seed: int,
-    threads: int | None,
-    device: str,
-    as_json: bool,
+    run: RunOptions,
 ) -> None:
-    """Compare estimators with the exact score, on the images of a STORE.
+    """Measure the error of estimators against the exact score, on the images of a STORE.
 
-    All see the noisy images of the exact trajectory, and then follow their own from the same noise. Writes
-    study.csv (a tidy table), study.json (also settings and summary), study.png (error, honesty of the
-    standard errors, captured mass, time) and images.png (a row for each estimator, the exact one first).
+    Each estimator sees the noisy images of the exact trajectory; then it draws its own images from the same
+    noise. Writes study.csv (one row per estimator, image and step), study.json (the rows, settings and
+    summary), study.png (error, standard error, captured mass and time against t) and images.png (one row of
+    images per estimator, the exact images first).
+
+    \b
+    Columns of the table that it prints:
+      rmse, max error   error of the posterior mean at the worst step of the exact trajectory
+      coverage          share of pixels whose error is within 2 standard errors, at the worst step
+      rmse / stderr     smallest and largest of all steps; 1 if the standard errors are right
+      r, R2             final images against the exact images, the worst image
+      s / image         seconds per image
 
     \b
     Examples:
       patchindex study fashion.zarr -o study --estimator auto --estimator topk
       patchindex study fashion.zarr -o study -n 4 --estimator auto:tolerance=0.02 \\
-          --estimator topk:candidates=1024 --repeats 4
+          --estimator topk:candidates=1024 --repeats 4 --overwrite
     """
-    check_output(output, FILES, overwrite)
-    figure_class()  # before any work
-    index = open_index(store, device=device)
+    import patchindex
+    from patchindex.estimators import parse_estimator
+    from patchindex.study.plots import figure_class
+
+    check_output_folder(output, FILES, overwrite)
+    figure_class()  # matplotlib is optional: without it, fail before any work
+    index = patchindex.open_index(store, device=run.device)
     schedule = parse_locality(locality) or index.locality
     number = parse_label(label, index)
     machines = {}
     for text in estimators:
         name, options = parse_estimator(text)
-        machines[text] = ScoreMachine(
-            index, estimator=name, locality=schedule, device=device, threads=threads, **options
+        machines[text] = patchindex.ScoreMachine(
+            index, estimator=name, locality=schedule, device=run.device, threads=run.threads, **options
         )
     with stages() as progress:
-        found = compare(
-            machines, n, steps, repeats=repeats, seed=seed, label=number, batch_size=batch_size,
+        result = patchindex.study.compare(
+            machines,
+            n,
+            steps,
+            repeats=repeats,
+            seed=run.seed,
+            label=number,
+            batch_size=batch_size,
             progress=lambda share: progress("comparing", share, 1.0),
-        )  # fmt: skip
-    figure = found.plot()
-    output.mkdir(parents=True, exist_ok=True)
-    found.to_csv(output / "study.csv")
-    found.to_json(output / "study.json")
-    figure.savefig(output / "study.png", dpi=120)
-    image_grid(torch.cat(list(found.images.values())), columns=n).save(output / "images.png")
-    if as_json:
-        files = [os.fspath(output / name) for name in FILES]
-        print_json({"settings": found.settings, "summary": found.summary(), "files": files})
+        )
+    _write(output, result, n)
+    if run.as_json:
+        files = [str(output / name) for name in FILES]
+        print_json({"settings": result.settings, "summary": result.summary(), "files": files})
         return
-    table = Table(box=box.SIMPLE_HEAD, title="worst step along the exact trajectory; worst own image")
-    table.add_column("estimator", min_width=16, overflow="fold")
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in found.summary():
+    table = new_table(["estimator", *COLUMNS])
+    table.columns[0].justify, table.columns[0].min_width, table.columns[0].overflow = "left", 16, "fold"
+    for row in result.summary():
         known = {name: value for name, value in row.items() if value is not None}
-        table.add_row(row["estimator"], *(_told(form, known) for form in COLUMNS.values()))
-    table_console().print(table)
+        table.add_row(row["estimator"], *(_format(text, known) for text in COLUMNS.values()))
+    print_table(table)
     click.echo(f"{output / 'study.png'}, {output / 'study.csv'}")
 
 
-def _told(form: str, known: dict[str, Any]) -> str:
-    """Fill in a form, or a dash where there is nothing to tell."""
+def _write(output: Path, result: Study, columns: int) -> None:
+    import torch
+
+    from .pictures import image_grid
+
+    figure = result.plot()
+    output.mkdir(parents=True, exist_ok=True)
+    result.to_csv(output / "study.csv")
+    result.to_json(output / "study.json")
+    figure.savefig(output / "study.png", dpi=120)
+    image_grid(torch.cat(list(result.images.values())), columns=columns).save(output / "images.png")
+
+
+def _format(text: str, known: dict[str, Any]) -> str:
+    """Fill in the format of a cell, or a dash where a value is unknown."""
     try:
-        return form.format(**known)
+        return text.format(**known)
     except KeyError:
         return "-"

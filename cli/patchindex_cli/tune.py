@@ -6,40 +6,42 @@ from pathlib import Path
 
 import click
 
-import patchindex
-
-from .options import LocalPath, json_option, print_json, seed_option, threads_option
+from .building import untuned_scales
+from .options import LocalPath, json_option, seed_option, threads_option
+from .output import print_json, shorten
 from .progress import stages
-from .running import untuned
-from .words import some
 
 __all__ = ["tune"]
 
 
-@click.command()
+@click.command(short_help="Measure estimator settings for a store.")
 @click.argument("store", type=LocalPath())
-@click.option("--overwrite", is_flag=True, help="Measure anew what is measured already.")
-@seed_option
+@click.option("--overwrite", is_flag=True, help="Measure all scales again, also those that are tuned.")
+@seed_option("Seed for the images that the estimators are tuned on.")
 @threads_option
 @json_option
 def tune(store: Path, overwrite: bool, seed: int, threads: int | None, as_json: bool) -> None:
-    """Measure the operating curve of a STORE, by which estimators choose their options.
+    """Measure estimator settings on this machine and save them in a STORE.
 
-    What `build` and `append` do at their end, unless --no-tune is given. The scales that have one are
-    left alone.
+    The result is an operating curve for each scale: the cost and the error of each setting. `auto` and `topk`
+    read it to choose how much to retrieve. `build` and `append` tune the store, unless you give --no-tune.
 
     \b
-    Example:
+    Examples:
       patchindex tune fashion.zarr
+      patchindex tune fashion.zarr --overwrite --threads 8
     """
+    import patchindex
+
     index = patchindex.open_index(store)
-    todo = list(index.scales) if overwrite else untuned(index)
+    todo = list(index.scales) if overwrite else untuned_scales(index)
     with stages() as progress:
         index = patchindex.tune(store, seed=seed, threads=threads, overwrite=overwrite, progress=progress)
     if as_json:
         curves = {k: index.scale(k).attributes["operating_curve"] for k in index.scales}
         print_json({"path": str(store), "measured": todo, "operating_curves": curves})
     elif todo:
-        click.echo(f"{store}: operating curve measured at k = {some(todo, len(todo))}; info shows it")
+        click.echo(f"{store}: tuned k = {shorten(todo, len(todo))}; see patchindex info {store}")
     else:
-        click.echo(f"{store}: nothing to do: " + ("all have one" if index.scales else "it has no index"))
+        reason = "all scales are tuned" if index.scales else "the store has no index"
+        click.echo(f"{store}: nothing to do: {reason}")

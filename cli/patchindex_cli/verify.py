@@ -7,45 +7,47 @@ from pathlib import Path
 import click
 
 from patchindex.errors import StoreError
-from patchindex.index import verify as check
 
-from .options import StorePath, json_option, print_json
+from .options import StorePath, json_option
+from .output import byte_size, count, print_json
 from .progress import stages
-from .words import counted, size
 
 __all__ = ["verify"]
 
-SHOWN = 20  # problems; all are in --json
+PROBLEMS_SHOWN = 20
 
 
-@click.command()
+@click.command(short_help="Check a store for damage.")
 @click.argument("store", type=StorePath())
 @json_option
 def verify(store: Path | str, as_json: bool) -> None:
-    """Compare a STORE with its checksums, and look into every list of it.
+    """Check a STORE: compare all files with their checksums, and all lists with the images.
 
-    Ends with exit code 1 when something is wrong.
+    Prints the first 20 problems (all with --json), and ends with exit code 1 if there are any.
 
     \b
-    Example:
+    Examples:
       patchindex verify fashion.zarr
+      patchindex verify fashion.zarr --json
     """
+    import patchindex
+
     with stages() as progress:
-        report = check(store, progress=progress)
+        report = patchindex.verify(store, progress=progress)
     if as_json:
         print_json(report.as_dict())
     else:
-        for where, what in report.problems[:SHOWN]:
+        for where, what in report.problems[:PROBLEMS_SHOWN]:
             click.echo(f"{where}: {what}")
-        if len(report.problems) > SHOWN:
-            click.echo(f"... and {len(report.problems) - SHOWN} more")
+        if len(report.problems) > PROBLEMS_SHOWN:
+            click.echo(f"... and {len(report.problems) - PROBLEMS_SHOWN} more; --json prints all")
         click.echo(
-            f"{store}: {counted(report.files, 'file')} of {size(report.bytes)} compared with checksums, "
-            f"{counted(report.patches, 'patch')} looked up, {report.encoded:,} encoded again"
+            f"{store}: checked {count(report.files, 'file')} ({byte_size(report.bytes)}) and "
+            f"{count(report.patches, 'patch')}; encoded {count(report.encoded, 'patch')} again"
         )
     if not report.whole:
         raise StoreError(
-            f"{len(report.problems)} problems",
+            f"found {count(len(report.problems), 'problem')}",
             where=store,
-            remedy="build it again, or copy it again from where it is whole",
+            remedy="build the store again, or restore it from a copy",
         )

@@ -147,7 +147,7 @@ def stages_on(client: Client, threads: int | None) -> Callable[[ScaleBuild, Prog
             for done, future in enumerate(as_completed(futures)):
                 future.result()
                 if progress is not None:
-                    progress(f"k={scale.k} assigning patches", done + 1, len(futures))
+                    progress(f"k = {scale.k}: assigning patches", done + 1, len(futures))
             start("merge").result()
 
     return run

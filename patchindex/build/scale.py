@@ -132,7 +132,7 @@ class ScaleBuild:
             except Timeout:
                 if progress is not None:
                     progress(
-                        f"k={self.k} waiting for another process",
+                        f"k = {self.k}: waiting for another process",
                         min(waited + POLL, LONGEST_WAIT),
                         LONGEST_WAIT,
                     )
@@ -203,7 +203,7 @@ class ScaleBuild:
             lists[rows], codes[rows] = assigned, encoded
             filled = rows.stop
             if progress is not None:
-                progress(f"k={self.k} assigning patches", start + done, len(self._images))
+                progress(f"k = {self.k}: assigning patches", start + done, len(self._images))
         self.shards.write(shard, lists, codes, time.perf_counter() - began)
 
     def merge(self, progress: Progress | None = None) -> None:
@@ -243,7 +243,7 @@ class ScaleBuild:
                 by_label[:, bucket.first : stop] += counts.reshape(len(by_label), -1)
                 yield bucket
                 if progress is not None:
-                    progress(f"k={self.k} merging lists", stop, len(sizes))
+                    progress(f"k = {self.k}: merging lists", stop, len(sizes))
 
         shutil.rmtree(self._folder / FAISS_ARRAY, ignore_errors=True)
         with RawWriter(self._folder, FAISS_ARRAY, "uint8") as out:

@@ -65,7 +65,7 @@ def train_scale(
     sample, classes = _training_sample(pixels, geometry, pca, counts, rng, device)
     clock.append(time.perf_counter())
     if progress is not None:
-        progress(f"k={geometry.k} training {counts.sum()} lists", 0, len(pixels))
+        progress(f"k = {geometry.k}: training {counts.sum()} lists", 0, len(pixels))
     inverted = train_lists(sample, classes, counts, seed, device)
     ranges = fit_ranges(sample)
     loss = _assignment_loss(inverted, sample, classes, rng)

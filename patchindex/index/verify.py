@@ -189,7 +189,7 @@ class _Lists:
             for c, n in enumerate(sizes.tolist()):
                 if progress is not None and c % 1024 == 0:
                     done = first // SEEN_AT_ONCE * len(sizes) + c
-                    progress(f"k={self._k} lists", done, -(-self._total // SEEN_AT_ONCE) * len(sizes))
+                    progress(f"k = {self._k}: lists", done, -(-self._total // SEEN_AT_ONCE) * len(sizes))
                 own, last = int(np.searchsorted(bounds, c, "right")) - 1, -1
                 by_label = np.zeros(len(self._by_label), np.int64)
                 for start in range(0, n, PART):

@@ -51,7 +51,7 @@ def test_an_interrupted_overwrite_is_resumed(tmp_path):
     pi.build_index(images(), path, (3,))
 
     def interrupt(stage, done, total):
-        if stage.startswith("k=5"):
+        if stage.startswith("k = 5:"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -334,7 +334,7 @@ def test_waiting_for_another_process_is_told_and_ends(small, monkeypatch):
     told = []
     with scale._alone(), pytest.raises(PatchIndexError, match="another process has been at it"):
         scale.begin(lambda name, *_: told.append(name))
-    assert told == ["k=7 waiting for another process"] * 2
+    assert told == ["k = 7: waiting for another process"] * 2
 
 
 def alike(n):

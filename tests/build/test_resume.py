@@ -53,7 +53,7 @@ def test_an_interrupted_build_is_invisible_and_resume_makes_the_same_store(
     straight = pi.build_index(
         images, tmp_path / "a.zarr", labels=labels, **SETTINGS, progress=lambda name, *_: names.append(name)
     )
-    shards = names.count(f"k={at} assigning patches")
+    shards = names.count(f"k = {at}: assigning patches")
     assert shards > 2
     interrupt(monkeypatch, at, images, path, labels, stage, after, **SETTINGS)
     assert not path.exists()
@@ -66,11 +66,11 @@ def test_an_interrupted_build_is_invisible_and_resume_makes_the_same_store(
         images, path, labels=labels, **SETTINGS, resume=True, progress=lambda name, *_: names.append(name)
     )
     assert not any(name.startswith("images") for name in names)
-    assert any(name.startswith("k=3") for name in names) == (at == 3)
+    assert any(name.startswith("k = 3:") for name in names) == (at == 3)
     # What is whole is not done again.
-    assert any("training" in name for name in names if name.startswith(f"k={at}")) == (stage == "train")
+    assert any("training" in name for name in names if name.startswith(f"k = {at}:")) == (stage == "train")
     left = 0 if "merge" in stage else shards - after
-    assert names.count(f"k={at} assigning patches") == left
+    assert names.count(f"k = {at}: assigning patches") == left
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "s.zarr"]
     for k in (3, 5):
         for mine, its in zip(search_everything(resumed, k), search_everything(straight, k), strict=True):

@@ -1,0 +1,114 @@
+"""Print the plan of a build (`build --dry-run`), and report where a build deviates from its options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchindex.errors import InputError
+
+from .options import BuildOptions, RunOptions
+from .output import byte_size, count, new_table, print_json, print_table
+
+if TYPE_CHECKING:
+    from patchindex import PatchIndex
+    from patchindex.build import BuildPlan
+
+__all__ = ["codes_of", "report_clamped", "report_plan"]
+
+
+def report_plan(
+    plan: BuildPlan,
+    output: Path,
+    settings: dict[str, Any],
+    options: BuildOptions,
+    run: RunOptions,
+    *,
+    overwrite: bool = False,
+    add_scales: bool = False,
+) -> None:
+    """Print a plan, then refuse it for the same reasons as the build.
+
+    Parameters
+    ----------
+    plan : BuildPlan
+    output : Path
+        The new store, or with `add_scales` the existing store.
+    settings : dict
+        Settings that an unfinished build must share to be resumed, with `lists` and `pca_dims`.
+    options, run, overwrite
+        Options of the build.
+    add_scales : bool
+        Whether the build adds scales to an existing store.
+
+    Raises
+    ------
+    InputError
+        When the output exists or cannot be written, or memory or disk is too small.
+    """
+    from patchindex.build import free_bytes, parse_memory
+    from patchindex.build.workdir import check_memory, check_no_other, check_output, check_space, real_path
+    from patchindex.runtime import resolve_device
+
+    path, budget = real_path(output), parse_memory(options.memory)
+    if not path.name:
+        raise InputError("is not a name for a store", where=path, remedy="give a folder that does not exist")
+    free = free_bytes(path)
+    if run.as_json:
+        print_json({**plan.as_dict(), "memory_budget": budget, "disk_free": free})
+    else:
+        _print_plan(plan, budget, free)
+    report_clamped(((s.k, s.lists, s.dims) for s in plan.scales), settings["lists"], settings["pca_dims"])
+    resolve_device(run.device, needs_faiss=True)
+    if add_scales:
+        if not os.access(path, os.W_OK):
+            raise InputError("is read-only", where=path, remedy="copy the store to a folder you can write to")
+        check_no_other(path)
+    elif check_output(path, settings, overwrite, options.resume):
+        click.echo(f"{output} is complete: --resume has nothing to do", err=True)
+        return
+    check_memory(plan, budget)
+    check_space(path, plan)
+
+
+def _print_plan(plan: BuildPlan, budget: int, free: int) -> None:
+    n, height, width, channels = plan.images
+    size = f"{height} x {width} x {channels}"
+    click.echo(f"{plan.machine}, {count(n, 'image')} of {size}; all numbers are upper bounds")
+    table = new_table(("k", "patches", "lists", "code", "on disk", "memory"))
+    for s in plan.scales:
+        row = (s.k, f"{s.patches:,}", f"{s.lists:,}", f"{s.dims} B", byte_size(s.disk_bytes))
+        table.add_row(*map(str, row), byte_size(s.memory_bytes))
+    print_table(table)
+    disk = plan.disk_bytes + plan.scratch_bytes
+    for name, need, text, have in (
+        ("memory", plan.memory_bytes, f"a budget of {byte_size(budget)}", budget),
+        ("disk", disk, f"{byte_size(free)} free; the store keeps {byte_size(plan.disk_bytes)}", free),
+    ):
+        click.echo(f"{name}: {byte_size(need)} of {text}: {'fits' if need <= have else 'DOES NOT FIT'}")
+
+
+def codes_of(index: PatchIndex, scales: Iterable[int]) -> list[tuple[int, int, int]]:
+    """Return k, the number of lists and the code size of some scales of a store."""
+    found = ((k, index.scale(k).attributes) for k in scales)
+    return [(k, scale["lists"], scale["pca_dims"]) for k, scale in found]
+
+
+def report_clamped(
+    scales: Iterable[tuple[int, int, int]], lists: int | None = None, pca_dims: int | None = None
+) -> None:
+    """Report on stderr each scale whose number of lists or code size is not as asked."""
+    from patchindex.index.lists import MIN_PATCHES_A_LIST
+
+    few = f"each list needs {MIN_PATCHES_A_LIST} patches, each position class needs a list"
+    for k, actual_lists, actual_dims in scales:
+        for flag, actual, asked, reason in (
+            ("--lists", actual_lists, lists, few),
+            ("--pca-dims", actual_dims, pca_dims, "a patch has no more values"),
+        ):
+            if asked is not None and actual != asked:
+                click.echo(f"{flag}: {actual:,} instead of {asked:,} at k = {k}: {reason}", err=True)

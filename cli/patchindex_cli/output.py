@@ -1,0 +1,78 @@
+"""Text that all commands print alike: counts, sizes, shortened lists, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["byte_size", "count", "new_table", "print_json", "print_table", "shorten"]
+
+NAMES_SHOWN = 10
+FILE_WIDTH = 120  # characters per line of a table in a file or a pipe
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it has to be.
+
+    Examples
+    --------
+    >>> count(1, "scale"), count(1200, "image"), count(2, "patch")
+    ('1 scale', '1,200 images', '2 patches')
+    """
+    ending = "" if n == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{n:,} {noun}{ending}"
+
+
+def byte_size(n: float) -> str:
+    """Return a number of bytes in the units that --memory takes.
+
+    Examples
+    --------
+    >>> byte_size(1), byte_size(1536), byte_size(3 * 2**40)
+    ('1 byte', '1.5 KiB', '3,072.0 GiB')
+    """
+    if n < 1024:
+        return count(int(n), "byte")
+    power = 1 if n < 2**20 else 2 if n < 2**30 else 3
+    return f"{n / 1024**power:,.1f} {'KMG'[power - 1]}iB"
+
+
+def shorten(names: Sequence[object], shown: int = NAMES_SHOWN, separator: str = ", ") -> str:
+    """Join names; replace all after the first `shown` by an ellipsis.
+
+    Examples
+    --------
+    >>> shorten("abc"), shorten("abc", 2)
+    ('a, b, c', 'a, b, ...')
+    """
+    return separator.join([*map(str, names[:shown]), *(["..."] if len(names) > shown else [])])
+
+
+def new_table(columns: Sequence[str]) -> Table:
+    """Return an empty table with right-aligned columns."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table, as wide as the terminal or, without a terminal, 120 characters."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=FILE_WIDTH)).print(table)
+
+
+def print_json(data: Any) -> None:
+    """Print data as indented JSON."""
+    click.echo(json.dumps(data, indent=2, default=str))
