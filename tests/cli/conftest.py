@@ -1,0 +1,33 @@
+import shutil
+
+import numpy as np
+import pytest
+from commands import DATA, run
+
+
+@pytest.fixture(scope="session")
+def fashion():
+    """Images and labels."""
+    with np.load(DATA) as data:
+        return data["images"], data["labels"].astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def source(fashion, tmp_path_factory):
+    """A file of forty images and their labels."""
+    path = tmp_path_factory.mktemp("source") / "forty.npz"
+    np.savez(path, images=fashion[0][:40], labels=fashion[1][:40])
+    return path
+
+
+@pytest.fixture(scope="session")
+def store(source, tmp_path_factory):
+    """A tuned store of the forty images, which tests do not change."""
+    path = tmp_path_factory.mktemp("store") / "forty.zarr"
+    run("build", source, "-o", path, "--locality", "3,3,5,7", "--threads", 1)
+    return path
+
+
+@pytest.fixture
+def copied(store, tmp_path):
+    return shutil.copytree(store, tmp_path / "store.zarr")

@@ -1,0 +1,122 @@
+"""The command group: start-up, help, and errors as one line with the flags of the command line."""
+
+import re
+import subprocess
+import sys
+
+import patchindex_cli
+import pytest
+from commands import DATA, refused, run
+from patchindex_cli.app import main
+from patchindex_cli.build import MACHINES, TRAIN_WINDOWS
+from patchindex_cli.sample import SAMPLERS
+
+from patchindex import geometry, sampling
+
+COMMANDS = ["append", "build", "info", "sample", "study", "tune", "verify"]
+HEAVY = ("numpy", "torch", "faiss", "numba", "zarr", "h5py", "PIL", "rich", "matplotlib", "distributed")
+
+
+def test_help_imports_no_heavy_module():
+    code = f"""
+import sys
+from click.testing import CliRunner
+from patchindex_cli import main
+for args in ([], *([name] for name in {COMMANDS})):
+    assert "Usage:" in CliRunner().invoke(main, [*args, "--help"]).output
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_with_options_that_exist(command):
+    text = run(command, "--help").stdout
+    _, _, examples = re.sub(r"\\\n *", "", text).partition("Example")
+    examples = [line.split() for line in examples.splitlines() if line.startswith("    patchindex ")]
+    assert examples
+    for _, name, *words in examples:
+        flags = {flag for parameter in main.commands[name].params for flag in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= flags
+
+
+def test_the_group_lists_all_commands():
+    assert sorted(main.commands) == COMMANDS
+    assert run().stdout == run("--help").stdout
+
+
+def test_choices_are_the_names_of_the_library():
+    assert geometry.MACHINES == MACHINES
+    assert geometry.TRAIN_WINDOWS == TRAIN_WINDOWS
+    assert tuple(sampling.SAMPLERS) == SAMPLERS
+
+
+def test_an_interrupted_import_is_one_line(monkeypatch):
+    class Interrupting:
+        def find_spec(self, name, *_):
+            if name == "patchindex_cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "patchindex_cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        patchindex_cli.main  # noqa: B018
+    assert ended.value.code == "Error: interrupted"  # Python prints it on stderr and exits with 1
+
+
+def test_an_interrupted_command_is_one_line(store, monkeypatch):
+    class Interrupting:
+        def find_spec(self, name, *_):
+            if name == "patchindex.study.plots":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "patchindex.study.plots", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert run("study", store, "-o", "unused", code=1).stderr.strip() == "Error: interrupted"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["no-such-command"],
+        ["--no-such-option"],
+        ["build"],
+        ["build", DATA],
+        ["build", DATA, "-o", "x", "--machine", "XLS"],
+        ["build", DATA, "-o", "x", "--crop", "abc"],
+        ["build", DATA, "-o", "x", "--scales", "3", "--seed", "-5"],
+        ["build", DATA, "-o", "x", "--scales", "3", "--threads", "0"],
+        ["sample", "x", "-o", "y", "--steps", "1"],
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_help_command(args):
+    command = f" {args[0]}" if args[0] in COMMANDS else ""
+    assert re.search(rf"; see .*{command} --help$", refused(*args))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["build", "SOURCE", "-o", "STORE", "--scales", "3"], "use another path, or "),
+        (["build", "SOURCE", "-o", "STORE", "--scales", "3", "--resume"], "give the same ones, or "),
+        (
+            ["build", "SOURCE", "-o", "new", "--scales", "3", "--memory", "9M"],
+            "Error: --memory: ",
+        ),
+        (["build", "SOURCE", "-o", "new", "--scales", "3", "--memory", "lots"], "Error: --memory: "),
+        (["build", "SOURCE", "-o", "new"], "Error: --scales: "),
+        (["build", "SOURCE", "-o", "new", "--scales", "3", "--device", "tpu"], "Error: --device: "),
+        (["build", "SOURCE", "-o", "new", "--scales", "three"], "Error: --scales: 'three' is not a list"),
+        (["build", "SOURCE", "-o", "new", "--locality", "none"], "Error: --locality: unknown preset 'none'"),
+        (["build", "-o", "STORE", "--add-scales", "9,x"], "Error: --add-scales: '9,x' is not a list"),
+        (["build", "-o", "STORE", "--add-scales", "9", "--scales", "3"], "Error: --scales: is fixed in the"),
+        (["sample", "STORE", "-o", "new", "--estimator", "best"], "Error: --estimator: unknown estimator"),
+        (["sample", "STORE", "-o", "new", "--locality", "3,9"], "--nearest-scales"),
+        (["sample", "STORE", "-o", "new", "--x-t", "SOURCE"], "x_T"),
+    ],
+)
+def test_errors_of_the_library_have_the_flags_of_the_command_line(args, message, source, store):
+    paths = {"SOURCE": source, "STORE": store}
+    said = refused(*(paths.get(arg, arg) for arg in args))
+    assert re.search(message, said), said

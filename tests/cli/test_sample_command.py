@@ -1,0 +1,126 @@
+"""`patchindex sample`: files, estimators, labels, and what it refuses."""
+
+import json
+from importlib import import_module
+
+import numpy as np
+import pytest
+import zarr
+from commands import refused, run
+from PIL import Image
+
+
+def test_sample_writes_a_grid_the_samples_and_a_record(store, tmp_path):
+    run("sample", store, "-n", 3, "-o", tmp_path, "--seed", 4, "--steps", 6)
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.mode == "L"
+        assert min(grid.size) >= 2 * 112
+    record = json.loads((tmp_path / "samples.json").read_text())
+    assert record["store"]["fingerprint"] == json.loads(run("info", store, "--json").stdout)["fingerprint"]
+    assert [step["k"] for step in record["steps"]] == [7, 7, 5, 3, 3]
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert samples["images"].shape == samples["x_T"].shape == (3, 1, 28, 28)
+        assert json.loads(str(samples["settings"]))["seed"] == 4
+        assert (samples["labels"] == -1).all()
+        images = samples["images"]
+    # The noise in the file draws the same images again.
+    run("sample", store, "-o", tmp_path / "again", "--x-t", tmp_path / "samples.npz", "--steps", 6)
+    with np.load(tmp_path / "again" / "samples.npz") as again:
+        # Exact sums of two runs differ in their last digits.
+        np.testing.assert_allclose(again["images"], images, rtol=0, atol=1e-4)
+
+
+def test_the_time_of_compilation_is_reported_apart(store, tmp_path, monkeypatch):
+    took = iter([4.25, None])
+    monkeypatch.setattr(import_module("patchindex.exact"), "load_kernel", lambda: next(took))
+    for name, seconds in (("first", 4.25), ("second", None)):
+        done = run("sample", store, "-n", 1, "-o", tmp_path / name, "--steps", 2, "--estimator", "exact")
+        assert ("compiled the exact kernels for this machine in 4.2 s" in done.output) == (name == "first")
+        record = json.loads((tmp_path / name / "samples.json").read_text())
+        assert record["compile_seconds"] == seconds
+
+
+def test_a_label_draws_from_its_images_only(store, fashion, tmp_path):
+    everything = ("--estimator", "topk:candidates=1000000,probes=10000")
+    run("sample", store, "-n", 1, "-o", tmp_path / "a", "--label", 3, "--steps", 5, *everything)
+    images, labels = fashion
+    alone = tmp_path / "alone.npz"
+    np.savez(alone, images=images[:40][labels[:40] == 3])
+    run("build", alone, "-o", tmp_path / "alone.zarr", "--locality", "3,3,5,7", "--no-tune")
+    exact = ("--estimator", "exact", "--steps", 5)
+    run("sample", tmp_path / "alone.zarr", "-n", 1, "-o", tmp_path / "b", *exact)
+    with np.load(tmp_path / "a" / "samples.npz") as a, np.load(tmp_path / "b" / "samples.npz") as b:
+        # topk with all patches of the label is exact: only the rounding of float32 sums differs.
+        np.testing.assert_allclose(a["images"], b["images"], atol=1e-3)
+        assert (a["labels"] == 3).all()
+
+
+def test_options_of_the_estimator_are_in_the_record(store, tmp_path):
+    options = ("--estimator", "auto:probes=8,candidates=16", "--tolerance", 0.05)
+    run("sample", store, "-n", 1, "-o", tmp_path, "--steps", 2, *options)
+    settings = json.loads((tmp_path / "samples.json").read_text())["settings"]
+    assert settings["estimator"] == "auto"
+    assert settings["options"] == {"probes": 8, "candidates": 16, "tolerance": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--label", 77], "label 77"),
+        (["--locality", "no-such-preset"], "no-such-preset"),
+        (["--locality", "3,9"], "locality scale 9"),
+        (["--x-t", "missing.npy"], "missing.npy"),
+        (["-n", 0], "Invalid value for '-n': 0"),
+        (["--seed", -1], "'--seed': -1"),
+        (["--estimator", "exact:candidates=5"], "--estimator: exact has no option 'candidates'"),
+        (
+            ["--estimator", "topk:blocks=3"],
+            "--estimator: topk has no option 'blocks'; its options are candidates",
+        ),
+        (["--estimator", "topk:probes"], "--estimator: 'probes' is not option=number"),
+        (["--estimator", "topk:probes=0"], "probes"),
+        (["--estimator", "auto:tolerance=0"], "tolerance"),
+        (["--estimator", "auto:tolerance=0.1", "--tolerance", 0.2], "--tolerance: is also in --estimator"),
+        (["--estimator", "topk", "--tolerance", 0.2], "topk has no option 'tolerance'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, args, message):
+    assert message in refused("sample", store, "-o", tmp_path / "out", *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_noise_is_refused(store, tmp_path):
+    np.savez(tmp_path / "good.npz", x_T=np.zeros((1, 1, 28, 28), np.float32))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-60])
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    for name in ("cut.npz", "words.npy"):
+        refused("sample", store, "-o", tmp_path / "out", "--x-t", tmp_path / name)
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in refused("sample", store, "-n", 1, "-o", tmp_path / "file" / "out")
+
+
+def test_a_folder_that_is_not_a_store_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        refused("sample", path, "-o", tmp_path / "out")
+    zarr.open_group(tmp_path / "other.zarr", mode="w")
+    assert "not a patchindex store" in refused("info", tmp_path / "other.zarr")
+
+
+def test_existing_files_are_replaced_with_overwrite_only(store, tmp_path):
+    args = ("sample", store, "-n", 1, "-o", tmp_path, "--steps", 2)
+    run(*args)
+    before = (tmp_path / "samples.json").read_bytes()
+    assert "already has grid.png, samples.npz, samples.json; use another folder, or --overwrite" in refused(
+        *args
+    )
+    assert (tmp_path / "samples.json").read_bytes() == before
+    run(*args, "--overwrite", "--seed", 1)
+    assert json.loads((tmp_path / "samples.json").read_text())["settings"]["seed"] == 1
+
+
+def test_a_damaged_store_is_a_failure_and_not_bad_input(copied, tmp_path):
+    faiss_file = copied / "scales/k007/faiss/c/0"
+    faiss_file.write_bytes(faiss_file.read_bytes()[:-100])
+    said = refused("sample", copied, "-n", 1, "-o", tmp_path / "out", "--estimator", "topk", code=1)
+    assert "faiss" in said
+    assert not (tmp_path / "out").exists()
