@@ -66,7 +66,7 @@ def test_options_of_the_estimator_are_in_the_record(store, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--label", 77], "label 77"),
+        (["--label", 77], "--label: no image has label 77"),
         (["--locality", "no-such-preset"], "no-such-preset"),
         (["--locality", "3,9"], "locality scale 9"),
         (["--x-t", "missing.npy"], "missing.npy"),

@@ -38,7 +38,7 @@ def test_study_compares_images_of_one_label(store, tmp_path):
         (["--seed", -1], "'--seed': -1 is not in the range x>=0"),
         (["--repeats", 0], "'--repeats': 0 is not in the range x>=1"),
         (["--steps", 1], "'--steps': 1 is not in the range x>=2"),
-        (["--label", 77], "label 77"),
+        (["--label", 77], "--label: no image has label 77"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, args, message):
