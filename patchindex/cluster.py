@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
@@ -23,8 +23,7 @@ from patchindex.build.contents import digest
 from patchindex.dask_tasks import lost_workers, submit
 from patchindex.denoisers.score_machine import ScoreMachine, is_store
 from patchindex.errors import DeviceError, InputError, PatchIndexError
-from patchindex.exact import scan
-from patchindex.geometry import Geometry
+from patchindex.exact import ScoreRequest, scan
 from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import open_index
@@ -42,6 +41,7 @@ __all__ = ["ImageShards", "connect", "sample"]
 SHARD_BYTES = 256 << 20  # of images that a worker holds as one
 MERGED = 4  # states at a node of the tree
 SPREAD = 64  # images that sets are told apart by
+KEPT_HERE = ("training", "label", "progress", "cache")  # of a request
 
 
 @contextmanager
@@ -214,31 +214,20 @@ class ImageShards:
                     remedy="make them of the same images and labels",
                 )
 
-    def scan(
-        self,
-        training: TrainingImages,
-        geometry: Geometry,
-        x: Tensor,
-        a: float,
-        beta: float,
-        *,
-        label: int | None = None,
-        progress: Callable[[float], None] | None = None,
-        **options: Any,
-    ) -> SoftmaxState:
+    def scan(self, request: ScoreRequest) -> SoftmaxState:
         """Return what `exact.scan` returns, found by the workers."""
         from distributed import as_completed
 
-        lo, hi = training.range_of(label)
-        client, what = self._client, (geometry, x, a, beta, options)
+        (lo, hi), client = request.image_range, self._client
+        # Workers have the images, and nobody to report to.
+        sent = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in KEPT_HERE}
         states = [
-            submit(client, _scan, held, max(lo, first) - first, min(hi, stop) - first, *what)
+            submit(client, _scan, held, max(lo, first) - first, min(hi, stop) - first, sent)
             for held, (first, stop) in zip(self._held, self._bounds, strict=True)
             if max(lo, first) < min(hi, stop)
-        ]  # fmt: skip
-        for done, _ in enumerate(as_completed(states)):
-            if progress is not None:
-                progress((done + 1) / len(states))
+        ]
+        for done, _ in enumerate(as_completed(states), 1):
+            request.progress("exact scan", done, len(states))
         while len(states) > 1:
             states = [submit(client, _merged, states[i : i + MERGED]) for i in range(0, len(states), MERGED)]
         with lost_workers("make the shards anew, smaller ones"):
@@ -311,15 +300,13 @@ def _read(source: _Source, lo: int, hi: int) -> np.ndarray:
     return _opened(source).read(lo, hi)
 
 
-def _scan(
-    images: np.ndarray, lo: int, hi: int, geometry: Geometry, x: Tensor, a: float, beta: float, options: Any
-) -> SoftmaxState:
-    return scan(TrainingImages(images[lo:hi]), geometry, x, a, beta, **options)
+def _scan(images: np.ndarray, lo: int, hi: int, sent: dict[str, Any]) -> SoftmaxState:
+    return scan(ScoreRequest(TrainingImages(images[lo:hi]), **sent))
 
 
 def _merged(states: Sequence[SoftmaxState]) -> SoftmaxState:
     first, *others = states
-    state = SoftmaxState(*(field.clone() for field in vars(first).values()))
+    state = SoftmaxState(*(f.clone() for f in vars(first).values()))
     for other in others:
         state.merge(other)
     return state

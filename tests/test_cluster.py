@@ -177,7 +177,7 @@ def test_exact_scores_are_merged_from_shards(client, saved, held_out, k, label):
     x = held_out(0.4)
     told = []
     there = pi.ScoreMachine(saved, estimator="exact", shards=shards).posterior_mean(
-        x, 0.4, k=k, label=label, progress=told.append
+        x, 0.4, k=k, label=label, progress=lambda _, done, total: told.append(done / total)
     )
     here = pi.ScoreMachine(saved, estimator="exact").posterior_mean(x, 0.4, k=k, label=label)
     # Sums of the same float32 tiles, in another order.

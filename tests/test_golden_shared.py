@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.exact import cpu, scan
+from patchindex.exact import ScoreRequest, cpu, scan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import threads
@@ -44,9 +44,8 @@ def test_exact_agrees_with_the_shared_golden_file(golden, name, t, dtype):
         assert cosine(t) == pytest.approx(beta, rel=1e-6)
         geometry = Geometry.of(name.removesuffix("-wrapped"), k or None, training.size, windows)
         x = torch.from_numpy(golden["x"][i : i + 1])
-        state = scan(
-            training, geometry, x, (1 - beta) ** 0.5, beta, label=None if label < 0 else label, dtype=dtype
-        )
+        label = None if label < 0 else label
+        state = scan(ScoreRequest(training, geometry, x, beta, label=label, dtype=dtype))
         expected = golden["posterior_mean"][i]
         error = np.abs(state.mean()[0].permute(2, 0, 1).numpy() - expected).max() / np.abs(expected).max()
         assert error < bound, (name, f"{k=} {t=} {label=} {error=}")
@@ -68,16 +67,10 @@ def test_threads_and_tiles_agree_on_the_shared_golden_file(golden, monkeypatch, 
             with monkeypatch.context() as patch, threads(threads_):
                 if lanes is not None:
                     patch.setattr(cpu, "lanes", lambda geometry, images, lanes=lanes: lanes)
-                state = scan(
-                    training,
-                    geometry,
-                    x,
-                    (1 - beta) ** 0.5,
-                    beta,
-                    label=None if label < 0 else label,
-                    memory=memory,
+                request = ScoreRequest(
+                    training, geometry, x, beta, label=None if label < 0 else label, memory=memory
                 )
-            means.append(state.mean())
+                means.append(scan(request).mean())
         # Logits of whole images are sums of 3 072 float32 products, whose order differs with processors too.
         for mean in means[1:]:
             torch.testing.assert_close(
@@ -98,9 +91,8 @@ def test_pixels_one_by_one_agree_with_the_shared_golden_file(golden, monkeypatch
         k, label, beta = int(golden["k"][i]), int(golden["label"][i]), float(golden["beta"][i])
         geometry = Geometry.of(name.removesuffix("-wrapped"), k, training.size, windows)
         x = torch.from_numpy(golden["x"][i : i + 1]).float()
-        state = scan(
-            training, geometry, x, (1 - beta) ** 0.5, beta, label=None if label < 0 else label, pixels=[some]
-        )
+        label = None if label < 0 else label
+        state = scan(ScoreRequest(training, geometry, x, beta, label=label, pixels=[some]))
         expected = golden["posterior_mean"][i]
         error = (
             np.abs(state.mean().T.numpy() - expected.reshape(3, -1)[:, some]).max() / np.abs(expected).max()

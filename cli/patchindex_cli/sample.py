@@ -154,7 +154,7 @@ def sample(
             run.seed,
             noise,
             batch_size=batch_size,
-            progress=lambda share: progress("sampling", share, 1.0),
+            progress=progress,
         )
     seconds = time.perf_counter() - start
     record = {

@@ -139,7 +139,7 @@ def study(
             seed=run.seed,
             label=number,
             batch_size=batch_size,
-            progress=lambda share: progress("comparing", share, 1.0),
+            progress=progress,
         )
     _write(output, result, n)
     if run.as_json:

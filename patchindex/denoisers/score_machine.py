@@ -12,20 +12,20 @@ from torch import Tensor
 
 from patchindex.build import parse_memory
 from patchindex.errors import InputError
-from patchindex.estimators import Estimate, Query, ScoreContext, TrajectoryCache, make_estimator
-from patchindex.exact import scan
+from patchindex.estimators import Estimate, ScoreContext, make_estimator
+from patchindex.exact import ScoreRequest, TrajectoryCache, scan
+from patchindex.exact.request import WORKING_MEMORY
+from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.patch_index import read_attributes
-from patchindex.runtime import check_threads, resolve_device, threads
+from patchindex.runtime import Progress, check_threads, no_progress, part_of, resolve_device, threads
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
 from patchindex.softmax import SoftmaxState
 from patchindex.store.remote import Remote, is_url
 
 __all__ = ["ScoreMachine", "is_store"]
-
-WORKING_MEMORY = 256 << 20  # bytes for temporary arrays, unless told otherwise
 
 
 class Shards(Protocol):
@@ -34,7 +34,7 @@ class Shards(Protocol):
     def check(self, training: TrainingImages) -> None:
         """Refuse other images than these."""
 
-    scan: Callable[..., SoftmaxState]
+    scan: Callable[[ScoreRequest], SoftmaxState]
 
 
 class ScoreMachine:
@@ -137,27 +137,33 @@ class ScoreMachine:
             training = TrainingImages(source, labels)
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{dtype} is too coarse", where="dtype", remedy="use float32 or float64")
-        budget = WORKING_MEMORY if memory is None else parse_memory(memory)
+        self._memory = WORKING_MEMORY if memory is None else parse_memory(memory)
         if shards is not None:
             shards.check(training)
-        data = ScoreContext(
-            training, self.machine, self.train_windows, self.index, self.device, budget, dtype,
-            scan if shards is None else shards.scan,
-        )  # fmt: skip
-        self.training, self._data = training, data
+        self.training, self._dtype = training, dtype
+        self._context = ScoreContext(self.index, self.device, scan if shards is None else shards.scan)
         self.noise = noise_schedule(noise)
         self.locality = None if locality is None else LocalitySchedule.of(locality)
         drawing = "auto" if self.device.type == "cpu" else "topk"
         self.estimator = estimator or (drawing if self.index is not None and self.index.scales else "exact")
-        self._estimate = make_estimator(self.estimator, data, **options)
+        if self.estimator != "exact" and dtype != torch.float32:
+            raise InputError(
+                f"{self.estimator} computes in float32 only",
+                parameter="dtype",
+                remedy="leave it out, or use 'exact'",
+            )
+        self._estimate = make_estimator(self.estimator, self._context, **options)
         self.label, self._threads = label, threads
         self._options = options
         training.range_of(label)  # an unknown label is told now
         for k in self.locality.distinct if self.locality else (1,):
-            self._check_scale(data, k)
+            self._check_scale(k)
 
-    def _check_scale(self, data: ScoreContext, k: int) -> None:
-        data.geometry(k)
+    def _geometry(self, k: int | None) -> Geometry:
+        return Geometry.of(self.machine, k, self.training.size, self.train_windows)
+
+    def _check_scale(self, k: int) -> None:
+        self._geometry(k)
         if self.locality is not None and self.index is not None and self.estimator != "exact":
             self.index.scale(k)
 
@@ -170,7 +176,7 @@ class ScoreMachine:
         """Return the same machine with the estimator `"exact"`."""
         other = copy.copy(self)
         other.estimator, other._options = "exact", {}
-        other._estimate = make_estimator("exact", self._data)
+        other._estimate = make_estimator("exact", self._context)
         return other
 
     @property
@@ -197,7 +203,7 @@ class ScoreMachine:
         *,
         seed: int = 0,
         image_ids: Sequence[int] | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
         cache: TrajectoryCache | None = None,
     ) -> Estimate:
         """Estimate `E[x_0 | x_t = x]` under the machine.
@@ -217,8 +223,8 @@ class ScoreMachine:
         image_ids : sequence of int, optional
             Numbers of the images, one each, which draws depend on besides the seed: an image with the same
             number gets the same draws in any batch. By default its place in x.
-        progress : callable, optional
-            Told the share that is done, in (0, 1].
+        progress : Progress, optional
+            Called as `progress(stage, done, total)`.
         cache : dict, optional
             An empty one at first, and the same one at each step of a trajectory, in which samples keep their
             numbers: `"auto"` keeps there what it has retrieved, and looks for less the next time.
@@ -246,29 +252,26 @@ class ScoreMachine:
             )
         if self.index is not None:
             self.index.check_images(*self.training.range_of(label))
+        progress = progress or no_progress
         distinct = list(dict.fromkeys(times))
         parts, rows = [], []
         with _threads(self._threads):
             for i, time in enumerate(distinct):
                 mine = [row for row, at in enumerate(times) if at == time]
-
-                def told(share: float, i: int = i) -> None:
-                    if progress is not None:
-                        progress((i + share) / len(distinct))
-
-                beta = self._beta(time)
-                query = Query(
+                request = ScoreRequest(
+                    self.training,
+                    self._geometry(self.scale_at(time, k)),
                     x[mine],
-                    (1 - beta) ** 0.5,
-                    beta,
-                    self.scale_at(time, k),
-                    label,
-                    seed,
-                    [image_ids[row] for row in mine] if image_ids is not None else mine,
-                    told,
-                    cache,
+                    self._beta(time),
+                    label=label,
+                    memory=self._memory,
+                    dtype=self._dtype,
+                    progress=part_of(progress, "posterior mean", i / len(distinct), (i + 1) / len(distinct)),
+                    seed=seed,
+                    image_ids=[image_ids[row] for row in mine] if image_ids is not None else mine,
+                    cache=cache,
                 )
-                parts.append(self._estimate(query))
+                parts.append(self._estimate(request))
                 rows += mine
         joined = Estimate.cat(parts)
         return joined[torch.argsort(torch.tensor(rows, device=self.device))]

@@ -7,22 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from patchindex.errors import InputError
 from patchindex.estimators.auto import Auto
-from patchindex.estimators.base import Estimate, Estimator, Query, ScoreContext, TrajectoryCache
+from patchindex.estimators.base import Estimate, Estimator, ScoreContext
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.topk import TopK
+from patchindex.exact import ScoreRequest
 from patchindex.exact.engine import LARGEST_DIFFERENCE, largest_difference
 
 __all__ = [
     "ESTIMATORS",
     "Estimate",
     "Estimator",
-    "Query",
     "ScoreContext",
-    "TrajectoryCache",
     "make_estimator",
     "options_of",
     "parse_estimator",
@@ -89,16 +87,11 @@ def make_estimator(name: str, data: ScoreContext, **options: Any) -> Estimator:
     Raises
     ------
     InputError
-        When the name is unknown, an option is not one of this estimator's, or float64 is asked of another
-        than `exact`.
+        When the name is unknown, or an option is not one of this estimator's.
     """
     if name not in ESTIMATORS:
         raise InputError(
             f"unknown estimator {name!r}", where="estimator", remedy=f"use {' or '.join(ESTIMATORS)}"
-        )
-    if name != "exact" and data.dtype != torch.float32:
-        raise InputError(
-            f"{name} computes in float32 only", where="dtype", remedy="leave it out, or use 'exact'"
         )
     known = options_of(name)
     for option in options:
@@ -123,8 +116,7 @@ class _InRange:
     def __init__(self, data: ScoreContext, inside: Estimator) -> None:
         self._data, self._inside, self._exact = data, inside, Exact(data)
 
-    def __call__(self, query: Query) -> Estimate:
+    def __call__(self, request: ScoreRequest) -> Estimate:
         """Estimate by the one or the other."""
-        geometry = self._data.geometry(query.k)
-        beyond = largest_difference(query.x, geometry, query.a, query.beta) > LARGEST_DIFFERENCE
-        return (self._exact if beyond else self._inside)(query)
+        beyond = largest_difference(request) > LARGEST_DIFFERENCE
+        return (self._exact if beyond else self._inside)(request)

@@ -12,20 +12,18 @@ from torch import Tensor
 
 from patchindex.estimators.base import (
     Estimate,
-    Query,
     ScoreContext,
     check_between,
     check_cpu,
     index_of,
-    scale_of,
 )
 from patchindex.estimators.curve import DEEPER, OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
-from patchindex.exact import expected_seconds, scan
+from patchindex.exact import ScoreRequest, expected_seconds, scan
 from patchindex.exact.sampled import SampledScan
-from patchindex.geometry import Geometry
 from patchindex.index import ScaleIndex
+from patchindex.runtime import no_progress
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Auto", "combine"]
@@ -50,15 +48,15 @@ MOST = 0.5  # share of all patches beyond which a single pixel is computed exact
 class _Found(NamedTuple):
     """What a step found for an image, left for the next one."""
 
-    k: int | None
+    k: int
     label: int | None
     beta: float
     heaviest: np.ndarray
 
-    def of_use(self, query: Query) -> bool:
+    def of_use(self, request: ScoreRequest) -> bool:
         """Whether most of what is heavy for a query is among them: of the same scale, nearly as noisy."""
-        near = abs(math.asin(query.beta**0.5) - math.asin(self.beta**0.5)) < NEARLY
-        return near and (self.k, self.label) == (query.k, query.label)
+        near = abs(math.asin(request.beta**0.5) - math.asin(self.beta**0.5)) < NEARLY
+        return near and (self.k, self.label) == (request.geometry.k, request.label)
 
 
 class Auto:
@@ -100,46 +98,42 @@ class Auto:
         self._data, self._tolerance = data, tolerance
         self._probes, self._candidates = probes, candidates
 
-    def __call__(self, query: Query) -> Estimate:
+    def __call__(self, request: ScoreRequest) -> Estimate:
         """Retrieve, sample, and scan what is left."""
-        batch = len(query.x)
-        scale = self._index.scale(scale_of(query, "auto"))
-        geometry = scale.geometry
-        query = replace(query, x=query.x.detach())
-        chosen = self._choose(query, scale)
+        batch = len(request.x)
+        scale = self._index.scale(request.geometry.k)
+        request = replace(request, x=request.x.detach())
+        chosen = self._choose(request, scale)
         if chosen is None:
-            return Exact(self._data)(query)
+            return Exact(self._data)(request)
         probes, candidates = chosen
         # What is retrieved for a batch would not fit into the memory of a large one.
-        group = max(1, self._data.memory // 4 // (8 * candidates * query.x[0, 0].numel()))
-        numbers = range(batch) if query.image_ids is None else query.image_ids
+        group = max(1, request.memory // 4 // (8 * candidates * request.x[0, 0].numel()))
         parts = []
         for first in range(0, batch, group):
-            some = slice(first, first + group)
-            mine = replace(query, x=query.x[some], image_ids=numbers[some])
+            mine = request.select(slice(first, first + group))
             field = NearField(self._data, mine, probes, candidates, self._recalled(mine))
             for i in range(len(mine.x)):
                 near = field.image(i)
-                parts.append(self._image(mine, geometry, field, near, i))
-                if query.cache is not None:
-                    found = _Found(query.k, query.label, query.beta, near.heaviest)
-                    query.cache[mine.image_ids[i]] = found  # type: ignore[index]
-                if query.progress is not None:
-                    query.progress(len(parts) / batch)
+                parts.append(self._image(mine, field, near, i))
+                if request.cache is not None:
+                    found = _Found(request.geometry.k, request.label, request.beta, near.heaviest)
+                    request.cache[mine.image_ids[i]] = found
+                request.progress("posterior mean", len(parts), batch)
         return Estimate.cat(parts)
 
     @staticmethod
-    def _recalled(query: Query) -> list[np.ndarray]:
+    def _recalled(request: ScoreRequest) -> list[np.ndarray]:
         """Return what a step before found for each image; nothing if there is none to whom it is of use."""
-        found = [(query.cache or {}).get(number) for number in query.image_ids or ()]
-        of_use = all(each is not None and each.of_use(query) for each in found)
+        found = [(request.cache or {}).get(number) for number in request.image_ids]
+        of_use = all(each is not None and each.of_use(request) for each in found)
         return [each.heaviest for each in found] if of_use else []  # type: ignore[union-attr]
 
-    def _image(self, query: Query, geometry: Geometry, field: NearField, near: Near, i: int) -> Estimate:
-        sample = self._sample(query, geometry, i, near, 0)
+    def _image(self, request: ScoreRequest, field: NearField, near: Near, i: int) -> Estimate:
+        sample = self._sample(request, i, near, 0)
         sample.grow(FIRST_CELLS)
         state = combine(near, sample)
-        full, one = (self._seconds(query, geometry, n) / n for n in (query.x[0, 0].numel(), 1))
+        full, one = (self._seconds(request, n) / n for n in (request.x[0, 0].numel(), 1))
         while (left := _variance(state) > self._tolerance**2).any() and sample.scanned < sample.strata:
             share = sample.scanned / sample.strata
             ahead = (self._needed(state, sample.shares()) - share).clamp_min(0) * left
@@ -156,17 +150,17 @@ class Auto:
             ahead = self._needed(state, sample.shares()) - sample.shares()
             retrieving = DEEPER * 1e-9 * (field.probes * PROBE + field.candidates * CANDIDATE)
             # The hardest, if all whose samples would take longer than that do not fit into the memory.
-            most = max(1, self._data.memory // (DEEPER * field.candidates * DEEP_BYTES))
+            most = max(1, request.memory // (DEEPER * field.candidates * DEEP_BYTES))
             least = ahead.where(left, -1.0).flatten().sort(descending=True).values[: most + 1][-1]
             deep = left & (ahead * one > WORTH_IT * retrieving) & ((ahead > least) | (left.sum() <= most))
             if deep.any():
                 pixels = np.flatnonzero(deep.reshape(-1).numpy())
                 spent = int(state.count[deep].sum())
                 deeper = field.deeper(i, near, pixels, DEEPER)
-                exact += self._single_pixels(query, geometry, i, deeper, [], deep, state, shares)
+                exact += self._single_pixels(request, i, deeper, [], deep, state, shares)
                 found = torch.where(deep, deeper.state.reshape(tuple(left.shape)).log_weight(), found)
                 codes += deeper.codes
-            exact += self._single_pixels(query, geometry, i, near, [sample], left & ~deep, state, shares)
+            exact += self._single_pixels(request, i, near, [sample], left & ~deep, state, shares)
         near_mass = (found - state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)
         estimate = Estimate.from_state(
             state[None],
@@ -179,8 +173,7 @@ class Auto:
 
     def _single_pixels(
         self,
-        query: Query,
-        geometry: Geometry,
+        request: ScoreRequest,
         i: int,
         near: Near,
         earlier: list[SampledScan],
@@ -193,7 +186,7 @@ class Auto:
         Beside earlier samples with the same near field; their states are written to `state`, and which share
         of the patches they are of to `shares`.
         """
-        more = self._sample(query, geometry, i, near, 1 + len(earlier), left)
+        more = self._sample(request, i, near, 1 + len(earlier), left)
         ahead = 0.0
         while left.any():
             if earlier or more.scanned:
@@ -207,11 +200,7 @@ class Auto:
             shares[left] = 1 - math.prod(1 - sample.shares()[left] for sample in (*earlier, more))
             left = left & (_variance(state) > self._tolerance**2)
         if left.any():
-            training, x, memory = self._data.training, query.x[i : i + 1], self._data.memory
-            found = scan(
-                training, geometry, x, query.a, query.beta,
-                label=query.label, pixels=left[None], memory=memory,
-            )  # fmt: skip
+            found = scan(replace(request.select(slice(i, i + 1)), pixels=left[None], progress=no_progress))
             found.count += state.count[left]
             _write(state, found, left)
             shares[left] = 1
@@ -224,50 +213,40 @@ class Auto:
 
     def _sample(
         self,
-        query: Query,
-        geometry: Geometry,
+        request: ScoreRequest,
         i: int,
         near: Near,
         salt: int,
         pixels: Tensor | None = None,
     ) -> SampledScan:
-        lo, hi = self._data.training.range_of(query.label)
-        number = query.image_ids[i] % 2**64  # type: ignore[index]
-        return SampledScan(
-            self._index.pixels.numpy(),
-            lo,
-            hi,
-            geometry,
-            query.x[i],
-            query.a,
-            query.beta,
-            [query.seed % 2**64, number, int(np.float64(query.beta).view(np.uint64)), salt],
-            near.members,
-            near.state.max_logit.numpy(),
-            pixels,
-        )
+        one = request.select(slice(i, i + 1))
+        if pixels is not None:
+            one = replace(one, pixels=pixels[None])
+        images, top = self._index.pixels.numpy(), near.state.max_logit.numpy()
+        return SampledScan(one, images, near.members, top, salt)
 
-    def _images(self, query: Query) -> int:
-        lo, hi = self._data.training.range_of(query.label)
+    def _images(self, request: ScoreRequest) -> int:
+        lo, hi = request.image_range
         return hi - lo
 
-    def _choose(self, query: Query, scale: ScaleIndex) -> tuple[int, int] | None:
+    def _choose(self, request: ScoreRequest, scale: ScaleIndex) -> tuple[int, int] | None:
         """Return probes and candidates; None where exact scores are expected to be cheaper."""
         curve = OperatingCurve.of(scale)
-        images = self._images(query)
+        images = self._images(request)
         if curve is not None and self._probes is None and self._candidates is None:
-            way = self._tolerance, images, query.cache is not None
-            point, _ = curve.near_field(query.beta, *way)
+            way = self._tolerance, images, request.cache is not None
+            point, _ = curve.near_field(request.beta, *way)
             return None if point is None else (point.probes, point.candidates)
         probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
-        pixels = query.x[0, 0].numel()
+        pixels = request.x[0, 0].numel()
         near = 1e-9 * (probes * PROBE + candidates * CANDIDATE) * pixels
-        if IN_ALL * near > WORTH * self._seconds(query, scale.geometry, pixels):
+        if IN_ALL * near > WORTH * self._seconds(request, pixels):
             return None
         return probes, candidates
 
-    def _seconds(self, query: Query, geometry: Geometry, pixels: int) -> float:
-        return expected_seconds(geometry, self._data.training.channels, self._images(query), [pixels])
+    def _seconds(self, request: ScoreRequest, pixels: int) -> float:
+        training = request.training
+        return expected_seconds(request.geometry, training.channels, self._images(request), [pixels])
 
 
 def combine(near: Near, *samples: SampledScan) -> SoftmaxState:

@@ -1,4 +1,4 @@
-"""The one contract of all estimators: a `Query` in, an `Estimate` out."""
+"""The one contract of all estimators: a `ScoreRequest` in, an `Estimate` out."""
 
 from __future__ import annotations
 
@@ -12,96 +12,37 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
-from patchindex.exact import scan
-from patchindex.geometry import Geometry
-from patchindex.images.by_label import TrainingImages
+from patchindex.exact import ScoreRequest, scan
 from patchindex.index import PatchIndex
 from patchindex.softmax import SoftmaxState
 
 __all__ = [
     "Estimate",
     "Estimator",
-    "Query",
     "ScoreContext",
-    "TrajectoryCache",
     "check_between",
     "check_cpu",
     "index_of",
-    "scale_of",
 ]
-
-
-TrajectoryCache = dict[int, Any]
-
-
-@dataclass(frozen=True)
-class Query:
-    """Noisy images whose posterior mean is asked for.
-
-    Attributes
-    ----------
-    x : Tensor, shape (B, C, H, W), float32
-    a, beta : float
-        Signal scale `sqrt(1 - beta)` and noise variance.
-    k : int or None
-        Locality scale; None for IS, which has none.
-    label : int or None
-        Only training images of this label; None for all.
-    seed : int
-        For estimators that draw.
-    image_ids : sequence of int, optional
-        Numbers of the images, which draws depend on; by default 0, 1, ... in this batch.
-    progress : callable or None
-        Told the share that is done, in (0, 1].
-    cache : dict or None
-        What the steps before found, by number of the image; an estimator reads and writes it as it likes.
-        Only steps of the same trajectories share it.
-    """
-
-    x: Tensor
-    a: float
-    beta: float
-    k: int | None
-    label: int | None = None
-    seed: int = 0
-    image_ids: Sequence[int] | None = None
-    progress: Callable[[float], None] | None = None
-    cache: TrajectoryCache | None = None
 
 
 @dataclass(frozen=True)
 class ScoreContext:
-    """What an estimator draws from.
+    """What a machine holds fixed for its estimator.
 
     Attributes
     ----------
-    training : TrainingImages
-    machine, train_windows : str
-        The score machine.
     index : PatchIndex or None
         The patch index, when there is one.
     device : torch.device
         Where scores are computed.
-    memory : int
-        Bytes that temporary arrays may take.
-    dtype : torch.dtype
-        float32, or float64 for exact studies.
     scan : callable
-        What exact scores are made by: `patchindex.exact.scan`, or the like on a cluster.
+        Computes exact scores: `patchindex.exact.scan`, or its counterpart on a cluster.
     """
 
-    training: TrainingImages
-    machine: str
-    train_windows: str
     index: PatchIndex | None
     device: torch.device
-    memory: int
-    dtype: torch.dtype = torch.float32
-    scan: Callable[..., SoftmaxState] = scan
-
-    def geometry(self, k: int | None) -> Geometry:
-        """Return the machine's geometry at locality scale k."""
-        return Geometry.of(self.machine, k, self.training.size, self.train_windows)
+    scan: Callable[[ScoreRequest], SoftmaxState] = scan
 
 
 @dataclass(frozen=True)
@@ -224,26 +165,13 @@ def check_between(name: str, value: Any, low: float, high: float, remedy: str) -
         raise InputError(f"must be a number above {low:g}{most}, got {value!r}", where=name, remedy=remedy)
 
 
-def scale_of(query: Query, name: str) -> int:
-    """Return the locality scale that an estimator needs.
-
-    Raises
-    ------
-    InputError
-        When the query has none.
-    """
-    if query.k is None:
-        raise InputError(f"{name} needs one", where="locality scale", remedy="give k or a locality schedule")
-    return int(query.k)
-
-
 class Estimator(Protocol):
     """A way to estimate the posterior mean.
 
     A class whose constructor takes the `ScoreContext` and its own options by keyword, and whose instances
-    turn a `Query` into an `Estimate`.
+    turn a `ScoreRequest` into an `Estimate`.
     """
 
-    def __call__(self, query: Query) -> Estimate:
-        """Estimate the posterior mean at every pixel of the query."""
+    def __call__(self, request: ScoreRequest) -> Estimate:
+        """Estimate the posterior mean at every pixel of the request."""
         ...

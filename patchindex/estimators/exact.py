@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from patchindex.estimators.base import Estimate, Query, ScoreContext
+from patchindex.estimators.base import Estimate, ScoreContext
+from patchindex.exact import ScoreRequest
+from patchindex.runtime import part_of
 
 __all__ = ["Exact"]
 
@@ -30,31 +31,15 @@ class Exact:
     def __init__(self, data: ScoreContext) -> None:
         self._data = data
 
-    def __call__(self, query: Query) -> Estimate:
+    def __call__(self, request: ScoreRequest) -> Estimate:
         """Scan the training images once for every `QUERIES` of the batch."""
-        parts = []
-        for first in range(0, len(query.x), QUERIES):
-            x = query.x[first : first + QUERIES]
-
-            def told(share: float, first: int = first, n: int = len(x)) -> None:
-                if query.progress is not None:
-                    query.progress((first + share * n) / len(query.x))
-
-            parts.append(self._scan(query, x, told))
+        parts, batch = [], len(request.x)
+        for first in range(0, batch, QUERIES):
+            last = min(first + QUERIES, batch)
+            progress = part_of(request.progress, "posterior mean", first / batch, last / batch)
+            state = self._data.scan(replace(request.select(slice(first, last)), progress=progress))
+            zero = torch.zeros_like(state.weight)
+            parts.append(
+                Estimate.from_state(state, stderr=zero, captured_mass=zero + 1, exact_pixels=zero.numel())
+            )
         return Estimate.cat(parts)
-
-    def _scan(self, query: Query, x: Tensor, progress: Callable[[float], None]) -> Estimate:
-        data = self._data
-        state = data.scan(
-            data.training,
-            data.geometry(query.k),
-            x,
-            query.a,
-            query.beta,
-            label=query.label,
-            memory=data.memory,
-            dtype=data.dtype,
-            progress=progress,
-        )
-        zero = torch.zeros_like(state.weight)
-        return Estimate.from_state(state, stderr=zero, captured_mass=zero + 1, exact_pixels=zero.numel())

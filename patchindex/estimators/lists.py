@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from patchindex.estimators.base import Query
+from patchindex.exact import ScoreRequest
 from patchindex.index import ScaleIndex
 from patchindex.kernels.codes import CODES, Queries
 from patchindex.kernels.nearest import (
@@ -39,7 +39,7 @@ class NearLists:
         The position class.
     label : int or None
         Codes of the label with this index only.
-    query : Query
+    request : ScoreRequest
         Of the noise level.
     workers : ThreadPoolExecutor
     threads : int
@@ -50,13 +50,13 @@ class NearLists:
         scale: ScaleIndex,
         c: int,
         label: int | None,
-        query: Query,
+        request: ScoreRequest,
         workers: ThreadPoolExecutor,
         threads: int,
     ) -> None:
         self._codes, self._ids_at = scale.codes(c, label)
         means, variances, self._bounds, of_cells = scale.moments.of_class(c, label)
-        self._a, self._beta, self._workers, self._threads = query.a, query.beta, workers, threads
+        self._a, self._beta, self._workers, self._threads = request.a, request.beta, workers, threads
         self._lists = self._table(means, variances, self._codes.size, self._bounds)
         self._cells = self._table(*of_cells, np.array([0, len(of_cells[0])]))
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from patchindex.estimators.base import Query, ScoreContext, index_of, scale_of
+from patchindex.estimators.base import ScoreContext, index_of
 from patchindex.estimators.lists import CELLS, NearLists
 from patchindex.estimators.neighbours import NOTHING, NeighbourRefiner
+from patchindex.exact import ScoreRequest
 from patchindex.kernels.known_patches import KnownPatches
 from patchindex.kernels.nearest import capacity
 from patchindex.runtime import pool
@@ -46,11 +47,11 @@ class Near(NamedTuple):
 
 
 class NearField:
-    """What is retrieved for the pixels of a query.
+    """What is retrieved for the pixels of a request.
 
     Parameters
     ----------
-    data, query
+    data, request
         As for an estimator.
     probes : int
         Lists whose codes are scanned for a pixel.
@@ -64,23 +65,23 @@ class NearField:
     def __init__(
         self,
         data: ScoreContext,
-        query: Query,
+        request: ScoreRequest,
         probes: int,
         candidates: int,
         recalled: Sequence[np.ndarray] = (),
     ) -> None:
         index = index_of(data, "auto")
-        self._scale = index.scale(scale_of(query, "auto"))
-        self._query = query
-        self._label = None if query.label is None else index.attributes["labels"].index(query.label)
-        self._threads, self._memory = torch.get_num_threads(), data.memory
+        self._scale = index.scale(request.geometry.k)
+        self._request = request
+        self._label = None if request.label is None else index.attributes["labels"].index(request.label)
+        self._threads, self._memory = torch.get_num_threads(), request.memory
         # One image at a time: products of another shape would round otherwise.
         geometry = self._scale.geometry
         self._z = torch.cat(
-            [self._scale.pca.project_queries(x[None], geometry, query.a) for x in query.x]
+            [self._scale.pca.project_queries(x[None], geometry, request.a) for x in request.x]
         ).numpy()
         self._area = geometry.size[0] * geometry.size[1]
-        self._refiner = NeighbourRefiner(index.pixels.numpy(), self._scale, query, self._threads)
+        self._refiner = NeighbourRefiner(index.pixels.numpy(), self._scale, request, self._threads)
         self._lists: dict[int, NearLists] = {}
         self.probes, self.candidates, self._recalled = probes, candidates, recalled
         fewer = FEWER if recalled else (1, 1)
@@ -109,7 +110,7 @@ class NearField:
         self, rows: np.ndarray, probes: int, candidates: int, cells: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the patch ids of the best codes of pixels, (rows, candidates), and codes scanned."""
-        query, n = self._query, len(rows)
+        request, n = self._request, len(rows)
         classes = self._scale.geometry.query_classes.reshape(-1)[rows % self._area]
         ids, codes = np.full((n, candidates), -1, np.int64), np.zeros(n, np.int64)
 
@@ -122,7 +123,7 @@ class NearField:
         workers = pool(self._threads)
         for c in np.unique(classes).tolist():
             if c not in self._lists:
-                self._lists[c] = NearLists(self._scale, c, self._label, query, workers, self._threads)
+                self._lists[c] = NearLists(self._scale, c, self._label, request, workers, self._threads)
             lists = self._lists[c]
             mine = np.flatnonzero(classes == c)
             parts = max(min(self._threads, len(mine)), math.ceil(len(mine) / room))

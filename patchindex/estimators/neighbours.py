@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from patchindex.estimators.base import Query
+from patchindex.exact import ScoreRequest
 from patchindex.index import ScaleIndex
 from patchindex.kernels.codes import NEVER
 from patchindex.kernels.known_patches import KnownPatches
@@ -47,15 +47,15 @@ class NeighbourRefiner:
     images : array of uint8, shape (N, H, W, C)
         The training images, which may be memory-mapped.
     scale : ScaleIndex
-    query : Query
+    request : ScoreRequest
         The noisy images.
     threads : int
     """
 
-    def __init__(self, images: np.ndarray, scale: ScaleIndex, query: Query, threads: int) -> None:
-        self._images, self._geometry, self._query = images.reshape(-1), scale.geometry, query
-        self.tables = window_tables(scale.geometry, query.x.shape[1])
-        self._scale = np.float32((query.a / 127.5) ** 2 / (2 * query.beta))
+    def __init__(self, images: np.ndarray, scale: ScaleIndex, request: ScoreRequest, threads: int) -> None:
+        self._images, self._geometry, self._request = images.reshape(-1), scale.geometry, request
+        self.tables = window_tables(scale.geometry, request.x.shape[1])
+        self._scale = np.float32((request.a / 127.5) ** 2 / (2 * request.beta))
         self._threads = threads
         self._n = len(images)
 
@@ -86,7 +86,7 @@ class NeighbourRefiner:
             Keys of the heaviest of each pixel, in order of their images.
         """
         area = self.tables.height * self.tables.width
-        lines = query_lines(self._query.x[i], self.tables, self._query.a)
+        lines = query_lines(self._request.x[i], self.tables, self._request.a)
         top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self.tables.channels))
         compared = np.zeros(area, np.int64)
 

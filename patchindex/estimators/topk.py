@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.estimators.base import Estimate, Query, ScoreContext, check_between, index_of, scale_of
+from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.neighbours import NOTHING, NeighbourRefiner
+from patchindex.exact import ScoreRequest
 from patchindex.geometry import Geometry, gather_patches, query_windows
 from patchindex.index import ScaleIndex
 from patchindex.softmax import SoftmaxState
@@ -58,15 +57,14 @@ class TopK:
         check_between("quality", quality, 0, 1, "use 0.98, say")
         self._candidates, self._probes, self._quality = candidates, probes, quality
 
-    def __call__(self, query: Query) -> Estimate:
+    def __call__(self, request: ScoreRequest) -> Estimate:
         """Search, re-rank and sum, a few images at a time."""
-        scale = self._index.scale(scale_of(query, "topk"))
-        images = query.x.split(IMAGES_A_SEARCH)
-        parts = []
-        for i, x in enumerate(images):
-            parts.append(self._estimate(x, query, scale))
-            if query.progress is not None:
-                query.progress((i + 1) / len(images))
+        scale = self._index.scale(request.geometry.k)
+        parts, batch = [], len(request.x)
+        for first in range(0, batch, IMAGES_A_SEARCH):
+            last = min(first + IMAGES_A_SEARCH, batch)
+            parts.append(self._estimate(request.select(slice(first, last)), scale))
+            request.progress("posterior mean", last, batch)
         return Estimate.cat(parts)
 
     def _probes_at(self, scale: ScaleIndex, beta: float) -> int:
@@ -75,18 +73,17 @@ class TopK:
             return self._probes or PROBES
         return curve.search(beta, self._candidates, self._quality).probes
 
-    def _estimate(self, x: Tensor, query: Query, scale: ScaleIndex) -> Estimate:
-        query = replace(query, x=x)
-        lo, hi = self._data.training.range_of(query.label)
+    def _estimate(self, request: ScoreRequest, scale: ScaleIndex) -> Estimate:
+        lo, hi = request.image_range
         candidates = min(self._candidates, (hi - lo) * scale.geometry.patches_per_image)
         # One image at a time: products of another shape would round otherwise.
-        z = torch.cat([scale.pca.project_queries(one[None], scale.geometry, query.a) for one in x])
-        step = max(1, self._data.memory // (RESULT_BYTES * candidates))
+        z = torch.cat([scale.pca.project_queries(one[None], scale.geometry, request.a) for one in request.x])
+        step = max(1, request.memory // (RESULT_BYTES * candidates))
         parts = [
-            self._pixels(np.arange(first, min(first + step, len(z))), z, query, scale, candidates)
+            self._pixels(np.arange(first, min(first + step, len(z))), z, request, scale, candidates)
             for first in range(0, len(z), step)
         ]
-        shape = (len(x), *scale.geometry.size)
+        shape = (len(request.x), *scale.geometry.size)
         state = SoftmaxState.cat([state for state, _, _ in parts]).reshape(shape)
         return Estimate.from_state(
             state,
@@ -96,16 +93,16 @@ class TopK:
         )
 
     def _pixels(
-        self, rows: np.ndarray, z: Tensor, query: Query, scale: ScaleIndex, candidates: int
+        self, rows: np.ndarray, z: Tensor, request: ScoreRequest, scale: ScaleIndex, candidates: int
     ) -> tuple[SoftmaxState, Tensor, int]:
-        """Return states of some pixels of a query, their captured mass, and codes scanned."""
-        a, beta, label = query.a, query.beta, query.label
-        classes = scale.geometry.query_classes.reshape(-1)[rows % query.x[0, 0].numel()]
+        """Return states of some pixels of a request, their captured mass, and codes scanned."""
+        a, beta, label = request.a, request.beta, request.label
+        classes = scale.geometry.query_classes.reshape(-1)[rows % request.x[0, 0].numel()]
         z = z[torch.from_numpy(rows).to(z.device)]
         vectors = (z / a).cpu().numpy()
         probes = min(self._probes_at(scale, beta), len(scale.lists.centroids))
         keys = scale.lists.nearest(vectors, classes, probes)
-        images = None if label is None else self._data.training.range_of(label)
+        images = None if label is None else request.image_range
         distances, found = scale.search(vectors, keys, candidates, images)
         label_index = None if label is None else self._index.attributes["labels"].index(label)
         sizes = scale.list_sizes(label_index)
@@ -120,7 +117,7 @@ class TopK:
             scanned += _codes(keys, sizes)
             empty = empty[found[empty, 0] < 0]
         ids = torch.from_numpy(found).to(z.device)
-        state = rerank(self._data, scale, query, rows, found)
+        state = rerank(self._data, scale, request, rows, found)
 
         # Both sides of the captured mass are taken from codes, so that what the PCA leaves out cancels.
         approximate = torch.from_numpy(distances).to(z.device) * (-a * a / (2 * beta))
@@ -145,13 +142,13 @@ def _patches_of_class(scale: ScaleIndex, label_index: int | None) -> np.ndarray:
 
 
 def rerank(
-    data: ScoreContext, scale: ScaleIndex, query: Query, rows: np.ndarray, ids: np.ndarray
+    data: ScoreContext, scale: ScaleIndex, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray
 ) -> SoftmaxState:
     """Return the states of some pixels' patches, their logits computed from the images.
 
     Parameters
     ----------
-    data, query
+    data, request
         As for an estimator.
     scale : ScaleIndex
     rows : array of int, shape (n,)
@@ -166,13 +163,15 @@ def rerank(
     index = index_of(data, "topk")
     if data.device.type != "cpu":
         mine, found = (torch.from_numpy(array).to(data.device) for array in (rows, ids))
-        windows, pixels = query_windows(query.x, scale.geometry)[mine], index.pixels_on(data.device)
-        return _rerank_by_torch(pixels, scale.geometry, windows, found, query.a, query.beta, data.memory)
-    refiner = NeighbourRefiner(index.pixels.numpy(), scale, query, torch.get_num_threads())
-    images, places = np.divmod(rows, query.x[0, 0].numel())
-    step = max(1, data.memory // (PAIR_BYTES * ids.shape[1]))
+        windows, pixels = query_windows(request.x, scale.geometry)[mine], index.pixels_on(data.device)
+        return _rerank_by_torch(
+            pixels, scale.geometry, windows, found, request.a, request.beta, request.memory
+        )
+    refiner = NeighbourRefiner(index.pixels.numpy(), scale, request, torch.get_num_threads())
+    images, places = np.divmod(rows, request.x[0, 0].numel())
+    step = max(1, request.memory // (PAIR_BYTES * ids.shape[1]))
     states = []
-    for i in range(len(query.x)):
+    for i in range(len(request.x)):
         mine_of_image = np.flatnonzero(images == i)
         for first in range(0, len(mine_of_image), step):
             some = mine_of_image[first : first + step]

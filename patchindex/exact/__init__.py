@@ -3,5 +3,6 @@
 from patchindex.exact.costs import expected_seconds
 from patchindex.exact.cpu import load_kernel
 from patchindex.exact.engine import scan
+from patchindex.exact.request import ScoreRequest, TrajectoryCache
 
-__all__ = ["expected_seconds", "load_kernel", "scan"]
+__all__ = ["ScoreRequest", "TrajectoryCache", "expected_seconds", "load_kernel", "scan"]

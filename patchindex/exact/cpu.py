@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event, Lock
@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from patchindex.exact.costs import full_cost, lanes, pixel_cost, plan_of
 from patchindex.exact.frame import SAMPLE, Frame
-from patchindex.exact.request import Request
+from patchindex.exact.request import ScoreRequest
 from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages, read_ahead
@@ -102,17 +101,15 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return pixels * (4 * torch.get_num_threads() + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
 
 
-def scan(request: Request) -> SoftmaxState:
-    """Scan in float32, whatever the dtype: see `Request`."""
-    training, geometry, x, mask = request.training, request.geometry, request.x, request.mask
-    a, beta, lo, hi = request.a, request.beta, request.lo, request.hi
-    memory, told = request.memory, request.told
+def scan(request: ScoreRequest) -> SoftmaxState:
+    """Scan in float32, whatever the dtype of the request."""
+    geometry, x = request.geometry, request.x
+    lo, hi = request.image_range
     plan = plan_of(geometry, x.shape[1], lanes(geometry, hi - lo))
-    if _thread_bytes(plan) > memory // 2 // torch.get_num_threads():
+    if _thread_bytes(plan) > request.memory // 2 // torch.get_num_threads():
         plan = plan_of(geometry, x.shape[1], LANES)
-    frame = Frame.of(plan, x, a, beta, training.read(lo, min(lo + SAMPLE, hi)), hi - lo)
-    job = Job(frame, _choose(plan, len(x), mask))
-    tops, totals = _run(training, job, lo, hi, memory, told)
+    frame = Frame.of(plan, x, request.beta, request.training.read(lo, min(lo + SAMPLE, hi)), hi - lo)
+    tops, totals = _run(request, Job(frame, _choose(plan, request)))
     return frame.state(tops, totals, frame.counts * (hi - lo))
 
 
@@ -134,32 +131,18 @@ def load_kernel() -> float | None:
 
     before, start = misses(), time.perf_counter()
     training = TrainingImages(np.zeros((1, 8, 8, 1), np.uint8))
-    x, one = torch.zeros(1, 1, 8, 8), torch.arange(64)[None] == 0
+    x, one = torch.zeros(1, 1, 8, 8), (torch.arange(64) == 0).reshape(1, 8, 8)
     for mask in (None, one):  # all pixels are for one kernel, one pixel is for the other
-        scan(
-            Request(
-                training=training,
-                lo=0,
-                hi=1,
-                geometry=Geometry.of("ELS", 3, (8, 8)),
-                x=x,
-                a=0.5,
-                beta=0.75,
-                mask=mask,
-                memory=1 << 20,
-                dtype=torch.float32,
-                told=lambda share: None,
-            )
-        )
+        scan(ScoreRequest(training, Geometry.of("ELS", 3, (8, 8)), x, 0.75, pixels=mask, memory=1 << 20))
     return time.perf_counter() - start if misses() > before else None
 
 
-def _choose(plan: Plan, batch: int, mask: Tensor | None) -> list[np.ndarray | None]:
+def _choose(plan: Plan, request: ScoreRequest) -> list[np.ndarray | None]:
     """Decide for each query whether the pixels asked for are scanned one by one, or all at once."""
-    if mask is None:
-        return [None] * batch
+    if request.mask is None:
+        return [None] * len(request.x)
     chosen: list[np.ndarray | None] = []
-    for one in mask:
+    for one in request.mask:
         pixels = one.nonzero()[:, 0].numpy()
         chosen.append(pixels if len(pixels) * pixel_cost(plan) < full_cost(plan) else None)
     return chosen
@@ -216,17 +199,16 @@ class _Tasks:
             self.done += 1
 
 
-def _run(
-    training: TrainingImages, job: Job, lo: int, hi: int, memory: int, told: Callable[[float], None]
-) -> tuple[np.ndarray, np.ndarray]:
+def _run(request: ScoreRequest, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Run all tasks; return what they add up to, as `_Tasks` has it."""
+    (lo, hi), memory = request.image_range, request.memory
     lanes = job.plan.lanes
     cut = job.pieces(math.ceil((hi - lo) / lanes))
     height, width = job.plan.geometry.size
     threads = max(1, min(torch.get_num_threads(), memory // 2 // _thread_bytes(job.plan)))
     # A block is there for each thread that is not done with it, the next one, and one that is being read.
     at_once = max(1, memory // 2 // (threads + 2) // (height * width * job.plan.channels))
-    with read_ahead(training.blocks(lo, hi, at_once, multiple=lanes)) as blocks:
+    with read_ahead(request.training.blocks(lo, hi, at_once, multiple=lanes)) as blocks:
         tiles = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
         tasks = _Tasks(job, tiles, cut)
         with ThreadPoolExecutor(threads, "patchindex-exact") as pool:
@@ -236,7 +218,7 @@ def _run(
                 while running:
                     running = bool(wait(futures, POLL, FIRST_EXCEPTION).not_done)
                     if tasks.done:
-                        told(min(1.0, tasks.done * lanes / len(cut) / (hi - lo)))
+                        request.progress("exact scan", min(hi - lo, tasks.done * lanes / len(cut)), hi - lo)
                     for future in futures:
                         if future.done():
                             future.result()

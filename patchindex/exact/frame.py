@@ -47,8 +47,9 @@ class Frame:
     threshold: np.float32
 
     @classmethod
-    def of(cls, plan: Plan, x: Tensor, a: float, beta: float, sample: np.ndarray, images: int) -> Frame:
+    def of(cls, plan: Plan, x: Tensor, beta: float, sample: np.ndarray, images: int) -> Frame:
         """Prepare noisy images (B, C, H, W) for a scan of some images like those of a sample (n, H, W, C)."""
+        a = (1 - beta) ** 0.5
         width, channels = sample.shape[2:]
         columns = sample.reshape(-1, width * channels).sum(0, dtype=np.int64)  # rows of C alone are slow
         grey = np.rint(columns.reshape(width, channels).sum(0) / (sample.size / channels)).astype(np.float32)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.exact.request import Request
+from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry, Offset, query_counts, windows
 from patchindex.images.by_label import as_tensor, read_ahead, to_unit
 from patchindex.softmax import SoftmaxState
@@ -42,32 +42,33 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return 8 * height * width * (5 + 3 * channels) * 3
 
 
-def scan(request: Request) -> SoftmaxState:
-    """Scan in the dtype and on the device asked for: see `Request`."""
-    training, geometry, x, mask = request.training, request.geometry, request.x, request.mask
-    a, beta, lo, hi = request.a, request.beta, request.lo, request.hi
-    memory, dtype, told = request.memory, request.dtype, request.told
+def scan(request: ScoreRequest) -> SoftmaxState:
+    """Scan in the dtype of the request, on the device of its noisy images."""
+    geometry, x, memory = request.geometry, request.x, request.memory
+    lo, hi = request.image_range
     channels, height, width = x.shape[1:]
     state = SoftmaxState.empty((width, height, len(x)), channels, x.device)
-    few = None if mask is None else _Few(geometry, x.to(dtype), a, beta, mask, memory)
+    few = None if request.mask is None else _Few(request, request.mask)
     if few is not None and few.cost < _full_cost(geometry, len(x), channels):
         per_image, add = few.bytes_an_image, few.add
     else:
-        whole = _All(geometry, x.to(dtype), a, beta, memory // 2)
+        whole = _All(request)
         per_image, add = whole.bytes_an_image, whole.add
     step = int(min(max(1, memory // 2 // per_image), 256))  # past 256 images a tile falls out of the cache
     done, tile_bytes = 0, channels * height * width
-    with read_ahead(training.blocks(lo, hi, max(step, memory // 4 // tile_bytes), multiple=step)) as blocks:
+    with read_ahead(
+        request.training.blocks(lo, hi, max(step, memory // 4 // tile_bytes), multiple=step)
+    ) as blocks:
         for block in blocks:
             for first in range(0, len(block), step):
                 tile = block[first : first + step]
-                add(state, to_unit(as_tensor(tile, x.device).permute(0, 3, 1, 2), dtype))
+                add(state, to_unit(as_tensor(tile, x.device).permute(0, 3, 1, 2), request.dtype))
                 done += len(tile)
-                told(done / (hi - lo))
+                request.progress("exact scan", done, hi - lo)
     state = SoftmaxState(*(field.transpose(0, 2).contiguous() for field in vars(state).values()))
     along_y, along_x = (torch.from_numpy(counts).to(x.device) for counts in query_counts(geometry))
     norms = torch.einsum("yi,bij,xj->byx", along_y, x.double().square().sum(1), along_x)
-    state.max_logit -= norms / (2 * beta)
+    state.max_logit -= norms / (2 * request.beta)
     return state
 
 
@@ -81,15 +82,15 @@ def _full_cost(geometry: Geometry, batch: int, channels: int) -> float:
 class _Few:
     """Some pixels of the queries, class by class: a matrix product of their windows and the patches'.
 
-    Windows, patches and logits are made in parts that take a quarter of `memory` each.
+    Windows, patches and logits are made in parts that take a quarter of the memory each.
     """
 
-    def __init__(
-        self, geometry: Geometry, x: Tensor, a: float, beta: float, mask: Tensor, memory: int
-    ) -> None:
-        self.geometry, self.a, self.beta = geometry, a, beta
+    def __init__(self, request: ScoreRequest, mask: Tensor) -> None:
+        geometry = request.geometry
+        self.geometry, self.a, self.beta = geometry, request.a, request.beta
+        x = request.x.to(request.dtype)
         self._queries = windows(x, geometry, query=True)
-        self._numbers = memory // 4 // x.element_size()
+        self._numbers = request.memory // 4 // x.element_size()
         batch, place = mask.nonzero(as_tuple=True)
         classes = torch.from_numpy(geometry.query_classes.reshape(-1)).to(x.device)[place]
         members = torch.from_numpy(geometry.train_classes).to(x.device)
@@ -125,11 +126,14 @@ class _All:
     """All pixels, offset by offset, as the head of this module has it.
 
     Some queries and some rows of them at a time, whose shifted rows and states (one for each pair of
-    columns) take `memory`.
+    columns) take half of the memory.
     """
 
-    def __init__(self, geometry: Geometry, x: Tensor, a: float, beta: float, memory: int) -> None:
-        self.geometry, self.x, self.a, self.beta = geometry, x, a, beta
+    def __init__(self, request: ScoreRequest) -> None:
+        geometry = request.geometry
+        self.geometry, self.a, self.beta = geometry, request.a, request.beta
+        self.x = x = request.x.to(request.dtype)
+        memory = request.memory // 2
         batch, channels, height, width = x.shape
         # Each three times: with copies.
         shifted = 3 * width * (channels + 1) * height * x.element_size()

@@ -1,51 +1,104 @@
-"""What an engine is asked."""
+"""`ScoreRequest`: everything that estimators and exact engines need to know about noisy images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
+from patchindex.runtime import Progress, no_progress
 
-__all__ = ["Request"]
+__all__ = ["WORKING_MEMORY", "ScoreRequest", "TrajectoryCache"]
+
+WORKING_MEMORY = 256 << 20  # bytes
+
+TrajectoryCache = dict[int, Any]
 
 
 @dataclass(frozen=True)
-class Request:
-    """A scan of some training images for a group of queries.
+class ScoreRequest:
+    """Noisy images of one noise level, and the training images to compare them with.
 
     Attributes
     ----------
     training : TrainingImages
-    lo, hi : int
-        Training images lo to hi - 1.
+        N images of the geometry's size.
     geometry : Geometry
+        The machine and its locality scale.
     x : Tensor, shape (B, C, H, W)
         Noisy images, on the device that does the work.
-    a, beta : float
-        Signal scale and noise variance.
-    mask : Tensor of bool, shape (B, H * W), or None
-        The pixels asked for; others of the result may hold anything. None for all.
+    beta : float
+        Noise variance, in (0, 1).
+    label : int, optional
+        Compare with the training images of this label only.
+    pixels : Tensor of bool, shape (B, H, W), or sequence of B tensors of int64, optional
+        The pixels whose posterior mean is wanted, all by default: a mask, or raster numbers `y * W + x` for
+        each image.
     memory : int
-        Bytes for what grows with a block of training images.
+        Bytes for temporary arrays.
     dtype : torch.dtype
-        float32 or float64.
-    told : callable
-        Hears the share that is done, in (0, 1].
+        float32, or float64 for studies.
+    progress : Progress
+    seed : int
+        Seed of the estimators that draw random numbers.
+    image_ids : sequence of B int
+        Numbers of the noisy images, by default 0, 1, ...: random draws depend on the seed and on these.
+    cache : dict, optional
+        What the steps before found, by number of the image. All steps of a trajectory share one cache;
+        an estimator reads and writes the entries.
     """
 
     training: TrainingImages
-    lo: int
-    hi: int
     geometry: Geometry
     x: Tensor
-    a: float
     beta: float
-    mask: Tensor | None
-    memory: int
-    dtype: torch.dtype
-    told: Callable[[float], None]
+    _: KW_ONLY
+    label: int | None = None
+    pixels: Tensor | Sequence[Tensor] | None = None
+    memory: int = WORKING_MEMORY
+    dtype: torch.dtype = torch.float32
+    progress: Progress = no_progress
+    seed: int = 0
+    image_ids: Sequence[int] = ()
+    cache: TrajectoryCache | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.image_ids):
+            object.__setattr__(self, "image_ids", range(len(self.x)))
+
+    @property
+    def a(self) -> float:
+        """Signal scale `sqrt(1 - beta)`."""
+        return float((1 - self.beta) ** 0.5)
+
+    @property
+    def image_range(self) -> tuple[int, int]:
+        """Range [lo, hi) of the training images that have the label."""
+        return self.training.range_of(self.label)
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """The wanted pixels as a mask of bool, shape (B, H * W); None for all."""
+        if self.pixels is None:
+            return None
+        if isinstance(self.pixels, Tensor):
+            return self.pixels.flatten(1)
+        mask = torch.zeros((len(self.x), self.x[0, 0].numel()), dtype=torch.bool, device=self.x.device)
+        for row, numbers in zip(mask, self.pixels, strict=True):
+            row[numbers] = True
+        return mask
+
+    def select(self, images: slice) -> ScoreRequest:
+        """Return the request for some of the noisy images."""
+        return replace(
+            self,
+            x=self.x[images],
+            pixels=None if self.pixels is None else self.pixels[images],
+            image_ids=self.image_ids[images],
+        )

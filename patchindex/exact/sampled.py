@@ -11,7 +11,7 @@ variance is estimated from the sums of the lanes of each stratum, each over imag
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import groupby
 from threading import Lock
@@ -23,6 +23,7 @@ from torch import Tensor
 from patchindex.exact.costs import lanes, plan_of
 from patchindex.exact.cpu import new_sums, new_tile, prepare
 from patchindex.exact.frame import SAMPLE, Frame
+from patchindex.exact.request import ScoreRequest
 from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
 from patchindex.kernels import scan as kernel
@@ -42,22 +43,16 @@ class SampledScan:
 
     Parameters
     ----------
+    request : ScoreRequest
+        Of one image. Equal seeds, image numbers and noise variances give equal samples.
     images : array of uint8, shape (N, H, W, C)
-        May be memory-mapped.
-    lo, hi : int
-        Compare with images lo to hi - 1 only.
-    geometry : Geometry
-    x : Tensor, shape (C, H, W), float32
-    a, beta : float
-        Signal scale and noise variance.
-    seed : sequence of int
-        Equal seeds give equal samples.
+        All training images in the order of `request.training`; may be memory-mapped.
     known : KnownPatches
-        Members that the sums leave out, no pixel's twice, in order of their images.
+        Patches that the sums leave out, no pixel's twice, in order of their images.
     top : array of float64, shape (H * W,)
-        Largest logit that is known of each pixel; minus infinity for none.
-    pixels : Tensor of bool, shape (H, W), optional
-        Only these pixels; by default all.
+        Largest known logit of each pixel; minus infinity for none.
+    salt : int
+        Samples with different salts are independent.
 
     Attributes
     ----------
@@ -69,39 +64,36 @@ class SampledScan:
 
     def __init__(
         self,
+        request: ScoreRequest,
         images: np.ndarray,
-        lo: int,
-        hi: int,
-        geometry: Geometry,
-        x: Tensor,
-        a: float,
-        beta: float,
-        seed: Sequence[int],
         known: KnownPatches,
         top: np.ndarray,
-        pixels: Tensor | None = None,
+        salt: int = 0,
     ) -> None:
+        (lo, hi), geometry, beta = request.image_range, request.geometry, request.beta
+        channels = request.x.shape[1]
         self._images, self._n = images, hi - lo
-        plan = plan_of(geometry, x.shape[0], lanes(geometry, self._n))
-        self._frame = Frame.of(plan, x[None], a, beta, images[lo : min(hi, lo + SAMPLE)], self._n)
-        rng = np.random.default_rng(seed)
+        plan = plan_of(geometry, channels, lanes(geometry, self._n))
+        self._frame = Frame.of(plan, request.x, beta, images[lo : min(hi, lo + SAMPLE)], self._n)
+        level = int(np.float64(beta).view(np.uint64))
+        rng = np.random.default_rng([request.seed % 2**64, request.image_ids[0] % 2**64, level, salt])
         self._image_order = lo + rng.permutation(self._n)
-        self._classes = CLASSES if pixels is None else 1
+        self._classes = CLASSES if request.mask is None else 1
         self.strata, self.scanned = -(-self._n // plan.lanes) * self._classes, 0
         # Each run of `classes` strata has one of each class: a pixel may have all its patches in one class.
         tiles = self.strata // self._classes
         by_class = [rng.permutation(tiles) * self._classes + c for c in range(self._classes)]
         self._stratum_order = np.stack(by_class, 1).reshape(-1)
         self._units = _units_of_classes(plan)
-        area, channels = geometry.size[0] * geometry.size[1], x.shape[0]
+        area = geometry.size[0] * geometry.size[1]
         self._known = known
         # Where the images are: which tile, and which of its lanes.
         place = np.empty(self._n, np.int32)
         place[self._image_order - lo] = np.arange(self._n)
         self._lo, self._tiles, self._lanes = lo, place // plan.lanes, place % plan.lanes
-        self._mask, self._asked = np.ones(area, bool), None if pixels is None else np.arange(area)
-        if pixels is not None:
-            self.restrict(pixels)
+        self._mask, self._asked = np.ones(area, bool), None if request.mask is None else np.arange(area)
+        if request.mask is not None:
+            self.restrict(request.mask)
         # What the kernel's logits are taken relative to: whole numbers.
         reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
         self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)

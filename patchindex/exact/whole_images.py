@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.exact.request import Request
+from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import as_tensor, read_ahead, to_unit
 from patchindex.softmax import SoftmaxState
@@ -31,11 +31,10 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return 8 * height * width * (5 + 3 * channels) * 4
 
 
-def scan(request: Request) -> SoftmaxState:
-    """Scan all pixels, whatever the mask, since they share their logits: see `Request`."""
-    training, lo, hi = request.training, request.lo, request.hi
-    x, a, beta = request.x, request.a, request.beta
-    memory, dtype, told = request.memory, request.dtype, request.told
+def scan(request: ScoreRequest) -> SoftmaxState:
+    """Scan all pixels, also those outside the mask: they share their logits."""
+    training, x, a, beta, dtype = request.training, request.x, request.a, request.beta, request.dtype
+    lo, hi = request.image_range
     batch, channels, height, width = x.shape
     numbers = height * width * channels
 
@@ -43,7 +42,7 @@ def scan(request: Request) -> SoftmaxState:
         return to_unit(as_tensor(images, x.device), dtype).reshape(len(images), numbers)
 
     # A block is there as bytes and three times as floats, and the block after it is being read.
-    step = max(1, memory // (numbers * (2 + 3 * dtype.itemsize) + 4 * batch * dtype.itemsize))
+    step = max(1, request.memory // (numbers * (2 + 3 * dtype.itemsize) + 4 * batch * dtype.itemsize))
     origin = flat(training.read(lo, min(lo + min(SAMPLE, step), hi))).mean(0)
     queries = x.permute(0, 2, 3, 1).reshape(batch, numbers).to(dtype) - a * origin
     state = SoftmaxState.empty((batch,), numbers, x.device)
@@ -56,7 +55,7 @@ def scan(request: Request) -> SoftmaxState:
             )
             state.add(logits, values)
             done += len(block)
-            told(done / (hi - lo))
+            request.progress("exact scan", done, hi - lo)
     state.centre += state.weight.unsqueeze(-1) * origin
     state.max_logit -= queries.double().square().sum(1) / (2 * beta)
     whole = SoftmaxState.empty((batch, height, width), channels, x.device)

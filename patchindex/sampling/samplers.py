@@ -15,13 +15,14 @@ from torch import Tensor
 
 from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError
-from patchindex.estimators import Estimate, TrajectoryCache
+from patchindex.estimators import Estimate
+from patchindex.exact import TrajectoryCache
+from patchindex.runtime import Progress, no_progress, part_of
 from patchindex.schedules import NoiseSchedule
 
 __all__ = ["SAMPLERS", "SampleResult", "check_least", "ddim", "draw_noise", "sample", "starting_noise"]
 
 Callback = Callable[[dict[str, Any]], None]
-Progress = Callable[[float], None]
 
 
 def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
@@ -160,8 +161,8 @@ def sample(
         Images drawn together.
     first : int
         Number of the first image, which draws depend on: for a part of a larger set.
-    progress : callable, optional
-        Told the share that is done, in (0, 1].
+    progress : Progress, optional
+        Called as `progress(stage, done, total)`.
 
     Returns
     -------
@@ -185,14 +186,13 @@ def sample(
     check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0))
     noise = starting_noise(machine, n, seed, x_T)
     machine.training.range_of(machine.label if label is None else label)
+    progress = progress or no_progress
     draw = partial(_draw_batch, machine, SAMPLERS[sampler], steps, label, seed, callback)
     images, records = [], []
     for start in range(0, len(noise), batch_size):
         batch = noise[start : start + batch_size]
-        done, share = start / len(noise), len(batch) / len(noise)
-        drawn, taken = draw(
-            batch, first + start, None if progress is None else _part_of(progress, done, share)
-        )
+        done, end = start / len(noise), (start + len(batch)) / len(noise)
+        drawn, taken = draw(batch, first + start, part_of(progress, "sampling", done, end))
         images.append(drawn)
         records += taken
     settings = {
@@ -217,7 +217,7 @@ def _draw_batch(
     callback: Callback | None,
     noise: Tensor,
     first: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Draw one batch; return its images and what each step took."""
     records: list[dict[str, Any]] = []
@@ -226,10 +226,10 @@ def _draw_batch(
 
     def model(x: Tensor, t: float) -> Tensor:
         start = time.perf_counter()
-        told = None if progress is None else _part_of(progress, len(records) / (steps - 1), 1 / (steps - 1))
+        step = part_of(progress, "sampling", len(records) / (steps - 1), (len(records) + 1) / (steps - 1))
         image_ids = range(first, first + len(x))
         estimate = machine.posterior_mean(
-            x, t, label=label, seed=seed, image_ids=image_ids, progress=told, cache=cache
+            x, t, label=label, seed=seed, image_ids=image_ids, progress=step, cache=cache
         )
         estimates[:] = [estimate]
         records.append(
@@ -259,11 +259,6 @@ def _rms(stderr: Tensor) -> float | None:
     """Root mean square over pixels; None where there are no standard errors."""
     value = float(stderr.double().square().mean().sqrt())
     return None if math.isnan(value) else round(value, 6)
-
-
-def _part_of(progress: Progress, done: float, share: float) -> Progress:
-    """Return the progress of a part that is this share of the whole, `done` of which was done before."""
-    return lambda within: progress(done + share * within)
 
 
 def check_least(**limits: tuple[int | None, int]) -> None:

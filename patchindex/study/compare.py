@@ -18,6 +18,7 @@ from torch import Tensor
 from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.exact import load_kernel
+from patchindex.runtime import Progress, no_progress, part_of
 from patchindex.sampling.samplers import sample, starting_noise
 from patchindex.study.accuracy import accuracy
 from patchindex.study.metrics import pearson_r, r2, rmse
@@ -157,7 +158,7 @@ def compare(
     seed: int = 0,
     label: int | None = None,
     batch_size: int = 4,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Study:
     """Run estimators along the exact trajectory, and along their own from the same noise.
 
@@ -176,8 +177,8 @@ def compare(
         How often an estimate along the exact trajectory is drawn, with seeds seed, seed + 1, ...
     seed, label, batch_size
         As for `sample`.
-    progress : callable, optional
-        Told the share that is done, in (0, 1].
+    progress : Progress, optional
+        Called as `progress(stage, done, total)`.
 
     Returns
     -------
@@ -196,6 +197,7 @@ def compare(
     >>> [(row["estimator"], row["trajectory"], row["step"], row["rmse"]) for row in study.rows[:2]]
     [('float64', 'exact', 2, 0.0), ('float64', 'exact', 1, 0.0)]
     """
+    progress = progress or no_progress
     named = _named(machines)
     if repeats < 1:
         raise InputError(f"must be at least 1, got {repeats}", where="repeats", remedy="use a larger number")
@@ -226,8 +228,8 @@ def compare(
             callback(step)
             after[step["i"], step["first"]] = step["x"].cpu()
 
-        told = None if progress is None else lambda within: progress(done + share * within)
-        drawn = sample(machine, n, x_T=noise, callback=keep, progress=told, **settings)
+        mine = part_of(progress, "comparing", done, done + share)
+        drawn = sample(machine, n, x_T=noise, callback=keep, progress=mine, **settings)
         # Records and callbacks come in the same order.
         for record, (at, x) in zip(drawn.steps, after.items(), strict=True):
             rows.extend(_own(name, record, at, x, exact[at]))

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,21 +21,22 @@ import torch
 from torch import Tensor
 
 from patchindex.build.workdir import locked, real_path
-from patchindex.denoisers.score_machine import WORKING_MEMORY, ScoreMachine
+from patchindex.denoisers.score_machine import ScoreMachine
 from patchindex.errors import InputError, StoreError
-from patchindex.estimators import Query, ScoreContext
+from patchindex.estimators import ScoreContext
 from patchindex.estimators.auto import DEEP_BYTES, FIRST_CELLS, combine
 from patchindex.estimators.curve import DEEPER, MOVES, NearPoint, OperatingCurve, TopPoint
 from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.topk import rerank
-from patchindex.exact import expected_seconds, scan
+from patchindex.exact import ScoreRequest, expected_seconds, scan
+from patchindex.exact.request import WORKING_MEMORY
 from patchindex.exact.sampled import SampledScan
 from patchindex.geometry import pad, query_windows
 from patchindex.images.by_label import TrainingImages, to_unit
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.patch_index import scale_group
 from patchindex.kernels.known_patches import KnownPatches
-from patchindex.runtime import threads
+from patchindex.runtime import Progress, no_progress, part_of, threads
 from patchindex.sampling.samplers import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.softmax import SoftmaxState
@@ -56,8 +58,6 @@ QUANTILES = 32
 SCORES_BYTES = 64 << 20  # of the logits that are looked at at once
 
 _threads = threads  # a parameter has this name
-
-Progress = Callable[[str, float, float], None]
 
 
 def tune(
@@ -107,6 +107,7 @@ def tune(
     >>> sorted(tune(path).scale(3).attributes["operating_curve"])
     ['exact', 'images', 'least', 'near', 'scan', 'single', 'top', 'version']
     """
+    progress = progress or no_progress
     index = open_index(store)
     todo = _unmeasured(index, overwrite)
     if not todo:
@@ -118,12 +119,12 @@ def tune(
     with _threads(threads), locked(real_path(index.path)):
         index = open_index(store)
         todo = _unmeasured(index, overwrite)
-        clean = _draw(index, seed, partial(_tell, progress, "images to tune by"))
+        clean = _draw(index, seed, progress)
         for k in todo:
             betas = noise_levels(k, index.locality)
             betas = sorted({betas[0], betas[len(betas) // 2], betas[-1]})
             levels = _Levels(index, k, betas, clean, np.random.default_rng([seed, k]))
-            curve = levels.measure(partial(_tell, progress, f"k = {k}: operating curve"))
+            curve = levels.measure(partial(progress, f"k = {k}: operating curve"))
             index.scale(k).save_curve(curve.as_dict())
     return open_index(store)
 
@@ -143,16 +144,13 @@ def _unmeasured(index: PatchIndex, overwrite: bool) -> list[int]:
     return list(index.scales)
 
 
-def _tell(progress: Progress | None, stage: str, done: float) -> None:
-    if progress is not None:
-        progress(stage, done, 1)
-
-
-def _draw(index: PatchIndex, seed: int, progress: Callable[[float], None]) -> Tensor:
+def _draw(index: PatchIndex, seed: int, progress: Progress) -> Tensor:
     """Return images from the store, by its own schedule or one that takes all scales in turn."""
     schedule = index.locality or LocalitySchedule.of([index.scales[0], *index.scales])
     machine = ScoreMachine(index, locality=schedule, estimator="auto", probes=1024, candidates=1024)
-    return sample(machine, IMAGES, seed=seed, progress=progress).images
+    return sample(
+        machine, IMAGES, seed=seed, progress=part_of(progress, "images to tune by", 0.0, 1.0)
+    ).images
 
 
 class _Deeper(NamedTuple):
@@ -177,10 +175,7 @@ class _Levels:
     ) -> None:
         self._index, self._scale = index, index.scale(k)
         self._geometry, self._images = self._scale.geometry, len(index.training)
-        cpu = torch.device("cpu")
-        self._data = ScoreContext(
-            index.training, index.machine, index.train_windows, index, cpu, WORKING_MEMORY
-        )
+        self._data = ScoreContext(index, torch.device("cpu"))
         self._area = clean[0, 0].numel()
         n = clean[:, 0].numel()
         self._pixels = np.sort(rng.choice(n, min(PIXELS, n), replace=False))
@@ -188,9 +183,10 @@ class _Levels:
         self._queries = []
         for beta in betas:
             a, noise = (1 - beta) ** 0.5, torch.from_numpy(rng.standard_normal(clean.shape)).float()
-            self._queries.append(Query(a * clean + beta**0.5 * noise, a, beta, k))
+            x = a * clean + beta**0.5 * noise
+            self._queries.append(ScoreRequest(index.training, self._geometry, x, beta))
 
-    def measure(self, progress: Callable[[float], object]) -> OperatingCurve:
+    def measure(self, progress: Callable[[float, float], None]) -> OperatingCurve:
         """Return the curve."""
         near: list[NearPoint] = []
         top: list[TopPoint] = []
@@ -210,10 +206,10 @@ class _Levels:
             # Larger near fields cost more: not where exact scores take less.
             dear = {point.beta for point in near if point.seconds > exact}
             levels = [level for level in levels if level[0].beta not in dear]
-            progress((done + 1) / (len(NEAR) + 1))
+            progress((done + 1) / (len(NEAR) + 1), 1)
         for query, heaviest in zip(self._queries, self._heaviest(), strict=True):
             top += self._top(query, heaviest)
-        progress(1)
+        progress(1, 1)
         # What a pixel costs alone follows from what all cost together.
         channels = self._index.training.channels
         one, every = (
@@ -231,12 +227,12 @@ class _Levels:
         seconds = []
         for _ in range(2):  # the first loads kernels
             start = time.perf_counter()
-            scan(training, self._geometry, query.x[:1], query.a, query.beta)
+            scan(replace(query.select(slice(1)), training=training))
             seconds.append((time.perf_counter() - start) / some * self._images / self._area)
         return seconds[-1]
 
     def _near(
-        self, query: Query, probes: int, candidates: int, exact: float, deeper: list[_Deeper]
+        self, query: ScoreRequest, probes: int, candidates: int, exact: float, deeper: list[_Deeper]
     ) -> tuple[NearPoint, float, float]:
         """Return a point, the seconds a pixel of a whole scan, and the share that is sampled in any case.
 
@@ -248,10 +244,8 @@ class _Levels:
             deeper += [self._deeper(field, i, near) for i, near in enumerate(nears)]
         variances, scans, least, moves = [], [], 1.0, []
         for i, near in enumerate(nears):
-            sample = SampledScan(
-                self._index.pixels.numpy(), 0, self._images, self._geometry, query.x[i], query.a, query.beta,
-                [i], near.members, near.state.max_logit.numpy(),
-            )  # fmt: skip
+            one, top = query.select(slice(i, i + 1)), near.state.max_logit.numpy()
+            sample = SampledScan(one, self._index.pixels.numpy(), near.members, top)
             least = min(1.0, FIRST_CELLS / sample.strata)
             start = time.perf_counter()
             sample.grow(max(FIRST_CELLS, int(SHARE * sample.strata)))
@@ -273,7 +267,7 @@ class _Levels:
 
     def _deeper(self, field: NearField, i: int, near: Near) -> _Deeper:
         """Return a larger near field of as many pixels of image i as memory allows."""
-        most = max(1, self._data.memory // (DEEPER * field.candidates * DEEP_BYTES))
+        most = max(1, WORKING_MEMORY // (DEEPER * field.candidates * DEEP_BYTES))
         pixels = np.sort(np.random.default_rng(i).permutation(self._area)[:most])
         found = field.deeper(i, near, pixels, DEEPER)
         return _Deeper(pixels, _heavy(found.members, found.state))
@@ -298,7 +292,7 @@ class _Levels:
         return shares * np.sqrt(np.square(values - mean[pixel]).mean(-1))
 
     def _retrieve(
-        self, query: Query, probes: int, candidates: int, recalled: Sequence[np.ndarray] = ()
+        self, query: ScoreRequest, probes: int, candidates: int, recalled: Sequence[np.ndarray] = ()
     ) -> tuple[NearField, list[Near], float]:
         """Return near fields, those of each image, and the seconds a pixel that they took."""
         start = time.perf_counter()
@@ -337,7 +331,7 @@ class _Levels:
             for found, window, query in zip(best, windows, self._queries, strict=True)
         ]
 
-    def _top(self, query: Query, heaviest: Tensor) -> Iterator[TopPoint]:
+    def _top(self, query: ScoreRequest, heaviest: Tensor) -> Iterator[TopPoint]:
         """Yield the points of a noise level."""
         scale, geometry = self._scale, self._geometry
         vectors = (scale.pca.project_queries(query.x, geometry, query.a)[self._pixels] / query.a).numpy()

@@ -10,14 +10,12 @@ import torch
 import patchindex as pi
 from patchindex.errors import InputError
 from patchindex.estimators import auto
-from patchindex.exact import scan
+from patchindex.exact import ScoreRequest, scan
 
 
 def exact_mean(store, x, t, k, label=None):
     beta = brute.beta_of(t)
-    state = scan(
-        store.training, store.geometry(k), x, (1 - beta) ** 0.5, beta, label=label, dtype=torch.float64
-    )
+    state = scan(ScoreRequest(store.training, store.geometry(k), x, beta, label=label, dtype=torch.float64))
     return state.mean().permute(0, 3, 1, 2)
 
 
@@ -197,7 +195,9 @@ def test_a_tolerance_that_is_none_is_refused(store, tolerance):
 
 def test_all_pixels_are_told_when_done(store, held_out, scans_are_dear):
     told = []
-    machine(store, probes=8, candidates=50).posterior_mean(held_out(0.5), 0.5, k=3, progress=told.append)
+    machine(store, probes=8, candidates=50).posterior_mean(
+        held_out(0.5), 0.5, k=3, progress=lambda _, done, total: told.append(done / total)
+    )
     assert told[-1] == 1
     assert (np.diff(told) >= 0).all()
 

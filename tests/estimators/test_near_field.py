@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import brute
 import numpy as np
 import pytest
 import torch
 
 import patchindex as pi
-from patchindex.estimators.base import Query, ScoreContext
+from patchindex.estimators.base import ScoreContext
 from patchindex.estimators.near import NearField
-from patchindex.exact import scan
+from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 
 ALL = 10**4
@@ -18,18 +20,13 @@ ALL = 10**4
 
 def field(store, x, t, k, probes, candidates, label=None, memory=1 << 26):
     beta = brute.beta_of(t)
-    data = ScoreContext(
-        store.training, store.machine, store.train_windows, store, torch.device("cpu"), memory
-    )
-    query = Query(x=x, a=(1 - beta) ** 0.5, beta=beta, k=k, label=label)
+    data = ScoreContext(store, torch.device("cpu"))
+    query = ScoreRequest(store.training, store.geometry(k), x, beta, label=label, memory=memory)
     return NearField(data, query, probes, candidates), query
 
 
 def exact(store, query):
-    return scan(
-        store.training, store.geometry(query.k), query.x, query.a, query.beta, label=query.label,
-        dtype=torch.float64,
-    )  # fmt: skip
+    return scan(replace(query, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("label", [None, 4])
@@ -127,9 +124,7 @@ def test_what_was_found_before_need_not_be_found_again(store, held_out):
     x, t = held_out(0.4), 0.4
     before, query = field(store, x, t, 5, 30, 60)
     found = [before.image(i) for i in range(2)]
-    data = ScoreContext(
-        store.training, store.machine, store.train_windows, store, torch.device("cpu"), 1 << 26
-    )
+    data = ScoreContext(store, torch.device("cpu"))
     again = NearField(data, query, 30, 60, [near.heaviest for near in found])
     for i, near in enumerate(found):
         new = again.image(i)

@@ -9,8 +9,8 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
-from patchindex.estimators import Query, ScoreContext, topk
-from patchindex.exact import scan
+from patchindex.estimators import ScoreContext, topk
+from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import query_windows
 
 EVERYTHING = 10**6
@@ -18,9 +18,7 @@ EVERYTHING = 10**6
 
 def exact_state(store, x, t, k, label=None):
     beta = brute.beta_of(t)
-    return scan(
-        store.training, store.geometry(k), x, (1 - beta) ** 0.5, beta, label=label, dtype=torch.float64
-    )
+    return scan(ScoreRequest(store.training, store.geometry(k), x, beta, label=label, dtype=torch.float64))
 
 
 def retrieved(monkeypatch, machine, x, t, k):
@@ -251,7 +249,7 @@ def test_both_ways_of_reranking_agree(held_out, machine, real_images, tmp_path):
     images = real_images(20, 12)[0]
     index = pi.build_index(images, tmp_path / "s.zarr", scales=[5], machine=machine)
     x, beta, scale = held_out(0.5)[:, :, :12, :12], brute.beta_of(0.5), index.scale(5)
-    query = Query(x, (1 - beta) ** 0.5, beta, 5)
+    request = ScoreRequest(index.training, scale.geometry, x, beta, memory=40 * 64 * 7)
     rng = np.random.default_rng(0)
     rows = rng.choice(x[:, 0].numel(), 40, replace=False)
     per_image = scale.geometry.patches_per_image
@@ -262,11 +260,11 @@ def test_both_ways_of_reranking_agree(held_out, machine, real_images, tmp_path):
         found = [place + image * per_image for image in range(20) for place in places]
         some = rng.permutation(found)[: row % 30]
         mine[: len(some)] = some
-    data = ScoreContext(index.training, machine, "valid", index, torch.device("cpu"), 40 * 64 * 7)
-    got = topk.rerank(data, scale, query, rows, ids)
+    data = ScoreContext(index, torch.device("cpu"))
+    got = topk.rerank(data, scale, request, rows, ids)
     windows = query_windows(x, scale.geometry)[torch.from_numpy(rows)]
     want = topk._rerank_by_torch(
-        index.pixels, scale.geometry, windows, torch.from_numpy(ids), query.a, query.beta, data.memory
+        index.pixels, scale.geometry, windows, torch.from_numpy(ids), request.a, request.beta, request.memory
     )
     assert torch.equal(got.count, want.count)
     some = want.count > 0

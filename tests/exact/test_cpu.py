@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import brute
 import numpy as np
@@ -34,9 +35,8 @@ def geometry_of(name, k, size):
 
 def scan(images, x, t, geometry, **settings):
     beta = brute.beta_of(t)
-    return exact.scan(
-        TrainingImages(images), geometry, torch.from_numpy(x).float(), (1 - beta) ** 0.5, beta, **settings
-    )
+    x = torch.from_numpy(x).float()
+    return exact.scan(exact.ScoreRequest(TrainingImages(images), geometry, x, beta, **settings))
 
 
 def images_and_query(real_images, n, size, channels, t, queries=1):
@@ -129,11 +129,10 @@ def off_by_what_is_skipped(bits):
     """
     images = np.zeros((4224, 1, 1, 1), np.uint8)
     images[0] = 255
-    geometry, a = Geometry.of("LS", 1, (1, 1)), 0.8
-    beta = (2 * a) ** 2 / (2 * bits * math.log(2))
-    x = torch.full((1, 1, 1, 1), a)
+    geometry, beta = Geometry.of("LS", 1, (1, 1)), 2 / (2 + bits * math.log(2))  # (2 a)^2 / (2 beta) nats
+    x = torch.full((1, 1, 1, 1), (1 - beta) ** 0.5)
     means = [
-        exact.scan(TrainingImages(images), geometry, x, a, beta, dtype=dtype).mean()
+        exact.scan(exact.ScoreRequest(TrainingImages(images), geometry, x, beta, dtype=dtype)).mean()
         for dtype in (torch.float32, torch.float64)
     ]
     return abs(float(means[0] - means[1]))
@@ -261,9 +260,10 @@ def test_gradients_of_x_are_no_hindrance(real_images, dtype):
     images, x = images_and_query(real_images, 20, (12, 12), 1, 0.4)
     training, geometry = TrainingImages(images), geometry_of("ELS", 3, (12, 12))
     x = torch.from_numpy(x).float()
-    wanted = exact.scan(training, geometry, x.clone().requires_grad_(), 0.8, 0.36, dtype=dtype).mean()
+    request = exact.ScoreRequest(training, geometry, x, 0.36, dtype=dtype)
+    wanted = exact.scan(replace(request, x=x.clone().requires_grad_())).mean()
     assert not wanted.requires_grad
-    torch.testing.assert_close(wanted, exact.scan(training, geometry, x, 0.8, 0.36, dtype=dtype).mean())
+    torch.testing.assert_close(wanted, exact.scan(request).mean())
 
 
 def test_a_slide_sees_each_window_once():

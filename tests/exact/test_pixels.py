@@ -25,7 +25,7 @@ def scan(real_images):
     def run(name, k=5, **settings):
         train_windows = "wrapped" if name == "ELS-wrapped" else "valid"
         geometry = Geometry.of(name.removesuffix("-wrapped"), k, SIZE, train_windows)
-        return exact.scan(training, geometry, x, (1 - beta) ** 0.5, beta, **settings)
+        return exact.scan(exact.ScoreRequest(training, geometry, x, beta, **settings))
 
     return run
 
@@ -64,11 +64,13 @@ def test_lists_keep_their_order_and_repetitions(scan, name, dtype, memory):
 def test_no_pixel_at_all(scan, dtype):
     shares = []
     mask = torch.zeros((3, *SIZE), dtype=torch.bool)
-    state = scan("ELS", pixels=mask, dtype=dtype, progress=shares.append)
+    state = scan("ELS", pixels=mask, dtype=dtype, progress=lambda _, done, total: shares.append(done / total))
     assert state.mean().shape == (0, 3)
     assert shares == [1.0]
     mask[0] = True  # the last groups have nothing to do
-    scan("ELS", pixels=mask, dtype=dtype, memory=1, progress=shares.append)
+    scan(
+        "ELS", pixels=mask, dtype=dtype, memory=1, progress=lambda _, done, total: shares.append(done / total)
+    )
     assert shares[-1] == 1.0
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.exact import scan
+from patchindex.exact import ScoreRequest, scan
 from patchindex.exact.sampled import SampledScan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
@@ -36,7 +36,9 @@ def case(real_images):
 def sampled(images, geometry, x, a, beta, *, seed=0, known=NONE, top=None, pixels=None):
     if top is None:
         top = np.full(SIZE[0] * SIZE[1], -np.inf)
-    return SampledScan(images, 0, len(images), geometry, x, a, beta, [seed], known, top, pixels)
+    mask = None if pixels is None else pixels[None]
+    request = ScoreRequest(TrainingImages(images), geometry, x[None], beta, seed=seed, pixels=mask)
+    return SampledScan(request, images, known, top)
 
 
 def members_of(geometry, images, x, a, beta, rng, n):
@@ -89,7 +91,7 @@ def test_everything_scanned_is_exact(case, machine, train_windows, k, channels):
     sample = sampled(images, geometry, x, a, beta)
     for strata in (3, 2, EVERYTHING):
         sample.grow(strata)
-    state, exact = sample.state(), scan(TrainingImages(images), geometry, x[None], a, beta)[0]
+    state, exact = sample.state(), scan(ScoreRequest(TrainingImages(images), geometry, x[None], beta))[0]
     assert sample.scanned == sample.strata
     assert torch.equal(state.count, exact.count)
     # Both are float32 sums of the same numbers, in another order.
@@ -104,7 +106,7 @@ def test_known_members_are_left_out(case, machine, train_windows):
     images, x, a, beta = case(70)
     geometry = Geometry.of(machine, 5, SIZE, train_windows)
     known, members = members_of(geometry, images, x, a, beta, np.random.default_rng(1), 500)
-    exact = scan(TrainingImages(images), geometry, x[None], a, beta)[0]
+    exact = scan(ScoreRequest(TrainingImages(images), geometry, x[None], beta))[0]
     for pixels in (None, torch.rand(SIZE, generator=torch.Generator().manual_seed(0)) < 0.2):
         top = members.max_logit.numpy()
         sample = sampled(images, geometry, x, a, beta, known=known, top=top, pixels=pixels)
@@ -123,7 +125,7 @@ def test_known_members_are_left_out(case, machine, train_windows):
 def test_sums_are_unbiased_and_errors_honest(case, machine, train_windows, single):
     images, x, a, beta = case(960, t=0.6)
     geometry = Geometry.of(machine, 3, SIZE, train_windows)
-    exact = scan(TrainingImages(images), geometry, x[None], a, beta)[0]
+    exact = scan(ScoreRequest(TrainingImages(images), geometry, x[None], beta))[0]
     pixels = torch.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 7 == 0 if single else None
     asked = slice(None) if pixels is None else pixels
     weights, errors, stderrs = [], [], []
@@ -147,7 +149,7 @@ def test_a_label_is_a_range_of_images(case):
     geometry = Geometry.of("ELS", 3, SIZE)
     sample = SampledScan(images, 20, 75, geometry, x, a, beta, [0], NONE, np.full(168, -np.inf))
     sample.grow(EVERYTHING)
-    exact = scan(TrainingImages(images[20:75]), geometry, x[None], a, beta)[0]
+    exact = scan(ScoreRequest(TrainingImages(images[20:75]), geometry, x[None], beta))[0]
     torch.testing.assert_close(sample.state().mean(), exact.mean(), rtol=0, atol=5e-6)
 
 
@@ -156,7 +158,7 @@ def test_fewer_pixels_from_now_on(case):
     images, x, a, beta = case(200)
     geometry = Geometry.of("ELS", 5, SIZE)
     known, members = members_of(geometry, images, x, a, beta, np.random.default_rng(1), 900)
-    exact = scan(TrainingImages(images), geometry, x[None], a, beta)[0]
+    exact = scan(ScoreRequest(TrainingImages(images), geometry, x[None], beta))[0]
     some, few = (torch.arange(168).reshape(SIZE) % n == 0 for n in (2, 6))
     top = members.max_logit.numpy()
     sample = sampled(images, geometry, x, a, beta, known=known, top=top, pixels=some)

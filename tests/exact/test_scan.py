@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.exact import scan
+from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 
@@ -65,7 +65,7 @@ def test_state_of_the_scan(some, name, t):
         name.removesuffix("-wrapped"), 5, (12, 12), "wrapped" if name == "ELS-wrapped" else "valid"
     )
     beta = brute.beta_of(t)
-    state = scan(TrainingImages(images), geometry, x, (1 - beta) ** 0.5, beta, dtype=torch.float64)
+    state = scan(ScoreRequest(TrainingImages(images), geometry, x, beta, dtype=torch.float64))
     truth = brute.posterior_mean(images, x[0].numpy(), beta, name, 5)
     # Logits are up to 1e5 at t = 0.05 and differ from the definition by rounding in float64.
     np.testing.assert_allclose(state.log_weight()[0], truth.log_weight, rtol=1e-9, atol=1e-8)
@@ -162,14 +162,15 @@ def test_tiles_of_any_size_agree(some, name):
     for memory in (1, 200_000, 256 << 20):  # one image a tile, a few, all
         states.append(
             scan(
-                training,
-                geometry,
-                x,
-                (1 - beta) ** 0.5,
-                beta,
-                memory=memory,
-                dtype=torch.float64,
-                progress=shares.append,
+                ScoreRequest(
+                    training,
+                    geometry,
+                    x,
+                    beta,
+                    memory=memory,
+                    dtype=torch.float64,
+                    progress=lambda _, done, total: shares.append(done / total),
+                )
             )
         )
     assert shares.count(1.0) == 3

@@ -31,8 +31,8 @@ first, second = exact.load_kernel(), exact.load_kernel()
 worst = 0.0
 for machine, k in (("ELS", 5), ("bbELS", 3), ("LS", 7)):
     geometry = Geometry.of(machine, k, (12, 12))
-    ours = exact.scan(training, geometry, x.float(), 0.6, 0.64).mean()
-    truth = exact.scan(training, geometry, x, 0.6, 0.64, dtype=torch.float64).mean()
+    ours = exact.scan(exact.ScoreRequest(training, geometry, x.float(), 0.64)).mean()
+    truth = exact.scan(exact.ScoreRequest(training, geometry, x, 0.64, dtype=torch.float64)).mean()
     worst = max(worst, (ours - truth).abs().max().item())
 print(simd.BLOCK, first is not None, second is None, worst)
 """

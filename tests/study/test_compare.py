@@ -147,7 +147,12 @@ def test_a_picture(study, tmp_path):
 
 def test_progress_is_told(index):
     told = []
-    compare([pi.ScoreMachine(index, estimator="topk")], 2, 3, progress=told.append)
+    compare(
+        [pi.ScoreMachine(index, estimator="topk")],
+        2,
+        3,
+        progress=lambda _, done, total: told.append(done / total),
+    )
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1)
 
