@@ -147,7 +147,9 @@ def test_sums_are_unbiased_and_errors_honest(case, machine, train_windows, singl
 def test_a_label_is_a_range_of_images(case):
     images, x, a, beta = case(90)
     geometry = Geometry.of("ELS", 3, SIZE)
-    sample = SampledScan(images, 20, 75, geometry, x, a, beta, [0], NONE, np.full(168, -np.inf))
+    training = TrainingImages(images, np.repeat([3, 4, 5], [20, 55, 15]))
+    request = ScoreRequest(training, geometry, x[None], beta, label=4)
+    sample = SampledScan(request, images, NONE, np.full(168, -np.inf))
     sample.grow(EVERYTHING)
     exact = scan(ScoreRequest(TrainingImages(images[20:75]), geometry, x[None], beta))[0]
     torch.testing.assert_close(sample.state().mean(), exact.mean(), rtol=0, atol=5e-6)
