@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.exact import scan
+from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 from patchindex.schedules import cosine
@@ -118,7 +118,7 @@ def exact_mean(
     training: TrainingImages, geometry: Geometry, x: Tensor, beta: float, **settings: Any
 ) -> Tensor:
     """Return the exact posterior mean, with channels last: (B, H, W, C), or (M, C) with `pixels`."""
-    return scan(training, geometry, x, (1 - beta) ** 0.5, beta, **settings).mean()
+    return scan(ScoreRequest(training, geometry, x, beta, **settings)).mean()
 
 
 def anonymous_mebibytes(pid: int | str = "self") -> float:

@@ -201,7 +201,9 @@ def test_batches_of_any_size_and_memory_agree(store, real_images):
 def test_progress_grows_to_one(store, real_images):
     shares = []
     x = torch.from_numpy(brute.noisy(real_images(9, 14, skip=300)[0], 0.4))
-    pi.ScoreMachine(store, estimator="topk", candidates=8).posterior_mean(x, 0.4, k=5, progress=lambda _, done, total: shares.append(done / total))
+    pi.ScoreMachine(store, estimator="topk", candidates=8).posterior_mean(
+        x, 0.4, k=5, progress=lambda _, done, total: shares.append(done / total)
+    )
     assert len(shares) > 1
     assert shares == sorted(shares)
     assert shares[-1] == 1

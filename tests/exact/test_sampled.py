@@ -145,7 +145,7 @@ def test_sums_are_unbiased_and_errors_honest(case, machine, train_windows, singl
 
 
 def test_a_label_is_a_range_of_images(case):
-    images, x, a, beta = case(90)
+    images, x, _, beta = case(90)
     geometry = Geometry.of("ELS", 3, SIZE)
     training = TrainingImages(images, np.repeat([3, 4, 5], [20, 55, 15]))
     request = ScoreRequest(training, geometry, x[None], beta, label=4)

@@ -234,7 +234,9 @@ def test_progress_grows_to_one(some):
     images, _, x = some
     shares = []
     m = machine_of(images, "ELS", memory=60_000)
-    m.posterior_mean(x, torch.tensor([0.4, 0.6]), k=5, progress=lambda _, done, total: shares.append(done / total))
+    m.posterior_mean(
+        x, torch.tensor([0.4, 0.6]), k=5, progress=lambda _, done, total: shares.append(done / total)
+    )
     assert len(shares) > 4
     assert shares == sorted(shares)
     assert shares[0] > 0
