@@ -77,8 +77,8 @@ def test_whole_numbers_of_any_kind_are_taken(store, held_out, way):
         ({"label": "4"}, {}, "label: '4' is not an integer"),
         ({"threads": 0}, {}, "threads: must be 1 to 1024"),
         ({}, {"label": "4"}, "label: '4' is not an integer"),
-        ({}, {"samples": [0]}, "samples: there are 1 numbers for 2 images"),
-        ({}, {"samples": [0, 1, 2]}, "samples: there are 3 numbers for 2 images"),
+        ({}, {"image_ids": [0]}, "image_ids: there are 1 numbers for 2 images"),
+        ({}, {"image_ids": [0, 1, 2]}, "image_ids: there are 3 numbers for 2 images"),
     ],
 )
 def test_bad_settings_are_told_in_one_line(store, held_out, settings, call, words):
