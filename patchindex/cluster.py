@@ -306,7 +306,7 @@ def _scan(images: np.ndarray, lo: int, hi: int, sent: dict[str, Any]) -> Softmax
 
 def _merged(states: Sequence[SoftmaxState]) -> SoftmaxState:
     first, *others = states
-    state = SoftmaxState(*(f.clone() for f in vars(first).values()))
+    state = first.clone()
     for other in others:
         state.merge(other)
     return state

@@ -1,18 +1,17 @@
-"""The mergeable softmax: what every softmax of the package is computed by, or ends up in.
+"""The mergeable softmax: every softmax over training data ends in a `SoftmaxState`.
 
-For one pixel, with logits `l_j`, centres `c_j` and multiplicities `m_j` (one over the probability with which
-member j was drawn; 1 for a member that is there for certain), the posterior mean is
+The posterior mean of one pixel, with logits `l_j` and centres `c_j`, is
 
-    mu = sum_j m_j exp(l_j) c_j / sum_j m_j exp(l_j)
+    mu = sum_j exp(l_j) c_j / sum_j exp(l_j)
 
 A `SoftmaxState` holds the sums that `mu`, its effective sample size and its standard error need, relative to
-the largest logit seen. States of disjoint members merge in any order, so chunks, threads, shards of a data
-set and machines can each make one.
+the largest logit. States of disjoint members merge in any order, so tiles, threads, shards of a data set and
+machines can each make one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +22,18 @@ from patchindex.errors import InputError
 
 __all__ = ["SoftmaxState"]
 
-# Members this far below the largest logit are taken to be just so far: 1e12 of them would not change the 20th
-# digit, and exponentials that underflow take ten times as long as others.
+# Smaller differences from the largest logit are raised to this one: 1e12 such members would not change the
+# 20th digit, and exponentials that underflow take ten times as long as others.
 NEGLIGIBLE = -80.0
 
 
 def _scale(logit: Tensor, reference: Tensor) -> Tensor:
-    """exp(logit - reference), and 0 where there is nothing yet (both are minus infinity)."""
+    """Return exp(logit - reference), and 0 where both are minus infinity."""
     return torch.where(logit == -torch.inf, 0.0, torch.exp(logit - reference))
 
 
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """sum_j weights[..., j] values[..., j, :], in float64 once summed."""
+    """Return sum_j weights[..., j] values[..., j, :] in float64."""
     if values.dim() < 3 or weights.dim() < 2:
         return (weights @ values).double()
     if values.shape[-3] == 1:  # the pixels along the last dimension share their members: one matrix product
@@ -49,27 +48,27 @@ class SoftmaxState:
     Attributes
     ----------
     max_logit : Tensor, shape (...)
-        The largest logit seen; minus infinity where nothing was added. `w_j = exp(l_j - max_logit)` below.
+        The largest logit; minus infinity where there are no members. `w_j = exp(l_j - max_logit)` below.
     weight : Tensor, shape (...)
-        `sum_j m_j w_j`.
+        `sum_j m_j w_j`: a member of a random sample stands for m_j members, any other member for one.
     weight_sq : Tensor, shape (...)
         `sum_j m_j w_j^2`, for the effective sample size.
     centre : Tensor, shape (..., C)
         `sum_j m_j w_j c_j`.
     variance : Tensor, shape (..., 1 + 2 C)
-        `sum_j m_j (m_j - 1) w_j^2 [1, c_j, c_j^2]`, for the standard error. It is zero when every
-        multiplicity is 1.
+        Variance of `weight`, its covariances with `centre`, and the variances of `centre`. Zero where no
+        member comes from a random sample.
     count : Tensor, shape (...), int64
-        How many members were added.
+        Number of members.
 
     Notes
     -----
-    The state is float64 because a float32 sum over tens of millions of terms of equal weight loses half of
-    itself; the tiles that are added may be float32.
+    The state is float64 because a float32 sum of tens of millions of equal terms loses half of them. The tiles
+    that are added may be float32.
 
     Examples
     --------
-    Two members with logits 0 and log 3, split in two and merged:
+    Two members with logits 0 and log 3, added one by one:
 
     >>> import torch
     >>> s = SoftmaxState.of(torch.tensor([0.0]), torch.tensor([[1.0]]))
@@ -87,7 +86,7 @@ class SoftmaxState:
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], channels: int, device: torch.device | str = "cpu") -> SoftmaxState:
-        """Return the state of no members for a grid of pixels of `shape`: the neutral element of `merge`."""
+        """Return the state without members for a grid of pixels: the neutral element of `merge`."""
 
         def zeros(*tail: int) -> Tensor:
             return torch.zeros((*shape, *tail), dtype=torch.float64, device=device)
@@ -102,14 +101,8 @@ class SoftmaxState:
         )
 
     @classmethod
-    def of(
-        cls,
-        logits: Tensor,
-        centres: Tensor,
-        log_multiplicity: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> SoftmaxState:
-        """Return the state of `n` members a pixel.
+    def of(cls, logits: Tensor, centres: Tensor, valid: Tensor | None = None) -> SoftmaxState:
+        """Return the state of `n` members per pixel.
 
         Parameters
         ----------
@@ -117,45 +110,31 @@ class SoftmaxState:
         centres : Tensor, shape (..., n, C)
             Broadcast against the logits: (n, C) when all pixels have the same members, and a dimension of
             size one where the pixels along it have.
-        log_multiplicity : Tensor, shape (..., n), optional
-            Logarithm of one over the probability with which each member was drawn, independently of the
-            others. None means that every member is certain.
         valid : Tensor of bool, shape (..., n), optional
-            False where there is no member. None means that all n are there.
+            False where there is no member; by default all n are members.
 
         Raises
         ------
         InputError
-            When there are no members to add (n = 0).
+            When n = 0.
         """
         n = logits.shape[-1]
         if n == 0:
-            raise InputError("there are no members to add", where="logits")
+            raise InputError("there are no members to add", parameter="logits")
         if valid is not None:
             logits = torch.where(valid, logits, -torch.inf)
         top = logits.amax(-1)
-        # A pixel without members keeps its minus infinity; 0 stands in, so that no NaN arises here.
+        # A pixel without members keeps minus infinity; 0 stands in here, so that no NaN arises.
         below = logits - torch.where(top == -torch.inf, 0.0, top).unsqueeze(-1)
         w = torch.exp(below.clamp_min_(NEGLIGIBLE))
         if valid is not None:
             w = torch.where(valid, w, 0.0)
-        m = None if log_multiplicity is None else torch.exp(log_multiplicity)
-        mw = w if m is None else m * w
-        channels = centres.shape[-1]
-        state = cls.empty(tuple(top.shape), channels, logits.device)
+        state = cls.empty(tuple(top.shape), centres.shape[-1], logits.device)
         state.max_logit = top.double()
-        state.weight = mw.sum(-1).double()
-        state.weight_sq = (mw * w).sum(-1).double()
-        state.centre = _weighted_sum(mw, centres)
+        state.weight = w.sum(-1).double()
+        state.weight_sq = (w * w).sum(-1).double()
+        state.centre = _weighted_sum(w, centres)
         state.count += n if valid is None else valid.sum(-1)
-        if m is not None:
-            v = (m - 1) * mw * w
-            moments = [
-                v.sum(-1, keepdim=True).double(),
-                _weighted_sum(v, centres),
-                _weighted_sum(v, centres.square()),
-            ]
-            state.variance = torch.cat(moments, -1)
         return state
 
     @classmethod
@@ -163,16 +142,35 @@ class SoftmaxState:
         """Join the grids of several states along their first dimension."""
         return cls(*(torch.cat(parts) for parts in zip(*(vars(s).values() for s in states), strict=True)))
 
+    def clone(self) -> SoftmaxState:
+        """Return a copy that shares no memory with this state."""
+        return self._map(Tensor.clone)
+
     def reshape(self, shape: tuple[int, ...]) -> SoftmaxState:
         """Return the same pixels in a grid of another shape."""
         dims = self.max_logit.dim()
-        return SoftmaxState(*(f.reshape(*shape, *f.shape[dims:]) for f in vars(self).values()))
+        return self._map(lambda field: field.reshape(*shape, *field.shape[dims:]))
 
-    def __getitem__(self, index: Any) -> SoftmaxState:
-        return SoftmaxState(*(field[index] for field in vars(self).values()))
+    def transpose(self, dim0: int, dim1: int) -> SoftmaxState:
+        """Return the state with two dimensions of the grid swapped, counted from the front; contiguous."""
+        return self._map(lambda field: field.transpose(dim0, dim1).contiguous())
+
+    def select(self, index: Any) -> SoftmaxState:
+        """Return the state of some pixels, `state[index]`: an index or a mask of the grid."""
+        return self._map(lambda field: field[index])
+
+    __getitem__ = select
+
+    def write(self, index: Any, other: SoftmaxState) -> None:
+        """Replace the state of some pixels by `other`, in place."""
+        for mine, new in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine[index] = new
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> SoftmaxState:
+        return SoftmaxState(*map(function, vars(self).values()))
 
     def reduce(self, dim: int) -> SoftmaxState:
-        """Merge the states along a dimension (counted from the front) of the grid."""
+        """Merge the states along a dimension of the grid, counted from the front."""
         top = self.max_logit.amax(dim)
         scale = _scale(self.max_logit, top.unsqueeze(dim))
         square = scale.square()
@@ -193,34 +191,25 @@ class SoftmaxState:
         other : SoftmaxState
             A state of other members for the same pixels.
         at : index, optional
-            Which pixels of this state `other` is about, as an index that names no pixel twice.
+            The pixels of this state that `other` is about. The index names no pixel twice.
         """
-        pair = (self[at], other)
-        stacked = SoftmaxState(
-            *(torch.stack(parts) for parts in zip(*(vars(s).values() for s in pair), strict=True))
-        )
-        for mine, merged in zip(vars(self).values(), vars(stacked.reduce(0)).values(), strict=True):
-            mine[at] = merged
+        pair = (vars(self.select(at)).values(), vars(other).values())
+        stacked = SoftmaxState(*(torch.stack(parts) for parts in zip(*pair, strict=True)))
+        self.write(at, stacked.reduce(0))
 
-    def add(
-        self,
-        logits: Tensor,
-        centres: Tensor,
-        log_multiplicity: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> None:
-        """Add members: `merge(SoftmaxState.of(logits, centres, log_multiplicity, valid))`."""
-        self.merge(SoftmaxState.of(logits, centres, log_multiplicity, valid))
+    def add(self, logits: Tensor, centres: Tensor, valid: Tensor | None = None) -> None:
+        """Add members: `merge(SoftmaxState.of(logits, centres, valid))`."""
+        self.merge(SoftmaxState.of(logits, centres, valid))
 
     def scale(self, factor: Tensor) -> None:
-        """Multiply the sums, as estimates with a variance, by a factor in place: shape (...), 0 or more."""
+        """Multiply the sums, and their variances by the square, in place: factors of shape (...), >= 0."""
         self.max_logit = torch.where(factor > 0, self.max_logit, -torch.inf)
         self.weight, self.weight_sq = self.weight * factor, self.weight_sq * factor
         self.centre = self.centre * factor.unsqueeze(-1)
         self.variance = self.variance * factor.square().unsqueeze(-1)
 
     def mean(self) -> Tensor:
-        """Return the posterior mean, shape (..., C); NaN where nothing was added."""
+        """Return the posterior mean, shape (..., C); NaN where there are no members."""
         return self.centre / self.weight.unsqueeze(-1)
 
     def log_weight(self) -> Tensor:
@@ -230,7 +219,7 @@ class SoftmaxState:
     def ess(self) -> Tensor:
         """Return the effective sample size `(sum m w)^2 / sum m w^2`, shape (...).
 
-        It estimates the effective sample size of the whole softmax, of which the members are a sample.
+        With a random sample this estimates the effective sample size of the whole softmax.
         """
         return self.weight.square() / self.weight_sq
 
@@ -239,13 +228,13 @@ class SoftmaxState:
         return self.mean_variance().sqrt()
 
     def mean_variance(self) -> Tensor:
-        """Return the variance of the mean, shape (..., C), of sampling the members independently.
+        """Return the variance of the mean that the random sample causes, shape (..., C).
 
-        `Var = D^-2 sum_j m_j (m_j - 1) w_j^2 (c_j - mu)^2`, with D the sum of weights: the linearised
-        variance of a ratio of two Horvitz-Thompson sums.
+        `D^-2 (Var[N] - 2 mu Cov[N, D] + mu^2 Var[D])` with N = `centre`, D = `weight`: the linearised
+        variance of the ratio N / D.
         """
         channels = self.centre.shape[-1]
         v0, v1, v2 = self.variance.split([1, channels, channels], -1)
         mu = self.mean()
-        # Rounding can take a variance of zero below it.
+        # Rounding can make a variance of zero negative.
         return (v2 - 2 * mu * v1 + mu.square() * v0).clamp_min(0) / self.weight.unsqueeze(-1).square()

@@ -1,4 +1,4 @@
-"""The mergeable softmax: one answer however its members are split, ordered, weighted or drawn."""
+"""The mergeable softmax: one state however its members are split, ordered or sampled."""
 
 from __future__ import annotations
 
@@ -12,20 +12,45 @@ from patchindex.softmax import SoftmaxState
 
 # float64 sums of the same few hundred terms in another order.
 ROUNDING = 1e-12
+FLOAT64 = ("weight", "weight_sq", "centre", "variance")
 
 
 def members(*shape, channels=3, seed=0, spread=20.0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(shape, generator=generator, dtype=dtype)
     centres = torch.rand(*shape, channels, generator=generator, dtype=dtype) * 2 - 1
-    log_multiplicity = torch.rand(shape, generator=generator, dtype=dtype) * 3
-    return logits, centres, log_multiplicity
+    return logits, centres
+
+
+def sampled(logits, centres, probability, valid=None):
+    """The state of members that a random sample holds with these probabilities, independently."""
+    state = SoftmaxState.of(logits, centres, valid)
+    m, w = 1 / probability, (logits - state.max_logit.unsqueeze(-1)).exp()
+    if valid is not None:
+        w = w * valid
+
+    def sums(weights):
+        first = (weights.unsqueeze(-1) * centres).sum(-2), (weights.unsqueeze(-1) * centres**2).sum(-2)
+        return weights.sum(-1), *first
+
+    state.weight, state.centre, _ = sums(m * w)
+    state.weight_sq = (m * w * w).sum(-1)
+    v0, v1, v2 = sums(m * (m - 1) * w * w)
+    state.variance = torch.cat([v0.unsqueeze(-1), v1, v2], -1)
+    return state
+
+
+def a_sample(*shape, seed=0, **settings):
+    """The arguments of `sampled`."""
+    generator = torch.Generator().manual_seed(seed + 100)
+    probability = (-3 * torch.rand(shape, generator=generator, dtype=torch.float64)).exp()
+    return *members(*shape, seed=seed, **settings), probability
 
 
 def assert_same(a, b, tolerance=ROUNDING):
     assert torch.equal(a.count, b.count)
     torch.testing.assert_close(a.max_logit, b.max_logit, rtol=0, atol=0)
-    for name in ("weight", "weight_sq", "centre", "variance"):
+    for name in FLOAT64:
         torch.testing.assert_close(
             getattr(a, name),
             getattr(b, name),
@@ -36,20 +61,19 @@ def assert_same(a, b, tolerance=ROUNDING):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_split_in_any_order_agrees_with_one_add(seed):
-    logits, centres, log_m = members(4, 5, 300, seed=seed)
-    whole = SoftmaxState.of(logits, centres, log_m)
+def test_any_split_in_any_order_gives_the_state_of_all_members(seed):
+    logits, centres, probability = a_sample(4, 5, 300, seed=seed)
+    whole = sampled(logits, centres, probability)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(300, generator=generator)
     cuts = torch.randint(1, 299, (6,), generator=generator).unique().sort().values.tolist()
     parts = [part for part in torch.tensor_split(order, cuts) if len(part)]
+    states = [sampled(logits[..., p], centres[..., p, :], probability[..., p]) for p in parts]
     state = SoftmaxState.empty((4, 5), 3)
-    for part in parts:
-        state.add(logits[..., part], centres[..., part, :], log_m[..., part])
+    for part in states:
+        state.merge(part)
     assert_same(state, whole)
-    # As a tree instead of one after the other.
-    states = [SoftmaxState.of(logits[..., p], centres[..., p, :], log_m[..., p]) for p in parts]
-    while len(states) > 1:
+    while len(states) > 1:  # as a tree
         right, left = states.pop(), states.pop(0)
         right.merge(left)
         states.insert(0, right)
@@ -57,22 +81,17 @@ def test_any_split_in_any_order_agrees_with_one_add(seed):
 
 
 def test_merging_is_commutative_and_leaves_the_other_state_alone():
-    logits, centres, log_m = members(6, 20)
-    a = SoftmaxState.of(logits[:, :7], centres[:, :7], log_m[:, :7])
-    b = SoftmaxState.of(logits[:, 7:], centres[:, 7:], log_m[:, 7:])
-    ab = SoftmaxState(*(field.clone() for field in vars(a).values()))
-    ba = SoftmaxState(*(field.clone() for field in vars(b).values()))
-    before = {name: field.clone() for name, field in vars(b).items()}
+    a, b = sampled(*a_sample(6, 7)), sampled(*a_sample(6, 13, seed=1))
+    ab, ba, before = a.clone(), b.clone(), b.clone()
     ab.merge(b)
     ba.merge(a)
     assert_same(ab, ba)
-    for name, field in vars(b).items():
-        assert torch.equal(field, before[name])
+    assert_same(b, before, 0)
 
 
 def test_the_empty_state_is_neutral_on_both_sides():
-    state = SoftmaxState.of(*members(3, 10))
-    left, right = SoftmaxState.empty((3,), 3), SoftmaxState(*(f.clone() for f in vars(state).values()))
+    state = sampled(*a_sample(3, 10))
+    left, right = SoftmaxState.empty((3,), 3), state.clone()
     left.merge(state)
     right.merge(SoftmaxState.empty((3,), 3))
     assert_same(left, state, 0)
@@ -84,8 +103,8 @@ def test_the_empty_state_is_neutral_on_both_sides():
     assert nothing.mean().isnan().all()
 
 
-def test_it_is_torch_softmax():
-    logits, centres, _ = members(4, 5, 100)
+def test_the_mean_is_that_of_torch_softmax():
+    logits, centres = members(4, 5, 100)
     state = SoftmaxState.of(logits, centres)
     p = logits.softmax(-1)
     torch.testing.assert_close(state.mean(), torch.einsum("abn,abnc->abc", p, centres), rtol=0, atol=ROUNDING)
@@ -95,48 +114,48 @@ def test_it_is_torch_softmax():
     assert torch.equal(state.stderr(), torch.zeros(4, 5, 3, dtype=torch.float64))
 
 
-def test_a_multiplicity_is_as_many_members():
-    logits, centres, _ = members(5, 8)
-    m = torch.tensor([1, 2, 3, 1, 5, 1, 1, 4])
-    drawn = SoftmaxState.of(logits, centres, m.double().log().expand(5, -1))
-    repeated = SoftmaxState.of(logits.repeat_interleave(m, 1), centres.repeat_interleave(m, 1))
-    for name in ("mean", "ess", "log_weight"):
-        torch.testing.assert_close(
-            getattr(drawn, name)(), getattr(repeated, name)(), rtol=ROUNDING, atol=ROUNDING
-        )
-    assert (drawn.count == 8).all()
+def test_a_scaled_state_counts_its_members_several_times():
+    logits, centres = members(5, 8)
+    m = torch.tensor([1.0, 2.0, 3.0, 1.0, 4.0], dtype=torch.float64)
+    state = SoftmaxState.of(logits, centres)
+    state.scale(m)
+    for row, times in enumerate(m.int().tolist()):
+        repeated = SoftmaxState.of(logits[row].repeat(times), centres[row].repeat(times, 1))
+        for name in ("mean", "ess", "log_weight"):
+            ours, theirs = getattr(state[row], name)(), getattr(repeated, name)()
+            torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
+    assert (state.count == 8).all()
 
 
 def test_centres_that_pixels_share_are_broadcast():
-    logits, centres, log_m = members(4, 5, 30)
+    logits, centres = members(4, 5, 30)
     for shared in (centres[0, 0], centres[:1, :1], centres[:, :1], centres[:1]):
         full = shared.expand(4, 5, 30, 3).contiguous()
-        assert_same(SoftmaxState.of(logits, shared, log_m), SoftmaxState.of(logits, full, log_m))
-    one = SoftmaxState.of(logits[0, 0], centres[0, 0], log_m[0, 0])
-    assert_same(one, SoftmaxState.of(logits, centres, log_m)[0, 0])
+        assert_same(SoftmaxState.of(logits, shared), SoftmaxState.of(logits, full))
+    assert_same(SoftmaxState.of(logits[0, 0], centres[0, 0]), SoftmaxState.of(logits, centres)[0, 0])
 
 
 def test_only_valid_members_count():
-    logits, centres, log_m = members(6, 40)
+    logits, centres = members(6, 40)
     valid = torch.rand(6, 40, generator=torch.Generator().manual_seed(1)) < 0.5
     valid[0], valid[1] = False, True
     logits[2, ~valid[2]] = 1e4  # larger than all others, and to be ignored
-    state = SoftmaxState.of(logits, centres, log_m, valid)
+    state = SoftmaxState.of(logits, centres, valid)
     assert torch.equal(state.count, valid.sum(1))
     assert state.max_logit[0] == -torch.inf
     assert state.weight[0] == 0
     assert state.mean()[0].isnan().all()
     for row in range(1, 6):
         mine = valid[row]
-        assert_same(state[row], SoftmaxState.of(logits[row, mine], centres[row, mine], log_m[row, mine]))
-    # A pixel without members takes those that come later.
-    later = SoftmaxState.of(logits, centres, log_m)
+        assert_same(state[row], SoftmaxState.of(logits[row, mine], centres[row, mine]))
+    # A pixel without members takes the members that come later.
+    later = SoftmaxState.of(logits, centres)
     state.merge(later)
     assert_same(state[:1], later[:1])
 
 
 def test_a_logit_of_minus_infinity_weighs_nothing():
-    logits, centres, _ = members(3, 10)
+    logits, centres = members(3, 10)
     logits[:, 4] = -torch.inf
     state = SoftmaxState.of(logits, centres)
     rest = [j for j in range(10) if j != 4]
@@ -163,33 +182,39 @@ def test_huge_logits_neither_overflow_nor_vanish(shift, dtype):
 
 
 def test_reduce_merges_along_a_dimension():
-    logits, centres, log_m = members(4, 5, 6, 30)
-    state = SoftmaxState.of(logits, centres, log_m)
-    flat = SoftmaxState.of(
+    logits, centres, probability = a_sample(4, 5, 6, 30)
+    flat = sampled(
         logits.movedim(1, -2).flatten(-2),
         centres.movedim(1, -3).flatten(-3, -2),
-        log_m.movedim(1, -2).flatten(-2),
+        probability.movedim(1, -2).flatten(-2),
     )
-    assert_same(state.reduce(1), flat)
+    assert_same(sampled(logits, centres, probability).reduce(1), flat)
 
 
-def test_cat_and_getitem_take_grids_apart_and_together():
-    logits, centres, log_m = members(7, 5, 30)
-    state = SoftmaxState.of(logits, centres, log_m)
+def test_grids_are_taken_apart_and_joined():
+    logits, centres, probability = a_sample(7, 5, 30)
+    state = sampled(logits, centres, probability)
     assert_same(SoftmaxState.cat([state[:2], state[2:3], state[3:]]), state, 0)
     rows = torch.tensor([3, 0, 6])
-    assert_same(state[rows, 1], SoftmaxState.of(logits[rows, 1], centres[rows, 1], log_m[rows, 1]))
+    assert_same(state.select((rows, 1)), sampled(logits[rows, 1], centres[rows, 1], probability[rows, 1]))
+    assert_same(state.transpose(0, 1)[2], state[:, 2], 0)
+    assert_same(state.reshape((35,))[5:10], state[1], 0)
+
+
+def test_write_replaces_some_pixels_only():
+    state, other = sampled(*a_sample(7, 5, 30)), sampled(*a_sample(7, 5, 20, seed=1))
+    mask = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    written = state.clone()
+    written.write(mask, other[mask])
+    assert_same(written[mask], other[mask], 0)
+    assert_same(written[~mask], state[~mask], 0)
 
 
 def test_merge_at_some_pixels_touches_no_others():
-    logits, centres, log_m = members(7, 5, 30)
-    state = SoftmaxState.of(logits, centres, log_m)
-    more = SoftmaxState.of(*members(2, 5, 30, seed=1))
-    rows = torch.tensor([5, 1])
-    expected = [state[r] if r not in (1, 5) else None for r in range(7)]
-    both = [SoftmaxState.cat([state[r][None], more[i][None]]).reduce(0) for i, r in enumerate(rows.tolist())]
-    expected[5], expected[1] = both
-    expected = SoftmaxState.cat([e[None] for e in expected])
+    state, more = sampled(*a_sample(7, 5, 30)), sampled(*a_sample(2, 5, 30, seed=1))
+    rows, expected = torch.tensor([5, 1]), state.clone()
+    both = [SoftmaxState.cat([state[r][None], more[i][None]]).reduce(0)[None] for i, r in enumerate(rows)]
+    expected.write(rows, SoftmaxState.cat(both))
     state.merge(more, rows)
     assert_same(state, expected)
 
@@ -202,16 +227,17 @@ def test_no_members_are_refused():
 @pytest.fixture(scope="module")
 def poisson():
     """Estimates from 20 000 Poisson samples of the same 400 members, and the truth."""
-    logits, centres, _ = members(400, channels=2, spread=1.0)
+    logits, centres = members(400, channels=2, spread=1.0)
     truth = SoftmaxState.of(logits, centres)
     generator = torch.Generator().manual_seed(1)
-    # Heavy members are more likely to be there, as in priority sampling, but none for certain.
+    # Heavy members are more likely to be in the sample, but none is for certain.
     probability = (0.5 * logits.exp() / logits.exp().mean()).clamp(0.1, 0.95)
     states = []
     for _ in range(20):
         kept = torch.rand(1000, 400, generator=generator, dtype=torch.float64) < probability
-        log_m = (-probability.log()).expand(1000, -1)
-        states.append(SoftmaxState.of(logits.expand(1000, -1), centres.expand(1000, -1, -1), log_m, kept))
+        states.append(
+            sampled(logits.expand(1000, -1), centres.expand(1000, -1, -1), probability.expand(1000, -1), kept)
+        )
     return truth, SoftmaxState.cat(states)
 
 
@@ -244,22 +270,6 @@ def test_one_in_three_normalised_errors_is_over_one(poisson):
     assert 0.29 < float((z.abs() > 1).double().mean()) < 0.36
 
 
-def test_certain_members_add_no_error():
-    logits, centres, log_m = members(3, 20, spread=2.0)
-    log_m[:, :10] = 0
-    certain = SoftmaxState.of(logits[:, :10], centres[:, :10], log_m[:, :10])
-    assert torch.equal(certain.stderr(), torch.zeros(3, 3, dtype=torch.float64))
-    assert torch.equal(certain.variance, torch.zeros(3, 7, dtype=torch.float64))
-    both = SoftmaxState.of(logits, centres, log_m)
-    # By its definition: D^-2 sum m (m - 1) w^2 (c - mu)^2.
-    m, w = log_m.exp(), (logits - both.max_logit[:, None]).exp()
-    terms = (m * (m - 1) * w**2)[..., None] * (centres - both.mean()[:, None]) ** 2
-    expected = terms.sum(1).sqrt() / both.weight[:, None]
-    # The moments cancel where one member dominates: the root of a float64 rounding, 1e-8, is what is left.
-    torch.testing.assert_close(both.stderr(), expected, rtol=1e-6, atol=1e-8)
-    assert (expected > 1e-4).any()
-
-
 def test_a_float32_sum_of_45_million_equal_weights_is_whole():
     """A float32 sum stops at 2^24 = 16.8 M: the state has to be float64."""
     n, tiles = 100_000, 450
@@ -272,4 +282,4 @@ def test_a_float32_sum_of_45_million_equal_weights_is_whole():
     assert float(state.weight) == pytest.approx(n * tiles, rel=1e-9)
     assert float(state.ess()) == pytest.approx(n * tiles, rel=1e-9)
     assert float(state.mean()) == pytest.approx(0.25, rel=1e-9)
-    assert all(f.dtype == torch.float64 for name, f in vars(state).items() if name != "count")
+    assert all(getattr(state, name).dtype == torch.float64 for name in FLOAT64)

@@ -109,9 +109,8 @@ def scan(request: ScoreRequest) -> SoftmaxState:
         with full_precision(), torch.no_grad():
             state = engine.scan(part)
         if rows is not None:
-            state = SoftmaxState(*(field.flatten(0, 2)[rows] for field in vars(state).values()))
-        for whole_field, found in zip(vars(result).values(), vars(state).values(), strict=True):
-            whole_field[done : done + len(found)] = found
+            state = state.reshape((-1,))[rows]
+        result.write(slice(done, done + len(state.weight)), state)
         done += len(state.weight)
     return result
 

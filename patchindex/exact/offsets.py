@@ -65,7 +65,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
                 add(state, to_unit(as_tensor(tile, x.device).permute(0, 3, 1, 2), request.dtype))
                 done += len(tile)
                 request.progress("exact scan", done, hi - lo)
-    state = SoftmaxState(*(field.transpose(0, 2).contiguous() for field in vars(state).values()))
+    state = state.transpose(0, 2)
     along_y, along_x = (torch.from_numpy(counts).to(x.device) for counts in query_counts(geometry))
     norms = torch.einsum("yi,bij,xj->byx", along_y, x.double().square().sum(1), along_x)
     state.max_logit -= norms / (2 * request.beta)
