@@ -145,7 +145,7 @@ class Study:
         """
         from patchindex.study.plots import plot  # matplotlib is an extra
 
-        return plot(self)
+        return plot(self.rows, self.images)
 
 
 def compare(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from patchindex.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from patchindex.study.compare import Study
 
 __all__ = ["figure_class", "plot"]
 
@@ -35,8 +34,15 @@ def figure_class() -> type[Figure]:
     return Figure
 
 
-def plot(study: Study) -> Figure:
-    """Draw what a study found against t: error, rmse over standard error, captured mass, seconds an image.
+def plot(rows: list[dict[str, Any]], estimators: Iterable[str]) -> Figure:
+    """Plot error, standard error, captured mass and time of estimators against t.
+
+    Parameters
+    ----------
+    rows : list of dict
+        The table of a `Study`.
+    estimators : iterable of str
+        Names of the estimators, in the order of their colours.
 
     Raises
     ------
@@ -45,32 +51,32 @@ def plot(study: Study) -> Figure:
     """
     figure = figure_class()(figsize=(11, 8), layout="constrained")
     (errors, honesty), (mass, seconds) = figure.subplots(2, 2, sharex=True)
-    for number, name in enumerate(study.images):
+    for number, name in enumerate(estimators):
         colour = f"C{number}"
-        along, own = (_by_time(study.rows, name, trajectory) for trajectory in ("exact", "own"))
+        along, own = (_by_time(rows, name, trajectory) for trajectory in ("exact", "own"))
         if along:
             t = [at for at, _ in along]
-            rmse = [_rms(rows, "rmse") for _, rows in along]
+            rmse = [_rms(step, "rmse") for _, step in along]
             errors.plot(t, rmse, "o-", color=colour, label=name)
-            mass.plot(t, [_mean(rows, "captured_mass") for _, rows in along], "o-", color=colour)
-            stderr = [_rms(rows, "stderr") for _, rows in along]
+            mass.plot(t, [_mean(step, "captured_mass") for _, step in along], "o-", color=colour)
+            stderr = [_rms(step, "stderr") for _, step in along]
             ratio = [error / each if each else math.nan for error, each in zip(rmse, stderr, strict=True)]
             honesty.plot(t, ratio, "o-", color=colour)
         if own:
             if along:
-                errors.plot([at for at, _ in own], [_rms(rows, "rmse") for _, rows in own], ":", color=colour)
+                errors.plot([at for at, _ in own], [_rms(step, "rmse") for _, step in own], ":", color=colour)
             seconds.plot(
                 [at for at, _ in own],
-                [_mean(rows, "seconds") for _, rows in own],
+                [_mean(step, "seconds") for _, step in own],
                 "o-",
                 color=colour,
                 label=None if along else name,
             )
-    errors.set(title="rmse of the mean; dotted: of the own image", yscale="log")
-    honesty.set(title="rmse over standard error")
+    errors.set(title="RMSE of posterior mean (solid) and of image so far (dotted)", yscale="log")
+    honesty.set(title="RMSE / standard error")
     honesty.axhspan(*HONEST, color="0.9")
-    mass.set(title="share of the softmax that was evaluated", xlabel="t", ylim=(0, 1.05))
-    seconds.set(title="seconds a step and image", xlabel="t", yscale="log")
+    mass.set(title="captured mass", xlabel="t", ylim=(0, 1.05))
+    seconds.set(title="seconds per step and image", xlabel="t", yscale="log")
     figure.legend(loc="outside upper center", ncols=3)
     return figure
 

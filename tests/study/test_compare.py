@@ -14,7 +14,6 @@ from patchindex.errors import InputError
 from patchindex.sampling.samplers import draw_noise
 from patchindex.study import compare
 from patchindex.study.compare import COLUMNS
-from patchindex.study.plots import plot
 
 LOCALITY = [3, 3, 3, 5, 5]
 
@@ -138,10 +137,11 @@ def test_the_summary_has_the_worst(study):
     assert summary["exact"]["rmse"] is None
 
 
-def test_a_picture(study, tmp_path):
-    plot(study).savefig(tmp_path / "s.png")
+def test_a_study_is_plotted(study, tmp_path):
+    figure = study.plot()
+    figure.savefig(tmp_path / "s.png")
     assert (tmp_path / "s.png").stat().st_size > 10_000
-    titles = [axes.get_title() for axes in study.plot().axes]
+    titles = [axes.get_title() for axes in figure.axes]
     assert any("standard error" in title for title in titles)
 
 
