@@ -1,4 +1,4 @@
-r"""How the time of a step grows with the number of training images, at a fixed tolerance.
+r"""Time of a step against the number of training images, at a fixed tolerance.
 
     python benchmarks/growth.py cifar10_train.npz --work DIR [--store STORE] --json FILE --plot FILE
 

@@ -1,4 +1,4 @@
-r"""How far the CPU kernel is from what the processor can do.
+r"""Time of the CPU kernel against the least that the processor allows.
 
     python benchmarks/roofline.py cifar10_train.npz
 
