@@ -114,15 +114,8 @@ class TrainingImages:
         The range of all images is read in the order of the source, which is fastest; a smaller range is read
         in label order.
 
-        Parameters
-        ----------
-        lo, hi : int
-            Range of images.
-        most : int
-            The largest number of images in a block.
-        multiple : int
-            Blocks end at multiples of this number if they are long enough; at the ends of stored chunks
-            instead if the source has chunks, so that no chunk is unpacked twice.
+        A block has at most `most` images. Blocks that are long enough end at multiples of `multiple`; or, if
+        the source has chunks, at ends of chunks, so that no chunk is unpacked twice.
         """
         direct = self._order is None or (lo, hi) == (0, len(self))
         unit = self.source.chunk if direct and self.source.chunk > 1 else multiple

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError, Option
-from patchindex.images.files import GRAY_MODES, BadImageError, check_depth, decoding, in_parallel
+from patchindex.errors import InputError
 from patchindex.images.format import Options
-from patchindex.images.source import ImageSource
+from patchindex.images.pictures import BadImageError, PictureSource, check_depth, decoding, is_gray
 
 __all__ = ["DatasetSource", "is_dataset"]
 
-READ_AHEAD = 256  # items that are read before they are transformed in parallel
-
 
 def is_dataset(source: Any) -> bool:
-    """Return whether an object is a map-style data set, and not an array or a list.
-
-    Examples
-    --------
-    >>> is_dataset([np.zeros((2, 2))]), is_dataset(np.zeros((1, 2, 2)))
-    (False, False)
-    """
-    by_number = hasattr(source, "__len__") and hasattr(source, "__getitem__")
-    return (
-        by_number
-        and not isinstance(source, list | tuple | str | bytes | dict)
-        and not hasattr(source, "dtype")
-    )
+    """Return whether an object is a map-style data set, and not an array or a list."""
+    if isinstance(source, list | tuple | bytes) or hasattr(source, "dtype"):
+        return False
+    return hasattr(source, "__len__") and hasattr(source, "__getitem__")
 
 
-class DatasetSource(ImageSource):
+class DatasetSource(PictureSource):
     """The images of a map-style data set.
 
     A Hugging Face `Dataset` needs one column of images; labels are in the column `label`, or else in the only
@@ -44,18 +33,6 @@ class DatasetSource(ImageSource):
 
     The constructor reads items until one has colours, which makes all images RGB. It reads all items if only
     the items have labels, and with `options.skip_bad`.
-
-    Parameters
-    ----------
-    dataset : object
-        With `__len__` and `__getitem__`.
-    options : Options
-        Of these, `transform` and `skip_bad`.
-
-    Raises
-    ------
-    InputError
-        No images, or images that cannot be used.
 
     Examples
     --------
@@ -92,7 +69,7 @@ class DatasetSource(ImageSource):
             kept.append(i)
             labels.append(label)
             first = first or image
-            gray = gray and image.mode in GRAY_MODES
+            gray = gray and is_gray(image)
             if stored is not None and label is not None and not np.array_equal(stored[i], label):
                 stored = names = None  # the items have labels of their own
             labels_known = stored is not None or label is None
@@ -114,33 +91,11 @@ class DatasetSource(ImageSource):
         if names and self.labels is not None and ((self.labels >= 0) & (self.labels < len(names))).all():
             self.label_names = names
 
-    def _read(self, index: slice | np.ndarray) -> np.ndarray:
-        ids = self._ids[index].tolist()
-        out = np.empty((len(ids), *self.shape[1:]), np.uint8)
-        for start in range(0, len(ids), READ_AHEAD):
-            images = [(i, self._items.read(i)[0]) for i in ids[start : start + READ_AHEAD]]
-            for row, pixels in enumerate(in_parallel(self._transformed, images), start):
-                out[row] = pixels
-        return out
+    def _where(self, i: int) -> str:
+        return f"{self.name}, item {self._ids[i]}"
 
-    def _transformed(self, item: tuple[int, Image.Image]) -> np.ndarray:
-        i, image = item
-        gray = self.shape[3] == 1
-        if gray and not self._transform.grayscale and image.mode not in GRAY_MODES:
-            raise InputError(
-                f"item {i} has colours, and had none when the data set was opened",
-                where=self.name,
-                remedy=["give ", Option("grayscale", True), ", or items that are the same every time"],
-            )
-        self._transform.size(image.height, image.width, where=f"{self.name}, item {i}")
-        pixels = self._transform.apply(image, "L" if gray else "RGB")
-        if pixels.shape != self.shape[1:]:
-            raise InputError(
-                f"item {i} has shape {pixels.shape}, the first item {self.shape[1:]}",
-                where=self.name,
-                remedy=["bring all images to one size with ", Option("resize", 32), ", say"],
-            )
-        return pixels
+    def _picture(self, i: int) -> AbstractContextManager[Image.Image]:
+        return nullcontext(self._items.read(int(self._ids[i]))[0])
 
 
 class _Items:
@@ -170,7 +125,7 @@ class _Items:
     def read(self, i: int) -> tuple[Image.Image, Any]:
         """Return a decoded image, and its label or None; `BadImageError` if it cannot be decoded."""
         where = f"{self.name}, item {i}"
-        with self._lock, decoding(where, "cannot be read ({})"):
+        with self._lock, decoding(where):
             item = self._dataset[i]
             label: Any = None
             if self._image is not None:

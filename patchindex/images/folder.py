@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from patchindex.errors import InputError, Option
-from patchindex.images.files import (
-    GRAY_MODES,
-    SUFFIXES,
-    BadImageError,
-    Files,
-    files_at,
-    in_parallel,
-    opened_image,
-)
+from patchindex.images.files import SUFFIXES, Files, files_at
 from patchindex.images.format import Format, Options
+from patchindex.images.pictures import (
+    BadImageError,
+    PictureSource,
+    check_depth,
+    decoding,
+    in_parallel,
+    is_gray,
+)
 from patchindex.images.source import ImageSource
 
 __all__ = ["FORMAT", "FolderSource"]
 
 
-class FolderSource(ImageSource):
+class FolderSource(PictureSource):
     """Image files, decoded on demand on all cores.
 
     The constructor reads the headers of all files. Images have one channel if all files have one or if
@@ -51,7 +54,7 @@ class FolderSource(ImageSource):
     """
 
     def __init__(self, files: Files, names: Sequence[str], options: Options) -> None:
-        self._files, self._transform = files, options.transform
+        self._files, self._transform, self.names = files, options.transform, tuple(names)
         if not names:
             raise InputError(
                 f"no image files here ({' '.join(SUFFIXES)})",
@@ -60,62 +63,45 @@ class FolderSource(ImageSource):
             )
         good = np.ones(len(names), bool)
         if options.skip_bad:
-            good[:] = in_parallel(self._can_be_decoded, names)
-        self.names = tuple(name for name, keep in zip(names, good, strict=True) if keep)
+            good[:] = in_parallel(self._can_be_decoded, range(len(names)))
+            self.names = tuple(compress(names, good))
         if not self.names:
             raise InputError(
                 f"none of {len(names)} images can be read",
                 where=files.root,
                 remedy="check which kind of files they are",
             )
-        headers = in_parallel(self._header, self.names)
+        headers = in_parallel(self._header, range(len(self.names)))
         size = headers[0][0]
-        for name, (other, _) in zip(self.names, headers, strict=True):
-            if other != size:
-                raise InputError(
-                    f"{other[0]}×{other[1]} pixels, where {self.names[0]} has {size[0]}×{size[1]}",
-                    where=files.root / name,
-                    remedy=["bring all images to one size with ", Option("resize", 32), ", say"],
-                )
+        for i, (other, _) in enumerate(headers):
+            self._check_size(i, other, size)
         gray = options.transform.grayscale or all(gray for _, gray in headers)
         super().__init__(str(files.root), (len(self.names), *size, 1 if gray else 3))
         if not good.all():
-            self.kept = np.flatnonzero(good)
-            self.skipped = tuple(name for name, keep in zip(names, good, strict=True) if not keep)
+            self.kept, self.skipped = np.flatnonzero(good), tuple(compress(names, ~good))
 
-    def _read(self, index: slice | np.ndarray) -> np.ndarray:
-        names = self.names[index] if isinstance(index, slice) else [self.names[i] for i in index]
-        result = np.empty((len(names), *self.shape[1:]), np.uint8)
+    def _where(self, i: int) -> Path:
+        return self._files.root / self.names[i]
 
-        def decode(row: int) -> None:
-            pixels = self._decoded(names[row], "L" if self.shape[3] == 1 else "RGB")
-            if pixels.shape != self.shape[1:]:
-                raise InputError(
-                    "has another size than when the folder was opened",
-                    where=self._files.root / names[row],
-                    remedy="open the folder again",
-                )
-            result[row] = pixels
+    @contextmanager
+    def _picture(self, i: int) -> Iterator[Image.Image]:
+        where = self._where(i)
+        with decoding(where), self._files.open(self.names[i]) as file, Image.open(file) as image:
+            check_depth(image, where)
+            yield image
 
-        in_parallel(decode, range(len(names)))
-        return result
-
-    def _decoded(self, name: str, mode: str) -> np.ndarray:
-        with opened_image(self._files, name) as image:
-            return self._transform.apply(image, mode)
-
-    def _can_be_decoded(self, name: str) -> bool:
+    def _can_be_decoded(self, i: int) -> bool:
         try:
-            self._decoded(name, "RGB")
+            with self._picture(i) as image:
+                image.load()
         except BadImageError:
             return False
         return True
 
-    def _header(self, name: str) -> tuple[tuple[int, int], bool]:
-        """Return the size after the transform, and whether the image is gray, from the header alone."""
-        with opened_image(self._files, name) as image:
-            size = self._transform.size(image.height, image.width, where=self._files.root / name)
-            return size, image.mode in GRAY_MODES
+    def _header(self, i: int) -> tuple[tuple[int, int], bool]:
+        """Return the size after the transform, and whether the image is gray, without decoding."""
+        with self._picture(i) as image:
+            return self._size(i, image), is_gray(image)
 
 
 def matches(path: Path) -> bool:

@@ -46,32 +46,12 @@ FORMAT = Format("IDX (*-images-idx3-ubyte, also .gz)", matches, open_idx)
 
 
 def read_array(path: Path, *, dimensions: int) -> np.ndarray:
-    """Return the array of an IDX file, plain or gzipped.
-
-    Parameters
-    ----------
-    path : Path
-    dimensions : int
-        3 for images, 1 for labels.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, read only.
+    """Return the read-only uint8 array of an IDX file; images have 3 dimensions, labels 1.
 
     Raises
     ------
     InputError
         Another magic number or dimension, a truncated file, or bytes past its end.
-
-    Examples
-    --------
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "train-labels-idx1-ubyte"
-    ...     _ = path.write_bytes(bytes([0, 0, 8, 1]) + struct.pack(">I", 3) + bytes([7, 2, 1]))
-    ...     read_array(path, dimensions=1).tolist()
-    [7, 2, 1]
     """
     try:
         with path.open("rb") as file:

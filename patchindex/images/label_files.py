@@ -15,18 +15,7 @@ __all__ = ["read_label_file"]
 
 
 def read_label_file(path: Path, count: int) -> np.ndarray:
-    """Return the labels of `count` images from a file.
-
-    Parameters
-    ----------
-    path : Path
-        .npy; .npz with the key `labels`; .txt or .csv with one integer per line; or IDX, plain or .gz.
-    count : int
-
-    Returns
-    -------
-    numpy.ndarray
-        int64, shape (count,).
+    """Return the labels of `count` images from a file: int64, shape (count,).
 
     Raises
     ------

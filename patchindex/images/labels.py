@@ -87,21 +87,9 @@ LabelsLike: TypeAlias = LabelSpec | ArrayLike | str | os.PathLike[str]  # a para
 
 
 def as_labels(values: Any, count: int, *, where: object = None) -> np.ndarray:
-    """Return labels as int64, checked.
+    """Return labels as a new int64 array of shape (count,); integral floats are accepted.
 
-    Parameters
-    ----------
-    values : array-like of integers, shape (count,)
-        Floats are accepted if all are integral.
-    count : int
-        The number of images.
-    where : object, optional
-        The file of the labels, for messages; by default the parameter `labels`.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64, shape (count,), a new array.
+    `where` is the file of the labels, for messages; by default the parameter `labels`.
 
     Raises
     ------

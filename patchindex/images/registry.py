@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import glob
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
-from torch import Tensor
 
 from patchindex.errors import InputError, Option, SourceNotFoundError
 from patchindex.images import celeba, folder, hdf5, idx, npz, zarr
@@ -22,7 +20,7 @@ from patchindex.images.format import Format, Options
 from patchindex.images.label_files import read_label_file
 from patchindex.images.labels import LabelsLike, LabelSpec, as_labels
 from patchindex.images.source import ImageSource
-from patchindex.images.transform import Size, Transform, as_size, transformed
+from patchindex.images.transform import Size, Transform, transformed
 
 __all__ = ["FORMATS", "KNOWN_SETS", "ImageOptions", "ImagesLike", "open_images"]
 
@@ -48,36 +46,13 @@ KNOWN_SETS = {
 NAMES_SHOWN = 4  # in a message
 
 
-class StoredArray(Protocol):
-    """An HDF5 dataset, zarr array or memory map, or another object that is sliced like an array."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
+class Items(Protocol):
+    """An array, a tensor, a stored array, a sequence of paths or a data set object."""
 
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
-class MapDataset(Protocol):
-    """A data set of torchvision or Hugging Face `datasets`, or another object with the same interface."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any, /) -> Any: ...
-
-
-ImagesLike: TypeAlias = (
-    ImageSource
-    | np.ndarray
-    | StoredArray
-    | Tensor
-    | MapDataset
-    | str
-    | os.PathLike[str]
-    | Sequence[str | os.PathLike[str]]
-)
+ImagesLike: TypeAlias = ImageSource | Items | str | os.PathLike[str]
 
 
 class ImageOptions(TypedDict, total=False):
@@ -108,7 +83,7 @@ def open_images(
 
     Parameters
     ----------
-    source : ImageSource, array-like, data set, str, Path, or sequence of paths
+    source : str, Path, sequence of paths, array-like, data set or ImageSource
         - An array or CPU tensor of shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, or a uint8 image scaled
           exactly to floats in [0, 1] or [-1, 1].
         - A path: .npz, .npy, HDF5 (`file.h5` or `file.h5::path/in/file`), zarr, IDX (also .gz), CelebA as it
@@ -156,8 +131,9 @@ def open_images(
     >>> source.shape, source.labels.tolist()
     ((4, 28, 28, 1), [0, 1, 2, 3])
     """
-    transform = Transform(as_size(crop, "crop"), as_size(resize, "resize"), grayscale)
-    options = Options(dataset, LabelSpec.parse(labels), transform, skip_bad, split)
+    options = Options(
+        dataset, LabelSpec.parse(labels), Transform.parse(crop, resize, grayscale), skip_bad, split
+    )
     paths = _paths(source)
     if paths is None:
         opened = _open_object(source, options)
@@ -168,7 +144,11 @@ def open_images(
         opened = ConcatSource(parts, f"{paths[0]} and {len(paths) - 1} more")
     if options.labels.separate:
         opened = _with_labels(opened, options.labels, just_opened=opened is not source)
-    return opened if limit is None else opened.subset(_as_limit(limit))
+    if limit is None:
+        return opened
+    if not isinstance(limit, int | np.integer):
+        raise InputError(f"must be an integer, got {limit!r}", parameter="limit", remedy="use 1000, say")
+    return opened.subset(limit)
 
 
 def _paths(source: Any) -> list[str | os.PathLike[str]] | None:
@@ -231,17 +211,12 @@ def _open_path(source: str | os.PathLike[str], options: Options) -> ImageSource:
 
 def _check_features(fmt: Format, options: Options, where: object) -> None:
     """Refuse options that a format does not take care of."""
-    dataset, kind = options.dataset, options.labels.kind
+    dataset, kind, file = options.dataset, options.labels.kind, ("give ", Option("labels", "FILE"))
     for feature, asked, what, remedy in (
         ("split", options.split is not None, "has no splits", ("leave out ", Option("split"))),
         ("dataset", dataset is not None, f"has no dataset {dataset!r}", ("leave out ", Option("dataset"))),
-        ("folders", kind == "folders", "is not a folder of image files", ("give ", Option("labels", "FILE"))),
-        (
-            "attributes",
-            kind == "attributes",
-            "is not a folder of CelebA",
-            ("give ", Option("labels", "FILE")),
-        ),
+        ("folders", kind == "folders", "is not a folder of image files", file),
+        ("attributes", kind == "attributes", "is not a folder of CelebA", file),
     ):
         if asked and feature not in fmt.features:
             raise InputError(what, where=where, remedy=remedy)
@@ -291,12 +266,3 @@ def _with_labels(source: ImageSource, labels: LabelSpec, *, just_opened: bool) -
     labelled = copy.copy(source)
     labelled.labels, labelled.label_names = values if kept is None else values[kept], None
     return labelled
-
-
-def _as_limit(limit: Any) -> int:
-    try:
-        return int(limit.__index__())
-    except AttributeError as error:
-        raise InputError(
-            f"{limit!r} is not a number of images", parameter="limit", remedy="give an integer"
-        ) from error

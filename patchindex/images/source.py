@@ -150,19 +150,7 @@ class ImageSource(ABC):
         return ids.astype(np.int64)
 
     def chunks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield all images in order, in chunks.
-
-        Parameters
-        ----------
-        size : int
-            Number of images per chunk; the last chunk may be smaller.
-
-        Yields
-        ------
-        start : int
-            Id of the first image of the chunk.
-        images : numpy.ndarray
-            uint8, shape (n, H, W, C).
+        """Yield all images in order, `size` at a time: the id of the first image, and uint8 (n, H, W, C).
 
         Raises
         ------

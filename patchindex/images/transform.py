@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index as as_int
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 from patchindex.images.source import ImageSource
 
-__all__ = ["Size", "Square", "Transform", "TransformedSource", "as_size", "transformed"]
+__all__ = ["Size", "Transform", "TransformedSource", "transformed"]
 
 Size: TypeAlias = int | Sequence[int]  # of a square, or (height, width), in pixels
 Square = Literal["square"]  # a crop to the shorter side of each image
@@ -34,15 +34,25 @@ class Transform:
 
     Examples
     --------
-    >>> Transform(crop=(4, 4), resize=(2, 2)).apply(Image.new("RGB", (6, 8)), "RGB").shape
+    >>> Transform(crop="square", resize=(2, 2)).apply(Image.new("RGB", (6, 8)), "RGB").shape
     (2, 2, 3)
-    >>> Transform(crop="square").size(218, 178, where="photos")
-    (178, 178)
     """
 
     crop: tuple[int, int] | Square | None = None
     resize: tuple[int, int] | None = None
     grayscale: bool = False
+
+    @classmethod
+    def parse(cls, crop: Size | str | None, resize: Size | None, grayscale: bool) -> Transform:
+        """Return the transform that the parameters of `open_images` mean; an int means a square.
+
+        Raises
+        ------
+        InputError
+            A size that is not one or two integers from 1 to 16384.
+        """
+        square: Square | None = "square" if isinstance(crop, str) and crop == "square" else None
+        return cls(square or _as_size(crop, "crop"), _as_size(resize, "resize"), grayscale)
 
     def size(self, height: int, width: int, *, where: object) -> tuple[int, int]:
         """Return (height, width) of a transformed image; InputError if the crop is larger than the image."""
@@ -51,7 +61,7 @@ class Transform:
             raise InputError(
                 f"a crop of {crop[0]}×{crop[1]} does not fit into {height}×{width} pixels",
                 where=where,
-                remedy='give a smaller crop, or crop="square"',
+                remedy=["give a smaller crop, or ", Option("crop", "square")],
             )
         return self.resize or crop
 
@@ -61,19 +71,9 @@ class Transform:
         return self.crop or (height, width)
 
     def apply(self, image: Image.Image, mode: str) -> np.ndarray:
-        """Transform one image.
+        """Return an image of any 8-bit mode, transformed: uint8, (H, W, 1) for mode "L", (H, W, 3) for "RGB".
 
-        Parameters
-        ----------
-        image : PIL.Image.Image
-            Of any 8-bit mode.
-        mode : {"L", "RGB"}
-            Mode of the result. Transparency is dropped, not blended.
-
-        Returns
-        -------
-        numpy.ndarray
-            uint8, shape (H, W, C), C 1 for "L" and 3 for "RGB".
+        Transparency is dropped, not blended.
         """
         if self.crop is not None:
             height, width = self._crop(image.height, image.width)
@@ -89,14 +89,7 @@ class Transform:
 
 
 class TransformedSource(ImageSource):
-    """Images of another source, transformed as they are read.
-
-    Examples
-    --------
-    >>> from patchindex.images import open_images
-    >>> open_images(np.zeros((2, 28, 28, 3), np.uint8), resize=14, grayscale=True).shape
-    (2, 14, 14, 1)
-    """
+    """Images of another source, transformed as they are read."""
 
     def __init__(self, parent: ImageSource, transform: Transform) -> None:
         count, height, width, channels = parent.shape
@@ -125,31 +118,9 @@ def transformed(source: ImageSource, transform: Transform) -> ImageSource:
     return source if transform == Transform() else TransformedSource(source, transform)
 
 
-@overload
-def as_size(value: Size | None, name: Literal["resize"]) -> tuple[int, int] | None: ...
-
-
-@overload
-def as_size(value: Size | str | None, name: Literal["crop"]) -> tuple[int, int] | Square | None: ...
-
-
-def as_size(value: Size | str | None, name: str) -> tuple[int, int] | Square | None:
-    """Return a size as (height, width), checked; an int means a square, and a crop may be "square".
-
-    Raises
-    ------
-    InputError
-        Another value than one or two integers from 1 to 16384.
-
-    Examples
-    --------
-    >>> as_size(64, "resize"), as_size((218, 178), "crop"), as_size(None, "crop"), as_size("square", "crop")
-    ((64, 64), (218, 178), None, 'square')
-    """
+def _as_size(value: Any, parameter: str) -> tuple[int, int] | None:
     if value is None:
         return None
-    if value == "square" and name == "crop":
-        return "square"
     given: Sequence[Any] = value if isinstance(value, Sequence) else (value, value)
     try:
         sides = tuple(as_int(side) for side in given)
@@ -158,7 +129,7 @@ def as_size(value: Size | str | None, name: str) -> tuple[int, int] | Square | N
     if len(sides) != 2 or not all(1 <= side <= LARGEST_SIDE for side in sides):
         raise InputError(
             f"{value!r} is not a size in pixels",
-            parameter=name,
+            parameter=parameter,
             remedy="give an integer, or a pair (height, width), from 1 to 16384",
         )
     return (sides[0], sides[1])

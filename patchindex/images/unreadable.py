@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from patchindex.errors import InputError, Option
 
-__all__ = ["by_system", "first_line", "unreadable"]
+__all__ = ["first_line", "unreadable"]
 
 REMEDIES = {
     errno.EMFILE: "allow more open files, with ulimit -n",
@@ -19,27 +19,16 @@ REMEDIES = {
 }
 
 
-def by_system(error: BaseException) -> bool:
+def _by_system(error: BaseException) -> bool:
     """Return whether the system raised an error: no disk, no permission, too many open files.
 
     Errors of decoders have no `errno`, except EINVAL: a damaged file can make a decoder seek outside it.
-
-    Examples
-    --------
-    >>> by_system(OSError(errno.EIO, "Input/output error")), by_system(OSError("image file is truncated"))
-    (True, False)
     """
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if there is no message.
-
-    Examples
-    --------
-    >>> first_line(RuntimeError("bad" + chr(10) + "block")), first_line(RuntimeError())
-    ('bad', 'RuntimeError')
-    """
+    """Return the first line of an error's message, or the name of its type if there is no message."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -54,14 +43,7 @@ def unreadable(
 ) -> InputError:
     """Return the error to raise for a file that cannot be read.
 
-    Parameters
-    ----------
-    error : Exception
-        The error of the library that read the file.
-    what, where, remedy
-        As in `InputError`, for a damaged file. For an error of the system, `what` and `remedy` are replaced.
-    kind : type, optional
-        Class of the error for a damaged file.
+    For an error of the system, the message names it. Otherwise the file is damaged: `kind(what, ...)`.
 
     Examples
     --------
@@ -70,7 +52,7 @@ def unreadable(
     >>> print(unreadable(OSError("truncated"), "not an image", where="a.png", remedy="repair it"))
     a.png: not an image; repair it
     """
-    if isinstance(error, OSError) and by_system(error):
+    if isinstance(error, OSError) and _by_system(error):
         number = error.errno or 0
         return InputError(
             f"cannot be read ({os.strerror(number)})",

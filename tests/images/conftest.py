@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from patchindex.errors import InputError
 
@@ -36,8 +37,21 @@ def labels(fashion: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 @pytest.fixture
+def write_pictures() -> Callable[..., Path]:
+    """`write_pictures(root, images, names=None)` saves images as files, by default 000.png, 001.png, ..."""
+
+    def write(root: Path, images: np.ndarray, names: list[str] | None = None) -> Path:
+        for name, image in zip(names or [f"{i:03}.png" for i in range(len(images))], images, strict=True):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(root / name)
+        return root
+
+    return write
+
+
+@pytest.fixture
 def refused() -> Callable:
-    """An InputError in one line that holds the words given, among them file and remedy."""
+    """Expect an InputError of one line that has a remedy and holds the given words."""
 
     @contextmanager
     def check(*words: object, error: type[InputError] = InputError) -> Iterator[None]:

@@ -1,16 +1,22 @@
+"""Image files in folders and zip archives: names, labels, modes, and files that are left out."""
+
+import errno
+import os
+import struct
+import zipfile
+import zlib
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from patchindex_cli import main
 from PIL import Image
 
+import patchindex as pi
 from patchindex.images import open_images
-
-
-def write(root, images, names=None, **kwargs):
-    for i, image in enumerate(images):
-        path = root / (names[i] if names else f"{i:03}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path, **kwargs)
-    return root
+from patchindex.images.files import Folder
+from patchindex.images.folder import FolderSource
+from patchindex.images.format import Options
 
 
 @pytest.fixture
@@ -18,128 +24,119 @@ def root(tmp_path):
     return tmp_path / "set"
 
 
-def test_rgb_round_trip(root, rgb):
-    source = open_images(write(root, rgb))
-    assert source.shape == rgb.shape
-    np.testing.assert_array_equal(source[:], rgb)
-    np.testing.assert_array_equal(source[[19, 0, 19]], rgb[[19, 0, 19]])
-    np.testing.assert_array_equal(source.subset([4, 2])[:], rgb[[4, 2]])
-    assert source.labels is None
-    assert source.name == str(root)
+# Names and labels.
 
 
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff", ".pgm", ".PNG"])
-def test_gray_round_trip_in_every_lossless_format(root, gray, suffix):
-    source = open_images(write(root, gray[:3], [f"{i}{suffix}" for i in range(3)]))
-    assert source.shape == (3, 28, 28, 1)
-    np.testing.assert_array_equal(source[:][..., 0], gray[:3])
-
-
-def test_gifs_have_a_palette_so_they_are_colour(root, gray):
-    source = open_images(write(root, gray[:3], ["0.gif", "1.gif", "2.gif"]))
-    np.testing.assert_array_equal(source[:], np.repeat(gray[:3, ..., None], 3, axis=3))
-    np.testing.assert_array_equal(open_images(root, grayscale=True)[:][..., 0], gray[:3])
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp", ".ppm"])
-def test_colour_formats_are_decoded(root, rgb, suffix):
-    smooth = np.asarray(Image.fromarray(rgb[0]).resize((56, 56)).resize((28, 28)))
-    source = open_images(write(root, [smooth], [f"a{suffix}"]))
-    assert source.shape == (1, 28, 28, 3)
-    assert np.abs(source[0].astype(int) - smooth).mean() < 20
-
-
-def test_recursive_sorted_by_relative_path_and_nothing_hidden(root, gray):
+def test_files_are_sorted_by_relative_path_and_hidden_files_left_out(root, gray, write_pictures):
     names = ["b/1.png", "a/2.png", "a/10.png", "c.png", "a/deep/er/0.png"]
-    write(root, gray[:5], names)
-    write(root, gray[5:7], [".hidden/0.png", "a/._2.png"])
+    write_pictures(root, gray[:5], names)
+    write_pictures(root, gray[5:7], [".hidden/0.png", "a/._2.png"])
     (root / "notes.txt").write_text("no image")
     order = sorted(range(5), key=lambda i: names[i])
     np.testing.assert_array_equal(open_images(root)[:][..., 0], gray[order])
 
 
-def test_linked_folders_are_followed(tmp_path, gray):
-    write(tmp_path / "elsewhere", gray[:2])
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "cats").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    write(tmp_path / "set" / "dogs", gray[2:4])
-    assert open_images(tmp_path / "set", labels="folders").label_names == ("cats", "dogs")
+def test_links_to_folders_are_followed(root, tmp_path, gray, write_pictures):
+    write_pictures(tmp_path / "elsewhere", gray[:2])
+    write_pictures(root / "dogs", gray[2:4])
+    (root / "cats").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert open_images(root, labels="folders").label_names == ("cats", "dogs")
 
 
-def test_labels_from_folders(root, gray):
-    names = ["dog/1.png", "cat/1.png", "cat/deep/2.png", "ant/0.png"]
-    source = open_images(write(root, gray[:4], names), labels="folders")
-    assert source.label_names == ("ant", "cat", "dog")
-    assert source.labels.tolist() == [0, 1, 1, 2]
+@pytest.mark.parametrize(
+    ("names", "label_names", "labels"),
+    [
+        (["ant/0.png", "cat/1.png", "cat/deep/2.png", "dog/1.png"], ("ant", "cat", "dog"), [0, 1, 1, 2]),
+        (
+            ["set/train/cat/1.png", "set/train/cat/deep/2.png", "set/train/dog/1.png"],
+            ("cat", "dog"),
+            [0, 0, 1],
+        ),
+        (["cat/1.png", "cat/deep/2.png", "cat/deep/3.png"], ("cat",), [0, 0, 0]),
+    ],
+)
+def test_folders_are_labels(root, gray, names, label_names, labels, write_pictures):
+    source = open_images(write_pictures(root, gray[: len(names)], names), labels="folders")
+    assert source.label_names == source.subset([1]).label_names == label_names
+    assert source.labels.tolist() == labels
     assert source.labels.dtype == np.int64
-    assert source.subset([3]).label_names == ("ant", "cat", "dog")
 
 
-def test_labels_from_folders_need_folders(root, gray, refused):
-    write(root, gray[:2], ["cat/1.png", "loose.png"])
+def test_an_image_in_no_folder_has_no_label(root, gray, write_pictures, refused):
+    write_pictures(root, gray[:2], ["cat/1.png", "loose.png"])
     with refused(root / "loose.png", "sub-folder", "labels=FILE"):
         open_images(root, labels="folders")
 
 
-def test_labels_from_folders_inside_one(root, gray):
-    """As an archive is unpacked, and with a folder more than that."""
-    write(root, gray[:3], ["set/train/dog/1.png", "set/train/cat/1.png", "set/train/cat/deep/2.png"])
-    for folder in (root, root / "set", root / "set" / "train"):
-        source = open_images(folder, labels="folders")
-        assert source.label_names == ("cat", "dog")
-        assert source.labels.tolist() == [0, 0, 1]
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("before", ["./", "", "/"])
+def test_a_zip_archive_is_the_folder_in_it(root, tmp_path, gray, before, write_pictures):
+    """Names begin with `./` as in `zip -r a.zip ./photos`, or have backslashes as on Windows."""
+    write_pictures(root, gray, [f"{i % 2}/{i:02}.png" for i in range(20)])
+    plain = open_images(root, labels="folders")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for name in plain.names:
+            inside = f"photos/{name}" if before else f"photos\\{name}".replace("/", "\\")
+            file.writestr(before + inside, (root / name).read_bytes())
+        for other in (".checkpoints/1.png", "__MACOSX/1.png", ".hidden.png", "readme.txt"):
+            file.writestr(f"photos/{other}", b"no image")
+    zipped = open_images(tmp_path / "a.zip", labels="folders")
+    assert zipped.names == tuple(f"photos/{name}" for name in plain.names)
+    assert zipped.label_names == plain.label_names == ("0", "1")
+    np.testing.assert_array_equal(zipped[:], plain[:])
+    np.testing.assert_array_equal(zipped.labels, plain.labels)
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as file:
+        for name in ("1/01.png", "1/03.png"):  # the last entry of a name counts
+            file.writestr("photos/0/00.png", (root / name).read_bytes())
+    again = open_images(tmp_path / "a.zip")
+    assert len(again) == 20
+    np.testing.assert_array_equal(again[0][..., 0], gray[3])
 
 
-def test_one_folder_is_one_label(root, gray):
-    """As images of a new class come, that are appended."""
-    write(root, gray[:3], ["cat/1.png", "cat/deep/2.png", "cat/deep/3.png"])
-    assert open_images(root, labels="folders").label_names == ("cat",)
-    write(root.parent / "more", gray[:1], ["dog/1.png"])
-    source = open_images([root, root.parent / "more"], labels="folders")
-    assert source.label_names == ("cat", "dog")
-    assert source.labels.tolist() == [0, 0, 0, 1]
+# Modes and sizes.
 
 
-def test_labels_given(root, gray, labels):
-    np.testing.assert_array_equal(open_images(write(root, gray), labels=labels).labels, labels)
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff", ".pgm", ".PNG", ".gif"])
+def test_lossless_files_round_trip(root, gray, suffix, write_pictures):
+    write_pictures(root, gray[:3], [f"{i}{suffix}" for i in range(3)])
+    np.testing.assert_array_equal(open_images(root, grayscale=True)[:][..., 0], gray[:3])
+    assert open_images(root).shape == (3, 28, 28, 3 if suffix == ".gif" else 1)  # a palette is colour
 
 
-def test_one_colour_image_makes_all_rgb(root, gray, rgb):
-    write(root, [gray[0], rgb[0]])
-    source = open_images(root)
-    assert source.shape == (2, 28, 28, 3)
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp", ".ppm"])
+def test_colour_files_are_decoded(root, rgb, suffix, write_pictures):
+    smooth = np.asarray(Image.fromarray(rgb[0]).resize((56, 56)).resize((28, 28)))
+    source = open_images(write_pictures(root, [smooth], [f"a{suffix}"]))
+    assert source.shape == (1, 28, 28, 3)
+    assert np.abs(source[0].astype(int) - smooth).mean() < 20
+
+
+def test_one_colour_image_makes_all_rgb(root, gray, rgb, write_pictures):
+    source = open_images(write_pictures(root, [gray[0], rgb[0]]))
     np.testing.assert_array_equal(source[0], np.repeat(gray[0][..., None], 3, axis=2))
     np.testing.assert_array_equal(source[1], rgb[0])
     assert open_images(root, grayscale=True).shape == (2, 28, 28, 1)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "1", "LA"])
-def test_other_modes(root, rgb, mode):
+def test_other_modes_are_converted(root, rgb, mode):
     root.mkdir()
-    image = Image.fromarray(rgb[0]).convert(mode)
-    image.save(root / "a.png")
+    Image.fromarray(rgb[0]).convert(mode).save(root / "a.png")
     source = open_images(root)
     assert source.shape == (1, 28, 28, 1 if mode in ("1", "LA") else 3)
     if mode == "RGBA":
         np.testing.assert_array_equal(source[0], rgb[0])
 
 
-def test_transparent_palettes(root, rgb):
+def test_transparent_palettes_are_read(root, rgb):
     root.mkdir()
     image = Image.fromarray(rgb[0]).quantize(16)
     image.save(root / "a.png", transparency=bytes([0, 128, 255]))
     np.testing.assert_array_equal(open_images(root)[0], np.asarray(image.convert("RGB")))
 
 
-def test_more_than_8_bits_is_refused(root, gray, refused):
-    root.mkdir()
-    Image.fromarray(gray[0].astype(np.uint16) * 257).save(root / "deep.png")
-    with refused(root / "deep.png", "8 bits", "convert"):
-        open_images(root)
-
-
-def test_sizes_that_differ(root, gray, refused):
-    write(root, [gray[0], gray[1], gray[2][:20], gray[3][:10]])
+def test_images_of_several_sizes_need_a_transform(root, gray, write_pictures, refused):
+    write_pictures(root, [gray[0], gray[1], gray[2][:20], gray[3][:10]])
     with refused(root / "002.png", "20×28", "28×28", "resize="):
         open_images(root)
     assert open_images(root, resize=16).shape == (4, 16, 16, 1)
@@ -148,44 +145,234 @@ def test_sizes_that_differ(root, gray, refused):
         open_images(root, crop=28)
 
 
-def test_transforms_are_those_of_arrays(root, rgb):
-    write(root, rgb)
+def test_transforms_are_those_of_arrays(root, rgb, write_pictures):
     options = {"crop": (20, 24), "resize": (9, 11), "grayscale": True}
-    np.testing.assert_array_equal(open_images(root, **options)[:], open_images(rgb, **options)[:])
+    source = open_images(write_pictures(root, rgb), **options)
+    np.testing.assert_array_equal(source[:], open_images(rgb, **options)[:])
 
 
-def test_unreadable_files_at_open(root, gray, refused):
-    write(root, gray[:3])
-    for content in (b"", b"not an image"):
-        (root / "001.png").write_bytes(content)
-        with refused(root / "001.png", "not a readable image", "remove"):
-            open_images(root)
+def test_files_that_changed_since_the_folder_was_opened_are_refused(root, gray, rgb, write_pictures, refused):
+    source = open_images(write_pictures(root, gray[:3]))
+    Image.fromarray(gray[7][:20]).save(root / "001.png")
+    with refused(root / "001.png", "20×28 pixels, where the first image has 28×28"):
+        source.read([1])
+    Image.fromarray(rgb[7]).save(root / "001.png")
+    with refused(root / "001.png", "has colours"):
+        source.read([1])
+    (root / "001.png").unlink()
+    with refused(root / "001.png", "not there any more"):
+        source.read([1])
+
+
+# More than 8 bits.
+
+
+def png(images, kind):
+    """Return a PNG of 16 bits per channel, which Pillow does not write; of kind 2 RGB, 4 LA, 6 RGBA."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, _ = images.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in images)
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff(images, planar):
+    """Return a TIFF of 16 bits per channel, its channels interleaved or one after the other."""
+    height, width, channels = images.shape
+    planes = list(np.moveaxis(images, 2, 0)) if planar else [images]
+    tags = 10
+    start = 8 + 2 + 12 * tags + 4  # of values that do not fit into a tag
+    pixels = start + 2 * channels + 8 * len(planes)
+    lengths = [plane.size * 2 for plane in planes]
+    places = [pixels + sum(lengths[:i]) for i in range(len(planes))]
+
+    def longs(values, offset):
+        return (len(values), values[0] if len(values) == 1 else offset)
+
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, channels, start),
+        (259, 4, 1, 1),
+        (262, 4, 1, 2),
+        (273, 4, *longs(places, start + 2 * channels)),
+        (277, 4, 1, channels),
+        (278, 4, 1, height),
+        (279, 4, *longs(lengths, start + 2 * channels + 4 * len(planes))),
+        (284, 4, 1, 2 if planar else 1),
+    ]
+    head = b"II*\0" + struct.pack("<IH", 8, tags) + b"".join(struct.pack("<HHII", *e) for e in entries)
+    bits = struct.pack(f"<{channels}H", *[16] * channels)
+    more = struct.pack(f"<{2 * len(planes)}I", *places, *lengths)
+    return head + bytes(4) + bits + more + b"".join(plane.astype("<u2").tobytes() for plane in planes)
+
+
+def ppm(images, largest, plain=False):
+    height, width, _ = images.shape
+    head = f"P{3 if plain else 6} {width} {height} {largest}\n".encode()
+    return head + (" ".join(map(str, images.ravel())).encode() if plain else images.astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "encode"),
+    [
+        ("rgb.png", lambda x: png(x, 2)),
+        ("la.png", lambda x: png(x[:, :, :2], 4)),
+        ("rgba.png", lambda x: png(np.concatenate([x, x[:, :, :1]], axis=2), 6)),
+        ("a.tif", lambda x: tiff(x, planar=False)),
+        ("planar.tif", lambda x: tiff(x, planar=True)),
+        ("a.ppm", lambda x: ppm(x, 65535)),
+        ("ten.ppm", lambda x: ppm(x % 1024, 1023)),
+        ("plain.ppm", lambda x: ppm(x % 1024, 1023, plain=True)),
+    ],
+)
+def test_colours_of_more_than_8_bits_are_refused(rgb, tmp_path, name, encode, refused):
+    (tmp_path / name).write_bytes(encode(rgb[0].astype(np.uint16) * 200 + 77))
+    with refused(name, "more than 8 bits", "convert"):
+        open_images(tmp_path)
+
+
+def test_gray_images_of_more_than_8_bits_are_refused(gray, tmp_path, refused):
+    Image.fromarray(gray[0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    with refused(tmp_path / "deep.png", "more than 8 bits", "convert"):
+        open_images(tmp_path)
+
+
+def test_colours_of_less_than_8_bits_are_read(rgb, tmp_path):
+    coarse = rgb[0] >> 3
+    (tmp_path / "a.ppm").write_bytes(b"P6 28 28 31\n" + coarse.tobytes())
+    words = (coarse[..., 0].astype("<u2") << 10) + (coarse[..., 1].astype("<u2") << 5) + coarse[..., 2]
+    # A BMP of 16 bits has 5, 6 and 5 bits for its channels; Pillow's name for them ends in ;16 too.
+    head = struct.pack("<IiiHHIIiiII", 40, 28, -28, 1, 16, 3, 1568, 0, 0, 0, 0)
+    words = words + (words & ~np.uint16(31))
+    bmp = b"BM" + struct.pack("<IHHI", 66 + 1568, 0, 0, 66) + head + struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
+    (tmp_path / "b.bmp").write_bytes(bmp + words.astype("<u2").tobytes())
+    assert np.abs(open_images(tmp_path)[:].astype(int) - rgb[0]).max() <= 8
+
+
+# Files that cannot be read.
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".gif", ".webp", ".tif", ".ppm"])
-def test_files_that_break_after_their_header(root, rgb, suffix, refused):
-    write(root, rgb[:2], [f"{i}{suffix}" for i in range(2)])
+@pytest.mark.parametrize("kept", [0, 2 / 3])
+def test_truncated_files_are_refused(root, rgb, suffix, kept, write_pictures, refused):
+    write_pictures(root, rgb[:2], [f"{i}{suffix}" for i in range(2)])
     path = root / f"1{suffix}"
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 2 // 3])
-    with refused(path, "not a readable image"):
+    path.write_bytes(data[: int(len(data) * kept)])
+    with refused(path, "not a readable image", "skip_bad=True"):
         open_images(root)[:]
 
 
-def test_files_are_decoded_when_asked_for(root, gray, refused):
-    source = open_images(write(root, gray[:3]))
-    Image.fromarray(gray[7]).save(root / "001.png")
-    np.testing.assert_array_equal(source[1][..., 0], gray[7])
-    Image.fromarray(gray[7][:20]).save(root / "001.png")
-    with refused(root / "001.png", "another size"):
-        source.read([1])
-    (root / "001.png").unlink()
-    with refused(root / "001.png"):
-        source.read([1])
+def test_a_damaged_file_in_an_archive_is_named(root, tmp_path, gray, write_pictures, refused):
+    write_pictures(root, gray[:3])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for path in sorted(root.iterdir()):
+            file.write(path, path.name)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.index(b"IDAT") + 10] ^= 255
+    (tmp_path / "a.zip").write_bytes(data)
+    with refused(tmp_path / "a.zip" / "000.png", "not a readable image"):
+        open_images(tmp_path / "a.zip")[:]
 
 
-def test_empty_folders(root, refused):
+def test_folders_without_images_are_refused(root, refused):
     root.mkdir()
     (root / "notes.txt").write_text("no image")
     with refused(root, "no image files", ".png"):
         open_images(root)
+    (root / "a.png").write_text("no image")
+    with refused(root, "none of 1 images can be read"):
+        open_images(root, skip_bad=True)
+
+
+@pytest.fixture
+def six(root, gray, write_pictures):
+    """Six images in a folder, the third of which is damaged."""
+    write_pictures(root, gray[:6])
+    (root / "002.png").write_bytes(b"no image")
+    return root
+
+
+def test_bad_files_are_skipped_when_asked(six, gray, refused):
+    with refused(six / "002.png", "skip_bad=True"):
+        open_images(six)
+    source = open_images(six, skip_bad=True)
+    assert source.skipped == ("002.png",)
+    np.testing.assert_array_equal(source[:][..., 0], gray[[0, 1, 3, 4, 5]])
+    assert open_images(six, skip_bad=True, resize=7, limit=3).skipped == ("002.png",)
+
+
+def test_bad_files_are_skipped_at_the_command_line(six, tmp_path):
+    command = ["build", str(six), "-o", str(tmp_path / "s.zarr"), "--scales", "3", "--no-tune"]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "s.zarr").exists()
+    built = CliRunner().invoke(main, [*command, "--skip-bad"])
+    assert built.exit_code == 0, built.output
+    assert "002.png" in built.stderr
+    index = pi.open_index(tmp_path / "s.zarr")
+    assert len(index.training) == 5
+    assert index.attributes["skipped"] == ["002.png"]
+
+
+def test_given_labels_are_for_skipped_images_too(six, tmp_path, refused):
+    (tmp_path / "labels.txt").write_text("10\n11\n12\n13\n14\n15\n")
+    for labels in (tmp_path / "labels.txt", np.arange(10, 16)):
+        assert open_images(six, skip_bad=True, labels=labels).labels.tolist() == [10, 11, 13, 14, 15]
+    assert open_images(six, skip_bad=True, labels=np.arange(6), limit=3).labels.tolist() == [0, 1, 3]
+    with refused("labels", "5 labels for 6 images"):
+        open_images(six, skip_bad=True, labels=np.arange(5))
+
+
+def test_labels_of_an_open_source_are_for_the_images_in_it(six):
+    source = open_images(six, skip_bad=True)
+    for opened in (source, source.subset(slice(0, 5)), open_images(source, resize=14)):
+        assert open_images(opened, labels=np.arange(5)).labels.tolist() == [0, 1, 2, 3, 4]
+
+
+class Failing(Folder):
+    """A folder in which the system refuses to read one file."""
+
+    def __init__(self, root, number):
+        super().__init__(root)
+        self.number = number
+
+    def open(self, name):
+        if name == "004.png":
+            raise OSError(self.number, os.strerror(self.number))
+        return super().open(name)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_errors_of_the_system_are_never_skipped(six, number, refused):
+    files = Failing(six, number)
+    with refused(six / "004.png", f"cannot be read ({os.strerror(number)})"):
+        FolderSource(files, files.names(), Options(skip_bad=True))
+    (six / "002.png").unlink()
+    with refused(six / "004.png", f"cannot be read ({os.strerror(number)})"):
+        FolderSource(files, files.names(), Options())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_is_never_skipped(six, refused):
+    (six / "003.png").chmod(0)
+    with refused(six / "003.png", "Permission denied", "permissions"):
+        open_images(six, skip_bad=True)
+
+
+def test_a_seek_outside_the_file_is_damage(six, rgb, refused):
+    """The system refuses such a seek, but the file is at fault."""
+    path = six / "002.png"
+    Image.fromarray(rgb[0]).save(path, "TIFF", big_tiff=True)
+    data = bytearray(path.read_bytes())
+    data[8:16] = struct.pack("<Q", 2**63 - 1)  # the place of the first directory
+    path.write_bytes(data)
+    with refused("002.png: not a readable image"):
+        open_images(six)
+    assert open_images(six, skip_bad=True).skipped == ("002.png",)

@@ -9,7 +9,7 @@ def source(rgb, labels):
     return open_images(rgb, labels=labels)
 
 
-def test_contract(source, rgb, labels):
+def test_a_source_has_shape_name_and_labels(source, rgb, labels):
     assert source.shape == (20, 28, 28, 3)
     assert len(source) == 20
     assert source.name == "array"
@@ -50,7 +50,7 @@ def test_read_returns_the_callers_own_array(source, rgb):
     assert images.flags.writeable
 
 
-def test_brackets_and_asarray(source, rgb):
+def test_brackets_and_asarray_are_numpy_indexing(source, rgb):
     np.testing.assert_array_equal(source[3], rgb[3])
     np.testing.assert_array_equal(source[-1], rgb[-1])
     np.testing.assert_array_equal(source[np.int64(2)], rgb[2])
@@ -77,7 +77,7 @@ def test_chunks_cover_everything_once_in_order(source, rgb, size):
     np.testing.assert_array_equal(np.concatenate(parts), rgb)
 
 
-def test_chunks_of_nothing_are_refused(source, refused):
+def test_chunks_of_no_images_are_refused(source, refused):
     with refused("size"):
         next(source.chunks(0))
 

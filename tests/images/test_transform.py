@@ -3,12 +3,7 @@ import pytest
 from PIL import Image
 
 from patchindex.images import open_images
-from patchindex.images.transform import Transform, as_size
-
-
-def test_nothing_asked_is_no_wrapper(rgb):
-    source = open_images(rgb)
-    assert open_images(source) is source
+from patchindex.images.transform import Transform
 
 
 @pytest.mark.parametrize(
@@ -20,7 +15,7 @@ def test_crop_is_central(rgb, gray, crop, rows, cols):
 
 
 def test_a_square_crop_is_as_large_as_the_shorter_side(rgb):
-    for wide in (rgb[:, :21], rgb[:, :20]):  # an odd and an even number of pixels is left out
+    for wide in (rgb[:, :21], rgb[:, :20]):  # odd and even margins
         side = wide.shape[1]
         inner = slice((28 - side) // 2, (28 - side) // 2 + side)
         for images, expected in (
@@ -32,10 +27,9 @@ def test_a_square_crop_is_as_large_as_the_shorter_side(rgb):
             np.testing.assert_array_equal(square[:], expected)
 
 
-def test_images_of_any_size_are_alike_after_a_square_crop_and_a_resize(rgb, tmp_path):
-    for i, (height, width) in enumerate([(28, 28), (28, 20), (9, 28)]):
-        Image.fromarray(rgb[i, :height, :width]).save(tmp_path / f"{i}.png")
-    source = open_images(tmp_path, crop="square", resize=8)
+def test_images_of_any_size_fit_after_a_square_crop_and_a_resize(rgb, tmp_path, write_pictures):
+    pictures = [rgb[0], rgb[1, :, :20], rgb[2, :9]]
+    source = open_images(write_pictures(tmp_path, pictures), crop="square", resize=8)
     assert source.shape == (3, 8, 8, 3)
     for i, image in enumerate([rgb[0], rgb[1, 4:24, :20], rgb[2, :9, 9:18]]):
         np.testing.assert_array_equal(source[i], open_images(image[None], resize=8)[0])
@@ -58,7 +52,7 @@ def test_resize_to_the_same_size_changes_nothing(rgb):
     np.testing.assert_array_equal(open_images(rgb, resize=28)[:], rgb)
 
 
-def test_grayscale(rgb, gray):
+def test_grayscale_is_the_luma(rgb, gray):
     source = open_images(rgb, grayscale=True)
     assert source.shape == (20, 28, 28, 1)
     luma = rgb @ np.array([0.299, 0.587, 0.114])
@@ -74,7 +68,7 @@ def test_labels_are_kept_and_reads_are_independent_of_order(rgb, labels):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK"])
-def test_every_mode_converts(mode, rgb):
+def test_every_mode_is_converted(mode, rgb):
     image = Image.fromarray(rgb[0]).convert(mode)
     for target, channels in (("RGB", 3), ("L", 1)):
         pixels = Transform(crop=(10, 12), resize=(5, 6)).apply(image, target)
@@ -85,12 +79,12 @@ def test_every_mode_converts(mode, rgb):
 @pytest.mark.parametrize("value", [0, -3, (4, 0), (1, 2, 3), (4,), 2.5, "28", "round", (2.0, 2.0)])
 def test_bad_sizes_are_refused(value, refused, rgb):
     with refused("resize", "pixels"):
-        as_size(value, "resize")
+        Transform.parse(None, value, False)
     with refused("crop"):
         open_images(rgb, crop=value)
 
 
-def test_only_a_crop_is_square(rgb, refused):
+def test_a_resize_cannot_be_square(rgb, refused):
     with refused("resize", "'square' is not a size in pixels"):
         open_images(rgb, resize="square")
 
