@@ -46,7 +46,7 @@ class Case:
         self.geometry = Geometry.of(name, k, images.shape[1:3], wrapped or "valid")
         self.images, self.training = torch.from_numpy(images), TrainingImages(images)
         self.x = noisy(others, t)
-        compared = [axis.compared.sum() for axis in (self.geometry.y, self.geometry.x)]
+        compared = [np.diff(axis.ranges).sum() for axis in (self.geometry.y, self.geometry.x)]
         self.pairs = len(images) * int(compared[0]) * int(compared[1])
 
     def ours(self, batch: int = 1, **settings: Any) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Windows, patch ids and position classes: which training patches a pixel is compared with.
+"""Windows, patch ids and position classes: the training patches that a pixel is compared with.
 
-The score machines of Kamb & Ganguli (arXiv 2412.20292) differ in nothing else. Each is a partition of
-positions into *position classes*; a pixel is compared with the training patches at the positions of its own
-class. For all of them the partition is a product of one along each axis, so an `Axis` says everything, and a
-`Geometry` is two of them.
+The score machines of Kamb & Ganguli (arXiv 2412.20292) differ only in these. Each machine partitions the
+positions into *position classes*, and compares a pixel with the training patches at the positions of its own
+class. Every partition is the product of a partition along y and a partition along x, so a `Geometry` is two
+`Axis` objects.
 
 ==================== ============================== ================ =================
 machine              position classes               query window     training window
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 from patchindex.images.by_label import to_unit
 
 __all__ = [
@@ -46,9 +46,8 @@ __all__ = [
 
 MACHINES = ("IS", "LS", "ELS", "bbELS")
 TRAIN_WINDOWS = ("valid", "wrapped")
-INDEXED_MACHINES = ("ELS", "bbELS")  # the others compare a pixel with N patches only, and are always exact
-LARGEST_SCALE = 1023  # pixels; more is a typing error
-
+INDEXED_MACHINES = ("ELS", "bbELS")  # IS and LS compare a pixel with only N patches, and are always exact
+LARGEST_SCALE = 1023  # pixels; a larger scale is a typing error
 
 IdArray = TypeVar("IdArray", np.ndarray, Tensor)
 
@@ -56,8 +55,8 @@ IdArray = TypeVar("IdArray", np.ndarray, Tensor)
 class Offset(NamedTuple):
     """All pairs of a query and a training position along one axis that are `offset` apart.
 
-    Pair i compares position `query[i]` with training position `train.start + i`, where the query window
-    lies at `train - offset` (wrapped around where the windows are circular).
+    Pair i is query position `query[i]` and training position `train.start + i`; the query position is
+    `train - offset`, wrapped around where query windows are circular.
     """
 
     offset: int
@@ -76,7 +75,7 @@ class Axis:
     k : int
         Window size, odd.
     circular : bool
-        Whether query windows wrap around; otherwise they are padded with zeros.
+        Query windows wrap around if true, and are padded with zeros if false.
     train_padding : str
         `"valid"`, `"wrapped"` or `"zeros"`.
     classes : tuple of int
@@ -91,17 +90,22 @@ class Axis:
 
     @property
     def train_positions(self) -> range:
-        """The positions that a training window may have its centre at."""
+        """Positions of the centres of training windows."""
         d = self.k // 2
         return range(d, self.size - d) if self.train_padding == "valid" else range(self.size)
 
-    def pixels(self, wrapped: bool) -> np.ndarray:
-        """Return which pixel position i - k // 2 is, int64, shape (size + 2 (k // 2),).
-
-        Wrapped around, or -1 where there is none.
-        """
-        at = np.arange(-(self.k // 2), self.size + self.k // 2)
+    def pixels(self, margin: int, wrapped: bool) -> np.ndarray:
+        """Return the pixel at positions -margin to size + margin - 1: int64, wrapped around or -1 outside."""
+        at = np.arange(-margin, self.size + margin)
         return at % self.size if wrapped else np.where((at >= 0) & (at < self.size), at, -1)
+
+    @cached_property
+    def ranges(self) -> np.ndarray:
+        """Training positions [lo, hi) that each position is compared with: int64, shape (size, 2)."""
+        train, classes = np.array(self.train_positions), np.array(self.classes)
+        # Position classes are runs, so the first and the last position are enough.
+        same = (train[classes[train] == c] for c in self.classes)
+        return np.array([(run[0], run[-1] + 1) for run in same])
 
     @cached_property
     def offsets(self) -> tuple[Offset, ...]:
@@ -122,24 +126,16 @@ class Axis:
             same = (query >= 0) & (query < self.size)
             same[same] = classes[query[same]] == classes[train[same]]
             if same.any():
-                # Classes with more than one position are runs of them, so what is left is a run too.
+                # Position classes are runs, so the training positions are a run too.
                 train = train[same]
                 found.append(Offset(difference, query[same], slice(int(train[0]), int(train[-1]) + 1)))
         return tuple(found)
 
     @cached_property
-    def compared(self) -> np.ndarray:
-        """Whether query position i is compared with training position j: bool, shape (size, size)."""
-        table = np.zeros((self.size, self.size), bool)
-        for offset in self.offsets:
-            table[offset.query, np.arange(offset.train.start, offset.train.stop)] = True
-        return table
-
-    @cached_property
     def slots(self) -> np.ndarray:
-        """Which pairs each position has, as numbers into the pairs of all `offsets` in order.
+        """Pairs of each position, as numbers into the pairs of all `offsets` in order.
 
-        Shape (size, most pairs of a position), int64, padded with the total number of pairs.
+        int64, shape (size, most pairs of a position), padded with the total number of pairs.
         """
         query = np.concatenate([o.query for o in self.offsets])
         slots = np.full((self.size, np.bincount(query).max()), len(query))
@@ -150,10 +146,10 @@ class Axis:
 
     @cached_property
     def window(self) -> np.ndarray:
-        """How often the window centred on position i covers pixel j: shape (size, size), float64.
+        """Count of pixel j in the training window centred on position i: float64, shape (size, size).
 
-        Padding is zero and adds nothing. A circular window larger than the image covers pixels repeatedly.
-        Rows of positions that no training window has are zero.
+        Padding is not counted. A circular window larger than the image covers pixels repeatedly. Rows of
+        positions without a training window are zero.
         """
         d = self.k // 2
         counts = np.zeros((self.size, self.size))
@@ -168,18 +164,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which patches are compared: a machine at one locality scale on images of one size.
+    """The windows and position classes of a machine at one locality scale, for images of one size.
 
-    Build it with `Geometry.of`.
+    Make it with `Geometry.of`.
 
     Attributes
     ----------
     machine : str
         One of `MACHINES`.
     k : int
-        Locality scale: the window is k x k. For IS it is the smallest k whose windows hold the whole image.
+        Locality scale: windows are k x k. For IS, the smallest k whose windows cover the whole image.
     y, x : Axis
-        The two axes.
 
     Examples
     --------
@@ -204,33 +199,33 @@ class Geometry:
         machine : str
             `"IS"`, `"LS"`, `"ELS"` or `"bbELS"`.
         k : int or None
-            Odd locality scale. IS has none, and takes any value for it.
+            Odd locality scale; ignored for IS.
         size : (int, int)
             Height and width of the images.
         train_windows : str
-            `"valid"` or `"wrapped"`: which windows of a training image ELS uses.
+            Training windows of ELS: `"valid"`, only those inside the image, or `"wrapped"`, circular ones.
 
         Raises
         ------
         InputError
-            When the machine is unknown, k is even, below 1 or above `LARGEST_SCALE`, or larger than the image
-            where the machine has no window of that size (ELS with `valid` windows).
+            When the machine is unknown; when k is even, below 1 or above `LARGEST_SCALE`; or when k is larger
+            than the image and the machine is ELS with `valid` windows.
         """
         if machine not in MACHINES:
             raise InputError(
-                f"unknown machine {machine!r}", where="machine", remedy=f"use {', '.join(MACHINES)}"
+                f"unknown machine {machine!r}", parameter="machine", remedy=f"use {', '.join(MACHINES)}"
             )
         if train_windows not in TRAIN_WINDOWS:
             raise InputError(
                 f"unknown value {train_windows!r}",
-                where="train_windows",
+                parameter="train_windows",
                 remedy=f"use {' or '.join(TRAIN_WINDOWS)}",
             )
         if train_windows != "valid" and machine != "ELS":
             raise InputError(
                 f"{machine} has zero padded windows only",
-                where=f"train_windows {train_windows!r}",
-                remedy="leave it out, or use machine ELS",
+                parameter="train_windows",
+                remedy=["leave it out, or use ", Option("machine", "ELS")],
             )
         if machine == "IS":
             k = 2 * max(size) - 1
@@ -245,7 +240,11 @@ class Geometry:
             raise InputError(
                 f"k = {k} is larger than the images, which are {size[0]} x {size[1]}",
                 where="locality scale",
-                remedy=f"use k up to {largest}, train_windows='wrapped', or bbELS or LS",
+                remedy=[
+                    f"use k up to {largest}, ",
+                    Option("train_windows", "wrapped"),
+                    ", or machine bbELS or LS",
+                ],
             )
         k = int(k)
         padding = train_windows if machine == "ELS" else "zeros"
@@ -262,17 +261,17 @@ class Geometry:
 
     @property
     def patches_per_image(self) -> int:
-        """How many training windows an image has."""
+        """Number of training windows per image."""
         return len(self.y.train_positions) * len(self.x.train_positions)
 
     @property
     def is_exact(self) -> bool:
-        """Whether a pixel is compared with one patch an image, so that an index has nothing to gain."""
+        """True for machines that compare a pixel with one patch per image, which need no index."""
         return self.machine not in INDEXED_MACHINES
 
     @property
     def n_classes(self) -> int:
-        """How many position classes there are."""
+        """Number of position classes."""
         return (max(self.y.classes) + 1) * (max(self.x.classes) + 1)
 
     @cached_property
@@ -283,12 +282,12 @@ class Geometry:
 
     @cached_property
     def train_classes(self) -> np.ndarray:
-        """Position class of every training window of an image in raster order, (patches_per_image,)."""
+        """Position class of every training window of an image, raster order: int64 (patches_per_image,)."""
         ys, xs = np.array(self.y.train_positions), np.array(self.x.train_positions)
         return self.query_classes[np.ix_(ys, xs)].reshape(-1)
 
     def position(self, ids: IdArray) -> tuple[IdArray, IdArray, IdArray]:
-        """Return image, y and x of patches; `id = image * patches_per_image + raster index of the window`.
+        """Return image, y and x of patches: `id = image * patches_per_image + raster index of the window`.
 
         Parameters
         ----------
@@ -316,21 +315,9 @@ def _axis_classes(machine: str, k: int, n: int) -> tuple[int, ...]:
 
 
 def pad(images: Tensor, geometry: Geometry, padding: str) -> Tensor:
-    """Surround images with what the windows at their borders see.
+    """Pad images (B, C, H, W), in [-1, 1], by k // 2 on each side.
 
-    Parameters
-    ----------
-    images : Tensor, shape (B, C, H, W)
-        In [-1, 1], so that zero padding is zero.
-    geometry : Geometry
-        For the window size.
-    padding : str
-        `"valid"` (nothing), `"wrapped"` (the image itself) or `"zeros"`.
-
-    Returns
-    -------
-    Tensor
-        Shape (B, C, H + 2 d, W + 2 d) with d = k // 2, or the images for `"valid"`.
+    `padding` is `"valid"` (return the images unchanged), `"wrapped"` (circular) or `"zeros"`.
     """
     if padding == "valid":
         return images
@@ -343,21 +330,9 @@ def pad(images: Tensor, geometry: Geometry, padding: str) -> Tensor:
 
 
 def windows(images: Tensor, geometry: Geometry, *, query: bool) -> Tensor:
-    """Return all windows of images, as a view of the padded images.
+    """Return all windows of images (B, C, H, W), in [-1, 1]: a view (B, C, H, W, k, k) of the padded images.
 
-    Parameters
-    ----------
-    images : Tensor, shape (B, C, H, W)
-        In [-1, 1].
-    geometry : Geometry
-        Says how the windows are padded.
-    query : bool
-        Whether the images are noisy ones; else they are training images.
-
-    Returns
-    -------
-    Tensor
-        Shape (B, C, H, W, k, k); for training images only the positions that windows have.
+    `query` says whether the images are noisy ones. Training images have windows only at training positions.
     """
     wrapped = "wrapped" if geometry.y.circular else "zeros"
     padded = pad(images, geometry, wrapped if query else geometry.y.train_padding)
@@ -365,38 +340,17 @@ def windows(images: Tensor, geometry: Geometry, *, query: bool) -> Tensor:
 
 
 def query_windows(x: Tensor, geometry: Geometry) -> Tensor:
-    """Return every pixel's window.
-
-    Parameters
-    ----------
-    x : Tensor, shape (B, C, H, W)
-        Noisy images.
-    geometry : Geometry
-        Says how the windows are padded.
-
-    Returns
-    -------
-    Tensor
-        Shape (B * H * W, k, k, C), pixels in raster order: a view of the padded images until it is reshaped.
-    """
+    """Return the window of every pixel of noisy images (B, C, H, W): shape (B H W, k, k, C), raster order."""
     k, (height, width) = geometry.k, geometry.size
     by_pixel = windows(x, geometry, query=True).permute(0, 2, 3, 4, 5, 1)
     return by_pixel.reshape(len(x) * height * width, k, k, -1)
 
 
 def query_counts(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Return how often the query windows centred on position i cover pixel j, along y and along x.
+    """Return the count of pixel j in the query window centred on position i, along y and along x.
 
-    With them, `sum_ij y[p, i] |x[i, j]|^2 x[q, j]` is the squared norm of the window of pixel (p, q).
-
-    Parameters
-    ----------
-    geometry : Geometry
-        Says how the windows are padded.
-
-    Returns
-    -------
-    arrays of float64, shapes (H, H) and (W, W)
+    float64, shapes (H, H) and (W, W). The squared norm of the window of pixel (p, q) of an image v is
+    `sum_ij y[p, i] |v[i, j]|^2 x[q, j]`.
     """
 
     def counts(axis: Axis) -> np.ndarray:
@@ -414,9 +368,8 @@ def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
     pixels : Tensor, shape (N, H, W, C), uint8
         The training images.
     geometry : Geometry
-        Says where the windows are and how they are padded.
     ids : Tensor, shape (...), int64
-        Patch ids, `image * patches_per_image + raster index of the window`.
+        Patch ids: see `Geometry.position`.
 
     Returns
     -------
@@ -425,8 +378,8 @@ def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
     """
     if geometry.y.train_padding == "wrapped" or pixels[..., 0].numel() < geometry.k:
         return _gather_by_pixel(pixels, geometry, ids)
-    # A row of a window is k pixels side by side. Copied whole, it is ten times as fast as by pixel; where it
-    # leaves the image it runs into the next row, which is zeroed.
+    # A row of a window is k pixels side by side. Copying whole rows is ten times as fast as copying pixels.
+    # A row that leaves the image runs into the next row of pixels, which is then zeroed.
     image, y, x = (index.unsqueeze(-1) for index in geometry.position(ids))
     (height, width), k, channels = geometry.size, geometry.k, pixels.shape[3]
     window = torch.arange(k, device=ids.device) - k // 2
@@ -439,7 +392,7 @@ def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
     if geometry.y.train_padding == "zeros":
         _, col_inside = _inside(x + window, geometry.x)
         patches.mul_(row_inside.to(patches)[..., None, None]).mul_(col_inside.to(patches)[..., None, :, None])
-        # Runs that would begin before the first pixel, or end after the last, were moved.
+        # Rows that begin before the first pixel or end after the last one were moved by `clamp`.
         moved = ((starts < 0) | (starts > last)).any(-1)
         if moved.any():
             patches[moved] = _gather_by_pixel(pixels, geometry, ids[moved])
@@ -456,7 +409,7 @@ def _gather_by_pixel(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
 
 
 def _inside(positions: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
-    """Move positions along an axis into the image, around it or to its border, and say which were inside."""
+    """Wrap or clamp positions along an axis into the image; also return which of them were inside."""
     if axis.train_padding == "wrapped":
         positions = positions % axis.size
     inside = (positions >= 0) & (positions < axis.size)

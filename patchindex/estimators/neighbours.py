@@ -16,7 +16,6 @@ from patchindex.kernels.codes import NEVER
 from patchindex.kernels.known_patches import KnownPatches
 from patchindex.kernels.neighbours import (
     DEPTH,
-    REACH,
     count_below,
     keys_above,
     largest_logits,
@@ -25,8 +24,8 @@ from patchindex.kernels.neighbours import (
     pair_keys,
     query_lines,
     sums_of,
-    window_tables,
 )
+from patchindex.kernels.windows import REACH, WindowTables
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
@@ -54,7 +53,7 @@ class NeighbourRefiner:
 
     def __init__(self, images: np.ndarray, scale: ScaleIndex, request: ScoreRequest, threads: int) -> None:
         self._images, self._geometry, self._request = images.reshape(-1), scale.geometry, request
-        self.tables = window_tables(scale.geometry, request.x.shape[1])
+        self.tables = WindowTables.of(scale.geometry, request.x.shape[1])
         self._scale = np.float32((request.a / 127.5) ** 2 / (2 * request.beta))
         self._threads = threads
         self._n = len(images)

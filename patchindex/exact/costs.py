@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
 from patchindex.kernels.simd import BLOCK
@@ -44,8 +46,7 @@ def full_cost(plan: Plan) -> float:
 
 def pixel_cost(plan: Plan) -> float:
     """Nanoseconds of a tile and a pixel in `scan_pixels`."""
-    direct = plan.direct
-    rows, columns = (int((r[:, 1] - r[:, 0]).max()) for r in (direct.range_y, direct.range_x))
+    rows, columns = (int(np.diff(axis.ranges).max()) for axis in (plan.geometry.y, plan.geometry.x))
     window = plan.geometry.k**2 * plan.channels
     return rows * math.ceil(columns / plan.width) * (window * PIXEL_PRODUCTS + PIXEL_MEMBERS)
 

@@ -252,7 +252,9 @@ def _work(job: Job, tasks: _Tasks) -> None:
             if asked is None:
                 kernel.scan_all(tile, job.frame.queries[query], plan.full, np.arange(first, last), mine)
             else:
-                kernel.scan_pixels(tile, job.frame.queries[query], plan.direct, asked[first:last], mine)
+                kernel.scan_pixels(
+                    tile, job.frame.queries[query], plan.windows, plan.singles, asked[first:last], mine
+                )
             tasks.add(query, mine, plan.channels)
         tasks.finished()
 

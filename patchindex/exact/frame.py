@@ -54,7 +54,7 @@ class Frame:
         columns = sample.reshape(-1, width * channels).sum(0, dtype=np.int64)  # rows of C alone are slow
         grey = np.rint(columns.reshape(width, channels).sum(0) / (sample.size / channels)).astype(np.float32)
         centred = x.double() - a * _unit(grey)[:, None, None]
-        along_y, along_x = (axis.compared.sum(1) for axis in (plan.geometry.y, plan.geometry.x))
+        along_y, along_x = (np.diff(axis.ranges)[:, 0] for axis in (plan.geometry.y, plan.geometry.x))
         counts = along_y[:, None] * along_x
         # Not by torch, whose matrix products leave threads behind that spin for milliseconds, in our way.
         along_y, along_x = query_counts(plan.geometry)

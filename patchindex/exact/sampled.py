@@ -205,7 +205,7 @@ class SampledScan:
                 if self._asked is None:
                     kernel.scan_all(tile, frame.queries[0], plan.full, self._units[stratum % CLASSES], mine)
                 else:
-                    kernel.scan_pixels(tile, frame.queries[0], plan.direct, self._asked, mine)
+                    kernel.scan_pixels(tile, frame.queries[0], plan.windows, plan.singles, self._asked, mine)
                 lo, hi = np.searchsorted(known.stratum, (stratum, stratum + 1))
                 remove(mine, channels, *(array[lo:hi] for array in known[1:]))
                 kernel.flush_sample(mine, channels, tops, totals, squares)

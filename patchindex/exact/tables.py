@@ -21,8 +21,9 @@ import numpy as np
 
 from patchindex.geometry import Axis, Geometry
 from patchindex.kernels.simd import BLOCK
+from patchindex.kernels.windows import WindowTables
 
-__all__ = ["Direct", "Full", "Plan"]
+__all__ = ["Full", "Plan", "Singles"]
 
 NOTHING = -1
 # Added to logits that must not count: far below any, and sums with it are still finite.
@@ -105,30 +106,17 @@ class Full(NamedTuple):
         return (len(self.row_start) - 1) * len(self.slots)
 
 
-class Direct(NamedTuple):
-    """Tables for single pixels.
+class Singles(NamedTuple):
+    """Tables for single pixels, beside the `WindowTables`.
 
     Attributes
     ----------
-    reach : int
-        k // 2.
-    query_y, query_x, train_y, train_x : arrays of int64
-        Pixel at position i - reach, wrapped around where the windows are; -1 where there is none.
-    range_y, range_x : arrays of int64, shape (H or W, 2)
-        Range of the training positions that a position is compared with.
     mask : array of int64, shape (W,)
-        Mask of training columns of a query column.
+        Mask of training columns of each query column.
     start : array of float32, shape (width * BLOCK,)
         As in `Full`, for blocks of which 1, 2, ... columns are in range.
     """
 
-    reach: int
-    query_y: np.ndarray
-    query_x: np.ndarray
-    train_y: np.ndarray
-    train_x: np.ndarray
-    range_y: np.ndarray
-    range_x: np.ndarray
     mask: np.ndarray
     start: np.ndarray
 
@@ -231,25 +219,20 @@ class Plan:
         )
 
     @cached_property
-    def direct(self) -> Direct:
+    def windows(self) -> WindowTables:
+        """Tables of single windows."""
+        return WindowTables.of(self.geometry, self.channels)
+
+    @cached_property
+    def singles(self) -> Singles:
         """Tables for single pixels."""
-        d = self.geometry.k // 2
-        y, x = self.geometry.y, self.geometry.x
+        x = self.geometry.x
         start = np.zeros((self.width, self.width, self.lanes), np.float32)
         for columns in range(self.width):
             start[columns, columns + 1 :] = FAR_BELOW
         shared = _positions(x)[0]
-        return Direct(
-            reach=d,
-            query_y=y.pixels(y.circular),
-            query_x=x.pixels(x.circular),
-            train_y=y.pixels(y.train_padding == "wrapped"),
-            train_x=x.pixels(x.train_padding == "wrapped"),
-            range_y=_ranges(y),
-            range_x=_ranges(x),
-            mask=np.array([int(not (x.circular or i in shared)) for i in range(x.size)]),
-            start=start.reshape(-1),
-        )
+        mask = np.array([int(not (x.circular or i in shared)) for i in range(x.size)])
+        return Singles(mask, start.reshape(-1))
 
     def _rows(self, offsets: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return the steps of one or two row offsets, as in `Full.rows` and `Full.query_rows`."""
@@ -380,14 +363,3 @@ def _norm_steps(axis: Axis) -> np.ndarray:
     wrapped = axis.train_padding == "wrapped"
     steps = slide(axis.train_positions, axis.k // 2, lambda i: wrapped or 0 <= i < axis.size)
     return np.array([[NOTHING if i is None else i % axis.size for i in step] for step in steps], np.int64)
-
-
-def _ranges(axis: Axis) -> np.ndarray:
-    shared, _ = _positions(axis)
-    return np.array(
-        [
-            (shared[0], shared[-1] + 1) if axis.circular or i in shared else (i, i + 1)
-            for i in range(axis.size)
-        ],
-        np.int64,
-    )

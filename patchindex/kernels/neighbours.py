@@ -9,20 +9,16 @@ A patch is written as its image and `y W + x`, the position of its centre there.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from torch import Tensor
 
-from patchindex.geometry import Geometry
 from patchindex.kernels.compile import compiled, inlined, lean
 from patchindex.kernels.simd import LANES, exp2, load_lanes, splat_lanes, store
 from patchindex.kernels.simd_codes import load_bytes, prefetch, sum_lanes
+from patchindex.kernels.windows import REACH, WindowTables
 
 __all__ = [
     "DEPTH",
-    "REACH",
-    "WindowTables",
     "count_below",
     "keys_above",
     "largest_logits",
@@ -31,10 +27,8 @@ __all__ = [
     "pair_keys",
     "query_lines",
     "sums_of",
-    "window_tables",
 ]
 
-REACH = 1  # pixels around, in each direction
 AHEAD = 6  # sources whose pixels are on their way from memory
 DEPTH = np.float32(20)  # nats; what is further below the largest is left to the sample of all patches
 FLOOR = np.float32(-100.0)
@@ -43,91 +37,21 @@ LOG2_E = np.float32(1.4426950408889634)
 PADDING = np.float32(127.5)  # zero padding, on the uint8 scale
 
 
-class WindowTables(NamedTuple):
-    """What of a geometry the kernels need.
-
-    Attributes
-    ----------
-    k : int
-    height, width, channels : int
-    rows, columns : array of int64
-        Centres of the training windows of an image.
-    circular_y, circular_x : bool
-        Whether query windows wrap around.
-    wrapped_y, wrapped_x : bool
-        Whether training windows do.
-    same_y, same_x : array of bool, shape (H, H) and (W, W)
-        Which training positions a query position is compared with.
-    y_of, x_of : array of int64, shape (H * W,)
-        Row and column of a raster number.
-    bits : int
-        That a raster number takes in a key.
-    """
-
-    k: int
-    height: int
-    width: int
-    channels: int
-    rows: np.ndarray
-    columns: np.ndarray
-    circular_y: bool
-    circular_x: bool
-    wrapped_y: bool
-    wrapped_x: bool
-    same_y: np.ndarray
-    same_x: np.ndarray
-    y_of: np.ndarray
-    x_of: np.ndarray
-    bits: int
-
-    def pixels_of(self, keys: np.ndarray) -> np.ndarray:
-        """Return the pixels of keys, raster numbers."""
-        return keys & ((1 << self.bits) - 1)
-
-    def images_of(self, keys: np.ndarray) -> np.ndarray:
-        """Return the training images of keys."""
-        return keys >> 2 * self.bits
-
-
-def window_tables(geometry: Geometry, channels: int) -> WindowTables:
-    """Make the tables of a geometry."""
-    y, x = geometry.y, geometry.x
-    return WindowTables(
-        geometry.k,
-        *geometry.size,
-        channels,
-        np.array(y.train_positions, np.int64),
-        np.array(x.train_positions, np.int64),
-        y.circular,
-        x.circular,
-        y.train_padding == "wrapped",
-        x.train_padding == "wrapped",
-        y.compared,
-        x.compared,
-        *np.divmod(np.arange(y.size * x.size), x.size),
-        (y.size * x.size - 1).bit_length(),
-    )
-
-
-def query_lines(x: Tensor, spread: WindowTables, a: float) -> np.ndarray:
+def query_lines(x: Tensor, tables: WindowTables, a: float) -> np.ndarray:
     """Lay out a noisy image (C, H, W) over a, in units of uint8, padded: (H + 2 pad, line), float32.
 
     Lines are padded to whole vectors beyond the last window.
     """
-    pad = spread.k // 2 + REACH
-    rows, columns = (np.arange(-pad, size + pad) for size in (spread.height, spread.width))
     values = ((x / a + 1) * 127.5).permute(1, 2, 0).numpy()
-    out = values[rows % spread.height][:, columns % spread.width].copy()
-    if not spread.circular_y:
-        out[(rows < 0) | (rows >= spread.height)] = PADDING
-    if not spread.circular_x:
-        out[:, (columns < 0) | (columns >= spread.width)] = PADDING
-    lines = out.reshape(len(rows), -1)
+    out = values[tables.query_y][:, tables.query_x].copy()  # in C order
+    out[tables.query_y < 0] = PADDING
+    out[:, tables.query_x < 0] = PADDING
+    lines = out.reshape(len(out), -1)
     return np.pad(lines, ((0, 0), (0, 2 * LANES))).astype(np.float32)
 
 
 @lean
-def pair_keys(ids, pixels, spread, images, keys, found):  # type: ignore[no-untyped-def]
+def pair_keys(ids, pixels, tables, images, keys, found):  # type: ignore[no-untyped-def]
     """Write pairs of a pixel and one of its patches, of images `images[0]` to `images[1] - 1`, as numbers.
 
     A pair is a key: the image, then the offset and the pixel, raster numbers of `bits` bits each, so that
@@ -135,8 +59,9 @@ def pair_keys(ids, pixels, spread, images, keys, found):  # type: ignore[no-unty
     ids of each of `pixels` (rows,), -1 for none, `keys` room for all of them, and `found[0]` is set to how
     many there are.
     """
-    height, width, bits, per_row = spread.height, spread.width, spread.bits, len(spread.columns)
-    per_image = len(spread.rows) * per_row
+    height, width, bits, border = tables.height, tables.width, tables.bits, tables.border
+    per_row = width - 2 * border
+    per_image = (height - 2 * border) * per_row
     first, end = images[0] * per_image, images[1] * per_image
     n = 0
     for at in range(len(ids)):
@@ -147,7 +72,7 @@ def pair_keys(ids, pixels, spread, images, keys, found):  # type: ignore[no-unty
             if patch < first or patch >= end:
                 continue
             image, place = patch // per_image, patch % per_image
-            row, column = spread.rows[place // per_row] - y, spread.columns[place % per_row] - x
+            row, column = border + place // per_row - y, border + place % per_row - x
             offset = (row + height * int(row < 0)) * width + column + width * int(column < 0)
             keys[n] = ((image << bits) + offset << bits) + pixel
             n += 1
@@ -155,30 +80,31 @@ def pair_keys(ids, pixels, spread, images, keys, found):  # type: ignore[no-unty
 
 
 @inlined
-def _patch_of(key, spread):  # type: ignore[no-untyped-def]
+def _patch_of(key, tables):  # type: ignore[no-untyped-def]
     """Return a key's image, and the row and column of the patch's centre there."""
-    mask = (1 << spread.bits) - 1
-    pixel, offset = key & mask, key >> spread.bits & mask
-    y, x = spread.y_of[pixel] + spread.y_of[offset], spread.x_of[pixel] + spread.x_of[offset]
-    y -= spread.height * int(y >= spread.height)
-    x -= spread.width * int(x >= spread.width)
-    return key >> 2 * spread.bits, y, x
+    mask = (1 << tables.bits) - 1
+    pixel, offset = key & mask, key >> tables.bits & mask
+    y, x = tables.y_of[pixel] + tables.y_of[offset], tables.x_of[pixel] + tables.x_of[offset]
+    y -= tables.height * int(y >= tables.height)
+    x -= tables.width * int(x >= tables.width)
+    return key >> 2 * tables.bits, y, x
 
 
 @compiled
-def neighbour_logits(images, keys, lines, scale, spread, reach, known, members, found):  # type: ignore[no-untyped-def]
+def neighbour_logits(images, keys, lines, scale, tables, reach, known, members, found):  # type: ignore[no-untyped-def]
     """Compare the windows of pairs, and of pixels up to `reach` around, and write the members this makes.
 
     `images` is flat uint8 and `lines` what `query_lines` returned; `logit = -scale distance^2`. No member is
     written twice, and none of those in `known`, keys as `pair_keys` returns them. `members` has room for
     `(2 reach + 1)^2` a pair, and `found[0]` is set to how many there are.
     """
-    height, width, channels, k, bits = spread.height, spread.width, spread.channels, spread.k, spread.bits
+    height, width, channels, k, bits = tables.height, tables.width, tables.channels, tables.k, tables.bits
     area, pad = height * width, k // 2 + reach
     side = k + 2 * reach
     line = -(-side * channels // LANES) * LANES
     shifts = 2 * reach + 1
     border = REACH - reach  # of the lines, which are for the largest reach
+    edge = k // 2 + REACH  # of the tables
     masks = np.zeros(shifts * line, np.float32)
     for j in range(shifts):
         masks[j * line + j * channels : j * line + (j + k) * channels] = 1
@@ -195,10 +121,10 @@ def neighbour_logits(images, keys, lines, scale, spread, reach, known, members, 
         while seen < len(known) and known[seen] >> bits <= plane:
             stamp[known[seen] & (1 << bits) - 1] = known[seen] >> bits
             seen += 1
-        y, x = spread.y_of[pixel], spread.x_of[pixel]
-        image, ty, tx = _patch_of(keys[at], spread)
+        y, x = tables.y_of[pixel], tables.x_of[pixel]
+        image, ty, tx = _patch_of(keys[at], tables)
         if at + AHEAD < len(keys):
-            later, ly, lx = _patch_of(keys[at + AHEAD], spread)
+            later, ly, lx = _patch_of(keys[at + AHEAD], tables)
             for row in range(max(0, ly - pad), min(height, ly + pad + 1)):
                 prefetch(images, ((later * height + row) * width + max(0, lx - pad)) * channels)
         top, left = ty - pad, tx - pad
@@ -229,13 +155,13 @@ def neighbour_logits(images, keys, lines, scale, spread, reach, known, members, 
                     difference = load_lanes(flat, q + i) - load_bytes(images, begin + i)
                     store(squares, r * line + i, difference * difference)
             else:
-                row = (top + r) % height if spread.wrapped_y or 0 <= top + r < height else -1
+                row = tables.train_y[edge + top + r]
                 for j in range(side):
-                    inner = spread.wrapped_x or 0 <= left + j < width
-                    begin = ((image * height + row) * width + (left + j) % width) * channels
+                    column = tables.train_x[edge + left + j]
+                    begin = ((image * height + row) * width + column) * channels
                     for c in range(channels):
                         raw[j * channels + c] = (
-                            np.float32(images[begin + c]) if row >= 0 and inner else PADDING
+                            np.float32(images[begin + c]) if row >= 0 and column >= 0 else PADDING
                         )
                 for i in range(0, line, LANES):
                     difference = load_lanes(flat, q + i) - load_lanes(raw, i)
@@ -246,16 +172,12 @@ def neighbour_logits(images, keys, lines, scale, spread, reach, known, members, 
                 for r in range(dy, dy + k):
                     sums = sums + load_lanes(squares, r * line + i)
                 store(window, i, sums)
-            py, my = y + dy - reach, ty + dy - reach
-            if spread.circular_y:
-                py %= height
-            if not (0 <= py < height and 0 <= my < height and spread.same_y[py, my]):
+            py, my = tables.query_y[edge + y + dy - reach], ty + dy - reach
+            if py < 0 or my < tables.range_y[py, 0] or my >= tables.range_y[py, 1]:
                 continue
             for dx in range(shifts):
-                px, mx = x + dx - reach, tx + dx - reach
-                if spread.circular_x:
-                    px %= width
-                if not (0 <= px < width and 0 <= mx < width and spread.same_x[px, mx]):
+                px, mx = tables.query_x[edge + x + dx - reach], tx + dx - reach
+                if px < 0 or mx < tables.range_x[px, 0] or mx >= tables.range_x[px, 1]:
                     continue
                 p = py * width + px
                 if stamp[p] == plane:
@@ -340,17 +262,17 @@ def sums_of(images, area, channels, pixels, patch_images, places, logits, top, s
 
 
 @lean
-def keys_above(spread, pixels, patch_images, places, logits, bar, wanted, keys, found):  # type: ignore[no-untyped-def]
+def keys_above(tables, pixels, patch_images, places, logits, bar, wanted, keys, found):  # type: ignore[no-untyped-def]
     """Write the keys of members, as `pair_keys` has them, whose logit is at least their pixel's bar.
 
     Only those of wanted images, a mask.
     """
-    height, width, bits = spread.height, spread.width, spread.bits
+    height, width, bits = tables.height, tables.width, tables.bits
     n = 0
     for i in range(len(pixels)):
         if logits[i] >= bar[pixels[i]] and wanted[patch_images[i]]:
             p, image, at = np.int64(pixels[i]), np.int64(patch_images[i]), np.int64(places[i])
-            y, x = spread.y_of[at] - spread.y_of[p], spread.x_of[at] - spread.x_of[p]
+            y, x = tables.y_of[at] - tables.y_of[p], tables.x_of[at] - tables.x_of[p]
             offset = (y + height * int(y < 0)) * width + x + width * int(x < 0)
             keys[n] = ((image << bits) + offset << bits) + p
             n += 1

@@ -38,6 +38,7 @@ from patchindex.kernels.simd import (
     store,
     total,
 )
+from patchindex.kernels.windows import REACH
 
 __all__ = [
     "NOTHING_YET",
@@ -262,51 +263,50 @@ def scan_all(tile, query, tables, units, mine):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _alike(tables, one, two, width):  # type: ignore[no-untyped-def]
-    """Whether two pixels are compared with the same training positions."""
-    y, x, other_y, other_x = one // width, one % width, two // width, two % width
-    same = tables.mask[x] == tables.mask[other_x]
+def _same_ranges(windows, one, two):  # type: ignore[no-untyped-def]
+    """Return whether two pixels are compared with the same training positions."""
+    y, x, other_y, other_x = windows.y_of[one], windows.x_of[one], windows.y_of[two], windows.x_of[two]
+    same = True
     for e in range(2):
-        same &= tables.range_y[y, e] == tables.range_y[other_y, e]
-        same &= tables.range_x[x, e] == tables.range_x[other_x, e]
+        same &= windows.range_y[y, e] == windows.range_y[other_y, e]
+        same &= windows.range_x[x, e] == windows.range_x[other_x, e]
     return same
 
 
 @compiled
-def scan_pixels(tile, query, tables, pixels, mine):  # type: ignore[no-untyped-def]
+def scan_pixels(tile, query, windows, singles, pixels, mine):  # type: ignore[no-untyped-def]
     """Add a tile's patches to some pixels (raster numbers), one window product at a time.
 
-    Pixels that follow each other are done in pairs where they are compared with the same positions: loading
-    what both are multiplied by takes as long as the multiplying.
+    Two pixels in a row that are compared with the same positions share each training value that is loaded:
+    loading takes as long as multiplying.
     """
     lanes, channels, width = tile.lanes, tile.channels, tile.width
     line = tile.padded * lanes
     pad = (tile.padded - width) // 2
-    side = 2 * tables.reach + 1
-    zeros = tile.height * channels * width  # of the query, for where its window has none
+    zeros = tile.height * channels * width  # the query row of zeros, for padding
     p = 0
     while p < len(pixels):
         one = two = pixels[p]
-        if p + 1 < len(pixels) and _alike(tables, one, pixels[p + 1], width):
+        if p + 1 < len(pixels) and _same_ranges(windows, one, pixels[p + 1]):
             two = pixels[p + 1]
         p += 1 + int(two != one)
         y_1, x_1, y_2, x_2 = one // width, one % width, two // width, two % width
-        end = tables.range_x[x_1, 1]
-        for i in range(tables.range_y[y_1, 0], tables.range_y[y_1, 1]):
-            norms = (tables.mask[x_1] * tile.height + i) * line
-            for j in range(tables.range_x[x_1, 0], end, BLOCK // lanes):
-                s_1 = s_2 = load_block(tables.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
+        end = windows.range_x[x_1, 1]
+        for i in range(windows.range_y[y_1, 0], windows.range_y[y_1, 1]):
+            norms = (singles.mask[x_1] * tile.height + i) * line
+            for j in range(windows.range_x[x_1, 0], end, BLOCK // lanes):
+                s_1 = s_2 = load_block(singles.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
                 lost_1 = lost_2 = splat_block(np.float32(0))
-                for dy in range(side):
+                for dy in range(REACH, REACH + windows.k):
                     row_1, row_2, train_y = (
-                        tables.query_y[y_1 + dy], tables.query_y[y_2 + dy], tables.train_y[i + dy]
+                        windows.query_y[y_1 + dy], windows.query_y[y_2 + dy], windows.train_y[i + dy]
                     )  # fmt: skip
                     if train_y < 0:
                         continue
                     change_1 = change_2 = splat_block(np.float32(0))
-                    for dx in range(side):
+                    for dx in range(REACH, REACH + windows.k):
                         column_1, column_2, train_x = (
-                            tables.query_x[x_1 + dx], tables.query_x[x_2 + dx], tables.train_x[j + dx]
+                            windows.query_x[x_1 + dx], windows.query_x[x_2 + dx], windows.train_x[j + dx]
                         )  # fmt: skip
                         if train_x < 0:
                             continue

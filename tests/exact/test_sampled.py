@@ -44,11 +44,11 @@ def sampled(images, geometry, x, a, beta, *, seed=0, known=NONE, top=None, pixel
 def members_of(geometry, images, x, a, beta, rng, n):
     """n pairs of a pixel and a patch of its class, with their logits in float64, and the sums of those."""
     height, width = SIZE
-    same = geometry.y.compared, geometry.x.compared
+    in_y, in_x = geometry.y.ranges, geometry.x.ranges
     found = {}
     while len(found) < n:
         py, px, ty, tx = (rng.integers(size) for size in (height, width, height, width))
-        if same[0][py, ty] and same[1][px, tx]:
+        if in_y[py, 0] <= ty < in_y[py, 1] and in_x[px, 0] <= tx < in_x[px, 1]:
             image = rng.integers(len(images))
             found[py * width + px, (image * height + ty) * width + tx] = None
     pixel, patch = np.array(list(found)).T
