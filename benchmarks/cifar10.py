@@ -18,8 +18,7 @@ import torch
 from common import FINALS, TRAJECTORY, arguments, report, write_json
 
 import patchindex as pi
-from patchindex.study.accuracy import accuracy
-from patchindex.study.metrics import pearson_r, r2, rmse
+from patchindex.study.metrics import accuracy, pearson_r, r2, rmse
 
 WAYS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},

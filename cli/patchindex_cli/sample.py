@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from patchindex import SampleResult, ScoreMachine
+    from patchindex.estimators import EstimatorOptions
 
 __all__ = ["SAMPLERS", "sample"]
 
@@ -175,11 +176,11 @@ def sample(
         click.echo(f"compiled the exact kernels for this machine in {compile_seconds:.1f} s (only once)")
 
 
-def _parse_estimator(text: str | None, tolerance: float | None) -> tuple[str | None, dict[str, Any]]:
+def _parse_estimator(text: str | None, tolerance: float | None) -> tuple[str | None, EstimatorOptions]:
     """Return the name and the options of an estimator; --tolerance is one of the options."""
-    from patchindex.estimators import parse_estimator
+    from patchindex.estimators import EstimatorOptions, parse_estimator
 
-    name, options = (None, {}) if text is None else parse_estimator(text)
+    name, options = parse_estimator(text) if text else (None, EstimatorOptions())
     if tolerance is not None:
         if "tolerance" in options:
             raise InputError("is also in --estimator", parameter="tolerance", remedy="give it once")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, Unpack
 
 import torch
 from torch import Tensor
 
 from patchindex.build import parse_memory
 from patchindex.errors import InputError
-from patchindex.estimators import Estimate, ScoreContext, make_estimator
+from patchindex.estimators import Estimate, EstimatorOptions, ScoreContext, make_estimator
 from patchindex.exact import ScoreRequest, TrajectoryCache, scan
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.geometry import Geometry
@@ -113,7 +114,7 @@ class ScoreMachine:
         memory: int | str | None = None,
         dtype: torch.dtype = torch.float32,
         shards: Shards | None = None,
-        **options: Any,
+        **options: Unpack[EstimatorOptions],
     ) -> None:
         self.device = resolve_device(device)
         check_threads(threads)
@@ -154,7 +155,7 @@ class ScoreMachine:
             )
         self._estimate = make_estimator(self.estimator, self._context, **options)
         self.label, self._threads = label, threads
-        self._options = options
+        self._options: dict[str, Any] = dict(options)
         training.range_of(label)  # an unknown label is told now
         for k in self.locality.distinct if self.locality else (1,):
             self._check_scale(k)
@@ -186,7 +187,7 @@ class ScoreMachine:
             "machine": self.machine,
             "train_windows": self.train_windows,
             "estimator": self.estimator,
-            "options": self._options,
+            "options": {name: _plain(value) for name, value in self._options.items()},
             "noise": getattr(self.noise, "__name__", str(self.noise)),
             "locality": None
             if self.locality is None
@@ -345,6 +346,10 @@ class ScoreMachine:
 
 
 _threads = threads  # a parameter of the constructor has this name
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def is_store(source: Any) -> TypeGuard[str | Path]:

@@ -1,4 +1,4 @@
-"""`auto`: retrieved patches and a sample of all others, as large as a tolerance needs."""
+"""`auto`: retrieved patches and a random sample of all others, as large as a tolerance needs."""
 
 from __future__ import annotations
 
@@ -10,74 +10,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.estimators.base import (
-    Estimate,
-    ScoreContext,
-    check_between,
-    check_cpu,
-    index_of,
-)
-from patchindex.estimators.curve import DEEPER, OperatingCurve, best_share
+from patchindex.estimators.base import Estimate, ScoreContext, check_between, check_cpu, index_of
+from patchindex.estimators.curve import OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
+from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
 from patchindex.exact import ScoreRequest, expected_seconds, scan
 from patchindex.exact.sampled import SampledScan
-from patchindex.index import ScaleIndex
 from patchindex.runtime import no_progress
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Auto", "combine"]
-
-# Probes and candidates for stores without an operating curve; and for all, nanoseconds of one thread
-# (AVX-512) for each, and how many times its near field a pixel takes in all where the choice is close, at
-# about 6 000 images of 32 x 32 x 3. They choose between an estimate and an exact scan, for which
-# `exact/costs.py` has the like.
-PROBES, CANDIDATES = 1024, 1024
-PROBE, CANDIDATE, IN_ALL = 370.0, 250.0, 1.7
-WORTH = 1.0  # of the time of an exact scan: an estimate that is expected to take more is not begun
-FIRST_CELLS = 64  # of the sample: fewer do not tell what their error is
-NEARLY = 0.12  # radians between noise levels, of which sin^2 is the variance: a step of the usual 20
-DEEP_BYTES = 64  # that a candidate takes while it is compared
-# A pixel gets `DEEPER` times as much retrieved, and a new sample, where the sample that it needs would take
-# so many times as long as that.
-WORTH_IT = 2.0
-LEAST_TILES = 16  # of a sample for single pixels
-MOST = 0.5  # share of all patches beyond which a single pixel is computed exactly
-
-
-class _Found(NamedTuple):
-    """What a step found for an image, left for the next one."""
-
-    k: int
-    label: int | None
-    beta: float
-    heaviest: np.ndarray
-
-    def of_use(self, request: ScoreRequest) -> bool:
-        """Whether most of what is heavy for a query is among them: of the same scale, nearly as noisy."""
-        near = abs(math.asin(request.beta**0.5) - math.asin(self.beta**0.5)) < NEARLY
-        return near and (self.k, self.label) == (request.geometry.k, request.label)
 
 
 class Auto:
     """Estimate each pixel to a tolerance at the least cost.
 
     The *near field* of a pixel, its heaviest patches, is retrieved from the index and summed exactly. All
-    other patches are summed over a random sample of the images, by the exact kernel; from the sample follows
-    the standard error, and it grows until that is within the tolerance: for all pixels as long as many need
-    it, then for those that still do; pixels that would need most patches are computed exactly. Where that is
-    cheaper for all of them, as with few images, all is exact at once.
+    other patches are estimated from a random sample of the images, which also gives the standard error. The
+    sample grows until the standard error is within the tolerance: for all pixels as long as many of them need
+    more, then for single pixels. A few pixels get a larger near field first, and pixels that would need most
+    of the patches are computed exactly. Where that is cheaper, as with few images, all pixels are computed
+    exactly.
 
     Parameters
     ----------
-    data : ScoreContext
+    context : ScoreContext
         With an index, on the CPU.
     tolerance : float
-        Of the standard error, root mean square over channels, in units of the images ([-1, 1]).
+        Largest standard error of a pixel, root mean square over channels, in units of the images ([-1, 1]).
     probes, candidates : int, optional
-        Lists whose codes are scanned for a pixel, and patches that are compared exactly with it and those
-        around. If both are left out, what the store's operating curve expects to take the least time; else,
-        or where it has none, 1 024.
+        Inverted lists whose codes are scanned (probes), and patches that are compared exactly (candidates),
+        per pixel. If both are left out, the store's operating curve (`patchindex.tune`) chooses them; without
+        a curve, or if one of them is given, the other is 1 024.
+    policy : AutoPolicy
+        Settings of the cost model: a knob for research.
 
     Raises
     ------
@@ -87,176 +54,221 @@ class Auto:
 
     def __init__(
         self,
-        data: ScoreContext,
+        context: ScoreContext,
         tolerance: float = 0.01,
         probes: int | None = None,
         candidates: int | None = None,
+        policy: AutoPolicy = DEFAULT_POLICY,
     ) -> None:
-        check_cpu(data, "auto")
-        self._index = index_of(data, "auto", probes=probes, candidates=candidates)
+        check_cpu(context, "auto")
+        self.index = index_of(context, "auto", probes=probes, candidates=candidates)
         check_between("tolerance", tolerance, 0, math.inf, "use 0.01, say")
-        self._data, self._tolerance = data, tolerance
-        self._probes, self._candidates = probes, candidates
+        self.tolerance, self.policy = tolerance, policy
+        self._context, self._probes, self._candidates = context, probes, candidates
 
     def __call__(self, request: ScoreRequest) -> Estimate:
-        """Retrieve, sample, and scan what is left."""
-        batch = len(request.x)
-        scale = self._index.scale(request.geometry.k)
+        """Estimate the posterior mean, one noisy image after the other."""
         request = replace(request, x=request.x.detach())
-        chosen = self._choose(request, scale)
+        chosen = self.choose(request)
         if chosen is None:
-            return Exact(self._data)(request)
-        probes, candidates = chosen
-        # What is retrieved for a batch would not fit into the memory of a large one.
+            return Exact(self._context)(request)
+        batch, candidates = len(request.x), chosen[1]
+        # The patch ids of a group, 8 bytes each, take a quarter of the memory at most.
         group = max(1, request.memory // 4 // (8 * candidates * request.x[0, 0].numel()))
         parts = []
         for first in range(0, batch, group):
             mine = request.select(slice(first, first + group))
-            field = NearField(self._data, mine, probes, candidates, self._recalled(mine))
+            field = self.retrieve(mine, *chosen)
             for i in range(len(mine.x)):
-                near = field.image(i)
-                parts.append(self._image(mine, field, near, i))
-                if request.cache is not None:
-                    found = _Found(request.geometry.k, request.label, request.beta, near.heaviest)
-                    request.cache[mine.image_ids[i]] = found
+                image = _Image(self, mine.select(slice(i, i + 1)), field, i)
+                image.grow_sample()
+                image.retrieve_deeper()
+                image.finish_pixels()
+                parts.append(image.estimate())
+                self.remember(mine, i, image.near)
                 request.progress("posterior mean", len(parts), batch)
         return Estimate.cat(parts)
 
-    @staticmethod
-    def _recalled(request: ScoreRequest) -> list[np.ndarray]:
-        """Return what a step before found for each image; nothing if there is none to whom it is of use."""
-        found = [(request.cache or {}).get(number) for number in request.image_ids]
-        of_use = all(each is not None and each.of_use(request) for each in found)
-        return [each.heaviest for each in found] if of_use else []  # type: ignore[union-attr]
+    def choose(self, request: ScoreRequest) -> tuple[int, int] | None:
+        """Return probes and candidates for a request; None where exact scores are expected to be cheaper."""
+        curve = OperatingCurve.of(self.index.scale(request.geometry.k))
+        if curve is not None and self._probes is None and self._candidates is None:
+            images, steps = _count(request), request.cache is not None
+            point, _ = curve.near_field(request.beta, self.tolerance, images, steps, self.policy)
+            return None if point is None else (point.probes, point.candidates)
+        policy, pixels = self.policy, request.x[0, 0].numel()
+        probes, candidates = self._probes or policy.probes, self._candidates or policy.candidates
+        seconds = policy.total_cost * policy.near_field_seconds(probes, candidates) * pixels
+        return None if seconds > policy.cost_limit * _scan_seconds(request, pixels) else (probes, candidates)
 
-    def _image(self, request: ScoreRequest, field: NearField, near: Near, i: int) -> Estimate:
-        sample = self._sample(request, i, near, 0)
-        sample.grow(FIRST_CELLS)
-        state = combine(near, sample)
-        full, one = (self._seconds(request, n) / n for n in (request.x[0, 0].numel(), 1))
-        while (left := _variance(state) > self._tolerance**2).any() and sample.scanned < sample.strata:
+    def retrieve(self, request: ScoreRequest, probes: int, candidates: int) -> NearField:
+        """Retrieve the near fields of a request, starting from what an earlier step found if possible."""
+        found = [(request.cache or {}).get(number) for number in request.image_ids]
+        recalled = [each.heaviest for each in found if each is not None and self._is_recent(each, request)]
+        if len(recalled) < len(found):
+            recalled = []
+        return NearField(self._context, request, probes, candidates, recalled, self.policy)
+
+    def remember(self, request: ScoreRequest, i: int, near: Near) -> None:
+        """Keep the heaviest patches of image i in the request's cache, for the next step."""
+        if request.cache is not None:
+            found = _Found(request.geometry.k, request.label, request.beta, near.heaviest)
+            request.cache[request.image_ids[i]] = found
+
+    def sample(
+        self, request: ScoreRequest, near: Near, salt: int = 0, pixels: Tensor | None = None
+    ) -> SampledScan:
+        """Return an empty sample of the patches that are not in the near field of a single image.
+
+        Samples with different salts are independent. `pixels` is a mask (H, W).
+        """
+        if pixels is not None:
+            request = replace(request, pixels=pixels[None])
+        images, top = self.index.pixels.numpy(), near.state.max_logit.numpy()
+        return SampledScan(request, images, near.members, top, salt)
+
+    def _is_recent(self, found: _Found, request: ScoreRequest) -> bool:
+        """Return whether an earlier step had the same scale and label, and nearly the same noise."""
+        angles = math.asin(request.beta**0.5), math.asin(found.beta**0.5)
+        near = abs(angles[0] - angles[1]) < self.policy.same_noise
+        return near and (found.k, found.label) == (request.geometry.k, request.label)
+
+
+class _Found(NamedTuple):
+    """An entry of the trajectory cache: what a step found for one image."""
+
+    k: int
+    label: int | None
+    beta: float
+    heaviest: np.ndarray  # as in `Near`
+
+
+class _Image:
+    """One noisy image, whose estimate grows in three steps until each pixel is within the tolerance.
+
+    Attributes
+    ----------
+    near : Near
+    sample : SampledScan
+        The sample for all pixels.
+    state : SoftmaxState, shape (H, W)
+        Near field and samples.
+    shares : Tensor, shape (H, W)
+        Share of the patches outside the near field that were sampled.
+    near_weight : Tensor, shape (H, W)
+        Logarithm of the weight of the near field.
+    codes, exact : int
+        Codes scanned, and pixels computed exactly.
+    dropped : int
+        Patches of samples that a larger near field replaced.
+    """
+
+    def __init__(self, auto: Auto, request: ScoreRequest, field: NearField, i: int) -> None:
+        self._auto, self._policy = auto, auto.policy
+        self._request, self._field, self._i = request, field, i
+        self.near = field.image(i)
+        self.sample = auto.sample(request, self.near)
+        self.near_weight = self.near.state.log_weight().reshape(request.geometry.size)
+        self.codes, self.exact, self.dropped = self.near.codes, 0, 0
+
+    def grow_sample(self) -> None:
+        """Step 1: grow the sample for all pixels, as long as that is cheaper than single pixels."""
+        sample, pixels = self.sample, self._request.x[0, 0].numel()
+        sample.grow(self._policy.first_strata)
+        self.state, self.shares = combine(self.near, sample), sample.shares()
+        full, one = _scan_seconds(self._request, pixels) / pixels, _scan_seconds(self._request, 1)
+        while (left := self._left()).any() and sample.scanned < sample.strata:
             share = sample.scanned / sample.strata
-            ahead = (self._needed(state, sample.shares()) - share).clamp_min(0) * left
+            ahead = self._needed(self.shares).sub(share).clamp_min(0) * left
             more, _ = best_share(ahead.numpy().reshape(-1), full, one)
             if more == 0:
                 break
-            # What is needed is a guess as good as the sample is large: at most twice as much.
+            # A small sample gives a poor guess of the share that is needed: at most double the sample.
             sample.grow(math.ceil(min(more, share) * sample.strata))
-            state = combine(near, sample)
-        spent = 0  # on what is given up
-        found, codes, exact = near.state.reshape(tuple(left.shape)).log_weight(), near.codes, 0
-        shares = sample.shares()  # of the patches that are not in the near field
-        if left.any():
-            ahead = self._needed(state, sample.shares()) - sample.shares()
-            retrieving = DEEPER * 1e-9 * (field.probes * PROBE + field.candidates * CANDIDATE)
-            # The hardest, if all whose samples would take longer than that do not fit into the memory.
-            most = max(1, request.memory // (DEEPER * field.candidates * DEEP_BYTES))
-            least = ahead.where(left, -1.0).flatten().sort(descending=True).values[: most + 1][-1]
-            deep = left & (ahead * one > WORTH_IT * retrieving) & ((ahead > least) | (left.sum() <= most))
-            if deep.any():
-                pixels = np.flatnonzero(deep.reshape(-1).numpy())
-                spent = int(state.count[deep].sum())
-                deeper = field.deeper(i, near, pixels, DEEPER)
-                exact += self._single_pixels(request, i, deeper, [], deep, state, shares)
-                found = torch.where(deep, deeper.state.reshape(tuple(left.shape)).log_weight(), found)
-                codes += deeper.codes
-            exact += self._single_pixels(request, i, near, [sample], left & ~deep, state, shares)
-        near_mass = (found - state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)
+            self.state, self.shares = combine(self.near, sample), sample.shares()
+
+    def retrieve_deeper(self) -> None:
+        """Step 2: retrieve a larger near field for few pixels, whose samples would cost much more."""
+        left = self._left()
+        if not left.any():
+            return
+        policy, field = self._policy, self._field
+        ahead = self._needed(self.shares) - self.shares
+        retrieval = policy.deeper * policy.near_field_seconds(field.probes, field.candidates)
+        dear = ahead * _scan_seconds(self._request, 1) > policy.worth_deeper * retrieval
+        # The hardest pixels, if not all of them fit into the memory.
+        most = field.most_deeper
+        least = ahead.where(left, -1.0).flatten().sort(descending=True).values[: most + 1][-1]
+        deep = left & dear & ((ahead > least) | (left.sum() <= most))
+        if deep.any():
+            self.dropped = int(self.state.count[deep].sum())
+            near = field.deeper(self._i, self.near, np.flatnonzero(deep.reshape(-1).numpy()))
+            self._sample_single(deep, near, [])
+            weight = near.state.log_weight().reshape(deep.shape)
+            self.near_weight = torch.where(deep, weight, self.near_weight)
+            self.codes += near.codes
+
+    def finish_pixels(self) -> None:
+        """Step 3: sample for single pixels, in addition to the sample for all, or compute them exactly."""
+        if (left := self._left()).any():
+            self._sample_single(left, self.near, [self.sample])
+
+    def estimate(self) -> Estimate:
+        """Return the estimate of the image."""
+        near_mass = (self.near_weight - self.state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)
         estimate = Estimate.from_state(
-            state[None],
-            stderr=_variance(state).sqrt()[None],
-            captured_mass=(near_mass + shares * (1 - near_mass))[None],
-            codes_scanned=codes,
-            exact_pixels=exact,
+            self.state[None],
+            stderr=_variance(self.state).sqrt()[None],
+            captured_mass=(near_mass + self.shares * (1 - near_mass))[None],
+            codes_scanned=self.codes,
+            exact_pixels=self.exact,
         )
-        return replace(estimate, patches_evaluated=estimate.patches_evaluated + spent)
+        return replace(estimate, patches_evaluated=estimate.patches_evaluated + self.dropped)
 
-    def _single_pixels(
-        self,
-        request: ScoreRequest,
-        i: int,
-        near: Near,
-        earlier: list[SampledScan],
-        left: Tensor,
-        state: SoftmaxState,
-        shares: Tensor,
-    ) -> int:
-        """Sample for some pixels alone, a mask, or compute them exactly; return how many exactly.
+    def _sample_single(self, left: Tensor, near: Near, earlier: list[SampledScan]) -> None:
+        """Bring some pixels, a mask, within the tolerance by a sample of their own, or compute them exactly.
 
-        Beside earlier samples with the same near field; their states are written to `state`, and which share
-        of the patches they are of to `shares`.
+        Earlier samples of the same near field count too.
         """
-        more = self._sample(request, i, near, 1 + len(earlier), left)
+        policy = self._policy
+        sample = self._auto.sample(self._request, near, 1 + len(earlier), left)
         ahead = 0.0
         while left.any():
-            if earlier or more.scanned:
-                all_samples = sum((sample.shares() for sample in earlier), more.shares())
-                ahead = float((self._needed(state, all_samples) - all_samples)[left].median().clamp_min(0))
-            if more.scanned == more.strata or ahead + float(more.shares().max()) > MOST:
+            if earlier or sample.scanned:
+                shares = sum((each.shares() for each in earlier), sample.shares())
+                ahead = float((self._needed(shares) - shares)[left].median().clamp_min(0))
+            share = float(sample.shares().max())
+            if sample.scanned == sample.strata or ahead + share > policy.largest_sample:
                 break
-            more.restrict(left)
-            more.grow(max(LEAST_TILES, math.ceil(ahead * more.strata)))
-            _write(state, combine(near, *earlier, more)[left], left)
-            shares[left] = 1 - math.prod(1 - sample.shares()[left] for sample in (*earlier, more))
-            left = left & (_variance(state) > self._tolerance**2)
+            sample.restrict(left)
+            sample.grow(max(policy.pixel_strata, math.ceil(ahead * sample.strata)))
+            _write(self.state, left, combine(near, *earlier, sample)[left])
+            self.shares[left] = 1 - math.prod(1 - each.shares()[left] for each in (*earlier, sample))
+            left = left & self._left()
         if left.any():
-            found = scan(replace(request.select(slice(i, i + 1)), pixels=left[None], progress=no_progress))
-            found.count += state.count[left]
-            _write(state, found, left)
-            shares[left] = 1
-        return int(left.sum())
+            found = scan(replace(self._request, pixels=left[None], progress=no_progress))
+            found.count += self.state.count[left]
+            _write(self.state, left, found)
+            self.shares[left] = 1
+            self.exact += int(left.sum())
 
-    def _needed(self, state: SoftmaxState, share: Tensor) -> Tensor:
-        """Estimate the share of all strata that would bring each pixel to the tolerance."""
-        one = _variance(state) * share / (1 - share).clamp_min(1e-9)  # of a share f: one (1 - f) / f
-        return one / (one + self._tolerance**2)
+    def _left(self) -> Tensor:
+        """Return the pixels whose standard error is above the tolerance, a mask (H, W)."""
+        return _variance(self.state) > self._auto.tolerance**2
 
-    def _sample(
-        self,
-        request: ScoreRequest,
-        i: int,
-        near: Near,
-        salt: int,
-        pixels: Tensor | None = None,
-    ) -> SampledScan:
-        one = request.select(slice(i, i + 1))
-        if pixels is not None:
-            one = replace(one, pixels=pixels[None])
-        images, top = self._index.pixels.numpy(), near.state.max_logit.numpy()
-        return SampledScan(one, images, near.members, top, salt)
-
-    def _images(self, request: ScoreRequest) -> int:
-        lo, hi = request.image_range
-        return hi - lo
-
-    def _choose(self, request: ScoreRequest, scale: ScaleIndex) -> tuple[int, int] | None:
-        """Return probes and candidates; None where exact scores are expected to be cheaper."""
-        curve = OperatingCurve.of(scale)
-        images = self._images(request)
-        if curve is not None and self._probes is None and self._candidates is None:
-            way = self._tolerance, images, request.cache is not None
-            point, _ = curve.near_field(request.beta, *way)
-            return None if point is None else (point.probes, point.candidates)
-        probes, candidates = self._probes or PROBES, self._candidates or CANDIDATES
-        pixels = request.x[0, 0].numel()
-        near = 1e-9 * (probes * PROBE + candidates * CANDIDATE) * pixels
-        if IN_ALL * near > WORTH * self._seconds(request, pixels):
-            return None
-        return probes, candidates
-
-    def _seconds(self, request: ScoreRequest, pixels: int) -> float:
-        training = request.training
-        return expected_seconds(request.geometry, training.channels, self._images(request), [pixels])
+    def _needed(self, shares: Tensor) -> Tensor:
+        """Estimate the share of all strata that brings each pixel to the tolerance; `shares` were sampled."""
+        one = _variance(self.state) * shares / (1 - shares).clamp_min(1e-9)  # of a share f: one (1 - f) / f
+        return one / (one + self._auto.tolerance**2)
 
 
 def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
-    """Return the state (H, W) of the near field and of all else, as independent samples estimate it.
+    """Return the softmax, (H, W), of the near field and of all other patches, which samples estimate.
 
-    Each sample counts in proportion to its share of all strata.
+    The samples are independent; each counts in proportion to its share of all strata.
     """
     shares = [sample.shares() for sample in samples]
-    state = near.state.reshape(tuple(shares[0].shape))
-    state = SoftmaxState(*(field.clone() for field in vars(state).values()))
+    state = SoftmaxState.cat([near.state]).reshape(tuple(shares[0].shape))  # a copy
     for sample, share in zip(samples, shares, strict=True):
         part = sample.state()
         part.scale(share / sum(shares))
@@ -264,7 +276,7 @@ def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
     return state
 
 
-def _write(state: SoftmaxState, new: SoftmaxState, pixels: Tensor) -> None:
+def _write(state: SoftmaxState, pixels: Tensor, new: SoftmaxState) -> None:
     """Replace the state of some pixels, a mask."""
     for mine, other in zip(vars(state).values(), vars(new).values(), strict=True):
         mine[pixels] = other
@@ -273,3 +285,13 @@ def _write(state: SoftmaxState, new: SoftmaxState, pixels: Tensor) -> None:
 def _variance(state: SoftmaxState) -> Tensor:
     """Return the variance of the posterior mean, mean over channels, (H, W)."""
     return state.mean_variance().mean(-1)
+
+
+def _count(request: ScoreRequest) -> int:
+    lo, hi = request.image_range
+    return hi - lo
+
+
+def _scan_seconds(request: ScoreRequest, pixels: int) -> float:
+    """Return the expected seconds of one thread of a scan for this number of pixels of an image."""
+    return expected_seconds(request.geometry, request.training.channels, _count(request), [pixels])

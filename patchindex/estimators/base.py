@@ -1,4 +1,4 @@
-"""The one contract of all estimators: a `ScoreRequest` in, an `Estimate` out."""
+"""The contract of all estimators: a `ScoreRequest` in, an `Estimate` out."""
 
 from __future__ import annotations
 
@@ -47,23 +47,24 @@ class ScoreContext:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A posterior mean, what was spent on it and how sure it is.
+    """A posterior mean with its standard error and its cost.
 
     Attributes
     ----------
     mean : Tensor, shape (B, C, H, W), float32
         `E[x_0 | x_t]` under the machine, in [-1, 1].
     stderr : Tensor, shape (B, H, W)
-        Standard error of the mean, root mean square over channels: 0 for `exact`, NaN for `topk`, which has
-        a bias and no variance.
+        Standard error of the mean, root mean square over channels: 0 for `exact`, NaN for `topk`, whose error
+        is a bias and not a variance.
     ess : Tensor, shape (B, H, W)
-        Effective sample size of the softmax, `(sum w)^2 / sum w^2`.
+        Effective sample size of the softmax with weights w, `(sum w)^2 / sum w^2`.
     captured_mass : Tensor, shape (B, H, W)
-        Share of the softmax that the evaluated patches hold, in [0, 1]: 1 for `exact`, else an estimate.
+        Share of the softmax weights that the evaluated patches hold, in [0, 1]: 1 for `exact`, else an
+        estimate.
     patches_evaluated : int
-        Exact logits computed, over all pixels.
+        Exact logits computed, summed over all pixels.
     codes_scanned : int
-        Codes whose approximate distance was computed, over all pixels.
+        Codes whose approximate distance was computed, summed over all pixels.
     exact_pixels : int
         Pixels that were compared with every patch of their class.
     """
@@ -86,7 +87,7 @@ class Estimate:
         codes_scanned: int = 0,
         exact_pixels: int = 0,
     ) -> Estimate:
-        """Make the estimate of a softmax state of shape (B, H, W)."""
+        """Return the estimate of a softmax state of shape (B, H, W)."""
         return cls(
             mean=state.mean().permute(0, 3, 1, 2).float().contiguous(),
             stderr=stderr.float(),
@@ -111,49 +112,44 @@ class Estimate:
         )
 
     def __getitem__(self, rows: Tensor) -> Estimate:
-        """Return the same estimate with its images in another order, a permutation."""
+        """Return the same estimate with its images permuted."""
         tensors = ("mean", "stderr", "ess", "captured_mass")
         return replace(self, **{name: getattr(self, name)[rows] for name in tensors})
 
 
-def check_cpu(data: ScoreContext, name: str) -> None:
-    """Refuse a device that an estimator's kernels do not run on.
+def check_cpu(context: ScoreContext, name: str) -> None:
+    """Refuse a device other than the CPU.
 
     Raises
     ------
     InputError
-        When it is not the CPU.
     """
-    if data.device.type != "cpu":
-        raise InputError(
-            "it runs on the CPU only", where=f"estimator {name!r}", remedy="use device cpu, or 'topk'"
-        )
+    if context.device.type != "cpu":
+        raise InputError(f"{name} runs on the CPU only", parameter="device", remedy="use cpu, or topk")
 
 
-def index_of(data: ScoreContext, name: str, **options: int | None) -> PatchIndex:
-    """Return the index that an estimator needs.
+def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchIndex:
+    """Return the index that an estimator needs, and check its options that are counts.
 
     Raises
     ------
     InputError
-        When there is none, or one of the estimator's counts is given and no whole number from 1.
+        When there is no index, or a count is neither None nor a whole number from 1.
     """
-    if data.index is None or not data.index.scales:
-        raise InputError(
-            "it needs a patch index, and there is none", where=f"estimator {name!r}", remedy="use 'exact'"
-        )
-    for option, value in options.items():
+    if context.index is None or not context.index.scales:
+        raise InputError(f"{name} needs a patch index", parameter="estimator", remedy="use exact")
+    for option, value in counts.items():
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
-            raise InputError(f"must be a whole number, got {value}", where=option, remedy="use 256, say")
+            raise InputError(f"must be a whole number, got {value}", parameter=option, remedy="use 256, say")
         if value < 1:
-            raise InputError(f"must be at least 1, got {value}", where=option, remedy="use a larger number")
-    return data.index
+            raise InputError(f"must be at least 1, got {value}", parameter=option, remedy="use 256, say")
+    return context.index
 
 
 def check_between(name: str, value: Any, low: float, high: float, remedy: str) -> None:
-    """Refuse an option that is no finite number above `low` and up to `high`.
+    """Refuse an option that is not a finite number above `low` and up to `high`.
 
     Raises
     ------
@@ -162,16 +158,15 @@ def check_between(name: str, value: Any, low: float, high: float, remedy: str) -
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not low < float(value) <= high or math.isinf(value):
         most = "" if high == math.inf else f" and at most {high:g}"
-        raise InputError(f"must be a number above {low:g}{most}, got {value!r}", where=name, remedy=remedy)
+        what = f"must be a number above {low:g}{most}, got {value!r}"
+        raise InputError(what, parameter=name, remedy=remedy)
 
 
 class Estimator(Protocol):
-    """A way to estimate the posterior mean.
+    """A function from a `ScoreRequest` to an `Estimate`.
 
-    A class whose constructor takes the `ScoreContext` and its own options by keyword, and whose instances
-    turn a `ScoreRequest` into an `Estimate`.
+    Estimators are classes; the constructor takes the `ScoreContext` and the options of the estimator.
     """
 
     def __call__(self, request: ScoreRequest) -> Estimate:
         """Estimate the posterior mean at every pixel of the request."""
-        ...

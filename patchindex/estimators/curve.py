@@ -1,6 +1,7 @@
-"""The operating curve of a scale: what options cost and what they are good for, measured on noisy images.
+"""The operating curve of a locality scale: what near fields and searches of several sizes cost and find.
 
-`patchindex.study.tune` measures it and writes it into the store; estimators choose their options by it.
+`patchindex.study.tune` measures the curve on noisy images and writes it into the store; `auto` and `topk`
+choose their probes and candidates by it.
 """
 
 from __future__ import annotations
@@ -13,41 +14,40 @@ from typing import Any, TypeVar
 import numpy as np
 
 from patchindex.errors import StoreError
+from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
 from patchindex.index import ScaleIndex
 from patchindex.index.scale import MEASURE_AGAIN
 
-__all__ = ["ATTRIBUTE", "DEEPER", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
+__all__ = ["MOVES", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
 
 ATTRIBUTE = "operating_curve"  # of a scale's group in the store
-# What `auto` does for pixels that need much: so many times as much is retrieved, and then so much less is
-# sampled (docs/decisions/0005-near-field-and-sample.md; no more than for four times as much, to be careful).
-DEEPER, LESS = 8, 4
-ALIKE = 1.1  # times the least
-# A near field is of use where what it misses adds at most so much to the square of the error, in units of the
-# square of the tolerance. About .4 of it is what pixels have on average.
-MISSED = 0.15
-MOVES = tuple(2.0**-j for j in range(2, 12))  # of the mean, by single patches
-VERSION = 2  # of what is written there
+VERSION = 2  # of the layout of this attribute
+MOVES = tuple(2.0**-j for j in range(2, 12))  # of the mean, by a single patch; the columns of `missed`
 
 
 @dataclass(frozen=True)
 class NearPoint:
-    """A near field as `auto` retrieves it, and what it leaves to a sample of all other patches.
+    """A near field of `auto` at one noise level: its cost, and the sample of all other patches that it needs.
+
+    The near field of a pixel is its heaviest patches, as the index finds them.
 
     Attributes
     ----------
     beta : float
         Noise variance.
     probes, candidates : int
+        Inverted lists that are scanned, and patches that are compared exactly, per pixel.
     seconds, again : float
-        That retrieval takes, a pixel: for a single noisy image, and where a step before has found most of it.
+        Per pixel, to retrieve the near field: of a noisy image by itself, and of an image whose previous
+        step has found most of it.
     variance : tuple of float
-        Of the posterior mean, mean over channels, with half of the other patches sampled: quantiles over
-        pixels, ascending, each of as many pixels. A share f of them leaves (1 - f) / f of it.
+        Variance of the posterior mean, mean over channels, when half of the other patches are sampled:
+        equally spaced quantiles over pixels, ascending. When a share f is sampled it is (1 - f) / f times
+        that.
     missed : tuple of float, or None
-        Mean square error by heavy patches that it misses, though a larger near field has them: those of which
-        each moves the mean by more than `MOVES`. A sample seldom has one, and knows nothing of it otherwise.
-        None where it was not measured, since exact scores are cheaper than the near field.
+        Mean squared error that is due to patches that this near field misses and a larger one has: for each
+        of `MOVES`, of patches each of which moves the mean by more. A sample seldom has such a patch, so the
+        standard error does not show them. None where it was not measured, because exact scores are cheaper.
     """
 
     beta: float
@@ -58,28 +58,29 @@ class NearPoint:
     variance: tuple[float, ...]
     missed: tuple[float, ...] | None
 
-    def sees(self, tolerance: float) -> bool:
-        """Whether standard errors to a tolerance are right: what a sample does not see is small."""
+    def sees(self, tolerance: float, policy: AutoPolicy = DEFAULT_POLICY) -> bool:
+        """Return whether standard errors are right at this tolerance, since few heavy patches are missed."""
         if self.missed is None:
             return True
         hidden = next((i for i, move in enumerate(MOVES) if move <= tolerance / 2), -1)
-        return self.missed[hidden] <= MISSED * tolerance**2
+        return self.missed[hidden] <= policy.missed * tolerance**2
 
 
 @dataclass(frozen=True)
 class TopPoint:
-    """A search as `topk` does it.
+    """A search of `topk` at one noise level.
 
     Attributes
     ----------
     beta : float
         Noise variance.
     probes, candidates : int
+        Inverted lists that are scanned, and patches that are kept, per pixel.
     seconds : float
-        A pixel.
+        Per pixel.
     mass : float
-        What the patches found weigh, over what as many of the heaviest patches do; mean over pixels, in
-        [0, 1].
+        Weight of the patches that are found over the weight of the same number of heaviest patches; mean over
+        pixels, in [0, 1].
     """
 
     beta: float
@@ -94,18 +95,19 @@ Point = TypeVar("Point", NearPoint, TopPoint)
 
 @dataclass(frozen=True)
 class OperatingCurve:
-    """What was measured at one locality scale.
+    """All measurements at one locality scale.
 
     Attributes
     ----------
     images : int
-        Training images that the noisy ones were compared with.
+        Training images of the store.
     exact : float
-        Seconds a pixel of exact scores.
+        Seconds per pixel of exact scores.
     scan, single : float
-        Seconds a pixel of a sample of all these: for all pixels at once, and for one alone.
+        Seconds per pixel of a sample that has all patches: of all pixels of an image at once, and of a single
+        pixel.
     least : float
-        Share of all these that `auto` samples in any case, in (0, 1].
+        Share of all patches that `auto` samples at least, in (0, 1].
     near : tuple of NearPoint
     top : tuple of TopPoint
     """
@@ -120,40 +122,43 @@ class OperatingCurve:
 
     @classmethod
     def of(cls, scale: ScaleIndex) -> OperatingCurve | None:
-        """Return what a store holds of a scale; None when it was not measured, or by another version.
+        """Return the curve that a store has of a scale; None if it has none, or one of another version.
 
         Raises
         ------
         StoreError
-            When it is damaged.
+            When the curve is damaged.
         """
         return cls.read(scale.attributes.get(ATTRIBUTE), scale.path)
 
     @classmethod
     def read(cls, found: Any, where: object) -> OperatingCurve | None:
-        """Return what `as_dict` gave; None for another version's, or nothing. Raises as `of` does."""
+        """Return the curve that `as_dict` wrote; None for other data. Raises as `of` does."""
         if not isinstance(found, dict) or found.get("version") != VERSION:
             return None
         found = {name: value for name, value in found.items() if name != "version"}
         try:
-            near = tuple(NearPoint(**_hashable(point)) for point in found["near"])
+            near = tuple(NearPoint(**_with_tuples(point)) for point in found["near"])
             top = tuple(TopPoint(**point) for point in found["top"])
             return cls(**{**found, "near": near, "top": top})
         except (KeyError, TypeError) as error:
             raise StoreError(
-                f"its operating curve is damaged ({error})",
-                where=where,
-                remedy=MEASURE_AGAIN,
+                f"its operating curve is damaged ({error})", where=where, remedy=MEASURE_AGAIN
             ) from error
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the curve as plain data."""
         return {"version": VERSION, **asdict(self)}
 
     def expected(
-        self, point: NearPoint, tolerance: float, images: int | None = None, steps: bool = False
+        self,
+        point: NearPoint,
+        tolerance: float,
+        images: int | None = None,
+        steps: bool = False,
+        policy: AutoPolicy = DEFAULT_POLICY,
     ) -> float:
-        """Return the seconds a pixel that `auto` is expected to take from a near field to a tolerance.
+        """Return the seconds per pixel that `auto` is expected to take with a near field.
 
         Parameters
         ----------
@@ -161,9 +166,12 @@ class OperatingCurve:
         tolerance : float
             Of the standard error.
         images : int, optional
-            Training images to draw from, by default all: fewer take less time, and vary more.
+            Training images to draw from, by default all. With fewer images a scan takes less time, and a
+            sample varies more.
         steps : bool
-            Whether the noisy image is one of a trajectory, about half of which find what was found before.
+            Whether the noisy image is a step of a trajectory. About half of the steps find the heavy patches
+            of the step before.
+        policy : AutoPolicy
         """
         retrieval = (point.seconds + point.again) / 2 if steps else point.seconds
         part = 1.0 if images is None else images / self.images
@@ -171,37 +179,43 @@ class OperatingCurve:
         needed = one / (one + tolerance**2)
         shares = np.append(np.maximum(needed, min(1.0, self.least / part)), min(1.0, self.least / part))
         alone = part * self.single * np.maximum(needed - shares[:, None], 0)
-        deeper = DEEPER * point.seconds + alone / LESS
+        deeper = policy.deeper * point.seconds + alone / policy.deeper_saves
         return float((retrieval + part * self.scan * shares + np.minimum(alone, deeper).mean(1)).min())
 
     def near_field(
-        self, beta: float, tolerance: float, images: int | None = None, steps: bool = False
+        self,
+        beta: float,
+        tolerance: float,
+        images: int | None = None,
+        steps: bool = False,
+        policy: AutoPolicy = DEFAULT_POLICY,
     ) -> tuple[NearPoint | None, float]:
-        """Return the near field by which `auto` is expected to take the least time, and that time.
+        """Return the near field with which `auto` is expected to be fastest, and its seconds per pixel.
 
-        Of those whose standard errors are right at all noise levels: what is missed is rare, and seen at one
-        level or another. None, and the time of exact scores, where there is none, or they are cheaper. Times
-        are known to a tenth or so: of those that are as good as the best, the smallest.
+        Only near fields whose standard errors are right at all noise levels count, since missed patches are
+        rare and may show at one level only. Of near fields that are about as fast the smallest is chosen.
+        Returns None and the time of exact scores where no near field is left, or exact scores are faster.
+        Parameters as for `expected`.
         """
         part = 1.0 if images is None else images / self.images
-        blind = {(point.probes, point.candidates) for point in self.near if not point.sees(tolerance)}
+        blind = {(point.probes, point.candidates) for point in self.near if not point.sees(tolerance, policy)}
         expected = {
-            point: self.expected(point, tolerance, images, steps)
+            point: self.expected(point, tolerance, images, steps, policy)
             for point in _at(self.near, beta)
             if (point.probes, point.candidates) not in blind
         }
         least = min(expected.values(), default=math.inf)
         if least > part * self.exact:
             return None, part * self.exact
-        good = [point for point in expected if expected[point] <= ALIKE * least]
+        good = [point for point in expected if expected[point] <= policy.same_cost * least]
         best = min(good, key=lambda point: point.seconds)
         return best, expected[best]
 
     def search(self, beta: float, candidates: int, quality: float) -> TopPoint:
-        """Return the search with the fewest probes that finds a share of what the heaviest candidates weigh.
+        """Return the search of `topk` with the fewest probes whose mass is at least `quality`.
 
-        Of the numbers of candidates that were tried, the nearest counts. Where none of the probes tried is
-        enough, since codes are too coarse to tell the heaviest, it is that share of what was found at most.
+        The measurements for the nearest number of candidates are used. Where no search reaches `quality`,
+        because codes are too coarse to rank the heaviest patches, the goal is that share of the largest mass.
         """
         points = _at(self.top, beta)
         nearest = min(points, key=lambda point: abs(math.log(point.candidates / candidates))).candidates
@@ -211,7 +225,7 @@ class OperatingCurve:
         return next(point for point in points if point.mass >= goal)
 
 
-def _hashable(point: dict[str, Any]) -> dict[str, Any]:
+def _with_tuples(point: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in point.items()}
 
 
@@ -222,17 +236,18 @@ def _at(points: Sequence[Point], beta: float) -> list[Point]:
 
 
 def best_share(needed: np.ndarray, full: float, one: float) -> tuple[float, float]:
-    """Return the share of all patches that is best sampled for all pixels at once, and the cost a pixel.
+    """Return the share of all patches that is best sampled for all pixels at once, and the cost per pixel.
 
-    Pixels that need more of them get it alone. With n_i the share that pixel i needs, the cost of sampling a
-    share s for all is `full s + one mean(max(n_i - s, 0))`, which is least at one of the n_i, or at 0.
+    Pixels that need a larger share sample the rest by themselves. When pixel i needs the share n_i, sampling
+    a share s for all pixels costs `full s + one mean(max(n_i - s, 0))`, which is least at one of the n_i or
+    at 0.
 
     Parameters
     ----------
     needed : array of float, shape (pixels,)
         In [0, 1].
     full, one : float
-        What a scan of all patches costs a pixel: for all pixels at once, and for one alone.
+        Cost per pixel of a scan of all patches: for all pixels at once, and for a single pixel.
 
     Examples
     --------
@@ -240,7 +255,7 @@ def best_share(needed: np.ndarray, full: float, one: float) -> tuple[float, floa
     (0.25, 0.5)
     """
     shares = np.concatenate([[0.0], np.sort(needed)])
-    # What those above s need beyond it; a share more is s larger for all of them.
+    # The pixels above s are the last ones; each needs its own share less s.
     above = np.arange(len(shares))[::-1]
     beyond = shares.sum() - shares.cumsum() - shares * above
     costs = full * shares + one * beyond / len(needed)

@@ -12,32 +12,32 @@ from patchindex.runtime import part_of
 
 __all__ = ["Exact"]
 
-QUERIES = 256  # at a time: a state takes five times what an estimate does, and more of them are no faster
+IMAGES = 256  # at a time: a state takes five times the memory of an estimate, and more images are no faster
 
 
 class Exact:
     """Compare each pixel with every patch of its position class.
 
-    The truth that other estimators are measured against. Its standard error is 0 and it captures all mass;
-    in float32 it agrees with float64 to 2e-5 of the largest value for t >= 0.3, and 5e-4 at t = 0.05,
-    where logits are large and their rounding shows.
+    The other estimators are measured against it. The standard error is 0 and the captured mass is 1. In
+    float32 it agrees with float64 to 2e-5 of the largest value for t >= 0.3, and to 5e-4 at t = 0.05, where
+    large logits are rounded.
 
     Parameters
     ----------
-    data : ScoreContext
+    context : ScoreContext
         Needs no index.
     """
 
-    def __init__(self, data: ScoreContext) -> None:
-        self._data = data
+    def __init__(self, context: ScoreContext) -> None:
+        self._context = context
 
     def __call__(self, request: ScoreRequest) -> Estimate:
-        """Scan the training images once for every `QUERIES` of the batch."""
+        """Scan the training images once for every 256 noisy images."""
         parts, batch = [], len(request.x)
-        for first in range(0, batch, QUERIES):
-            last = min(first + QUERIES, batch)
+        for first in range(0, batch, IMAGES):
+            last = min(first + IMAGES, batch)
             progress = part_of(request.progress, "posterior mean", first / batch, last / batch)
-            state = self._data.scan(replace(request.select(slice(first, last)), progress=progress))
+            state = self._context.scan(replace(request.select(slice(first, last)), progress=progress))
             zero = torch.zeros_like(state.weight)
             parts.append(
                 Estimate.from_state(state, stderr=zero, captured_mass=zero + 1, exact_pixels=zero.numel())

@@ -1,28 +1,45 @@
-"""The near field: the patches of largest weight, retrieved for each pixel and tried for those around."""
+"""The near field: the heaviest patches of each pixel, as the index finds them.
+
+The lists whose patches are likeliest are ranked in two levels, cells and then lists (`NearLists`); their
+codes are scanned, and the best patches compared exactly, for the pixel and for its neighbours (`NearField`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from patchindex.estimators.base import ScoreContext, index_of
-from patchindex.estimators.lists import CELLS, NearLists
-from patchindex.estimators.neighbours import NOTHING, NeighbourRefiner
+from patchindex.estimators.neighbours import NOTHING, PAIR_BYTES, NeighbourRefiner
+from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
 from patchindex.exact import ScoreRequest
+from patchindex.index import ScaleIndex
+from patchindex.kernels.codes import CODES, Queries
 from patchindex.kernels.known_patches import KnownPatches
-from patchindex.kernels.nearest import capacity
+from patchindex.kernels.nearest import (
+    Best,
+    Scratch,
+    best_codes,
+    best_lists,
+    capacity,
+    list_tiles,
+    patch_ids,
+    visitors_of,
+)
+from patchindex.kernels.simd import aligned
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["Near", "NearField"]
+__all__ = ["Near", "NearField", "NearLists"]
 
-DEEP_CELLS = 256  # whose lists are looked at, of pixels for which more is retrieved
-FEWER = (8, 4)  # times as few probes and candidates, where most of the near field is known
+RESULT_BYTES = 12  # per item that a search has room for: its score and its number
 
 
 class Near(NamedTuple):
@@ -31,7 +48,7 @@ class Near(NamedTuple):
     Attributes
     ----------
     members : KnownPatches
-        Retrieved patches and their exact logits.
+        Retrieved patches with their exact logits.
     state : SoftmaxState, shape (H * W,)
         Their sums.
     codes : int
@@ -47,30 +64,33 @@ class Near(NamedTuple):
 
 
 class NearField:
-    """What is retrieved for the pixels of a request.
+    """The near fields of the noisy images of a request.
 
     Parameters
     ----------
-    data, request
-        As for an estimator.
+    context : ScoreContext
+    request : ScoreRequest
     probes : int
-        Lists whose codes are scanned for a pixel.
+        Inverted lists whose codes are scanned, per pixel.
     candidates : int
-        Codes that are compared exactly, for the pixel that found them and the pixels around.
+        Codes whose patches are compared exactly, per pixel: with the pixel and with its neighbours.
     recalled : sequence of array, optional
-        For each image what `Near.heaviest` was for it a step before. It is tried again, and has most of the
-        near field: an eighth of the probes, and a quarter of the candidates, are enough for what is new.
+        `Near.heaviest` of an earlier step, for each image. These patches are tried again; they are most of
+        the near field, so that fewer probes and candidates are enough for what is new.
+    policy : AutoPolicy
     """
 
     def __init__(
         self,
-        data: ScoreContext,
+        context: ScoreContext,
         request: ScoreRequest,
         probes: int,
         candidates: int,
         recalled: Sequence[np.ndarray] = (),
+        policy: AutoPolicy = DEFAULT_POLICY,
     ) -> None:
-        index = index_of(data, "auto")
+        self._policy = policy
+        index = index_of(context, "auto")
         self._scale = index.scale(request.geometry.k)
         self._request = request
         self._label = None if request.label is None else index.attributes["labels"].index(request.label)
@@ -81,12 +101,13 @@ class NearField:
             [self._scale.pca.project_queries(x[None], geometry, request.a) for x in request.x]
         ).numpy()
         self._area = geometry.size[0] * geometry.size[1]
-        self._refiner = NeighbourRefiner(index.pixels.numpy(), self._scale, request, self._threads)
+        self._refiner = NeighbourRefiner(index.pixels.numpy(), self._scale, request, self._threads, policy)
         self._lists: dict[int, NearLists] = {}
         self.probes, self.candidates, self._recalled = probes, candidates, recalled
-        fewer = FEWER if recalled else (1, 1)
-        few = max(1, probes // fewer[0]), max(1, candidates // fewer[1])
-        self._ids, self._codes = self._search(np.arange(len(self._z)), *few, CELLS)
+        if recalled:
+            probes = max(1, probes // policy.fewer_probes)
+            candidates = max(1, candidates // policy.fewer_candidates)
+        self._ids, self._codes = self._search(np.arange(len(self._z)), probes, candidates, policy.cells)
 
     def image(self, i: int) -> Near:
         """Return the near field of image i."""
@@ -95,13 +116,16 @@ class NearField:
         members, state, heaviest = self._refiner.run(i, self._ids[mine], np.arange(self._area), recalled)
         return Near(members, state, int(self._codes[mine].sum()), heaviest)
 
-    def deeper(self, i: int, near: Near, pixels: np.ndarray, times: int) -> Near:
-        """Return a larger near field of some pixels of image i, raster numbers; others have none in it.
+    @property
+    def most_deeper(self) -> int:
+        """The number of pixels whose larger near field fits into the memory."""
+        return max(1, self._memory // (self._policy.deeper * self.candidates * PAIR_BYTES))
 
-        Of so many times as many probes and candidates.
-        """
-        more = times * self.probes, times * self.candidates
-        ids, codes = self._search(i * self._area + pixels, *more, DEEP_CELLS)
+    def deeper(self, i: int, near: Near, pixels: np.ndarray) -> Near:
+        """Return a larger near field of some pixels of image i, raster numbers; it has no other pixels."""
+        times = self._policy.deeper
+        rows, cells = i * self._area + pixels, self._policy.deeper_cells
+        ids, codes = self._search(rows, times * self.probes, times * self.candidates, cells)
         known = near.heaviest[np.isin(self._refiner.tables.pixels_of(near.heaviest), pixels)]
         members, state, heaviest = self._refiner.run(i, ids, pixels, known, around=False)
         return Near(members, state, int(codes.sum()), heaviest)
@@ -109,23 +133,106 @@ class NearField:
     def _search(
         self, rows: np.ndarray, probes: int, candidates: int, cells: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the patch ids of the best codes of pixels, (rows, candidates), and codes scanned."""
-        request, n = self._request, len(rows)
+        """Return the patch ids of the best codes of pixels, (rows, candidates), and the codes scanned."""
+        n = len(rows)
         classes = self._scale.geometry.query_classes.reshape(-1)[rows % self._area]
         ids, codes = np.full((n, candidates), -1, np.int64), np.zeros(n, np.int64)
 
         def search(lists: NearLists, some: np.ndarray) -> None:
             ids[some], codes[some] = lists.search(self._z[rows[some]], probes, candidates, cells)
 
-        # As many pixels at once as there is room for: the more, the fewer times a list is decoded.
-        a_pixel = 12 * self._threads * sum(capacity(keep) for keep in (cells, probes, candidates))
-        room = max(1, self._memory // 2 // a_pixel)
+        # As many pixels at once as the memory allows: a list is decoded once for all of them.
+        room = sum(capacity(keep) for keep in (cells, probes, candidates))
+        at_once = max(1, self._memory // 2 // (RESULT_BYTES * self._threads * room))
         workers = pool(self._threads)
         for c in np.unique(classes).tolist():
             if c not in self._lists:
-                self._lists[c] = NearLists(self._scale, c, self._label, request, workers, self._threads)
+                self._lists[c] = NearLists(self._scale, c, self._label, self._request, workers, self._threads)
             lists = self._lists[c]
             mine = np.flatnonzero(classes == c)
-            parts = max(min(self._threads, len(mine)), math.ceil(len(mine) / room))
+            parts = max(min(self._threads, len(mine)), math.ceil(len(mine) / at_once))
             list(workers.map(partial(search, lists), np.array_split(mine, parts)))
         return ids, codes
+
+
+class NearLists:
+    """The lists of a position class at one noise level, to be searched.
+
+    Cells are ranked first and then the lists in them, by the distance of their means, softened by a quarter
+    of their variances (`patchindex.kernels.nearest.list_tiles`).
+
+    Parameters
+    ----------
+    scale : ScaleIndex
+    c : int
+        The position class.
+    label : int or None
+        Index of a label, to search codes of this label only.
+    request : ScoreRequest
+        Has the noise level.
+    workers : ThreadPoolExecutor
+    threads : int
+    """
+
+    def __init__(
+        self,
+        scale: ScaleIndex,
+        c: int,
+        label: int | None,
+        request: ScoreRequest,
+        workers: ThreadPoolExecutor,
+        threads: int,
+    ) -> None:
+        self._codes, self._ids_at = scale.codes(c, label)
+        means, variances, self._bounds, of_cells = scale.moments.of_class(c, label)
+        self._a, self._beta, self._workers, self._threads = request.a, request.beta, workers, threads
+        self._lists = self._table(means, variances, self._codes.size, self._bounds)
+        self._cells = self._table(*of_cells, np.array([0, len(of_cells[0])]))
+
+    def _table(
+        self, means: np.ndarray, variances: np.ndarray, sizes: np.ndarray, bounds: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return arguments of `best_lists`: tiles, offsets, the first tile of each group, and the groups."""
+        first = np.concatenate([[0], np.cumsum(-(-np.diff(bounds) // CODES))])
+        tiles, offsets = aligned(first[-1] * 2 * means.shape[1] * CODES), aligned(first[-1] * CODES)
+
+        def write(groups: tuple[int, int]) -> None:
+            list_tiles(means, variances, sizes, first, bounds, groups, self._a, self._beta, tiles, offsets)
+
+        edges = np.linspace(0, len(bounds) - 1, self._threads + 1).astype(int).tolist()
+        list(self._workers.map(write, pairwise(edges)))
+        return tiles, offsets, first, bounds
+
+    def likeliest(self, z: np.ndarray, probes: int, most_cells: int) -> Best:
+        """Return the likeliest lists for projected queries z, (n, dims), in no order."""
+        n, dims = z.shape
+        u = np.concatenate([z * z, z], 1).reshape(-1)
+
+        def lists_of(table: tuple[np.ndarray, ...], visits: tuple[np.ndarray, np.ndarray], keep: int) -> Best:
+            best = Best.none(n, keep)
+            best_lists(*table, u, 2 * dims, *visits, keep, best, Scratch.of(1, keep))
+            return best
+
+        cells = lists_of(self._cells, (np.array([0, n]), np.arange(n, dtype=np.int32)), most_cells)
+        return lists_of(self._lists, _visitors(cells, len(self._bounds) - 1), probes)
+
+    def search(
+        self, z: np.ndarray, probes: int, candidates: int, most_cells: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of the best codes, (n, candidates), and the number of codes scanned, (n,)."""
+        n, dims = z.shape
+        lists = self.likeliest(z, probes, most_cells)
+        queries = Queries.of(self._codes, z * (self._a / self._beta), self._a**2 / (2 * self._beta))
+        best, scanned, scratch = Best.none(n, candidates), np.zeros(n, np.int64), Scratch.of(dims, candidates)
+        visits = _visitors(lists, len(self._codes.size))
+        best_codes(self._codes, queries, *visits, candidates, best, scratch, scanned)
+        ids = np.empty((n, candidates), np.int64)
+        patch_ids(self._codes.file, self._ids_at, best, ids)
+        return ids, scanned
+
+
+def _visitors(best: Best, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the queries that hold each item: those of item i from start[i] to start[i + 1]."""
+    start, visitors = np.zeros(items + 1, np.int64), np.empty(int(best.held.sum()), np.int32)
+    visitors_of(best, start, visitors)
+    return start, visitors

@@ -1,4 +1,4 @@
-"""The exact comparison of retrieved patches with pixels, and of the same patches moved for those around."""
+"""The exact comparison of retrieved patches with pixels, and of shifted patches with neighbouring pixels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
 from patchindex.exact import ScoreRequest
 from patchindex.index import ScaleIndex
 from patchindex.kernels.codes import NEVER
@@ -29,17 +30,16 @@ from patchindex.kernels.windows import REACH, WindowTables
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["NOTHING", "NeighbourRefiner"]
+__all__ = ["NOTHING", "PAIR_BYTES", "NeighbourRefiner"]
 
-SAMPLE = 61  # every so many patch ids tell how images are shared out
+PAIR_BYTES = 64  # that a pixel and a patch take while they are compared
 NOTHING = np.empty(0, np.int64)
-RECALLED = 1024  # members of a pixel that the next step is to try
-BINS = 256  # of logits, by which these are found
-HEAVY = 1 / 1024  # share of the near field that makes a member worth trying for the pixels around
+SAMPLE = 61  # every 61st patch id is looked at, to share out the images
+BINS = 256  # of the histogram of logits that finds the heaviest members
 
 
 class NeighbourRefiner:
-    """Exact logits of retrieved patches, read where they lie in the uint8 images.
+    """Exact logits of retrieved patches, computed from the uint8 images in place.
 
     Parameters
     ----------
@@ -49,45 +49,56 @@ class NeighbourRefiner:
     request : ScoreRequest
         The noisy images.
     threads : int
+    policy : AutoPolicy
+        Its `heavy` and `recalled` are used.
     """
 
-    def __init__(self, images: np.ndarray, scale: ScaleIndex, request: ScoreRequest, threads: int) -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        scale: ScaleIndex,
+        request: ScoreRequest,
+        threads: int,
+        policy: AutoPolicy = DEFAULT_POLICY,
+    ) -> None:
         self._images, self._geometry, self._request = images.reshape(-1), scale.geometry, request
         self.tables = WindowTables.of(scale.geometry, request.x.shape[1])
         self._scale = np.float32((request.a / 127.5) ** 2 / (2 * request.beta))
-        self._threads = threads
+        self._threads, self._policy = threads, policy
         self._n = len(images)
 
     def run(
         self, i: int, ids: np.ndarray, pixels: np.ndarray, recalled: np.ndarray, around: bool = True
     ) -> tuple[KnownPatches, SoftmaxState, np.ndarray]:
-        """Compare patches with the pixels of noisy image i that found them.
+        """Compare patches with the pixels of noisy image i that retrieved them.
 
         Parameters
         ----------
         i : int
         ids : array of int64, shape (n, most)
-            Patches that each pixel found; -1 for none.
+            Patch ids that each pixel retrieved; -1 for none.
         pixels : array of int, shape (n,)
             Raster numbers of these pixels.
         recalled : array of int64
-            Keys of more members, in order of their images.
+            Keys of more pairs of a pixel and a patch, in order of their images.
         around : bool
-            Whether heavy ones are tried for the pixels around as well.
+            Whether heavy patches are also tried for the neighbouring pixels.
 
         Returns
         -------
         KnownPatches
-            In order of their images, without those that are negligible.
+            Pairs of a pixel and a patch with their logits, the *members*, in order of their images and
+            without those of negligible weight.
         SoftmaxState, shape (H * W,)
             Their sums.
         array of int64
-            Keys of the heaviest of each pixel, in order of their images.
+            Keys of the heaviest members of each pixel, in order of their images.
         """
         area = self.tables.height * self.tables.width
         lines = query_lines(self._request.x[i], self.tables, self._request.a)
         top, sums = np.full(area, NEVER, np.float32), np.zeros((area, 2 + self.tables.channels))
         compared = np.zeros(area, np.int64)
+        all_images = np.ones(self._n, bool)
 
         def retrieved(images: tuple[int, int]) -> KnownPatches:
             found = self._written(ids.size, partial(pair_keys, ids, pixels, self.tables, images))
@@ -97,9 +108,9 @@ class NeighbourRefiner:
             return self._compare(keys, NOTHING, lines, 0)
 
         def beside(members: KnownPatches) -> KnownPatches:
-            bar = top + np.log(HEAVY * np.maximum(sums[:, 0], 1)).astype(np.float32)
-            # KnownPatches are in the order of the keys that they were made from.
-            heavy = self._keys(members, bar, np.ones(self._n, bool))
+            bar = top + np.log(self._policy.heavy * np.maximum(sums[:, 0], 1)).astype(np.float32)
+            # Members are in the order of the keys that they were made from.
+            heavy = self._keys(members, bar, all_images)
             wanted = np.zeros(self._n, bool)
             wanted[self.tables.images_of(heavy)] = True
             known = self._keys(members, np.full(area, -np.inf, np.float32), wanted)
@@ -113,8 +124,7 @@ class NeighbourRefiner:
             more = self._add(workers, list(workers.map(beside, parts)), top, sums, compared)
         members, parts = self._merged(workers, parts, more)
         bar = self._bar(parts, top)
-        every = np.ones(self._n, bool)
-        heaviest = np.concatenate(list(workers.map(lambda part: self._keys(part, bar, every), parts)))
+        heaviest = np.concatenate(list(workers.map(lambda part: self._keys(part, bar, all_images), parts)))
         state = SoftmaxState.empty((area,), self.tables.channels)
         table = torch.from_numpy(sums)
         state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
@@ -134,18 +144,17 @@ class NeighbourRefiner:
         list(workers.map(merge_by_image, parts, more, merged))
         return members, merged
 
-    @staticmethod
-    def _bar(parts: list[KnownPatches], top: np.ndarray) -> np.ndarray:
-        """Return the logit from which on a pixel has about `RECALLED` members, twice as many at most."""
+    def _bar(self, parts: list[KnownPatches], top: np.ndarray) -> np.ndarray:
+        """Return logits above which each pixel has about `recalled` members, and at most twice as many."""
         counts = np.zeros((len(top), BINS), np.int32)
         for part in parts:
             count_below(part.pixel, part.logit, top, counts)
-        total = counts.cumsum(1)
-        bins = np.minimum((total < RECALLED).sum(1) + 1, (total <= 2 * RECALLED).sum(1))
+        total, wanted = counts.cumsum(1), self._policy.recalled
+        bins = np.minimum((total < wanted).sum(1) + 1, (total <= 2 * wanted).sum(1))
         return top - (bins * (DEPTH / BINS)).astype(np.float32)
 
     def _shares(self, ids: np.ndarray) -> list[tuple[int, int]]:
-        """Cut the images into a range for each thread, with about as many of these patches each."""
+        """Cut the images into one range per thread, each with about the same number of these patches."""
         some = ids.reshape(-1)[::SAMPLE]
         some = np.sort(some[some >= 0]) // self._geometry.patches_per_image
         edges = [0] * (self._threads + 1)
@@ -162,7 +171,7 @@ class NeighbourRefiner:
         sums: np.ndarray,
         compared: np.ndarray,
     ) -> list[KnownPatches]:
-        """Add members to the sums, relative to the largest logits; return those that are not negligible."""
+        """Add members to the sums, relative to `top`; return the members that are not negligible."""
         lower = top.copy()
         for part in parts:
             largest_logits(part.pixel, part.logit, top)
@@ -187,13 +196,13 @@ class NeighbourRefiner:
         return KnownPatches(*(array[: count[0]] for array in members))
 
     def _keys(self, members: KnownPatches, bar: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Return the keys of members of wanted images that reach their pixel's bar."""
+        """Return the keys of members of wanted images whose logit is at least their pixel's bar."""
         write = partial(keys_above, self.tables, *members, bar, wanted)
         return self._written(len(members.pixel), write)
 
     @staticmethod
     def _written(room: int, write: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
-        """Return the keys that a kernel wrote to an array: as many as the count says that it set."""
+        """Return the keys that a kernel wrote into an array, given the count that it set."""
         keys, count = np.empty(room, np.int64), np.zeros(1, np.int64)
         write(keys, count)
         return keys[: count[0]]

@@ -1,10 +1,10 @@
-"""Pictures of a study; matplotlib is the extra `plots`."""
+"""Figures of studies; matplotlib comes with the extra `plots`."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchindex.errors import InputError
@@ -12,9 +12,9 @@ from patchindex.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figure_class", "plot"]
+__all__ = ["figure_class", "plot_accuracy"]
 
-HONEST = (0.8, 1.25)  # of rmse over standard error
+HONEST = (0.8, 1.25)  # range of RMSE over standard error that is shaded
 
 
 def figure_class() -> type[Figure]:
@@ -23,7 +23,7 @@ def figure_class() -> type[Figure]:
     Raises
     ------
     InputError
-        When it is not installed.
+        When matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -34,15 +34,15 @@ def figure_class() -> type[Figure]:
     return Figure
 
 
-def plot(rows: list[dict[str, Any]], estimators: Iterable[str]) -> Figure:
-    """Plot error, standard error, captured mass and time of estimators against t.
+def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> Figure:
+    """Draw error, error over standard error, captured mass and time against t.
 
     Parameters
     ----------
-    rows : list of dict
+    rows : iterable of dict
         The table of a `Study`.
-    estimators : iterable of str
-        Names of the estimators, in the order of their colours.
+    estimators : sequence of str
+        Names of the estimators to draw, in the order of the legend.
 
     Raises
     ------
@@ -50,45 +50,33 @@ def plot(rows: list[dict[str, Any]], estimators: Iterable[str]) -> Figure:
         When matplotlib is not installed.
     """
     figure = figure_class()(figsize=(11, 8), layout="constrained")
-    (errors, honesty), (mass, seconds) = figure.subplots(2, 2, sharex=True)
+    (errors, ratios), (mass, seconds) = figure.subplots(2, 2, sharex=True)
+    table: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        table[row["estimator"], row["trajectory"]][row["t"]].append(row)
     for number, name in enumerate(estimators):
         colour = f"C{number}"
-        along, own = (_by_time(rows, name, trajectory) for trajectory in ("exact", "own"))
+        along, own = (sorted(table[name, trajectory].items()) for trajectory in ("exact", "own"))
         if along:
             t = [at for at, _ in along]
-            rmse = [_rms(step, "rmse") for _, step in along]
-            errors.plot(t, rmse, "o-", color=colour, label=name)
-            mass.plot(t, [_mean(step, "captured_mass") for _, step in along], "o-", color=colour)
-            stderr = [_rms(step, "stderr") for _, step in along]
+            rmse, stderr = ([_rms(mine, column) for _, mine in along] for column in ("rmse", "stderr"))
             ratio = [error / each if each else math.nan for error, each in zip(rmse, stderr, strict=True)]
-            honesty.plot(t, ratio, "o-", color=colour)
+            errors.plot(t, rmse, "o-", color=colour, label=name)
+            ratios.plot(t, ratio, "o-", color=colour)
+            mass.plot(t, [_mean(mine, "captured_mass") for _, mine in along], "o-", color=colour)
         if own:
+            t = [at for at, _ in own]
             if along:
-                errors.plot([at for at, _ in own], [_rms(step, "rmse") for _, step in own], ":", color=colour)
-            seconds.plot(
-                [at for at, _ in own],
-                [_mean(step, "seconds") for _, step in own],
-                "o-",
-                color=colour,
-                label=None if along else name,
-            )
+                errors.plot(t, [_rms(mine, "rmse") for _, mine in own], ":", color=colour)
+            label = None if along else name
+            seconds.plot(t, [_mean(mine, "seconds") for _, mine in own], "o-", color=colour, label=label)
     errors.set(title="RMSE of posterior mean (solid) and of image so far (dotted)", yscale="log")
-    honesty.set(title="RMSE / standard error")
-    honesty.axhspan(*HONEST, color="0.9")
-    mass.set(title="captured mass", xlabel="t", ylim=(0, 1.05))
+    ratios.set(title="RMSE over standard error (1 is right)")
+    ratios.axhspan(*HONEST, color="0.9")
+    mass.set(title="captured mass: share of the softmax that was evaluated", xlabel="t", ylim=(0, 1.05))
     seconds.set(title="seconds per step and image", xlabel="t", yscale="log")
     figure.legend(loc="outside upper center", ncols=3)
     return figure
-
-
-def _by_time(
-    rows: list[dict[str, Any]], name: str, trajectory: str
-) -> list[tuple[float, list[dict[str, Any]]]]:
-    found = defaultdict(list)
-    for row in rows:
-        if row["estimator"] == name and row["trajectory"] == trajectory:
-            found[row["t"]].append(row)
-    return sorted(found.items())
 
 
 def _mean(rows: list[dict[str, Any]], column: str) -> float:
@@ -96,5 +84,5 @@ def _mean(rows: list[dict[str, Any]], column: str) -> float:
 
 
 def _rms(rows: list[dict[str, Any]], column: str) -> float:
-    """Root mean square; 0 where there is nothing."""
+    """Return the root mean square of a column; None counts as 0."""
     return math.sqrt(sum((row[column] or 0.0) ** 2 for row in rows) / len(rows))

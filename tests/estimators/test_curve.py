@@ -1,4 +1,4 @@
-"""The operating curve: options are chosen by what they are expected to take."""
+"""The operating curve: the options of least expected cost are chosen."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 from patchindex.estimators.curve import (
     ATTRIBUTE,
-    MISSED,
     MOVES,
     NearPoint,
     OperatingCurve,
     TopPoint,
     best_share,
 )
+from patchindex.estimators.policy import DEFAULT_POLICY
 
 NOTHING = (0.0,) * len(MOVES)
 CURVE = OperatingCurve(
@@ -38,7 +38,7 @@ CURVE = OperatingCurve(
 )
 
 
-def test_the_best_share_is_the_cheapest_of_all():
+def test_the_best_share_is_the_cheapest():
     rng = np.random.default_rng(0)
     shares = np.linspace(0, 1, 2001)
     for full, one in ((1.0, 1.0), (1.0, 3.0), (1.0, 40.0), (5.0, 1.0)):
@@ -50,20 +50,20 @@ def test_the_best_share_is_the_cheapest_of_all():
     assert best_share(np.zeros(3), 1.0, 1.0) == (0.0, 0.0)
 
 
-def test_what_is_expected_follows_from_what_was_measured():
+def test_expected_cost():
     point = CURVE.near[0]
-    # To a coarse tolerance no sample but the first is needed.
+    # A coarse tolerance needs the smallest sample only.
     assert CURVE.expected(point, 10.0) == pytest.approx(1e-5 + 0.01 * 1e-3)
     tolerances = (1e-3, 1e-2, 1e-1)
     assert sorted(tolerances, key=lambda t: CURVE.expected(point, t)) == list(reversed(tolerances))
-    # Nothing takes longer than an exact scan of all pixels.
+    # The longest is a scan of all pixels.
     assert CURVE.expected(point, 1e-9) == pytest.approx(1e-5 + 1e-3, rel=1e-3)
-    # A tenth of the images is scanned in a tenth of the time, and a sample of it must be a larger share.
+    # A tenth of the images is scanned in a tenth of the time, and needs a larger share as its sample.
     assert CURVE.expected(point, 1e-9, 100) == pytest.approx(1e-5 + 1e-4, rel=1e-3)
     assert CURVE.expected(point, 1e-2, 100) > 1e-5 + (CURVE.expected(point, 1e-2) - 1e-5) / 10
 
 
-def test_a_tight_tolerance_is_worth_a_larger_near_field():
+def test_a_tight_tolerance_gets_a_larger_near_field():
     def probes(*query):
         return CURVE.near_field(*query)[0].probes
 
@@ -71,7 +71,7 @@ def test_a_tight_tolerance_is_worth_a_larger_near_field():
     assert probes(0.1, 0.003) == 512
     assert probes(0.12, 0.003) == 512
     assert probes(0.9, 0.003) == 64
-    # In a trajectory it costs less.
+    # In a trajectory a larger near field costs less.
     tolerances = np.geomspace(0.002, 0.1, 200)
     between = [t for t in tolerances if probes(0.1, t, None, True) == 512]
     assert max(between) > max(t for t in tolerances if probes(0.1, t) == 512)
@@ -85,17 +85,17 @@ def test_exact_scores_are_chosen_where_they_are_cheaper():
 
 
 def test_a_near_field_that_misses_heavy_patches_is_not_chosen():
-    """A patch that moves a hundredth of all pixels by .2, which a sample does not tell."""
+    """Here a missed patch moves one pixel in a hundred by 0.2, which a sample does not show."""
     missed = tuple(0.04 / 100 if move < 0.2 else 0.0 for move in MOVES)
     near, wide, _ = CURVE.near
     blind = replace(near, missed=missed)
-    assert blind.sees((0.04 / 100 / MISSED) ** 0.5 * 1.01)
-    assert not blind.sees((0.04 / 100 / MISSED) ** 0.5 * 0.99)
-    assert blind.sees(0.5)  # of which it is a small part
+    assert blind.sees((0.04 / 100 / DEFAULT_POLICY.missed) ** 0.5 * 1.01)
+    assert not blind.sees((0.04 / 100 / DEFAULT_POLICY.missed) ** 0.5 * 0.99)
+    assert blind.sees(0.5)  # 0.2 is small compared with this tolerance
     tolerance = 0.04
     assert CURVE.near_field(0.1, tolerance)[0] == near
     assert replace(CURVE, near=(blind, wide)).near_field(0.1, tolerance)[0] == wide
-    # Nor at another noise level; where it was not measured, exact scores are cheaper anyway.
+    # The same holds for a near field that misses patches at another noise level.
     other = replace(blind, beta=0.8)
     for where in (0.1, 0.8):
         near_field = replace(CURVE, near=(near, wide, other, replace(wide, beta=0.8))).near_field
@@ -106,16 +106,16 @@ def test_a_near_field_that_misses_heavy_patches_is_not_chosen():
     assert replace(CURVE, near=(dear,)).near_field(0.1, tolerance) == (None, CURVE.exact)
 
 
-def test_a_search_is_the_cheapest_that_is_good_enough():
+def test_the_cheapest_search_of_the_wanted_quality_is_chosen():
     assert CURVE.search(0.1, 64, 0.98).probes == 128
     assert CURVE.search(0.1, 64, 0.8).probes == 32
     assert CURVE.search(0.1, 100, 0.1).probes == 8
-    # No search finds 98 % with 1 024 candidates: 32 probes find nearly what 128 do, 98 % of it do not.
+    # With 1 024 candidates no search finds 98 %; then it is 98 % of the best search, which 32 probes miss.
     assert CURVE.search(0.1, 900, 0.98).probes == 128
     assert CURVE.search(0.1, 900, 0.95).probes == 32
 
 
-def test_a_curve_is_read_as_it_was_written():
+def test_a_curve_is_read_as_written():
     scale = SimpleNamespace(path="k003", attributes={ATTRIBUTE: CURVE.as_dict()})
     assert OperatingCurve.of(scale) == CURVE
     assert OperatingCurve.of(SimpleNamespace(path="k003", attributes={})) is None

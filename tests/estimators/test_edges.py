@@ -1,4 +1,4 @@
-"""What all estimators have in common at the edges: large inputs, odd options, little memory."""
+"""Estimators with large inputs, odd options, little memory, and damaged operating curves."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import zarr
 
 import patchindex as pi
 from patchindex.errors import InputError, StoreError
-from patchindex.estimators import auto
+from patchindex.estimators import AutoPolicy
 from patchindex.index.patch_index import scale_group
 from patchindex.store.checksums import CURVE, write_checksummed, write_manifest
 
 ESTIMATORS = {
     "topk": {"candidates": 6000, "probes": 150},
-    "auto": {"tolerance": 0.001, "probes": 150, "candidates": 6000},
+    "auto": {
+        "tolerance": 0.001,
+        "probes": 150,
+        "candidates": 6000,
+        "policy": AutoPolicy(cost_limit=np.inf, first_strata=2),  # although scans of few images are faster
+    },
 }
 
 
 @pytest.fixture(params=ESTIMATORS)
-def way(request, monkeypatch):
-    monkeypatch.setattr(auto, "WORTH", np.inf)  # scans of few images are cheap: pretend otherwise
-    monkeypatch.setattr(auto, "FIRST_CELLS", 2)
+def way(request):
     return request.param, ESTIMATORS[request.param]
 
 
@@ -30,23 +33,23 @@ def way(request, monkeypatch):
     ("times", "t"),
     [(1, 0.3), (10, 0.3), (1e3, 0.3), (1e6, 0.3), (1e15, 0.3), (1e30, 0.3), (1, 1e-4), (1, 1e-17)],
 )
-def test_what_float32_cannot_tell_apart_is_exact(store, held_out, way, times, t):
+def test_inputs_too_large_for_float32_are_computed_exactly(store, held_out, way, times, t):
     name, options = way
     x = times * held_out(0.3)
     found = pi.ScoreMachine(store, estimator=name, **options).posterior_mean(x, t, k=3)
     exact = pi.ScoreMachine(store, estimator="exact", dtype=torch.float64).posterior_mean(x, t, k=3)
-    # Everything is retrieved, so the error is of logits of up to 2^22 in float32; of `auto`, of its sample.
+    # All patches are retrieved: the error is the rounding of logits up to 2^22 in float32, and the sample's.
     assert (found.mean - exact.mean).abs().max() < (5e-3 if name == "auto" else 1e-3)
     if times >= 1e3:
         assert found.exact_pixels == found.stderr.numel()
 
 
 @pytest.mark.parametrize("name", ["exact", *ESTIMATORS])
-def test_inputs_with_gradients_and_another_default_dtype(store, held_out, name):
+def test_inputs_with_gradients_and_another_default_dtype_give_equal_means(store, held_out, name):
     machine = pi.ScoreMachine(store, estimator=name)
     x = held_out(0.5)
     expected = machine.posterior_mean(x, 0.5, k=3).mean
-    close = {"rtol": 0, "atol": 1e-5}  # exact runs on two threads add in another order each time
+    close = {"rtol": 0, "atol": 1e-5}  # threads add in any order
     again = machine.posterior_mean(x.clone().requires_grad_(), 0.5, k=3).mean
     torch.testing.assert_close(again, expected, **close)
     torch.set_default_dtype(torch.float64)
@@ -56,9 +59,10 @@ def test_inputs_with_gradients_and_another_default_dtype(store, held_out, name):
         torch.set_default_dtype(torch.float32)
 
 
-def test_whole_numbers_of_any_kind_are_taken(store, held_out, way):
+def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
     name, options = way
-    machine = pi.ScoreMachine(store, estimator=name, **{key: np.asarray(v)[()] for key, v in options.items()})
+    numbers = {key: np.asarray(v)[()] for key, v in options.items() if key != "policy"}
+    machine = pi.ScoreMachine(store, estimator=name, **{**options, **numbers})
     found = machine.posterior_mean(
         held_out(0.5), 0.5, k=3.0, label=np.int64(4), image_ids=[-1, 2**70], seed=2**70
     )
@@ -81,17 +85,14 @@ def test_whole_numbers_of_any_kind_are_taken(store, held_out, way):
         ({}, {"image_ids": [0, 1, 2]}, "image_ids: there are 3 numbers for 2 images"),
     ],
 )
-def test_bad_settings_are_told_in_one_line(store, held_out, settings, call, words):
+def test_bad_settings_are_refused(store, held_out, settings, call, words):
     with pytest.raises(InputError, match=words):
         pi.ScoreMachine(store, **settings).posterior_mean(held_out(0.5), 0.5, k=3, **call)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("auto", {"candidates": 10**9, "probes": 10**6}), ("topk", {"candidates": 10**9, "probes": 10**6})],
-)
-def test_options_beyond_what_there_is_take_no_memory(store, held_out, name, options):
-    machine = pi.ScoreMachine(store, estimator=name, memory="1M", **options)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_more_candidates_than_patches_take_no_memory(store, held_out, name):
+    machine = pi.ScoreMachine(store, estimator=name, memory="1M", candidates=10**9, probes=10**6)
     assert torch.isfinite(machine.posterior_mean(held_out(0.5), 0.5, k=3).mean).all()
 
 
@@ -112,13 +113,13 @@ def test_a_small_memory_changes_nothing(store, held_out, way):
 @pytest.mark.parametrize(
     "damage", [{"version": 2}, {"version": 2, "near": [{}], "top": []}, {"version": 2, "near": 3}]
 )
-def test_a_damaged_curve_is_told(labelled, tmp_path, damage):
+def test_a_damaged_curve_is_refused(labelled, tmp_path, damage):
     store = pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3])
     folder = store.path / scale_group(3)
     store.scale(3).save_curve(damage)
     with pytest.raises(StoreError, match="operating curve is damaged"):
         pi.ScoreMachine(pi.open_index(store.path)).posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
-    write_checksummed(folder / CURVE, ["none"])  # no curve at all
+    write_checksummed(folder / CURVE, ["none"])  # valid JSON, but not a curve
     with pytest.raises(StoreError, match="is of another scale"):
         pi.open_index(store.path).scale(3)
     (folder / CURVE).unlink()

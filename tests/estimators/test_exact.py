@@ -1,4 +1,4 @@
-"""`exact` from an index is `exact` from the images."""
+"""`exact` from an index and from the images."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def test_an_index_and_its_images_give_the_same(store, labelled, held_out, label)
     assert a.patches_evaluated == b.patches_evaluated
 
 
-def test_exact_takes_scales_that_the_index_lacks(store, held_out):
+def test_exact_accepts_scales_that_the_index_lacks(store, held_out):
     e = pi.ScoreMachine(store, estimator="exact", locality=[3, 7, 9]).posterior_mean(held_out(0.5), 0.5)
     assert torch.isfinite(e.mean).all()

@@ -1,4 +1,4 @@
-"""The near field: right members with exact logits, none twice, and all there are when all is asked for."""
+"""The near field: unique members with exact logits, and all patches when all are asked for."""
 
 from __future__ import annotations
 
@@ -10,52 +10,56 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.estimators.base import ScoreContext
+from patchindex.estimators import AutoPolicy, ScoreContext
 from patchindex.estimators.near import NearField
+from patchindex.estimators.neighbours import NeighbourRefiner
 from patchindex.exact import ScoreRequest, scan
-from patchindex.geometry import Geometry
 
 ALL = 10**4
+NO_NEIGHBOURS = AutoPolicy(heavy=2.0)  # no patch has twice the weight of its near field
 
 
-def field(store, x, t, k, probes, candidates, label=None, memory=1 << 26):
-    beta = brute.beta_of(t)
-    data = ScoreContext(store, torch.device("cpu"))
-    query = ScoreRequest(store.training, store.geometry(k), x, beta, label=label, memory=memory)
-    return NearField(data, query, probes, candidates), query
+def request_for(store, x, t, k, **settings):
+    return ScoreRequest(store.training, store.geometry(k), x, brute.beta_of(t), **settings)
 
 
-def exact(store, query):
-    return scan(replace(query, dtype=torch.float64))
+def near_field(store, request, probes, candidates, recalled=(), **policy):
+    context = ScoreContext(store, torch.device("cpu"))
+    return NearField(context, request, probes, candidates, recalled, AutoPolicy(**policy))
+
+
+def exact(request):
+    return scan(replace(request, dtype=torch.float64))
+
+
+def flat(state):
+    return state.reshape((-1,))
 
 
 @pytest.mark.parametrize("label", [None, 4])
 @pytest.mark.parametrize(("k", "t"), [(3, 0.3), (5, 0.7)])
-def test_all_probes_and_candidates_are_everything(store, held_out, monkeypatch, k, t, label):
-    monkeypatch.setattr("patchindex.estimators.near.CELLS", ALL)
-    near, query = field(store, held_out(t), t, k, ALL, 8000, label)
-    truth = exact(store, query)
+def test_all_probes_and_candidates_retrieve_all_patches(store, held_out, k, t, label):
+    request = request_for(store, held_out(t), t, k, label=label)
+    near, truth = near_field(store, request, ALL, 8000, cells=ALL), exact(request)
     for i in range(2):
-        state = near.image(i).state
-        one = truth[i].reshape((-1,))
-        # What is more than 20 nats below the largest logit is left out.
+        state, one = near.image(i).state, flat(truth[i])
+        # Patches more than 20 nats below the largest logit are left out.
         torch.testing.assert_close(state.mean(), one.mean(), rtol=0, atol=5e-5)
         torch.testing.assert_close(state.log_weight(), one.log_weight(), rtol=0, atol=5e-5)
-        # Negligible ones may be compared once more where they are tried for the pixels around.
+        # Negligible patches may be compared once more, for a neighbouring pixel.
         assert state.count.sum() < 1.1 * one.count.sum()
         assert float(state.count.sum() / one.count.sum()) > (0.99 if t > 0.5 else 0.5)
 
 
 @pytest.mark.parametrize(("probes", "candidates"), [(4, 10), (30, 60)])
 def test_members_are_unique_and_of_the_pixels_class(store, held_out, probes, candidates):
-    near, _ = field(store, held_out(0.4), 0.4, 5, probes, candidates)
-    geometry: Geometry = store.geometry(5)
-    height, width = geometry.size
-    members = near.image(1).members
-    pairs = (
-        members.pixel.astype(np.int64) * len(store.pixels) + members.image
-    ) * height * width + members.place
-    assert len(np.unique(pairs)) == len(pairs)
+    members = (
+        near_field(store, request_for(store, held_out(0.4), 0.4, 5), probes, candidates).image(1).members
+    )
+    geometry = store.geometry(5)
+    width = geometry.size[1]
+    pairs = np.stack([members.pixel, members.image, members.place])
+    assert np.unique(pairs, axis=1).shape == pairs.shape
     for axis, q, j in (
         (geometry.y, members.pixel // width, members.place // width),
         (geometry.x, members.pixel % width, members.place % width),
@@ -66,66 +70,60 @@ def test_members_are_unique_and_of_the_pixels_class(store, held_out, probes, can
 
 
 def test_logits_are_those_of_an_exact_scan(store, held_out):
-    """A pixel whose whole softmax is one member's: its logit is the sum's."""
-    near, query = field(store, held_out(0.03), 0.03, 5, 20, 30)
-    truth = exact(store, query)
-    narrow = truth.ess()[0].reshape(-1) < 1.0001
-    state = near.image(0).state
-    found = (state.log_weight() - truth[0].reshape((-1,)).log_weight())[narrow]
-    # Retrieved, so equal; or missed, and then the sum is less.
+    """Where a single patch holds the whole softmax, its logit is the logarithm of the sum."""
+    request = request_for(store, held_out(0.03), 0.03, 5)
+    state, truth = near_field(store, request, 20, 30).image(0).state, flat(exact(request)[0])
+    narrow = truth.ess() < 1.0001
+    found = (state.log_weight() - truth.log_weight())[narrow]
+    # Equal if the patch was retrieved, and less if it was missed.
     assert int(narrow.sum()) > 10
     assert float((found.abs() < 1e-2).double().mean()) > 0.5
     assert (found < 1e-2).all()
 
 
-def test_more_is_retrieved_with_more_probes(store, held_out):
-    masses = []
+def test_more_probes_retrieve_more(store, held_out):
+    request, masses = request_for(store, held_out(0.4), 0.4, 3), []
     for probes, candidates in ((1, 4), (8, 20), (60, 200)):
-        near, query = field(store, held_out(0.4), 0.4, 3, probes, candidates)
-        mass = near.image(0).state.log_weight() - exact(store, query)[0].reshape((-1,)).log_weight()
-        masses.append(float(mass.exp().mean()))
+        found = near_field(store, request, probes, candidates).image(0).state
+        masses.append(float((found.log_weight() - flat(exact(request)[0]).log_weight()).exp().mean()))
     assert masses == sorted(masses)
     assert masses[-1] > 1.5 * masses[0]
 
 
-def test_pixels_learn_from_those_around(store, held_out, monkeypatch):
-    near, _ = field(store, held_out(0.2), 0.2, 5, 3, 5)
-    spread = near.image(0).state
-    monkeypatch.setattr("patchindex.estimators.neighbours.HEAVY", 2.0)
-    alone = near.image(0).state
-    assert (spread.log_weight() >= alone.log_weight() - 1e-9).all()
-    assert int(spread.count.sum()) > int(alone.count.sum())
+def test_neighbouring_pixels_share_heavy_patches(store, held_out):
+    request = request_for(store, held_out(0.2), 0.2, 5)
+    shared = near_field(store, request, 3, 5).image(0).state
+    alone = near_field(store, request, 3, 5, heavy=NO_NEIGHBOURS.heavy).image(0).state
+    assert (shared.log_weight() >= alone.log_weight() - 1e-9).all()
+    assert int(shared.count.sum()) > int(alone.count.sum())
 
 
-def test_the_heaviest_are_kept_for_the_next_step(store, held_out, monkeypatch):
+def test_the_heaviest_members_are_kept_for_the_next_step(store, held_out):
     """About as many as asked for, and none that is lighter than one left out."""
-    monkeypatch.setattr("patchindex.estimators.neighbours.RECALLED", 7)
-    near, _ = field(store, held_out(0.4), 0.4, 3, 20, 50)
-    found = near.image(0)
-    area = held_out(0.4)[0, 0].numel()
+    request = request_for(store, held_out(0.4), 0.4, 3)
+    context, policy = ScoreContext(store, torch.device("cpu")), AutoPolicy(recalled=7)
+    found = NearField(context, request, 20, 50, policy=policy).image(0)
+    area = request.x[0, 0].numel()
+    refiner = NeighbourRefiner(store.pixels.numpy(), store.scale(3), request, 1, NO_NEIGHBOURS)
+    pixels = refiner.tables.pixels_of(found.heaviest)
     assert len(np.unique(found.heaviest)) == len(found.heaviest)
-    assert (np.diff(near._refiner.tables.images_of(found.heaviest)) >= 0).all()
-    kept = np.bincount(near._refiner.tables.pixels_of(found.heaviest), minlength=area)
-    have = np.bincount(found.members.pixel, minlength=area)
+    assert (np.diff(refiner.tables.images_of(found.heaviest)) >= 0).all()
+    kept, have = (np.bincount(of, minlength=area) for of in (pixels, found.members.pixel))
     assert (kept <= np.minimum(have, 14)).all()
     assert 5 < np.mean(kept) < 12
+    nothing = np.full((area, 1), -1)
     for pixel in range(0, area, 17):
         logits = np.sort(found.members.logit[found.members.pixel == pixel])[::-1]
-        again, _ = field(store, held_out(0.4), 0.4, 3, 1, 1)
-        again._ids[:] = -1
-        again._recalled = [found.heaviest[near._refiner.tables.pixels_of(found.heaviest) == pixel]]
-        monkeypatch.setattr("patchindex.estimators.neighbours.HEAVY", 2.0)
-        tried = again.image(0).members
+        tried, _, _ = refiner.run(0, nothing, np.arange(area), found.heaviest[pixels == pixel])
         assert (tried.pixel == pixel).all()
         np.testing.assert_array_equal(np.sort(tried.logit)[::-1], logits[: kept[pixel]])
 
 
-def test_what_was_found_before_need_not_be_found_again(store, held_out):
-    x, t = held_out(0.4), 0.4
-    before, query = field(store, x, t, 5, 30, 60)
+def test_recalled_patches_are_not_searched_again(store, held_out):
+    request = request_for(store, held_out(0.4), 0.4, 5)
+    before = near_field(store, request, 30, 60)
     found = [before.image(i) for i in range(2)]
-    data = ScoreContext(store, torch.device("cpu"))
-    again = NearField(data, query, 30, 60, [near.heaviest for near in found])
+    again = near_field(store, request, 30, 60, [near.heaviest for near in found])
     for i, near in enumerate(found):
         new = again.image(i)
         assert new.codes < near.codes / 3
@@ -136,27 +134,26 @@ def test_what_was_found_before_need_not_be_found_again(store, held_out):
 
 
 def test_some_pixels_have_a_larger_near_field(store, held_out):
-    near, query = field(store, held_out(0.4), 0.4, 3, 4, 10)
-    found = near.image(1)
-    pixels = np.array([3, 40, 41, 150])
-    deeper = near.deeper(1, found, pixels, 8)
+    request = request_for(store, held_out(0.4), 0.4, 3)
+    near = near_field(store, request, 4, 10)
+    found, pixels = near.image(1), np.array([3, 40, 41, 150])
+    deeper = near.deeper(1, found, pixels)
     assert set(deeper.members.pixel.tolist()) == set(pixels.tolist())
     assert deeper.codes > 0
     gain = (deeper.state.log_weight() - found.state.log_weight())[pixels]
-    truth = exact(store, query)[1].reshape((-1,)).log_weight()[pixels]
     assert (gain > -1e-4).all()
     assert float(gain.max()) > 0.01
+    truth = flat(exact(request)[1]).log_weight()[pixels]
     assert (deeper.state.log_weight()[pixels] < truth + 1e-4).all()
 
 
-def test_groups_and_threads_change_nothing(store, held_out):
-    states = []
-    before = torch.get_num_threads()
+def test_memory_and_threads_change_nothing(store, held_out):
+    states, before = [], torch.get_num_threads()
     try:
         for threads, memory in ((1, 1 << 26), (2, 1 << 26), (2, 1 << 20)):
             torch.set_num_threads(threads)
-            near, _ = field(store, held_out(0.4), 0.4, 3, 20, 50, memory=memory)
-            states.append(near.image(1).state)
+            request = request_for(store, held_out(0.4), 0.4, 3, memory=memory)
+            states.append(near_field(store, request, 20, 50).image(1).state)
     finally:
         torch.set_num_threads(before)
     for other in states[1:]:
@@ -164,22 +161,22 @@ def test_groups_and_threads_change_nothing(store, held_out):
         torch.testing.assert_close(states[0].mean(), other.mean(), rtol=0, atol=1e-7)
 
 
-def test_patches_that_are_all_alike_are_left_to_the_sample(tmp_path, held_out):
-    """None of them is better than the first that is left out."""
-    store = pi.build_index(np.full((70, 14, 14, 1), 9, np.uint8), tmp_path / "grey.zarr", scales=(3,))
-    near, query = field(store, held_out(0.4), 0.4, 3, 2, 5)
-    found = near.image(0)
+@pytest.fixture
+def grey(tmp_path):
+    return pi.build_index(np.full((70, 14, 14, 1), 9, np.uint8), tmp_path / "grey.zarr", scales=(3,))
+
+
+def test_equal_patches_are_left_to_the_sample(grey, held_out):
+    """A patch is retrieved only if it is better than the first patch that is left out."""
+    found = near_field(grey, request_for(grey, held_out(0.4), 0.4, 3), 2, 5).image(0)
     assert len(found.members.pixel) == 0
     assert (found.state.weight == 0).all()
-    e = pi.ScoreMachine(store, estimator="auto").posterior_mean(query.x, 0.4, k=3)
-    torch.testing.assert_close(e.mean, torch.full_like(e.mean, 9 / 127.5 - 1))
 
 
-def test_auto_draws_from_patches_that_are_all_alike(tmp_path, held_out, monkeypatch):
-    monkeypatch.setattr("patchindex.estimators.auto.WORTH", np.inf)
-    store = pi.build_index(np.full((70, 14, 14, 1), 9, np.uint8), tmp_path / "grey.zarr", scales=(3,))
-    e = pi.ScoreMachine(store, estimator="auto", probes=2, candidates=5).posterior_mean(
-        held_out(0.4), 0.4, k=3
-    )
+@pytest.mark.parametrize(
+    "options", [{}, {"probes": 2, "candidates": 5, "policy": AutoPolicy(cost_limit=np.inf)}]
+)
+def test_auto_estimates_equal_patches(grey, held_out, options):
+    e = pi.ScoreMachine(grey, estimator="auto", **options).posterior_mean(held_out(0.4), 0.4, k=3)
     torch.testing.assert_close(e.mean, torch.full_like(e.mean, 9 / 127.5 - 1))
-    assert (e.captured_mass == 1).all()  # all of it was sampled
+    assert (e.captured_mass == 1).all()

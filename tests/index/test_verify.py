@@ -14,6 +14,7 @@ from patchindex_cli import main
 import patchindex as pi
 from patchindex.build import scale as stages
 from patchindex.errors import PatchIndexError, StoreError
+from patchindex.estimators import AutoPolicy
 from patchindex.store.checksums import CURVE, read_checksummed, write_checksummed, write_manifest
 from patchindex.store.raw import raw_path
 
@@ -79,9 +80,10 @@ def test_every_flipped_byte_is_found(copied):
 
 
 @pytest.mark.parametrize("estimator", ["topk", "auto"])
-def test_a_flipped_byte_is_found_before_there_is_a_picture(copied, estimator, monkeypatch):
-    monkeypatch.setattr("patchindex.estimators.auto.WORTH", np.inf)
+def test_a_flipped_byte_is_found_before_there_is_a_picture(copied, estimator):
     options = {"probes": 60}
+    if estimator == "auto":
+        options["policy"] = AutoPolicy(cost_limit=np.inf)
     draw(copied, estimator, **options)
     rng = np.random.default_rng(1)
     mine = [

@@ -1,4 +1,4 @@
-"""Studies: exact against itself is nothing, drawn estimates are off by what they say, files hold it all."""
+"""Studies: exact scores agree with themselves, sampled estimates have honest errors, files hold the table."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
+from patchindex.estimators import AutoPolicy
 from patchindex.sampling.samplers import draw_noise
 from patchindex.study import compare
-from patchindex.study.compare import COLUMNS
+from patchindex.study.table import COLUMNS
 
 LOCALITY = [3, 3, 3, 5, 5]
+# So few images would be computed exactly: sample all the same.
+SAMPLED = AutoPolicy(cost_limit=np.inf, first_strata=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sampling_auto():
-    """Keep `auto` from computing these few images exactly."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("patchindex.estimators.auto.WORTH", np.inf)
-        patch.setattr("patchindex.estimators.auto.FIRST_CELLS", 2)
-        yield
+def sampling(index):
+    return pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8, policy=SAMPLED)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def index(real_images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(index):
     machines = {
-        "drawn": pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8),
+        "sampled": sampling(index),
         "again": pi.ScoreMachine(index, estimator="exact"),
         "topk": pi.ScoreMachine(index, estimator="topk", candidates=32),
     }
@@ -50,39 +48,38 @@ def rows_of(study, estimator, trajectory):
 
 def test_a_row_for_each_estimator_trajectory_image_and_step(study):
     assert all(tuple(row) == COLUMNS for row in study.rows)
-    for name in ("drawn", "again", "topk", "exact"):
+    for name in ("sampled", "again", "topk", "exact"):
         trajectories = ("own",) if name == "exact" else ("exact", "own")
         for trajectory in trajectories:
             found = [(row["image"], row["step"]) for row in rows_of(study, name, trajectory)]
             assert sorted(found) == [(image, step) for image in range(3) for step in range(1, 5)]
     assert {row["k"] for row in study.rows} == {3, 5}
     assert {name: tuple(x.shape) for name, x in study.images.items()} == dict.fromkeys(
-        ("exact", "drawn", "again", "topk"), (3, 1, 14, 14)
+        ("exact", "sampled", "again", "topk"), (3, 1, 14, 14)
     )
 
 
-def test_exact_against_itself(study):
+def test_exact_scores_agree_with_themselves(study):
     for row in rows_of(study, "again", "exact"):
         assert row["stderr"] == 0
-        assert max(row["rmse"], row["bias"], row["max_error"]) < 1e-6  # sums of threads come in any order
+        assert max(row["rmse"], row["bias"], row["max_error"]) < 1e-6  # threads add in any order
         assert row["coverage"] == row["captured_mass"] == 1
         assert row["exact_pixels"] == 14 * 14
     assert all(row["rmse"] < 1e-4 and row["r2"] > 0.999999 for row in rows_of(study, "again", "own"))
 
 
-def test_drawn_estimates_are_off_by_what_they_say(study):
-    rows = rows_of(study, "drawn", "exact")
+def test_sampled_estimates_have_honest_errors(study):
+    rows = rows_of(study, "sampled", "exact")
     rmse, stderr, bias = (np.sqrt(np.mean([r[c] ** 2 for r in rows])) for c in ("rmse", "stderr", "bias"))
     assert 0.7 < rmse / stderr < 1.4
-    assert bias < 0.8 * rmse  # of four draws: half, without any bias
+    assert bias < 0.8 * rmse  # of four repeats: half, without any bias
     assert all(row["max_error"] >= row["rmse"] > 0 for row in rows)
-    assert np.mean([row["coverage"] for row in rows]) > 0.75  # of so few draws
+    assert np.mean([row["coverage"] for row in rows]) > 0.75  # of few repeats
     assert all(row["stderr"] is None and row["coverage"] is None for row in rows_of(study, "topk", "exact"))
 
 
-def test_numbers_are_those_of_the_estimates(index):
-    """One step, computed by hand."""
-    machine = pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8)
+def test_measures_are_those_of_the_estimates(index):
+    machine = sampling(index)
     x_T = draw_noise(5, 2, (1, 14, 14))
     found = compare({"p": machine}, steps=5, x_T=x_T, repeats=2, seed=7)
     row = next(r for r in rows_of(found, "p", "exact") if (r["image"], r["step"]) == (1, 4))
@@ -95,8 +92,8 @@ def test_numbers_are_those_of_the_estimates(index):
     assert row["max_error"] == pytest.approx(float(torch.stack(errors).abs().max()), rel=1e-4)
 
 
-def test_batches_change_nothing_but_the_time(index):
-    machine = pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8)
+def test_batches_change_only_the_time(index):
+    machine = sampling(index)
     one, two = (compare({"p": machine}, 2, 4, batch_size=size) for size in (1, 2))
 
     def keyed(study):
@@ -109,7 +106,7 @@ def test_batches_change_nothing_but_the_time(index):
             assert row[column] == other or row[column] == pytest.approx(other, rel=0.02, abs=1e-5)
 
 
-def test_files(study, tmp_path):
+def test_files_hold_the_table(study, tmp_path):
     study.to_csv(tmp_path / "s.csv")
     study.to_json(tmp_path / "s.json")
     with (tmp_path / "s.csv").open() as file:
@@ -122,10 +119,10 @@ def test_files(study, tmp_path):
     assert kept["settings"]["machines"]["topk"]["options"] == {"candidates": 32}
 
 
-def test_the_summary_has_the_worst(study):
+def test_the_summary_has_the_worst_values(study):
     summary = {row["estimator"]: row for row in study.summary()}
-    assert list(summary) == ["exact", "drawn", "again", "topk"]
-    for name in ("drawn", "topk"):
+    assert list(summary) == ["exact", "sampled", "again", "topk"]
+    for name in ("sampled", "topk"):
         rows = rows_of(study, name, "exact")
         by_step = [[r["rmse"] for r in rows if r["step"] == i] for i in range(1, 5)]
         assert summary[name]["rmse"] == pytest.approx(max(np.sqrt(np.mean(np.square(v))) for v in by_step))
@@ -133,45 +130,41 @@ def test_the_summary_has_the_worst(study):
         assert summary[name]["r2"] == min(r["r2"] for r in last)
         assert summary[name]["seconds"] > 0
     assert summary["topk"]["coverage"] is None
-    assert summary["drawn"]["least_ratio"] <= summary["drawn"]["largest_ratio"]
+    assert summary["sampled"]["least_ratio"] <= summary["sampled"]["largest_ratio"]
     assert summary["exact"]["rmse"] is None
 
 
-def test_a_study_is_plotted(study, tmp_path):
+def test_a_figure_has_plain_titles(study, tmp_path):
     figure = study.plot()
     figure.savefig(tmp_path / "s.png")
     assert (tmp_path / "s.png").stat().st_size > 10_000
     titles = [axes.get_title() for axes in figure.axes]
-    assert any("standard error" in title for title in titles)
+    assert titles[0] == "RMSE of posterior mean (solid) and of image so far (dotted)"
 
 
-def test_progress_is_told(index):
-    told = []
-    compare(
-        [pi.ScoreMachine(index, estimator="topk")],
-        2,
-        3,
-        progress=lambda _, done, total: told.append(done / total),
-    )
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1)
+def test_progress_grows_to_one(index):
+    shares = []
+    machines = [pi.ScoreMachine(index, estimator="topk")]
+    compare(machines, 2, 3, progress=lambda _, done, total: shares.append(done / total))
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
 
 
-def test_labels(index):
-    machine = pi.ScoreMachine(index, estimator="auto", tolerance=0.05, probes=4, candidates=8)
+def test_a_label_restricts_the_study(index):
+    machine = sampling(index)
     found = compare({"p": machine}, 1, 3, label=1)
     assert found.settings["label"] == 1
     assert not torch.equal(found.images["exact"], compare({"p": machine}, 1, 3).images["exact"])
 
 
-def test_what_does_not_belong_together_is_refused(index, real_images):
+def test_machines_that_differ_in_more_than_the_estimator_are_refused(index, real_images):
     topk = pi.ScoreMachine(index, estimator="topk")
     other = pi.ScoreMachine(real_images(20, 14)[0], locality=LOCALITY)
-    with pytest.raises(InputError, match="machines: there are none"):
+    with pytest.raises(InputError, match="machines: there are no machines"):
         compare([])
-    with pytest.raises(InputError, match="two are called 'topk'"):
+    with pytest.raises(InputError, match="two machines are called 'topk'"):
         compare([topk, topk])
-    with pytest.raises(InputError, match="'exact' is what all are compared with"):
+    with pytest.raises(InputError, match="'exact' is the name of the reference"):
         compare({"exact": topk})
     with pytest.raises(InputError, match="'b' has other images or schedules than 'a'"):
         compare({"a": topk, "b": other})

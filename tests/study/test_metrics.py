@@ -1,4 +1,4 @@
-"""Measures of agreement against numpy, and what they must do at the ends of their ranges."""
+"""Measures of agreement: against numpy, and at the ends of their ranges."""
 
 import numpy as np
 import torch

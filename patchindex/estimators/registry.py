@@ -1,0 +1,131 @@
+"""Estimators and their options by name, from Python and from the command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack, cast
+
+import numpy as np
+
+from patchindex.errors import InputError
+from patchindex.estimators.auto import Auto
+from patchindex.estimators.base import Estimate, Estimator, ScoreContext
+from patchindex.estimators.exact import Exact
+from patchindex.estimators.policy import AutoPolicy
+from patchindex.estimators.topk import TopK
+from patchindex.exact import ScoreRequest
+from patchindex.exact.engine import LARGEST_DIFFERENCE, largest_difference
+
+__all__ = ["ESTIMATORS", "EstimatorOptions", "make_estimator", "options_of", "parse_estimator"]
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "exact": Exact,
+    "topk": TopK,
+    "auto": Auto,
+}
+
+
+class EstimatorOptions(TypedDict, total=False):
+    """Options of all estimators, for type checkers: each estimator takes some of them.
+
+    Attributes
+    ----------
+    tolerance : float
+        `auto`: largest standard error of a pixel.
+    probes : int or None
+        `auto`, `topk`: inverted lists scanned per pixel.
+    candidates : int
+        `auto`, `topk`: patches compared exactly per pixel.
+    quality : float
+        `topk`: weight of the patches found over the weight of the heaviest, in (0, 1].
+    policy : AutoPolicy
+        `auto`: settings of its cost model, a knob for research.
+    """
+
+    tolerance: float
+    probes: int | None
+    candidates: int
+    quality: float
+    policy: AutoPolicy
+
+
+def options_of(name: str) -> list[str]:
+    """Return the names of an estimator's options.
+
+    Examples
+    --------
+    >>> options_of("topk")
+    ['candidates', 'probes', 'quality']
+    """
+    return list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
+
+
+def parse_estimator(text: str) -> tuple[str, EstimatorOptions]:
+    """Read an estimator's name and options from `NAME` or `NAME:option=value,...`.
+
+    Raises
+    ------
+    InputError
+        When the name or an option is unknown, or a value is not a number.
+
+    Examples
+    --------
+    >>> parse_estimator("topk:candidates=512,quality=0.9")
+    ('topk', {'candidates': 512, 'quality': 0.9})
+    """
+    name, _, rest = text.partition(":")
+    _check_name(name)
+    options: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in rest.split(","))):
+        option, _, value = (piece.strip() for piece in part.partition("="))
+        _check_option(name, option, [known for known in options_of(name) if known != "policy"])
+        try:
+            options[option] = int(value) if value.lstrip("-").isdigit() else float(value)
+        except ValueError:
+            raise InputError(
+                f"{part!r} is not option=number",
+                parameter="estimator",
+                remedy=f"write for example {name}:{option}=64",
+            ) from None
+    return name, cast(EstimatorOptions, options)
+
+
+def make_estimator(name: str, context: ScoreContext, **options: Unpack[EstimatorOptions]) -> Estimator:
+    """Make an estimator by name.
+
+    Raises
+    ------
+    InputError
+        When the name is unknown, or the estimator does not have an option.
+    """
+    _check_name(name)
+    for option in options:
+        _check_option(name, option, options_of(name))
+    # FAISS takes Python's own numbers only.
+    plain = {option: v.item() if isinstance(v, np.generic) else v for option, v in options.items()}
+    made = ESTIMATORS[name](context, **plain)
+    return made if name == "exact" else _InRange(context, made)
+
+
+def _check_name(name: str) -> None:
+    if name not in ESTIMATORS:
+        known = ", ".join(ESTIMATORS)
+        raise InputError(f"unknown estimator {name!r}", parameter="estimator", remedy=f"use one of {known}")
+
+
+def _check_option(name: str, option: str, known: list[str]) -> None:
+    if option not in known:
+        remedy = f"its options are {', '.join(known)}" if known else "it has none"
+        raise InputError(f"{name} has no option {option!r}", parameter="estimator", remedy=remedy)
+
+
+class _InRange:
+    """An estimator, or exact scores where squared differences are too large for float32."""
+
+    def __init__(self, context: ScoreContext, inside: Estimator) -> None:
+        self._inside, self._exact = inside, Exact(context)
+
+    def __call__(self, request: ScoreRequest) -> Estimate:
+        beyond = largest_difference(request) > LARGEST_DIFFERENCE
+        return (self._exact if beyond else self._inside)(request)

@@ -1,0 +1,348 @@
+"""The measurement of an operating curve: near fields of `auto` and searches of `topk` on noisy images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.estimators import AutoPolicy, ScoreContext
+from patchindex.estimators.auto import Auto, combine
+from patchindex.estimators.curve import MOVES, NearPoint, OperatingCurve, TopPoint
+from patchindex.estimators.near import Near, NearField
+from patchindex.estimators.policy import DEFAULT_POLICY
+from patchindex.estimators.topk import TopK, project, rerank
+from patchindex.exact import ScoreRequest, expected_seconds, scan
+from patchindex.geometry import pad, query_windows
+from patchindex.images.by_label import TrainingImages, to_unit
+from patchindex.index import PatchIndex
+from patchindex.kernels.known_patches import KnownPatches
+from patchindex.softmax import SoftmaxState
+
+__all__ = ["DEFAULT_SETTINGS", "TuneSettings", "heaviest_logits", "measure_curve", "missed_moves"]
+
+SCORES_BYTES = 64 << 20  # of the logits that are in memory at once
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Settings of `tune`.
+
+    Attributes
+    ----------
+    images : int
+        Images that are drawn. Two take most of the time of a small build.
+    near : tuple of (probes, candidates)
+        Near fields to measure, ascending. Fewer candidates than probes are faster for one noisy image and
+        slower in a trajectory. The last is for scales whose codes rank patches badly, and is measured only
+        where the one before misses too much for the tolerance `fine`.
+    fine : float
+    probes, candidates : tuple of int
+        Searches of `topk` to measure, all pairs of them.
+    pixels : int
+        Pixels per noise level that the searches are measured on, by brute force.
+    share : float
+        Share of all patches that is sampled. 2 % tell the variance of the sample well enough.
+    exact_images : int
+        Training images that exact scores are timed with; the time is proportional to their number.
+    exact_seconds : float, optional
+        Seconds per pixel of exact scores, measured by default. Near fields that take longer than exact scores
+        are not measured further.
+    quantiles : int
+        Quantiles over pixels that are kept of the variance.
+    policy : AutoPolicy
+        Of `auto` while it is measured.
+    """
+
+    images: int = 2
+    near: tuple[tuple[int, int], ...] = ((1024, 1024), (2048, 1024), (2048, 2048), (4096, 4096))
+    fine: float = 0.005
+    probes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
+    candidates: tuple[int, ...] = (64, 256, 1024)
+    pixels: int = 16
+    share: float = 0.02
+    exact_images: int = 4096
+    exact_seconds: float | None = None
+    quantiles: int = 32
+    policy: AutoPolicy = DEFAULT_POLICY
+
+
+DEFAULT_SETTINGS = TuneSettings()
+
+
+def measure_curve(
+    index: PatchIndex,
+    k: int,
+    betas: Sequence[float],
+    clean: Tensor,
+    rng: np.random.Generator,
+    settings: TuneSettings,
+    progress: Callable[[float, float], None],
+) -> OperatingCurve:
+    """Measure the operating curve of a scale at some noise levels: clean images (B, C, H, W) with noise."""
+    training, geometry = index.training, index.scale(k).geometry
+    n = clean[:, 0].numel()
+    rows = np.sort(rng.choice(n, min(settings.pixels, n), replace=False))
+    requests = []
+    for beta in betas:
+        noise = torch.from_numpy(rng.standard_normal(clean.shape)).float()
+        x = (1 - beta) ** 0.5 * clean + beta**0.5 * noise
+        requests.append(ScoreRequest(training, geometry, x, beta))
+    exact = settings.exact_seconds
+    if exact is None:
+        exact = _exact_seconds(requests[len(requests) // 2], index, settings.exact_images)
+    context = ScoreContext(index, torch.device("cpu"))
+    levels = [_Level(context, request, settings, exact) for request in requests]
+    levels[0].warm_up()
+    sizes = settings.near
+    for done, size in enumerate(sizes):
+        if 0 < done == len(sizes) - 1 and all(level.sees_fine(sizes[done - 1]) for level in levels):
+            break
+        for level in levels:
+            level.measure_near(*size)
+        progress((done + 1) / (len(sizes) + 1), 1)
+    heaviest = heaviest_logits(requests, rows, index.pixels, max(settings.candidates))
+    top = [
+        point
+        for request, logits in zip(requests, heaviest, strict=True)
+        for point in _searches(context, request, rows, logits, settings)
+    ]
+    progress(1, 1)
+    # The cost of a single pixel follows from the cost of all pixels, as the cost model predicts.
+    area = n // len(clean)
+    one, every = (
+        expected_seconds(geometry, training.channels, len(training), [count]) / count for count in (1, area)
+    )
+    sampled = float(np.median([seconds for level in levels for seconds in level.scans]))
+    return OperatingCurve(
+        images=len(training),
+        exact=exact,
+        scan=sampled,
+        single=sampled * one / every,
+        least=min(level.least for level in levels),
+        near=tuple(point for level in levels for point in level.points),
+        top=tuple(top),
+    )
+
+
+def _exact_seconds(request: ScoreRequest, index: PatchIndex, images: int) -> float:
+    """Return the seconds per pixel of exact scores, of all training images."""
+    training = TrainingImages(index.pixels[:images].numpy())
+    one = replace(request.select(slice(1)), training=training)
+    seconds = 0.0
+    for _ in range(2):  # the first scan loads kernels
+        start = time.perf_counter()
+        scan(one)
+        seconds = time.perf_counter() - start
+    return seconds / len(training) * len(request.training) / one.x[0, 0].numel()
+
+
+class _Level:
+    """Near fields of the noisy images of one noise level.
+
+    Attributes
+    ----------
+    points : list of NearPoint
+        Ascending sizes, until one takes longer than exact scores.
+    scans : list of float
+        Seconds per pixel of a sample that has all patches.
+    least : float
+        Share of all patches that `auto` samples at least.
+    """
+
+    def __init__(
+        self, context: ScoreContext, request: ScoreRequest, settings: TuneSettings, exact: float
+    ) -> None:
+        self._auto = Auto(context, policy=settings.policy)
+        self._request, self._settings, self._exact = request, settings, exact
+        self._images = self._auto.index.pixels.numpy()
+        self._deeper: list[KnownPatches] = []
+        self._deeper_pixels = 0
+        self.points: list[NearPoint] = []
+        self.scans: list[float] = []
+        self.least = 1.0
+
+    def warm_up(self) -> None:
+        """Open the lists and load the kernels, so that their time is not measured."""
+        self._retrieve(self._request, *self._settings.near[0])
+
+    def sees_fine(self, size: tuple[int, int]) -> bool:
+        """Return whether standard errors are right at the tolerance `fine`, if this size was measured."""
+        return all(
+            point.sees(self._settings.fine, self._settings.policy)
+            for point in self.points
+            if (point.probes, point.candidates) == size
+        )
+
+    def measure_near(self, probes: int, candidates: int) -> None:
+        """Measure a near field, unless a smaller one takes longer than exact scores."""
+        if self.points and self.points[-1].seconds > self._exact:
+            return
+        request, settings = replace(self._request, cache={}), self._settings
+        field, nears, seconds = self._retrieve(request, probes, candidates)
+        for i, near in enumerate(nears):
+            self._auto.remember(request, i, near)
+        again = self._retrieve(request, probes, candidates)[-1]
+        if not self._deeper and seconds < self._exact:
+            self._retrieve_deeper(field, nears)
+        variances, moves = [], []
+        for i, near in enumerate(nears):
+            state, share = self._sample(i, near)
+            variances.append(state.mean_variance().mean(-1) * share / max(1 - share, 1e-9))
+            if self._deeper:
+                moves.append(missed_moves(self._images, near.members, self._deeper[i], state))
+        levels = (np.arange(settings.quantiles) + 0.5) / settings.quantiles
+        missed = None
+        if self._deeper:
+            squares = np.concatenate(moves) ** 2
+            missed = tuple(float(squares[squares > move**2].sum() / self._deeper_pixels) for move in MOVES)
+        self.points.append(
+            NearPoint(
+                request.beta,
+                probes,
+                candidates,
+                seconds,
+                again,
+                tuple(np.quantile(torch.cat(variances).numpy(), levels).tolist()),
+                missed,
+            )
+        )
+
+    def _retrieve(
+        self, request: ScoreRequest, probes: int, candidates: int
+    ) -> tuple[NearField, list[Near], float]:
+        """Return the near fields, of all images and of each, and the seconds per pixel that they took."""
+        start = time.perf_counter()
+        field = self._auto.retrieve(request, probes, candidates)
+        nears = [field.image(i) for i in range(len(request.x))]
+        return field, nears, (time.perf_counter() - start) / request.x[:, 0].numel()
+
+    def _retrieve_deeper(self, field: NearField, nears: list[Near]) -> None:
+        """Retrieve a larger near field of as many pixels as memory allows: it has what all others miss."""
+        for i, near in enumerate(nears):
+            order = np.random.default_rng(i).permutation(self._request.x[0, 0].numel())
+            pixels = np.sort(order[: field.most_deeper])
+            found = field.deeper(i, near, pixels)
+            self._deeper.append(_heavy(found.members, found.state))
+            self._deeper_pixels += len(pixels)
+
+    def _sample(self, i: int, near: Near) -> tuple[SoftmaxState, float]:
+        """Return the softmax of image i with a sample, (H, W), and the sampled share of all patches."""
+        sample = self._auto.sample(self._request.select(slice(i, i + 1)), near)
+        first = self._settings.policy.first_strata
+        self.least = min(1.0, first / sample.strata)
+        start = time.perf_counter()
+        sample.grow(max(first, int(self._settings.share * sample.strata)))
+        share = sample.scanned / sample.strata
+        self.scans.append((time.perf_counter() - start) / share / self._request.x[0, 0].numel())
+        return combine(near, sample), share
+
+
+def _heavy(members: KnownPatches, state: SoftmaxState) -> KnownPatches:
+    """Return the members that can move the mean of their pixel, within 2, by the least of `MOVES`."""
+    least = state.log_weight().reshape(-1).numpy() + math.log(MOVES[-1] / 2)
+    heavy = members.logit > least[members.pixel]
+    return KnownPatches(*(array[heavy] for array in members))
+
+
+def missed_moves(
+    images: np.ndarray, known: KnownPatches, deeper: KnownPatches, state: SoftmaxState
+) -> np.ndarray:
+    """Return how far each patch that only a larger near field has moves the mean of its pixel.
+
+    Parameters
+    ----------
+    images : array of uint8, shape (N, H, W, C)
+    known, deeper : KnownPatches
+        Members of a near field and of a larger one.
+    state : SoftmaxState, shape (H, W)
+        The softmax with the smaller near field.
+
+    Returns
+    -------
+    array of float, shape (n,)
+        Root mean squares over channels, of the patches that may move the mean by the least of `MOVES`.
+    """
+    area = images.shape[1] * images.shape[2]
+    weight, mean = state.log_weight().numpy().reshape(-1), state.mean().numpy().reshape(area, -1)
+
+    def keys(members: KnownPatches) -> np.ndarray:
+        return (members.image.astype(np.int64) * area + members.place) * area + members.pixel
+
+    found = _heavy(deeper, state)
+    new = ~np.isin(keys(found), keys(_heavy(known, state)))
+    pixel, image, place, logit = (array[new] for array in found)
+    shares = np.exp(logit - weight[pixel])
+    shares /= 1 + np.bincount(pixel, shares, area)[pixel]
+    values = images.reshape(len(images), area, -1)[image, place] / 127.5 - 1
+    return shares * np.sqrt(np.square(values - mean[pixel]).mean(-1))
+
+
+def heaviest_logits(
+    requests: Sequence[ScoreRequest], rows: np.ndarray, images: Tensor, most: int
+) -> list[Tensor]:
+    """Return the largest logits of some pixels at several noise levels, by brute force.
+
+    Parameters
+    ----------
+    requests : sequence of ScoreRequest
+        Of the same clean images, with several noise levels.
+    rows : array of int, shape (n,)
+        Raster numbers of the pixels in the whole batch.
+    images : Tensor of uint8, shape (N, H, W, C)
+    most : int
+
+    Returns
+    -------
+    list of Tensor, shape (n, most)
+        One per request, descending; minus infinity where a pixel is compared with fewer patches.
+    """
+    geometry = requests[0].geometry
+    windows = [query_windows(r.x, geometry)[rows].permute(0, 3, 1, 2) for r in requests]
+    filters = torch.cat(windows)
+    ones = torch.ones(1, *filters.shape[1:], dtype=torch.float32)
+    train_classes = torch.from_numpy(geometry.train_classes.reshape(-1))
+    classes = geometry.query_classes.reshape(-1)[rows % requests[0].x[0, 0].numel()]
+    same = [train_classes == int(c) for c in classes]
+    nothing = torch.full((most,), -torch.inf, dtype=torch.float32)
+    best = [[nothing] * len(rows) for _ in requests]
+    step = max(1, SCORES_BYTES // (4 * len(filters) * geometry.patches_per_image))
+    for first in range(0, len(images), step):
+        block = to_unit(images[first : first + step]).permute(0, 3, 1, 2)
+        padded = pad(block, geometry, geometry.y.train_padding)
+        norms = torch.nn.functional.conv2d(padded.square(), ones).flatten(1)
+        products = torch.nn.functional.conv2d(padded, filters).flatten(2)
+        for level, request in enumerate(requests):
+            a = request.a
+            for p, found in enumerate(best[level]):
+                # The norm of the window, which every logit has in common, is subtracted at the end.
+                scores = 2 * a * products[:, level * len(rows) + p] - a**2 * norms
+                scores = scores[:, same[p]].flatten() / (2 * request.beta)
+                both = torch.cat([found, scores[scores > found[-1]]])
+                best[level][p] = both.topk(most).values
+    return [
+        torch.stack(found) - window.flatten(1).square().sum(1, keepdim=True) / (2 * request.beta)
+        for found, window, request in zip(best, windows, requests, strict=True)
+    ]
+
+
+def _searches(
+    context: ScoreContext, request: ScoreRequest, rows: np.ndarray, heaviest: Tensor, settings: TuneSettings
+) -> Iterator[TopPoint]:
+    """Yield the searches of `topk` at one noise level."""
+    assert context.index is not None
+    z = project(context.index.scale(request.geometry.k), request)[rows]
+    for candidates in settings.candidates:
+        whole = heaviest[:, :candidates].double().logsumexp(1)
+        for probes in settings.probes:
+            topk = TopK(context, candidates, probes)
+            start = time.perf_counter()
+            state = rerank(context, request, rows, topk.search(request, z, rows).ids)
+            seconds = (time.perf_counter() - start) / len(rows)
+            mass = (state.log_weight() - whole).exp().clamp(0, 1).mean()
+            yield TopPoint(request.beta, probes, candidates, seconds, float(mass))
