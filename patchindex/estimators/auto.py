@@ -242,13 +242,13 @@ class _Image:
                 break
             sample.restrict(left)
             sample.grow(max(policy.pixel_strata, math.ceil(ahead * sample.strata)))
-            _write(self.state, left, combine(near, *earlier, sample)[left])
+            self.state.write(left, combine(near, *earlier, sample)[left])
             self.shares[left] = 1 - math.prod(1 - each.shares()[left] for each in (*earlier, sample))
             left = left & self._left()
         if left.any():
             found = scan(replace(self._request, pixels=left[None], progress=no_progress))
             found.count += self.state.count[left]
-            _write(self.state, left, found)
+            self.state.write(left, found)
             self.shares[left] = 1
             self.exact += int(left.sum())
 
@@ -268,18 +268,12 @@ def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
     The samples are independent; each counts in proportion to its share of all strata.
     """
     shares = [sample.shares() for sample in samples]
-    state = SoftmaxState.cat([near.state]).reshape(tuple(shares[0].shape))  # a copy
+    state = near.state.reshape(tuple(shares[0].shape)).clone()
     for sample, share in zip(samples, shares, strict=True):
         part = sample.state()
         part.scale(share / sum(shares))
         state.merge(part)
     return state
-
-
-def _write(state: SoftmaxState, pixels: Tensor, new: SoftmaxState) -> None:
-    """Replace the state of some pixels, a mask."""
-    for mine, other in zip(vars(state).values(), vars(new).values(), strict=True):
-        mine[pixels] = other
 
 
 def _variance(state: SoftmaxState) -> Tensor:
