@@ -1,4 +1,4 @@
-# make demo | test | lint. Each makes .venv when it is missing; nothing is done twice.
+# make demo | test | lint | format. Each target creates .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
