@@ -137,9 +137,11 @@ def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = Fal
     try:
         found = torch.device("cpu" if device is None else device)
     except RuntimeError:
-        raise DeviceError(f"unknown device {device!r}", where="device", remedy="use cpu or cuda") from None
+        raise DeviceError(
+            f"unknown device {device!r}", parameter="device", remedy="use cpu or cuda"
+        ) from None
     if found.type not in ("cpu", "cuda"):
-        raise DeviceError(f"{found.type!r} is not supported", where="device", remedy="use cpu or cuda")
+        raise DeviceError(f"{found.type!r} is not supported", parameter="device", remedy="use cpu or cuda")
     if found.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError("torch finds no CUDA device", where=f"device {found}", remedy="use cpu")
@@ -167,7 +169,7 @@ def check_threads(n: int | None) -> None:
     """
     if n is not None and not 1 <= n <= MAX_THREADS:
         raise InputError(
-            f"must be 1 to {MAX_THREADS}, got {n}", where="threads", remedy=f"use 1 to {os.cpu_count()}"
+            f"must be 1 to {MAX_THREADS}, got {n}", parameter="threads", remedy=f"use 1 to {os.cpu_count()}"
         )
 
 

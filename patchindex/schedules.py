@@ -53,7 +53,7 @@ def noise_schedule(noise: str | NoiseSchedule) -> NoiseSchedule:
         return noise
     if noise not in NOISE_SCHEDULES:
         known = ", ".join(sorted(NOISE_SCHEDULES))
-        raise InputError(f"unknown noise schedule {noise!r}", where="noise", remedy=f"use {known}")
+        raise InputError(f"unknown noise schedule {noise!r}", parameter="noise", remedy=f"use {known}")
     return NOISE_SCHEDULES[noise]
 
 
@@ -110,17 +110,17 @@ class LocalitySchedule:
             if locality not in LOCALITY_PRESETS:
                 raise InputError(
                     f"unknown preset {locality!r}",
-                    where="locality",
+                    parameter="locality",
                     remedy=f"use one of {', '.join(LOCALITY_PRESETS)}",
                 )
             return cls(locality, LOCALITY_PRESETS[locality])
         entries = (locality,) if isinstance(locality, int) else tuple(locality)
         if not entries:
-            raise InputError("the schedule is empty", where="locality", remedy="give at least one scale")
+            raise InputError("the schedule is empty", parameter="locality", remedy="give at least one scale")
         for k in entries:
             if isinstance(k, bool) or int(k) != k or k < 1 or k % 2 == 0:
                 raise InputError(
-                    f"k must be odd and at least 1, got {k}", where="locality", remedy="use 3, 5, 7, ..."
+                    f"k must be odd and at least 1, got {k}", parameter="locality", remedy="use 3, 5, 7, ..."
                 )
         return cls("custom", tuple(int(k) for k in entries))
 

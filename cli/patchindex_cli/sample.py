@@ -81,7 +81,9 @@ SAMPLERS = ("ddim",)  # the names in `patchindex.sampling`, repeated here becaus
     show_default=True,
     help="Grid points; N gives N-1 denoising steps.",
 )
-@click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True)
+@click.option(
+    "--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampling method."
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -146,6 +148,7 @@ def sample(
         n = 16
     with stages() as progress:
         compile_seconds = _load_kernels(machine, progress)
+        progress("sampling", 0, 1)
         start = time.perf_counter()
         result = patchindex.sample(
             machine,
