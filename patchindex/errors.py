@@ -34,15 +34,15 @@ class Option:
 
     Examples
     --------
-    >>> str(Option("overwrite", True)), str(Option("pca_dims"))
-    ('overwrite=True', 'pca_dims')
+    >>> str(Option("overwrite", True)), str(Option("crop", "square")), str(Option("pca_dims"))
+    ('overwrite=True', "crop='square'", 'pca_dims')
     """
 
     name: str
     value: object = None
 
     def __str__(self) -> str:
-        return self.name if self.value is None else f"{self.name}={self.value}"
+        return self.name if self.value is None else f"{self.name}={self.value!r}"
 
 
 class PatchIndexError(Exception):

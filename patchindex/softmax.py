@@ -63,8 +63,8 @@ class SoftmaxState:
 
     Notes
     -----
-    The state is float64 because a float32 sum of tens of millions of equal terms loses half of them. The tiles
-    that are added may be float32.
+    The state is float64 because a float32 sum of tens of millions of equal terms loses half of them. The
+    tiles that are added may be float32.
 
     Examples
     --------

@@ -64,7 +64,7 @@ def test_folders_are_labels(root, gray, names, label_names, labels, write_pictur
 
 def test_an_image_in_no_folder_has_no_label(root, gray, write_pictures, refused):
     write_pictures(root, gray[:2], ["cat/1.png", "loose.png"])
-    with refused(root / "loose.png", "sub-folder", "labels=FILE"):
+    with refused(root / "loose.png", "sub-folder", "labels='FILE'"):
         open_images(root, labels="folders")
 
 

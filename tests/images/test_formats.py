@@ -197,8 +197,8 @@ def test_options_of_other_formats_are_refused(case, tmp_path, gray, refused):
     path = tmp_path / case.name
     case.write(path, gray[..., None])
     for able, options, words in (
-        (case.can("folders"), {"labels": "folders"}, ("is not a folder of image files", "labels=FILE")),
-        (case.can("split"), {"labels": "attr:Smiling"}, ("is not a folder of CelebA", "labels=FILE")),
+        (case.can("folders"), {"labels": "folders"}, ("is not a folder of image files", "labels='FILE'")),
+        (case.can("split"), {"labels": "attr:Smiling"}, ("is not a folder of CelebA", "labels='FILE'")),
         (case.can("split"), {"split": "train"}, ("has no splits", "leave out split")),
         (case.can("dataset"), {"dataset": "images"}, ("has no dataset 'images'", "leave out dataset")),
     ):
