@@ -1,8 +1,8 @@
 """The plain way to an exact score: unfolded patches, one matrix product a chunk, a streaming softmax.
 
-What a good torch user would write, with nothing of the package but its tables of position classes. Exponents
-are kept from underflowing, which torch's `exp` takes ten times as long for; the weights are summed by the
-same product as the centres. `attention` is the same by torch's fused kernel for attention, for ELS.
+A good torch user would write it so; only the tables of position classes come from the package. Exponents are
+kept from underflowing, where torch's `exp` takes ten times as long. One product sums both the weights and the
+weighted centres. `attention` does the same with torch's fused attention kernel, for ELS.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def posterior_mean(images: Tensor, x: Tensor, geometry: Geometry, a: float, beta
 
 
 def attention(images: Tensor, x: Tensor, geometry: Geometry, a: float, beta: float) -> Tensor:
-    """Return the same for machines of one position class: patches and their norms are keys."""
+    """Return the posterior mean for machines of one position class: patches and their norms are keys."""
     batch, channels, height, width = x.shape
     queries = windows(x, geometry, query=True).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2) * (a / beta)
     queries = torch.cat([queries, torch.ones_like(queries[..., :1])], -1).flatten(0, 1)
@@ -58,7 +58,7 @@ def _patches(tile: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 class Group:
-    """Position classes with as many pixels and as many training positions each: a batched product."""
+    """Position classes of equal size, whose pixels and training positions make one batched product."""
 
     def __init__(self, queries: Tensor, query: Tensor, train: Tensor) -> None:
         self.query, self.train = query, train  # (G, Q) pixels and (G, T) training windows

@@ -20,8 +20,7 @@ CLASSES = {
     "IS": "IdealScoreModule",
 }
 
-
-# What their file imports for data sets and pictures, neither of which is used here.
+# Imported by the authors' file for data sets and pictures, which are not used here.
 UNUSED = (
     "torchvision",
     "torchvision.transforms",
@@ -34,7 +33,7 @@ UNUSED = (
 
 
 def load(folder: Path) -> ModuleType:
-    """Import their `utils/idealscore.py`, with empty modules for those of `UNUSED` that are not installed."""
+    """Import the authors' `utils/idealscore.py`, with empty modules for missing ones of `UNUSED`."""
     for name in UNUSED:
         package, _, module = name.partition(".")
         if importlib.util.find_spec(package) is None or getattr(sys.modules.get(package), "empty", False):
@@ -51,7 +50,7 @@ def load(folder: Path) -> ModuleType:
 
 
 class Reference:
-    """One of the authors' modules over some images, with the batch sizes of their `els_script.py`."""
+    """A module of the authors over some images, with the batch sizes of their `els_script.py`."""
 
     def __init__(self, module: ModuleType, machine: str, images: np.ndarray) -> None:
         values = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -65,7 +64,7 @@ class Reference:
         )
 
     def posterior_mean(self, x: Tensor, t: float, k: int, a: float, beta: float) -> Tensor:
-        """Return the mean that goes with the module's score."""
+        """Return the posterior mean, computed from the score of the module."""
         with torch.no_grad():
             score = self._module(torch.full((len(x),), t), x, device="cpu", k=k)
         return (beta * score + x) / a

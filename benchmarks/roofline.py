@@ -27,13 +27,13 @@ from patchindex.kernels.simd import BLOCK, aligned, load_block, splat_block, sto
 
 CACHES = {"first": 16 << 10, "second": 512 << 10}  # bytes of an array that fits the cache, with room to spare
 SCALES = (3, 7, 11, 17)
-# Exponentials that are computed, and the share of a mean that may be skipped which makes it so.
+# Exponentials that are computed, and the negligible share of a mean that has this effect.
 NEGLIGIBLE = {"none": 1e30, "all": 1e-300}
 
 
 @njit(nogil=True)
 def multiply_adds(n, out):  # type: ignore[no-untyped-def]
-    """Do 4 n multiply-adds of blocks, in two chains that do not wait for each other."""
+    """Compute 4 n multiply-adds of blocks, in two independent chains."""
     a, b = splat_block(out[0]), splat_block(out[1])  # unknown to the compiler
     x, y = load_block(out, 0), load_block(out, BLOCK)
     for _ in range(n):
@@ -47,7 +47,7 @@ def multiply_adds(n, out):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def loads(n, array, out):  # type: ignore[no-untyped-def]
-    """Add up an array n times, by blocks."""
+    """Sum an array n times, block by block."""
     x, y = load_block(out, 0), load_block(out, BLOCK)
     for _ in range(n):
         for i in range(0, len(array), 2 * BLOCK):
@@ -70,7 +70,7 @@ def on_all_threads(function: Callable[..., None], *shapes: int, n: int) -> Calla
 
 
 def peaks(repeats: int) -> dict[str, float]:
-    """Return blocks a nanosecond, of all threads together."""
+    """Return the blocks per nanosecond of all threads together."""
     n = 2_000_000
     ways = {"multiply-adds": on_all_threads(multiply_adds, 2 * BLOCK, n=n)}
     done = {"multiply-adds": 4 * n}
@@ -91,9 +91,9 @@ def counts(plan: Plan) -> dict[str, float]:
     enters, leaves = (int((full.rows[:, column] >= 0).sum()) for column in (0, 1))
     ready_rows = int((full.rows[:, 2] >= 0).sum())
     ready = int((full.columns[..., 3] >= 0).sum()) * int((full.query_rows[:, 2] >= 0).sum())
-    # Down a row: products of what enters and leaves, their difference, the sum. Along it: a difference, the
-    # sum and three for what it rounds off. A logit: its norm, the rest, the largest. All but logits are done
-    # for both row offsets of a pair, which share the loads of training values; norms are loaded once, too.
+    # Down a row: the products that enter and leave, their difference, the sum. Along a row: a difference, the
+    # sum, and three for its rounding. A logit: its norm, the rest, the maximum. All but logits are computed
+    # for both row offsets of a pair, which share the loads of training values and norms.
     down = 2 * slots * (enters * (channels + 1) + leaves * (channels + 1))
     along, logits = 2 * steps * ready_rows * 5, ready * 3
     # Eleven for 2^x, one each for w and w^2, and the centres.
