@@ -33,18 +33,7 @@ class FolderSource(PictureSource):
     grayscale is asked for; otherwise they are converted to RGB. Transparency is dropped, an animation gives
     its first frame, and EXIF orientation is ignored, as in torchvision.
 
-    Parameters
-    ----------
-    files : Files
-    names : sequence of str
-        Relative names of the files to open.
-    options : Options
-        With `skip_bad` every image is decoded once, and files that cannot be decoded are left out.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Names of the files that were not left out.
+    With `options.skip_bad` it decodes every file, and leaves files that cannot be decoded out of `names`.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""The contract of an image format: a `Format`, whose `open` gets a path and `Options`.
-
-docs/adding-an-image-format.md is a complete example.
-"""
+"""The contract of an image format; docs/adding-an-image-format.md has a complete example."""
 
 from __future__ import annotations
 
@@ -35,11 +32,6 @@ class Options:
         Leave out image files that cannot be decoded.
     split : {"train", "valid", "test", "all"}, optional
         Part of a set that has a partition.
-
-    Examples
-    --------
-    >>> Options().labels.kind
-    'stored'
     """
 
     dataset: str | None = None

@@ -26,13 +26,10 @@ class LabelSpec:
     ----------
     kind : {"stored", "folders", "attributes", "file", "array"}
         Labels that are stored with the images, if there are any; the sub-folders of image files; attributes
-        of CelebA; a file of labels; an array.
+        of CelebA, named by `attributes`; the file `path`; the array `values` of shape (N,).
     attributes : tuple of str, optional
-        For "attributes": their names.
     path : Path, optional
-        For "file".
-    values : array-like of int, shape (N,), optional
-        For "array".
+    values : array-like of int, optional
 
     Examples
     --------
@@ -75,7 +72,7 @@ class LabelSpec:
 
     @property
     def separate(self) -> bool:
-        """Whether the labels come from a file or an array, and not with the images."""
+        """True for labels from a file or an array, which do not come with the images."""
         return self.kind in ("file", "array")
 
     def absolute(self) -> LabelSpec:

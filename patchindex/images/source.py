@@ -93,23 +93,15 @@ class ImageSource(ABC):
 
     @abstractmethod
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
-        """Return images as a new C-contiguous uint8 array of shape (n, H, W, C).
-
-        The index is a slice(start, stop) or int64 ids, inside [0, N) and not empty.
-        """
+        """Return images, as `read` does, of a slice(start, stop) or int64 ids inside [0, N), not empty."""
 
     def read(self, index: Index) -> np.ndarray:
-        """Return images.
+        """Return images as a new C-contiguous uint8 array of shape (n, H, W, C).
 
         Parameters
         ----------
         index : slice, array of int, or array of bool
             A slice of step 1; or ids in any order, each in [0, N), repeats allowed; or a mask of shape (N,).
-
-        Returns
-        -------
-        numpy.ndarray
-            uint8, shape (n, H, W, C), C-contiguous; writing to it changes no source.
 
         Raises
         ------
@@ -163,17 +155,12 @@ class ImageSource(ABC):
             yield start, self.read(slice(start, start + size))
 
     def subset(self, which: int | Index) -> ImageSource:
-        """Return a source of some of the images, with their labels, read on demand.
+        """Return a source of some of the images, with their labels, read on demand; itself for all of them.
 
         Parameters
         ----------
         which : int, slice of step 1, array of int, or array of bool
             The first `which` images (all if there are fewer), or an index as `read` takes it.
-
-        Returns
-        -------
-        ImageSource
-            The images in the order of `which`; the source itself for all images in order.
 
         Raises
         ------
