@@ -125,10 +125,7 @@ def _folder_labels(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...],
         raise InputError(
             "is in no sub-folder, so it has no label",
             where=files.root / loose,
-            remedy=[
-                "move it into the folder of its class, or give a file of labels: ",
-                Option("labels", "FILE"),
-            ],
+            remedy=["move it into the folder of its class, or give ", Option("labels", "FILE")],
         )
     paths = [name.split("/")[:-1] for name in names]
     depth = 0

@@ -75,7 +75,7 @@ class PictureSource(ImageSource):
     def _check_size(self, i: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
         if size != expected:
             raise InputError(
-                f"{size[0]}×{size[1]} pixels, where the first image has {expected[0]}×{expected[1]}",
+                f"has {size[0]}×{size[1]} pixels, but the first image has {expected[0]}×{expected[1]}",
                 where=self._where(i),
                 remedy=["bring all images to one size with ", Option("resize", 32), ", say"],
             )

@@ -154,7 +154,7 @@ def test_items_that_change_later_are_refused(real_images, refused):
 
 def test_items_of_several_sizes_are_refused(real_images, refused):
     large, small = pictures(real_images(2, 14, channels=3)[0]), pictures(real_images(2, 12)[0])
-    with refused("Items, item 2", "12×12 pixels, where the first image has 14×14"):
+    with refused("Items, item 2", "12×12 pixels, but the first image has 14×14"):
         open_images(Items(*large, *small))[:]
     with refused("Items, item 2", "a smaller crop"):
         open_images(Items(*large, *small), crop=13)[:]

@@ -154,7 +154,7 @@ def test_transforms_are_those_of_arrays(root, rgb, write_pictures):
 def test_files_that_changed_since_the_folder_was_opened_are_refused(root, gray, rgb, write_pictures, refused):
     source = open_images(write_pictures(root, gray[:3]))
     Image.fromarray(gray[7][:20]).save(root / "001.png")
-    with refused(root / "001.png", "20×28 pixels, where the first image has 28×28"):
+    with refused(root / "001.png", "20×28 pixels, but the first image has 28×28"):
         source.read([1])
     Image.fromarray(rgb[7]).save(root / "001.png")
     with refused(root / "001.png", "has colours"):
