@@ -118,10 +118,7 @@ class Auto:
     def sample(
         self, request: ScoreRequest, near: Near, salt: int = 0, pixels: Tensor | None = None
     ) -> SampledScan:
-        """Return an empty sample of the patches that are not in the near field of a single image.
-
-        Samples with different salts are independent. `pixels` is a mask (H, W).
-        """
+        """Return an empty sample of the patches outside the near field of one image; `pixels` is a mask."""
         if pixels is not None:
             request = replace(request, pixels=pixels[None])
         images, top = self.index.pixels.numpy(), near.state.max_logit.numpy()
@@ -146,21 +143,8 @@ class _Found(NamedTuple):
 class _Image:
     """One noisy image, whose estimate grows in three steps until each pixel is within the tolerance.
 
-    Attributes
-    ----------
-    near : Near
-    sample : SampledScan
-        The sample for all pixels.
-    state : SoftmaxState, shape (H, W)
-        Near field and samples.
-    shares : Tensor, shape (H, W)
-        Share of the patches outside the near field that were sampled.
-    near_weight : Tensor, shape (H, W)
-        Logarithm of the weight of the near field.
-    codes, exact : int
-        Codes scanned, and pixels computed exactly.
-    dropped : int
-        Patches of samples that a larger near field replaced.
+    The steps leave `state`, the softmax (H, W), and `shares`, the sampled share of the patches outside the
+    near field, (H, W).
     """
 
     def __init__(self, auto: Auto, request: ScoreRequest, field: NearField, i: int) -> None:
@@ -169,7 +153,8 @@ class _Image:
         self.near = field.image(i)
         self.sample = auto.sample(request, self.near)
         self.near_weight = self.near.state.log_weight().reshape(request.geometry.size)
-        self.codes, self.exact, self.dropped = self.near.codes, 0, 0
+        self.codes, self.exact = self.near.codes, 0
+        self.dropped = 0  # patches of samples that a larger near field replaced
 
     def grow_sample(self) -> None:
         """Step 1: grow the sample for all pixels, as long as that is cheaper than single pixels."""
@@ -226,10 +211,7 @@ class _Image:
         return replace(estimate, patches_evaluated=estimate.patches_evaluated + self.dropped)
 
     def _sample_single(self, left: Tensor, near: Near, earlier: list[SampledScan]) -> None:
-        """Bring some pixels, a mask, within the tolerance by a sample of their own, or compute them exactly.
-
-        Earlier samples of the same near field count too.
-        """
+        """Bring some pixels, a mask, within the tolerance by one more sample, or compute them exactly."""
         policy = self._policy
         sample = self._auto.sample(self._request, near, 1 + len(earlier), left)
         ahead = 0.0
@@ -263,10 +245,7 @@ class _Image:
 
 
 def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
-    """Return the softmax, (H, W), of the near field and of all other patches, which samples estimate.
-
-    The samples are independent; each counts in proportion to its share of all strata.
-    """
+    """Return the softmax (H, W) of a near field and samples of all else, weighted by their sizes."""
     shares = [sample.shares() for sample in samples]
     state = near.state.reshape(tuple(shares[0].shape)).clone()
     for sample, share in zip(samples, shares, strict=True):

@@ -118,24 +118,13 @@ class Estimate:
 
 
 def check_cpu(context: ScoreContext, name: str) -> None:
-    """Refuse a device other than the CPU.
-
-    Raises
-    ------
-    InputError
-    """
+    """Refuse a device other than the CPU."""
     if context.device.type != "cpu":
         raise InputError(f"{name} runs on the CPU only", parameter="device", remedy="use cpu, or topk")
 
 
 def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchIndex:
-    """Return the index that an estimator needs, and check its options that are counts.
-
-    Raises
-    ------
-    InputError
-        When there is no index, or a count is neither None nor a whole number from 1.
-    """
+    """Return the index that an estimator needs; refuse counts that are not None or a whole number from 1."""
     if context.index is None or not context.index.scales:
         raise InputError(f"{name} needs a patch index", parameter="estimator", remedy="use exact")
     for option, value in counts.items():
@@ -149,12 +138,7 @@ def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchInd
 
 
 def check_between(name: str, value: Any, low: float, high: float, remedy: str) -> None:
-    """Refuse an option that is not a finite number above `low` and up to `high`.
-
-    Raises
-    ------
-    InputError
-    """
+    """Refuse an option that is not a finite number above `low` and up to `high`."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not low < float(value) <= high or math.isinf(value):
         most = "" if high == math.inf else f" and at most {high:g}"

@@ -68,26 +68,13 @@ class NearPoint:
 
 @dataclass(frozen=True)
 class TopPoint:
-    """A search of `topk` at one noise level.
-
-    Attributes
-    ----------
-    beta : float
-        Noise variance.
-    probes, candidates : int
-        Inverted lists that are scanned, and patches that are kept, per pixel.
-    seconds : float
-        Per pixel.
-    mass : float
-        Weight of the patches that are found over the weight of the same number of heaviest patches; mean over
-        pixels, in [0, 1].
-    """
+    """A search of `topk` at one noise level, with probes and candidates per pixel."""
 
     beta: float
     probes: int
     candidates: int
-    seconds: float
-    mass: float
+    seconds: float  # per pixel
+    mass: float  # of the patches found, over that of the same number of heaviest patches; mean over pixels
 
 
 Point = TypeVar("Point", NearPoint, TopPoint)
@@ -95,40 +82,19 @@ Point = TypeVar("Point", NearPoint, TopPoint)
 
 @dataclass(frozen=True)
 class OperatingCurve:
-    """All measurements at one locality scale.
+    """All measurements at one locality scale; seconds are per pixel."""
 
-    Attributes
-    ----------
-    images : int
-        Training images of the store.
-    exact : float
-        Seconds per pixel of exact scores.
-    scan, single : float
-        Seconds per pixel of a sample that has all patches: of all pixels of an image at once, and of a single
-        pixel.
-    least : float
-        Share of all patches that `auto` samples at least, in (0, 1].
-    near : tuple of NearPoint
-    top : tuple of TopPoint
-    """
-
-    images: int
-    exact: float
-    scan: float
-    single: float
-    least: float
+    images: int  # training images of the store
+    exact: float  # seconds of exact scores
+    scan: float  # seconds of a sample that has all patches, of all pixels of an image at once
+    single: float  # seconds of the same for a single pixel
+    least: float  # share of all patches that `auto` samples at least, in (0, 1]
     near: tuple[NearPoint, ...]
     top: tuple[TopPoint, ...]
 
     @classmethod
     def of(cls, scale: ScaleIndex) -> OperatingCurve | None:
-        """Return the curve that a store has of a scale; None if it has none, or one of another version.
-
-        Raises
-        ------
-        StoreError
-            When the curve is damaged.
-        """
+        """Return a scale's curve; None for no curve or another version. A damaged one is a StoreError."""
         return cls.read(scale.attributes.get(ATTRIBUTE), scale.path)
 
     @classmethod
@@ -160,18 +126,9 @@ class OperatingCurve:
     ) -> float:
         """Return the seconds per pixel that `auto` is expected to take with a near field.
 
-        Parameters
-        ----------
-        point : NearPoint
-        tolerance : float
-            Of the standard error.
-        images : int, optional
-            Training images to draw from, by default all. With fewer images a scan takes less time, and a
-            sample varies more.
-        steps : bool
-            Whether the noisy image is a step of a trajectory. About half of the steps find the heavy patches
-            of the step before.
-        policy : AutoPolicy
+        With fewer training images than the store has, those of a label, a scan takes less time and a sample
+        varies more. With `steps` the image is a step of a trajectory: about half of the steps find the heavy
+        patches of the step before.
         """
         retrieval = (point.seconds + point.again) / 2 if steps else point.seconds
         part = 1.0 if images is None else images / self.images
@@ -192,10 +149,9 @@ class OperatingCurve:
     ) -> tuple[NearPoint | None, float]:
         """Return the near field with which `auto` is expected to be fastest, and its seconds per pixel.
 
-        Only near fields whose standard errors are right at all noise levels count, since missed patches are
-        rare and may show at one level only. Of near fields that are about as fast the smallest is chosen.
-        Returns None and the time of exact scores where no near field is left, or exact scores are faster.
-        Parameters as for `expected`.
+        Only near fields whose standard errors are right at all noise levels count: missed patches are rare
+        and may show at one level only. Of near fields that are about as fast the smallest is chosen. Returns
+        None and the time of exact scores where those are faster. Arguments as for `expected`.
         """
         part = 1.0 if images is None else images / self.images
         blind = {(point.probes, point.candidates) for point in self.near if not point.sees(tolerance, policy)}
@@ -242,12 +198,8 @@ def best_share(needed: np.ndarray, full: float, one: float) -> tuple[float, floa
     a share s for all pixels costs `full s + one mean(max(n_i - s, 0))`, which is least at one of the n_i or
     at 0.
 
-    Parameters
-    ----------
-    needed : array of float, shape (pixels,)
-        In [0, 1].
-    full, one : float
-        Cost per pixel of a scan of all patches: for all pixels at once, and for a single pixel.
+    `full` and `one` are the costs per pixel of a scan of all patches: for all pixels at once, and for one
+    pixel.
 
     Examples
     --------

@@ -43,24 +43,12 @@ RESULT_BYTES = 12  # per item that a search has room for: its score and its numb
 
 
 class Near(NamedTuple):
-    """The near field of one noisy image.
+    """The near field of one noisy image."""
 
-    Attributes
-    ----------
-    members : KnownPatches
-        Retrieved patches with their exact logits.
-    state : SoftmaxState, shape (H * W,)
-        Their sums.
-    codes : int
-        Codes scanned.
-    heaviest : array of int64
-        Keys of the heaviest members of each pixel, in order of their images, for the next step to try.
-    """
-
-    members: KnownPatches
-    state: SoftmaxState
-    codes: int
-    heaviest: np.ndarray
+    members: KnownPatches  # retrieved patches with their exact logits
+    state: SoftmaxState  # of the members, (H * W,)
+    codes: int  # scanned
+    heaviest: np.ndarray  # keys of each pixel's heaviest members, in order of their images
 
 
 class NearField:
@@ -70,13 +58,11 @@ class NearField:
     ----------
     context : ScoreContext
     request : ScoreRequest
-    probes : int
-        Inverted lists whose codes are scanned, per pixel.
-    candidates : int
-        Codes whose patches are compared exactly, per pixel: with the pixel and with its neighbours.
+    probes, candidates : int
+        Inverted lists whose codes are scanned, and codes whose patches are compared exactly, per pixel.
     recalled : sequence of array, optional
-        `Near.heaviest` of an earlier step, for each image. These patches are tried again; they are most of
-        the near field, so that fewer probes and candidates are enough for what is new.
+        `Near.heaviest` of an earlier step for each image: most of the near field. These patches are tried
+        again, so that fewer probes and candidates are enough.
     policy : AutoPolicy
     """
 
@@ -160,18 +146,6 @@ class NearLists:
 
     Cells are ranked first and then the lists in them, by the distance of their means, softened by a quarter
     of their variances (`patchindex.kernels.nearest.list_tiles`).
-
-    Parameters
-    ----------
-    scale : ScaleIndex
-    c : int
-        The position class.
-    label : int or None
-        Index of a label, to search codes of this label only.
-    request : ScoreRequest
-        Has the noise level.
-    workers : ThreadPoolExecutor
-    threads : int
     """
 
     def __init__(

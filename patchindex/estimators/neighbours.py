@@ -41,16 +41,7 @@ BINS = 256  # of the histogram of logits that finds the heaviest members
 class NeighbourRefiner:
     """Exact logits of retrieved patches, computed from the uint8 images in place.
 
-    Parameters
-    ----------
-    images : array of uint8, shape (N, H, W, C)
-        The training images, which may be memory-mapped.
-    scale : ScaleIndex
-    request : ScoreRequest
-        The noisy images.
-    threads : int
-    policy : AutoPolicy
-        Its `heavy` and `recalled` are used.
+    The images, (N, H, W, C), may be memory-mapped.
     """
 
     def __init__(
@@ -75,10 +66,8 @@ class NeighbourRefiner:
         Parameters
         ----------
         i : int
-        ids : array of int64, shape (n, most)
-            Patch ids that each pixel retrieved; -1 for none.
-        pixels : array of int, shape (n,)
-            Raster numbers of these pixels.
+        ids, pixels : arrays of int, shape (n, most) and (n,)
+            Raster numbers of some pixels, and the patch ids that each of them retrieved, -1 for none.
         recalled : array of int64
             Keys of more pairs of a pixel and a patch, in order of their images.
         around : bool
@@ -87,10 +76,9 @@ class NeighbourRefiner:
         Returns
         -------
         KnownPatches
-            Pairs of a pixel and a patch with their logits, the *members*, in order of their images and
-            without those of negligible weight.
+            The *members*: pairs of a pixel and a patch whose weight is not negligible, in order of their
+            images.
         SoftmaxState, shape (H * W,)
-            Their sums.
         array of int64
             Keys of the heaviest members of each pixel, in order of their images.
         """

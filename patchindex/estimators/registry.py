@@ -27,21 +27,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
 
 
 class EstimatorOptions(TypedDict, total=False):
-    """Options of all estimators, for type checkers: each estimator takes some of them.
-
-    Attributes
-    ----------
-    tolerance : float
-        `auto`: largest standard error of a pixel.
-    probes : int or None
-        `auto`, `topk`: inverted lists scanned per pixel.
-    candidates : int
-        `auto`, `topk`: patches compared exactly per pixel.
-    quality : float
-        `topk`: weight of the patches found over the weight of the heaviest, in (0, 1].
-    policy : AutoPolicy
-        `auto`: settings of its cost model, a knob for research.
-    """
+    """Options of all estimators, for type checkers. `Auto` and `TopK` describe their own."""
 
     tolerance: float
     probes: int | None

@@ -88,16 +88,7 @@ class TopK:
         )
 
     def search(self, request: ScoreRequest, z: Tensor, rows: np.ndarray) -> _Found:
-        """Find the nearest codes for some pixels.
-
-        Parameters
-        ----------
-        request : ScoreRequest
-        z : Tensor, shape (n, dims)
-            Projected queries of the pixels, from `project`.
-        rows : array of int, shape (n,)
-            Raster numbers of the pixels in the whole batch, image after image.
-        """
+        """Find the nearest codes for some pixels, `rows` of the batch, by their projections z (n, dims)."""
         scale = self._index.scale(request.geometry.k)
         vectors, classes = (z / request.a).cpu().numpy(), _classes(request, rows)
         probes, candidates = self._probes_at(scale, request.beta), self._kept(request)
@@ -171,20 +162,10 @@ def _codes(keys: np.ndarray, sizes: np.ndarray) -> int:
 
 
 def rerank(context: ScoreContext, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray) -> SoftmaxState:
-    """Return the softmax of the patches of some pixels, with logits computed from the images.
+    """Return the softmax, (n,), of patches of some pixels, with logits computed from the images.
 
-    Parameters
-    ----------
-    context : ScoreContext
-    request : ScoreRequest
-    rows : array of int, shape (n,)
-        Raster numbers of the pixels in the whole batch, image after image.
-    ids : array of int64, shape (n, candidates)
-        Patches of each pixel; -1 for none.
-
-    Returns
-    -------
-    SoftmaxState, shape (n,)
+    `rows` (n,) are raster numbers of pixels in the whole batch, image after image; `ids` (n, candidates) are
+    their patches, -1 for none.
     """
     index = index_of(context, "topk")
     if context.device.type != "cpu":

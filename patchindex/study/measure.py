@@ -31,43 +31,26 @@ SCORES_BYTES = 64 << 20  # of the logits that are in memory at once
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """Settings of `tune`.
+    """Settings of `tune`: a knob for research and tests."""
 
-    Attributes
-    ----------
-    images : int
-        Images that are drawn. Two take most of the time of a small build.
-    near : tuple of (probes, candidates)
-        Near fields to measure, ascending. Fewer candidates than probes are faster for one noisy image and
-        slower in a trajectory. The last is for scales whose codes rank patches badly, and is measured only
-        where the one before misses too much for the tolerance `fine`.
-    fine : float
-    probes, candidates : tuple of int
-        Searches of `topk` to measure, all pairs of them.
-    pixels : int
-        Pixels per noise level that the searches are measured on, by brute force.
-    share : float
-        Share of all patches that is sampled. 2 % tell the variance of the sample well enough.
-    exact_images : int
-        Training images that exact scores are timed with; the time is proportional to their number.
-    exact_seconds : float, optional
-        Seconds per pixel of exact scores, measured by default. Near fields that take longer than exact scores
-        are not measured further.
-    quantiles : int
-        Quantiles over pixels that are kept of the variance.
-    policy : AutoPolicy
-        Of `auto` while it is measured.
-    """
-
+    # Images that are drawn: they take most of the time for a small store.
     images: int = 2
+    # Probes and candidates of near fields. Fewer candidates than probes are faster for one noisy image, but
+    # slower in a trajectory. The last is for scales whose codes rank patches badly: it is measured where the
+    # one before misses too much for the tolerance `fine`.
     near: tuple[tuple[int, int], ...] = ((1024, 1024), (2048, 1024), (2048, 2048), (4096, 4096))
     fine: float = 0.005
+    # Searches of `topk`, all pairs of probes and candidates, and the pixels that each is measured on.
     probes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
     candidates: tuple[int, ...] = (64, 256, 1024)
     pixels: int = 16
+    # Share of all patches that is sampled, which is enough to estimate the variance.
     share: float = 0.02
+    # Training images that exact scores are timed with, or their seconds per pixel if they are known. Near
+    # fields that take longer than exact scores are not measured further.
     exact_images: int = 4096
     exact_seconds: float | None = None
+    # Quantiles over pixels that are kept of the variance.
     quantiles: int = 32
     policy: AutoPolicy = DEFAULT_POLICY
 
@@ -143,17 +126,7 @@ def _exact_seconds(request: ScoreRequest, index: PatchIndex, images: int) -> flo
 
 
 class _Level:
-    """Near fields of the noisy images of one noise level.
-
-    Attributes
-    ----------
-    points : list of NearPoint
-        Ascending sizes, until one takes longer than exact scores.
-    scans : list of float
-        Seconds per pixel of a sample that has all patches.
-    least : float
-        Share of all patches that `auto` samples at least.
-    """
+    """Near fields of the noisy images of one noise level."""
 
     def __init__(
         self, context: ScoreContext, request: ScoreRequest, settings: TuneSettings, exact: float
@@ -163,9 +136,9 @@ class _Level:
         self._images = self._auto.index.pixels.numpy()
         self._deeper: list[KnownPatches] = []
         self._deeper_pixels = 0
-        self.points: list[NearPoint] = []
-        self.scans: list[float] = []
-        self.least = 1.0
+        self.points: list[NearPoint] = []  # until one takes longer than exact scores
+        self.scans: list[float] = []  # seconds per pixel of a sample that has all patches
+        self.least = 1.0  # share of all patches that `auto` samples at least
 
     def warm_up(self) -> None:
         """Open the lists and load the kernels, so that their time is not measured."""
@@ -255,18 +228,8 @@ def missed_moves(
 ) -> np.ndarray:
     """Return how far each patch that only a larger near field has moves the mean of its pixel.
 
-    Parameters
-    ----------
-    images : array of uint8, shape (N, H, W, C)
-    known, deeper : KnownPatches
-        Members of a near field and of a larger one.
-    state : SoftmaxState, shape (H, W)
-        The softmax with the smaller near field.
-
-    Returns
-    -------
-    array of float, shape (n,)
-        Root mean squares over channels, of the patches that may move the mean by the least of `MOVES`.
+    Root mean squares over channels, (n,), of the patches that may move the mean by the least of `MOVES`.
+    `state` is the softmax (H, W) with the known members.
     """
     area = images.shape[1] * images.shape[2]
     weight, mean = state.log_weight().numpy().reshape(-1), state.mean().numpy().reshape(area, -1)
@@ -286,21 +249,10 @@ def missed_moves(
 def heaviest_logits(
     requests: Sequence[ScoreRequest], rows: np.ndarray, images: Tensor, most: int
 ) -> list[Tensor]:
-    """Return the largest logits of some pixels at several noise levels, by brute force.
+    """Return the largest logits, (n, most), of n pixels for each of several requests, by brute force.
 
-    Parameters
-    ----------
-    requests : sequence of ScoreRequest
-        Of the same clean images, with several noise levels.
-    rows : array of int, shape (n,)
-        Raster numbers of the pixels in the whole batch.
-    images : Tensor of uint8, shape (N, H, W, C)
-    most : int
-
-    Returns
-    -------
-    list of Tensor, shape (n, most)
-        One per request, descending; minus infinity where a pixel is compared with fewer patches.
+    Descending; minus infinity where a pixel is compared with fewer patches. `rows` are raster numbers of
+    pixels in the whole batch.
     """
     geometry = requests[0].geometry
     windows = [query_windows(r.x, geometry)[rows].permute(0, 3, 1, 2) for r in requests]
