@@ -21,7 +21,7 @@ from torch import Tensor
 
 from patchindex.build.contents import digest
 from patchindex.dask_tasks import lost_workers, submit
-from patchindex.denoisers.score_machine import ScoreMachine, is_store
+from patchindex.denoisers.machine import ScoreMachine, is_store
 from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import ScoreRequest, scan
 from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, open_images

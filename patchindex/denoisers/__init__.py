@@ -1,5 +1,5 @@
 """Denoisers: estimates of E[x_0 | x_t] under one contract."""
 
-from patchindex.denoisers.score_machine import ScoreMachine, is_store
+from patchindex.denoisers.machine import ScoreMachine, is_store
 
 __all__ = ["ScoreMachine", "is_store"]

@@ -10,12 +10,10 @@ import numpy as np
 
 from patchindex.errors import InputError
 from patchindex.estimators.auto import Auto
-from patchindex.estimators.base import Estimate, Estimator, ScoreContext
+from patchindex.estimators.base import Estimator, ScoreContext
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.policy import AutoPolicy
 from patchindex.estimators.topk import TopK
-from patchindex.exact import ScoreRequest
-from patchindex.exact.engine import LARGEST_DIFFERENCE, largest_difference
 
 __all__ = ["ESTIMATORS", "EstimatorOptions", "make_estimator", "options_of", "parse_estimator"]
 
@@ -90,8 +88,7 @@ def make_estimator(name: str, context: ScoreContext, **options: Unpack[Estimator
         _check_option(name, option, options_of(name))
     # FAISS takes Python's own numbers only.
     plain = {option: v.item() if isinstance(v, np.generic) else v for option, v in options.items()}
-    made = ESTIMATORS[name](context, **plain)
-    return made if name == "exact" else _InRange(context, made)
+    return ESTIMATORS[name](context, **plain)
 
 
 def _check_name(name: str) -> None:
@@ -104,14 +101,3 @@ def _check_option(name: str, option: str, known: list[str]) -> None:
     if option not in known:
         remedy = f"its options are {', '.join(known)}" if known else "it has none"
         raise InputError(f"{name} has no option {option!r}", parameter="estimator", remedy=remedy)
-
-
-class _InRange:
-    """An estimator, or exact scores where squared differences are too large for float32."""
-
-    def __init__(self, context: ScoreContext, inside: Estimator) -> None:
-        self._inside, self._exact = inside, Exact(context)
-
-    def __call__(self, request: ScoreRequest) -> Estimate:
-        beyond = largest_difference(request) > LARGEST_DIFFERENCE
-        return (self._exact if beyond else self._inside)(request)

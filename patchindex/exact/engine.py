@@ -17,13 +17,8 @@ from patchindex.geometry import Geometry
 from patchindex.runtime import full_precision, part_of
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["LARGEST_DIFFERENCE", "LARGEST_LOGIT", "Engine", "largest_difference", "largest_logit", "scan"]
+__all__ = ["Engine", "scan"]
 
-# Beyond it (x must be thousands of times as large as any noisy image) float32 has no digits left to tell
-# logits apart by; such x are scanned in float64.
-LARGEST_LOGIT = 2.0**26
-# The same for logits that are made of squares of differences, which are rounded as such.
-LARGEST_DIFFERENCE = 2.0**22
 STAGE = "exact scan"
 
 
@@ -80,21 +75,19 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     """
     _check(request)
     request = replace(request, x=request.x.detach())
-    x, geometry, dtype = request.x, request.geometry, request.dtype
+    x, geometry = request.x, request.geometry
     batch, channels, height, width = x.shape
     engine: Engine = anywhere
     if geometry.machine == "IS":
         engine = ideal
-    elif x.device.type == "cpu" and dtype == torch.float32:
+    elif x.device.type == "cpu" and request.dtype == torch.float32:
         engine = cpu
-        if largest_logit(request) > LARGEST_LOGIT:
-            engine, dtype = anywhere, torch.float64
     wanted = _wanted(request)
     shape = (batch, height, width) if wanted is None else (sum(map(len, wanted)),)
     result = SoftmaxState.empty(shape, channels, x.device)
     # Half of the memory is for the queries of a group, with their states, and half for the scan.
     group = max(1, request.memory // 2 // engine.query_bytes(geometry, channels))
-    whole = replace(request, pixels=wanted, memory=request.memory // 2, dtype=dtype)
+    whole = replace(request, pixels=wanted, memory=request.memory // 2)
     done = 0
     for first in range(0, batch, group):
         last = min(first + group, batch)
@@ -131,22 +124,6 @@ def _check(request: ScoreRequest) -> None:
             where="geometry",
             remedy="make it for their size",
         )
-
-
-def largest_logit(request: ScoreRequest) -> float:
-    """Bound the products that logits are made of."""
-    x, geometry, a, beta = request.x, request.geometry, request.a, request.beta
-    height, width = geometry.size
-    pixels = min(geometry.k, height) * min(geometry.k, width) * x.shape[1]
-    return pixels * float(x.abs().max() if len(x) else 0.0) * 2 * a / beta
-
-
-def largest_difference(request: ScoreRequest) -> float:
-    """Bound minus the logits: squares of differences over twice the noise variance."""
-    x, geometry, a, beta = request.x, request.geometry, request.a, request.beta
-    height, width = geometry.size
-    pixels = min(geometry.k, height) * min(geometry.k, width) * x.shape[1]
-    return pixels * (float(x.abs().max() if len(x) else 0.0) + a) ** 2 / (2 * beta)
 
 
 def _wanted(request: ScoreRequest) -> list[Tensor] | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.score_machine import ScoreMachine
+from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.score_machine import ScoreMachine
+from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.exact import load_kernel
 from patchindex.runtime import Progress, no_progress, part_of

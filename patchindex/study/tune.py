@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from patchindex.build.workdir import locked, real_path
-from patchindex.denoisers.score_machine import ScoreMachine
+from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex, open_index

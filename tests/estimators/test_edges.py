@@ -30,18 +30,16 @@ def way(request):
 
 
 @pytest.mark.parametrize(
-    ("times", "t"),
-    [(1, 0.3), (10, 0.3), (1e3, 0.3), (1e6, 0.3), (1e15, 0.3), (1e30, 0.3), (1, 1e-4), (1, 1e-17)],
+    ("largest", "t"), [(2, 0.3), (20, 0.3), (99.9, 0.3), (99.9, 0.9), (2, 1e-4), (2, 1e-9)]
 )
-def test_inputs_too_large_for_float32_are_computed_exactly(store, held_out, way, times, t):
+def test_any_accepted_x_and_t_agrees_with_float64(store, held_out, way, largest, t):
     name, options = way
-    x = times * held_out(0.3)
+    x = held_out(0.3)
+    x *= largest / x.abs().max()
     found = pi.ScoreMachine(store, estimator=name, **options).posterior_mean(x, t, k=3)
     exact = pi.ScoreMachine(store, estimator="exact", dtype=torch.float64).posterior_mean(x, t, k=3)
-    # All patches are retrieved: the error is the rounding of logits up to 2^22 in float32, and the sample's.
+    # Everything is retrieved, so the error comes from float32 logits, and for `auto` from its sample.
     assert (found.mean - exact.mean).abs().max() < (5e-3 if name == "auto" else 1e-3)
-    if times >= 1e3:
-        assert found.exact_pixels == found.stderr.numel()
 
 
 @pytest.mark.parametrize("name", ["exact", *ESTIMATORS])

@@ -26,16 +26,37 @@ from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
 from patchindex.softmax import SoftmaxState
 from patchindex.store.remote import Remote, is_url
 
-__all__ = ["ScoreMachine", "is_store"]
+__all__ = ["LARGEST_X", "LEAST_BETA", "MachineOptions", "ScoreMachine", "is_store"]
+
+# float32 must order the squared distances of patches. Squares of differences from |x| = 100, summed over 3
+# channels of a 15 x 15 window, are 7e6 and rounded by about one; one grey level in one pixel moves them by
+# 2 |x| / 127.5 = 1.6. Noisy images lie within about 6.
+LARGEST_X = 100.0
+LEAST_BETA = 1e-20  # smaller noise variances make float32 logits overflow
+
+Locality = str | int | Sequence[int] | LocalitySchedule
 
 
 class Shards(Protocol):
     """Training images on the workers of a cluster: `patchindex.cluster.ImageShards`."""
 
     def check(self, training: TrainingImages) -> None:
-        """Refuse other images than these."""
+        """Refuse training images that differ from the shards."""
 
     scan: Callable[[ScoreRequest], SoftmaxState]
+
+
+class MachineOptions(EstimatorOptions, total=False):
+    """Options of `ScoreMachine` for a store, and of its estimator."""
+
+    estimator: str | None
+    noise: str | NoiseSchedule
+    locality: Locality | None
+    label: int | None
+    device: str | torch.device | None
+    threads: int | None
+    memory: int | str | None
+    dtype: torch.dtype
 
 
 class ScoreMachine:
@@ -57,25 +78,25 @@ class ScoreMachine:
     train_windows : str, optional
         `"valid"` (default) or `"wrapped"`, for ELS. An index has its own.
     estimator : str, optional
-        `"auto"`, `"topk"` or `"exact"`. By default `"auto"` where there is an index to draw
-        from (on a GPU `"topk"`), else `"exact"`.
+        `"auto"`, `"topk"` or `"exact"`. The default for an index with scales is `"auto"` on the CPU and
+        `"topk"` on a GPU, else `"exact"`.
     noise : str or callable
         Noise schedule: a name, or a function from t to beta.
     locality : str or sequence of int, optional
-        Locality schedule: a preset's name or scales by time. By default the index's own, if it has one;
-        without any, `k` has to be given with every call. IS needs none.
+        Locality schedule: a preset's name, or scales by time. An index may have its own. Without a schedule
+        every call needs `k`; IS needs neither.
     label : int, optional
-        Draw from training images of this label only.
+        Compare with the training images of this label only.
     device : str or torch.device, optional
         Where scores are computed; `"cpu"` by default.
     threads : int, optional
         CPU threads; by default those of torch.
     memory : int or str, optional
-        Bytes for temporary arrays, or such as `"1G"`; 256 MiB by default.
+        Bytes for temporary arrays, or a size such as `"1G"`; 256 MiB by default.
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies.
     shards : patchindex.cluster.ImageShards, optional
-        The same images on the workers of a cluster, which exact scores are found by.
+        The same images on the workers of a cluster, which then compute the exact scores.
     **options
         Of the estimator: `tolerance`, `probes` and `candidates` for `"auto"`; `candidates`, `probes` and
         `quality` for `"topk"`.
@@ -107,7 +128,7 @@ class ScoreMachine:
         train_windows: str | None = None,
         estimator: str | None = None,
         noise: str | NoiseSchedule = "cosine",
-        locality: str | int | Sequence[int] | LocalitySchedule | None = None,
+        locality: Locality | None = None,
         label: int | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
@@ -118,33 +139,20 @@ class ScoreMachine:
     ) -> None:
         self.device = resolve_device(device)
         check_threads(threads)
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{dtype} is too coarse", parameter="dtype", remedy="use float32 or float64")
         if is_store(source):
             source = open_index(source, device=device)
         self.index = source if isinstance(source, PatchIndex) else None
         if isinstance(source, PatchIndex):
-            own = {"labels": None, "machine": source.machine, "train_windows": source.train_windows}
-            given = {"labels": labels, "machine": machine, "train_windows": train_windows}
-            for name, value in given.items():
-                if value is not None and (own[name] is None or value != own[name]):
-                    raise InputError(
-                        "is fixed in the store" + ("" if own[name] is None else f" as {own[name]!r}"),
-                        where=name,
-                        remedy="leave it out, or give the images themselves",
-                    )
+            _refuse_other_settings(source, labels, machine, train_windows)
             self.machine, self.train_windows = source.machine, source.train_windows
-            training, locality = source.training, source.locality if locality is None else locality
+            self.training, locality = source.training, source.locality if locality is None else locality
         else:
             self.machine, self.train_windows = machine or "ELS", train_windows or "valid"
-            training = TrainingImages(source, labels)
-        if dtype not in (torch.float32, torch.float64):
-            raise InputError(f"{dtype} is too coarse", where="dtype", remedy="use float32 or float64")
-        self._memory = WORKING_MEMORY if memory is None else parse_memory(memory)
+            self.training = TrainingImages(source, labels)
         if shards is not None:
-            shards.check(training)
-        self.training, self._dtype = training, dtype
-        self._context = ScoreContext(self.index, self.device, scan if shards is None else shards.scan)
-        self.noise = noise_schedule(noise)
-        self.locality = None if locality is None else LocalitySchedule.of(locality)
+            shards.check(self.training)
         drawing = "auto" if self.device.type == "cpu" else "topk"
         self.estimator = estimator or (drawing if self.index is not None and self.index.scales else "exact")
         if self.estimator != "exact" and dtype != torch.float32:
@@ -153,20 +161,21 @@ class ScoreMachine:
                 parameter="dtype",
                 remedy="leave it out, or use 'exact'",
             )
+        self._context = ScoreContext(self.index, self.device, scan if shards is None else shards.scan)
         self._estimate = make_estimator(self.estimator, self._context, **options)
-        self.label, self._threads = label, threads
-        self._options: dict[str, Any] = dict(options)
-        training.range_of(label)  # an unknown label is told now
+        self.noise = noise_schedule(noise)
+        self.locality = None if locality is None else LocalitySchedule.of(locality)
+        self.label, self._options = label, dict[str, Any](options)
+        self._dtype, self._threads = dtype, threads
+        self._memory = WORKING_MEMORY if memory is None else parse_memory(memory)
+        self.training.range_of(label)  # refuses an unknown label now, not at the first call
         for k in self.locality.distinct if self.locality else (1,):
-            self._check_scale(k)
+            self._geometry(k)
+            if self.locality is not None and self.index is not None and self.estimator != "exact":
+                self.index.scale(k)
 
     def _geometry(self, k: int | None) -> Geometry:
         return Geometry.of(self.machine, k, self.training.size, self.train_windows)
-
-    def _check_scale(self, k: int) -> None:
-        self._geometry(k)
-        if self.locality is not None and self.index is not None and self.estimator != "exact":
-            self.index.scale(k)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -182,16 +191,15 @@ class ScoreMachine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was chosen, as plain data."""
+        """The settings of the machine, as plain data."""
+        schedule = self.locality
         return {
             "machine": self.machine,
             "train_windows": self.train_windows,
             "estimator": self.estimator,
             "options": {name: _plain(value) for name, value in self._options.items()},
             "noise": getattr(self.noise, "__name__", str(self.noise)),
-            "locality": None
-            if self.locality is None
-            else {"name": self.locality.name, "scales": list(self.locality.scales)},
+            "locality": schedule and {"name": schedule.name, "scales": list(schedule.scales)},
             "device": str(self.device),
         }
 
@@ -212,7 +220,7 @@ class ScoreMachine:
         Parameters
         ----------
         x : Tensor, shape (B, C, H, W)
-            Noisy images.
+            Noisy images, each value within `LARGEST_X` = 100 of 0: beyond, float32 cannot order logits.
         t : float or Tensor of shape (B,)
             Times in (0, 1).
         k : int, optional
@@ -220,15 +228,15 @@ class ScoreMachine:
         label : int, optional
             In place of the machine's own label.
         seed : int
-            For estimators that draw.
-        image_ids : sequence of int, optional
-            Numbers of the images, one each, which draws depend on besides the seed: an image with the same
-            number gets the same draws in any batch. By default its place in x.
+            Seed of estimators that draw random numbers.
+        image_ids : sequence of B int, optional
+            Numbers of the images, by default 0, 1, ...: an image with the same number and seed gets the same
+            random draws in any batch.
         progress : Progress, optional
             Called as `progress(stage, done, total)`.
         cache : dict, optional
-            An empty one at first, and the same one at each step of a trajectory, in which samples keep their
-            numbers: `"auto"` keeps there what it has retrieved, and looks for less the next time.
+            Pass one dict, empty at first, to all steps of a trajectory, whose images keep their numbers:
+            `"auto"` keeps there what it has retrieved, and retrieves less at the next step.
 
         Returns
         -------
@@ -238,8 +246,9 @@ class ScoreMachine:
         Raises
         ------
         InputError
-            When x has another shape than the training images or is not finite, t is not in (0, 1), there is
-            no k, no image has the label, or there is not one number of a sample for each.
+            When x has another shape than the training images, is not finite or too large; when t is not in
+            (0, 1) or its noise variance is below `LEAST_BETA`; when there is no k, no image has the label, or
+            the number of `image_ids` is not B.
         """
         x = self._check_x(x)
         times = self._check_t(t, len(x))
@@ -248,8 +257,8 @@ class ScoreMachine:
         if image_ids is not None and len(image_ids) != len(x):
             raise InputError(
                 f"there are {len(image_ids)} numbers for {len(x)} images",
-                where="image_ids",
-                remedy="give one each",
+                parameter="image_ids",
+                remedy="give one number for each image",
             )
         if self.index is not None:
             self.index.check_images(*self.training.range_of(label))
@@ -258,7 +267,7 @@ class ScoreMachine:
         parts, rows = [], []
         with _threads(self._threads):
             for i, time in enumerate(distinct):
-                mine = [row for row, at in enumerate(times) if at == time]
+                mine = [row for row, its_time in enumerate(times) if its_time == time]
                 request = ScoreRequest(
                     self.training,
                     self._geometry(self.scale_at(time, k)),
@@ -296,20 +305,28 @@ class ScoreMachine:
         Raises
         ------
         InputError
-            When there is neither.
+            When there is neither k nor a schedule.
         """
         if k is not None or self.machine == "IS":
             return k
         if self.locality is None:
             raise InputError(
-                "there is none", where="locality", remedy="give a locality schedule, or k with the call"
+                "there is none", parameter="locality", remedy="give a locality schedule, or k with the call"
             )
         return self.locality.k(t)
 
     def _beta(self, t: float) -> float:
         beta = self.noise(t)
         if not 0 < beta < 1:
-            raise InputError(f"gives beta = {beta} at t = {t}", where="noise", remedy="give beta in (0, 1)")
+            raise InputError(
+                f"gives beta = {beta} at t = {t}", parameter="noise", remedy="give beta in (0, 1)"
+            )
+        if beta < LEAST_BETA:
+            raise InputError(
+                f"beta = {beta:.1e} at t = {t:.1e} is below {LEAST_BETA:.0e}",
+                parameter="t",
+                remedy="use a larger t",
+            )
         return beta
 
     def _check_x(self, x: Tensor) -> Tensor:
@@ -317,11 +334,19 @@ class ScoreMachine:
             found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             expected = "(B, {}, {}, {})".format(*self.shape)
             raise InputError(
-                f"must be a tensor of shape {expected}, got {found}", where="x", remedy="reshape it"
+                f"must be a tensor of shape {expected}, got {found}", parameter="x", remedy="reshape it"
             )
         if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-            raise InputError("must be finite floats", where="x", remedy="check for NaN and infinity")
-        return x.detach().to(self.device, torch.float32)
+            raise InputError("must be finite floats", parameter="x", remedy="check for NaN and infinity")
+        x = x.detach()
+        largest = float(x.abs().max())
+        if largest > LARGEST_X:
+            raise InputError(
+                f"values must lie in [-{LARGEST_X:g}, {LARGEST_X:g}], got {largest:.3g}",
+                parameter="x",
+                remedy="scale it as x_t = sqrt(1 - beta) x_0 + sqrt(beta) eps",
+            )
+        return x.to(self.device, torch.float32)
 
     @staticmethod
     def _check_t(t: float | Tensor, batch: int) -> list[float]:
@@ -329,18 +354,20 @@ class ScoreMachine:
             times = torch.as_tensor(t, dtype=torch.float64).flatten().tolist()
         except (TypeError, ValueError, RuntimeError):
             raise InputError(
-                f"is no time: {t!r}", where="t", remedy="give a float, or one for each image"
+                f"is not a time: {t!r}", parameter="t", remedy="give a float, or one for each image"
             ) from None
         if len(times) == 1:
             times = times * batch
         if len(times) != batch:
             raise InputError(
-                f"there are {len(times)} times for {batch} images", where="t", remedy="give one, or one each"
+                f"there are {len(times)} times for {batch} images",
+                parameter="t",
+                remedy="give one time, or one for each image",
             )
         for time in times:
             if not 0 < time < 1:
                 raise InputError(
-                    f"must lie in (0, 1), got {time}", where="t", remedy="t = 0 is data, t = 1 is noise"
+                    f"must lie in (0, 1), got {time}", parameter="t", remedy="t = 0 is data, t = 1 is noise"
                 )
         return times
 
@@ -352,8 +379,23 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
+def _refuse_other_settings(
+    index: PatchIndex, labels: LabelsLike | None, machine: str | None, train_windows: str | None
+) -> None:
+    """Refuse settings that differ from those of the store."""
+    own = {"labels": None, "machine": index.machine, "train_windows": index.train_windows}
+    given = {"labels": labels, "machine": machine, "train_windows": train_windows}
+    for name, value in given.items():
+        if value is not None and (own[name] is None or value != own[name]):
+            raise InputError(
+                "is fixed in the store" + ("" if own[name] is None else f" as {own[name]!r}"),
+                parameter=name,
+                remedy="leave it out, or give the images themselves",
+            )
+
+
 def is_store(source: Any) -> TypeGuard[str | Path]:
-    """Whether it is the path of a store, rather than of images."""
+    """Return whether a source is the path or URL of a store, rather than of images."""
     if is_url(source):
         return Remote(source).is_store()
     return isinstance(source, str | Path) and read_attributes(Path(source)) is not None

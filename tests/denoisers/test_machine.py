@@ -190,6 +190,8 @@ def test_settings_are_plain_data(store):
         (torch.zeros(1, 1, 10, 10, dtype=torch.int64), "x: must be finite floats"),
         (torch.full((1, 1, 10, 10), torch.nan), "x: must be finite floats"),
         (torch.full((1, 1, 10, 10), torch.inf), "x: must be finite floats"),
+        (torch.full((1, 1, 10, 10), 101.0), r"x: values must lie in \[-100, 100\], got 101; scale it as x_t"),
+        (torch.full((1, 1, 10, 10), -1e300, dtype=torch.float64), "x: values must lie in .* got 1e\\+300"),
     ],
 )
 def test_a_bad_x_is_refused(images, bad, words):
@@ -204,6 +206,22 @@ def test_a_bad_x_is_refused(images, bad, words):
 def test_a_time_outside_is_refused(images, x, t):
     with pytest.raises(InputError, match=r"t: must lie in \(0, 1\)"):
         pi.ScoreMachine(images[0], locality=3).posterior_mean(x, t)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.9])
+@pytest.mark.parametrize("machine", ["IS", "LS", "ELS", "bbELS"])
+def test_the_largest_x_agrees_with_float64(images, x, machine, t):
+    x *= 99.9 / x.abs().max()
+    one, two = (
+        pi.ScoreMachine(images[0], machine=machine, dtype=dtype).posterior_mean(x, t, k=5)
+        for dtype in (torch.float32, torch.float64)
+    )
+    torch.testing.assert_close(one.mean, two.mean, rtol=0, atol=2e-4)
+
+
+def test_a_time_whose_noise_is_too_small_is_refused(images, x):
+    with pytest.raises(InputError, match=r"t: beta = 2.4e-24 at t = 1.0e-12 is below 1e-20; use a larger t"):
+        pi.ScoreMachine(images[0], locality=3).posterior_mean(x, 1e-12)
 
 
 def test_another_number_of_times_is_refused(images, x):
