@@ -19,6 +19,7 @@ from .options import (
     LocalPath,
     RunOptions,
     build_options,
+    count_option,
     image_options,
     locality_option,
     open_source,
@@ -74,18 +75,11 @@ TRAIN_WINDOWS = ("valid", "wrapped")
     help="Index more scales, such as 9,11, of the images in the store --output. Takes no SOURCE.",
 )
 @image_options
-@click.option(
+@count_option(
     "--pca-dims",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Size of a patch's code: principal components kept.  [default: by the lowest noise, at most 128]",
+    "Size of a patch's code: principal components kept.  [default: by the lowest noise, at most 128]",
 )
-@click.option(
-    "--lists",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Inverted lists per scale.  [default: patches / 256, fewer if memory is short]",
-)
+@count_option("--lists", "Inverted lists per scale.  [default: patches / 256, fewer if memory is short]")
 @build_options
 @click.option("--overwrite", is_flag=True, help="Replace an existing store once the new store is complete.")
 @click.option(

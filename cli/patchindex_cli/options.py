@@ -24,18 +24,20 @@ __all__ = [
     "BuildOptions",
     "LocalPath",
     "RunOptions",
+    "SamplingOptions",
     "StorePath",
     "build_options",
     "check_output_folder",
+    "count_option",
     "image_options",
     "json_option",
-    "label_option",
     "locality_option",
     "open_source",
     "parse_label",
     "parse_locality",
     "parse_scales",
     "run_options",
+    "sampling_options",
     "seed_option",
     "threads_option",
 ]
@@ -102,6 +104,17 @@ class BuildOptions:
     resume: bool
 
 
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Options of `sample` and `study`."""
+
+    locality: str | None
+    label: str | None
+    steps: int
+    batch_size: int
+    overwrite: bool
+
+
 def _grouped(name: str, kind: type[Any], options: Sequence[Decorator]) -> Decorator:
     """Return a decorator that adds options and passes their values as one `kind` called `name`."""
 
@@ -121,17 +134,23 @@ def _add(options: Sequence[Decorator], command: Callable[..., Any]) -> Callable[
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: all]"
-)
-
-
-def seed_option(help_text: str) -> Decorator:
-    """Return the option --seed."""
+def count_option(
+    name: str, help_text: str, default: int | None = None, *, least: int = 1, most: int | None = None
+) -> Decorator:
+    """Return an option whose value is a whole number from `least` to `most`."""
     return click.option(
-        "--seed", type=click.IntRange(0), metavar="N", default=0, show_default=True, help=help_text
+        name,
+        type=click.IntRange(least, most),
+        metavar="N",
+        default=default,
+        show_default=default is not None,
+        help=help_text,
     )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+threads_option = count_option("--threads", "CPU threads.  [default: all]", most=1024)
+seed_option = functools.partial(count_option, "--seed", default=0, least=0)
 
 
 def run_options(seed_help: str) -> Decorator:
@@ -166,12 +185,10 @@ build_options = _grouped(
 def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `open_images`."""
     options = [
-        click.option(
+        count_option(
             "--limit",
-            type=click.IntRange(1),
-            metavar="N",
-            help="Use the first N images only, in the order of file names. With one folder per class, "
-            "these are images of the first classes.",
+            "Use the first N images only, in the order of file names. With one folder per class, these are "
+            "images of the first classes.",
         ),
         click.option(
             "--labels",
@@ -194,7 +211,7 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PIXELS|square",
             help="Crop to a centred square: PIXELS wide, or as large as the image. Comes before --resize.",
         ),
-        click.option("--resize", type=click.IntRange(1), metavar="N", help="Resize to N x N pixels."),
+        count_option("--resize", "Resize to N x N pixels."),
         click.option("--grayscale", is_flag=True, help="Convert to one channel."),
     ]
     return _add(options, command)
@@ -245,9 +262,16 @@ def parse_locality(text: str | None) -> LocalitySchedule | None:
     return LocalitySchedule.of(parse_scales(text, "locality") if numbers else text)
 
 
-def label_option(help_text: str) -> Decorator:
-    """Return the option --label; `parse_label` reads its value."""
-    return click.option("--label", metavar="NUMBER|NAME", help=help_text)
+def sampling_options(batch_size: int) -> Decorator:
+    """Return a decorator that adds the options of `sample` and `study`, as `options`."""
+    options: list[Decorator] = [
+        locality_option("Locality schedule, in place of the store's schedule."),
+        click.option("--label", metavar="NUMBER|NAME", help="Use the training images of this label only."),
+        count_option("--steps", "Grid points; N gives N-1 denoising steps.", 20, least=2),
+        count_option("--batch-size", "Images per batch.", batch_size),
+        click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run."),
+    ]
+    return _grouped("options", SamplingOptions, options)
 
 
 def parse_label(text: str | None, index: PatchIndex) -> int | None:

@@ -19,13 +19,14 @@ from patchindex.errors import InputError, SourceNotFoundError
 from .options import (
     LocalPath,
     RunOptions,
+    SamplingOptions,
     StorePath,
     check_output_folder,
-    label_option,
-    locality_option,
+    count_option,
     parse_label,
     parse_locality,
     run_options,
+    sampling_options,
 )
 from .output import count, print_json
 from .progress import Stages, stages
@@ -44,9 +45,7 @@ SAMPLERS = ("ddim",)  # the names in `patchindex.sampling`, repeated here becaus
 
 @click.command(short_help="Draw images from a store.")
 @click.argument("store", type=StorePath())
-@click.option(
-    "-n", type=click.IntRange(1), metavar="N", help="Number of images.  [default: 16, or as many as in --x-t]"
-)
+@count_option("-n", "Number of images.  [default: 16, or as many as in --x-t]")
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
     "--estimator",
@@ -60,13 +59,11 @@ SAMPLERS = ("ddim",)  # the names in `patchindex.sampling`, repeated here becaus
     metavar="X",
     help="auto: largest standard error of a pixel, in [-1, 1].  [default: 0.01]",
 )
-@locality_option("Locality schedule, in place of the store's schedule.")
 @click.option(
     "--nearest-scales",
     is_flag=True,
-    help="Move each entry of the schedule to the nearest scale of the store.",
+    help="Move each entry of the locality schedule to the nearest scale of the store.",
 )
-@label_option("Draw from the training images of this label only.")
 @click.option(
     "--x-t",
     type=click.Path(path_type=Path),
@@ -74,25 +71,9 @@ SAMPLERS = ("ddim",)  # the names in `patchindex.sampling`, repeated here becaus
     help="Noise to start from: .npy, or .npz with the key x_T.",
 )
 @click.option(
-    "--steps",
-    type=click.IntRange(2),
-    metavar="N",
-    default=20,
-    show_default=True,
-    help="Grid points; N gives N-1 denoising steps.",
-)
-@click.option(
     "--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampling method."
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    metavar="N",
-    default=16,
-    show_default=True,
-    help="Images per batch.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
+@sampling_options(batch_size=16)
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
 def sample(
     store: Path | str,
@@ -100,14 +81,10 @@ def sample(
     output: Path,
     estimator: str | None,
     tolerance: float | None,
-    locality: str | None,
     nearest_scales: bool,
-    label: str | None,
     x_t: Path | None,
-    steps: int,
     sampler: str,
-    batch_size: int,
-    overwrite: bool,
+    options: SamplingOptions,
     run: RunOptions,
 ) -> None:
     """Draw images from a STORE.
@@ -124,9 +101,9 @@ def sample(
     """
     import patchindex
 
-    check_output_folder(output, FILES, overwrite)
+    check_output_folder(output, FILES, options.overwrite)
     index = patchindex.open_index(store, device=run.device)
-    schedule = parse_locality(locality) or index.locality
+    schedule = parse_locality(options.locality) or index.locality
     if schedule is None and index.machine != "IS":
         raise InputError(
             "the store has no schedule", parameter="locality", remedy="give a preset or locality scales"
@@ -138,7 +115,7 @@ def sample(
         index,
         estimator=name,
         locality=schedule,
-        label=parse_label(label, index),
+        label=parse_label(options.label, index),
         device=run.device,
         threads=run.threads,
         **settings,
@@ -153,11 +130,11 @@ def sample(
         result = patchindex.sample(
             machine,
             n,
-            steps,
+            options.steps,
             sampler,
             run.seed,
             noise,
-            batch_size=batch_size,
+            batch_size=options.batch_size,
             progress=progress,
         )
     seconds = time.perf_counter() - start

@@ -10,13 +10,14 @@ import click
 from .options import (
     LocalPath,
     RunOptions,
+    SamplingOptions,
     StorePath,
     check_output_folder,
-    label_option,
-    locality_option,
+    count_option,
     parse_label,
     parse_locality,
     run_options,
+    sampling_options,
 )
 from .output import new_table, print_json, print_table
 from .progress import stages
@@ -50,48 +51,17 @@ COLUMNS = {  # format of a row of the summary, by heading
     show_default=True,
     help="Estimator to compare, such as topk:candidates=512. Repeat the option for more estimators.",
 )
-@click.option(
-    "-n", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Number of images."
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(2),
-    metavar="N",
-    default=20,
-    show_default=True,
-    help="Grid points; N gives N-1 denoising steps.",
-)
-@click.option(
-    "--repeats",
-    type=click.IntRange(1),
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Repeat each estimate with other seeds, to measure its bias.",
-)
-@locality_option("Locality schedule, in place of the store's schedule.")
-@label_option("Compare with the training images of this label only.")
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    metavar="N",
-    default=4,
-    show_default=True,
-    help="Images per batch.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
+@count_option("-n", "Number of images.", 1)
+@count_option("--repeats", "Repeat each estimate with other seeds, to measure its bias.", 1)
+@sampling_options(batch_size=4)
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
 def study(
     store: Path | str,
     output: Path,
     estimators: tuple[str, ...],
     n: int,
-    steps: int,
     repeats: int,
-    locality: str | None,
-    label: str | None,
-    batch_size: int,
-    overwrite: bool,
+    options: SamplingOptions,
     run: RunOptions,
 ) -> None:
     """Measure the error of estimators against the exact score, on the images of a STORE.
@@ -119,26 +89,26 @@ def study(
     from patchindex.estimators import parse_estimator
     from patchindex.study.plots import figure_class
 
-    check_output_folder(output, FILES, overwrite)
+    check_output_folder(output, FILES, options.overwrite)
     figure_class()  # matplotlib is optional: without it, fail before any work
     index = patchindex.open_index(store, device=run.device)
-    schedule = parse_locality(locality) or index.locality
-    number = parse_label(label, index)
+    schedule = parse_locality(options.locality) or index.locality
+    number = parse_label(options.label, index)
     machines = {}
     for text in estimators:
-        name, options = parse_estimator(text)
+        name, settings = parse_estimator(text)
         machines[text] = patchindex.ScoreMachine(
-            index, estimator=name, locality=schedule, device=run.device, threads=run.threads, **options
+            index, estimator=name, locality=schedule, device=run.device, threads=run.threads, **settings
         )
     with stages() as progress:
         result = patchindex.study.compare(
             machines,
             n,
-            steps,
+            options.steps,
             repeats=repeats,
             seed=run.seed,
             label=number,
-            batch_size=batch_size,
+            batch_size=options.batch_size,
             progress=progress,
         )
     _write(output, result, n)
