@@ -1,4 +1,5 @@
 import inspect
+import re
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,7 @@ import zarr
 
 from patchindex.errors import SourceNotFoundError
 from patchindex.images import KNOWN_SETS, ImageOptions, open_images
+from patchindex.images.format import Options
 
 INSTALLED = KNOWN_SETS["fashion-mnist"][0].is_file()
 
@@ -15,6 +17,21 @@ INSTALLED = KNOWN_SETS["fashion-mnist"][0].is_file()
 def test_the_typed_options_are_those_of_open_images():
     options = set(inspect.signature(open_images).parameters) - {"source", "labels"}
     assert set(ImageOptions.__annotations__) == options
+
+
+def test_the_example_of_the_docs_works(tmp_path, rgb, labels, refused):
+    page = (Path(__file__).parents[2] / "docs" / "adding-an-image-format.md").read_text()
+    module, _, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"np": np}
+    exec(module + test.split("CASES")[0], names)
+    names["write_raw"](tmp_path / "set.raw", rgb, labels)
+    assert names["FORMAT"].matches(tmp_path / "set.raw")
+    source = names["FORMAT"].open(tmp_path / "set.raw", Options())
+    np.testing.assert_array_equal(source[:], rgb)
+    np.testing.assert_array_equal(source.labels, labels)
+    (tmp_path / "set.raw").write_bytes(b"12345")
+    with refused("set.raw", "do not fit its header"):
+        names["FORMAT"].open(tmp_path / "set.raw", Options())
 
 
 def test_unknown_options_are_refused(gray):
