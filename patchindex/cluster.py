@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.build.contents import digest
 from patchindex.dask_tasks import lost_workers, submit
 from patchindex.denoisers.machine import ScoreMachine, is_store
 from patchindex.errors import DeviceError, InputError, PatchIndexError
@@ -31,6 +30,7 @@ from patchindex.runtime import check_threads
 from patchindex.sampling.samplers import SampleResult, check_least, starting_noise
 from patchindex.sampling.samplers import sample as draw
 from patchindex.softmax import SoftmaxState
+from patchindex.store.checksums import fingerprint
 from patchindex.store.remote import is_url
 
 if TYPE_CHECKING:
@@ -265,9 +265,9 @@ def _facts(training: TrainingImages, read: Callable[[int, int], np.ndarray]) -> 
     some = np.unique(np.linspace(0, len(training) - 1, SPREAD).astype(int))
     return {
         "shape": training.source.shape,
-        "images": digest(np.concatenate([read(i, i + 1) for i in some])),
-        "labels": None if training.labels is None else digest(training.labels),
-        "source_ids": digest(training.source_ids),
+        "images": fingerprint(np.concatenate([read(i, i + 1) for i in some])),
+        "labels": None if training.labels is None else fingerprint(training.labels),
+        "source_ids": fingerprint(training.source_ids),
     }
 
 

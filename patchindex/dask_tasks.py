@@ -1,4 +1,4 @@
-"""Tasks on a Dask cluster: hand them out, and tell of lost workers in one line."""
+"""Tasks on a Dask cluster: submit tasks, and report lost workers in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from patchindex.errors import PatchIndexError
+from patchindex.errors import Option, PatchIndexError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -15,18 +15,17 @@ __all__ = ["lost_workers", "submit"]
 
 
 def submit(client: Client, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Hand a task to the workers.
+    """Submit a task to the workers.
 
-    Where one is lost with it, the scheduler gives it to another, until that has happened more than
-    `distributed.scheduler.allowed-failures` times (see `lost_workers`). A task that raises would raise again:
-    it is not tried twice.
+    When a worker is lost, the scheduler gives its tasks to other workers, up to
+    `distributed.scheduler.allowed-failures` times per task. A task that raises is not tried again.
     """
     return client.submit(function, *arguments, pure=False, retries=0)
 
 
 @contextmanager
-def lost_workers(remedy: str) -> Iterator[None]:
-    """Tell in one line, inside the block, of a task with which too many workers were lost.
+def lost_workers(*then: str | Option) -> Iterator[None]:
+    """Turn the loss of a task in the block into one line; `then` says what to do after looking into it.
 
     Raises
     ------
@@ -38,15 +37,14 @@ def lost_workers(remedy: str) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        lost = error.allowed_failures + 1
         raise PatchIndexError(
-            f"all workers that a task was given to were lost ({lost}), perhaps for want of memory",
+            f"a task was lost with each of {error.allowed_failures + 1} workers, perhaps for lack of memory",
             where="cluster",
-            remedy=f"look into their logs, and {remedy}",
+            remedy=["look into the logs of the workers, and ", *then],
         ) from error
     except CancelledError as error:
         raise PatchIndexError(
             "a task was cancelled, or the scheduler is lost",
             where="cluster",
-            remedy=f"connect anew, and {remedy}",
+            remedy=["connect again, and ", *then],
         ) from error

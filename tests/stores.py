@@ -1,9 +1,10 @@
-"""What tests look at in a store."""
+"""Helpers for tests of stores: their contents, and interrupted builds."""
 
 from __future__ import annotations
 
 import faiss
 import numpy as np
+import pytest
 import torch
 
 from patchindex.index.patch_index import scale_group
@@ -15,7 +16,7 @@ def faiss_file(index, k):
 
 
 def lists_of(index, k):
-    """Ids and codes of each inverted list, as plain FAISS reads them from the file."""
+    """Yield ids and codes of each inverted list, as plain FAISS reads them from the file."""
     plain = faiss.read_index(str(faiss_file(index, k)))
     for c in range(plain.nlist):
         n = plain.invlists.list_size(c)
@@ -24,8 +25,14 @@ def lists_of(index, k):
         yield ids, codes.reshape(n, plain.code_size)
 
 
+def assert_same_lists(index, other, k):
+    for mine, its in zip(lists_of(index, k), lists_of(other, k), strict=True):
+        np.testing.assert_array_equal(mine[0], its[0])
+        np.testing.assert_array_equal(mine[1], its[1])
+
+
 def search_everything(index, k, label=None):
-    """The nearest codes to some real patches, with all lists probed."""
+    """Return the nearest codes to some real patches, with all lists probed."""
     scale = index.scale(k)
     x = torch.from_numpy(index.training.read(0, 3).transpose(0, 3, 1, 2) / 127.5 - 1).float()
     z = scale.pca.project_queries(x, scale.geometry, 1.0).numpy()
@@ -35,6 +42,34 @@ def search_everything(index, k, label=None):
     return (*scale.search(z, keys, 10, images), classes)
 
 
+def tree(path):
+    """Return the content of every file of a folder, by its name."""
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def interrupted(function, *arguments, at, after=0, **options):
+    """Call a function, and interrupt it at a stage, after some reports of progress of that stage."""
+    reports = []
+
+    def progress(stage, done, total):
+        reports.append(stage.startswith(at))
+        if sum(reports) > after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        function(*arguments, progress=progress, **options)
+
+
+def stages_of(function, *arguments, **options):
+    """Return what a function returns, and the stages that it reports."""
+    stages = []
+    found = function(*arguments, progress=lambda stage, *_: stages.append(stage), **options)
+    return found, stages
+
+
 def assert_nothing_at(path):
-    assert not path.exists()
-    assert [p.name for p in path.parent.iterdir() if p.name.startswith(path.name)] == []
+    assert [name for name in names_in(path.parent) if name.startswith(path.name)] == []

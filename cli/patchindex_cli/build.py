@@ -123,7 +123,7 @@ def build(
       patchindex build --add-scales 9,11 -o photos.zarr
     """
     import patchindex
-    from patchindex.build import parse_memory, plan_build, plan_scales
+    from patchindex.build import BuildSettings, parse_memory, plan_build, plan_scales
     from patchindex.geometry import INDEXED_MACHINES
 
     budget = parse_memory(options.memory)
@@ -159,16 +159,10 @@ def build(
         }
         images = open_source(source, image)
         if dry_run:
-            plan, _ = plan_build(images, **settings, **codes, memory=budget)
-            del settings["locality"]  # only the build itself compares schedules
-            settings |= {
-                **codes,
-                "scales": [scale.k for scale in plan.scales],
-                "seed": run.seed,
-                "source": images.name,
-                "shape": list(images.shape),
-            }
-            report_plan(plan, output, settings, options, run, overwrite=overwrite)
+            given = BuildSettings(**settings, **codes, seed=run.seed)
+            plan, nearest = plan_build(images, given, memory=budget)
+            stored = given.to_json(images, [scale.k for scale in plan.scales], nearest)
+            report_plan(plan, output, stored, options, run, overwrite=overwrite)
             return
         start = partial(
             patchindex.build_index, images, output, **settings, **how,

@@ -39,7 +39,7 @@ def report_plan(
     output : Path
         The new store, or with `add_scales` the existing store.
     settings : dict
-        Settings that an unfinished build must share to be resumed, with `lists` and `pca_dims`.
+        Settings as a store keeps them, or only `lists` and `pca_dims` with `add_scales`.
     options, run, overwrite
         Options of the build.
     add_scales : bool
@@ -51,7 +51,8 @@ def report_plan(
         When the output exists or cannot be written, or memory or disk is too small.
     """
     from patchindex.build import free_bytes, parse_memory
-    from patchindex.build.workdir import check_memory, check_no_other, check_output, check_space, real_path
+    from patchindex.build.limits import check_memory, check_space
+    from patchindex.build.workdir import ExistingOutput, check_no_unfinished, existing_output, real_path
     from patchindex.runtime import resolve_device
 
     path, budget = real_path(output), parse_memory(options.memory)
@@ -67,8 +68,10 @@ def report_plan(
     if add_scales:
         if not os.access(path, os.W_OK):
             raise InputError("is read-only", where=path, remedy="copy the store to a folder you can write to")
-        check_no_other(path)
-    elif check_output(path, settings, overwrite, options.resume):
+        check_no_unfinished(path)
+    elif (
+        existing_output(path, settings, overwrite=overwrite, resume=options.resume) is ExistingOutput.FINISHED
+    ):
         click.echo(f"{output} is complete: --resume has nothing to do", err=True)
         return
     check_memory(plan, budget)

@@ -1,12 +1,15 @@
 """The index as it is written: plan, train, encode in shards, merge, append."""
 
-from patchindex.build.append import add_scales, append, plan_scales
 from patchindex.build.build import build_index
+from patchindex.build.limits import free_bytes
+from patchindex.build.more_images import append
+from patchindex.build.more_scales import add_scales, plan_scales
 from patchindex.build.plan import BuildPlan, ScalePlan, parse_memory, plan_build
-from patchindex.build.workdir import free_bytes
+from patchindex.build.settings import BuildSettings
 
 __all__ = [
     "BuildPlan",
+    "BuildSettings",
     "ScalePlan",
     "add_scales",
     "append",

@@ -1,44 +1,44 @@
-"""The offline builder: from images to a store, stage by stage, visible only when it is whole.
+"""The offline builder: from images to a store, stage by stage.
 
-A build works in a folder beside the store, `<store>.building`: first the images, then scale after scale, each
-renamed into place when it is whole, at last the folder itself. So whatever interrupts it, what stands under
-the final path is complete or is not there, and `resume=True` goes on after the last whole stage.
+A build works in a folder beside the store, `<store>.building`: it writes the images, then scale after scale,
+and renames the folder when all is complete. So the store at the final path is complete or absent, and
+`resume=True` continues an interrupted build after its last complete stage.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from patchindex.build.contents import digest, digest_of_images, finish, run_stages, stages_on, write_images
+from patchindex.build.contents import build_scale, write_attributes, write_images
+from patchindex.build.limits import check_memory, check_space, failing_disk
+from patchindex.build.on_cluster import build_scale_on
 from patchindex.build.plan import parse_memory, plan_build
 from patchindex.build.scale import ScaleBuild
-from patchindex.build.train import Progress
+from patchindex.build.settings import BuildSettings
 from patchindex.build.workdir import (
-    build_of,
-    building,
-    check_memory,
-    check_output,
-    check_space,
+    ExistingOutput,
+    build_id_of,
     check_writable,
-    failing_disk,
+    existing_output,
     locked,
     move_into_place,
     real_path,
+    working_directory,
 )
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import require_faiss, resolve_device, threads
-from patchindex.schedules import LocalitySchedule
+from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device, threads
 
 __all__ = ["build_index"]
+
+_threads = threads  # a parameter has this name
 
 
 def build_index(
@@ -61,47 +61,49 @@ def build_index(
     progress: Progress | None = None,
     client: Any = None,
 ) -> PatchIndex:
-    """Put every patch of the images, at each locality scale, into a store.
+    """Build a store: an index of every patch of the images at each locality scale.
 
     Parameters
     ----------
     images : array, path or name
-        uint8 images (N, H, W) or (N, H, W, C), or anything `open_images` takes.
+        uint8 images (N, H, W) or (N, H, W, C), or anything that `open_images` takes.
     path : str or Path
-        The store to make, a folder.
+        The folder of the new store.
     scales : sequence of int, or int, optional
         Odd locality scales; by default those of `locality`.
     labels : array of int or path, optional
-        Class of each image, shape (N,); the source's own by default.
+        Class of each image, shape (N,); by default the labels of the source.
     machine : str
-        `"ELS"`, `"bbELS"`, or `"LS"` and `"IS"`, whose stores hold images and no index.
+        `"ELS"` or `"bbELS"`; `"LS"` and `"IS"` make stores of images without an index.
     train_windows : str
         `"valid"` or `"wrapped"`, for ELS.
     locality : str or sequence of int, optional
-        A published preset's name or a schedule, kept in the store as the default for sampling, moved to the
-        nearest of the scales that there are.
-    pca_dims, lists : int, optional
-        Code size and number of inverted lists. By default as many principal components as keep the logits'
-        variance from what is left out below 0.2 at the lowest noise where a scale is used, by `locality` or
-        any preset, and at most 56, or as many as keep it below 1, and at most 128; and a list for every 256
-        patches, up to 131 072, halved down to 1 024 as long as `memory` does not do.
+        The name of a published preset, or a schedule. The store keeps the schedule as the default for
+        sampling, with each entry moved to the nearest scale of the store.
+    pca_dims : int, optional
+        Number of principal components in a code. By default, at the lowest noise at which `locality` or any
+        preset uses the scale, the left-out variance of the logits is below 0.2 with at most 56 components, or
+        below 1 with at most 128.
+    lists : int, optional
+        Number of inverted lists per scale. By default one for every 256 patches, at most 131 072; halved,
+        down to 1 024, while training needs more than `memory`.
     seed : int
-        Seed of the samples that PCA and k-means are trained on.
+        Seed for k-means and the sampling of training patches.
     threads : int, optional
-        CPU threads. Stores built with different numbers differ in rounding.
+        CPU threads. Stores built with different numbers of threads differ by rounding.
     memory : int or str, optional
-        What the build may take, in bytes or as `"4G"`; by default half of the machine's memory. A build
-        that needs more is refused before it starts.
+        Memory budget in bytes, or as `"4G"`; by default half of the machine's memory. A build that needs more
+        is refused before it starts.
     device : str or torch.device, optional
-        `"cpu"` (default) or `"cuda"`: where lists are trained and patches assigned to them.
+        `"cpu"` (default) or `"cuda"`: the device that trains lists and assigns patches.
     overwrite : bool
-        Replace a store that is there, once the new one is whole.
+        Replace a store at `path` when the new one is complete.
     resume : bool
-        Go on with an interrupted build of the same settings. For a finished store: nothing to do.
+        Continue an interrupted build of the same settings. Does nothing when the store is finished.
     progress : callable, optional
         Called as `progress(stage, done, total)`.
     client : distributed.Client, optional
-        Of a Dask cluster whose workers see the path: they train and fill the lists.
+        A Dask cluster whose workers see `path`: the workers train and fill the lists.
 
     Returns
     -------
@@ -111,12 +113,12 @@ def build_index(
     Raises
     ------
     InputError
-        When images, labels or settings are not acceptable, or memory or disk will not do; nothing was
-        written then.
+        When images, labels or settings are not acceptable, or the build needs more memory or disk than is
+        available. Nothing is written.
     OutputExistsError
-        When the store, or an unfinished build of it, is there already.
+        When the store, or an unfinished build of it, exists already.
     PatchIndexError
-        When the disk fails or is full during the build, which can be resumed then.
+        When the disk fails or is full during the build. The build can be resumed.
 
     Examples
     --------
@@ -125,60 +127,39 @@ def build_index(
     >>> build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=(3, 5)).scales
     (3, 5)
     """
-    path = real_path(path)
+    path, progress = real_path(path), progress or no_progress
     if not path.name:
-        raise InputError("is no name for a store", where=path, remedy="give a folder that does not exist yet")
-    if seed < 0:
-        raise InputError(f"must be at least 0, got {seed}", where="seed", remedy="use 0 or more")
-    source = open_images(images, labels=labels)
-    budget = parse_memory(memory)
-    plan, schedule = plan_build(
-        source,
-        scales,
-        machine=machine,
-        train_windows=train_windows,
-        locality=locality,
-        pca_dims=pca_dims,
-        lists=lists,
-        memory=budget,
-    )
+        raise InputError(
+            "is not a name for a store", where=path, remedy="give a folder that does not exist yet"
+        )
+    scales = [scales] if isinstance(scales, int) else scales
+    settings = BuildSettings(scales, machine, train_windows, locality, pca_dims, lists, seed)
+    source, budget = open_images(images, labels=labels), parse_memory(memory)
+    plan, schedule = plan_build(source, settings, memory=budget)
     where = resolve_device(device, needs_faiss=True)
     if plan.scales:
         require_faiss()
-    if plan.scales and locality is not None:
-        schedule = LocalitySchedule.of(locality)  # as it is given: more scales may be added
-    settings = {
-        "machine": machine,
-        "train_windows": train_windows,
-        "scales": [scale.k for scale in plan.scales],
-        "locality": {"name": schedule.name, "scales": schedule.scales} if schedule else None,
-        "pca_dims": pca_dims,
-        "lists": lists,
-        "seed": seed,
-        "source": source.name,
-        "shape": source.shape,
-        "images": digest_of_images(source),
-        "labels": None if source.labels is None else digest(source.labels),
-    }
-    settings = json.loads(json.dumps(settings))  # as they come back from the store: lists for tuples
-    if not path.parent.exists():  # what is refused leaves nothing, not even the folders that lead there
+    stored = settings.to_json(source, [scale.k for scale in plan.scales], schedule)
+    if not path.parent.exists():  # a refused build leaves nothing, not even the parent folders
         check_writable(path)
         check_memory(plan, budget)
         check_space(path, plan)
     with _threads(threads), locked(path):
-        if not check_output(path, settings, overwrite, resume):
+        existing = existing_output(path, stored, overwrite=overwrite, resume=resume)
+        if existing is not ExistingOutput.FINISHED:
             check_memory(plan, budget)
             check_space(path, plan)
-            run = run_stages if client is None else stages_on(client, threads)
-            with failing_disk(path, "go on with resume=True"), building(path, settings, resume) as folder:
+            build = build_scale if client is None else build_scale_on(client, threads)
+            with (
+                failing_disk(path, "go on with ", Option("resume", True)),
+                working_directory(path, stored, existing) as folder,
+            ):
                 write_images(folder, TrainingImages(source), progress)
-                of = build_of(folder)
+                build_id = build_id_of(folder)
                 for scale in plan.scales:
                     geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
-                    run(ScaleBuild(folder, geometry, scale.dims, scale.list_goal, seed, where, of), progress)
-                finish(folder, settings, source.labels, source.label_names, source.skipped)
-                move_into_place(folder, path, overwrite)
+                    work = ScaleBuild(folder, geometry, scale, seed=seed, device=where, build_id=build_id)
+                    build(work, progress)
+                write_attributes(folder, stored, source, source.skipped)
+                move_into_place(folder, path, replace=overwrite)
         return open_index(path, device=device)
-
-
-_threads = threads  # build_index's own parameter has this name

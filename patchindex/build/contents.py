@@ -1,73 +1,63 @@
-"""What is in a store besides its scales: images first, and last what the store says of itself."""
+"""The contents of a store besides its scales: images first, and the store's attributes last."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
 
-from patchindex.build.scale import ScaleBuild, sync, sync_file
-from patchindex.build.train import Progress
+from patchindex.build.scale import ScaleBuild
 from patchindex.build.workdir import IMAGES, has_images
-from patchindex.dask_tasks import lost_workers, submit
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.patch_index import FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.scale import FAISS_ARRAY
-from patchindex.runtime import require_faiss, threads
-from patchindex.store.checksums import crc32c, image_block, list_scales, write_manifest
-from patchindex.store.raw import RawWriter, raw_checksum
+from patchindex.runtime import Progress, require_faiss
+from patchindex.store.atomic import sync, sync_file
+from patchindex.store.checksums import crc32c, fingerprint, image_block, write_manifest, write_scales
+from patchindex.store.raw import raw_checksum, write_raw
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
-__all__ = ["digest", "digest_of_images", "finish", "run_stages", "stages_on", "write_images"]
+__all__ = ["build_scale", "write_attributes", "write_images"]
 
 
-DIGEST_IMAGES = 1024
-_threads = threads  # a parameter has this name
-
-
-def write_images(folder: Path, training: TrainingImages, progress: Progress | None) -> None:
-    """Write the images in label order, with labels and numbers; nothing to do where that is done."""
-    group = zarr.open_group(folder, mode="a")
+def write_images(folder: Path, training: TrainingImages, progress: Progress) -> None:
+    """Write the images in label order, their labels and source ids, unless all are written already."""
     if has_images(folder):
         return
+    group = zarr.open_group(folder, mode="a")
     for name in ("images", "labels", "image_checksums", "source_ids"):
         shutil.rmtree(folder / name, ignore_errors=True)
     height, width, channels = training.source.shape[1:]
     block = image_block((height, width), channels)
     step = block * max(1, CHUNK_BYTES // (block * height * width * channels))
     checksums = []
-    with RawWriter(folder, "images", "uint8", (height, width, channels)) as out:
+    with write_raw(folder, "images", "uint8", (height, width, channels)) as out:
         for start in range(0, len(training), step):
             pixels = training.read(start, start + step)
             out.write(pixels)
             checksums += [crc32c(pixels[i : i + block]) for i in range(0, len(pixels), block)]
-            if progress is not None:
-                progress("images", min(start + step, len(training)), len(training))
+            progress("images", min(start + step, len(training)), len(training))
     if training.labels is not None:
         group.create_array("labels", data=training.labels)
     group.create_array("image_checksums", data=np.array(checksums, np.uint32))
     group.create_array("source_ids", data=training.source_ids)
     sync(folder)
-    # With this it is done: arrays have their metadata before they have their contents.
+    # An array can have metadata and no data, so only this attribute says that the images are complete.
     group.attrs[IMAGES] = True
     sync_file(folder / "zarr.json")
     sync_file(folder)
 
 
-def run_stages(scale: ScaleBuild, progress: Progress | None) -> None:
-    """Do what is left of a scale's build."""
+def build_scale(scale: ScaleBuild, progress: Progress) -> None:
+    """Run the stages of a scale's build that are not done yet."""
     scale.begin(progress)
     scale.train(progress)
     for shard in scale.missing():
@@ -75,28 +65,20 @@ def run_stages(scale: ScaleBuild, progress: Progress | None) -> None:
     scale.merge(progress)
 
 
-def finish(
-    folder: Path,
-    settings: dict[str, Any],
-    labels: np.ndarray | None,
-    label_names: Sequence[str] | None,
-    skipped: Sequence[str],
+def write_attributes(
+    folder: Path, settings: dict[str, Any], source: ImageSource, skipped: Sequence[str]
 ) -> None:
-    """Write down what the store is; with this it is one."""
+    """Write the attributes, the manifest and the list of scales, which make a folder a store."""
     scales = scales_of(folder)
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    fingerprint.update(raw_checksum(folder, "images").encode())
-    for k in scales:
-        fingerprint.update(raw_checksum(folder / scale_group(k), FAISS_ARRAY).encode())
+    content = json.dumps(settings, sort_keys=True) + raw_checksum(folder, "images")
+    content += "".join(raw_checksum(folder / scale_group(k), FAISS_ARRAY) for k in scales)
+    copied = ("machine", "train_windows", "scales", "locality", "source", "shape")
     attributes = {
         "format": FORMAT_VERSION,
-        "fingerprint": fingerprint.hexdigest()[:16],
-        **{
-            key: settings[key]
-            for key in ("machine", "train_windows", "scales", "locality", "source", "shape")
-        },
-        "labels": None if labels is None else [int(label) for label in np.unique(labels)],
-        "label_names": None if label_names is None else list(label_names),
+        "fingerprint": fingerprint(content.encode()),
+        **{name: settings[name] for name in copied},
+        "labels": None if source.labels is None else np.unique(source.labels).tolist(),
+        "label_names": None if source.label_names is None else list(source.label_names),
         "skipped": list(skipped),
         "settings": settings,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -105,54 +87,4 @@ def finish(
     }
     zarr.open_group(folder, mode="a").attrs["patchindex"] = attributes
     write_manifest(folder)
-    list_scales(folder, scales)
-    sync(folder)
-
-
-def digest(content: Any) -> str:
-    """Return a short hash of an array's bytes, or of plain data."""
-    data = (
-        np.ascontiguousarray(content).tobytes()
-        if isinstance(content, np.ndarray)
-        else json.dumps(content, sort_keys=True).encode()
-    )
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def digest_of_images(source: ImageSource) -> str:
-    """Return a short hash of up to 1 024 images, spread evenly: to read all of them takes too long."""
-    return digest(source.read(np.linspace(0, len(source) - 1, min(DIGEST_IMAGES, len(source))).astype(int)))
-
-
-def stages_on(client: Client, threads: int | None) -> Callable[[ScaleBuild, Progress | None], None]:
-    """Return what does the stages of a scale's build on a cluster.
-
-    Parameters
-    ----------
-    client : distributed.Client
-    threads : int, optional
-        Threads of each task: lists are the same for the same number only.
-    """
-
-    def run(scale: ScaleBuild, progress: Progress | None) -> None:
-        from distributed import as_completed
-
-        def start(stage: str, *arguments: Any) -> Future[Any]:
-            return submit(client, _do, scale, stage, threads, *arguments)
-
-        scale.begin(progress)
-        with lost_workers("go on with resume=True"):
-            start("train").result()
-            futures = [start("encode", shard) for shard in scale.missing()]
-            for done, future in enumerate(as_completed(futures)):
-                future.result()
-                if progress is not None:
-                    progress(f"k = {scale.k}: assigning patches", done + 1, len(futures))
-            start("merge").result()
-
-    return run
-
-
-def _do(scale: ScaleBuild, stage: str, threads: int | None, *arguments: Any) -> None:
-    with _threads(threads):
-        getattr(scale, stage)(*arguments)
+    write_scales(folder, scales)

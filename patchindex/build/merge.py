@@ -1,14 +1,15 @@
-"""Merging: the patches of all shards, list by list, into the FAISS file of a scale.
+"""Merging: write the patches of all shards, list by list, into the FAISS file of a scale.
 
-FAISS builds such an index in memory and writes it then. Here its head comes from FAISS and the lists are
-streamed behind it in FAISS's own format ("ilar": list sizes, and for each list its codes and its 64-bit ids),
-so that no more than some lists are in memory. The bytes are those that FAISS would have written.
+FAISS writes an index file from an index in memory. Here FAISS makes only the header of the file, and the
+lists are streamed behind it in FAISS's own format ("ilar": list sizes, then for each list its codes and its
+64-bit ids). So only a few lists are in memory. The bytes are the same as FAISS writes.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,26 +17,26 @@ import numpy as np
 from patchindex.index.faiss_file import ID_BYTES
 from patchindex.runtime import require_faiss
 from patchindex.store.checksums import crc32c
-from patchindex.store.raw import RawWriter
+from patchindex.store.raw import ChecksumWriter
 
-__all__ = ["Bucket", "CodeMoments", "write_index"]
+__all__ = ["Bucket", "CodeMoments", "LabelCounts", "write_index"]
 
 PIECE_BYTES = 1 << 20
-NO_LISTS = b"il00"  # how FAISS ends an index without lists
-SUMMED_AT_ONCE = 4096  # codes
+NO_LISTS = b"il00"  # the end of FAISS's bytes for an index without lists
+BLOCK_CODES = 4096
 
 
 class Bucket(NamedTuple):
-    """The patches of some neighbouring lists, or some of one list.
+    """The patches of some neighbouring lists, or some patches of one list.
 
     Attributes
     ----------
     first : int
-        The first of these lists.
+        The first list.
     sizes : array of int64, shape (lists,)
-        How many patches of each are here.
+        Number of patches of each list in the bucket.
     ids : array of int64, shape (n,)
-        List by list, ascending in each.
+        Patch ids list by list, ascending in each list.
     codes : array of uint8, shape (n, code bytes)
     """
 
@@ -45,7 +46,7 @@ class Bucket(NamedTuple):
     codes: np.ndarray
 
     def lists(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield the number, ids and codes of each list that has some."""
+        """Yield the number, ids and codes of each list that is not empty."""
         stops = np.cumsum(self.sizes)
         for i in np.flatnonzero(self.sizes):
             rows = slice(stops[i] - self.sizes[i], stops[i])
@@ -53,7 +54,7 @@ class Bucket(NamedTuple):
 
 
 class CodeMoments:
-    """Sums of the codes of each list and of their squares: integers, so exact.
+    """Sums of the codes of each list and of their squares, in exact integers.
 
     Parameters
     ----------
@@ -66,20 +67,20 @@ class CodeMoments:
         self.squares = np.zeros((lists, dims))
 
     def watch(self, buckets: Iterator[Bucket]) -> Iterator[Bucket]:
-        """Pass on patches in order of their lists, counting them in."""
+        """Add the codes of each bucket to the sums, and yield the bucket."""
         for bucket in buckets:
             for c, _, codes in bucket.lists():
                 self.count[c] += len(codes)
-                for start in range(0, len(codes), SUMMED_AT_ONCE):
-                    exact = codes[start : start + SUMMED_AT_ONCE].astype(np.float64)  # integers below 2^53
+                for start in range(0, len(codes), BLOCK_CODES):
+                    exact = codes[start : start + BLOCK_CODES].astype(np.float64)  # integers below 2^53
                     self.sums[c] += exact.sum(0)
                     self.squares[c] += np.einsum("nd,nd->d", exact, exact)
             yield bucket
 
     def decoded(self, low: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return means and variances of the vectors that the codes stand for, float32, shape (lists, dims).
+        """Return the means and variances of the decoded vectors of each list, float32, shape (lists, dims).
 
-        Both are 0 for a list without members.
+        A code q stands for `low + (q + 1/2) step`. Both are 0 for an empty list.
         """
         count = np.maximum(self.count, 1)[:, None]
         mean = self.sums / count
@@ -88,50 +89,82 @@ class CodeMoments:
         return means.astype(np.float32), variance.astype(np.float32)
 
 
-def write_index(
-    out: RawWriter, index: Any, sizes: np.ndarray, buckets: Iterator[Bucket]
-) -> tuple[int, np.ndarray]:
-    """Write an empty index with members; return the checksums of its head and of each list.
+class LabelCounts:
+    """Number of patches of each label in each list.
 
     Parameters
     ----------
-    out : RawWriter
+    label_of : array of int64, shape (N,)
+        Index of each image's label.
+    lists : int
+    patches_per_image : int
+
+    Attributes
+    ----------
+    counts : array of int64, shape (labels, lists)
+    """
+
+    def __init__(self, label_of: np.ndarray, lists: int, patches_per_image: int) -> None:
+        self._label_of, self._per_image = label_of, patches_per_image
+        self.counts = np.zeros((int(label_of.max()) + 1, lists), np.int64)
+
+    def watch(self, buckets: Iterator[Bucket]) -> Iterator[Bucket]:
+        """Count the patches of each bucket, and yield the bucket."""
+        labels = len(self.counts)
+        for bucket in buckets:
+            n = len(bucket.sizes)
+            lists = np.repeat(np.arange(n), bucket.sizes)
+            flat = self._label_of[bucket.ids // self._per_image] * n + lists
+            counts = np.bincount(flat, minlength=labels * n).reshape(labels, n)
+            self.counts[:, bucket.first : bucket.first + n] += counts
+            yield bucket
+
+
+def write_index(
+    out: ChecksumWriter, index: Any, sizes: np.ndarray, buckets: Iterator[Bucket], scratch: Path
+) -> tuple[int, np.ndarray]:
+    """Write a FAISS index; return the checksums of its header and of each list.
+
+    Parameters
+    ----------
+    out : ChecksumWriter
     index : faiss.IndexIVFScalarQuantizer
-        Without members; it has no lists afterwards.
+        An index without members. Its lists are removed.
     sizes : array of int, shape (lists,)
         Length of each list.
     buckets : iterator of Bucket
-        The members, list by list, as `Shards.merged` gives them. Of a list that comes in parts, ids wait in
-        a temporary file until its codes are written.
+        All members, list by list, as `Shards.merged` yields them.
+    scratch : Path
+        Folder for a temporary file. It holds the ids of a list that comes in several buckets, until the codes
+        of the list are written.
     """
     faiss = require_faiss()
     index.replace_invlists(None, False)
     index.ntotal = int(sizes.sum())
-    head = faiss.serialize_index(index).tobytes()
-    if not head.endswith(NO_LISTS):
-        raise AssertionError("this version of FAISS writes indexes in another way")
-    head = head[: -len(NO_LISTS)] + b"".join(
+    header = faiss.serialize_index(index).tobytes()
+    if not header.endswith(NO_LISTS):
+        raise AssertionError("this version of FAISS has another file format")
+    header = header[: -len(NO_LISTS)] + b"".join(
         part if isinstance(part, bytes) else np.asarray(part, "<u8").tobytes()
         for part in (b"ilar", [len(sizes), index.code_size], b"full", [len(sizes)], sizes)
     )
-    out.write(head)
+    out.write(header)
     checksums = np.zeros(len(sizes), np.uint32)
-    with tempfile.TemporaryFile(dir=out.folder) as waiting:
+    with tempfile.TemporaryFile(dir=scratch) as waiting:
         for bucket in buckets:
             for c, ids, codes in bucket.lists():
                 checksums[c] = crc32c(codes, int(checksums[c]))
                 out.write(codes)
-                if len(ids) < sizes[c]:
-                    waiting.write(ids.data)
-                    if waiting.tell() < ID_BYTES * sizes[c]:
-                        continue
+                if len(ids) == sizes[c]:
+                    checksums[c] = crc32c(ids, int(checksums[c]))
+                    out.write(ids)
+                    continue
+                waiting.write(ids.data)
+                if waiting.tell() == ID_BYTES * sizes[c]:
                     waiting.seek(0)
                     while piece := waiting.read(PIECE_BYTES):
                         checksums[c] = crc32c(piece, int(checksums[c]))
                         out.write(piece)
                     waiting.seek(0)
                     waiting.truncate()
-                else:
-                    checksums[c] = crc32c(ids, int(checksums[c]))
-                    out.write(ids)
-    return crc32c(head), checksums
+    return crc32c(header), checksums

@@ -1,10 +1,9 @@
-"""Training one scale: a sample of patches, its principal components, and the lists by k-means."""
+"""Training of one scale: a sample of patches, its principal components, and the lists by k-means."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,13 @@ from patchindex.geometry import Geometry, gather_patches
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, InvertedLists, list_counts, train_lists
 from patchindex.index.model import ScaleModel, fit_ranges, project_all
 from patchindex.index.pca import PCA, fit_pca
+from patchindex.runtime import Progress
 
-__all__ = ["Progress", "train_scale"]
+__all__ = ["train_scale"]
 
 SPREAD = 4
 LEAST_IMAGES = 256
 LOSS_SAMPLE = 8192
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 def train_scale(
@@ -34,9 +32,9 @@ def train_scale(
     lists: int,
     seed: int,
     device: torch.device,
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[ScaleModel, dict[str, Any]]:
-    """Find components and lists of one scale from a sample of the patches.
+    """Find the principal components and the lists of one scale from a sample of its patches.
 
     Parameters
     ----------
@@ -45,9 +43,9 @@ def train_scale(
     geometry : Geometry
         Machine and locality scale.
     dims : int
-        How many principal components its codes keep.
+        Number of principal components in a code.
     lists : int
-        How many lists position classes share.
+        Number of lists that the position classes share.
     seed, device, progress
         As for `build_index`.
 
@@ -55,7 +53,7 @@ def train_scale(
     -------
     ScaleModel
     dict
-        What is worth knowing of it: share of the energy, loss of the assignment, seconds.
+        Attributes of the scale: number of lists, PCA energy, loss of the assignment, seconds.
     """
     clock = [time.perf_counter()]
     rng = np.random.default_rng([seed, geometry.k])
@@ -64,8 +62,7 @@ def train_scale(
     counts = list_counts(by_class, lists)
     sample, classes = _training_sample(pixels, geometry, pca, counts, rng, device)
     clock.append(time.perf_counter())
-    if progress is not None:
-        progress(f"k = {geometry.k}: training {counts.sum()} lists", 0, len(pixels))
+    progress(f"k = {geometry.k}: training {counts.sum()} lists", 0, len(pixels))
     inverted = train_lists(sample, classes, counts, seed, device)
     ranges = fit_ranges(sample)
     loss = _assignment_loss(inverted, sample, classes, rng)
@@ -82,7 +79,7 @@ def train_scale(
 
 
 def _sample(pixels: Tensor, geometry: Geometry, rng: np.random.Generator) -> Tensor:
-    """Return up to `PCA_SAMPLE` patches drawn evenly from all, shape (n, k, k, C)."""
+    """Draw up to `PCA_SAMPLE` of all patches, shape (n, k, k, C)."""
     total = len(pixels) * geometry.patches_per_image
     ids = np.sort(rng.choice(total, min(PCA_SAMPLE, total), replace=False))
     return gather_patches(pixels, geometry, torch.from_numpy(ids))
@@ -96,10 +93,8 @@ def _training_sample(
     rng: np.random.Generator,
     device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return projected patches to train lists on, (n, dims) float32, and their position classes, (n,).
-
-    They come from `SPREAD` times as many images as would do: neighbouring patches of an image are alike.
-    """
+    """Return projected training patches, float32 (n, dims), and their position classes, (n,)."""
+    # Neighbouring patches are alike, so the sample comes from `SPREAD` times the images that it needs.
     by_class = np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     share = (counts * TRAINING_PATCHES_A_LIST / (len(pixels) * by_class)).max()
     n_images = min(len(pixels), max(LEAST_IMAGES, math.ceil(SPREAD * share * len(pixels))))
@@ -116,13 +111,9 @@ def _training_sample(
 def _assignment_loss(
     inverted: InvertedLists, sample: np.ndarray, classes: np.ndarray, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Compare the lists that patches get with the truly nearest ones.
-
-    Returns the share of patches in their nearest list, and by how much the mean squared distance to the
-    centroid is above the least possible.
-    """
-    some = rng.choice(len(sample), min(LOSS_SAMPLE, len(sample)), replace=False)
-    vectors, classes = np.ascontiguousarray(sample[some]), classes[some]
+    """Return the share of patches in their nearest list, and the excess of the mean squared distance."""
+    chosen = rng.choice(len(sample), min(LOSS_SAMPLE, len(sample)), replace=False)
+    vectors, classes = np.ascontiguousarray(sample[chosen]), classes[chosen]
     assigned = inverted.assign(torch.from_numpy(vectors).to(inverted.device), classes)
     nearest = inverted.nearest(vectors, classes, 1)[:, 0]
     got, least = (

@@ -49,8 +49,8 @@ from patchindex.store.checksums import (
     check_small_files,
     crc32c,
     image_block,
-    manifest_of,
     read_checksummed,
+    read_manifest,
 )
 from patchindex.store.raw import open_raw, raw_checksum
 from patchindex.store.remote import ATTRIBUTES, Remote, is_url
@@ -311,7 +311,7 @@ class PatchIndex:
             if crc32c(images) != self._image_checksums[i]:
                 last_image = i * block + len(images) - 1
                 raise StoreError(
-                    f"images {i * block} to {last_image} are damaged: their checksum is another",
+                    f"images {i * block} to {last_image} are damaged (checksum mismatch)",
                     where=self.path,
                     remedy=REMEDY,
                 )
@@ -343,7 +343,7 @@ class PatchIndex:
             group, remote = scale_group(k), self._remote
             with TemporaryDirectory(prefix="patchindex-") as folder:
                 scales[str(k)] = _scale_info(
-                    self.path / group if remote is None else remote.facts(group, Path(folder))
+                    self.path / group if remote is None else remote.fetch_attributes(group, Path(folder))
                 )
         return {
             "path": str(self.path),
@@ -360,7 +360,7 @@ def _scale_info(folder: Path) -> dict[str, Any]:
     """Return the attributes, the bytes and the operating curve of a scale."""
     attributes = folder / ATTRIBUTES
     content = attributes.read_bytes() if attributes.is_file() else b""
-    if f"{crc32c(content):08x}" != manifest_of(folder).get(ATTRIBUTES, (0, ""))[1]:
+    if f"{crc32c(content):08x}" != read_manifest(folder).get(ATTRIBUTES, (0, ""))[1]:
         raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
     info: dict[str, Any] = {**zarr.open_group(folder, mode="r").attrs, "bytes": _bytes(folder)}
     if (folder / CURVE).exists():
@@ -372,7 +372,7 @@ def _scale_info(folder: Path) -> dict[str, Any]:
 def _bytes(folder: Path) -> int:
     """Return the bytes of the files in a folder's manifest, and of the files with their own checksum."""
     own = (folder / name for name in CHECKSUMMED)
-    listed = sum(size for size, _ in manifest_of(folder).values())
+    listed = sum(size for size, _ in read_manifest(folder).values())
     return listed + sum(path.stat().st_size for path in own if path.exists())
 
 

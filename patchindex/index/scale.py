@@ -14,6 +14,7 @@ import zarr
 from patchindex.errors import InputError, Option, StoreError
 from patchindex.geometry import Geometry
 from patchindex.index.faiss_file import ID_BYTES, code_ranges, lists_offset
+from patchindex.index.keys import BUILD_ID, HEADER_CHECKSUM, IMAGES_CHECKSUM
 from patchindex.index.lists import to_gpu
 from patchindex.index.model import ScaleModel
 from patchindex.index.moments import ListMoments
@@ -34,7 +35,7 @@ __all__ = ["FAISS_ARRAY", "ScaleIndex"]
 
 FAISS_ARRAY = "faiss"
 LIST_ARRAYS = ("list_counts", "list_means", "list_variances", "list_checksums")
-NUMBERS = ("patches", "pca_energy", "head_checksum")  # required attributes
+NUMBERS = ("patches", "pca_energy", HEADER_CHECKSUM)  # required attributes
 MEASURE_AGAIN = ("measure it again: tune with ", Option("overwrite", True))
 
 
@@ -66,7 +67,7 @@ class ScaleIndex:
         check_small_files(path)
         group = zarr.open_group(path, mode="r")
         self.attributes: dict[str, Any] = dict(group.attrs)
-        self.origin = {name: self.attributes.get(name) for name in ("k", "images", "of")}  # of: the build_id
+        self.origin = {name: self.attributes.get(name) for name in ("k", IMAGES_CHECKSUM, BUILD_ID)}
         if (path / CURVE).exists():
             self.attributes["operating_curve"] = self._curve()
         arrays = (*ScaleModel.ARRAYS, *LIST_ARRAYS)
@@ -108,8 +109,8 @@ class ScaleIndex:
     def _faiss_file(self) -> Any:
         faiss = require_faiss()
         file = raw_path(self.path, FAISS_ARRAY, 1)
-        if crc32c(self._raw[: self._list_offsets[0]]) != self.attributes["head_checksum"]:
-            raise StoreError("its head is damaged: its checksum is another", where=file, remedy=REMEDY)
+        if crc32c(self._raw[: self._list_offsets[0]]) != self.attributes[HEADER_CHECKSUM]:
+            raise StoreError("its header is damaged (checksum mismatch)", where=file, remedy=REMEDY)
         try:
             index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
@@ -154,7 +155,7 @@ class ScaleIndex:
         for c in lists[~self.checked[lists]].tolist():
             if crc32c(self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]) != self._checksums[c]:
                 raise StoreError(
-                    f"list {c} is damaged: its checksum is another",
+                    f"list {c} is damaged (checksum mismatch)",
                     where=raw_path(self.path, FAISS_ARRAY, 1),
                     remedy=REMEDY,
                 )

@@ -13,7 +13,7 @@ import torch
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import gather_patches
 from patchindex.index.patch_index import PatchIndex, open_index, scale_group, scales_of
-from patchindex.store.checksums import CURVE, SCALES, damage, read_checksummed
+from patchindex.store.checksums import CURVE, SCALES, check_files, read_checksummed
 from patchindex.store.remote import is_url
 
 __all__ = ["Report", "verify"]
@@ -109,7 +109,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
         problems.append((str(error.where), error.what))
     parts = [path, *(path / scale_group(k) for k in scales_of(path))]
     for i, part in enumerate(parts):
-        for name, wrong in damage(part):
+        for name, wrong in check_files(part):
             file = part / name
             files += 1
             size += file.stat().st_size if file.is_file() else 0

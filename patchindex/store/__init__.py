@@ -1,1 +1,1 @@
-"""Bytes on disk: checksums, raw arrays, copies of remote stores. Nothing here knows what a patch is."""
+"""Bytes on disk: checksums, raw arrays, atomic writes, remote copies. Nothing here knows what a patch is."""

@@ -1,12 +1,14 @@
-"""Checksums of a store: crc32c of every file in sealed manifests, and of the pieces that sampling reads.
+"""Checksums of a store's files, and fingerprints of contents.
 
-A *sealed* file is JSON with the checksum of its content, written in one way only, so that any other byte in
-it shows. The manifest of a folder is one: it lists the size and checksum of every other file. What changes
-later is sealed by itself: operating curves, and the list of scales.
+A *checksummed* file is JSON with the crc32c of its content, in one canonical form: any changed byte shows.
+`manifest.json` of a folder is checksummed, and lists the size and the crc32c of every other file in the
+folder. Files that change after the manifest was written are checksummed themselves: the operating curve of a
+scale, and the list of scales.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,128 +16,136 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numpy as np
 
 from patchindex.errors import StoreError
+from patchindex.store.atomic import atomic_write
 
 __all__ = [
+    "CHECKSUMMED",
     "CURVE",
     "IMAGE_BLOCK_BYTES",
     "MANIFEST",
     "REMEDY",
     "SCALES",
+    "check_files",
     "check_small_files",
     "crc32c",
-    "damage",
+    "fingerprint",
     "image_block",
-    "list_scales",
-    "manifest_of",
     "read_checksummed",
+    "read_manifest",
     "write_checksummed",
     "write_manifest",
+    "write_scales",
 ]
 
 MANIFEST = "manifest.json"
 CURVE = "operating_curve.json"
-SCALES = "scales.json"  # that a store has been given
+SCALES = "scales.json"
 CHECKSUMMED = (MANIFEST, CURVE, SCALES)
-# Arrays that are one raw file, which ends in the checksum of the rest; sampling checks pieces of them.
+# Large arrays are one raw file each. Sampling checks the blocks that it reads, not the whole file.
 LARGE = ("images/c/", "faiss/c/")
-PARTS = "scales"  # sub-folders of which each has its own manifest
-IMAGE_BLOCK_BYTES = 1 << 20  # of images with a checksum of their own
+PARTS = "scales"  # the folder whose sub-folders have their own manifests
+IMAGE_BLOCK_BYTES = 1 << 20  # images that share a checksum
 READ_BYTES = 8 << 20
-REMEDY = "build the store again, or copy it again from where it is whole"
+REMEDY = "build the store again, or copy it again from an intact one"
+MISMATCH = "is damaged (checksum mismatch)"
 
 
 def crc32c(data: Any, before: int = 0) -> int:
-    """Return the crc32c of bytes (or of an array's), behind others of which it was `before`.
+    """Return the crc32c of bytes or of an array's bytes; `before` is the crc32c of the bytes in front.
 
     Examples
     --------
     >>> crc32c(b"123456789") == crc32c(b"6789", crc32c(b"12345")) == 0xE3069283
     True
     """
-    # An array's own `tobytes` is faster than `bytes`, which goes through the buffer protocol.
+    # `bytes(array)` goes through the buffer protocol, and is slower than `tobytes`.
     return int(google_crc32c.extend(before, data if isinstance(data, bytes) else data.tobytes()))
 
 
+def fingerprint(content: Any) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of bytes, of an array's bytes, or of JSON data."""
+    if isinstance(content, np.ndarray):
+        content = np.ascontiguousarray(content).tobytes()
+    elif not isinstance(content, bytes):
+        content = json.dumps(content, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def write_checksummed(path: Path, content: Any) -> None:
-    """Write JSON with its checksum, in place of what is there, at once."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
+    """Write JSON data with its checksum, atomically."""
+    with atomic_write(path) as file:
         file.write(_with_checksum(content))
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
-def list_scales(folder: Path, scales: Iterable[int]) -> None:
-    """Write down which scales a store has been given."""
-    write_checksummed(folder / SCALES, sorted(scales))
+def write_scales(store: Path, scales: Iterable[int]) -> None:
+    """Write the list of a store's scales."""
+    write_checksummed(store / SCALES, sorted(scales))
 
 
-def _with_checksum(content: Any) -> str:
+def _with_checksum(content: Any) -> bytes:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    checksum = crc32c(text.encode())
-    return f'{{"crc32c":"{checksum:08x}","content":{text}}}\n'
+    return f'{{"crc32c":"{crc32c(text.encode()):08x}","content":{text}}}\n'.encode()
 
 
 def read_checksummed(path: Path) -> Any:
-    """Read what `write_checksummed` wrote.
+    """Read the content of a checksummed file.
 
     Raises
     ------
     StoreError
-        When it is not there, or not as it was written.
+        When the file is missing or damaged.
     """
     try:
-        text = path.read_bytes().decode()
-        content = json.loads(text)["content"]
-        whole = _with_checksum(content) == text
+        data = path.read_bytes()
+        content = json.loads(data)["content"]
+        intact = _with_checksum(content) == data
     except FileNotFoundError:
         raise StoreError("is missing", where=path, remedy=REMEDY) from None
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise StoreError("is damaged: its checksum is another", where=path, remedy=REMEDY)
+        intact = False
+    if not intact:
+        raise StoreError(MISMATCH, where=path, remedy=REMEDY)
     return content
 
 
 def write_manifest(folder: Path) -> None:
-    """Write down size and checksum of every file of a folder, but for parts with manifests of their own."""
-    found = {}
+    """Write the manifest of a folder; sub-folders of `scales/` have their own."""
+    entries = {}
     for name in sorted(_files(folder)):
         path = folder / name
-        found[name] = [
-            path.stat().st_size,
-            _raw_checksum(path) if name.startswith(LARGE) else _checksum(path),
-        ]
-    write_checksummed(folder / MANIFEST, found)
+        checksum = _raw_checksum(path) if name.startswith(LARGE) else _checksum(path)
+        entries[name] = [path.stat().st_size, checksum]
+    write_checksummed(folder / MANIFEST, entries)
 
 
-def manifest_of(folder: Path) -> dict[str, tuple[int, str]]:
-    """Read which files a folder has: their names, with size and checksum.
+def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return the size and the checksum of each file of a folder, by the file's name.
 
-    A manifest may come from somewhere else, and files are written under its names: none leads elsewhere.
+    Copies of remote stores are written under the names in their manifests, so each name must stay inside the
+    folder.
 
     Raises
     ------
     StoreError
-        When it is missing, damaged or no manifest, or a name is none of a file below the folder.
+        When the manifest is missing, damaged or malformed, or a name leads out of the folder.
     """
     path = folder / MANIFEST
-    found = read_checksummed(path)
-    if not isinstance(found, dict):
-        raise StoreError("is no manifest", where=path, remedy=REMEDY)
-    for name, entry in found.items():
-        # A backslash and a colon lead out on Windows.
+    entries = read_checksummed(path)
+    if not isinstance(entries, dict):
+        raise StoreError("is not a manifest", where=path, remedy=REMEDY)
+    for name, entry in entries.items():
+        # A backslash and a colon lead out of the folder on Windows.
         if "\\" in name or ":" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise StoreError(f"names {name!r}, which is no file of a store", where=path, remedy=REMEDY)
+            raise StoreError(f"has an invalid file name {name!r}", where=path, remedy=REMEDY)
         match entry:
             case [int(), str()]:
                 pass
             case _:
                 raise StoreError(f"has no size and checksum of {name!r}", where=path, remedy=REMEDY)
-    return {name: (size, checksum) for name, (size, checksum) in found.items()}
+    return {name: (size, checksum) for name, (size, checksum) in entries.items()}
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -149,15 +159,15 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _checksum(path: Path) -> str:
-    found = 0
+    checksum = 0
     with path.open("rb") as file:
         while piece := file.read(READ_BYTES):
-            found = crc32c(piece, found)
-    return f"{found:08x}"
+            checksum = crc32c(piece, checksum)
+    return f"{checksum:08x}"
 
 
 def _raw_checksum(path: Path) -> str:
-    """Return the checksum of a whole raw file from that at its end, which was taken when it was written."""
+    """Return the checksum of a raw file, computed from the checksum in its last four bytes."""
     with path.open("rb") as file:
         file.seek(-4, os.SEEK_END)
         end = file.read()
@@ -165,51 +175,43 @@ def _raw_checksum(path: Path) -> str:
 
 
 def image_block(size: tuple[int, int], channels: int) -> int:
-    """Return how many images have a checksum together."""
+    """Return the number of images that share a checksum."""
     return max(1, IMAGE_BLOCK_BYTES // (size[0] * size[1] * channels))
 
 
 def check_small_files(folder: Path) -> None:
-    """Compare all files of a folder with its manifest, but for large arrays, which are checked by piece.
+    """Compare the files of a folder with its manifest, except the large arrays.
 
     Raises
     ------
     StoreError
-        Of the first file that is missing or not as it was written.
+        When a file is missing or damaged.
     """
-    for name, (size, checksum) in manifest_of(folder).items():
+    for name, (size, checksum) in read_manifest(folder).items():
         if not name.startswith(LARGE):
-            wrong = _wrong(folder / name, size, checksum)
-            if wrong is not None:
-                raise StoreError(wrong, where=folder / name, remedy=REMEDY)
+            problem = _problem(folder / name, size, checksum)
+            if problem is not None:
+                raise StoreError(problem, where=folder / name, remedy=REMEDY)
 
 
-def _wrong(path: Path, size: int, checksum: str) -> str | None:
+def _problem(path: Path, size: int, checksum: str) -> str | None:
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != size:
         return f"holds {path.stat().st_size} bytes, not {size}"
-    return None if _checksum(path) == checksum else "is damaged: its checksum is another"
+    return None if _checksum(path) == checksum else MISMATCH
 
 
-def damage(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """Compare every file of a folder with its manifest.
-
-    Yields
-    ------
-    str
-        A file, relative to the folder.
-    str or None
-        What is wrong with it; None when it is whole.
-    """
+def check_files(folder: Path) -> Iterator[tuple[str, str | None]]:
+    """Compare every file of a folder with its manifest; yield (file name, problem or None)."""
     try:
-        expected = manifest_of(folder)
+        expected = read_manifest(folder)
     except StoreError as error:
         yield MANIFEST, error.what
         return
     yield MANIFEST, None
     found = set(_files(folder))
     for name, (size, checksum) in expected.items():
-        yield name, _wrong(folder / name, size, checksum)
+        yield name, _problem(folder / name, size, checksum)
     for name in sorted(found - set(expected)):
         yield name, "does not belong to the store"

@@ -1,15 +1,16 @@
-"""Arrays that are one raw file: written as a stream, read through a memory map, verified by zarr.
+"""Arrays that are one raw file: written as a stream, memory-mapped, and readable by zarr.
 
-A zarr v3 array of one uncompressed chunk with a crc32c codec is its bytes followed by four of checksum. So
-the file can be written by anything that streams, opened by anything that reads such bytes (FAISS,
-`numpy.memmap`), and still be read and verified as an ordinary zarr array.
+A zarr v3 array of one uncompressed chunk with a crc32c codec is the array's bytes and four bytes of checksum.
+So a stream can write the file, FAISS and `numpy.memmap` can map it, and zarr reads and verifies it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -17,8 +18,9 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from patchindex.errors import StoreError
+from patchindex.store.atomic import atomic_write
 
-__all__ = ["RawWriter", "open_raw", "raw_checksum", "raw_path"]
+__all__ = ["CHECKSUM_BYTES", "ChecksumWriter", "open_raw", "raw_checksum", "raw_path", "write_raw"]
 
 CHECKSUM_BYTES = 4
 PIECE = 1 << 20
@@ -29,86 +31,89 @@ def raw_path(group: Path, name: str, ndim: int) -> Path:
     return group.joinpath(name, "c", *["0"] * ndim)
 
 
-class RawWriter:
+class ChecksumWriter:
+    """A file that is written in pieces, with the crc32c of all pieces so far.
+
+    Attributes
+    ----------
+    bytes : int
+        Number of bytes written so far.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.bytes = file, 0
+        self._checksum = google_crc32c.Checksum()
+
+    def write(self, data: Any) -> None:
+        """Append bytes, or the bytes of an array."""
+        flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data)
+        view = flat.reshape(-1).view(np.uint8).data
+        for start in range(0, len(view), PIECE):  # the checksum needs a copy: keep it small
+            piece = bytes(view[start : start + PIECE])
+            self.file.write(piece)
+            self._checksum.update(piece)
+        self.bytes += len(view)
+
+    def write_checksum(self) -> None:
+        """Append the crc32c of all that was written, little endian."""
+        self.file.write(self._checksum.digest()[::-1])
+
+
+@contextmanager
+def write_raw(group: Path, name: str, dtype: str, shape: tuple[int, ...] = ()) -> Iterator[ChecksumWriter]:
     """Write an array of unknown length as a stream of bytes.
+
+    The array exists when the block ends without an exception.
 
     Parameters
     ----------
     group : Path
-        Folder of the zarr group that the array belongs to.
+        Folder of the zarr group that gets the array.
     name : str
         Name of the array.
     dtype : str
         Data type of the array, little endian.
     shape : tuple of int
-        Shape of an entry: the array gets one dimension more, as long as what was written.
+        Shape of one entry. The first dimension of the array is the number of entries that were written.
+
+    Raises
+    ------
+    ValueError
+        When the bytes are not a whole number of entries, or there are none.
 
     Examples
     --------
     >>> import tempfile, pathlib
     >>> group = pathlib.Path(tempfile.mkdtemp())
     >>> _ = zarr.open_group(group, mode="w")
-    >>> with RawWriter(group, "ids", "int64", (2,)) as out:
-    ...     _ = out.write(np.arange(6))
+    >>> with write_raw(group, "ids", "int64", (2,)) as out:
+    ...     out.write(np.arange(6))
     >>> open_raw(group, "ids").tolist() == zarr.open_group(group)["ids"][:].tolist()
     True
     """
-
-    def __init__(self, group: Path, name: str, dtype: str, shape: tuple[int, ...] = ()) -> None:
-        self._group, self._name = group, name
-        self._dtype, self._shape = np.dtype(dtype).newbyteorder("<"), shape
-        self._checksum = google_crc32c.Checksum()
-        self._bytes = 0
-        self.folder = group
-        path = raw_path(group, name, 1 + len(shape))
-        path.parent.mkdir(parents=True)
-        self._file = path.open("wb")
-
-    def write(self, data: bytes | np.ndarray) -> int:
-        """Append bytes, or an array of the right data type; return how many bytes it was."""
-        flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data)
-        view = flat.reshape(-1).view(np.uint8).data
-        for start in range(0, len(view), PIECE):  # the checksum wants a copy: keep it small
-            piece = bytes(view[start : start + PIECE])
-            self._file.write(piece)
-            self._checksum.update(piece)
-        self._bytes += len(view)
-        return len(view)
-
-    def __enter__(self) -> RawWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._file:
-            if kind is not None:
-                return
-            self._file.write(self._checksum.digest()[::-1])
-        length, rest = divmod(self._bytes, self._dtype.itemsize * int(np.prod(self._shape, dtype=int)))
+    entry = np.dtype(dtype).newbyteorder("<")
+    path = raw_path(group, name, 1 + len(shape))
+    path.parent.mkdir(parents=True)
+    with atomic_write(path) as file:
+        out = ChecksumWriter(file)
+        yield out
+        out.write_checksum()
+        length, rest = divmod(out.bytes, entry.itemsize * int(np.prod(shape, dtype=int)))
         if rest or not length:
-            raise ValueError(
-                f"{self._bytes} bytes are no whole number of entries of {self._dtype} {self._shape}"
-            )
-        shape = (length, *self._shape)
-        # The metadata comes last: an array without it does not exist.
-        zarr.open_group(self._group, mode="a").create_array(
-            self._name,
-            shape=shape,
-            chunks=shape,
-            dtype=self._dtype,
-            compressors=[Crc32cCodec()],
-            filters=None,
-        )
-
-    @property
-    def checksum(self) -> str:
-        """The crc32c of what was written so far, in hexadecimal."""
-        return str(self._checksum.hexdigest().decode())
+            raise ValueError(f"{out.bytes} bytes are not a whole number of entries of {entry} {shape}")
+    # The metadata comes last: zarr knows no array without metadata.
+    zarr.open_group(group, mode="a").create_array(
+        name,
+        shape=(length, *shape),
+        chunks=(length, *shape),
+        dtype=entry,
+        compressors=[Crc32cCodec()],
+        filters=None,
+    )
 
 
 def raw_checksum(group: Path, name: str) -> str:
-    """Return the crc32c at the end of an array's file, in hexadecimal: its contents in four bytes."""
+    """Return the crc32c of an array, in hexadecimal, from the last four bytes of its file."""
     file = next((group / name / "c").rglob("0"))
     while file.is_dir():
         file /= "0"
@@ -118,14 +123,14 @@ def raw_checksum(group: Path, name: str) -> str:
 
 
 def open_raw(group: Path, name: str) -> np.memmap:
-    """Map an array written by `RawWriter`: no memory is taken until it is read.
+    """Map a raw array into memory, without reading it.
 
-    The map is copy-on-write, so that it makes a tensor without a copy; nothing ever writes to it.
+    The map is copy-on-write, so that torch takes it without a copy. Nothing writes to it.
 
     Raises
     ------
     StoreError
-        When the array is not there or its file has not the length that its metadata say.
+        When the array is missing, or its file does not have the length that its metadata say.
     """
     array = zarr.open_group(group, mode="r").get(name)
     if not isinstance(array, zarr.Array):

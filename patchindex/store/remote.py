@@ -1,25 +1,25 @@
-"""Stores on object storage: the images and the scales that are used are copied here, and kept.
+"""Stores on object storage: the parts that are used are copied to a local cache.
 
-What `fsspec` has a protocol for can hold a store: `s3://bucket/faces.zarr`, `gs://...`, `https://...` where
-it can be listed. Searching takes memory maps, so parts are copied whole: what is not of a scale when a store
-is opened, and each scale when it is first used. Every file is compared with the manifest of its part as it
-arrives.
+A store can be at any URL that `fsspec` has a protocol for: `s3://bucket/faces.zarr`, `gs://...`, or
+`https://...` when the server lists folders. Searching needs memory maps, so each part is copied whole: the
+images when the store is opened, and each scale at its first use. Every file is compared with the manifest of
+its part on arrival.
 
 cache/<hash of the URL>-faces.zarr/
-  store-<hash of its manifest>/   what is not of a scale; which scales there are is compared at each opening
-  k007-<hash of its manifest>/    a scale; its operating curve is compared at each opening
-  k007.last                       name of the newest copy, for when the network is away
+  store-<fingerprint of its manifest>/   everything but the scales; `scales.json` is refreshed at each opening
+  k007-<fingerprint of its manifest>/    one scale; its operating curve is refreshed at each opening
+  k007.last                              name of the newest copy, for use without a network
   lock
 
-A part that has become another has another manifest, and so a copy beside the old one: who reads that goes on.
+A part that changes gets another manifest, and so a new copy beside the old one: processes that read the old
+copy are not disturbed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,26 @@ from filelock import FileLock
 
 from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
 from patchindex.runtime import cache_folder
+from patchindex.store.atomic import atomic_write, publish
 from patchindex.store.checksums import (
     CURVE,
     MANIFEST,
     SCALES,
+    check_files,
     check_small_files,
-    damage,
-    manifest_of,
+    fingerprint,
     read_checksummed,
+    read_manifest,
 )
 
 __all__ = ["ATTRIBUTES", "Remote", "is_url"]
 
 ATTRIBUTES = "zarr.json"
-AGAIN = "copy the store there again"
+COPY_AGAIN = "copy the store there again"
 
 
 def is_url(path: object) -> bool:
-    """Whether a path is a URL.
+    """Return whether a path is a URL.
 
     Examples
     --------
@@ -56,25 +58,23 @@ def is_url(path: object) -> bool:
 
 
 class _UnreachableError(InputError):
-    """A store that cannot be asked for anything now; a copy of it does."""
+    """The store cannot be read now; a copy of it may be used instead."""
 
 
 class Remote:
-    """A store at a URL. What was copied once by an object stays as it is for that object.
+    """A store at a URL. A part that this object has copied stays the same for this object.
 
     Parameters
     ----------
     url : str
     options : dict, optional
-        Of `fsspec`: `{"key": ..., "secret": ..., "client_kwargs": {"endpoint_url": ...}}`, say. By default
-        what the environment tells.
+        Options of `fsspec`, such as `{"key": ..., "secret": ..., "client_kwargs": {"endpoint_url": ...}}`.
+        By default those of the environment.
 
     Raises
     ------
     InputError
         When the protocol is unknown or its package is not installed.
-    SourceNotFoundError
-        When there is no store.
     """
 
     def __init__(self, url: str, options: dict[str, Any] | None = None) -> None:
@@ -85,20 +85,22 @@ class Remote:
             self._files, self._root = fsspec.core.url_to_fs(self.url, **(options or {}))
         except (ImportError, TypeError, ValueError) as error:
             raise InputError(
-                f"cannot be opened ({error})", where=url, remedy="install the package, such as s3fs for s3://"
+                f"cannot be opened ({error})",
+                where=url,
+                remedy="install the package for the protocol, such as s3fs for s3://",
             ) from error
         name = self._root.rpartition("/")[2] or "store"
-        self._home = cache_folder() / f"{_hash(self.url.encode())}-{name}"
+        self._home = cache_folder() / f"{fingerprint(self.url.encode())}-{name}"
         self._folders: dict[str, Path] = {}
-        self._away: _UnreachableError | None = None  # why copies are used as they are
+        self._offline: _UnreachableError | None = None  # set when copies are used as they are
 
     def is_store(self) -> bool:
-        """Whether there is a store, and not something else.
+        """Return whether there is a store at the URL.
 
         Raises
         ------
         InputError
-            When that cannot be found out, and there is no copy.
+            When the URL cannot be read, and there is no copy.
         """
         try:
             return self._read("", MANIFEST) is not None
@@ -107,19 +109,19 @@ class Remote:
             return True
 
     def fetch(self, part: str = "") -> Path:
-        """Return the folder of a part's copy: of a scale's group, or of all that is of none.
+        """Return the local folder of a part: of a scale's group, or of everything but the scales.
 
-        It is copied where it is not here, is another there, or is damaged here. Where the network is away,
-        the last copy is taken as it is, with a warning.
+        The part is copied when the cache has no copy, another version, or a damaged copy. Without a network
+        the newest copy is used as it is, with a warning.
 
         Raises
         ------
         SourceNotFoundError
             When there is no store.
         StoreError
-            When a file is missing there or has another checksum.
+            When a file at the URL is missing or damaged.
         InputError
-            When it cannot be read there, and there is no copy; or the cache cannot be written to.
+            When the URL cannot be read and there is no copy, or the cache cannot be written to.
         PatchIndexError
             When copying fails.
         """
@@ -127,13 +129,13 @@ class Remote:
             self._folders[part] = self._newest(part)
         return self._folders[part]
 
-    def facts(self, part: str, folder: Path) -> Path:
-        """Copy what a part says of itself, but nothing that it holds, into an empty folder.
+    def fetch_attributes(self, part: str, folder: Path) -> Path:
+        """Copy the attributes, manifest and operating curve of a part into an empty folder.
 
         Returns
         -------
         Path
-            The folder; where the network is away, that of the part's copy.
+            The folder; without a network, the folder of the part's copy.
 
         Raises
         ------
@@ -149,77 +151,72 @@ class Remote:
         return folder
 
     def scales(self) -> list[int]:
-        """Return the scales that the store has, ascending."""
+        """Return the scales of the store, ascending."""
         return sorted(read_checksummed(self.fetch() / SCALES))
 
-    def _ask(self, call: Callable[[str], Any], name: str) -> Any:
-        """Return what a call says of a path there; None where there is nothing."""
-        if self._away is not None:
-            raise self._away
+    def _read(self, part: str, name: str) -> bytes | None:
+        """Return the content of a file; None when the file does not exist."""
+        if self._offline is not None:
+            raise self._offline
         try:
-            return call(f"{self._root}/{name}")
+            return bytes(self._files.cat_file("/".join(filter(None, (self._root, part, name)))))
         except FileNotFoundError:
             return None
-        except Exception as error:  # each protocol has its own, for no permission or no network
-            if getattr(error, "status", None) == 403:  # as buckets that are not listed say of what is missing
+        except Exception as error:  # each protocol raises its own errors
+            # Buckets that may not be listed answer 403 for a file that does not exist.
+            if getattr(error, "status", None) == 403:
                 return None
             kind = InputError if isinstance(error, PermissionError) else _UnreachableError
             raise kind(
-                f"cannot be read ({_line(error)})",
+                f"cannot be read ({_one_line(error)})",
                 where=self.url,
                 remedy="check the URL, the network and the credentials",
             ) from error
 
-    def _read(self, part: str, name: str) -> bytes | None:
-        content: bytes | None = self._ask(self._files.cat_file, f"{part}/{name}".lstrip("/"))
-        return content
-
     def _newest(self, part: str) -> Path:
         try:
             manifest = self._read(part, MANIFEST)
-            later = CURVE if part else SCALES  # what a part is given after its manifest
-            content = self._read(part, later)
+            refreshed = CURVE if part else SCALES  # written after the manifest
+            content = self._read(part, refreshed)
         except _UnreachableError as error:
             return self._use_copy(part, error)
         if manifest is None and part:
-            raise StoreError("is missing", where=f"{self.url}/{part}/{MANIFEST}", remedy=AGAIN)
+            raise StoreError("is missing", where=f"{self.url}/{part}/{MANIFEST}", remedy=COPY_AGAIN)
         if manifest is None:
             raise SourceNotFoundError(
-                "no such store", where=self.url, remedy="check the URL, or build it first"
+                "no such store", where=self.url, remedy="check the URL, or build the store first"
             )
         last = self._last(part)
-        folder = last.with_name(f"{last.stem}-{_hash(manifest)}")
-        small = {folder / later: content, last: folder.name.encode()}
+        folder = last.with_name(f"{last.stem}-{fingerprint(manifest)}")
+        small = {folder / refreshed: content, last: folder.name.encode()}
 
-        def old() -> bool:
-            return not _whole(folder) or any(_content(path) != new for path, new in small.items())
+        def outdated() -> bool:
+            return not _is_intact(folder) or any(_content(path) != new for path, new in small.items())
 
-        if old():  # else nothing is written: a cache may be read-only
-            with self._alone():
-                if not _whole(folder):
+        if outdated():  # a cache that is up to date may be read-only
+            with self._locked():
+                if not _is_intact(folder):
                     self._copy(part, manifest, folder)
                 for path, new in small.items():
-                    _put(path, new)
+                    _write(path, new)
         return folder
 
     def _last(self, part: str) -> Path:
-        """Return the file with the name of a part's newest copy."""
         return self._home / f"{part.rpartition('/')[2] or 'store'}.last"
 
     def _use_copy(self, part: str, error: _UnreachableError) -> Path:
-        """Return the newest copy of a part, where there is no asking; from then on nothing else is asked."""
+        """Return the newest copy of a part, and stay offline from now on."""
         name = _content(self._last(part))
         folder = self._home / (name or b"").decode()
         if not name or not folder.is_dir():
             raise error
-        if self._away is None:
-            self._away = error
-            warnings.warn(f"{self.url}: {error.what}; the copy in {self._home} is used", stacklevel=2)
+        if self._offline is None:
+            self._offline = error
+            warnings.warn(f"{self.url}: {error.what}; using the copy in {self._home}", stacklevel=2)
         return folder
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other processes from the copies of this store."""
+    def _locked(self) -> Iterator[None]:
         try:
             self._home.mkdir(parents=True, exist_ok=True)
             with FileLock(self._home / "lock"):
@@ -228,52 +225,49 @@ class Remote:
             raise
         except OSError as error:
             raise InputError(
-                f"cannot be written to ({_line(error)})",
+                f"cannot be written to ({_one_line(error)})",
                 where=self._home,
-                remedy="name another folder as PATCHINDEX_CACHE",
+                remedy="set PATCHINDEX_CACHE to another folder",
             ) from error
 
     def _copy(self, part: str, manifest: bytes, folder: Path) -> None:
         root, url = (f"{where}/{part}".rstrip("/") for where in (self._root, self.url))
         arriving = folder.with_name(folder.name + ".arriving")
+        problem = None
         try:
             shutil.rmtree(arriving, ignore_errors=True)
             arriving.mkdir()
             (arriving / MANIFEST).write_bytes(manifest)
-            for name in manifest_of(arriving):
+            for name in read_manifest(arriving):
                 (arriving / name).parent.mkdir(parents=True, exist_ok=True)
                 self._files.get_file(f"{root}/{name}", str(arriving / name))
-            wrong = next(((name, what) for name, what in damage(arriving) if what is not None), None)
-            if wrong is None:
-                shutil.rmtree(folder, ignore_errors=True)  # what was damaged
-                arriving.rename(folder)
-        except StoreError as error:  # the manifest's
-            raise StoreError(error.what, where=f"{url}/{MANIFEST}", remedy=AGAIN) from error
+            problem = next(((name, what) for name, what in check_files(arriving) if what is not None), None)
+            if problem is None:
+                shutil.rmtree(folder, ignore_errors=True)  # a damaged copy
+                publish(arriving, folder)
+        except StoreError as error:  # the manifest
+            raise StoreError(error.what, where=f"{url}/{MANIFEST}", remedy=COPY_AGAIN) from error
         except FileNotFoundError as error:
-            raise StoreError("a file is missing", where=error.filename or url, remedy=AGAIN) from error
-        except Exception as error:  # of the disk; and each protocol has its own
+            raise StoreError("a file is missing", where=error.filename or url, remedy=COPY_AGAIN) from error
+        except Exception as error:  # of the disk, or of the protocol
             raise PatchIndexError(
-                f"cannot be copied ({_line(error)})",
+                f"cannot be copied ({_one_line(error)})",
                 where=self.url,
-                remedy=f"check the network, the credentials and the space in {self._home}",
+                remedy=f"check the network, the credentials and the free space in {self._home}",
             ) from error
-        if wrong is not None:
-            raise StoreError(wrong[1], where=f"{url}/{wrong[0]}", remedy=AGAIN)
+        if problem is not None:
+            raise StoreError(problem[1], where=f"{url}/{problem[0]}", remedy=COPY_AGAIN)
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a copy is whole, as far as it can be seen without reading images and lists."""
+def _is_intact(folder: Path) -> bool:
+    """Return whether all files of a copy have the right sizes, and the small ones the right checksums."""
     try:
         check_small_files(folder)
-        files = manifest_of(folder).items()
+        files = read_manifest(folder).items()
     except (StoreError, OSError):
         return False
     return all(
@@ -285,11 +279,10 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _put(path: Path, content: bytes | None) -> None:
-    """Write a small file at once, or remove it."""
+def _write(path: Path, content: bytes | None) -> None:
+    """Write a small file, or remove it when there is no content."""
     if content is None:
         path.unlink(missing_ok=True)
-        return
-    arriving = path.with_name(path.name + ".arriving")
-    arriving.write_bytes(content)
-    arriving.replace(path)
+    else:
+        with atomic_write(path) as file:
+            file.write(content)

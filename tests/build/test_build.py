@@ -1,4 +1,4 @@
-"""Stores: what is in them, what plain FAISS and zarr see, and that nothing half-made is ever visible."""
+"""The contents of a store, as patchindex, plain FAISS and zarr read them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import patchindex as pi
 from patchindex.errors import InputError
 from patchindex.geometry import gather_patches
 
-# What is in a store.
-
 
 @pytest.mark.parametrize("k", [3, 5])
 def test_the_file_is_plain_faiss_and_holds_every_patch_once(store, k):
@@ -26,7 +24,7 @@ def test_the_file_is_plain_faiss_and_holds_every_patch_once(store, k):
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_the_patches_of_a_list_belong_to_its_class(store, k):
+def test_the_patches_of_a_list_have_its_position_class(store, k):
     scale, geometry = store.scale(k), store.geometry(k)
     bounds = scale.lists.bounds
     assert len(bounds) == geometry.n_classes + 1
@@ -34,18 +32,18 @@ def test_the_patches_of_a_list_belong_to_its_class(store, k):
     for c, (ids, _) in enumerate(lists_of(store, k)):
         own = np.searchsorted(bounds, c, "right") - 1
         assert (geometry.train_classes[ids % geometry.patches_per_image] == own).all()
-        assert (np.diff(ids) > 0).all()  # ascending, as searching by label assumes
+        assert (np.diff(ids) > 0).all()  # searching by label needs ascending ids
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_codes_are_the_projected_patches(store, k):
+def test_codes_decode_to_the_projected_patches(store, k):
     scale = store.scale(k)
     plain = faiss.read_index(str(faiss_file(store, k)))
     for ids, codes in lists_of(store, k):
         patches = gather_patches(store.pixels, store.geometry(k), torch.from_numpy(ids))
         found = plain.sq.decode(codes)
         projected = scale.pca.project(patches).numpy()
-        # 8 bits over the range of each dimension, found on a sample: half a step inside of that range.
+        # 8 bits over the range of each dimension in a sample: half a step of error inside that range.
         trained = faiss.vector_to_array(plain.sq.trained)
         low, width = trained[: scale.pca.dims], trained[scale.pca.dims :]
         clipped = np.clip(projected, low, low + width)
@@ -53,8 +51,7 @@ def test_codes_are_the_projected_patches(store, k):
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_patches_are_in_a_list_as_near_as_the_nearest(store, k):
-    """In the nearest of all for most, as the builder writes down; and never far from it."""
+def test_most_patches_are_in_their_nearest_list(store, k):
     scale = store.scale(k)
     nearest, got, least = [], 0.0, 0.0
     for c, (ids, _) in enumerate(lists_of(store, k)):
@@ -68,13 +65,13 @@ def test_patches_are_in_a_list_as_near_as_the_nearest(store, k):
         got, least = got + distances[:, c - lo].sum(), least + distances.min(1).sum()
     assert np.mean(nearest) > 0.85
     assert got < 1.05 * least
-    # All patches of so small a store are in the sample that the builder measured.
+    # The sample of the builder has all patches of a store this small.
     assert scale.attributes["assignment"]["nearest"] == pytest.approx(np.mean(nearest), abs=0.02)
     assert scale.attributes["assignment"]["excess"] == pytest.approx(got / least - 1, abs=0.01)
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_means_and_variances_of_the_lists_are_written_down(store, k):
+def test_means_and_variances_of_the_lists_are_stored(store, k):
     scale = store.scale(k)
     plain = faiss.read_index(str(faiss_file(store, k)))
     group = zarr.open_group(scale.path, mode="r")
@@ -87,7 +84,7 @@ def test_means_and_variances_of_the_lists_are_written_down(store, k):
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_list_sizes_by_label(store, k):
+def test_list_sizes_count_the_patches_of_a_label(store, k):
     scale = store.scale(k)
     per_image = store.geometry(k).patches_per_image
     labels = store.training.labels
@@ -97,7 +94,7 @@ def test_list_sizes_by_label(store, k):
             assert scale.list_sizes(i)[c] == (labels[ids // per_image] == label).sum()
 
 
-def test_images_labels_and_source_ids(store, labelled):
+def test_images_labels_and_source_ids_are_in_label_order(store, labelled):
     images, labels = labelled
     training = store.training
     assert (np.diff(training.labels) >= 0).all()
@@ -109,11 +106,13 @@ def test_images_labels_and_source_ids(store, labelled):
         # Stable: images of a label are in the order of their source.
         np.testing.assert_array_equal(training.source_ids[lo:hi], np.flatnonzero(labels == label))
     group = zarr.open_group(store.path, mode="r")
-    np.testing.assert_array_equal(group["images"][:], images[training.source_ids])  # through its checksum
+    np.testing.assert_array_equal(
+        group["images"][:], images[training.source_ids]
+    )  # zarr verifies the checksum
 
 
 @pytest.mark.parametrize("label", [None, 4])
-def test_search_finds_the_nearest_codes_of_the_class_and_label(store, label):
+def test_search_finds_the_nearest_codes_of_class_and_label(store, label):
     distances, ids, classes = search_everything(store, 3, label)
     geometry, scale = store.geometry(3), store.scale(3)
     plain = faiss.read_index(str(faiss_file(store, 3)))
@@ -172,7 +171,7 @@ def test_without_labels_the_order_is_kept(labelled, tmp_path):
         index.training.range_of(1)
 
 
-def test_colour_images_few_dimensions_and_few_lists(real_images, tmp_path):
+def test_pca_dims_and_lists_are_as_given(real_images, tmp_path):
     images = real_images(10, 12, channels=3)[0]
     index = pi.build_index(images, tmp_path / "s.zarr", scales=[3], pca_dims=5, lists=4)
     scale = index.scale(3)
@@ -181,7 +180,7 @@ def test_colour_images_few_dimensions_and_few_lists(real_images, tmp_path):
     assert scale.attributes["pca_energy"] == pytest.approx(scale.pca.energy)
 
 
-def test_the_schedule_is_kept(labelled, tmp_path):
+def test_the_store_keeps_the_schedule(labelled, tmp_path):
     index = pi.build_index(labelled[0], tmp_path / "s.zarr", locality=[9, 3, 5, 5])
     again = pi.open_index(index.path)
     assert again.scales == (3, 5)

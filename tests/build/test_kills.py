@@ -1,4 +1,4 @@
-"""Builds that are killed: nothing is lost, and what is resumed ends as if it had not been."""
+"""Builds that are killed at any point lose nothing, and resume to the same store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize("operation", ["build", "overwrite", "append", "add_scales"])
-def test_a_killed_operation_is_resumed_from_wherever_it_was(tmp_path, operation):
+def test_a_killed_operation_resumes_from_any_point(tmp_path, operation):
     command = [sys.executable, "tests/kill_points.py", operation, tmp_path, "6"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -1,17 +1,23 @@
-"""The FAISS file written list by list, and the moments of its codes."""
+"""The FAISS file that is written list by list, and the moments of its codes."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import faiss
 import numpy as np
 import pytest
 import zarr
+from stores import assert_same_lists
 
+import patchindex as pi
+from patchindex.build import shards
 from patchindex.build.merge import CodeMoments, write_index
+from patchindex.build.scale import ScaleBuild
 from patchindex.build.shards import Shards
 from patchindex.index.faiss_file import code_ranges, empty_index, lists_offset
 from patchindex.index.model import fit_ranges
-from patchindex.store.raw import RawWriter, raw_path
+from patchindex.store.raw import raw_path, write_raw
 
 DIMS, LISTS = 8, 12
 
@@ -28,20 +34,20 @@ def written(folder, vectors, assigned):
     sizes = np.bincount(assigned, minlength=LISTS)
     moments = CodeMoments(LISTS, DIMS)
     (folder / "shards").mkdir()
-    shards = Shards(folder / "shards", LISTS, DIMS, images=len(vectors), patches_per_image=1)
-    shards.write(0, assigned, index.sq.compute_codes(vectors), 0.0)
-    with RawWriter(folder, "faiss", "uint8") as out:
-        write_index(out, index, sizes, moments.watch(shards.merged()))
+    encoded = Shards(folder / "shards", LISTS, DIMS, images=len(vectors), patches_per_image=1)
+    encoded.write(0, assigned, index.sq.compute_codes(vectors), 0.0)
+    with write_raw(folder, "faiss", "uint8") as out:
+        write_index(out, index, sizes, moments.watch(encoded.merged()), folder)
     return raw_path(folder, "faiss", 1).read_bytes()[:-4], sizes, moments, index
 
 
-def test_codes_are_those_of_an_index_that_faiss_trains(vectors):
+def test_code_ranges_equal_those_that_faiss_trains(vectors):
     plain = faiss.IndexScalarQuantizer(DIMS, faiss.ScalarQuantizer.QT_8bit)
     plain.train(vectors)
     np.testing.assert_array_equal(faiss.vector_to_array(plain.sq.trained), fit_ranges(vectors).ravel())
 
 
-def test_the_bytes_are_those_that_faiss_writes(tmp_path, vectors):
+def test_the_bytes_equal_those_that_faiss_writes(tmp_path, vectors):
     assigned = np.random.default_rng(1).integers(0, LISTS, len(vectors))
     found, sizes, _, _ = written(tmp_path, vectors, assigned)
     index = empty_index(vectors[:LISTS], fit_ranges(vectors))
@@ -54,8 +60,8 @@ def test_the_bytes_are_those_that_faiss_writes(tmp_path, vectors):
     assert found[begin : begin + len(expected)] == expected
 
 
-def test_a_file_with_many_empty_lists_is_read_by_faiss(tmp_path, vectors):
-    """FAISS itself would write another kind of table of sizes then, and reads both."""
+def test_faiss_reads_a_file_with_many_empty_lists(tmp_path, vectors):
+    """FAISS itself writes another table of sizes for such an index, and reads both."""
     assigned = np.where(np.arange(len(vectors)) % 3 > 0, 5, 2)
     found, sizes, _, _ = written(tmp_path, vectors, assigned)
     index = faiss.deserialize_index(np.frombuffer(found, np.uint8))
@@ -64,7 +70,7 @@ def test_a_file_with_many_empty_lists_is_read_by_faiss(tmp_path, vectors):
     np.testing.assert_array_equal(ids, np.flatnonzero(assigned == 2))
 
 
-def test_moments_are_those_of_the_decoded_codes(tmp_path, vectors):
+def test_moments_equal_those_of_the_decoded_codes(tmp_path, vectors):
     assigned = np.random.default_rng(1).integers(0, LISTS - 1, len(vectors))  # the last list is empty
     _, _, moments, index = written(tmp_path, vectors, assigned)
     means, variances = moments.decoded(*code_ranges(index))
@@ -74,3 +80,45 @@ def test_moments_are_those_of_the_decoded_codes(tmp_path, vectors):
         np.testing.assert_allclose(variances[c], decoded[assigned == c].var(0), rtol=1e-4)
     assert (means[-1] == 0).all()
     assert (variances[-1] == 0).all()
+
+
+def alike(n):
+    """Images most of whose patches are the same."""
+    images = np.zeros((n, 20, 20, 1), np.uint8)
+    images[:, 8:13, 8:13] = np.random.default_rng(0).integers(0, 256, (n, 5, 5, 1))
+    return images
+
+
+def test_a_list_larger_than_a_bucket_is_merged_in_parts(tmp_path, request):
+    options = {"scales": [3], "labels": np.arange(60) % 3, "lists": 60}
+    straight = pi.build_index(alike(60), tmp_path / "a.zarr", **options)
+    request.getfixturevalue("small_shards")
+    store = pi.build_index(alike(60), tmp_path / "b.zarr", **options)
+    assert store.scale(3).list_sizes().max() * (store.scale(3).pca.dims + 8) > 10 * shards.SHARD_BYTES
+    assert_same_lists(store, straight, 3)
+    for name in ("list_counts", "list_means", "list_variances", "list_checksums"):
+        np.testing.assert_array_equal(
+            *(zarr.open_group(index.path / "scales/k003")[name][:] for index in (store, straight))
+        )
+    assert pi.verify(store.path).whole
+    pi.append(store.path, alike(70)[60:], labels=np.zeros(10, int))
+    assert pi.verify(store.path).whole
+
+
+def test_merging_more_patches_takes_no_more_memory(tmp_path, small_shards, monkeypatch):
+    peaks, real = [], ScaleBuild._merge
+
+    def traced(self, progress):
+        tracemalloc.start()
+        try:
+            return real(self, progress)
+        finally:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    monkeypatch.setattr(ScaleBuild, "_merge", traced)
+    for n in (500, 1500):  # the smaller build has full buckets too
+        store = pi.build_index(alike(n), tmp_path / f"{n}.zarr", scales=[3], lists=20, pca_dims=8)
+    largest = int(store.scale(3).list_sizes().max()) * 16
+    assert largest > 3e6
+    assert peaks[1] < peaks[0] + largest / 8

@@ -1,4 +1,4 @@
-"""What a build will take is told before it starts, and is not exceeded."""
+"""Forecasts of memory and disk, and the settings that they check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import patchindex as pi
-from patchindex.build import parse_memory, plan_build
+from patchindex.build import BuildSettings, parse_memory, plan_build
 from patchindex.build.plan import FEWEST_LISTS
 from patchindex.errors import InputError
 
@@ -35,13 +35,13 @@ def test_parse_memory(text, expected):
     assert parse_memory(text) == expected
 
 
-def test_half_of_the_machine_by_default():
+def test_the_default_is_half_of_the_machine():
     assert parse_memory(None) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 @pytest.mark.parametrize("text", ["", "G", "4X", "four", "-1G", 0, -5, "0", "0.5", "1e400", "4GG", "nan"])
-def test_amounts_that_are_none_are_refused(text):
-    with pytest.raises(InputError, match="no amount of memory"):
+def test_invalid_amounts_of_memory_are_refused(text):
+    with pytest.raises(InputError, match="not an amount of memory"):
         parse_memory(text)
 
 
@@ -55,7 +55,7 @@ def tree_bytes(path):
 def test_a_store_is_no_larger_than_its_forecast(labelled, tmp_path, machine, settings, with_labels):
     images, labels = labelled
     source = pi.open_images(images, labels=labels if with_labels else None)
-    plan, _ = plan_build(source, (3, 5), machine=machine, **settings)
+    plan, _ = plan_build(source, BuildSettings((3, 5), machine, **settings))
     index = pi.build_index(source, tmp_path / "s.zarr", scales=(3, 5), machine=machine, **settings)
     assert tree_bytes(index.path) <= plan.disk_bytes
     assert plan.disk_bytes < 4 * tree_bytes(index.path)
@@ -66,33 +66,33 @@ def test_a_store_is_no_larger_than_its_forecast(labelled, tmp_path, machine, set
         assert scale.dims == built["pca_dims"]
 
 
-def test_the_plan_counts_what_the_machine_has(labelled):
+def test_a_plan_counts_the_patches_of_the_machine(labelled):
     source = pi.open_images(labelled[0])
     for machine, train_windows, patches in (
         ("ELS", "valid", 10 * 10),
         ("ELS", "wrapped", 14 * 14),
         ("bbELS", "valid", 14 * 14),
     ):
-        plan, _ = plan_build(source, [5], machine=machine, train_windows=train_windows)
+        plan, _ = plan_build(source, BuildSettings([5], machine, train_windows))
         assert [scale.patches for scale in plan.scales] == [40 * patches]
         assert plan.memory_bytes >= plan.scales[0].memory_bytes > plan.scales[0].disk_bytes
         assert json.loads(json.dumps(plan.as_dict()))["disk_bytes"] == plan.disk_bytes
 
 
 @pytest.mark.parametrize("machine", ["LS", "IS"])
-def test_exact_machines_plan_no_index(labelled, machine):
+def test_exact_machines_have_no_index(labelled, machine):
     source = pi.open_images(labelled[0])
     for scales in (None, [3, 5]):
-        plan, _ = plan_build(source, scales, machine=machine)
+        plan, _ = plan_build(source, BuildSettings(scales, machine))
         assert plan.scales == ()
 
 
-def test_scales_are_those_of_the_schedule_unless_told(labelled):
+def test_scales_default_to_those_of_the_schedule(labelled):
     source = pi.open_images(labelled[0])
-    plan, schedule = plan_build(source, locality=[9, 3, 5, 7])
+    plan, schedule = plan_build(source, BuildSettings(locality=[9, 3, 5, 7]))
     assert [scale.k for scale in plan.scales] == [3, 5, 7]
     assert schedule.scales == (9, 3, 5, 7)
-    plan, schedule = plan_build(source, [7, 3, 3], locality=[9, 3, 5, 7])
+    plan, schedule = plan_build(source, BuildSettings([7, 3, 3], locality=[9, 3, 5, 7]))
     assert [scale.k for scale in plan.scales] == [3, 7]
     assert schedule.scales == (7, 3, 3, 7)
 
@@ -100,9 +100,9 @@ def test_scales_are_those_of_the_schedule_unless_told(labelled):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "scales: ELS needs them"),
-        ({"machine": "bbELS"}, "scales: bbELS needs them"),
-        ({"scales": []}, "scales: there are none"),
+        ({}, "scales: ELS needs scales"),
+        ({"machine": "bbELS"}, "scales: bbELS needs scales"),
+        ({"scales": []}, "scales: the sequence is empty"),
         ({"scales": [3, 4]}, "k must be odd"),
         ({"scales": [15]}, "k = 15 is larger than the images"),
         ({"scales": [3], "machine": "XLS"}, "unknown machine"),
@@ -113,17 +113,17 @@ def test_scales_are_those_of_the_schedule_unless_told(labelled):
         ({"machine": "LS", "train_windows": "wrapped"}, "train_windows"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(labelled, settings, words):
+def test_invalid_settings_are_refused(labelled, settings, words):
     with pytest.raises(InputError, match=words):
-        plan_build(pi.open_images(labelled[0]), **settings)
+        plan_build(pi.open_images(labelled[0]), BuildSettings(**settings))
 
 
-def test_lists_give_way_to_memory_unless_told():
+def test_a_small_budget_reduces_the_default_number_of_lists():
     source = pi.open_images(np.random.default_rng(0).integers(0, 256, (3000, 20, 20), np.uint8))
-    (free,) = plan_build(source, [3])[0].scales
+    (free,) = plan_build(source, BuildSettings([3]))[0].scales
     assert free.lists == 3000 * 18 * 18 // 256
-    (tight,) = plan_build(source, [3], memory=free.memory_bytes - 1)[0].scales
+    (tight,) = plan_build(source, BuildSettings([3]), memory=free.memory_bytes - 1)[0].scales
     assert tight.lists == free.lists // 2
     assert tight.memory_bytes < free.memory_bytes
-    assert plan_build(source, [3], memory=1)[0].scales[0].lists == FEWEST_LISTS
-    assert plan_build(source, [3], lists=3000, memory=1)[0].scales[0].lists == 3000
+    assert plan_build(source, BuildSettings([3]), memory=1)[0].scales[0].lists == FEWEST_LISTS
+    assert plan_build(source, BuildSettings([3], lists=3000), memory=1)[0].scales[0].lists == 3000

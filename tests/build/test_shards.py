@@ -1,6 +1,8 @@
-"""Shards: everything comes back once, in order, whatever their size, and what is not whole is told."""
+"""Shards return every patch once and in order, whatever their size, and find damaged files."""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ LISTS, IMAGES, PER_IMAGE = 50, 100, 10
 
 def filled(folder):
     rng = np.random.default_rng(0)
-    lists = rng.integers(0, 40, IMAGES * PER_IMAGE)  # the last ones stay empty
+    lists = rng.integers(0, 40, IMAGES * PER_IMAGE)  # the last lists stay empty
     codes = rng.integers(0, 256, (len(lists), 5), np.uint8)
     (folder / "shards").mkdir()
     shards = Shards(folder / "shards", LISTS, 5, images=IMAGES, patches_per_image=PER_IMAGE)
@@ -24,13 +26,16 @@ def filled(folder):
     return shards, lists, codes
 
 
-@pytest.fixture(params=[1, 1000, 1 << 20])
-def size(request, monkeypatch):
-    monkeypatch.setattr(module, "SHARD_BYTES", request.param)
+@pytest.fixture
+def set_bytes(monkeypatch):
+    """A function that sets the size of shards and buckets."""
     monkeypatch.setattr(module, "PIECE_BYTES", 0)
+    return lambda size: monkeypatch.setattr(module, "SHARD_BYTES", size)
 
 
-def test_lists_ascend_and_patches_of_a_list_keep_their_order(tmp_path, size):
+@pytest.mark.parametrize("size", [1, 1000, 1 << 20])
+def test_lists_ascend_and_patches_of_a_list_keep_their_order(tmp_path, set_bytes, size):
+    set_bytes(size)
     shards, lists, codes = filled(tmp_path)
     assert shards.missing() == []
     assert shards.seconds() == 0.5 * len(shards)
@@ -50,9 +55,8 @@ def test_lists_ascend_and_patches_of_a_list_keep_their_order(tmp_path, size):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_and_buckets_are_no_larger_than_they_may_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD_BYTES", 1000)
-    monkeypatch.setattr(module, "PIECE_BYTES", 0)
+def test_shards_and_buckets_keep_to_their_size(tmp_path, set_bytes):
+    set_bytes(1000)
     shards, lists, _ = filled(tmp_path)
     record = 13
     assert [stop - start for start, stop in map(shards.images, range(len(shards)))] == [7] * 14 + [2]
@@ -61,7 +65,7 @@ def test_shards_and_buckets_are_no_larger_than_they_may_be(tmp_path, monkeypatch
 
 
 class Old:
-    """Lists of patches that were encoded before; their ids lie between those of the shards."""
+    """Patches that were encoded before; their ids lie between the ids of the shards."""
 
     def __init__(self, lists, codes, ids):
         self.order = np.argsort(lists, kind="stable")
@@ -77,13 +81,12 @@ class Old:
 
 
 @pytest.mark.parametrize("shard_bytes", [26, 1000, 1 << 20])
-def test_others_are_merged_with_them_also_where_a_list_comes_in_parts(tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(module, "SHARD_BYTES", shard_bytes)
-    monkeypatch.setattr(module, "PIECE_BYTES", 0)
+def test_other_patches_are_merged_by_id_even_in_parts_of_a_list(tmp_path, set_bytes, shard_bytes):
+    set_bytes(shard_bytes)
     rng = np.random.default_rng(3)
-    lists = np.where(rng.random(1000) < 0.6, 7, rng.integers(0, LISTS, 1000))  # most are in one
+    lists = np.where(rng.random(1000) < 0.6, 7, rng.integers(0, LISTS, 1000))  # most patches are in one list
     codes = rng.integers(0, 256, (1000, 5), np.uint8)
-    new = np.repeat(rng.permuted(np.repeat([True, False], [30, 70])), 10)  # images of ten patches
+    new = np.repeat(rng.permuted(np.repeat([True, False], [30, 70])), 10)  # ten patches per image
     (tmp_path / "shards").mkdir()
     shards = Shards(tmp_path / "shards", LISTS, 5, images=np.flatnonzero(new[::10]), patches_per_image=10)
     for i in range(len(shards)):
@@ -96,9 +99,8 @@ def test_others_are_merged_with_them_also_where_a_list_comes_in_parts(tmp_path, 
     assert max(len(b.ids) for b in buckets) * 13 <= max(26, shard_bytes)
 
 
-def test_what_is_missing_cut_off_or_damaged_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD_BYTES", 1000)
-    monkeypatch.setattr(module, "PIECE_BYTES", 0)
+def test_missing_truncated_and_damaged_shards_are_found(tmp_path, set_bytes):
+    set_bytes(1000)
     shards, *_ = filled(tmp_path)
     shards._path(2).unlink()
     whole = shards._path(5).read_bytes()
@@ -113,10 +115,10 @@ def test_what_is_missing_cut_off_or_damaged_is_told(tmp_path, monkeypatch):
         list(shards.merged())
 
 
-def test_what_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     (tmp_path / "shards").mkdir()
     shards = Shards(tmp_path / "shards", 3, 1, images=2, patches_per_image=1)
-    monkeypatch.setattr(module.google_crc32c, "Checksum", lambda: 1 / 0)
+    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         shards.write(0, np.array([1, 1]), np.zeros((2, 1), np.uint8), 0.0)
     assert list((tmp_path / "shards").iterdir()) == []

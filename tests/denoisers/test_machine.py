@@ -262,7 +262,7 @@ def test_a_bad_scale_is_refused(images, x, store):
         ({"machine": "LS", "train_windows": "wrapped"}, "train_windows"),
         ({"noise": "linear"}, "unknown noise schedule 'linear'"),
         ({"locality": "none"}, "unknown preset 'none'"),
-        ({"memory": "much"}, "no amount of memory"),
+        ({"memory": "much"}, "not an amount of memory"),
         ({"dtype": torch.float16}, "dtype: torch.float16 is too coarse"),
         ({"labels": [1, 2, 3]}, "3 labels for 20 images"),
     ],

@@ -1,4 +1,4 @@
-"""Stores on object storage: a local S3 server holds one, and a cache the parts of it that are used."""
+"""Stores on object storage, on a local S3 server and in memory, and the copies in the cache."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from patchindex.store.checksums import CURVE, MANIFEST, crc32c, read_checksummed
 
 moto = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
-# What the server and the client's own parts warn of.
+# The server and the client warn about their own parts.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
 def server():
-    """A bucket, and how to reach it."""
+    """A bucket, and the options to reach it."""
     import s3fs
 
     thread = moto.ThreadedMotoServer(port=0, verbose=False)
@@ -39,7 +39,7 @@ def server():
 
 @pytest.fixture
 def there(server, labelled, tmp_path, monkeypatch):
-    """A store in the bucket, and the same one here."""
+    """A store, its copy in the bucket, and the options to reach it."""
     files, options = server
     monkeypatch.setenv("PATCHINDEX_CACHE", str(tmp_path / "cache"))
     store = pi.build_index(
@@ -61,7 +61,7 @@ def small(labelled, tmp_path_factory):
 
 @pytest.fixture
 def put(monkeypatch, tmp_path):
-    """Put a store to memory://s.zarr, in place of what is there; return the file system."""
+    """A function that replaces memory://s.zarr with a store, and returns the file system."""
     monkeypatch.setenv("PATCHINDEX_CACHE", str(tmp_path / "cache"))
     files = fsspec.filesystem("memory")
 
@@ -80,7 +80,7 @@ URL = "memory://s.zarr"
 
 
 def copies(tmp_path):
-    """Parts that are in the cache, without the checksums in their names."""
+    """Return the parts in the cache, without the fingerprints in their names."""
     return sorted(p.name.partition("-")[0] for p in (tmp_path / "cache").glob("*/*-*"))
 
 
@@ -88,7 +88,7 @@ def fail(*_, **__):
     raise ConnectionError("no\nnetwork")
 
 
-def test_what_is_drawn_is_the_same_and_only_what_is_used_is_copied(there, tmp_path):
+def test_samples_are_the_same_and_only_used_scales_are_copied(there, tmp_path):
     store, _, options = there
     remote = pi.open_index("s3://bucket/s.zarr", storage_options=options)
     assert remote.scales == (3, 5)
@@ -114,7 +114,7 @@ def test_a_second_opening_copies_nothing(there, tmp_path, monkeypatch):
     assert copies(tmp_path) == ["k003", "store"]
 
 
-def test_a_store_that_is_another_is_copied_anew(there, labelled, tmp_path):
+def test_a_changed_store_is_copied_again(there, labelled, tmp_path):
     store, files, options = there
     before = pi.open_index("s3://bucket/s.zarr", storage_options=options)
     pi.append(store.path, labelled[0][:3], labelled[1][:3])
@@ -125,7 +125,7 @@ def test_a_store_that_is_another_is_copied_anew(there, labelled, tmp_path):
     assert copies(tmp_path) == ["store", "store"]
 
 
-def test_damage_there_is_told_and_leaves_nothing_here(there, tmp_path):
+def test_a_damaged_remote_file_is_refused_and_not_cached(there, tmp_path):
     store, files, options = there
     name = "scales/k003/centroids/c/0/0"
     data = bytearray((store.path / name).read_bytes())
@@ -143,7 +143,7 @@ def test_damage_there_is_told_and_leaves_nothing_here(there, tmp_path):
     ]
 
 
-def test_what_is_not_there(there, server, monkeypatch):
+def test_a_missing_store_and_an_unknown_protocol_are_refused(there, server, monkeypatch):
     _, options = server
     with pytest.raises(SourceNotFoundError, match="no such store"):
         pi.open_index("s3://bucket/none.zarr", storage_options=options)
@@ -151,7 +151,7 @@ def test_what_is_not_there(there, server, monkeypatch):
         pi.open_index("nothing://x/s.zarr")
 
 
-def test_at_the_command_line_with_credentials_of_the_environment(there, server, tmp_path, monkeypatch):
+def test_the_command_line_takes_credentials_from_the_environment(there, server, tmp_path, monkeypatch):
     _, options = server
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
@@ -179,28 +179,28 @@ def test_a_manifest_that_leads_out_of_the_cache_is_refused(small, put, tmp_path,
     write_checksummed(tmp_path / MANIFEST, manifest)
     files.pipe_file(f"/s.zarr/{MANIFEST}", (tmp_path / MANIFEST).read_bytes())
     files.store[f"/s.zarr/{name}"] = fsspec.implementations.memory.MemoryFile(files, name, b"pwned")
-    with pytest.raises(StoreError, match=rf"^{URL}/{MANIFEST}: names .* which is no file of a store"):
+    with pytest.raises(StoreError, match=rf"^{URL}/{MANIFEST}: has an invalid file name"):
         pi.open_index(URL)
     files_here = [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()]
     assert sorted(files_here) == ["lock", MANIFEST]
 
 
 @pytest.mark.parametrize("content", [[1], {"zarr.json": 5}, {"zarr.json": ["1", "2"]}])
-def test_what_is_no_manifest_is_told(small, put, tmp_path, content):
+def test_a_malformed_manifest_is_refused(small, put, tmp_path, content):
     store = shutil.copytree(small, tmp_path / "s.zarr")
     write_checksummed(store / MANIFEST, content)
     put(store)
     for path in (store, URL):
-        with pytest.raises(StoreError, match=r"is no manifest|has no size and checksum"):
+        with pytest.raises(StoreError, match=r"is not a manifest|has no size and checksum"):
             pi.open_index(path)
     assert not pi.verify(store).whole
 
 
-def test_a_curve_that_is_measured_later_arrives(small, put, tmp_path):
+def test_a_later_operating_curve_is_copied(small, put, tmp_path):
     files = put(small)
     assert "operating_curve" not in pi.open_index(URL).scale(3).attributes
     with pytest.raises(InputError, match="cannot be written to; tune it where it can"):
-        pi.tune(URL)  # a copy's would be taken away again
+        pi.tune(URL)  # the next opening would remove a curve in the cache
     scale = pi.open_index(small).scale(3).origin
     for curve in ({"version": 0}, {"version": 1}):
         write_checksummed(tmp_path / CURVE, curve | {"scale": scale})
@@ -211,7 +211,7 @@ def test_a_curve_that_is_measured_later_arrives(small, put, tmp_path):
     assert copies(tmp_path) == ["k003", "store"]
 
 
-def test_a_scale_that_is_built_anew_is_copied_anew(small, put, labelled, tmp_path):
+def test_a_rebuilt_scale_is_copied_again(small, put, labelled, tmp_path):
     put(small)
     before = pi.open_index(URL)
     before.scale(3)
@@ -229,14 +229,14 @@ def test_a_scale_that_is_built_anew_is_copied_anew(small, put, labelled, tmp_pat
     shutil.copytree(other / "scales", store / "scales")
     put(store)
     assert pi.open_index(URL).scale(3).pca.dims == 4
-    before._scales.clear()  # as when other scales have taken its place
+    before._scales.clear()  # as if other scales had been opened since
     assert before.scale(3).pca.dims != 4
     pi.add_scales(store, [5], threads=1)
     put(store)
     assert pi.open_index(URL).scales == (3, 5)
 
 
-def test_a_copy_that_is_damaged_is_copied_again(small, put, tmp_path):
+def test_a_damaged_copy_is_replaced(small, put, tmp_path):
     put(small)
     index = pi.open_index(URL)
     scale = index.scale(3).path
@@ -266,26 +266,26 @@ def test_without_the_network_copies_are_used(small, put, tmp_path, monkeypatch):
     index = pi.open_index(URL)
     with monkeypatch.context() as broken:
         broken.setattr(type(files), "cat_file", fail)
-        with pytest.warns(UserWarning, match="the copy in"):
+        with pytest.warns(UserWarning, match="using the copy in"):
             away = pi.open_index(URL)
         assert away.scales == (3,)
         with pytest.raises(InputError, match="no network"):
-            away.scale(3)  # which is not here
+            away.scale(3)  # not in the cache
     index.scale(3)
     for name in ("cat_file", "get_file"):
         monkeypatch.setattr(type(files), name, fail)
-    with pytest.warns(UserWarning, match="the copy in"):
+    with pytest.warns(UserWarning, match="using the copy in"):
         there = pi.open_index(URL)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it is said once
+        warnings.simplefilter("error")  # the warning is given once
         assert there.scale(3).path == index.scale(3).path
         assert there.info()["indexes"]["3"]["lists"] == index.scale(3).attributes["lists"]
         assert pi.ScoreMachine(there, estimator="auto").index is there
-    with pytest.warns(UserWarning, match="the copy in"):
+    with pytest.warns(UserWarning, match="using the copy in"):
         assert pi.ScoreMachine(URL, estimator="auto").index.scales == (3,)
 
 
-def test_no_permission_is_told_also_where_there_is_a_copy(small, put, monkeypatch):
+def test_a_refused_permission_is_an_error_even_with_a_copy(small, put, monkeypatch):
     files = put(small)
     pi.open_index(URL)
 
@@ -298,7 +298,7 @@ def test_no_permission_is_told_also_where_there_is_a_copy(small, put, monkeypatc
             opening(URL)
 
 
-def test_copying_that_fails_is_told_and_done_again(small, put, tmp_path, monkeypatch):
+def test_a_failed_copy_is_an_error_and_is_tried_again(small, put, tmp_path, monkeypatch):
     files = put(small)
     with monkeypatch.context() as broken:
         broken.setattr(type(files), "get_file", fail)
@@ -311,7 +311,7 @@ def test_copying_that_fails_is_told_and_done_again(small, put, tmp_path, monkeyp
         pi.open_index(URL)
 
 
-def test_what_a_store_says_of_itself_takes_no_scales(small, put, tmp_path):
+def test_info_copies_no_scales(small, put, tmp_path):
     store = shutil.copytree(small, tmp_path / "s.zarr")
     pi.open_index(store).scale(3).save_curve({"version": 0})
     files = put(store)

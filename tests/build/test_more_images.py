@@ -1,4 +1,4 @@
-"""A finished store is given more scales, or more images: as if they had been there from the start."""
+"""Images that are appended to a finished store."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from patchindex_cli import main
+from stores import interrupted, names_in, tree
 
 import patchindex as pi
-from patchindex.build import shards as shards_module
-from patchindex.build.scale import ScaleBuild
 from patchindex.errors import InputError, OutputExistsError
 
 EVERYTHING = {"estimator": "topk", "candidates": 10**6, "probes": 10**4}
@@ -23,73 +22,20 @@ def small(labelled, tmp_path):
     return pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], labels=labelled[1], seed=3)
 
 
-def tree(path):
-    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
-
-
-# Scales.
-
-
-def test_added_scales_are_those_of_a_build_of_all(small, labelled, tmp_path):
-    before = tree(small.path)
-    found = pi.add_scales(small.path, [7, 5, 3], seed=3)
-    assert found.scales == (3, 5, 7)
-    del before["scales.json"]
-    assert before.items() <= tree(small.path).items()  # nothing that was there is touched
-    whole = pi.build_index(labelled[0], tmp_path / "w.zarr", scales=[3, 5, 7], labels=labelled[1], seed=3)
-    for k in (5, 7):
-        for (_, ids, codes), (_, same_ids, same_codes) in zip(
-            found.scale(k).members(), whole.scale(k).members(), strict=True
-        ):
-            np.testing.assert_array_equal(ids, same_ids)
-            np.testing.assert_array_equal(codes, same_codes)
-    assert pi.verify(found.path).whole
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["s.zarr", "w.zarr"]
-
-
-def test_adding_scales_goes_on_where_it_was_interrupted(small, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(ScaleBuild, "merge", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            pi.add_scales(small.path, [5])
-    assert pi.open_index(small.path).scales == (3,)
-    assert pi.verify(small.path).whole
-    names = []
-    assert pi.add_scales(small.path, [5], progress=lambda name, *_: names.append(name)).scales == (3, 5)
-    assert not any("training" in name or "assigning" in name for name in names)
-    assert pi.add_scales(small.path, [5], progress=names.clear).scales == (3, 5)  # nothing to do
-
-
-def test_scales_that_cannot_be_added(small, labelled, tmp_path):
-    for scales, words in (([4], "k must be odd"), ([15], "larger than the images")):
-        with pytest.raises(InputError, match=words):
-            pi.add_scales(small.path, scales)
-    exact = pi.build_index(labelled[0], tmp_path / "ls.zarr", machine="LS")
-    with pytest.raises(InputError, match="LS has no index"):
-        pi.add_scales(exact.path, [3])
-    assert list((small.path / "scales").iterdir()) == [small.path / "scales" / "k003"]
-
-
-# Images.
-
-
 @pytest.mark.parametrize("machine", ["ELS", "bbELS"])
 @pytest.mark.parametrize("with_labels", [True, False])
-def test_appended_images_are_as_good_as_those_that_were_there(
-    labelled, tmp_path, monkeypatch, held_out, machine, with_labels
+def test_a_store_with_appended_images_equals_one_build(
+    labelled, tmp_path, small_shards, held_out, machine, with_labels
 ):
-    monkeypatch.setattr(shards_module, "SHARD_BYTES", 20_000)
-    monkeypatch.setattr(shards_module, "PIECE_BYTES", 0)
     images, labels = labelled
-    some = {"labels": labels[:25]} if with_labels else {}
-    rest = {"labels": labels[25:]} if with_labels else {}
-    every = {"labels": labels} if with_labels else {}
+    some, rest, every = (
+        {"labels": labels[rows]} if with_labels else {} for rows in (slice(25), slice(25, None), slice(None))
+    )
     path = tmp_path / "s.zarr"
     pi.build_index(images[:25], path, scales=[3, 5], machine=machine, lists=60, **some)
     found = pi.append(path, images[25:], **rest)
-    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
-    report = pi.verify(path)
-    assert report.problems == ()
+    assert names_in(tmp_path) == ["s.zarr"]
+    assert pi.verify(path).problems == ()
     assert len(found.training) == 40
     np.testing.assert_array_equal(found.training.read(0, 40), images[found.training.source_ids])
     whole = pi.build_index(images, tmp_path / "w.zarr", scales=[3, 5], machine=machine, **every)
@@ -108,7 +54,7 @@ def test_appended_images_are_as_good_as_those_that_were_there(
         assert (np.diff(np.concatenate([i for _, i, _ in found.scale(k).members(0, 1)])) > 0).all()
 
 
-def test_appending_twice_and_drift(real_images, tmp_path):
+def test_each_call_records_its_drift(real_images, tmp_path):
     images, _ = real_images(400, 14)
     path = tmp_path / "s.zarr"
     pi.build_index(images[:300], path, scales=[3])
@@ -125,22 +71,34 @@ def test_appending_twice_and_drift(real_images, tmp_path):
     assert pi.verify(path).whole
 
 
-def test_an_interrupted_append_leaves_the_old_store_and_goes_on(small, labelled, monkeypatch):
+def test_an_interrupted_append_keeps_the_old_store_and_continues(small, labelled):
     images, labels = labelled
     before = tree(small.path)
-    with monkeypatch.context() as patched:
-        patched.setattr(ScaleBuild, "merge", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            pi.append(small.path, images[:7], labels[:7])
+    interrupted(pi.append, small.path, images[:7], labels[:7], at="k = 3: merging")
     assert tree(small.path) == before
     with pytest.raises(OutputExistsError, match="unfinished build is there"):
         pi.append(small.path, images[:7], labels[:7])
     with pytest.raises(InputError, match=r"other settings \([^)]*shape"):
         pi.append(small.path, images[:9], labels[:9], resume=True)
-    assert len(pi.append(small.path, images[:7], labels[:7], resume=True).training) == 47
-    assert len(pi.append(small.path, images[:7], labels[:7], resume=True).training) == 47  # done already
+    for _ in range(2):  # the second call finds the images appended
+        assert len(pi.append(small.path, images[:7], labels[:7], resume=True).training) == 47
     assert pi.verify(small.path).whole
-    assert [p.name for p in small.path.parent.iterdir()] == ["s.zarr"]
+    assert names_in(small.path.parent) == ["s.zarr"]
+
+
+def test_other_images_are_not_taken_for_the_appended_ones(small, labelled):
+    images, labels = labelled[0][:7], labelled[1][:7]
+    pi.append(small.path, images, labels)
+    others = images.copy()
+    others[5] = 255 - others[5]
+    assert len(pi.append(small.path, others, labels, resume=True).training) == 54
+
+
+def test_scales_are_not_added_to_a_store_with_an_unfinished_append(small, labelled):
+    interrupted(pi.append, small.path, *labelled, at="images")
+    with pytest.raises(OutputExistsError, match="unfinished build is there; continue it"):
+        pi.add_scales(small.path, [7])
+    assert len(pi.append(small.path, *labelled, resume=True).training) == 80
 
 
 def test_images_that_do_not_fit_are_refused(small, labelled, real_images):
@@ -157,7 +115,33 @@ def test_images_that_do_not_fit_are_refused(small, labelled, real_images):
     assert tree(small.path) == before
 
 
-def test_both_at_the_command_line(small, labelled):
+def test_named_labels_are_matched_by_name(real_images, tmp_path):
+    from PIL import Image
+
+    images, _ = real_images(12, 14)
+    for i, name in enumerate(["bag", "coat", "shirt"] * 4):
+        folder = tmp_path / ("old" if i < 8 else "new") / ("hat" if i == 11 else name)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i, :, :, 0]).save(folder / f"{i}.png")
+    pi.build_index(pi.open_images(tmp_path / "old", labels="folders"), tmp_path / "s.zarr", scales=[3])
+    index = pi.append(tmp_path / "s.zarr", pi.open_images(tmp_path / "new", labels="folders"))
+    names = index.attributes["label_names"]
+    assert names == ["bag", "coat", "shirt", "hat"]
+    for label, name in enumerate(names):
+        lo, hi = index.training.range_of(label)
+        files = [file for part in ("old", "new") for file in (tmp_path / part).glob(f"{name}/*")]
+        stored = {index.training.read(i, i + 1).tobytes() for i in range(lo, hi)}
+        assert stored == {images[int(file.stem)].tobytes() for file in files}
+    assert pi.verify(index.path).whole
+    with pytest.raises(InputError, match="labels have no names, and the labels before have 4"):
+        pi.append(index.path, images[:1], [7])
+    assert len(pi.append(index.path, images[:1], [3]).training) == 13
+    numbers = pi.build_index(images, tmp_path / "n.zarr", scales=[3], labels=[5] * 12)
+    with pytest.raises(InputError, match="labels have names, and the labels before have none"):
+        pi.append(numbers.path, pi.open_images(tmp_path / "new", labels="folders"))
+
+
+def test_add_scales_and_append_at_the_command_line(small, labelled):
     def run(*arguments):
         return CliRunner().invoke(main, list(map(str, arguments)))
 
@@ -191,30 +175,3 @@ def test_both_at_the_command_line(small, labelled):
         assert refused.exit_code == 2
         assert words in refused.stderr
         assert refused.stderr.count("\n") == 1
-
-
-def test_labels_that_have_names_are_the_same_where_their_names_are(real_images, tmp_path):
-    from PIL import Image
-
-    images, _ = real_images(12, 14)
-    for i, name in enumerate(["bag", "coat", "shirt"] * 4):
-        folder = tmp_path / ("old" if i < 8 else "new") / ("hat" if i == 11 else name)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images[i, :, :, 0]).save(folder / f"{i}.png")
-    pi.build_index(pi.open_images(tmp_path / "old", labels="folders"), tmp_path / "s.zarr", scales=[3])
-    index = pi.append(tmp_path / "s.zarr", pi.open_images(tmp_path / "new", labels="folders"))
-    names = index.attributes["label_names"]
-    assert names == ["bag", "coat", "shirt", "hat"]
-    for label, name in enumerate(names):
-        lo, hi = index.training.range_of(label)
-        own = {(tmp_path / part / name) for part in ("old", "new")}
-        files = sorted(int(file.stem) for folder in own if folder.exists() for file in folder.iterdir())
-        stored = {index.training.read(i, i + 1).tobytes() for i in range(lo, hi)}
-        assert stored == {images[i].tobytes() for i in files}
-    assert pi.verify(index.path).whole
-    with pytest.raises(InputError, match="labels have no names, and the labels before have 4"):
-        pi.append(index.path, images[:1], [7])
-    assert len(pi.append(index.path, images[:1], [3]).training) == 13
-    numbers = pi.build_index(images, tmp_path / "n.zarr", scales=[3], labels=[5] * 12)
-    with pytest.raises(InputError, match="labels have names, and the labels before have none"):
-        pi.append(numbers.path, pi.open_images(tmp_path / "new", labels="folders"))

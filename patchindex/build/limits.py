@@ -1,0 +1,64 @@
+"""Limits of a build: memory, free disk space, write permission, and disks that fail."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from patchindex.build.plan import BuildPlan
+from patchindex.build.workdir import existing_parent, real_path, working_path
+from patchindex.errors import InputError, Option, PatchIndexError
+from patchindex.index.patch_index import tree_bytes
+
+__all__ = ["check_memory", "check_space", "failing_disk", "free_bytes"]
+
+
+def check_memory(plan: BuildPlan, budget: int) -> None:
+    """Refuse a build that may need more memory than the budget, in bytes."""
+    if plan.memory_bytes > budget:
+        need, have = (f"{b / 2**30:.2f} GiB" for b in (plan.memory_bytes, budget))
+        raise InputError(
+            f"the build may need {need}, over the budget of {have}",
+            parameter="memory",
+            remedy=["raise it, or give a smaller ", Option("pca_dims"), " or fewer ", Option("lists")],
+        )
+
+
+def check_space(path: Path, plan: BuildPlan) -> None:
+    """Refuse a build that may need more disk space than is free."""
+    need, have = plan.disk_bytes + plan.scratch_bytes, free_bytes(path)
+    if need > have:
+        raise InputError(
+            f"the build may need {need / 2**30:.2f} GiB there, and {have / 2**30:.2f} are free",
+            where=existing_parent(path),
+            remedy=[
+                "free some space, use another disk, fewer ", Option("scales"), " or a smaller ",
+                Option("pca_dims"),
+            ],
+        )  # fmt: skip
+
+
+def free_bytes(path: Path) -> int:
+    """Return the disk space for a build at `path`: free space, and the space of unfinished builds there."""
+    path = real_path(path)
+    unfinished = [working_path(path), *(path / "scales").glob("*.tmp")]
+    return shutil.disk_usage(existing_parent(path)).free + sum(map(tree_bytes, unfinished))
+
+
+@contextmanager
+def failing_disk(folder: Path, *then: str | Option) -> Iterator[None]:
+    """Turn an OSError in the block into one line; `then` says what to do after the disk is repaired."""
+    try:
+        yield
+    except PatchIndexError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise PatchIndexError(
+            "the disk is full" if full else f"cannot be written or read ({error.strerror or error})",
+            where=folder,
+            remedy=[f"{'free some space' if full else 'repair the disk'}, and ", *then],
+        ) from error

@@ -1,0 +1,148 @@
+"""More locality scales for a finished store."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from patchindex.build.contents import build_scale
+from patchindex.build.limits import check_memory, check_space, failing_disk
+from patchindex.build.on_cluster import build_scale_on
+from patchindex.build.plan import BuildPlan, parse_memory, plan_build
+from patchindex.build.scale import ScaleBuild
+from patchindex.build.settings import BuildSettings
+from patchindex.build.workdir import check_no_unfinished, locked, real_path
+from patchindex.errors import InputError, Option
+from patchindex.images import ImageSource
+from patchindex.index.patch_index import PatchIndex, open_index, scales_of
+from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device, threads
+from patchindex.schedules import LocalitySchedule
+from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, write_scales
+
+__all__ = ["add_scales", "labelled_images", "plan_scales"]
+
+_threads = threads  # a parameter has this name
+
+
+def add_scales(
+    store: str | os.PathLike[str],
+    scales: Sequence[int] | int,
+    *,
+    pca_dims: int | None = None,
+    lists: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+    client: Any = None,
+) -> PatchIndex:
+    """Index more locality scales of a finished store's images.
+
+    The store stays usable during the build. Each scale is visible when it is complete. After an interruption,
+    call `add_scales` again to continue.
+
+    Parameters
+    ----------
+    store : str or Path
+    scales : sequence of int, or int
+        Odd locality scales. Scales that the store has already are skipped.
+    pca_dims, lists, seed, threads, memory, device, progress, client
+        As for `build_index`.
+
+    Returns
+    -------
+    PatchIndex
+        The store, opened.
+
+    Raises
+    ------
+    SourceNotFoundError, InputError, StoreError
+        As `open_index` and `build_index` do.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8)
+    >>> index = pi.build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=[3])
+    >>> pi.add_scales(index.path, [5, 7]).scales
+    (3, 5, 7)
+    """
+    path = real_path(store)
+    index = open_index(path)  # refuse what is not a store before a lock is made
+    settings = _settings(index, scales, pca_dims, lists, seed)
+    if not settings.scales and read_checksummed(path / SCALES) == list(index.scales):
+        return open_index(path, device=device)
+    if not os.access(path, os.W_OK):
+        raise InputError("cannot be written to", where=path, remedy="copy the store to a writable folder")
+    where, budget = resolve_device(device, needs_faiss=True), parse_memory(memory)
+    build = build_scale if client is None else build_scale_on(client, threads)
+    require_faiss()
+    with _threads(threads), locked(path), failing_disk(path, "add the scales again"):
+        index = open_index(path)
+        check_no_unfinished(path)
+        write_scales(path, index.scales)  # an earlier call may have been killed before it wrote the list
+        if not settings.scales:
+            return open_index(path, device=device)
+        plan = _plan(index, settings, budget)
+        check_memory(plan, budget)
+        check_space(path, plan)
+        build_id = fingerprint([index.attributes["fingerprint"], pca_dims, lists, seed])
+        for scale in plan.scales:
+            work = ScaleBuild(
+                path, index.geometry(scale.k), scale, seed=seed, device=where, build_id=build_id
+            )
+            build(work, progress or no_progress)
+            write_scales(path, {*index.scales, scale.k})
+            index = open_index(path)
+        return open_index(path, device=device)
+
+
+def plan_scales(
+    index: PatchIndex,
+    scales: Sequence[int] | int,
+    *,
+    pca_dims: int | None = None,
+    lists: int | None = None,
+    memory: int | None = None,
+) -> BuildPlan:
+    """Forecast the build of more scales of a store; see `add_scales` and `plan_build`."""
+    return _plan(index, _settings(index, scales, pca_dims, lists, 0), memory)
+
+
+def _settings(
+    index: PatchIndex, scales: Sequence[int] | int, pca_dims: int | None, lists: int | None, seed: int
+) -> BuildSettings:
+    given = index.attributes["locality"]
+    missing = ({scales} if isinstance(scales, int) else set(scales)) - set(scales_of(index.path))
+    return BuildSettings(
+        scales=sorted(missing),
+        machine=index.machine,
+        train_windows=index.train_windows,
+        # The schedule as it was given to the build: it may name scales that the store does not have yet.
+        locality=None if given is None else LocalitySchedule(given["name"], tuple(given["scales"])),
+        pca_dims=pca_dims,
+        lists=lists,
+        seed=seed,
+    )
+
+
+def _plan(index: PatchIndex, settings: BuildSettings, memory: int | None) -> BuildPlan:
+    plan, _ = plan_build(labelled_images(index), settings, memory=memory, beside=index.scales)
+    if not plan.scales:
+        raise InputError(
+            f"{index.machine} has no index", parameter="scales", remedy=["leave out ", Option("scales")]
+        )
+    return plan
+
+
+def labelled_images(index: PatchIndex) -> ImageSource:
+    """Return the images of a store with their labels and label names."""
+    source, names = copy.copy(index.training.source), index.attributes["label_names"]
+    source.labels = index.training.labels
+    source.label_names = None if names is None else tuple(names)
+    return source

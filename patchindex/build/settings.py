@@ -1,0 +1,143 @@
+"""Settings of a build: checked once, and compared with the settings of a store or of an unfinished build."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchindex.errors import InputError
+from patchindex.images import ImageSource
+from patchindex.schedules import LocalitySchedule
+from patchindex.store.checksums import fingerprint
+
+__all__ = ["BuildSettings", "appended_settings", "changed_settings"]
+
+FINGERPRINT_IMAGES = 1024
+# A source may have another name, such as a relative path: the images themselves are compared.
+NOT_COMPARED = ("source",)
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """The settings that determine a store's content; see `build_index`.
+
+    Raises
+    ------
+    InputError
+        When a setting is not acceptable by itself.
+    """
+
+    scales: Sequence[int] | None = None
+    machine: str = "ELS"
+    train_windows: str = "valid"
+    locality: Any = None
+    pca_dims: int | None = None
+    lists: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("pca_dims", "lists"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+                raise InputError(
+                    f"must be an integer of at least 1, got {value!r}",
+                    parameter=name,
+                    remedy="leave it out for the default",
+                )
+        if self.seed < 0:
+            raise InputError(f"must be at least 0, got {self.seed}", parameter="seed", remedy="use 0 or more")
+        locality = None if self.locality is None else LocalitySchedule.of(self.locality)
+        object.__setattr__(self, "locality", locality)
+
+    def to_json(
+        self, source: ImageSource, scales: Sequence[int], nearest: LocalitySchedule | None
+    ) -> dict[str, Any]:
+        """Return the settings as a store keeps them, with fingerprints of the images and labels.
+
+        Parameters
+        ----------
+        source : ImageSource
+        scales : sequence of int
+            The scales of the index.
+        nearest : LocalitySchedule or None
+            The schedule, moved to the nearest scales.
+        """
+        # An index keeps the schedule as it was given: `add_scales` may add more of its scales.
+        locality = self.locality if scales else nearest
+        return _as_json(
+            {
+                "machine": self.machine,
+                "train_windows": self.train_windows,
+                "scales": list(scales),
+                "locality": {"name": locality.name, "scales": locality.scales} if locality else None,
+                "pca_dims": self.pca_dims,
+                "lists": self.lists,
+                "seed": self.seed,
+                "source": source.name,
+                "shape": source.shape,
+                "images": _fingerprint_of_images(source),
+                "labels": _fingerprint_of_labels(source),
+            }
+        )
+
+
+def appended_settings(
+    before: dict[str, Any], scales: Sequence[int], both: ImageSource, new: ImageSource
+) -> dict[str, Any]:
+    """Return the settings of a store after images are appended.
+
+    Parameters
+    ----------
+    before : dict
+        The settings of the store.
+    scales : sequence of int
+        The scales of the store.
+    both, new : ImageSource
+        All images, and the appended images.
+    """
+    appended = {
+        "images": len(new),
+        "source": new.name,
+        "digest": _fingerprint_of_images(new),
+        "labels": _fingerprint_of_labels(new),
+    }
+    changed = {
+        "shape": both.shape,
+        "labels": _fingerprint_of_labels(both),
+        "scales": list(scales),
+        "appended": [*before.get("appended", []), appended],
+    }
+    return _as_json(before | changed)
+
+
+def changed_settings(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Return the names of the wanted settings that differ from those that were found."""
+    found, wanted = _compared(found), _compared(wanted)
+    return sorted(name for name in wanted if found.get(name) != wanted[name])
+
+
+def _compared(settings: Any) -> Any:
+    if isinstance(settings, list):
+        return [_compared(entry) for entry in settings]
+    if isinstance(settings, dict):
+        return {name: _compared(value) for name, value in settings.items() if name not in NOT_COMPARED}
+    return settings
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back: lists for tuples, plain numbers for numpy's."""
+    return dict(json.loads(json.dumps(settings, default=lambda number: number.item())))
+
+
+def _fingerprint_of_images(source: ImageSource) -> str:
+    """Return the fingerprint of up to 1 024 images, spread evenly: reading all of them takes too long."""
+    chosen = np.linspace(0, len(source) - 1, min(FINGERPRINT_IMAGES, len(source))).astype(int)
+    return fingerprint(source.read(chosen))
+
+
+def _fingerprint_of_labels(source: ImageSource) -> str | None:
+    return None if source.labels is None else fingerprint(source.labels)
