@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from patchindex_cli import main
 from stores import interrupted, names_in, tree
 
 import patchindex as pi
@@ -139,39 +135,3 @@ def test_named_labels_are_matched_by_name(real_images, tmp_path):
     numbers = pi.build_index(images, tmp_path / "n.zarr", scales=[3], labels=[5] * 12)
     with pytest.raises(InputError, match="labels have names, and the labels before have none"):
         pi.append(numbers.path, pi.open_images(tmp_path / "new", labels="folders"))
-
-
-def test_add_scales_and_append_at_the_command_line(small, labelled):
-    def run(*arguments):
-        return CliRunner().invoke(main, list(map(str, arguments)))
-
-    folder = small.path.parent
-    np.savez(folder / "more.npz", images=labelled[0][:5], labels=labelled[1][:5])
-    added = run("build", "--add-scales", "5", "-o", small.path, "--no-tune", "--json")
-    assert added.exit_code == 0, added.output
-    assert set(json.loads(added.stdout)["indexes"]) == {"3", "5"}
-    forecast = run("build", "--add-scales", "7", "-o", small.path, "--dry-run")
-    assert forecast.exit_code == 0, forecast.output
-    assert "fits" in forecast.stdout
-    assert pi.open_index(small.path).scales == (3, 5)
-    done = run("append", small.path, folder / "more.npz", "--no-tune")
-    assert done.exit_code == 0, done.output
-    assert "45 images" in done.stdout
-    assert "times as far from their lists" in done.stdout
-    for arguments, words in (
-        (("build", "x.npz", "--add-scales", "7", "-o", small.path), "source: is fixed in the store"),
-        (
-            ("build", "--add-scales", "7", "-o", small.path, "--machine", "ELS"),
-            "machine: is fixed in the store",
-        ),
-        (("build", "--add-scales", "7", "-o", small.path, "--limit", 3), "limit: is fixed in the store"),
-        (("build", "--add-scales", "7", "-o", small.path, "--overwrite"), "overwrite: is fixed in the store"),
-        (("build", "--add-scales", "7", "-o", folder / "none.zarr"), "no such store"),
-        (("build", "--add-scales", "seven", "-o", small.path), "'seven' is no list of scales"),
-        (("build", "-o", folder / "new.zarr"), "Missing argument 'SOURCE'"),
-        (("append", folder / "none.zarr", folder / "more.npz"), "no such store"),
-    ):
-        refused = run(*arguments)
-        assert refused.exit_code == 2
-        assert words in refused.stderr
-        assert refused.stderr.count("\n") == 1

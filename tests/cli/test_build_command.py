@@ -156,8 +156,8 @@ def test_a_dry_run_refuses_what_the_build_would_refuse(source, store, tmp_path, 
 
 
 def test_a_dry_run_resumes_the_same_build_only(source, store):
-    build = ("build", source, "-o", store, "--dry-run", "--resume")
-    assert "is complete: --resume has nothing to do" in run(*build, "--locality", "3,3,5,7").stderr
+    build = ("build", source, "-o", store, "--dry-run", "--resume", "--locality", "3,3,5,7")
+    assert "is complete: --resume has nothing to do" in run(*build).stderr
     assert "other settings (scales)" in refused(*build, "--scales", "9")
 
 
@@ -208,3 +208,22 @@ def test_photos_of_any_size_are_cropped_and_resized(fashion, tmp_path):
     assert "4 of 12 x 12 x 1" in run("info", tmp_path / "s.zarr").stdout
     said = refused("build", tmp_path / "photos", "-o", tmp_path / "t.zarr", "--crop", "round")
     assert "'--crop': 'round' is neither a number of pixels nor 'square'" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("x.npz --add-scales 7", "is fixed in the store"),
+        ("--add-scales 7 --machine ELS", "--machine: is fixed in the store"),
+        ("--add-scales 7 --limit 3", "--limit: is fixed in the store"),
+        ("--add-scales 7 --overwrite", "--overwrite: is fixed in the store"),
+        ("--add-scales seven", "'seven'"),
+        ("", "Missing argument 'SOURCE'"),
+    ],
+)
+def test_options_that_do_not_fit_added_scales_are_refused(store, arguments, words):
+    assert words in refused("build", *arguments.split(), "-o", store)
+
+
+def test_scales_are_not_added_to_a_missing_store(tmp_path):
+    assert "no such store" in refused("build", "--add-scales", "7", "-o", tmp_path / "none.zarr")
