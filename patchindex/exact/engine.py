@@ -115,13 +115,13 @@ def _check(request: ScoreRequest) -> None:
     if x.dim() != 4 or tuple(x.shape[1:]) != expected:
         raise InputError(
             f"must be of shape (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}",
-            where="x",
+            parameter="x",
             remedy="give noisy images of the training images' size",
         )
     if geometry.size != training.size:
         raise InputError(
             f"is of images of {geometry.size}, the training images are of {training.size}",
-            where="geometry",
+            parameter="geometry",
             remedy="make it for their size",
         )
 
@@ -136,14 +136,16 @@ def _wanted(request: ScoreRequest) -> list[Tensor] | None:
         if tuple(pixels.shape) != (batch, height, width):
             raise InputError(
                 f"a mask must be of shape {(batch, height, width)}, got {tuple(pixels.shape)}",
-                where="pixels",
+                parameter="pixels",
                 remedy="give the shape of the images without channels",
             )
         return [mask.flatten().nonzero()[:, 0] for mask in pixels.to(x.device)]
     wanted = [torch.as_tensor(numbers, device=x.device) for numbers in pixels]
     if len(wanted) != batch:
         raise InputError(
-            f"there are {len(wanted)} lists for {batch} images", where="pixels", remedy="give one for each"
+            f"there are {len(wanted)} lists for {batch} images",
+            parameter="pixels",
+            remedy="give one for each",
         )
     for i, numbers in enumerate(wanted):
         integers = not (numbers.is_floating_point() or numbers.dtype == torch.bool)
