@@ -1,9 +1,9 @@
-"""Kill an operation on a store (SIGKILL) before changes that it makes to files, resume it, and compare.
+"""Kill an operation on a store (SIGKILL) before one of its file changes, resume it, and compare the stores.
 
-python tests/kill_points.py build|overwrite|append|add_scales FOLDER POINTS
+    python tests/kill_points.py build|overwrite|append|add_scales FOLDER POINTS
 
-A process of its own, which forks before torch has threads. Prints a line for each point that it was killed
-at: its number, and what was wrong then.
+The script is a process of its own, because it must fork before torch starts threads. It prints one line for
+each point at which the operation was killed: the number of the point, and the problems that were found.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import patchindex as pi
 from patchindex.build import shards
 
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
-LAST = 8  # changes before which it is killed one by one: what is whole takes its place there
+LAST = 8  # all of the last changes are points: they put the new store in its place
 
 
 class Operation:
-    """An operation that leads from a store, or none, to another."""
+    """An operation that makes a store, from an older store or from none."""
 
     def __init__(self, name: str, folder: Path) -> None:
         with np.load("data/fashion_mnist_6k.npz") as data:
@@ -67,20 +67,20 @@ class Operation:
         return str(count)
 
     def state(self) -> str:
-        """All that is in the store, and what is beside it."""
+        """Return a description of the whole store and of the files beside it."""
         report = pi.verify(self.path)
         index = pi.open_index(self.path)
         found = hashlib.sha256(index.training.read(0, len(index.training)).tobytes())
         for k in index.scales:
             for _, ids, codes in index.scale(k).members():
                 found.update(ids.tobytes() + codes.tobytes())
-        # The file of a lock that nobody holds is as good as none.
+        # A lock file that no process holds has no effect.
         beside = sorted(path.name for path in self.path.parent.iterdir() if path.suffix != ".lock")
         listed = (self.path / "scales.json").read_text().strip()
         return f"{index.scales} {found.hexdigest()} {report.problems}; {listed} {beside}"
 
     def store(self) -> str:
-        """What a user finds at the path, whatever is beside it."""
+        """Return a description of the store at the path, whatever is beside it."""
         return self.state().partition("; ")[0] if self.path.exists() else "nothing"
 
 
@@ -90,20 +90,20 @@ def in_a_child(work: Callable[[], str]) -> str:
     if child == 0:
         os.close(reading)
         try:
-            said = work()
+            result = work()
         except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode())
+            result = f"{type(error).__name__}: {error}"
+        os.write(writing, result.encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        said = pipe.read()
+        result = pipe.read()
     _, status = os.waitpid(child, 0)
-    return "killed" if os.WIFSIGNALED(status) else said
+    return "killed" if os.WIFSIGNALED(status) else result
 
 
 def main(name: str, folder: Path, points: int) -> None:
-    shards.SHARD_BYTES, shards.PIECE_BYTES = 20_000, 0  # several
+    shards.SHARD_BYTES, shards.PIECE_BYTES = 20_000, 0  # several shards
     operation = Operation(name, folder)
     if operation.base is not None:
         some = slice(0, 60 if name == "add_scales" else 40)
@@ -123,8 +123,8 @@ def main(name: str, folder: Path, points: int) -> None:
             wrong.append("was not killed")
         if (found := in_a_child(operation.store)) not in (before, after.partition("; ")[0], "nothing"):
             wrong.append(f"left {found}")
-        if (said := in_a_child(lambda: operation.do(resume=True))) != "done":
-            wrong.append(f"resumed with {said}")
+        if (result := in_a_child(lambda: operation.do(resume=True))) != "done":
+            wrong.append(f"resumed with {result}")
         if (found := in_a_child(operation.state)) != after:
             wrong.append(f"ended with {found}, not {after}")
         print(point, *wrong, flush=True)
