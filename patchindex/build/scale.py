@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,11 @@ class ScaleBuild:
         build_id: str,
         images: np.ndarray | None = None,
     ) -> None:
+        self._make = partial(
+            ScaleBuild, root, geometry, plan, seed=seed, device=device, build_id=build_id, images=images
+        )
         self.k, self._root, self._geometry, self._plan = geometry.k, root, geometry, plan
-        self._seed, self._device, self._build_id, self._given_images = seed, device, build_id, images
+        self._seed, self._device, self._build_id = seed, device, build_id
         group = zarr.open_group(root, mode="r")
         self._pixels = torch.from_numpy(open_raw(root, "images"))
         self._images = np.arange(len(self._pixels)) if images is None else images
@@ -83,24 +86,13 @@ class ScaleBuild:
         self._final = root / scale_group(self.k)
         self._folder = self._final.with_name(self._final.name + ".tmp")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the arguments of the constructor: other processes map the images themselves."""
-        return {
-            "root": self._root,
-            "geometry": self._geometry,
-            "plan": self._plan,
-            "seed": self._seed,
-            "device": self._device,
-            "build_id": self._build_id,
-            "images": self._given_images,
-        }
-
-    def __setstate__(self, arguments: dict[str, Any]) -> None:
-        self.__init__(**arguments)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments of the constructor: other processes map the images themselves."""
+        return self._make, ()
 
     @property
     def finished(self) -> bool:
-        """Whether all stages are done."""
+        """True when all stages are done."""
         return self._final.exists()
 
     @property

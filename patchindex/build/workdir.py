@@ -49,7 +49,7 @@ IMAGES = "images_written"  # attribute of the working directory: all images are 
 
 
 class ExistingOutput(Enum):
-    """What a build finds at its output, and so how the build starts."""
+    """The state of a build's output, which decides how the build starts."""
 
     NEW = "start a new build"
     RESUME = "continue the unfinished build of the same settings"

@@ -1,4 +1,4 @@
-"""What a build may replace, remove and resume; who may work on a store at the same time."""
+"""Existing outputs of a build, the replacement of stores, and locks."""
 
 from __future__ import annotations
 
