@@ -27,23 +27,12 @@ BLOCK_CODES = 4096
 
 
 class Bucket(NamedTuple):
-    """The patches of some neighbouring lists, or some patches of one list.
+    """The patches of some neighbouring lists, or some patches of one list."""
 
-    Attributes
-    ----------
-    first : int
-        The first list.
-    sizes : array of int64, shape (lists,)
-        Number of patches of each list in the bucket.
-    ids : array of int64, shape (n,)
-        Patch ids list by list, ascending in each list.
-    codes : array of uint8, shape (n, code bytes)
-    """
-
-    first: int
-    sizes: np.ndarray
-    ids: np.ndarray
-    codes: np.ndarray
+    first: int  # the first list
+    sizes: np.ndarray  # patches of each list in the bucket, int64 (lists,)
+    ids: np.ndarray  # patch ids list by list, ascending in each list, int64 (n,)
+    codes: np.ndarray  # uint8 (n, code bytes)
 
     def lists(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield the number, ids and codes of each list that is not empty."""
@@ -54,12 +43,7 @@ class Bucket(NamedTuple):
 
 
 class CodeMoments:
-    """Sums of the codes of each list and of their squares, in exact integers.
-
-    Parameters
-    ----------
-    lists, dims : int
-    """
+    """Sums of the codes of each list and of their squares, in exact integers."""
 
     def __init__(self, lists: int, dims: int) -> None:
         self.count = np.zeros(lists, np.int64)
@@ -90,18 +74,9 @@ class CodeMoments:
 
 
 class LabelCounts:
-    """Number of patches of each label in each list.
+    """Number of patches of each label in each list: `counts`, int64 (labels, lists).
 
-    Parameters
-    ----------
-    label_of : array of int64, shape (N,)
-        Index of each image's label.
-    lists : int
-    patches_per_image : int
-
-    Attributes
-    ----------
-    counts : array of int64, shape (labels, lists)
+    `label_of` is the index of each image's label, int64 (N,).
     """
 
     def __init__(self, label_of: np.ndarray, lists: int, patches_per_image: int) -> None:
@@ -123,20 +98,11 @@ class LabelCounts:
 def write_index(
     out: ChecksumWriter, index: Any, sizes: np.ndarray, buckets: Iterator[Bucket], scratch: Path
 ) -> tuple[int, np.ndarray]:
-    """Write a FAISS index; return the checksums of its header and of each list.
+    """Write a FAISS index; return the checksums of its header and of each list, uint32 (lists,).
 
-    Parameters
-    ----------
-    out : ChecksumWriter
-    index : faiss.IndexIVFScalarQuantizer
-        An index without members. Its lists are removed.
-    sizes : array of int, shape (lists,)
-        Length of each list.
-    buckets : iterator of Bucket
-        All members, list by list, as `Shards.merged` yields them.
-    scratch : Path
-        Folder for a temporary file. It holds the ids of a list that comes in several buckets, until the codes
-        of the list are written.
+    `index` has no members yet; `sizes` are the lengths of its lists, int (lists,); `buckets` are the members
+    as `Shards.merged` yields them. When a list comes in several buckets, a temporary file in `scratch` holds
+    its ids until its codes are written.
     """
     faiss = require_faiss()
     index.replace_invlists(None, False)

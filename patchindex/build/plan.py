@@ -33,28 +33,15 @@ FEWEST_LISTS = 1024  # a small memory budget reduces the lists to no fewer: sear
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """Forecast of one scale. All bytes are upper bounds.
-
-    Attributes
-    ----------
-    k : int
-    patches : int
-    list_goal, lists : int
-        Number of lists that the position classes share, and the number after rounding in each class.
-    dims : int
-        Number of principal components in a code.
-    disk_bytes, scratch_bytes : int
-        Size in the store, and the temporary space beside it during the build.
-    memory_bytes : int
-    """
+    """Forecast of one scale. All bytes are upper bounds."""
 
     k: int
     patches: int
-    list_goal: int
-    lists: int
-    dims: int
-    disk_bytes: int
-    scratch_bytes: int
+    list_goal: int  # lists that the position classes share
+    lists: int  # after rounding in each class
+    dims: int  # principal components in a code
+    disk_bytes: int  # in the store
+    scratch_bytes: int  # beside the store, during the build
     memory_bytes: int
 
 
@@ -154,15 +141,7 @@ def plan_build(
 def plan_append(
     source: ImageSource, machine: str, train_windows: str, scales: Sequence[tuple[Geometry, int, int]]
 ) -> BuildPlan:
-    """Forecast a store of all images of a source, with models that are trained already.
-
-    Parameters
-    ----------
-    source : ImageSource
-    machine, train_windows : str
-    scales : sequence of (Geometry, int, int)
-        Geometry, code size and number of lists of each scale.
-    """
+    """Forecast a store of all images of a source with trained scales: (geometry, code size, lists) each."""
     labels = _label_count(source)
     planned = [
         _forecast(geometry, source, labels, dims, lists, lists, trained=True)

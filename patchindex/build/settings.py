@@ -58,13 +58,7 @@ class BuildSettings:
     ) -> dict[str, Any]:
         """Return the settings as a store keeps them, with fingerprints of the images and labels.
 
-        Parameters
-        ----------
-        source : ImageSource
-        scales : sequence of int
-            The scales of the index.
-        nearest : LocalitySchedule or None
-            The schedule, moved to the nearest scales.
+        `scales` are the scales of the index, and `nearest` is the schedule moved to the nearest scales.
         """
         # An index keeps the schedule as it was given: `add_scales` may add more of its scales.
         locality = self.locality if scales else nearest
@@ -88,17 +82,7 @@ class BuildSettings:
 def appended_settings(
     before: dict[str, Any], scales: Sequence[int], both: ImageSource, new: ImageSource
 ) -> dict[str, Any]:
-    """Return the settings of a store after images are appended.
-
-    Parameters
-    ----------
-    before : dict
-        The settings of the store.
-    scales : sequence of int
-        The scales of the store.
-    both, new : ImageSource
-        All images, and the appended images.
-    """
+    """Return the settings of a store after `new` images are appended; `both` are all images."""
     appended = {
         "images": len(new),
         "source": new.name,

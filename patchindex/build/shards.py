@@ -121,21 +121,9 @@ class Shards:
             return file.read() == checksum.digest()[::-1]
 
     def write(self, i: int, lists: np.ndarray, codes: np.ndarray, seconds: float) -> None:
-        """Write shard i.
+        """Write shard i: lists, int (n,), and codes, uint8 (n, code_bytes), of its patches in order of ids.
 
-        Parameters
-        ----------
-        i : int
-        lists : array of int, shape (n,)
-            List of each patch of the shard's images, in order of patch ids.
-        codes : array of uint8, shape (n, code_bytes)
-        seconds : float
-            Seconds that encoding took.
-
-        Raises
-        ------
-        FileNotFoundError
-            When the folder is missing: the scale is not trained yet, or is merged already.
+        Raises FileNotFoundError when the scale is not trained yet, or is merged already.
         """
         order = np.argsort(lists, kind="stable")
         records = np.empty(len(lists), self._record)

@@ -36,24 +36,9 @@ def train_scale(
 ) -> tuple[ScaleModel, dict[str, Any]]:
     """Find the principal components and the lists of one scale from a sample of its patches.
 
-    Parameters
-    ----------
-    pixels : Tensor, shape (N, H, W, C), uint8
-        The training images.
-    geometry : Geometry
-        Machine and locality scale.
-    dims : int
-        Number of principal components in a code.
-    lists : int
-        Number of lists that the position classes share.
-    seed, device, progress
-        As for `build_index`.
-
-    Returns
-    -------
-    ScaleModel
-    dict
-        Attributes of the scale: number of lists, PCA energy, loss of the assignment, seconds.
+    `pixels` are the training images, uint8 (N, H, W, C); `dims` is the number of components in a code, and
+    `lists` the number of lists that the position classes share. Returns the model and the attributes of the
+    scale: number of lists, PCA energy, loss of the assignment, seconds.
     """
     clock = [time.perf_counter()]
     rng = np.random.default_rng([seed, geometry.k])

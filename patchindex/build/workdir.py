@@ -66,16 +66,8 @@ def existing_output(
 ) -> ExistingOutput:
     """Decide how a build of a store starts, or refuse the build.
 
-    Parameters
-    ----------
-    path : Path
-        The store.
-    settings : dict
-        The settings of the build. Settings that are left out are not compared.
-    overwrite, resume : bool
-        As for `build_index`.
-    appending : bool
-        Whether the build appends images to the store, and so may replace it.
+    `overwrite` and `resume` are those of `build_index`. With `appending`, the build adds images to the store
+    at `path`, and so may replace it.
 
     Raises
     ------
@@ -189,13 +181,7 @@ def has_images(folder: Path) -> bool:
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a store without symbolic links, so that each store has one lock.
-
-    Raises
-    ------
-    InputError
-        When the path is a URL.
-    """
+    """Return the path of a store without symbolic links, so that each store has one lock; refuse a URL."""
     if is_url(path):
         raise InputError("is a URL", where=path, remedy="build on a local disk, and copy the store there")
     return Path(os.path.realpath(path))
@@ -260,10 +246,7 @@ def hold_lock(
 ) -> Iterator[None]:
     """Hold a lock file in the block; call `waiting` once when another process holds the lock.
 
-    Raises
-    ------
-    filelock.Timeout
-        When the other process holds the lock for longer than `timeout`, in seconds.
+    Raises `filelock.Timeout` when the other process holds the lock for longer than `timeout` seconds.
     """
     holder = FileLock(lock)
     try:
@@ -282,13 +265,7 @@ def hold_lock(
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other builds from a store, and complete a replacement that was interrupted.
-
-    Raises
-    ------
-    InputError
-        When another build holds the lock, or the lock cannot be written.
-    """
+    """Keep other builds from a store, and complete a replacement that was interrupted."""
     lock = Path(f"{working_path(path)}.lock")
     with ExitStack() as stack:
         try:

@@ -124,13 +124,11 @@ def write_manifest(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """Return the size and the checksum of each file of a folder, by the file's name.
 
-    Copies of remote stores are written under the names in their manifests, so each name must stay inside the
-    folder.
-
     Raises
     ------
     StoreError
-        When the manifest is missing, damaged or malformed, or a name leads out of the folder.
+        When the manifest is missing, damaged or malformed, or a name leads out of the folder: copies of
+        remote stores are written under these names.
     """
     path = folder / MANIFEST
     entries = read_checksummed(path)

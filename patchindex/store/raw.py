@@ -32,13 +32,7 @@ def raw_path(group: Path, name: str, ndim: int) -> Path:
 
 
 class ChecksumWriter:
-    """A file that is written in pieces, with the crc32c of all pieces so far.
-
-    Attributes
-    ----------
-    bytes : int
-        Number of bytes written so far.
-    """
+    """A file that is written in pieces, with the number and the crc32c of all bytes so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.bytes = file, 0
@@ -61,25 +55,11 @@ class ChecksumWriter:
 
 @contextmanager
 def write_raw(group: Path, name: str, dtype: str, shape: tuple[int, ...] = ()) -> Iterator[ChecksumWriter]:
-    """Write an array of unknown length as a stream of bytes.
+    """Write an array of unknown length into the folder of a zarr group, as a stream of bytes.
 
-    The array exists when the block ends without an exception.
-
-    Parameters
-    ----------
-    group : Path
-        Folder of the zarr group that gets the array.
-    name : str
-        Name of the array.
-    dtype : str
-        Data type of the array, little endian.
-    shape : tuple of int
-        Shape of one entry. The first dimension of the array is the number of entries that were written.
-
-    Raises
-    ------
-    ValueError
-        When the bytes are not a whole number of entries, or there are none.
+    `shape` is the shape of one entry, and the length of the array is the number of entries that were written.
+    The array exists when the block ends without an exception. Raises ValueError when the bytes are not a
+    whole number of entries, or there are none.
 
     Examples
     --------

@@ -95,13 +95,7 @@ class Remote:
         self._offline: _UnreachableError | None = None  # set when copies are used as they are
 
     def is_store(self) -> bool:
-        """Return whether there is a store at the URL.
-
-        Raises
-        ------
-        InputError
-            When the URL cannot be read, and there is no copy.
-        """
+        """Return whether there is a store at the URL; refuse a URL that cannot be read and has no copy."""
         try:
             return self._read("", MANIFEST) is not None
         except _UnreachableError as error:
@@ -130,17 +124,9 @@ class Remote:
         return self._folders[part]
 
     def fetch_attributes(self, part: str, folder: Path) -> Path:
-        """Copy the attributes, manifest and operating curve of a part into an empty folder.
+        """Copy the attributes, manifest and operating curve of a part into an empty folder, and return it.
 
-        Returns
-        -------
-        Path
-            The folder; without a network, the folder of the part's copy.
-
-        Raises
-        ------
-        PatchIndexError
-            As `fetch` does.
+        Without a network, return the folder of the part's copy. Raises as `fetch` does.
         """
         try:
             for name in (MANIFEST, ATTRIBUTES, CURVE):
