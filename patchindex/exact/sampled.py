@@ -27,7 +27,7 @@ from patchindex.exact.request import ScoreRequest
 from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
 from patchindex.kernels import scan as kernel
-from patchindex.kernels.known_patches import KnownPatches, Placed, Units, find_members, remove
+from patchindex.kernels.known_patches import KnownPatches, Placed, StratumTables, find_members, remove
 from patchindex.kernels.simd import LANES
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
@@ -267,13 +267,13 @@ def _blocks_of(plan: Plan) -> np.ndarray:
     return blocks
 
 
-def _units(geometry: Geometry, classes: int, rows: np.ndarray, columns: np.ndarray) -> Units:
+def _units(geometry: Geometry, classes: int, rows: np.ndarray, columns: np.ndarray) -> StratumTables:
     height, width = geometry.size
-    return Units(classes, *np.divmod(np.arange(height * width), width), rows, columns)
+    return StratumTables(classes, *np.divmod(np.arange(height * width), width), rows, columns)
 
 
 @lru_cache(maxsize=32)
-def _units_of_pairs(plan: Plan) -> Units:
+def _units_of_pairs(plan: Plan) -> StratumTables:
     """Return the class of offsets that compares each query position with each training position."""
     first = np.zeros((), np.int64)
     rows, columns = _class_of(_pairs_of(plan), first), _class_of(first, _blocks_of(plan))
@@ -281,7 +281,7 @@ def _units_of_pairs(plan: Plan) -> Units:
 
 
 @lru_cache(maxsize=32)
-def _whole_tiles(geometry: Geometry) -> Units:
+def _whole_tiles(geometry: Geometry) -> StratumTables:
     """Return the same for strata that are tiles."""
     height, width = geometry.size
     return _units(geometry, 1, np.zeros((height, height), np.int64), np.zeros((width, width), np.int64))

@@ -1,12 +1,19 @@
-"""Which list a patch belongs to: the compiled part.
+"""The inverted list of each patch: the nearest centroid in the two nearest cells.
 
-Centroids lie in tiles of `CODES`, dimension by dimension, the cells' in one group and the lists' in a group a
-cell. A vector v scores a centroid c by `v . c - |c|^2 / 2`, the larger the nearer, and only the best two are
-kept. So a product is never written to memory: it takes the multiply-adds and next to nothing besides, where
-matrix products and the minima of their rows take 3.7 times as long (`benchmarks/assigning.py`).
+    score(v, c) = v . c - |c|^2 / 2,    the larger the nearer
 
-Sums run over dimensions in order, whatever the other vectors, so that assignments do not depend on how many
-vectors come at a time, or on threads.
+Why it is fast. Only the best two centroids of a vector are kept, so products are never written to memory;
+matrix products and the minima of their rows take 3.7 times as long. A loaded tile serves four vectors.
+
+======== ====================================== ========================================================
+array    dtype, shape, stored flat              content
+======== ====================================== ========================================================
+values   float32 (tiles, dims, CODES)           centroids, dimension by dimension
+offsets  float32 (tiles, CODES)                 -|c|^2 / 2, below any score where a tile has no centroid
+======== ====================================== ========================================================
+
+The cells are one group of tiles, and the lists of each cell are a group. Sums run over dimensions in order,
+so the list of a vector depends neither on the other vectors nor on threads.
 """
 
 from __future__ import annotations
@@ -24,13 +31,12 @@ __all__ = ["Tiles", "assign_lists"]
 
 
 class Tiles(NamedTuple):
-    """Centroids of some groups.
+    """The centroids of some groups, in tiles.
 
     Attributes
     ----------
     values : array of float32, shape (tiles * dims * CODES,)
     offsets : array of float32, shape (tiles * CODES,)
-        `-|c|^2 / 2`, and less than any score where there is no centroid.
     first : array of int64, shape (groups + 1,)
         The first tile of each group.
     bounds : array of int64, shape (groups + 1,)
@@ -46,7 +52,7 @@ class Tiles(NamedTuple):
 
     @classmethod
     def of(cls, centroids: np.ndarray, bounds: np.ndarray) -> Tiles:
-        """Put centroids (n, dims), of which group i has `bounds[i]` to `bounds[i + 1]`, into tiles."""
+        """Put centroids (n, dims) into tiles; group i has the centroids `bounds[i]` to `bounds[i + 1]`."""
         dims = centroids.shape[1]
         sizes = np.diff(bounds)
         first = np.concatenate([[0], np.cumsum(-(-sizes // CODES))])
@@ -60,7 +66,7 @@ class Tiles(NamedTuple):
 
 @inlined
 def _offer(scores, q, number, score, item, room):  # type: ignore[no-untyped-def]
-    """Keep the best two centroids of a query; the first of a block is given."""
+    """Keep the best two centroids of a vector, among `number`, `number + 1`, ... of a block."""
     bits = bits_below(splat_block(score[q, 1]), scores)
     if not bits:
         return
@@ -78,9 +84,9 @@ def _offer(scores, q, number, score, item, room):  # type: ignore[no-untyped-def
 
 @inlined
 def _best_two(tiles, v, start, visitors, score, item, room):  # type: ignore[no-untyped-def]
-    """Keep the best two centroids of the groups that queries visit.
+    """Keep the best two centroids of the groups that vectors visit.
 
-    `visitors[start[i] : start[i + 1]]` are the queries that visit group i, and `v` is flat.
+    `visitors[start[i] : start[i + 1]]` are the vectors that visit group i; `v` holds all vectors, flat.
     """
     dims = tiles.dims
     for group in range(len(start) - 1):
@@ -89,7 +95,7 @@ def _best_two(tiles, v, start, visitors, score, item, room):  # type: ignore[no-
             number = tiles.bounds[group] + (tile - tiles.first[group]) * CODES
             at = tile * dims * CODES
             for visit in range(lo, hi, 4):
-                # Four at a time: what is loaded is of use four times. The last ones come several times over.
+                # Four vectors share each load; the last vector is repeated to fill up a four.
                 p, q = visitors[visit], visitors[min(visit + 1, hi - 1)]
                 r, s = visitors[min(visit + 2, hi - 1)], visitors[min(visit + 3, hi - 1)]
                 for i in range(0, CODES, BLOCK):
@@ -111,24 +117,19 @@ def _best_two(tiles, v, start, visitors, score, item, room):  # type: ignore[no-
 
 @lean
 def assign_lists(cells, lists, v, score, item, start, visitors, room, out):  # type: ignore[no-untyped-def]
-    """Find the nearest of the lists of the two nearest cells.
+    """Write the list of each vector, (n,), to `out`.
 
     Parameters
     ----------
     cells : Tiles
         One group.
     lists : Tiles
-        A group for each of them.
+        One group per cell.
     v : array of float32, flat
         Vectors, (n, dims).
-    score : array of float32, shape (n, 2)
-    item : array of int64, shape (n, 2)
-    start : array of int64, shape (cells + 1,)
-    visitors : array of int64, shape (2 n,)
-    room : array of float32, shape (BLOCK,)
-        Room, whose contents do not matter.
+    score, item, start, visitors, room : arrays
+        Scratch memory: float32 (n, 2), int64 (n, 2), int64 (cells + 1,), int64 (2 n,), float32 (BLOCK,).
     out : array of int64, shape (n,)
-        Set to the list of each vector.
     """
     n = len(out)
     for q in range(n):
@@ -137,7 +138,7 @@ def assign_lists(cells, lists, v, score, item, start, visitors, room, out):  # t
         visitors[q] = q
     start[0], start[1] = 0, n
     _best_two(cells, v, start[:2], visitors, score, item, room)
-    # The vectors of each cell, by counting them.
+    # Sort the vectors by cell, by counting.
     start[:] = 0
     for q in range(n):
         for i in range(2):

@@ -1,4 +1,24 @@
-"""Codes and queries as the compiled parts of retrieval compare them: in whole numbers of 16 bits."""
+"""Codes of patches and queries, compared in integers of 16 bits.
+
+    score(q) = z . y - scale |y|^2,    y_d = low_d + (q_d + 1/2) step_d
+
+for a code q of bytes. With the bytes less 128 and two tables of integers u and s, that is
+
+    score(q) = unit sum_d u_d q_d - square_unit sum_d s_d q_d^2 + constant
+
+Why it is fast. Two 16-bit integers lie in one of 32 bits, so that one instruction multiplies and adds both
+(`simd_pairs`). A tile of `CODES` codes is decoded once and compared with every query that visits its list.
+
+============ ============================== =========================================================
+array        dtype, shape                   content
+============ ============================== =========================================================
+codes.file   uint8                          the FAISS file: the codes of a list row by row, then its ids
+tile         int32 (pairs, CODES)           a decoded tile: dimensions 0 and 2 of every four are a pair, and
+                                            1 and 3
+norms        float32 (CODES,)               -square_unit sum s q^2, far below any score where a list ends
+queries      int32 (queries, pairs)         u, in the same pairs
+============ ============================== =========================================================
+"""
 
 from __future__ import annotations
 
@@ -12,24 +32,25 @@ from patchindex.kernels.simd_pairs import add_squares, decode_pairs, load_ints, 
 
 __all__ = ["CODES", "NEVER", "STEPS", "Codes", "Queries", "decode", "nth_highest"]
 
-CODES = 64  # a block's; 64 codes fill four AVX-512 registers, and a list is some blocks
-NEVER = np.float32(-1e30)  # log weight of what is not there, and threshold of those who keep everything
-STEPS = 1024
+CODES = 64  # per tile; they fill four AVX-512 registers
+NEVER = np.float32(-1e30)  # score of an absent item, and threshold of a query that keeps everything
+STEPS = 1024  # of a histogram
 MOST_16 = np.iinfo(np.int16).max
 
 
 class Codes(NamedTuple):
-    """The codes of some lists, of all images or of those of a label.
+    """The codes of some lists, of all images or of the images of one label.
 
     Attributes
     ----------
     file : array of uint8
-        FAISS's file.
+        The FAISS file.
     offset : array of int64, shape (lists,)
-        Byte where the codes of each list begin.
+        First byte of each list's codes.
     size : array of int64, shape (lists,)
+        Number of codes of each list.
     low, step : array of float32, shape (padded dims,)
-        Code q of dimension d stands for `low[d] + (q + 1/2) step[d]`; both are 0 beyond the dimensions.
+        Byte q of dimension d means `low[d] + (q + 1/2) step[d]`; both are 0 beyond the dimensions.
     dims : int
     """
 
@@ -42,18 +63,12 @@ class Codes(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What codes are compared with, as whole numbers of 16 bits, two in one of 32.
-
-    The score of a code q, its numbers taken less 128, is
-
-        unit sum_d u_d q_d - square_unit sum_d s_d q_d^2 + constant
-
-    with whole u, s and sums. The numbers 0 and 2 of every four dimensions are a pair, and 1 and 3.
+    """Queries as 16-bit integers: u, s, unit, square_unit and constant of the formula above.
 
     Attributes
     ----------
     pairs : array of int32, shape (queries * pairs,)
-        u, a query after the other.
+        u, one query after the other.
     unit, constant : array of float32, shape (queries,)
     squares : array of int32, shape (pairs,)
         s.
@@ -68,9 +83,9 @@ class Queries(NamedTuple):
 
     @classmethod
     def of(cls, codes: Codes, z: np.ndarray, scale: float) -> Queries:
-        """Prepare queries z, (n, dims), whose score of a code that stands for y is `z . y - scale |y|^2`.
+        """Prepare queries z, (n, dims), for scores `z . y - scale |y|^2`.
 
-        They are rounded to 1/32767 of their largest entry, times the step of its dimension.
+        u is rounded to 1/32767 of its largest entry.
         """
         dims = codes.dims
         step = codes.step.astype(np.float64)
@@ -78,8 +93,8 @@ class Queries(NamedTuple):
         u = np.zeros((len(z), len(step)))
         u[:, :dims] = step[:dims] * (z - 2 * scale * middle)
         squares = scale * step * step
-        tiny = np.finfo(np.float32).tiny  # where patches are all alike, steps are 0
-        # Sums of products with codes, of up to 2^7, and with their squares, of up to 2^14, stay below 2^31.
+        tiny = np.finfo(np.float32).tiny  # steps are 0 when all patches are equal
+        # Bytes less 128 are up to 2^7, their squares up to 2^14; both sums must stay below 2^31.
         size = np.abs(u)
         unit = np.maximum(size.max(1) / MOST_16, size.sum(1) / (2**24 - len(step)))
         unit = np.maximum(unit, tiny)
@@ -94,17 +109,14 @@ class Queries(NamedTuple):
 
 
 def _pairs(numbers: np.ndarray) -> np.ndarray:
-    """Round numbers (..., 4 n) and return them as pairs (..., 2 n): 0 and 2 of every four, and 1 and 3."""
+    """Round numbers (..., 4 n) and return pairs (..., 2 n): 0 and 2 of every four, then 1 and 3."""
     fours = np.rint(numbers).astype("<i2").reshape(*numbers.shape[:-1], -1, 2, 2)
     return np.ascontiguousarray(fours.swapaxes(-1, -2)).reshape(*numbers.shape[:-1], -1).view("<i4")
 
 
 @inlined
 def decode(codes, c, first, queries, raw, tile, norms):  # type: ignore[no-untyped-def]
-    """Decode a block of list c from code `first`: pairs (pairs, CODES), and what its squares make of scores.
-
-    That is below every threshold for codes that are not there.
-    """
+    """Decode a tile of list c from code `first` on: its pairs, and the norms of its codes."""
     begin = codes.offset[c] + first * codes.dims
     padded = len(codes.step)
     inside = begin + CODES * codes.dims + LANES <= len(codes.file)
@@ -114,7 +126,7 @@ def decode(codes, c, first, queries, raw, tile, norms):  # type: ignore[no-untyp
             at = begin + i * codes.dims + d
             if inside:
                 decode_pairs(codes.file, at, codes.dims, tile, to, CODES)
-            else:  # where the file ends
+            else:  # the vector would end beyond the file
                 for row in range(LANES):
                     for j in range(LANES):
                         byte = at + row * codes.dims + j
@@ -131,10 +143,10 @@ def decode(codes, c, first, queries, raw, tile, norms):  # type: ignore[no-untyp
 
 @inlined
 def nth_highest(values, count, n, room, histogram):  # type: ignore[no-untyped-def]
-    """Return which of the first `count` values comes after the n highest.
+    """Return the value that comes after the n highest of the first `count` values.
 
-    They are counted in even steps from the highest to the lowest; then so are those of the step that holds
-    the one looked for, until they are all alike.
+    A histogram of even steps finds the step that holds the value; the values of this step get the next
+    histogram, until all of them are equal.
     """
     for i in range(count):
         room[i] = values[i]

@@ -1,4 +1,8 @@
-"""Patches that pixels are known to be compared with, and how a sample leaves them out."""
+"""Patches that are known to be heavy, found in the strata of a random sample and taken out of its sums.
+
+The near field has these patches with exact logits; the sample must not count them again. A stratum is a class
+of offsets in a tile of images.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 from patchindex.kernels.compile import compiled, lean
 from patchindex.kernels.simd import LANES
 
-__all__ = ["KnownPatches", "Placed", "Units", "find_members", "remove"]
+__all__ = ["KnownPatches", "Placed", "StratumTables", "find_members", "remove"]
 
 
 class KnownPatches(NamedTuple):
@@ -22,7 +26,7 @@ class KnownPatches(NamedTuple):
     image : array of int32
         Training image of the patch.
     place : array of int32
-        Raster number of the patch's centre in it, `y W + x`.
+        Raster number of the patch's centre in the image, `y W + x`.
     logit : array of float32
     """
 
@@ -33,7 +37,7 @@ class KnownPatches(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """KnownPatches by the stratum that they are in, ascending, as `remove` takes them but for the stratum."""
+    """Known patches with their strata, in ascending order of strata: arguments of `remove`."""
 
     stratum: np.ndarray
     pixel: np.ndarray
@@ -42,17 +46,18 @@ class Placed(NamedTuple):
     centre: np.ndarray
 
 
-class Units(NamedTuple):
-    """Which class of offsets compares a query position with a training position.
+class StratumTables(NamedTuple):
+    """Tables that give the stratum of a query position and a training position.
+
+    The class of offsets of positions (y, x) and (i, j) is `rows[y, i] + columns[x, j]`.
 
     Attributes
     ----------
     classes : int
-        A stratum is one of so many of a tile.
-    y_of, x_of : array of int64, shape (H * W,)
+        Strata per tile.
+    y_of, x_of : array of int64, shape (H W,)
         Row and column of a raster number.
     rows, columns : array of int64, shape (H, H) and (W, W)
-        What a pair of rows, and one of columns, add to the number of the class.
     """
 
     classes: int
@@ -63,37 +68,37 @@ class Units(NamedTuple):
 
 
 @lean
-def find_members(known, asked, units, images, first, end, tiles, wanted, found, strata, count):  # type: ignore[no-untyped-def]
-    """Write which members are of pixels asked for and in wanted strata (masks), and these strata.
+def find_members(known, asked, tables, images, first, end, tiles, wanted, found, strata, count):  # type: ignore[no-untyped-def]
+    """Write the numbers and strata of the known patches of asked pixels in wanted strata (two masks).
 
-    Those of `images[j]`, which is in tile `tiles[j]`, are `first[j]` to `end[j] - 1`; `count[0]` says how
-    many were found.
+    `first[j]` to `end[j] - 1` are the patches of `images[j]`, which is in tile `tiles[j]`. `count[0]` is set
+    to the number found.
     """
     n = 0
     for j in range(len(images)):
         for i in range(first[j], end[j]):
             pixel, place = known.pixel[i], known.place[i]
-            stratum = np.int64(tiles[j]) * units.classes
-            stratum += units.rows[units.y_of[pixel], units.y_of[place]]
-            stratum += units.columns[units.x_of[pixel], units.x_of[place]]
+            stratum = np.int64(tiles[j]) * tables.classes
+            stratum += tables.rows[tables.y_of[pixel], tables.y_of[place]]
+            stratum += tables.columns[tables.x_of[pixel], tables.x_of[place]]
             found[n], strata[n] = i, stratum
             n += int(asked[pixel] and wanted[stratum])
     count[0] = n
 
 
 @compiled
-def remove(mine, channels, pixels, lanes, logits, centres):  # type: ignore[no-untyped-def]
-    """Take members out of a thread's sums: pixel, image of the tile, logit and centre (n, C) of each.
+def remove(sums, channels, pixels, lanes, logits, centres):  # type: ignore[no-untyped-def]
+    """Subtract members from a thread's sums: pixel, lane, logit and centre (n, C) of each.
 
-    Logits and centres as in the sums. What was not added, or skipped, may be taken out: it is nothing.
+    Members below the threshold, which the scan skipped, are skipped here too.
     """
     for i in range(len(pixels)):
-        reference = mine.top[pixels[i]]
-        if logits[i] - reference < -mine.threshold:
+        reference = sums.top[pixels[i]]
+        if logits[i] - reference < -sums.threshold:
             continue
-        w = np.float32(2.0 ** (logits[i] - reference))
+        weight = np.float32(2.0 ** (logits[i] - reference))
         at = pixels[i] * (2 + channels) * LANES + lanes[i] % LANES
-        mine.sums[at] -= w
-        mine.sums[at + LANES] -= w * w
+        sums.sums[at] -= weight
+        sums.sums[at + LANES] -= weight * weight
         for c in range(channels):
-            mine.sums[at + (2 + c) * LANES] -= w * centres[i, c]
+            sums.sums[at + (2 + c) * LANES] -= weight * centres[i, c]

@@ -1,9 +1,24 @@
-"""The codes of largest weight, looked for in the likeliest lists: the compiled part.
+"""The codes of largest score, searched in the lists of largest score.
 
-Two levels work alike. Items (lists of a cell, codes of a list) lie in tiles of `CODES`, dimension by
-dimension. A query scores all items of the groups that it visits, `score = u . item + offset`, and keeps the
-best so far. Groups are taken one after the other, with all queries that visit them, so that a tile is read
-once.
+    score(list) = -1/2 sum_d ((z_d - a m_d)^2 / v_d + log v_d)     m: mean, v: variance (`list_tiles`)
+    score(code) = z . y - scale |y|^2                              (`patchindex.kernels.codes`)
+
+The cells are searched first, then the lists of the best cells, then the codes of the best lists. Items (lists
+of a cell, codes of a list) lie in tiles of `CODES`, dimension by dimension:
+
+========= ======================================= =================================================
+array     dtype, shape, stored flat               content
+========= ======================================= =================================================
+tiles     float32 (tiles, 2 dims, CODES)          slopes of z^2 and of z
+offsets   float32 (tiles, CODES)                  the term without z, far below any score for no list
+start     int64 (groups + 1,)                     queries `visitors[start[i] : start[i + 1]]` visit group i
+visitors  int32
+best      (queries, capacity)                     the best items so far, in no order
+========= ======================================= =================================================
+
+Why it is fast. Groups are taken one after the other, with all queries that visit them, so a tile is read once
+from memory. A query compares the scores of a block with its threshold in one instruction, and sorts nothing:
+when its room is full, it drops the items below the score of rank `keep`.
 """
 
 from __future__ import annotations
@@ -33,15 +48,16 @@ CACHE_LINE = 64
 
 
 class Best(NamedTuple):
-    """The best items of each query: arrays of shape (queries, capacity), and values of shape (queries,).
+    """The best items of each query.
 
     Attributes
     ----------
-    score : array of float32
-    item : array of int64
+    score : array of float32, shape (queries, capacity)
+    item : array of int64, shape (queries, capacity)
     held : array of int64, shape (queries,)
+        Number of items.
     threshold : array of float32, shape (queries,)
-        Items that do not score above it are not kept.
+        Items must score above the threshold.
     """
 
     score: np.ndarray
@@ -51,7 +67,7 @@ class Best(NamedTuple):
 
     @classmethod
     def none(cls, queries: int, keep: int) -> Best:
-        """Return room for a search that keeps so many."""
+        """Return room for the `keep` best items of each query."""
         shape = (queries, capacity(keep))
         return cls(
             np.empty(shape, np.float32),
@@ -62,7 +78,7 @@ class Best(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room that a thread needs: a decoded tile, scores of a block, and what `nth_highest` takes."""
+    """Scratch memory of a thread: a decoded tile, the scores of a block, the arrays of `nth_highest`."""
 
     pairs: np.ndarray
     norms: np.ndarray
@@ -73,7 +89,7 @@ class Scratch(NamedTuple):
 
     @classmethod
     def of(cls, dims: int, keep: int) -> Scratch:
-        """Return room for items of so many dimensions."""
+        """Return scratch memory for items of `dims` dimensions."""
         return cls(
             aligned(-(-dims // LANES) * LANES // 2 * CODES).view(np.int32),
             aligned(CODES),
@@ -85,16 +101,16 @@ class Scratch(NamedTuple):
 
 
 def capacity(keep: int) -> int:
-    """Return how many items a query has room for: what is too much is dropped when it is full."""
+    """Return the number of items that a query has room for before some are dropped."""
     return 2 * keep + CODES
 
 
 @inlined
 def _cut(best, q, keep, scratch):  # type: ignore[no-untyped-def]
-    """Keep the items of a query that score above the one after its `keep` best.
+    """Keep the items of a query that score above the item of rank `keep + 1`.
 
-    So what is kept in the end depends on neither the order of the items nor on who has seen which: of those
-    that are as good as the first that is left out, none is kept.
+    Items that score the same as that item are dropped too, so the result depends neither on the order of the
+    items nor on threads.
     """
     limit = best.threshold[q]
     if best.held[q] > keep:
@@ -110,7 +126,7 @@ def _cut(best, q, keep, scratch):  # type: ignore[no-untyped-def]
 
 @inlined
 def _offer(scores, q, number, best, keep, scratch):  # type: ignore[no-untyped-def]
-    """Keep the items of a block that score above a query's threshold; the first item's number is given."""
+    """Keep the items `number`, `number + 1`, ... of a block that score above a query's threshold."""
     bits = bits_below(splat_block(best.threshold[q]), scores)
     if not bits:
         return
@@ -129,13 +145,11 @@ def _offer(scores, q, number, best, keep, scratch):  # type: ignore[no-untyped-d
 
 @lean
 def list_tiles(means, variances, sizes, first_tile, cell_bounds, cells, a, beta, tiles, offsets):  # type: ignore[no-untyped-def]
-    """Write what the lists of cells `cells[0]` to `cells[1] - 1` are scored by, `[z^2, z] . tile + offset`.
+    """Write the tiles of the cells `cells[0]` to `cells[1] - 1`: score = `[z^2, z] . tile + offset`.
 
-    Tiles are (tiles, 2 dims, CODES).
-
-    The score of a list of mean m and variances s^2 is `-1/2 sum_d ((z_d - a m_d)^2 / v_d + log v_d)` with
-    `v_d = beta + a^2 s_d^2 / 4`. With `beta` and `s_d^2` it were the logarithm of the expected weight of one
-    of its codes, if they were Gaussian; but lists are not, and this is nearer to the distance of their means.
+    The score of a list of mean m and variances s^2 is `-1/2 sum_d ((z_d - a m_d)^2 / v_d + log(v_d / beta))`
+    with `v_d = beta + a^2 s_d^2 / 4`. With s_d^2 in place of s_d^2 / 4, that is the log of the expected
+    weight of a code in a Gaussian list. Lists are not Gaussian: a quarter of the variance ranks them better.
     """
     dims = means.shape[1]
     for cell in range(cells[0], cells[1]):
@@ -164,10 +178,7 @@ def list_tiles(means, variances, sizes, first_tile, cell_bounds, cells, a, beta,
 
 @lean
 def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors, keep, best, scratch):  # type: ignore[no-untyped-def]
-    """Keep the best lists of the cells that queries visit.
-
-    `visitors[start[i] : start[i + 1]]` are the queries that visit cell i, and `u` is flat.
-    """
+    """Keep the best lists of the cells that queries visit; `u` holds `[z^2, z]` of each query, flat."""
     for cell in range(len(start) - 1):
         for tile in range(first_tile[cell], first_tile[cell + 1]):
             number = cell_bounds[cell] + (tile - first_tile[cell]) * CODES
@@ -188,17 +199,16 @@ def best_lists(tiles, offsets, first_tile, cell_bounds, u, dims, start, visitors
 
 @inlined
 def _fetch(codes, begin):  # type: ignore[no-untyped-def]
-    """Ask for a block of codes, which will be needed next: lists are too short for the processor to guess."""
+    """Prefetch the next tile of codes: lists are too short for the processor to foresee it."""
     for at in range(begin, min(begin + CODES * codes.dims, len(codes.file)), CACHE_LINE):
         prefetch(codes.file, at)
 
 
 @lean
 def best_codes(codes, queries, start, visitors, keep, best, scratch, scanned):  # type: ignore[no-untyped-def]
-    """Keep the best codes of the lists that queries visit, and count the codes scanned.
+    """Keep the best codes of the lists that queries visit, and count the codes scanned for each query.
 
-    `visitors[start[i] : start[i + 1]]` are the queries that visit list i. An item is
-    `list 2^32 + its place in the list`.
+    Items are numbered `list << 32 | place in the list`.
     """
     stride, used = len(codes.step) // 2, 2 * -(-codes.dims // 4)
     unit, constant = queries.unit, queries.constant
@@ -246,7 +256,7 @@ def best_codes(codes, queries, start, visitors, keep, best, scratch, scanned):  
 
 @inlined
 def _finish(best, keep, scratch):  # type: ignore[no-untyped-def]
-    """Keep no more than is asked for."""
+    """Reduce every query to its `keep` best items."""
     for q in range(len(best.held)):
         if best.held[q] > keep:
             _cut(best, q, keep, scratch)
@@ -254,9 +264,9 @@ def _finish(best, keep, scratch):  # type: ignore[no-untyped-def]
 
 @lean
 def visitors_of(best, start, visitors):  # type: ignore[no-untyped-def]
-    """Write the queries that hold each item, ascending: those of item i from `start[i]` to `start[i + 1]`.
+    """Write the queries that hold each item, ascending, as `start` and `visitors`.
 
-    `start` (items + 1,) int64 is zeros, and `visitors` int32 has room for all.
+    `start`, int64 (items + 1,), is zeros before the call.
     """
     items = len(start) - 1
     for q in range(len(best.held)):
@@ -276,7 +286,7 @@ def visitors_of(best, start, visitors):  # type: ignore[no-untyped-def]
 
 @lean
 def patch_ids(file, ids_at, best, ids):  # type: ignore[no-untyped-def]
-    """Write the patch ids of the codes that queries hold, (queries, most), -1 where there are no more."""
+    """Write the patch ids of the codes that queries hold, (queries, most), -1 beyond the last."""
     for q in range(len(ids)):
         for i in range(ids.shape[1]):
             if i < best.held[q]:

@@ -1,10 +1,24 @@
-"""Exact logits of retrieved patches, for the pixels that retrieved them and for those around.
+"""Exact logits of retrieved patches, for the pixels that retrieved them and for the pixels around.
 
-A patch that is heavy for a pixel is, moved by one, often heavy for the pixel beside it. The squared
-differences of two windows, `k + 2 r` wide, serve all `(2 r + 1)^2` of them: k rows are summed, and a mask
-picks k columns.
+    logit = -scale ||W(x / a, p) - P||^2,    scale = a^2 / (2 beta), both windows in units of uint8
 
-A patch is written as its image and `y W + x`, the position of its centre there.
+A patch that is heavy for a pixel is often heavy, moved by one, for the pixel beside. One set of squared
+differences of two windows that are `k + 2 r` wide serves all `(2 r + 1)^2` of these pairs: k rows are summed,
+then a mask picks k columns.
+
+Why it is fast. Pairs are sorted by image and offset, so a pair that was written before is found with one
+stamp per pixel, and the pixels of the next images are prefetched. Windows inside an image are read from the
+uint8 images without a copy.
+
+======= =================== ===========================================================================
+array   dtype, shape        content
+======= =================== ===========================================================================
+images  uint8, flat         training images, (N, H, W, C)
+lines   float32, 2-D        the noisy image over a, in units of uint8, padded by k // 2 + REACH
+keys    int64, (n,)         a pair of a patch and a pixel: `image << 2 bits | offset << bits | pixel`, where
+                            offset is the raster number of (patch centre - pixel) modulo (H, W)
+members known_patches       pixel, image, place (`y W + x` of the centre) and logit of each pair
+======= =================== ===========================================================================
 """
 
 from __future__ import annotations
@@ -29,8 +43,8 @@ __all__ = [
     "sums_of",
 ]
 
-AHEAD = 6  # sources whose pixels are on their way from memory
-DEPTH = np.float32(20)  # nats; what is further below the largest is left to the sample of all patches
+AHEAD = 6  # pairs whose pixels are prefetched
+DEPTH = np.float32(20)  # nats below the largest logit of a pixel; smaller ones are left to the random sample
 FLOOR = np.float32(-100.0)
 MOST_IMAGES = np.iinfo(np.int32).max
 LOG2_E = np.float32(1.4426950408889634)
@@ -38,10 +52,7 @@ PADDING = np.float32(127.5)  # zero padding, on the uint8 scale
 
 
 def query_lines(x: Tensor, tables: WindowTables, a: float) -> np.ndarray:
-    """Lay out a noisy image (C, H, W) over a, in units of uint8, padded: (H + 2 pad, line), float32.
-
-    Lines are padded to whole vectors beyond the last window.
-    """
+    """Return the lines of a noisy image (C, H, W), padded to whole vectors beyond the last window."""
     values = ((x / a + 1) * 127.5).permute(1, 2, 0).numpy()
     out = values[tables.query_y][:, tables.query_x].copy()  # in C order
     out[tables.query_y < 0] = PADDING
@@ -52,12 +63,10 @@ def query_lines(x: Tensor, tables: WindowTables, a: float) -> np.ndarray:
 
 @lean
 def pair_keys(ids, pixels, tables, images, keys, found):  # type: ignore[no-untyped-def]
-    """Write pairs of a pixel and one of its patches, of images `images[0]` to `images[1] - 1`, as numbers.
+    """Write the keys of pixels and their patches, for the images `images[0]` to `images[1] - 1`.
 
-    A pair is a key: the image, then the offset and the pixel, raster numbers of `bits` bits each, so that
-    those of the same image and offset are neighbours once they are sorted. `ids` (rows, most) has the patch
-    ids of each of `pixels` (rows,), -1 for none, `keys` room for all of them, and `found[0]` is set to how
-    many there are.
+    `ids` (rows, most) has the patch ids of each of `pixels` (rows,), -1 for none. `found[0]` is set to the
+    number of keys.
     """
     height, width, bits, border = tables.height, tables.width, tables.bits, tables.border
     per_row = width - 2 * border
@@ -81,7 +90,7 @@ def pair_keys(ids, pixels, tables, images, keys, found):  # type: ignore[no-unty
 
 @inlined
 def _patch_of(key, tables):  # type: ignore[no-untyped-def]
-    """Return a key's image, and the row and column of the patch's centre there."""
+    """Return the image of a key, and the row and column of the patch's centre in the image."""
     mask = (1 << tables.bits) - 1
     pixel, offset = key & mask, key >> tables.bits & mask
     y, x = tables.y_of[pixel] + tables.y_of[offset], tables.x_of[pixel] + tables.x_of[offset]
@@ -92,11 +101,10 @@ def _patch_of(key, tables):  # type: ignore[no-untyped-def]
 
 @compiled
 def neighbour_logits(images, keys, lines, scale, tables, reach, known, members, found):  # type: ignore[no-untyped-def]
-    """Compare the windows of pairs, and of pixels up to `reach` around, and write the members this makes.
+    """Write the logits of pairs, and of the same patches moved by up to `reach` for the pixels around.
 
-    `images` is flat uint8 and `lines` what `query_lines` returned; `logit = -scale distance^2`. No member is
-    written twice, and none of those in `known`, keys as `pair_keys` returns them. `members` has room for
-    `(2 reach + 1)^2` a pair, and `found[0]` is set to how many there are.
+    `keys` and `known` ascend. No pair is written twice, and no pair of `known` is written. `members` has room
+    for `(2 reach + 1)^2` entries per key; `found[0]` is set to the number written.
     """
     height, width, channels, k, bits = tables.height, tables.width, tables.channels, tables.k, tables.bits
     area, pad = height * width, k // 2 + reach
@@ -130,7 +138,7 @@ def neighbour_logits(images, keys, lines, scale, tables, reach, known, members, 
         top, left = ty - pad, tx - pad
         last = ((image * height + top + side - 1) * width + left) * channels + line
         inside = top >= 0 and left >= 0 and top + side <= height and left + side <= width
-        if reach == 0 and inside and last <= len(images):  # most of them: nothing is shared, and nothing kept
+        if reach == 0 and inside and last <= len(images):  # the common case needs no squares in memory
             if stamp[pixel] == plane:
                 continue
             stamp[pixel] = plane
@@ -196,14 +204,14 @@ def neighbour_logits(images, keys, lines, scale, tables, reach, known, members, 
 
 @compiled
 def largest_logits(pixels, logits, top):  # type: ignore[no-untyped-def]
-    """Raise `top` (pixels,) float32 to the largest logit of each pixel's members."""
+    """Raise `top`, float32 (pixels,), to the largest logit of each pixel."""
     for i in range(len(pixels)):
         top[pixels[i]] = max(top[pixels[i]], logits[i])
 
 
 @lean
 def merge_by_image(one, two, out):  # type: ignore[no-untyped-def]
-    """Merge members in order of their images: those of an image in `one` come before those in `two`."""
+    """Merge members in order of their images; of equal images, those of `one` come first."""
     i = j = n = 0
     while n < len(out.pixel):
         bound = two.image[j] if j < len(two.image) else MOST_IMAGES
@@ -220,9 +228,9 @@ def merge_by_image(one, two, out):  # type: ignore[no-untyped-def]
 
 @lean
 def count_below(pixels, logits, top, counts):  # type: ignore[no-untyped-def]
-    """Count members, (pixels, bins) int32, by how far below their pixel's largest logit they are.
+    """Count members in `counts`, int32 (pixels, bins), by their depth below their pixel's largest logit.
 
-    Bins share out `DEPTH`; what is further below is not counted.
+    The bins divide `DEPTH` evenly; deeper members are not counted.
     """
     bins = counts.shape[1]
     for i in range(len(pixels)):
@@ -233,11 +241,11 @@ def count_below(pixels, logits, top, counts):  # type: ignore[no-untyped-def]
 
 @compiled
 def sums_of(images, area, channels, pixels, patch_images, places, logits, top, sums, every, found):  # type: ignore[no-untyped-def]
-    """Drop members far below their pixel's largest logit, and sum the weights of the others.
+    """Drop members more than `DEPTH` below their pixel's largest logit, and sum the weights of the others.
 
-    Adds W, W^2 and W times each channel of the centre, as it is in the uint8 images, to `sums` (pixels,
-    2 + C) float64, and how many there were to `every` (pixels,) int64. The members left are moved to the
-    front, and `found[0]` is set to how many there are.
+    Adds w, w^2 and w times each channel of the uint8 centre to `sums`, float64 (pixels, 2 + C), and the
+    number of all members to `every`, int64 (pixels,). The members that stay are moved to the front, and
+    `found[0]` is set to their number.
     """
     n = 0
     for i in range(len(pixels)):
@@ -263,10 +271,7 @@ def sums_of(images, area, channels, pixels, patch_images, places, logits, top, s
 
 @lean
 def keys_above(tables, pixels, patch_images, places, logits, bar, wanted, keys, found):  # type: ignore[no-untyped-def]
-    """Write the keys of members, as `pair_keys` has them, whose logit is at least their pixel's bar.
-
-    Only those of wanted images, a mask.
-    """
+    """Write the keys of members of wanted images (a mask) whose logit is at least their pixel's bar."""
     height, width, bits = tables.height, tables.width, tables.bits
     n = 0
     for i in range(len(pixels)):

@@ -1,18 +1,28 @@
-"""The CPU kernel: logits of all patches of a tile of images, folded into softmax sums as they appear.
+"""The exact scan on the CPU: logits of all patches of a tile of images, added to softmax sums at once.
 
-For one offset between query and training positions, the inner product of two windows is a sum of pixel
-products over the window, and neighbouring windows share all but a row and a column of it. So the kernel walks
-down the rows of a tile with the running sums of k rows of products in one vector for each column
-(`2 C` multiply-adds a pair), and along each row with the running sum of k columns (two additions, and three
-that keep what those round off), whatever k is.
+    logit_j = -||W(x, p) - a P_j||^2 / (2 beta) = q . P_j - norm_j + (a term of p alone, added at the end)
 
-A vector is `BLOCK` floats: neighbouring training columns x images. Logits are in units of log 2, so that a
-change of the running maximum, always a whole number, is an exact change of exponents. A block whose logits
-are all `threshold` below the running maximum of its pixel is skipped before any exponential.
+Here `q . P_j` is a sum of pixel products over the window, with `q = (a / beta) x` in units of log 2, and
+`norm_j = a^2 ||P_j||^2 / (2 beta)`. A grey level is subtracted from x and P first, which keeps sums small.
 
-Layouts, all flat: tile values (H, C, padded W, lanes), integers `pixel - grey`; norms (mask, H, padded W,
-lanes); query (H + 1, C, W), the last row zeros; sums (pixels, 2 + C, LANES): w, w^2, w times the centre's
-channels.
+Why it is fast. Neighbouring windows at one offset between query and training positions share all products but
+a row and a column. `scan_all` walks down the rows of a tile with sums of k rows of products per column (2 C
+multiply-adds per pair), and along each row with a sum of k columns (two additions, and three that keep what
+those round off): the cost per pair does not depend on k. `scan_pixels` computes each window product, for few
+pixels. A block of logits far below the maximum of its pixel is skipped before any exponential.
+
+============== =============================== =======================================================
+array, float32 shape, stored flat              content
+============== =============================== =======================================================
+tile.values    (H, C, padded W, lanes)         pixels of `lanes` images, integers `pixel - grey`
+tile.norms     (masks, H, padded W, lanes)     norm_j, `NO_LOGIT` where the mask has no training window
+query          (H + 1, C, W)                   q; the last row is zeros
+sums.sums      (H W, 2 + C, LANES)             sums of w, of w^2 and of w times each channel of the centre
+sums.columns   (slots + 1, 2, BLOCK)           sums of k rows of products, for two row offsets
+============== =============================== =======================================================
+
+A vector is `BLOCK` floats: neighbouring training columns times lanes. Logits are in units of log 2, and the
+reference `top` of a pixel is a whole number, so moving it changes only exponents and is exact.
 """
 
 from __future__ import annotations
@@ -52,11 +62,10 @@ __all__ = [
     "scan_pixels",
 ]
 
-# Running maximum of a pixel without members: above every logit that is masked.
-NOTHING_YET = np.float32(-1e29)
-FLOOR = np.float32(-62.0)  # weights are not below 2^FLOOR, whose square is a normal number still
-SLACK = np.float32(16.0)  # weights may grow to 2^SLACK before the running maximum is moved
-NO_LOGIT = np.float32(1e30)
+NOTHING_YET = np.float32(-1e29)  # `top` of a pixel without members: above every masked logit
+FLOOR = np.float32(-62.0)  # the smallest weight is 2^FLOOR, whose square is still a normal number
+SLACK = np.float32(16.0)  # weights may grow to 2^SLACK before `top` is moved
+NO_LOGIT = np.float32(1e30)  # norm of a window that must not count
 
 
 class Tile(NamedTuple):
@@ -66,9 +75,8 @@ class Tile(NamedTuple):
     ----------
     values, norms : arrays of float32, flat
     height, width, channels, lanes : int
-        Width without padding.
     padded : int
-        Columns with padding.
+        Width with padding.
     """
 
     values: np.ndarray
@@ -81,18 +89,17 @@ class Tile(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a thread accumulates for one query.
+    """The softmax sums of one thread for one query.
 
     Attributes
     ----------
     top : array of float32, shape (pixels,)
-        What logits are taken relative to, a whole number: their running maximum or at most `SLACK` below it;
-        kept between tiles.
+        Reference of the logits, a whole number: their maximum so far, or at most `SLACK` below it.
     sums : array of float32, flat
     columns : array of float32, flat
-        Room for the column sums.
+        Scratch memory of `scan_all`.
     threshold : float32
-        Blocks so far below `top` are skipped.
+        Blocks of logits that are this far below `top` are skipped.
     """
 
     top: np.ndarray
@@ -105,9 +112,10 @@ class Sums(NamedTuple):
 def prepare(images, grey, scale, rows, columns, masks, wrapped, tile, down):  # type: ignore[no-untyped-def]
     """Write uint8 images (n, H, W, C) into a tile, with `scale` times the squared norms of their windows.
 
-    `rows`, `columns` and `masks` are `norm_rows`, `norm_columns` and `masks` of the `Plan`; `down` is room
-    for (W, lanes) float64. The tile's padding holds zeros and norms of `NO_LOGIT` already, and so have its
-    norms outside the masks; where windows wrap around it is filled here. Sums of squares are exact: integers.
+    `rows`, `columns` and `masks` are `norm_rows`, `norm_columns` and `masks` of the `Plan`; `down` is scratch
+    memory, float64 (W, lanes). The caller has set the padding of the tile to 0, and norms in the padding and
+    outside the masks to `NO_LOGIT`; for wrapped windows the padding is filled here. Sums of squares are sums
+    of integers, so they are exact.
     """
     n = len(images)
     height, width, channels, lanes, padded = tile.height, tile.width, tile.channels, tile.lanes, tile.padded
@@ -160,29 +168,29 @@ def prepare(images, grey, scale, rows, columns, masks, wrapped, tile, down):  # 
 
 
 @inlined
-def _add(logits, pixel, mine, tile, centres):  # type: ignore[no-untyped-def]
-    """Add a block of members to a pixel: their logits, and where the values of their centres begin."""
+def _add(logits, pixel, sums, tile, centres):  # type: ignore[no-untyped-def]
+    """Add a block of logits to the sums of a pixel; `centres` is the index of their centres in the tile."""
     top = fold_max(logits)
-    reference = mine.top[pixel]
-    if not any_above(top, reference - mine.threshold):
+    reference = sums.top[pixel]
+    if not any_above(top, reference - sums.threshold):
         return
     stride = tile.padded * tile.lanes
     at = pixel * (2 + tile.channels) * LANES
     if any_above(top, reference + SLACK):
         highest = np.float32(np.ceil(largest(top)))
-        # Powers of two, so that this is exact. What was there is zero if there was nothing yet.
+        # A power of two, so scaling is exact. The sums are zero when `top` is NOTHING_YET.
         scale = np.float32(2.0 ** max(np.float64(reference - highest), -200.0))
         for e in range(2 + tile.channels):
             factor = scale * scale if e == 1 else scale
-            store(mine.sums, at + e * LANES, load_lanes(mine.sums, at + e * LANES) * splat_lanes(factor))
-        mine.top[pixel] = reference = highest
-    w = exp2(logits - splat_block(reference), FLOOR)
-    store(mine.sums, at, fold_sum(load_lanes(mine.sums, at), w))
-    store(mine.sums, at + LANES, fold_product(load_lanes(mine.sums, at + LANES), w, w))
+            store(sums.sums, at + e * LANES, load_lanes(sums.sums, at + e * LANES) * splat_lanes(factor))
+        sums.top[pixel] = reference = highest
+    weights = exp2(logits - splat_block(reference), FLOOR)
+    store(sums.sums, at, fold_sum(load_lanes(sums.sums, at), weights))
+    store(sums.sums, at + LANES, fold_product(load_lanes(sums.sums, at + LANES), weights, weights))
     for c in range(tile.channels):
         e = at + (2 + c) * LANES
         centre = load_block(tile.values, centres + c * stride)
-        store(mine.sums, e, fold_product(load_lanes(mine.sums, e), w, centre))
+        store(sums.sums, e, fold_product(load_lanes(sums.sums, e), weights, centre))
 
 
 @inlined
@@ -200,16 +208,16 @@ def _products(tile, query, values, one, two):  # type: ignore[no-untyped-def]
 
 @inlined
 def _sum_exactly(s, lost, change):  # type: ignore[no-untyped-def]
-    """Add a change to a sum, and what is rounded off to `lost` (Dekker's fast sum)."""
+    """Add a change to a sum, and the rounding error to `lost` (Dekker's fast two-sum)."""
     new = s + change
     return new, lost + (change - (new - s))
 
 
 @compiled
-def scan_all(tile, query, tables, units, mine):  # type: ignore[no-untyped-def]
-    """Add a tile's patches to all pixels: the units of `Full` with these numbers.
+def scan_all(tile, query, tables, units, sums):  # type: ignore[no-untyped-def]
+    """Add a tile's patches to all pixels, for some units of the tables `Full`.
 
-    Both row offsets of a unit are done at once. Their column sums lie side by side.
+    A unit is two row offsets, computed together, and a block of column offsets.
     """
     lanes, channels, width = tile.lanes, tile.channels, tile.width
     line = tile.padded * lanes  # floats of a row of one channel
@@ -219,9 +227,9 @@ def scan_all(tile, query, tables, units, mine):  # type: ignore[no-untyped-def]
         pair, b = unit // len(tables.slots), unit % len(tables.slots)
         n_slots = tables.slots[b]
         for j in range(2 * n_slots):
-            store(mine.columns, j * BLOCK, nothing)
+            store(sums.columns, j * BLOCK, nothing)
         for j in range(2 * tables.slot_train.shape[1], 2 * tables.slot_train.shape[1] + 2):
-            store(mine.columns, j * BLOCK, nothing)
+            store(sums.columns, j * BLOCK, nothing)
         norms = tables.mask[b] * tile.height * line
         for r in range(tables.row_start[pair], tables.row_start[pair + 1]):
             enters, leaves, y = tables.rows[r]
@@ -240,8 +248,8 @@ def scan_all(tile, query, tables, units, mine):  # type: ignore[no-untyped-def]
                         )
                         change_1, change_2 = change_1 - old_1, change_2 - old_2
                     at = 2 * j * BLOCK
-                    store(mine.columns, at, load_block(mine.columns, at) + change_1)
-                    store(mine.columns, at + BLOCK, load_block(mine.columns, at + BLOCK) + change_2)
+                    store(sums.columns, at, load_block(sums.columns, at) + change_1)
+                    store(sums.columns, at + BLOCK, load_block(sums.columns, at + BLOCK) + change_2)
             if y < 0:
                 continue
             s_1 = s_2 = load_block(tables.start, b * BLOCK)
@@ -249,17 +257,17 @@ def scan_all(tile, query, tables, units, mine):  # type: ignore[no-untyped-def]
             for j in range(tables.steps[b]):
                 add, sub = tables.columns[b, j, 0] * 2 * BLOCK, tables.columns[b, j, 1] * 2 * BLOCK
                 column, x = tables.columns[b, j, 2] * lanes, tables.columns[b, j, 3]
-                change = load_block(mine.columns, add) - load_block(mine.columns, sub)
+                change = load_block(sums.columns, add) - load_block(sums.columns, sub)
                 s_1, lost_1 = _sum_exactly(s_1, lost_1, change)
-                change = load_block(mine.columns, add + BLOCK) - load_block(mine.columns, sub + BLOCK)
+                change = load_block(sums.columns, add + BLOCK) - load_block(sums.columns, sub + BLOCK)
                 s_2, lost_2 = _sum_exactly(s_2, lost_2, change)
                 if x >= 0:
                     norm = load_block(tile.norms, norms + y * line + column)
                     centres = y * channels * line + column
                     if y_1 >= 0:
-                        _add(s_1 - norm + lost_1, y_1 * width + x, mine, tile, centres)
+                        _add(s_1 - norm + lost_1, y_1 * width + x, sums, tile, centres)
                     if y_2 >= 0:
-                        _add(s_2 - norm + lost_2, y_2 * width + x, mine, tile, centres)
+                        _add(s_2 - norm + lost_2, y_2 * width + x, sums, tile, centres)
 
 
 @inlined
@@ -274,7 +282,7 @@ def _same_ranges(windows, one, two):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def scan_pixels(tile, query, windows, singles, pixels, mine):  # type: ignore[no-untyped-def]
+def scan_pixels(tile, query, windows, singles, pixels, sums):  # type: ignore[no-untyped-def]
     """Add a tile's patches to some pixels (raster numbers), one window product at a time.
 
     Two pixels in a row that are compared with the same positions share each training value that is loaded:
@@ -283,6 +291,7 @@ def scan_pixels(tile, query, windows, singles, pixels, mine):  # type: ignore[no
     lanes, channels, width = tile.lanes, tile.channels, tile.width
     line = tile.padded * lanes
     pad = (tile.padded - width) // 2
+    side = windows.k
     zeros = tile.height * channels * width  # the query row of zeros, for padding
     p = 0
     while p < len(pixels):
@@ -291,22 +300,26 @@ def scan_pixels(tile, query, windows, singles, pixels, mine):  # type: ignore[no
             two = pixels[p + 1]
         p += 1 + int(two != one)
         y_1, x_1, y_2, x_2 = one // width, one % width, two // width, two % width
-        end = windows.range_x[x_1, 1]
-        for i in range(windows.range_y[y_1, 0], windows.range_y[y_1, 1]):
-            norms = (singles.mask[x_1] * tile.height + i) * line
-            for j in range(windows.range_x[x_1, 0], end, BLOCK // lanes):
+        first_y, last_y = windows.range_y[y_1, 0], windows.range_y[y_1, 1]
+        first_x, end = windows.range_x[x_1, 0], windows.range_x[x_1, 1]
+        mask = singles.mask[x_1]
+        # Places in the tables of windows, which begin `REACH` pixels before the first window.
+        y_1, x_1, y_2, x_2 = y_1 + REACH, x_1 + REACH, y_2 + REACH, x_2 + REACH
+        for i in range(first_y, last_y):
+            norms = (mask * tile.height + i) * line
+            for j in range(first_x, end, BLOCK // lanes):
                 s_1 = s_2 = load_block(singles.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
                 lost_1 = lost_2 = splat_block(np.float32(0))
-                for dy in range(REACH, REACH + windows.k):
+                for dy in range(side):
                     row_1, row_2, train_y = (
-                        windows.query_y[y_1 + dy], windows.query_y[y_2 + dy], windows.train_y[i + dy]
+                        windows.query_y[y_1 + dy], windows.query_y[y_2 + dy], windows.train_y[i + REACH + dy]
                     )  # fmt: skip
                     if train_y < 0:
                         continue
                     change_1 = change_2 = splat_block(np.float32(0))
-                    for dx in range(REACH, REACH + windows.k):
+                    for dx in range(side):
                         column_1, column_2, train_x = (
-                            windows.query_x[x_1 + dx], windows.query_x[x_2 + dx], windows.train_x[j + dx]
+                            windows.query_x[x_1 + dx], windows.query_x[x_2 + dx], windows.train_x[j + REACH + dx]
                         )  # fmt: skip
                         if train_x < 0:
                             continue
@@ -323,58 +336,59 @@ def scan_pixels(tile, query, windows, singles, pixels, mine):  # type: ignore[no
                 column = (pad + j) * lanes
                 norm = load_block(tile.norms, norms + column)
                 centres = i * channels * line + column
-                _add(s_1 - norm + lost_1, one, mine, tile, centres)
+                _add(s_1 - norm + lost_1, one, sums, tile, centres)
                 if two != one:
-                    _add(s_2 - norm + lost_2, two, mine, tile, centres)
+                    _add(s_2 - norm + lost_2, two, sums, tile, centres)
 
 
 @compiled
-def flush(mine, channels, tops, totals):  # type: ignore[no-untyped-def]
-    """Move a thread's sums into float64 totals (pixels, 2 + C), relative to 2^tops, and empty them."""
-    for pixel in range(len(mine.top)):
+def flush(sums, channels, tops, totals):  # type: ignore[no-untyped-def]
+    """Move a thread's sums into float64 totals (pixels, 2 + C), relative to 2^tops, and set them to 0."""
+    for pixel in range(len(sums.top)):
         at = pixel * (2 + channels) * LANES
-        weight = total(load_lanes(mine.sums, at))
+        weight = total(load_lanes(sums.sums, at))
         if weight == 0.0:
             continue
-        # Another thread's maximum may be above this one's. Powers of two, so that this is exact.
-        top = max(tops[pixel], np.float64(mine.top[pixel]))
-        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(mine.top[pixel] - top, -500.0)
+        # Another thread's maximum may be larger. A power of two, so scaling is exact.
+        top = max(tops[pixel], np.float64(sums.top[pixel]))
+        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(sums.top[pixel] - top, -500.0)
         tops[pixel] = top
         for e in range(2 + channels):
-            sums = total(load_lanes(mine.sums, at + e * LANES))
+            new = total(load_lanes(sums.sums, at + e * LANES))
             if e == 1:
-                totals[pixel, e] = totals[pixel, e] * before * before + sums * added * added
+                totals[pixel, e] = totals[pixel, e] * before * before + new * added * added
             else:
-                totals[pixel, e] = totals[pixel, e] * before + sums * added
-            store(mine.sums, at + e * LANES, splat_lanes(np.float32(0)))
+                totals[pixel, e] = totals[pixel, e] * before + new * added
+            store(sums.sums, at + e * LANES, splat_lanes(np.float32(0)))
 
 
 @compiled
-def flush_sample(mine, channels, tops, totals, squares):  # type: ignore[no-untyped-def]
-    """Do as `flush` does, and sum squares of the lanes' sums, each of other images.
+def flush_sample(sums, channels, tops, totals, squares):  # type: ignore[no-untyped-def]
+    """Move the sums as `flush` does, and add the products of the sums of each lane to `squares`.
 
-    `squares` (pixels, 1 + 2 C) has W^2, W times each channel's sum, and the squares of these.
+    A lane has the images of one part of the sample; the standard error comes from the differences between
+    lanes. `squares` (pixels, 1 + 2 C) has W^2, W times the sum of each channel, and the squares of these.
     """
-    for pixel in range(len(mine.top)):
-        if mine.top[pixel] == NOTHING_YET:
+    for pixel in range(len(sums.top)):
+        if sums.top[pixel] == NOTHING_YET:
             continue
         at = pixel * (2 + channels) * LANES
-        top = max(tops[pixel], np.float64(mine.top[pixel]))
-        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(mine.top[pixel] - top, -500.0)
+        top = max(tops[pixel], np.float64(sums.top[pixel]))
+        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(sums.top[pixel] - top, -500.0)
         tops[pixel] = top
-        weight = load_lanes(mine.sums, at)
+        weight = load_lanes(sums.sums, at)
         squares[pixel, 0] = squares[pixel, 0] * before * before + total(weight * weight) * added * added
         for e in range(2 + channels):
-            part = load_lanes(mine.sums, at + e * LANES)
-            sums = total(part)
+            part = load_lanes(sums.sums, at + e * LANES)
+            new = total(part)
             if e == 1:
-                totals[pixel, e] = totals[pixel, e] * before * before + sums * added * added
+                totals[pixel, e] = totals[pixel, e] * before * before + new * added * added
             else:
-                totals[pixel, e] = totals[pixel, e] * before + sums * added
+                totals[pixel, e] = totals[pixel, e] * before + new * added
             if e > 1:
                 one, two = total(weight * part), total(part * part)
                 j = e - 1
                 squares[pixel, j] = squares[pixel, j] * before * before + one * added * added
                 j += channels
                 squares[pixel, j] = squares[pixel, j] * before * before + two * added * added
-            store(mine.sums, at + e * LANES, splat_lanes(np.float32(0)))
+            store(sums.sums, at + e * LANES, splat_lanes(np.float32(0)))

@@ -1,11 +1,17 @@
 """Vectors of float32 inside numba functions.
 
-Numba leaves vectors to LLVM's loop vectoriser, which keeps no running sums in registers across a stencil.
-Here LLVM's own vector types are given a name: `block` vectors of `BLOCK` floats, which LLVM splits into as
-many machine registers as it takes (4 of AVX-512 or AVX2, 8 of NEON), and `lane` vectors of `LANES`, one
-AVX-512 register. The instructions are LLVM's portable ones, so the same code runs on x86 and ARM.
+Numba leaves vectors to LLVM's loop vectoriser, which cannot keep the running sums of a stencil in registers.
+This file names LLVM's own vector types and instructions, so that kernels can write them:
 
-All functions are for use inside `numba.njit`. Indices count floats and are not checked.
+=========== ======= ===========================================================================
+type        floats  registers
+=========== ======= ===========================================================================
+block       BLOCK   LLVM splits it: 4 of AVX-512 (64 floats) or of AVX2 (32 floats), 8 of NEON
+lanes       LANES   one of AVX-512, two of AVX2
+=========== ======= ===========================================================================
+
+The instructions are LLVM's portable ones, so the same code runs on x86 and ARM. `a + b`, `a - b` and `a * b`
+work on vectors; products and sums may fuse. Indices count floats and are not checked.
 """
 
 from __future__ import annotations
@@ -40,23 +46,23 @@ __all__ = [
 
 
 def _widest(features: frozenset[str]) -> int:
-    """Return the floats of a block: what leaves registers over for sums, for these processor features."""
+    """Return the floats per block for these processor features: as many as leave registers free for sums."""
     return 64 if "+avx512f" in features else 32
 
 
-# Numba compiles for the features in its setting, and those of this processor by default.
+# Numba compiles for the features in its setting, by default for those of this processor.
 _SETTING = config.CPU_FEATURES
 FEATURES = frozenset((binding.get_host_cpu_features().flatten() if _SETTING is None else _SETTING).split(","))
 LANES = 16
 BLOCK = _widest(FEATURES)
-FLAGS = ("nnan", "nsz", "contract")  # no NaN arises; products and sums fuse
+FLAGS = ("nnan", "nsz", "contract")  # the kernels make no NaN; products and sums may fuse
 
 # 2^f = sum_i EXP2[i] f^i on [-1/2, 1/2], relative error 1e-7: see `exp2`.
 EXP2 = (1.0, 0.69314698, 0.24022242, 0.055507337, 0.0096715126, 0.0013264727)
 
 
 def aligned(n: int) -> np.ndarray:
-    """Return n zeros, float32, on a cache line: vectors that lie across two take twice as long to load."""
+    """Return n zeros, float32, aligned to a cache line: a vector across two lines loads half as fast."""
     room = np.zeros(n * 4 + 64, np.uint8)
     start = -room.ctypes.data % 64
     return room[start : start + 4 * n].view(np.float32)
@@ -93,7 +99,7 @@ def _splat(builder: Any, x: Any, n: int) -> Any:
 
 
 def _parts(builder: Any, v: Any) -> list[Any]:
-    """Cut a vector into vectors of LANES: names for registers, no instructions."""
+    """Cut a vector into vectors of LANES; this takes no instructions."""
     n = v.type.count
     return [
         builder.shuffle_vector(
@@ -199,7 +205,7 @@ for _symbol, _function in ((operator.add, _add), (operator.sub, _sub), (operator
 
 @intrinsic
 def fold_max(typingctx: Any, v: Any) -> Any:
-    """Return the largest of each lane over the parts of a block."""
+    """Return the largest value of each lane over the parts of a block."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _tree(builder, _max, _parts(builder, args[0]))
@@ -233,7 +239,7 @@ def fold_product(typingctx: Any, sums: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def any_above(typingctx: Any, v: Any, x: Any) -> Any:
-    """Whether any lane is larger than x."""
+    """Return true if any lane is larger than x."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         mask = builder.fcmp_ordered(">", args[0], _splat(builder, args[1], LANES))
@@ -271,10 +277,10 @@ def total(typingctx: Any, v: Any) -> Any:
 
 @intrinsic
 def exp2(typingctx: Any, v: Any, floor: Any) -> Any:
-    """Return 2^v, and 2^floor where v is below floor (an integer of -126 or more).
+    """Return 2^max(v, floor), for an integer floor of -126 or more.
 
-    v = n + f with n an integer and |f| <= 1/2; 2^f is a polynomial and n is added to its exponent. The sum
-    with 1.5 * 2^23 rounds v to an integer and leaves n in the low bits.
+    v = n + f with n an integer and |f| <= 1/2; 2^f is a polynomial, and n is added to its exponent. Adding
+    1.5 * 2^23 to v rounds it to an integer and leaves n in the low bits.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

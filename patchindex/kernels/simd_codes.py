@@ -1,6 +1,6 @@
-"""Vectors of codes inside numba functions: what retrieval needs beside `simd`.
+"""Bytes, bit masks and prefetching inside numba functions: the instructions of retrieval beside `simd`.
 
-All functions are for use inside `numba.njit`, and their arrays are flat and unchecked.
+Arrays are flat and unchecked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _at(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: A
 
 
 def _bytes(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    """LANES bytes as floats."""
+    """Load LANES bytes as floats."""
     raw = builder.load(_at(context, builder, kind, array, index, ir.VectorType(_I8, LANES)), align=1)
     return builder.uitofp(raw, ir.VectorType(_F32, LANES))
 
@@ -49,7 +49,7 @@ def load_bytes(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def load_id(typingctx: Any, array: Any, index: Any) -> Any:
-    """Load a little-endian int64 from a uint8 array, wherever it begins."""
+    """Load a little-endian int64 from a uint8 array, at any byte."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -60,7 +60,7 @@ def load_id(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of an entry of a uint8 array."""
+    """Prefetch the cache line of an entry of a uint8 array."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -68,7 +68,7 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         function = builder.module.declare_intrinsic(
             "llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
         )
-        # To be read, kept in all caches, data.
+        # 0: for reading, 3: keep in all caches, 1: data.
         builder.call(function, [pointer, *(ir.Constant(_I32, n) for n in (0, 3, 1))])
         return context.get_dummy_value()
 
@@ -77,7 +77,7 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def bits_below(typingctx: Any, a: Any, b: Any) -> Any:
-    """Return which entries of block a are below those of b, the first in the lowest bit."""
+    """Return a bit for each entry of block a that is below that of b; the first entry is the lowest bit."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         mask = builder.fcmp_ordered("<", args[0], args[1])
@@ -89,7 +89,7 @@ def bits_below(typingctx: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def lowest_bit(typingctx: Any, bits: Any) -> Any:
-    """Return the position of the lowest bit that is set; undefined for 0."""
+    """Return the position of the lowest set bit; undefined for 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         function = builder.module.declare_intrinsic(

@@ -1,10 +1,12 @@
-"""Sums of 16-bit products inside numba functions: how codes are compared with queries.
+"""Sums of 16-bit products inside numba functions, for comparing codes with queries.
 
-Two whole numbers of 16 bits lie in one of 32. A machine multiplies both with those of another and adds the
-products in one instruction (`pmaddwd` of x86, and `vpdpwssd`, which adds to a sum as well), so that a
-comparison takes a quarter of what it takes in float32, with no rounding: sums are the same on every machine.
+    sums_i += a_i b + c_i d,    where entry i is the pair (a_i, c_i), and (b, d) is a pair of the query
 
-All functions are for use inside `numba.njit`, and their arrays are flat and unchecked.
+A pair is two 16-bit integers in one of 32 bits. One instruction multiplies both with those of another pair
+and adds the products (`pmaddwd` of x86, or `vpdpwssd`, which also adds to a sum), so a comparison takes a
+quarter of the time of float32. Integers do not round, so sums are the same on every processor.
+
+Arrays are flat and unchecked.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from patchindex.kernels.simd import BLOCK, FEATURES, LANES, Floats
 __all__ = ["add_pairs", "add_squares", "decode_pairs", "load_ints", "no_ints", "to_floats"]
 
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
-# Sums of a register, and what adds the products of pairs there.
+# int32 per register, and the instruction that adds the products of pairs.
 WIDTH, INSTRUCTION = next(
     (
         (width, name)
@@ -110,7 +112,7 @@ def no_ints(typingctx: Any) -> Any:
 
 @intrinsic
 def load_ints(typingctx: Any, array: Any, index: Any) -> Any:
-    """Load a block of consecutive numbers of an int32 array."""
+    """Load a block of consecutive entries of an int32 array."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _at(context, builder, signature.args[0], args[0], args[1], _vector(_I32, BLOCK))
@@ -131,7 +133,7 @@ def _add_pairs(builder: Any, sums: Any, values: Any, x: Any) -> Any:
 
 @intrinsic
 def add_pairs(typingctx: Any, sums: Any, values: Any, x: Any) -> Any:
-    """Add to each number of a block the products of its pair in `values` with the pair x."""
+    """Add to each entry of a block the products of its pair in `values` with the pair x."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _add_pairs(builder, *args)
@@ -151,7 +153,7 @@ def to_floats(typingctx: Any, v: Any) -> Any:
 
 @intrinsic
 def add_squares(typingctx: Any, sums: Any, values: Any, x: Any) -> Any:
-    """Add to each number of a block the products of the squares of its pair, from -128 to 127, with x."""
+    """Add to each entry of a block the products of the squares of its pair, -128 to 127, with the pair x."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         halves = builder.bitcast(args[1], _vector(_I16, 2 * BLOCK))
@@ -165,8 +167,8 @@ def add_squares(typingctx: Any, sums: Any, values: Any, x: Any) -> Any:
 def decode_pairs(typingctx: Any, codes: Any, first: Any, stride: Any, out: Any, at: Any, line: Any) -> Any:
     """Write LANES bytes of each of LANES rows, less 128, as pairs of 16 bits.
 
-    Row i begins at byte `first + i stride` of `codes`. Of every four columns the first and third are a pair,
-    and the second and fourth; pair j of the rows is written to `out` (int32) from `at + j line`.
+    Row i begins at byte `first + i stride` of `codes`. The first and third of every four columns are a pair,
+    and the second and fourth; pair j of all rows is written to `out` (int32) from `at + j line` on.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -176,8 +178,8 @@ def decode_pairs(typingctx: Any, codes: Any, first: Any, stride: Any, out: Any, 
             begin = builder.add(first, builder.mul(stride, ir.Constant(stride.type, i)))
             pointer = _at(context, builder, signature.args[0], codes, begin, _vector(_I8, LANES))
             rows.append(builder.bitcast(builder.load(pointer, align=1), _vector(_I32, LANES // 4)))
-        # Four rows of four columns (of four bytes) in a vector; then the same column of eight rows are
-        # neighbours, then of sixteen.
+        # A vector holds four rows of four columns of four bytes. Shuffles bring the same column of eight
+        # rows together, then of sixteen.
         fours = [_joined(builder, rows[i : i + 4]) for i in range(0, LANES, 4)]
 
         def eights(pair: list[Any], column: int) -> Any:
