@@ -1,11 +1,11 @@
-"""Inverted lists: how many, where their centroids are, and which list a patch belongs to.
+"""Inverted lists: their number, their centroids, and the list of each patch.
 
-Every position class has a range of lists of its own, and a patch is assigned inside its class. So a search
-that looks into the lists of a pixel's class finds patches of that class only, whatever the machine.
+Every position class has its own range of lists, and a patch belongs to a list of its class. So a search in
+the lists of a pixel's class finds only patches of that class, for every machine.
 
-The lists of a class are grouped in cells: k-means finds the cells, and in each of them the centroids of its
-lists. A patch is assigned by way of the nearest cells, which takes about `2 sqrt(lists)` distances instead of
-one for every list.
+The lists of a class are grouped in cells: k-means finds the cells, and then the centroids of the lists in
+each cell. Assigning a patch computes distances to the cells, then to the lists of the two nearest cells:
+about `2 sqrt(lists)` distances instead of `lists`.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from patchindex.runtime import faiss_gpus, pool, require_faiss
 
 __all__ = ["TRAINING_PATCHES_A_LIST", "InvertedLists", "list_counts", "most_lists", "to_gpu", "train_lists"]
 
-# Finer lists say better which blocks are heavy (docs/decisions/0004), until weighing them all for every pixel
-# takes longer than what is gained.
+# Shorter lists are ranked more sharply; beyond MOST_LISTS, ranking them takes longer than it saves.
 PATCHES_A_LIST = 256
 MOST_LISTS = 1 << 17
 MIN_PATCHES_A_LIST = 32
 TRAINING_PATCHES_A_LIST = 40
 TRAINING_PATCHES_A_CELL = 256
-LISTS_WITHOUT_CELLS = 64  # as many distances are computed as fast as those of a cell and its lists
+LISTS_WITHOUT_CELLS = 64  # with fewer lists, cells save no time
 CELLS_PROBED = 2
-MOST_LISTS_A_CELL = 4  # times as many as cells have on average
-ASSIGNED_AT_ONCE = 1 << 16  # vectors, of a thread; their distances to all cells take 64 MiB elsewhere
-TILES_HELD = 1024  # classes
+MOST_LISTS_A_CELL = 4  # times the average
+ASSIGNED_AT_ONCE = 1 << 16  # vectors per thread; on a GPU their distances to all cells take 64 MiB
+TILES_HELD = 1024  # position classes whose tiles are kept
 KMEANS_ITERATIONS = 10
 
 
 def most_lists(patches: int) -> int:
-    """Return how many lists so many patches get by default: one for 256, and 131 072 at most."""
+    """Return the default number of lists: one per 256 patches, at most 131 072."""
     return min(MOST_LISTS, max(1, patches // PATCHES_A_LIST))
 
 
 def list_counts(patches_by_class: np.ndarray, lists: int) -> np.ndarray:
-    """Return how many lists each position class gets.
+    """Return the number of lists of each position class, in proportion to its patches.
+
+    A class gets at least one list, and at most one per 32 patches.
 
     Parameters
     ----------
     patches_by_class : array of int, shape (n_classes,)
-        How many patches each class has.
+        Number of patches of each class.
     lists : int
-        Lists in total. They are shared out in proportion to the patches; a class gets at least one, and no
-        more than one for each 32 patches.
+        Lists in total.
 
     Examples
     --------
@@ -74,13 +74,13 @@ class InvertedLists:
     centroids : array, shape (lists, dims), float32
         Ordered by class, and inside a class by cell.
     bounds : array of int, shape (n_classes + 1,)
-        Class c has the lists `bounds[c]` to `bounds[c + 1]`.
+        Class c has the lists `bounds[c]` to `bounds[c + 1] - 1`.
     cells : array, shape (cells, dims), float32
         Centroids of the cells, in the same order.
     cell_bounds : array of int, shape (cells + 1,)
-        Cell i has the lists `cell_bounds[i]` to `cell_bounds[i + 1]`, all of one class.
+        Cell i has the lists `cell_bounds[i]` to `cell_bounds[i + 1] - 1`, all of one class.
     device : torch.device
-        Where nearest centroids are looked for.
+        Device that searches for nearest centroids.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class InvertedLists:
         return found
 
     def nearest(self, vectors: np.ndarray, classes: np.ndarray, probes: int) -> np.ndarray:
-        """Return the lists of its own class whose centroids are nearest to each vector.
+        """Return the lists of each vector's class with the nearest centroids.
 
         Parameters
         ----------
@@ -117,11 +117,11 @@ class InvertedLists:
         Returns
         -------
         array of int64, shape (n, probes)
-            Nearest first; -1 where a class has no more lists.
+            Nearest first; -1 where a class has fewer lists.
         """
         found = np.full((len(vectors), probes), -1, np.int64)
         for c, index in enumerate(self._by_class):
-            # One class is the common case, and needs no copies.
+            # One class, the common case, needs no copies.
             mine: Any = slice(None) if len(self._by_class) == 1 else np.flatnonzero(classes == c)
             wanted = min(probes, index.ntotal)
             if len(vectors[mine]):
@@ -129,7 +129,7 @@ class InvertedLists:
         return found
 
     def assign(self, vectors: Tensor, classes: np.ndarray) -> np.ndarray:
-        """Return the list that each vector belongs to: the nearest in the two nearest cells of its class.
+        """Return the list of each vector: the nearest list in the two nearest cells of its class.
 
         Parameters
         ----------
@@ -141,7 +141,7 @@ class InvertedLists:
         array of int64, shape (n,)
         """
         found = np.empty(len(vectors), np.int64)
-        if len(self.bounds) == 2:  # one class is the common case, and needs no copies
+        if len(self.bounds) == 2:  # one class, the common case, needs no copies
             self._assign(vectors, 0, found)
             return found
         order = np.argsort(classes, kind="stable")
@@ -174,7 +174,7 @@ class InvertedLists:
         list(pool(threads).map(assign, pairwise(edges)))
 
     def _tiles(self, c: int) -> tuple[Tiles, Tiles]:
-        """Return cells and lists of a class as the kernel takes them; those of a few classes are kept."""
+        """Return the tiles of the cells and of the lists of a class, kept for `TILES_HELD` classes."""
         if c not in self._tiles_of:
             if len(self._tiles_of) >= TILES_HELD:
                 self._tiles_of.clear()
@@ -192,7 +192,7 @@ class InvertedLists:
         return lists, lists.square().sum(1), cells, cells.square().sum(1)
 
     def _assign_by_torch(self, vectors: Tensor, c: int) -> Tensor:
-        """Do the same on any device, by matrix products."""
+        """Assign vectors of class c on any device, by matrix products."""
         lists, list_norms, cells, cell_norms = self._tensors
         first, last = np.searchsorted(self.cell_bounds, self.bounds[c : c + 2])
         distances = torch.addmm(cell_norms[first:last], vectors, cells[first:last].T, alpha=-2)
@@ -201,7 +201,7 @@ class InvertedLists:
         for _ in range(min(CELLS_PROBED, int(last - first))):
             nearest = distances.argmin(1)
             distances.scatter_(1, nearest[:, None], torch.inf)
-            # Vectors of a cell together: one matrix product for them.
+            # One matrix product for all vectors of a cell.
             counts = nearest.bincount(minlength=int(last - first)).tolist()
             for i, rows in enumerate(nearest.argsort(stable=True).split(counts)):
                 if len(rows):
@@ -229,24 +229,24 @@ def to_gpu(index: Any, device: torch.device) -> Any:
 def train_lists(
     sample: np.ndarray, classes: np.ndarray, counts: np.ndarray, seed: int, device: torch.device
 ) -> InvertedLists:
-    """Find cells, and in them lists, by k-means inside each class.
+    """Find the cells of each class, and the lists of each cell, by k-means.
 
     Parameters
     ----------
     sample : array, shape (n, dims), float32
         Projected patches.
     classes : array of int, shape (n,)
-        Their position classes; every class has at least as many patches here as lists.
+        Position classes of the sample; each class has at least as many patches as lists.
     counts : array of int, shape (n_classes,)
         Lists of each class.
     seed : int
         Seed of the initial centroids.
     device : torch.device
-        Where k-means runs.
+        Device of k-means.
 
     Notes
     -----
-    k-means gives the same centroids for the same sample, seed and number of threads only.
+    Equal samples, seeds and numbers of threads give equal centroids.
     """
     centroids, cells, cell_sizes, bounds = [], [], [], [0]
     for c, count in enumerate(counts):
@@ -274,7 +274,7 @@ def train_lists(
 
 
 def _shares(total: int, members: np.ndarray) -> np.ndarray:
-    """Share out lists to cells in proportion to their members: one each or more, and `total` or few less.
+    """Return the number of lists of each cell, in proportion to its members, at least one; about `total`.
 
     Examples
     --------
@@ -283,7 +283,7 @@ def _shares(total: int, members: np.ndarray) -> np.ndarray:
     """
     most = math.ceil(MOST_LISTS_A_CELL * total / len(members))
     edges = np.rint(np.cumsum(members) * (total - len(members)) / members.sum()).astype(np.int64)
-    # No more lists than patches; nor, where many patches are alike, so many that assigning takes long.
+    # No more lists than members, and no cell so large that assigning to its lists takes long.
     return np.minimum(1 + np.diff(edges, prepend=0), np.minimum(members, most))
 
 

@@ -12,10 +12,10 @@ from patchindex.geometry import Geometry, pad
 
 __all__ = ["GOOD", "LOGIT_VARIANCE", "MAX_DIMS", "PCA", "USUAL_DIMS", "choose_dims", "fit_pca"]
 
-# Variance of the logits that leaving out components may cost at the lowest noise where a scale is used: what
-# makes no difference, and what codes need to order patches at all (docs/decisions/0007-size-of-codes.md).
+# Variance of the logit error from components left out, at the lowest noise where a scale is used: below GOOD
+# it makes no difference, above LOGIT_VARIANCE codes do not order patches (docs/decisions/0007-size-of-codes.md).
 GOOD, LOGIT_VARIANCE = 0.2, 1.0
-USUAL_DIMS, MAX_DIMS = 56, 128  # 64 bytes a patch with its id, unless more are needed; and at most
+USUAL_DIMS, MAX_DIMS = 56, 128  # 56 make 64 bytes per patch with its id
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PCA:
 
     @property
     def dims(self) -> int:
-        """How many components are kept."""
+        """Number of components."""
         return len(self.components)
 
     def project(self, patches: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class PCA:
         images : Tensor, shape (n, C, H, W)
             In [-1, 1].
         geometry : Geometry
-            Says which windows a training image has.
+            Geometry of the training windows.
 
         Returns
         -------
@@ -66,8 +66,8 @@ class PCA:
     def project_queries(self, x: Tensor, geometry: Geometry, a: float) -> Tensor:
         """Return `z = V^T (q - a mu)` for every pixel's window q of noisy images x (B, C, H, W).
 
-        Its distance to `a y` is the distance that the logit of patch y needs, but for what the components
-        leave out. Shape (B * H * W, dims).
+        The logit of patch y is `-|z - a y|^2 / (2 beta)`, up to the error of the components left out. Shape
+        (B H W, dims).
         """
         return self._convolve(pad(x, geometry, "wrapped" if geometry.y.circular else "zeros"), a)
 
@@ -79,15 +79,15 @@ class PCA:
 
 
 def choose_dims(left_out: np.ndarray) -> int:
-    """Choose how many components to keep: as few as make no difference, or as many as are worth their bytes.
+    """Choose the number of components: as few as make no difference, at most `USUAL_DIMS`.
 
-    Beyond `USUAL_DIMS` they are worth it while codes do not order the patches. A multiple of 8, which FAISS's
-    vectorised code needs.
+    More than `USUAL_DIMS` only where fewer do not order the patches. A multiple of 8, as FAISS's vectorised
+    code needs.
 
     Parameters
     ----------
     left_out : array, shape (values of a patch,)
-        Variance of the logits that keeping 1, 2, ... components costs, descending.
+        Variance of the logit error with 1, 2, ... components, descending.
 
     Examples
     --------
@@ -104,18 +104,17 @@ def choose_dims(left_out: np.ndarray) -> int:
 def fit_pca(patches: Tensor, dims: int | None = None, *, noise: float = 0.01) -> PCA:
     """Fit principal components.
 
-    What the components leave out, of mean square r^2, makes the logit of a patch wrong by about
-    N(0, a^2 r^2 / beta), with a^2 = 1 - beta.
+    Components left out, of mean square r^2, change the logit of a patch by about N(0, a^2 r^2 / beta), with
+    a^2 = 1 - beta.
 
     Parameters
     ----------
     patches : Tensor, shape (n, k, k, C)
         A sample of patches.
     dims : int, optional
-        How many components to keep, by default what `choose_dims` chooses. Never more than a patch has pixels
-        times channels.
+        Number of components, by default the choice of `choose_dims`; at most k k C.
     noise : float
-        beta, the lowest noise variance at which the patches will be compared with a query.
+        beta, the lowest noise variance at which patches are compared with a query.
     """
     shape = patches.shape[1:]
     flat = patches.flatten(1).double()
@@ -125,7 +124,7 @@ def fit_pca(patches: Tensor, dims: int | None = None, *, noise: float = 0.01) ->
     variance, vectors = torch.linalg.eigh(covariance)
     variance, vectors = variance.flip(0).clamp_min(0), vectors.flip(1)
     total = variance.sum()
-    # Images of one colour have no variance at all: nothing is lost then, whatever is kept.
+    # Images of one colour have no variance to lose.
     energy = variance.cumsum(0) / total if total > 0 else torch.ones_like(variance)
     if dims is None:
         left_out = (total - variance.cumsum(0)) * (1 - noise) / noise

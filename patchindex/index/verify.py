@@ -1,8 +1,7 @@
-"""Verifying a store: every byte against its checksum, and what is in it against what it ought to be."""
+"""Verify a store: every byte against its checksum, and the lists against the images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,35 +12,34 @@ import torch
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import gather_patches
 from patchindex.index.patch_index import PatchIndex, open_index, scale_group, scales_of
+from patchindex.runtime import Progress, no_progress
 from patchindex.store.checksums import CURVE, SCALES, check_files, read_checksummed
 from patchindex.store.remote import is_url
 
 __all__ = ["Report", "verify"]
 
-SAMPLE = 1000  # patches a scale that are encoded again
-SEEN_AT_ONCE = 1 << 29  # ids, of which each has a bit while lists are gone through: 64 MiB
+SAMPLE = 1000  # patches per scale that are encoded again
+SEEN_AT_ONCE = 1 << 29  # ids per pass over the lists; a bit for each takes 64 MiB
 BITS = np.array([byte.bit_count() for byte in range(256)], np.uint8)
-PART = 1 << 20  # patches of a list that are looked at together
-OTHER_ROUNDING = 1e-3  # share by which a list may be farther than the nearest: products of another shape
-
-Progress = Callable[[str, int, int], None]
+PART = 1 << 20  # patches of a list that are checked at once
+OTHER_ROUNDING = 1e-3  # relative tolerance of distances: products of another shape round otherwise
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """The result of `verify`.
 
     Attributes
     ----------
     path : str
     files, bytes : int
-        That were compared with their checksums.
+        Files, and their bytes, that were compared with their checksums.
     patches : int
-        Whose ids were looked at.
+        Patches whose ids were checked.
     encoded : int
         Patches that were encoded again.
     problems : tuple of (str, str)
-        Where, and what; empty for a store that is whole.
+        Each problem's place and description; empty for a whole store.
     """
 
     path: str
@@ -53,25 +51,25 @@ class Report:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is wrong."""
+        """True when there is no problem."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the report as plain data."""
         return asdict(self) | {"whole": self.whole}
 
 
 def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
-    """Compare a store with its checksums, and look into every list.
+    """Check every file of a store against its checksum, and every list against the images.
 
-    Each file has to have the size and the crc32c that it was written with. Then, for each scale: every patch
-    has to be in one list, once, and that of its position class; ids of a list ascend; the numbers of patches
-    by label are right; and some patches are encoded again, and have to be found with that code.
+    Each file must have the size and the crc32c that it was written with. In each scale, every patch must be
+    in exactly one list, and in a list of its position class; the ids of a list must ascend; the number of
+    patches of each label must be right; and a sample of patches is encoded again and must have the same codes.
 
     Parameters
     ----------
     path : str or Path
-        What `build_index` made.
+        Folder of the store.
     progress : callable, optional
         Called as `progress(stage, done, total)`.
 
@@ -82,7 +80,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     Raises
     ------
     SourceNotFoundError, InputError
-        When there is no store, or it is at a URL; what is wrong with one is in the report.
+        When the path is no store, or is a URL. Damage is not raised but reported.
 
     Examples
     --------
@@ -97,14 +95,14 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
         raise InputError(
             "is not on this machine's disks",
             where=path,
-            remedy="verify it there, or a copy: parts are compared as they arrive",
+            remedy="verify it there, or a copy: opening a URL checks what it copies",
         )
-    path = Path(path)
+    path, progress = Path(path), progress or no_progress
     problems: list[tuple[str, str]] = []
     files = size = patches = encoded = 0
     try:
         index = open_index(path)
-    except StoreError as error:  # goes on with the files
+    except StoreError as error:  # check the files all the same
         index = None
         problems.append((str(error.where), error.what))
     parts = [path, *(path / scale_group(k) for k in scales_of(path))]
@@ -115,19 +113,18 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
             size += file.stat().st_size if file.is_file() else 0
             if wrong is not None:
                 problems.append((str(file), wrong))
-        for sealed in (part / SCALES, part / CURVE):
-            if sealed.exists():
+        for file in (part / SCALES, part / CURVE):
+            if file.exists():
                 files += 1
-                size += sealed.stat().st_size
+                size += file.stat().st_size
                 try:
-                    read_checksummed(sealed)
+                    read_checksummed(file)
                 except StoreError as error:
-                    problems.append((str(sealed), error.what))
-        if progress is not None:
-            progress("checksums", i + 1, len(parts))
+                    problems.append((str(file), error.what))
+        progress("checksums", i + 1, len(parts))
     problems += _wrong_scales(path)
     problems = list(dict.fromkeys(problems))
-    if index is not None and not problems:  # what is damaged says nothing of itself
+    if index is not None and not problems:  # lists of damaged files cannot be read
         for k in index.scales:
             try:
                 lists = _Lists(index, k)
@@ -141,7 +138,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
 
 
 def _wrong_scales(path: Path) -> list[tuple[str, str]]:
-    """Compare the scales of a store with those that it was given; some may be on their way."""
+    """Compare the scales of a store with the list of its scales; unfinished scales are ignored."""
     try:
         given = read_checksummed(path / SCALES)
     except StoreError as error:
@@ -156,7 +153,7 @@ def _wrong_scales(path: Path) -> list[tuple[str, str]]:
 
 
 class _Lists:
-    """The lists of a scale, gone through one by one."""
+    """The check of all lists of a scale."""
 
     def __init__(self, index: PatchIndex, k: int) -> None:
         self._index, self._scale, self._k = index, index.scale(k), k
@@ -177,8 +174,8 @@ class _Lists:
         self._found_in = np.full(len(self.sample), -1)
         self._codes = np.zeros((len(self.sample), self._scale.pca.dims), np.uint8)
 
-    def check(self, progress: Progress | None) -> list[tuple[str, str]]:
-        """Return what is wrong."""
+    def check(self, progress: Progress) -> list[tuple[str, str]]:
+        """Return the problems."""
         where = str(self._scale.path)
         if self.patches != self._total:
             return [(where, f"holds {self.patches} patches, not {self._total}")]
@@ -187,7 +184,7 @@ class _Lists:
         for first in range(0, self._total, SEEN_AT_ONCE):
             seen = np.zeros(min(SEEN_AT_ONCE, self._total - first) // 8 + 1, np.uint8)
             for c, n in enumerate(sizes.tolist()):
-                if progress is not None and c % 1024 == 0:
+                if c % 1024 == 0:
                     done = first // SEEN_AT_ONCE * len(sizes) + c
                     progress(f"k = {self._k}: lists", done, -(-self._total // SEEN_AT_ONCE) * len(sizes))
                 own, last = int(np.searchsorted(bounds, c, "right")) - 1, -1
@@ -219,7 +216,7 @@ class _Lists:
         return wrong
 
     def _labels_of(self, ids: np.ndarray) -> np.ndarray:
-        """Count patches by label, but for those whose ids are out of range, which is told already."""
+        """Count patches by label, without those whose ids are out of range, which are reported already."""
         ids = ids[(ids >= 0) & (ids < self._total)]
         return np.bincount(self._label_of[ids // self._per_image], minlength=len(self._by_label))
 
@@ -229,7 +226,7 @@ class _Lists:
         self._found_in[at[hit]], self._codes[at[hit]] = c, codes[hit]
 
     def _check_codes(self) -> list[tuple[str, str]]:
-        """Encode the sample again: a code may differ by its rounding, and a list where two are as near."""
+        """Encode the sample again: codes may differ by rounding, and lists where two are equally near."""
         scale, ids = self._scale, self.sample
         patches = gather_patches(self._index.pixels, self._geometry, torch.from_numpy(ids))
         vectors = scale.pca.project(patches)

@@ -311,16 +311,14 @@ def scan_pixels(tile, query, windows, singles, pixels, sums):  # type: ignore[no
                 s_1 = s_2 = load_block(singles.start, (min(end - j, BLOCK // lanes) - 1) * BLOCK)
                 lost_1 = lost_2 = splat_block(np.float32(0))
                 for dy in range(side):
-                    row_1, row_2, train_y = (
-                        windows.query_y[y_1 + dy], windows.query_y[y_2 + dy], windows.train_y[i + REACH + dy]
-                    )  # fmt: skip
+                    row_1, row_2 = windows.query_y[y_1 + dy], windows.query_y[y_2 + dy]
+                    train_y = windows.train_y[i + REACH + dy]
                     if train_y < 0:
                         continue
                     change_1 = change_2 = splat_block(np.float32(0))
                     for dx in range(side):
-                        column_1, column_2, train_x = (
-                            windows.query_x[x_1 + dx], windows.query_x[x_2 + dx], windows.train_x[j + REACH + dx]
-                        )  # fmt: skip
+                        column_1, column_2 = windows.query_x[x_1 + dx], windows.query_x[x_2 + dx]
+                        train_x = windows.train_x[j + REACH + dx]
                         if train_x < 0:
                             continue
                         q_1, q_2 = row_1 * channels * width + column_1, row_2 * channels * width + column_2
