@@ -13,7 +13,7 @@ from patchindex.geometry import Geometry, pad
 __all__ = ["GOOD", "LOGIT_VARIANCE", "MAX_DIMS", "PCA", "USUAL_DIMS", "choose_dims", "fit_pca"]
 
 # Variance of the logit error from components left out, at the lowest noise where a scale is used: below GOOD
-# it makes no difference, above LOGIT_VARIANCE codes do not order patches (docs/decisions/0007-size-of-codes.md).
+# it makes no difference, above LOGIT_VARIANCE codes do not order patches. (docs/decisions/0007)
 GOOD, LOGIT_VARIANCE = 0.2, 1.0
 USUAL_DIMS, MAX_DIMS = 56, 128  # 56 make 64 bytes per patch with its id
 

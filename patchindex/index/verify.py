@@ -64,7 +64,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
 
     Each file must have the size and the crc32c that it was written with. In each scale, every patch must be
     in exactly one list, and in a list of its position class; the ids of a list must ascend; the number of
-    patches of each label must be right; and a sample of patches is encoded again and must have the same codes.
+    patches of each label must be right; and a sample of patches is encoded again and must get the same codes.
 
     Parameters
     ----------
