@@ -16,33 +16,16 @@ from patchindex.exact import ScoreRequest, scan
 from patchindex.index import PatchIndex
 from patchindex.softmax import SoftmaxState
 
-__all__ = [
-    "Estimate",
-    "Estimator",
-    "ScoreContext",
-    "check_between",
-    "check_cpu",
-    "index_of",
-]
+__all__ = ["Estimate", "Estimator", "ScoreContext", "check_between", "check_cpu", "index_of"]
 
 
 @dataclass(frozen=True)
 class ScoreContext:
-    """What a machine holds fixed for its estimator.
-
-    Attributes
-    ----------
-    index : PatchIndex or None
-        The patch index, when there is one.
-    device : torch.device
-        Where scores are computed.
-    scan : callable
-        Computes exact scores: `patchindex.exact.scan`, or its counterpart on a cluster.
-    """
+    """The parts of a machine that its estimator needs for every request."""
 
     index: PatchIndex | None
-    device: torch.device
-    scan: Callable[[ScoreRequest], SoftmaxState] = scan
+    device: torch.device  # where scores are computed
+    scan: Callable[[ScoreRequest], SoftmaxState] = scan  # exact scores, of this process or of a cluster
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class OperatingCurve:
     ) -> float:
         """Return the seconds per pixel that `auto` is expected to take with a near field.
 
-        With fewer training images than the store has, those of a label, a scan takes less time and a sample
+        With a label there are fewer training images than in the store: a scan takes less time, and a sample
         varies more. With `steps` the image is a step of a trajectory: about half of the steps find the heavy
         patches of the step before.
         """
@@ -151,7 +151,7 @@ class OperatingCurve:
 
         Only near fields whose standard errors are right at all noise levels count: missed patches are rare
         and may show at one level only. Of near fields that are about as fast the smallest is chosen. Returns
-        None and the time of exact scores where those are faster. Arguments as for `expected`.
+        None and the time of exact scores where exact scores are faster. Arguments as for `expected`.
         """
         part = 1.0 if images is None else images / self.images
         blind = {(point.probes, point.candidates) for point in self.near if not point.sees(tolerance, policy)}

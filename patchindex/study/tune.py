@@ -53,11 +53,11 @@ def tune(
     seed : int
         Seed of the images that are drawn, and of their noise.
     threads : int, optional
-        CPU threads; by default those of torch.
+        CPU threads; by default the number that torch uses.
     overwrite : bool
         Measure again the scales that have a curve.
     settings : TuneSettings
-        What is measured: a knob for research.
+        Sizes to measure: a knob for research.
     progress : callable, optional
         Called as `progress(stage, done, total)`.
 
