@@ -1,4 +1,4 @@
-"""The numerical backends, imported in one fixed order, and what depends on the machine: threads and devices.
+"""Numerical backends, imported in one fixed order; threads and devices; progress.
 
 torch comes first: torch and faiss both bring an OpenMP runtime, and with torch loaded first they share its
 settings. Every other module takes both from here.
@@ -115,19 +115,19 @@ def faiss_gpus() -> int:
 
 
 def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = False) -> torch.device:
-    """Turn a device's name into a `torch.device` that is there.
+    """Return an available `torch.device` by name.
 
     Parameters
     ----------
     device : str, torch.device or None
         `"cpu"` (also None), `"cuda"` or `"cuda:0"`.
     needs_faiss : bool
-        Whether FAISS has to work on this device too.
+        FAISS must work on this device too.
 
     Raises
     ------
     DeviceError
-        When CUDA is asked for and torch, or FAISS if it is needed, has none.
+        When the name is unknown, or torch (or FAISS, if it is needed) finds no such device.
 
     Examples
     --------
@@ -161,7 +161,7 @@ def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = Fal
 
 
 def check_threads(n: int | None) -> None:
-    """Refuse a number of threads below one, or above 1024.
+    """Refuse a number of threads below 1 or above 1024.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def threads(n: int | None) -> Iterator[int]:
     Raises
     ------
     InputError
-        When `n` is below one, or above 1024.
+        When `n` is below 1 or above 1024.
 
     Examples
     --------
@@ -211,16 +211,16 @@ def threads(n: int | None) -> Iterator[int]:
 
 
 def pool(threads: int) -> ThreadPoolExecutor:
-    """Return a pool of so many threads, the same one every time: to start them takes milliseconds.
+    """Return a shared pool of `threads` threads; starting new threads would take milliseconds.
 
-    Its tasks may not wait for others of the same pool.
+    A task must not wait for other tasks of the same pool.
 
     Examples
     --------
     >>> list(pool(2).map(abs, [-1, 2]))
     [1, 2]
     """
-    return _pool(threads, os.getpid())  # a process that was forked has none of the threads
+    return _pool(threads, os.getpid())  # a forked process has none of the threads
 
 
 @lru_cache(maxsize=4)
@@ -229,13 +229,13 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def _precisions() -> list[tuple[Any, str, Any]]:
-    """Return the settings of torch that float32 products may be rounded by, and what means not at all."""
+    """Return torch's settings that allow rounding of float32 products, and the value that forbids it."""
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
         return [(b.matmul, "fp32_precision", "ieee") for b in (torch.backends.cuda, torch.backends.mkldnn)]
     return [(torch.backends.cuda.matmul, "allow_tf32", False)]
 
 
-_inside = 0  # how many blocks of `full_precision` there are at the moment, in all threads
+_inside = 0  # running blocks of `full_precision`, in all threads
 _before: list[Any] = []
 _counting = Lock()
 
@@ -244,7 +244,7 @@ _counting = Lock()
 def full_precision() -> Iterator[None]:
     """Multiply float32 matrices in float32 inside the block, even where TF32 or bfloat16 are allowed.
 
-    The setting is the process's: it comes back when the last of several blocks is left.
+    The setting belongs to the process: the last block to end restores it.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Noise schedules and locality schedules, with the published presets.
 
 The forward process is `x_t = sqrt(1 - beta(t)) x_0 + sqrt(beta(t)) eps`, with t from 0 (data) to 1 (noise).
-A locality schedule says at which locality scale k the score at time t looks: entry i of n is for t = i / n.
+A locality schedule gives the locality scale k at time t: entry i of n holds for t = i / n.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cosine(t: float) -> float:
     >>> round(cosine(0.5), 4)
     0.4938
     """
-    return math.sin(t / 1.008 * math.pi / 2) ** 2  # the same, and not zero for a tiny t
+    return math.sin(t / 1.008 * math.pi / 2) ** 2  # equal, and not zero for a tiny t
 
 
 NOISE_SCHEDULES: dict[str, NoiseSchedule] = {"cosine": cosine}
@@ -57,7 +57,7 @@ def noise_schedule(noise: str | NoiseSchedule) -> NoiseSchedule:
     return NOISE_SCHEDULES[noise]
 
 
-# Kamb & Ganguli's calibrated schedules: index 0 is the lowest noise, and its entry is never used.
+# Kamb & Ganguli's calibrated schedules. Index 0 is the lowest noise; its entry is never used.
 LOCALITY_PRESETS: dict[str, tuple[int, ...]] = {
     "cifar10-resnet-circular": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15, 15),
     "cifar10-resnet-zeros": (3, 3, 3, 3, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 11, 13, 15, 17, 17, 17),
@@ -79,7 +79,7 @@ class LocalitySchedule:
     Attributes
     ----------
     name : str
-        The preset it comes from, or `"custom"`.
+        Name of the preset, or `"custom"`.
     scales : tuple of int
         Locality scales by time, lowest noise first; the first entry is unused, as in the paper's code.
 
@@ -126,7 +126,7 @@ class LocalitySchedule:
 
     @property
     def distinct(self) -> tuple[int, ...]:
-        """The scales in use, ascending: what an index for this schedule must hold."""
+        """The scales in use, ascending: an index for this schedule must hold them."""
         return tuple(sorted(set(self.scales[1:] or self.scales)))
 
     def k(self, t: float) -> int:
@@ -135,9 +135,9 @@ class LocalitySchedule:
         return self.scales[min(max(round(n * t), 1), n - 1)]
 
     def times(self, k: int) -> list[float]:
-        """Return the times at which the schedule looks at scale k, ascending.
+        """Return the times at which the schedule uses scale k, ascending.
 
-        Of its own times i / n and those of a sampling grid of `STEPS` steps.
+        The times are those of the schedule, i / n, and of a sampling grid of `STEPS` steps.
 
         Examples
         --------
@@ -164,9 +164,9 @@ class LocalitySchedule:
 
 
 def noise_levels(k: int, schedule: LocalitySchedule | None = None) -> list[float]:
-    """Return the noise variances at which scale k is used, ascending: by a schedule, or by any preset.
+    """Return the noise variances at which a schedule, or any preset, uses scale k, ascending.
 
-    With the cosine schedule; a scale that is in none of them counts as one for all times.
+    The noise schedule is `cosine`. A scale that no schedule uses gets the variances of all times.
 
     Examples
     --------

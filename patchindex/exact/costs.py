@@ -1,4 +1,4 @@
-"""What a scan by the CPU kernel costs: which plan it follows, and roughly how long it takes."""
+"""The cost of a scan by the CPU kernel: the plan that it follows, and its expected seconds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from patchindex.kernels.simd import BLOCK
 
 __all__ = ["expected_seconds", "full_cost", "lanes", "pixel_cost", "plan_of"]
 
-# Nanoseconds of one thread (AVX-512) for a block of products, and for a block of logits from the sums to the
-# weights, fitted to `benchmarks/exact.py --parts pixels`. They cut the work into tasks and choose between the
-# kernels, for which only their ratios matter; they change no result.
+# Nanoseconds of one thread (AVX-512) for a block of products, and for turning a block of sums into weights,
+# fitted to `benchmarks/exact.py --parts pixels`. Their ratios cut the work into tasks and choose between the
+# kernels; they change no result.
 ALL_PRODUCTS, ALL_MEMBERS = 1.05, 12.5  # `scan_all`
 PIXEL_PRODUCTS, PIXEL_MEMBERS = 1.2, 28.0  # `scan_pixels`
 
@@ -24,10 +24,10 @@ plan_of = lru_cache(maxsize=32)(Plan)  # its tables take a few milliseconds to m
 
 
 def lanes(geometry: Geometry, images: int) -> int:
-    """Choose how many images of a tile lie side by side.
+    """Choose the number of images of a tile.
 
-    Few leave less of a tile empty and keep it in the cache; many waste less at the ends of the rows, where a
-    block of columns sticks out. One column offset alone (LS) wants a whole block of images.
+    Few images leave less of a tile empty and keep the tile in the cache. Many images waste less at the ends
+    of the rows, where a block of columns sticks out. A single column offset (LS) needs a whole block.
     """
     if len(geometry.x.offsets) == 1:
         return BLOCK
@@ -35,7 +35,7 @@ def lanes(geometry: Geometry, images: int) -> int:
 
 
 def full_cost(plan: Plan) -> float:
-    """Nanoseconds of a tile and a query in `scan_all`."""
+    """Return the nanoseconds of a tile and a query in `scan_all`."""
     full = plan.full
     products = 2 * (full.rows[:, :2] >= 0).sum()
     ready = (full.query_rows[:, 2] >= 0).sum()
@@ -45,14 +45,14 @@ def full_cost(plan: Plan) -> float:
 
 
 def pixel_cost(plan: Plan) -> float:
-    """Nanoseconds of a tile and a pixel in `scan_pixels`."""
+    """Return the nanoseconds of a tile and a pixel in `scan_pixels`."""
     rows, columns = (int(np.diff(axis.ranges).max()) for axis in (plan.geometry.y, plan.geometry.x))
     window = plan.geometry.k**2 * plan.channels
     return rows * math.ceil(columns / plan.width) * (window * PIXEL_PRODUCTS + PIXEL_MEMBERS)
 
 
 def expected_seconds(geometry: Geometry, channels: int, images: int, pixels: Sequence[int]) -> float:
-    """Return roughly what a scan takes, on one thread of the machine that the kernel's costs come from.
+    """Return the expected seconds of a scan on one thread of the processor that the costs were fitted on.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def expected_seconds(geometry: Geometry, channels: int, images: int, pixels: Seq
     images : int
         Training images.
     pixels : sequence of int
-        How many pixels of each query are asked for.
+        Number of wanted pixels of each noisy image.
 
     Examples
     --------

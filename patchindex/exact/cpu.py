@@ -1,7 +1,7 @@
-"""The exact scan on a CPU: tiles of training images, shared out to threads that run the kernel.
+"""The exact scan on a CPU: threads run the kernel on tiles of training images.
 
-A task is a tile and a piece of the queries' work; how the work is cut depends on the data and not on the
-number of threads. A thread has float32 sums of its own for a task, and adds them to float64 sums of all.
+A task is a tile and a piece of the work of the noisy images (*queries*). The cut depends on the data and not
+on the number of threads. Each thread keeps float32 sums for a task, and adds them to shared float64 sums.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from patchindex.softmax import SoftmaxState
 __all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "scan"]
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
-TASK_SECONDS = 0.2  # what a task should take at most, since threads stop between tasks
-LEAST_TASKS = 32  # so that the last one to end does not keep others waiting
+TASK_SECONDS = 0.2  # the longest task: threads stop between tasks
+LEAST_TASKS = 32  # the last task to end keeps few threads waiting
 
 
 class Piece(NamedTuple):
-    """A share of one query's work: units of the full scan, or some of the pixels asked for."""
+    """A part of one query's work: units of the full scan, or some of the wanted pixels."""
 
     query: int
     first: int
@@ -45,13 +45,13 @@ class Piece(NamedTuple):
 
 @dataclass
 class Job:
-    """All work of a scan, in units that are the same for every tile.
+    """The work of a scan, in units that are the same for every tile.
 
     Attributes
     ----------
     frame : Frame
     pixels : list of array of int64 or None
-        Which pixels of each query are asked for one by one; None where all are scanned.
+        Pixels of each query to scan one by one; None to scan all at once.
     """
 
     frame: Frame
@@ -63,12 +63,12 @@ class Job:
         return self.frame.plan
 
     def units(self, query: int) -> int:
-        """How many units a query's work has."""
+        """Return the number of units of a query."""
         pixels = self.pixels[query]
         return self.plan.full.units if pixels is None else len(pixels)
 
     def unit_seconds(self, query: int) -> float:
-        """Roughly what a unit takes for one tile."""
+        """Return the expected seconds of a unit of a query on one tile."""
         pixels = self.pixels[query]
         cost = full_cost(self.plan) / self.units(query) if pixels is None else pixel_cost(self.plan)
         return cost * 1e-9
@@ -96,7 +96,7 @@ class Job:
 
 
 def query_bytes(geometry: Geometry, channels: int) -> int:
-    """Return what a query takes: pixels, a maximum in each thread, float64 sums, states with copies."""
+    """Return the bytes of a query: a maximum per thread, float64 sums, states with copies."""
     pixels = geometry.size[0] * geometry.size[1]
     return pixels * (4 * torch.get_num_threads() + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
 
@@ -132,13 +132,13 @@ def load_kernel() -> float | None:
     before, start = misses(), time.perf_counter()
     training = TrainingImages(np.zeros((1, 8, 8, 1), np.uint8))
     x, one = torch.zeros(1, 1, 8, 8), (torch.arange(64) == 0).reshape(1, 8, 8)
-    for mask in (None, one):  # all pixels are for one kernel, one pixel is for the other
+    for mask in (None, one):  # one kernel scans all pixels, the other a single pixel
         scan(ScoreRequest(training, Geometry.of("ELS", 3, (8, 8)), x, 0.75, pixels=mask, memory=1 << 20))
     return time.perf_counter() - start if misses() > before else None
 
 
 def _choose(plan: Plan, request: ScoreRequest) -> list[np.ndarray | None]:
-    """Decide for each query whether the pixels asked for are scanned one by one, or all at once."""
+    """Return the pixels of each query to scan one by one; None where a scan of all pixels is cheaper."""
     if request.mask is None:
         return [None] * len(request.x)
     chosen: list[np.ndarray | None] = []
@@ -149,22 +149,22 @@ def _choose(plan: Plan, request: ScoreRequest) -> list[np.ndarray | None]:
 
 
 class _Open(NamedTuple):
-    """A tile that is being worked on, and what of the queries' work is left of it."""
+    """A tile that threads work on, with its remaining tasks."""
 
     images: np.ndarray
     left: deque[list[Piece]]
 
 
 class _Tasks:
-    """Tasks, handed to threads one at a time, and what they add up to.
+    """The tasks, given to threads one at a time, and their sums.
 
-    A thread has a tile to itself, so that no other need prepare it too, until there are no more tiles.
+    Each thread has a tile of its own, which no other thread needs to prepare, until the tiles run out.
 
     Attributes
     ----------
     tops : array of float64, shape (B, pixels)
     totals : array of float64, shape (B, pixels, 2 + C)
-        Relative to `2^tops`, as `kernel.flush` has them.
+        Relative to `2^tops`, as `kernel.flush` writes them.
     """
 
     def __init__(self, job: Job, tiles: Iterator[np.ndarray], cut: list[list[Piece]]) -> None:
@@ -178,7 +178,7 @@ class _Tasks:
         self.totals = np.zeros((*self.tops.shape, 2 + job.plan.channels))
 
     def take(self, tile: _Open | None) -> tuple[_Open, list[Piece]] | None:
-        """Return a thread's next task, of the tile that it has if that is not done; None if there is none."""
+        """Return a thread's next task, from its own tile if that has tasks left; None at the end."""
         with self._taking:
             if tile is None or not tile.left:
                 self._open = [other for other in self._open if other.left]
@@ -190,7 +190,7 @@ class _Tasks:
             return None if tile is None or self.stop.is_set() else (tile, tile.left.popleft())
 
     def add(self, query: int, sums: kernel.Sums, channels: int) -> None:
-        """Take over a thread's sums for a query."""
+        """Add a thread's sums for a query."""
         with self._adding:
             kernel.flush(sums, channels, self.tops[query], self.totals[query])
 
@@ -200,13 +200,13 @@ class _Tasks:
 
 
 def _run(request: ScoreRequest, job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Run all tasks; return what they add up to, as `_Tasks` has it."""
+    """Run all tasks; return the `tops` and `totals` of `_Tasks`."""
     (lo, hi), memory = request.image_range, request.memory
     lanes = job.plan.lanes
     cut = job.pieces(math.ceil((hi - lo) / lanes))
     height, width = job.plan.geometry.size
     threads = max(1, min(torch.get_num_threads(), memory // 2 // _thread_bytes(job.plan)))
-    # A block is there for each thread that is not done with it, the next one, and one that is being read.
+    # In memory at once: a block for each thread, the next block, and one that is being read.
     at_once = max(1, memory // 2 // (threads + 2) // (height * width * job.plan.channels))
     with read_ahead(request.training.blocks(lo, hi, at_once, multiple=lanes)) as blocks:
         tiles = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
@@ -223,12 +223,12 @@ def _run(request: ScoreRequest, job: Job) -> tuple[np.ndarray, np.ndarray]:
                         if future.done():
                             future.result()
             finally:
-                tasks.stop.set()  # after an error or Ctrl-C the others end with the task that they are at
+                tasks.stop.set()  # after an error or Ctrl-C, threads end with their current task
     return tasks.tops, tasks.totals
 
 
 def _thread_bytes(plan: Plan) -> int:
-    """Return the bytes of a thread's own arrays, the largest of `_work`."""
+    """Return the bytes of the largest arrays of `_work`, one set per thread."""
     height, width = plan.geometry.size
     tile = height * plan.padded * plan.lanes * (plan.channels + len(plan.masks))
     return 4 * (tile + height * width * (2 + plan.channels) * LANES)
@@ -260,7 +260,7 @@ def _work(job: Job, tasks: _Tasks) -> None:
 
 
 def new_tile(plan: Plan) -> tuple[kernel.Tile, np.ndarray]:
-    """Return room for a tile, and what else `kernel.prepare` needs."""
+    """Return an empty tile, and the scratch array that `kernel.prepare` needs."""
     height, width = plan.geometry.size
     tile = kernel.Tile(
         aligned(height * plan.channels * plan.padded * plan.lanes),
@@ -276,7 +276,7 @@ def new_tile(plan: Plan) -> tuple[kernel.Tile, np.ndarray]:
 
 
 def prepare(frame: Frame, images: np.ndarray, tile: kernel.Tile, down: np.ndarray) -> None:
-    """Write images (n, H, W, C) into what `new_tile` returned."""
+    """Write images (n, H, W, C) into the arrays of `new_tile`."""
     plan = frame.plan
     kernel.prepare(
         np.require(images, np.uint8, ["C", "W"]),  # one type to compile for
@@ -292,7 +292,7 @@ def prepare(frame: Frame, images: np.ndarray, tile: kernel.Tile, down: np.ndarra
 
 
 def new_sums(plan: Plan, top: np.ndarray, threshold: np.float32) -> kernel.Sums:
-    """Return the sums of nothing yet, relative to `top`."""
+    """Return empty sums, relative to `top`."""
     sums = aligned(len(top) * (2 + plan.channels) * LANES)
     columns = aligned((plan.full.slot_train.shape[1] + 1) * 2 * BLOCK)
     return kernel.Sums(top, sums, columns, threshold)

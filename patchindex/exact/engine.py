@@ -1,4 +1,4 @@
-"""The exact scan: which engine does it, for which queries at a time, and which of their pixels."""
+"""The exact scan: choose an engine, and cut a request into groups of noisy images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STAGE = "exact scan"
 
 
 class Engine(Protocol):
-    """What a module has to have to be an engine."""
+    """The functions of an engine module."""
 
     def query_bytes(self, geometry: Geometry, channels: int) -> int:
-        """Return what a query takes whatever the training images: its sums and states, with copies."""
+        """Return the bytes of one noisy image's sums and states, with copies."""
         ...
 
     def scan(self, request: ScoreRequest) -> SoftmaxState:
@@ -85,7 +85,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     wanted = _wanted(request)
     shape = (batch, height, width) if wanted is None else (sum(map(len, wanted)),)
     result = SoftmaxState.empty(shape, channels, x.device)
-    # Half of the memory is for the queries of a group, with their states, and half for the scan.
+    # Half of the memory is for the noisy images of a group, with their states, and half for the scan.
     group = max(1, request.memory // 2 // engine.query_bytes(geometry, channels))
     whole = replace(request, pixels=wanted, memory=request.memory // 2)
     done = 0
@@ -109,7 +109,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
 
 
 def _check(request: ScoreRequest) -> None:
-    """Refuse noisy images that do not fit: the kernel reads without looking."""
+    """Refuse noisy images that do not fit: the kernel does not check bounds."""
     x, geometry, training = request.x, request.geometry, request.training
     expected = (training.channels, *training.size)
     if x.dim() != 4 or tuple(x.shape[1:]) != expected:

@@ -15,25 +15,25 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["SAMPLE", "Frame"]
 
-SAMPLE = 64  # images whose grey is taken off
-NEGLIGIBLE = 1e-6  # what all that is skipped may change of a mean
+SAMPLE = 64  # images whose mean colour is the grey
+NEGLIGIBLE = 1e-6  # the largest change of a mean by all skipped members
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Noisy images as the kernel takes them. Its logits are in units of log 2, without the query's norm.
+    """Noisy images (*queries*) in the kernel's units: logits over log 2, without the query's norm.
 
     Attributes
     ----------
     plan : Plan
     queries : list of array of float32
-        Scaled, without grey, flat: (H + 1, C, W), the last row zeros.
+        Scaled, grey subtracted, flattened from (H + 1, C, W); the last row is zero.
     norms : array of float64, shape (B, H, W)
-        What the kernel's logits have too much, in nats: squared norms of the windows over 2 beta.
+        Squared norms of the windows over 2 beta, in nats; the kernel's logits lack them.
     counts : array of int64, shape (H, W)
-        How many patches of an image each pixel is compared with.
+        Patches of an image that each pixel is compared with.
     grey : array of float32, shape (C,)
-        Subtracted from the images: sums of smaller values round less.
+        Subtracted from all images: sums of smaller values have smaller rounding errors.
     norm_scale : float
     threshold : float32
     """
@@ -48,7 +48,7 @@ class Frame:
 
     @classmethod
     def of(cls, plan: Plan, x: Tensor, beta: float, sample: np.ndarray, images: int) -> Frame:
-        """Prepare noisy images (B, C, H, W) for a scan of some images like those of a sample (n, H, W, C)."""
+        """Prepare noisy images (B, C, H, W); `sample` holds some of the training images, (n, H, W, C)."""
         a = (1 - beta) ** 0.5
         width, channels = sample.shape[2:]
         columns = sample.reshape(-1, width * channels).sum(0, dtype=np.int64)  # rows of C alone are slow
@@ -56,7 +56,7 @@ class Frame:
         centred = x.double() - a * _unit(grey)[:, None, None]
         along_y, along_x = (np.diff(axis.ranges)[:, 0] for axis in (plan.geometry.y, plan.geometry.x))
         counts = along_y[:, None] * along_x
-        # Not by torch, whose matrix products leave threads behind that spin for milliseconds, in our way.
+        # Not by torch: after its matrix products, its threads spin for milliseconds and slow down ours.
         along_y, along_x = query_counts(plan.geometry)
         norms = np.einsum("bij,xj->bix", centred.square().sum(1).numpy(), along_x)
         return cls(
@@ -66,19 +66,19 @@ class Frame:
             counts=counts,
             grey=grey,
             norm_scale=a * a / (2 * beta) / math.log(2) / 127.5**2,
-            # What is skipped weighs at most 2^-threshold a member, of a sum that is 1/2 or more since the
-            # running maximum was rounded up; a mean in [-1, 1] moves by twice that share.
+            # A skipped member weighs at most 2^-threshold. The sum is at least 1/2, since the running maximum
+            # is rounded up, and a mean in [-1, 1] moves by at most twice the skipped share.
             threshold=np.float32(math.log2(int(counts.max()) * images * 4 / NEGLIGIBLE)),
         )
 
     def state(self, tops: np.ndarray, totals: np.ndarray, counts: np.ndarray) -> SoftmaxState:
-        """Return the state (B, H, W) of sums as `kernel.flush` writes them.
+        """Turn sums that `kernel.flush` wrote into a state (B, H, W).
 
         Parameters
         ----------
         tops, totals : arrays of float64, shape (B, pixels) and (B, pixels, 2 + C)
         counts : array of int64, shape (H, W)
-            How many members each pixel has.
+            Members of each pixel.
         """
         shape, channels = self.norms.shape, len(self.grey)
         state = SoftmaxState.empty(shape, channels)
@@ -86,7 +86,7 @@ class Frame:
         state.max_logit = torch.from_numpy(logits.reshape(shape) - self.norms)
         state.weight = torch.from_numpy(totals[..., 0].reshape(shape).copy())
         state.count += torch.from_numpy(counts)
-        # Squares were rounded to float32 one by one; for their sum Cauchy and Schwarz hold all the same.
+        # The squares were rounded to float32; keep their sum within the Cauchy-Schwarz bounds.
         square = state.weight.square()
         state.weight_sq = torch.from_numpy(totals[..., 1].reshape(shape).copy())
         state.weight_sq = torch.minimum(
@@ -98,12 +98,12 @@ class Frame:
 
 
 def _unit(grey: np.ndarray) -> Tensor:
-    """Return uint8 values in [-1, 1]."""
+    """Map values in [0, 255] to [-1, 1]."""
     return torch.from_numpy(grey.astype(np.float64) / 127.5 - 1)
 
 
 def _query(image: Tensor, scale: float) -> np.ndarray:
-    """Lay out an image (C, H, W) as the kernel takes it: (H + 1, C, W), float32, flat."""
+    """Lay out an image (C, H, W) for the kernel: (H + 1, C, W), float32, flat."""
     rows = np.zeros((image.shape[1] + 1, image.shape[0], image.shape[2]), np.float32)
     rows[:-1] = (image * scale).permute(1, 0, 2).numpy()
     return rows.reshape(-1)

@@ -1,16 +1,15 @@
 """The exact scan in torch, for every machine and any device.
 
 For a fixed offset o between query and training positions, the inner products of all windows that are o apart
-are pixel products summed over windows, and a window sum is a product with a matrix of ones along each axis.
-So a tile of n images costs, for each of the pairs of row and column offsets, two batched matrix products:
+are window sums of pixel products, and a window sum is a product with a 0-1 matrix along each axis. A tile of
+n images costs two batched matrix products for each pair of a row and a column offset:
 
     R[x, y, j] = sum_{c, i} window_y[y, i] (a q[c, i - o_y, x - o_x] v[c, i, x, j] - a^2/2 v[c, i, x, j]^2)
     logit[x', y, j] = 1/beta sum_x window_x[x', x] R[x, y, j]
 
-(q: the query image, v: training image j), which is `-|W - a P|^2 / (2 beta)` but for the query's own norm,
-added once at the end. The work a pair is about (C + 1) H + W multiply-adds in matrix products whatever k is,
-and no patch is ever unfolded. The five machines differ in the offsets, padding and window matrices only, and
-all of those come from the `Geometry`.
+(q: the query image, v: training image j), which is `-|W - a P|^2 / (2 beta)` without the query's own norm;
+the end of the scan subtracts it. A pair of windows takes about (C + 1) H + W multiply-adds for any k, and no
+patch is ever unfolded. The machines differ only in offsets, padding and window matrices of the `Geometry`.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ __all__ = ["query_bytes", "scan"]
 
 QUERIES_A_TILE = 8
 
-# What the two ways cost, in multiply-adds of the window sums: a multiply-add of windows; copying them, as
-# much as COPIED queries; a class of positions, for its dozen calls. Only the time depends on them, and
+# Costs of `_Few` in multiply-adds of `_All`: of a multiply-add, of copying windows (as much as COPIED queries),
+# of the dozen calls for a position class. They choose the faster way and change no result;
 # `benchmarks/exact.py --parts pixels` checks them on a CPU.
 WINDOW, COPIED, CLASS = 1.0, 8, 1e6
 
 
 def query_bytes(geometry: Geometry, channels: int) -> int:
-    """Return what a query takes besides its share of `memory` in a tile: its states, with copies."""
+    """Return the bytes of a query's states, with copies."""
     height, width = geometry.size
     return 8 * height * width * (5 + 3 * channels) * 3
 
@@ -80,7 +79,7 @@ def _full_cost(geometry: Geometry, batch: int, channels: int) -> float:
 
 
 class _Few:
-    """Some pixels of the queries, class by class: a matrix product of their windows and the patches'.
+    """Some pixels of the queries, class by class: a matrix product of their windows and the patches.
 
     Windows, patches and logits are made in parts that take a quarter of the memory each.
     """
@@ -123,10 +122,10 @@ class _Few:
 
 
 class _All:
-    """All pixels, offset by offset, as the head of this module has it.
+    """All pixels, offset by offset, as described at the top of this module.
 
-    Some queries and some rows of them at a time, whose shifted rows and states (one for each pair of
-    columns) take half of the memory.
+    Shifted rows and states (one for each pair of columns) take half of the memory, so that only some queries
+    and some of their rows are in work at a time.
     """
 
     def __init__(self, request: ScoreRequest) -> None:
@@ -135,7 +134,7 @@ class _All:
         self.x = x = request.x.to(request.dtype)
         memory = request.memory // 2
         batch, channels, height, width = x.shape
-        # Each three times: with copies.
+        # Three times each, with copies.
         shifted = 3 * width * (channels + 1) * height * x.element_size()
         states = geometry.x.slots.size * 8 * (5 + 3 * channels)
         row = 3 * shifted + 2 * states
@@ -174,14 +173,14 @@ class _All:
                 columns = window_x[train_x] / self.beta
                 logits = (columns @ partial.reshape(width, -1)).reshape(len(columns), len(rows), len(x), n)
                 states.append(SoftmaxState.of(logits, centres[train_x, train_y].unsqueeze(2)))
-            # Each pair of columns has a state by now: give each query column its own, and merge them.
+            # There is a state for each pair of columns: merge those of each query column.
             states.append(SoftmaxState.empty((1, len(rows), len(x)), channels, x.device))
             merged = SoftmaxState.cat(states)[slots].reduce(1)  # (W, Ty, b)
             at = (torch.arange(width)[:, None], torch.from_numpy(query_y)[None, :], part)
             state.merge(merged, at)
 
     def _row_offsets(self) -> Iterator[Offset]:
-        """Yield the row offsets, those of many rows in parts."""
+        """Yield the row offsets, cut into parts of at most `_rows` rows."""
         for offset, query, train in self.geometry.y.offsets:
             for first in range(0, len(query), self._rows):
                 some = query[first : first + self._rows]
@@ -194,7 +193,7 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
 
 
 def _pad(x: Tensor, geometry: Geometry) -> Tensor:
-    """Surround x with an image's size on every side: itself where windows are circular, else zeros."""
+    """Surround x by one image size on every side: copies of x for circular windows, else zeros."""
     height, width = geometry.size
     if geometry.y.circular:
         return x.repeat(1, 1, 3, 3)

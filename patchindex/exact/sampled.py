@@ -1,11 +1,10 @@
 """An exact scan of a random part of the training patches, which can grow to all of them.
 
-The patches are cut into *strata*: tiles of images, put together at random, and of each tile every `STEP`-th
-block of offsets between query and training positions along either axis. Where only some pixels are asked for,
-a stratum is a whole tile. Strata of each class are scanned in random order, so that the strata scanned at any
-time are a random sample, and their sums times (all strata / strata scanned) are unbiased. Members that are
-known beforehand are taken out of the sums: what is left is the sum over all *other* patches, whose
-variance is estimated from the sums of the lanes of each stratum, each over images of its own.
+The patches are cut into *strata*. Images are put into tiles at random; a stratum is every `STEP`-th block of
+offsets between query and training positions along either axis of a tile, or for single pixels a whole tile.
+Strata are scanned in random order, so the sums over the scanned strata, times (all strata / scanned strata),
+are unbiased. The sums leave out known patches and estimate the sum over all *other* patches. Each lane of a
+stratum sums over images of its own; the variance is estimated from the sums of the lanes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["SampledScan"]
 
-STEP = 2  # units along either axis from one of a class to the next: neighbouring offsets have like logits
+STEP = 2  # neighbouring offsets have similar logits, so they belong to different strata
 CLASSES = STEP * STEP
 
 
@@ -44,11 +43,11 @@ class SampledScan:
     Parameters
     ----------
     request : ScoreRequest
-        Of one image. Equal seeds, image numbers and noise variances give equal samples.
+        A request for one noisy image. Equal seeds, image numbers and noise variances give equal samples.
     images : array of uint8, shape (N, H, W, C)
         All training images in the order of `request.training`; may be memory-mapped.
     known : KnownPatches
-        Patches that the sums leave out, no pixel's twice, in order of their images.
+        Patches that the sums leave out, in order of their images; each pixel has a patch at most once.
     top : array of float64, shape (H * W,)
         Largest known logit of each pixel; minus infinity for none.
     salt : int
@@ -57,9 +56,9 @@ class SampledScan:
     Attributes
     ----------
     strata : int
-        How many there are.
+        Number of strata.
     scanned : int
-        How many have been scanned for all pixels.
+        Number of strata that were scanned.
     """
 
     def __init__(
@@ -87,14 +86,14 @@ class SampledScan:
         self._units = _units_of_classes(plan)
         area = geometry.size[0] * geometry.size[1]
         self._known = known
-        # Where the images are: which tile, and which of its lanes.
+        # Tile and lane of each image.
         place = np.empty(self._n, np.int32)
         place[self._image_order - lo] = np.arange(self._n)
         self._lo, self._tiles, self._lanes = lo, place // plan.lanes, place % plan.lanes
         self._mask, self._asked = np.ones(area, bool), None if request.mask is None else np.arange(area)
         if request.mask is not None:
             self.restrict(request.mask)
-        # What the kernel's logits are taken relative to: whole numbers.
+        # The kernel's logits are relative to these whole numbers.
         reference = np.ceil((top + self._frame.norms.reshape(-1)) / math.log(2))
         self._top = np.where(np.isfinite(reference), reference, kernel.NOTHING_YET).astype(np.float32)
         self._tops = np.full(area, float(kernel.NOTHING_YET))
@@ -104,7 +103,7 @@ class SampledScan:
         self._since = np.zeros(area, np.int64)
 
     def restrict(self, pixels: Tensor) -> None:
-        """Scan from now on for some of the pixels asked for only: a mask (H, W)."""
+        """Scan only these pixels from now on: a mask (H, W) of some of the wanted pixels."""
         self._mask = pixels.reshape(-1).numpy().copy()
         self._asked = np.flatnonzero(self._mask)
 
@@ -121,7 +120,7 @@ class SampledScan:
         order = np.pad(self._image_order, (0, -self._n % plan.lanes), mode="edge").reshape(-1, plan.lanes)
         images = np.unique(order[tiles]).astype(np.int32)
         first, end = (np.searchsorted(self._known.image, images, side) for side in ("left", "right"))
-        room = int((end - first).sum()) + 1  # what is not wanted is written, and written over
+        room = int((end - first).sum()) + 1  # unwanted patches are overwritten
         found, stratum, count = np.empty(room, np.int64), np.empty(room, np.int64), np.zeros(1, np.int64)
         units = _units_of_pairs(plan) if self._asked is None else _whole_tiles(plan.geometry)
         tile_of = self._tiles[images - self._lo]
@@ -163,7 +162,7 @@ class SampledScan:
         try:
             parts = list(pool(threads).map(lambda _: self._work(tasks(), known), range(threads)))
         finally:
-            with taking:  # after an error or Ctrl-C the threads end with the tile that they are at
+            with taking:  # after an error or Ctrl-C, threads end with their current tile
                 tiles = iter([])
         for tops, totals, squares in parts:
             self._merge(tops, totals, squares)
@@ -212,7 +211,7 @@ class SampledScan:
         return tops, totals, squares
 
     def state(self) -> SoftmaxState:
-        """Return the estimate of all patches' sums but those known, of shape (H, W), with its variance.
+        """Return the estimated state of all patches except the known ones, shape (H, W), with its variance.
 
         With n of M strata scanned and `Z_g = (W_g, C_g)` the sums of g, one of the `G = LANES n` groups of
         images that shared a lane of a stratum, `(M / n) sum_g Z_g` has the covariance
@@ -238,7 +237,7 @@ class SampledScan:
 
 
 def _class_of(pair: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """Return the class of units: neighbours in either direction have different ones."""
+    """Return the class of units: neighbours in either direction differ."""
     return block % STEP + STEP * (pair % STEP)
 
 
@@ -297,7 +296,7 @@ def _units_of_classes(plan: Plan) -> list[np.ndarray]:
 
 @lru_cache(maxsize=32)
 def _members_of_classes(plan: Plan) -> np.ndarray:
-    """Return how many patches of an image each pixel is compared with in each class, (CLASSES, H, W)."""
+    """Return the number of patches of an image per class and pixel, (CLASSES, H, W)."""
     rows, columns = (
         np.stack([((table >= 0) & (table % STEP == c)).sum(1) for c in range(STEP)])
         for table in (_pairs_of(plan), _blocks_of(plan))

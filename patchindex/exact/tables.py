@@ -1,9 +1,8 @@
 """The order of work of the CPU kernel, as tables of integers made from a `Geometry`.
 
-For one offset between query and training positions, window sums slide: a step along an axis adds what enters
-the window and takes away what leaves it. `slide` writes those steps down; everything that tells the machines
-apart (padding, wrapping, position classes) is in these tables and in masks of training columns, so that the
-kernel has no cases.
+For one offset between query and training positions, window sums slide: a step along an axis adds the products
+that enter the window and subtracts those that leave it. `slide` lists the steps. Padding, wrapping and position
+classes are in these tables and in masks of training columns, so the kernel has no cases for machines.
 
 Training columns are handled in blocks of `width` neighbouring ones, `lanes` images each: the column offsets
 `first, ..., first + width - 1` of a query column are one stretch of memory. Row offsets go two by two, so
@@ -31,7 +30,7 @@ FAR_BELOW = np.float32(-1e30)
 
 
 class Step(NamedTuple):
-    """One step of a sliding window: positions that enter and leave it, and its centre if that is wanted."""
+    """One step of a sliding window: the positions that enter and leave, and the centre if it is wanted."""
 
     add: int | None
     sub: int | None
@@ -41,7 +40,7 @@ class Step(NamedTuple):
 def slide(centres: Iterable[int], d: int, exists: Callable[[int], bool]) -> list[Step]:
     """Slide a window of 2 d + 1 positions over ascending centres.
 
-    Positions for which `exists` is false add nothing.
+    Positions without `exists` are left out.
 
     Examples
     --------
@@ -72,21 +71,21 @@ class Full(NamedTuple):
     row_start : array of int64, shape (pairs of row offsets + 1,)
         Where the steps of each pair of row offsets begin in `rows`.
     rows : array of int64, shape (steps, 3)
-        Training row that enters, that leaves, and whose logits are ready; -1 for none.
+        The training rows that enter and leave, and the row whose logits are ready; -1 for none.
     query_rows : array of int64, shape (steps, 3, 2)
-        The query row of each at either offset. Row H, one of zeros, enters and leaves where an offset has no
-        product; -1 is ready where it has no logits.
+        Their query rows at either offset. Where an offset has no product, row H (zeros) enters and leaves;
+        where it has no logits, row -1 is ready.
     slot_train, slot_query : arrays of int64, shape (blocks, most slots)
         First training column (padded) and query column of the column sums of a block of offsets.
     slots, steps : arrays of int64, shape (blocks,)
-        How many slots and steps a block has.
+        Number of slots and steps of each block.
     columns : array of int64, shape (blocks, most steps, 4)
-        Slot that enters, slot that leaves (the last one is always zero), first training column (padded) and
-        query column that are ready, or -1.
+        The slots that enter and leave (the last slot is always zero), the first training column (padded) and
+        the query column that are ready, or -1.
     mask : array of int64, shape (blocks,)
-        Which mask of training columns a block has.
+        Number of the mask of training columns of each block.
     start : array of float32, shape (blocks * BLOCK,)
-        0 for the offsets of a block, `FAR_BELOW` for those that it must leave out.
+        0 for the offsets of a block, `FAR_BELOW` for columns that it must leave out.
     """
 
     row_start: np.ndarray
@@ -102,7 +101,7 @@ class Full(NamedTuple):
 
     @property
     def units(self) -> int:
-        """Two row offsets and a block of column offsets each, which can be done by itself."""
+        """Number of independent units: pairs of row offsets times blocks of column offsets."""
         return (len(self.row_start) - 1) * len(self.slots)
 
 
@@ -114,7 +113,7 @@ class Singles(NamedTuple):
     mask : array of int64, shape (W,)
         Mask of training columns of each query column.
     start : array of float32, shape (width * BLOCK,)
-        As in `Full`, for blocks of which 1, 2, ... columns are in range.
+        As in `Full`, for blocks with 1, 2, ... columns in range.
     """
 
     mask: np.ndarray
@@ -160,7 +159,7 @@ class Plan:
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """Training columns that are shared, and those that are alone in their class: bool, shape (2, W)."""
+        """Masks of the training columns that share their class, and of those alone in it: bool, (2, W)."""
         masks = np.zeros((2, self.geometry.x.size), bool)
         for mask, positions in zip(masks, _positions(self.geometry.x), strict=True):
             mask[positions] = True
@@ -173,7 +172,7 @@ class Plan:
 
     @cached_property
     def norm_columns(self) -> np.ndarray:
-        """The same along a row."""
+        """Steps of the sums of squares along a row, as in `norm_rows`."""
         return _norm_steps(self.geometry.x)
 
     @cached_property
@@ -264,7 +263,7 @@ class Plan:
         ):
             rows = [NOTHING if i is None else i % axis.size for i in step]
             if step.add is None and step.sub is not None:
-                rows[0] = 0  # any row will do: it is multiplied by zeros
+                rows[0] = 0  # any row: it is multiplied by zeros
             train.append(rows)
             query.append(
                 [
@@ -303,7 +302,7 @@ class Plan:
         return [u for u in columns if axis.circular or u in train]
 
     def _exists(self, column: int, first: int) -> bool:
-        """Whether a query column, not wrapped around, has products with a block's training columns."""
+        """Return whether a query column, not wrapped around, has products with a block's columns."""
         axis = self.geometry.x
         if axis.train_padding == "wrapped":
             return True
@@ -315,7 +314,7 @@ class Plan:
         axis, d = self.geometry.x, self.geometry.k // 2
         outputs = self._outputs(mask, first)
         if axis.train_padding == "wrapped":
-            return outputs  # all there are; they repeat beyond
+            return outputs  # all columns; beyond them they repeat
         return [u for u in range(outputs[0] - d, outputs[-1] + d + 1) if self._exists(u, first)]
 
     def _columns(

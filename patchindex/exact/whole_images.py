@@ -1,12 +1,11 @@
-"""The exact scan of IS: whole images, compared by one matrix product a block of them.
+"""The exact scan of IS: one matrix product compares whole images with a block of training images.
 
-The distance is the same at every pixel of an image, so the softmax is one over images, and its centres are
-whole images too:
+All pixels of an image share their distances, so there is one softmax over images whose centres are images:
 
     logit_j = a/beta <x, v_j> - a^2/(2 beta) |v_j|^2
 
-which is `-|x - a v_j|^2 / (2 beta)` but for the query's own norm, added once at the end. Both are taken
-around the mean of some training images, which changes nothing and rounds less.
+which is `-|x - a v_j|^2 / (2 beta)` without the query's own norm; the end of the scan subtracts it. The mean
+of some training images is subtracted from x / a and v_j: the distances stay, and their rounding error falls.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["query_bytes", "scan"]
 
-SAMPLE = 64  # images whose mean is taken off
+SAMPLE = 64  # images whose mean is subtracted
 
 
 def query_bytes(geometry: Geometry, channels: int) -> int:
-    """Return what a query takes besides the training images: its states, with copies."""
+    """Return the bytes of a query's states, with copies."""
     height, width = geometry.size
     return 8 * height * width * (5 + 3 * channels) * 4
 
@@ -41,7 +40,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     def flat(images: np.ndarray) -> Tensor:
         return to_unit(as_tensor(images, x.device), dtype).reshape(len(images), numbers)
 
-    # A block is there as bytes and three times as floats, and the block after it is being read.
+    # In memory: a block as bytes and three times as floats, and the bytes of the next block.
     step = max(1, request.memory // (numbers * (2 + 3 * dtype.itemsize) + 4 * batch * dtype.itemsize))
     origin = flat(training.read(lo, min(lo + min(SAMPLE, step), hi))).mean(0)
     queries = x.permute(0, 2, 3, 1).reshape(batch, numbers).to(dtype) - a * origin
