@@ -1,8 +1,8 @@
 """Builds, exact scores and samples on a Dask cluster (the extra `dask`).
 
-The workers of a build go on in its folder, which all have to see; each stage is recorded there, so that what
-a lost worker was at is done again by another. For exact scores the training images are held by the workers, a
-shard each, and what they find is merged in a tree: no machine has to hold more than its shards.
+The workers of a build write to its folder, which all of them must see. The folder records each finished
+stage, so another worker repeats the stage of a lost worker. For exact scores each worker holds a shard of the
+training images, and the softmax states are merged in a tree: no machine holds more than its shards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from patchindex.dask_tasks import lost_workers, submit
-from patchindex.denoisers.machine import ScoreMachine, is_store
+from patchindex.denoisers.machine import MachineOptions, ScoreMachine, is_store
 from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import ScoreRequest, scan
 from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, open_images
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageShards", "connect", "sample"]
 
-SHARD_BYTES = 256 << 20  # of images that a worker holds as one
-MERGED = 4  # states at a node of the tree
-SPREAD = 64  # images that sets are told apart by
+SHARD_BYTES = 256 << 20  # images of a shard
+MERGED = 4  # states merged at a node of the tree
+COMPARED = 64  # images whose contents tell two data sets apart
 KEPT_HERE = ("training", "label", "progress", "cache")  # of a request
 
 
@@ -48,17 +48,16 @@ KEPT_HERE = ("training", "label", "progress", "cache")  # of a request
 def connect(
     address: str = "local", *, workers: int | None = None, threads: int | None = None
 ) -> Iterator[Client]:
-    """Connect to a cluster, or run one here for the while.
+    """Connect to a cluster, or run one on this machine inside the block.
 
     Parameters
     ----------
     address : str
-        Of a scheduler, such as `tcp://host:8786`; or `local`, for processes on this machine.
+        Address of a scheduler, such as `tcp://host:8786`, or `local` for processes on this machine.
     workers : int, optional
-        Processes of a local cluster, by default one for two cores.
+        Processes of a local cluster; by default one for two cores.
     threads : int, optional
-        Threads of each, also of those that come later in place of a lost one; by default its share of the
-        cores. Others than local ones have what they were started with.
+        Threads of each worker of a local cluster; by default its share of the cores.
 
     Yields
     ------
@@ -69,7 +68,8 @@ def connect(
     DeviceError
         When `distributed` is not installed.
     InputError
-        When there is no scheduler at the address, or its workers are to be others than they are.
+        When no scheduler answers at the address, or `workers` or `threads` are given for a cluster that
+        is not local.
     """
     check_threads(threads)
     try:
@@ -93,9 +93,9 @@ def connect(
     for name, value in {"workers": workers, "threads": threads}.items():
         if value is not None:
             raise InputError(
-                "is of local clusters only",
-                where=name,
-                remedy=f"start the workers of {address} so, and leave it out",
+                "applies to local clusters only",
+                parameter=name,
+                remedy=f"set it when you start the workers of {address}, and leave it out here",
             )
     try:
         client = Client(address, timeout=10)
@@ -108,7 +108,7 @@ def connect(
 
 
 def _same_threads(n: int) -> WorkerPlugin:
-    """Return what gives every worker so many threads, whenever it joins."""
+    """Return a plugin that sets the threads of every worker, also of workers that join later."""
     from distributed import WorkerPlugin
 
     class SameThreads(WorkerPlugin):
@@ -119,17 +119,13 @@ def _same_threads(n: int) -> WorkerPlugin:
 
 
 def _place(source: Any) -> Any:
-    """Return a source as any process finds it: with absolute paths.
-
-    Raises
-    ------
-    InputError
-        When it is no path, nor a list of such.
-    """
+    """Return a source with absolute paths, as every process finds it."""
     if isinstance(source, list | tuple) and source:
         return [_place(each) for each in source]
     if not isinstance(source, str | os.PathLike):
-        raise InputError("workers need a path", where="source", remedy="save the images, and give the path")
+        raise InputError(
+            "workers need a path", parameter="source", remedy="save the images, and give the path"
+        )
     path = os.fspath(source)
     return path if is_url(path) or path in KNOWN_SETS else os.path.abspath(path)
 
@@ -144,20 +140,19 @@ class ImageShards:
     ----------
     client : distributed.Client
     source : str, Path, or sequence of such
-        A store, or images as `open_images` takes them; every worker has to see it. A worker that is lost
-        takes its shards with it: others read them again. Each process opens it once; what is compressed as a
-        whole, .npz and .gz, it then holds whole.
+        A store, or images as `open_images` takes them; every worker must see it. When a worker is lost, other
+        workers read its shards again. Each process opens the source once, and holds a .npz or .gz file whole.
     labels : array of int, str or Path, optional
         As for `open_images`. A store has its own.
     images : int, optional
-        Images of a shard; by default 256 MiB of them, and at least a shard for each worker.
+        Images of a shard; by default 256 MiB, or fewer so that each worker has a shard.
     **options
         Of `open_images`: `limit`, `resize`, ...; not for a store.
 
     Raises
     ------
     InputError
-        When the source is no path, or not acceptable, or a store and there are labels or options.
+        When the source is not a path, or cannot be opened, or is a store and there are labels or options.
 
     Examples
     --------
@@ -182,8 +177,8 @@ class ImageShards:
         where = _place(source)
         labels = None if labels is None else LabelSpec.parse(labels).absolute()
         here = _Images(where, labels, options)
-        self.training, self._facts = here.training, here.facts
-        there = _Source(uuid4().hex, where, labels, options, self._facts)
+        self.training, self._fingerprint = here.training, here.fingerprint
+        there = _Source(uuid4().hex, where, labels, options, self._fingerprint)
         n = len(self.training)
         an_image = int(np.prod(self.training.source.shape[1:]))
         workers = max(1, len(client.nthreads()))
@@ -192,34 +187,33 @@ class ImageShards:
         self._held = [submit(client, _read, there, lo, hi) for lo, hi in self._bounds]
 
     def check(self, training: TrainingImages) -> None:
-        """Refuse other images than these, by a few of them that are spread over all, labels and numbers.
+        """Refuse training images that differ in shape, labels, numbers or a few evenly spaced images.
 
         Raises
         ------
         InputError
-            When they differ.
         """
-        ours, theirs = self._facts, _facts(training, training.read)
+        ours, theirs = self._fingerprint, _fingerprint(training, training.read)
         if ours["shape"] != theirs["shape"]:
             raise InputError(
-                f"are of shape {ours['shape']}, the images of {theirs['shape']}",
-                where="shards",
+                f"have shape {ours['shape']}, the machine's images {theirs['shape']}",
+                parameter="shards",
                 remedy="make them of the same images",
             )
         for name in ("labels", "source_ids", "images"):
             if ours[name] != theirs[name]:
                 raise InputError(
-                    f"are of other {name} than the machine's",
-                    where="shards",
+                    f"have other {name} than the machine's images",
+                    parameter="shards",
                     remedy="make them of the same images and labels",
                 )
 
     def scan(self, request: ScoreRequest) -> SoftmaxState:
-        """Return what `exact.scan` returns, found by the workers."""
+        """Return the state of `exact.scan`, computed by the workers."""
         from distributed import as_completed
 
         (lo, hi), client = request.image_range, self._client
-        # Workers have the images, and nobody to report to.
+        # Workers hold the images already, and cannot report progress.
         sent = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in KEPT_HERE}
         states = [
             submit(client, _scan, held, max(lo, first) - first, min(hi, stop) - first, sent)
@@ -230,13 +224,13 @@ class ImageShards:
             request.progress("exact scan", done, len(states))
         while len(states) > 1:
             states = [submit(client, _merged, states[i : i + MERGED]) for i in range(0, len(states), MERGED)]
-        with lost_workers("make the shards anew, smaller ones"):
+        with lost_workers("make smaller shards"):
             state: SoftmaxState = states[0].result()
         return state
 
 
 class _Images:
-    """Training images as a process has opened them."""
+    """Training images that this process has opened."""
 
     def __init__(self, where: Any, labels: LabelSpec | None, options: ImageOptions) -> None:
         self._index = open_index(where) if is_store(where) else None
@@ -247,22 +241,22 @@ class _Images:
                 if value is not None:
                     raise InputError(
                         "is fixed in the store",
-                        where=name,
+                        parameter=name,
                         remedy="leave it out, or give the images themselves",
                     )
             self.training = self._index.training
-        self.facts = _facts(self.training, self.read) | {"skipped": self.training.source.skipped}
+        self.fingerprint = _fingerprint(self.training, self.read) | {"skipped": self.training.source.skipped}
 
     def read(self, lo: int, hi: int) -> np.ndarray:
-        """Return images [lo, hi), those of a store compared with their checksums."""
+        """Return images [lo, hi); those of a store are checked against their checksums."""
         if self._index is not None:
             self._index.check_images(lo, hi)
         return self.training.read(lo, hi)
 
 
-def _facts(training: TrainingImages, read: Callable[[int, int], np.ndarray]) -> dict[str, Any]:
-    """Return what sets of images differ by: their shape, and hashes."""
-    some = np.unique(np.linspace(0, len(training) - 1, SPREAD).astype(int))
+def _fingerprint(training: TrainingImages, read: Callable[[int, int], np.ndarray]) -> dict[str, Any]:
+    """Return shape and hashes that tell data sets apart."""
+    some = np.unique(np.linspace(0, len(training) - 1, COMPARED).astype(int))
     return {
         "shape": training.source.shape,
         "images": fingerprint(np.concatenate([read(i, i + 1) for i in some])),
@@ -273,25 +267,25 @@ def _facts(training: TrainingImages, read: Callable[[int, int], np.ndarray]) -> 
 
 @dataclass(frozen=True)
 class _Source:
-    """What workers open, once each; by number, since later there may be something else at the same path."""
+    """A source that each worker opens once; the number tells it from a later source at the same path."""
 
     number: str
     where: Any = field(compare=False)
     labels: LabelSpec | None = field(compare=False)
     options: ImageOptions = field(compare=False)
-    facts: dict[str, Any] = field(compare=False)
+    fingerprint: dict[str, Any] = field(compare=False)
 
 
 @lru_cache(maxsize=1)
 def _opened(source: _Source) -> _Images:
     images = _Images(source.where, source.labels, source.options)
-    # Where a file more cannot be read, say, and is left out, all images behind it are others.
-    for name, value in images.facts.items():
-        if value != source.facts[name]:
+    # A file that only this worker cannot read would shift the numbers of all images behind it.
+    for name, value in images.fingerprint.items():
+        if value != source.fingerprint[name]:
             raise PatchIndexError(
-                f"a worker finds other images there ({name})",
+                f"a worker finds other images ({name})",
                 where=images.training.source.name,
-                remedy="let all of them see the same files, with the same permissions",
+                remedy="let all workers see the same files, with the same permissions",
             )
     return images
 
@@ -324,24 +318,24 @@ def sample(
     sampler: str = "ddim",
     seed: int = 0,
     batch_size: int = 4,
-    **machine: Any,
+    **machine: Unpack[MachineOptions],
 ) -> SampleResult:
-    """Draw images from a store on a cluster, batch by batch; every worker has to see the store.
+    """Draw images from a store on a cluster, batch by batch; every worker must see the store.
 
     Parameters
     ----------
     client : distributed.Client
     store : str or Path
-        Or a URL, of which each machine makes its own copy.
+        A path, or a URL that each machine copies.
     n, steps, sampler, seed, batch_size
-        As for `patchindex.sample`: the images are the same.
+        As for `patchindex.sample`, which draws the same images.
     **machine
-        Of `ScoreMachine`: `estimator`, `label`, `tolerance`, ...
+        Options of `ScoreMachine`: `estimator`, `label`, `tolerance`, ...
 
     Raises
     ------
     InputError
-        As `patchindex.sample` and `ScoreMachine` do.
+        As from `patchindex.sample` and `ScoreMachine`.
     PatchIndexError
         When too many workers are lost.
     """
@@ -353,7 +347,7 @@ def sample(
         submit(client, _draw, where, machine, noise[first : first + batch_size], first, steps, sampler, seed)
         for first in range(0, n, batch_size)
     ]
-    with lost_workers("draw again, in smaller batches"):
+    with lost_workers("draw again in smaller batches"):
         parts: list[SampleResult] = client.gather(futures)
     return SampleResult(
         torch.cat([part.images for part in parts]),
@@ -364,7 +358,7 @@ def sample(
 
 
 def _draw(
-    store: str, machine: dict[str, Any], noise: Tensor, first: int, steps: int, sampler: str, seed: int
+    store: str, machine: MachineOptions, noise: Tensor, first: int, steps: int, sampler: str, seed: int
 ) -> SampleResult:
     return draw(
         ScoreMachine(store, **machine), None, steps, sampler, seed, noise, batch_size=len(noise), first=first

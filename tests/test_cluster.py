@@ -131,7 +131,7 @@ def test_a_worker_that_takes_the_place_of_another_has_as_many_threads():
         assert client.submit(torch.get_num_threads, pure=False).result() == 3
         assert client.submit(os.getpid, pure=False).result() != before
     with (
-        pytest.raises(InputError, match="threads: is of local clusters only"),
+        pytest.raises(InputError, match="threads: applies to local clusters only"),
         pi.cluster.connect("tcp://127.0.0.1:1", threads=3),
     ):
         pass
@@ -223,7 +223,7 @@ def test_shards_of_other_images_are_refused(client, saved, labelled, tmp_path):
         (turned, None, "source_ids"),
     ):
         shards = pi.cluster.ImageShards(client, source, given)
-        with pytest.raises(InputError, match=f"shards: are of other {what} than"):
+        with pytest.raises(InputError, match=f"shards: have other {what} than"):
             pi.ScoreMachine(saved, estimator="exact", shards=shards)
     store = pi.build_index(saved, tmp_path / "s.zarr", machine="IS").path
     pi.ScoreMachine(saved, machine="IS", shards=pi.cluster.ImageShards(client, store))
@@ -269,7 +269,7 @@ def test_a_worker_opens_images_once_and_as_they_are_here(client, labelled, tmp_p
         refused.setattr(files.Folder, "open", one_is_refused)
         shards = pi.cluster.ImageShards(client, tmp_path, skip_bad=True)
         machine = pi.ScoreMachine(pi.open_images(tmp_path, skip_bad=True), estimator="exact", shards=shards)
-    with pytest.raises(PatchIndexError, match=r"a worker finds other images there \(shape\)"):
+    with pytest.raises(PatchIndexError, match=r"a worker finds other images \(shape\)"):
         machine.posterior_mean(torch.zeros(1, 1, 14, 14), 0.4, k=3)
 
 
@@ -318,7 +318,7 @@ def test_what_cannot_be_done_is_told(client, labelled, saved):
     with pytest.raises(InputError, match="workers need a path"):
         pi.cluster.ImageShards(client, labelled[0])
     shards = pi.cluster.ImageShards(client, saved, limit=20)
-    with pytest.raises(InputError, match=r"shards: are of shape \(20, 14, 14, 1\)"):
+    with pytest.raises(InputError, match=r"shards: have shape \(20, 14, 14, 1\)"):
         pi.ScoreMachine(saved, estimator="exact", shards=shards)
     with pytest.raises(InputError, match="images: must be at least 1"):
         pi.cluster.ImageShards(client, saved, images=0)

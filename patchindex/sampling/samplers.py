@@ -1,4 +1,4 @@
-"""Samplers: free functions over any callable `model(x, t)` that returns a score; and `sample`."""
+"""Samplers: free functions over any score `model(x, t)`, and `sample`, which draws with a score machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,7 @@ Callback = Callable[[dict[str, Any]], None]
 
 
 def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw the noise that sampling starts from.
-
-    Image i depends on the seed and on i only: a batch of another size begins with the same images.
+    """Draw standard normal noise; image i depends on the seed and on i only.
 
     Parameters
     ----------
@@ -41,7 +38,6 @@ def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
     Returns
     -------
     Tensor, shape (n, C, H, W), float32
-        Standard normal.
 
     Examples
     --------
@@ -60,9 +56,9 @@ def ddim(
     noise: NoiseSchedule,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Deterministic DDIM (Song, Meng & Ermon, arXiv 2010.02502), on the grid of Kamb & Ganguli's code.
+    """Integrate by deterministic DDIM (Song, Meng & Ermon, arXiv 2010.02502) on the grid of the paper's code.
 
-    For i = steps - 1, ..., 1 it goes from t = i / steps to (i - 1) / steps:
+    For i = steps - 1, ..., 1 a step goes from t = i / steps to (i - 1) / steps:
 
         eps = -sqrt(beta) score(x, t)
         x   = r x + (sqrt(beta') - r sqrt(beta)) eps,    r = sqrt((1 - beta') / (1 - beta))
@@ -74,7 +70,7 @@ def ddim(
     x : Tensor, shape (n, C, H, W)
         Noise, at t = 1.
     steps : int
-        At least 2; one less is taken.
+        Steps of the time grid, at least 2; `steps - 1` of them are taken.
     noise : callable
         The noise schedule, from t to beta.
     callback : callable, optional
@@ -101,19 +97,19 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim}
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Images drawn, and how.
+    """Drawn images, with the settings and the record of each step.
 
     Attributes
     ----------
     images : Tensor, shape (n, C, H, W), float32
         In [-1, 1], up to rounding; a posterior mean is an average of training pixels.
     x_T : Tensor, shape (n, C, H, W), float32
-        The noise they came from.
+        The noise at the start.
     steps : list of dict
         For each step of each batch: `first` (number of the batch's first image), `t`, `k`, `seconds`,
         `patches_evaluated`, `codes_scanned`, and the averages of `captured_mass` and `ess` over pixels.
     settings : dict
-        What was asked for.
+        Arguments of `sample` and settings of the machine.
     """
 
     images: Tensor
@@ -142,14 +138,14 @@ def sample(
     ----------
     machine : ScoreMachine
     n : int, optional
-        How many; by default as many as there are in `x_T`, or 1.
+        Number of images; by default that of `x_T`, or 1.
     steps : int
         Steps of the time grid, at least 2.
     sampler : str
         One of `SAMPLERS`.
     seed : int
-        Of the noise, and of estimators that draw. Equal seeds give equal images whatever the batch size and
-        number of threads, up to the rounding of float32 sums (about 1e-4 of the range after 19 steps).
+        Seed of the noise and of the estimator. Equal seeds give equal images for any batch size and number
+        of threads, up to the rounding of float32 sums (about 1e-4 of the range after 19 steps).
     x_T : Tensor or array, shape (n, C, H, W), optional
         Noise to start from, in place of the seed's.
     callback : callable, optional
@@ -158,9 +154,9 @@ def sample(
     label : int, optional
         In place of the machine's own label.
     batch_size : int
-        Images drawn together.
+        Images per batch.
     first : int
-        Number of the first image, which draws depend on: for a part of a larger set.
+        Number of the first image; the estimator's random draws depend on it. For a part of a larger set.
     progress : Progress, optional
         Called as `progress(stage, done, total)`.
 
@@ -176,23 +172,25 @@ def sample(
     Examples
     --------
     >>> images = np.random.default_rng(0).integers(0, 256, (1, 8, 8), np.uint8)
-    >>> m = ScoreMachine(images, machine="IS")  # one training image: it draws just that
+    >>> m = ScoreMachine(images, machine="IS")  # one training image: it draws that image
     >>> r = sample(m, n=2)
     >>> bool((r.images[0, 0] - torch.from_numpy(images[0] / 127.5 - 1)).abs().max() < 1e-3)
     True
     """
     if sampler not in SAMPLERS:
-        raise InputError(f"unknown sampler {sampler!r}", where="sampler", remedy=f"use {', '.join(SAMPLERS)}")
+        raise InputError(
+            f"unknown sampler {sampler!r}", parameter="sampler", remedy=f"use {', '.join(SAMPLERS)}"
+        )
     check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0))
     noise = starting_noise(machine, n, seed, x_T)
     machine.training.range_of(machine.label if label is None else label)
     progress = progress or no_progress
-    draw = partial(_draw_batch, machine, SAMPLERS[sampler], steps, label, seed, callback)
+    drawing = _Drawing(machine, SAMPLERS[sampler], steps, label, seed, callback)
     images, records = [], []
     for start in range(0, len(noise), batch_size):
         batch = noise[start : start + batch_size]
         done, end = start / len(noise), (start + len(batch)) / len(noise)
-        drawn, taken = draw(batch, first + start, part_of(progress, "sampling", done, end))
+        drawn, taken = drawing.batch(batch, first + start, part_of(progress, "sampling", done, end))
         images.append(drawn)
         records += taken
     settings = {
@@ -208,65 +206,71 @@ def sample(
     return SampleResult(torch.cat(images), noise, records, settings)
 
 
-def _draw_batch(
-    machine: ScoreMachine,
-    sampler: Callable[..., Tensor],
-    steps: int,
-    label: int | None,
-    seed: int,
-    callback: Callback | None,
-    noise: Tensor,
-    first: int,
-    progress: Progress,
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Draw one batch; return its images and what each step took."""
-    records: list[dict[str, Any]] = []
-    estimates: list[Estimate] = []
-    cache: TrajectoryCache = {}
+@dataclass(frozen=True)
+class _Drawing:
+    """The settings that all batches share."""
 
-    def model(x: Tensor, t: float) -> Tensor:
-        start = time.perf_counter()
-        step = part_of(progress, "sampling", len(records) / (steps - 1), (len(records) + 1) / (steps - 1))
-        image_ids = range(first, first + len(x))
-        estimate = machine.posterior_mean(
-            x, t, label=label, seed=seed, image_ids=image_ids, progress=step, cache=cache
-        )
-        estimates[:] = [estimate]
-        records.append(
-            {
-                "first": first,
-                "t": t,
-                "k": machine.scale_at(t),
-                "seconds": round(time.perf_counter() - start, 4),
-                "patches_evaluated": estimate.patches_evaluated,
-                "codes_scanned": estimate.codes_scanned,
-                "captured_mass": round(float(estimate.captured_mass.mean()), 6),
-                "ess": round(float(estimate.ess.mean()), 3),
-                "stderr": _rms(estimate.stderr),
-                "exact_pixels": estimate.exact_pixels,
-            }
-        )
-        return machine.score_of(estimate.mean, x, t)
+    machine: ScoreMachine
+    sampler: Callable[..., Tensor]
+    steps: int
+    label: int | None
+    seed: int
+    callback: Callback | None
 
-    def report(step: dict[str, Any]) -> None:
-        if callback is not None:
-            callback({**step, "estimate": estimates[0], "first": first})
+    def batch(self, noise: Tensor, first: int, progress: Progress) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Draw one batch; return its images and the record of each step."""
+        machine, steps = self.machine, self.steps - 1
+        records: list[dict[str, Any]] = []
+        estimates: list[Estimate] = []
+        cache: TrajectoryCache = {}
 
-    return sampler(model, noise, steps, machine.noise, report), records
+        def model(x: Tensor, t: float) -> Tensor:
+            start, done = time.perf_counter(), len(records)
+            estimate = machine.posterior_mean(
+                x,
+                t,
+                label=self.label,
+                seed=self.seed,
+                image_ids=range(first, first + len(x)),
+                progress=part_of(progress, "sampling", done / steps, (done + 1) / steps),
+                cache=cache,
+            )
+            estimates[:] = [estimate]
+            records.append(
+                {
+                    "first": first,
+                    "t": t,
+                    "k": machine.scale_at(t),
+                    "seconds": round(time.perf_counter() - start, 4),
+                    "patches_evaluated": estimate.patches_evaluated,
+                    "codes_scanned": estimate.codes_scanned,
+                    "captured_mass": round(float(estimate.captured_mass.mean()), 6),
+                    "ess": round(float(estimate.ess.mean()), 3),
+                    "stderr": _rms(estimate.stderr),
+                    "exact_pixels": estimate.exact_pixels,
+                }
+            )
+            return machine.score_of(estimate.mean, x, t)
+
+        def report(step: dict[str, Any]) -> None:
+            if self.callback is not None:
+                self.callback({**step, "estimate": estimates[0], "first": first})
+
+        return self.sampler(model, noise, self.steps, machine.noise, report), records
 
 
 def _rms(stderr: Tensor) -> float | None:
-    """Root mean square over pixels; None where there are no standard errors."""
+    """Return the root mean square over pixels; None where there are no standard errors."""
     value = float(stderr.double().square().mean().sqrt())
     return None if math.isnan(value) else round(value, 6)
 
 
 def check_least(**limits: tuple[int | None, int]) -> None:
-    """Refuse a number, given with the least that it may be."""
+    """Refuse a number below its least value, given as `name=(value, least)`; None is accepted."""
     for name, (value, least) in limits.items():
         if value is not None and value < least:
             raise InputError(
-                f"must be at least {least}, got {value}", where=name, remedy="use a larger number"
+                f"must be at least {least}, got {value}", parameter=name, remedy="use a larger number"
             )
 
 
@@ -286,14 +290,16 @@ def starting_noise(
     try:
         given = torch.as_tensor(x_T)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"is no array: {type(x_T).__name__}", where="x_T", remedy="give floats") from None
+        raise InputError(
+            f"is not an array: {type(x_T).__name__}", parameter="x_T", remedy="give floats"
+        ) from None
     if given.dim() != 4 or tuple(given.shape[1:]) != machine.shape or len(given) == 0:
         expected = "(n, {}, {}, {})".format(*machine.shape)
         raise InputError(
-            f"must have shape {expected}, got {tuple(given.shape)}", where="x_T", remedy="reshape it"
+            f"must have shape {expected}, got {tuple(given.shape)}", parameter="x_T", remedy="reshape it"
         )
     if n is not None and n != len(given):
-        raise InputError(f"there are {len(given)} images in x_T", where=f"n = {n}", remedy="leave n out")
+        raise InputError(f"is {n}, but x_T has {len(given)} images", parameter="n", remedy="leave n out")
     if not given.is_floating_point() or not bool(torch.isfinite(given).all()):
-        raise InputError("must be finite floats", where="x_T", remedy="check for NaN and infinity")
+        raise InputError("must be finite floats", parameter="x_T", remedy="check for NaN and infinity")
     return given.to(machine.device, torch.float32)
