@@ -29,8 +29,8 @@ __all__ = ["query_bytes", "scan"]
 
 QUERIES_A_TILE = 8
 
-# Costs of `_Few` in multiply-adds of `_All`: of a multiply-add, of copying windows (as much as COPIED queries),
-# of the dozen calls for a position class. They choose the faster way and change no result;
+# Costs of `_Few` in multiply-adds of `_All`: of a multiply-add, of copying windows (as much as COPIED
+# queries), of the dozen calls for a position class. They choose the faster way and change no result;
 # `benchmarks/exact.py --parts pixels` checks them on a CPU.
 WINDOW, COPIED, CLASS = 1.0, 8, 1e6
 

@@ -1,8 +1,9 @@
 """The order of work of the CPU kernel, as tables of integers made from a `Geometry`.
 
-For one offset between query and training positions, window sums slide: a step along an axis adds the products
-that enter the window and subtracts those that leave it. `slide` lists the steps. Padding, wrapping and position
-classes are in these tables and in masks of training columns, so the kernel has no cases for machines.
+For one offset between query and training positions, window sums slide: a step along an axis adds the
+products that enter the window and subtracts those that leave it. `slide` lists the steps. Padding, wrapping
+and position classes are in these tables and in masks of training columns, so the kernel has no cases for
+machines.
 
 Training columns are handled in blocks of `width` neighbouring ones, `lanes` images each: the column offsets
 `first, ..., first + width - 1` of a query column are one stretch of memory. Row offsets go two by two, so
