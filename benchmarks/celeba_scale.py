@@ -84,7 +84,7 @@ def check(store: Path, n: int, pixels: int, out: Path | None) -> None:
         x = after
     forms = {"t": ".2f", "k": "d", "rmse": ".4f", "stderr": ".4f", "within": ".3f", "exact": ".4f"}
     report(rows, forms, f"{index}")
-    print(f"{total / n:.1f} s an image, RssAnon at the end {anonymous_mebibytes():.0f} MiB")
+    print(f"{total / n:.1f} s per image, RssAnon at the end {anonymous_mebibytes():.0f} MiB")
     write_json(out, seconds=total / n, rows=rows)
 
 

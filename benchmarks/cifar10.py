@@ -42,16 +42,16 @@ def steps(machines: dict[str, pi.ScoreMachine]) -> list[dict[str, Any]]:
             start = time.perf_counter()
             e = machine.posterior_mean(x, t, k=k)
             pixels = e.stderr.numel()
-            row = {"t": t, "k": k, "way": way, "us a pixel": 1e6 * (time.perf_counter() - start) / pixels}
+            row = {"t": t, "k": k, "way": way, "us per pixel": 1e6 * (time.perf_counter() - start) / pixels}
             row |= {name: each[0] for name, each in accuracy(e, exact).items()}
             row["rmse/stderr"] = row["rmse"] / row["stderr"] if row["stderr"] else None
             row |= {"patches": e.patches_evaluated / pixels, "exact": e.exact_pixels / pixels}
             rows.append(row)
-    forms = {"t": ".2f", "k": "d", "way": "s", "us a pixel": ".0f", "rmse": ".4f", "stderr": ".4f"}
+    forms = {"t": ".2f", "k": "d", "way": "s", "us per pixel": ".0f", "rmse": ".4f", "stderr": ".4f"}
     forms |= {"rmse/stderr": ".2f", "max_error": ".3f", "coverage": ".3f", "captured_mass": ".3f"}
     report(rows, forms | {"patches": ".0f", "exact": ".4f"})
     for way in machines:
-        total = sum(row["us a pixel"] for row in rows if row["way"] == way) * pixels / 1e6
+        total = sum(row["us per pixel"] for row in rows if row["way"] == way) * pixels / 1e6
         print(f"{way}: all steps {total:.1f} s")
     return rows
 
@@ -71,9 +71,9 @@ def images(machines: dict[str, pi.ScoreMachine]) -> list[dict[str, Any]]:
         measures = {"pearson r": pearson_r, "R2": r2, "rmse": rmse}
         found = {name: measure(drawn, exact).tolist() for name, measure in measures.items()}
         for i, seed in enumerate(seeds):
-            row = {"way": way, "seed": seed, "s an image": seconds}
+            row = {"way": way, "seed": seed, "s per image": seconds}
             rows.append(row | {name: each[i] for name, each in found.items()})
-    forms = {"way": "s", "seed": "d", "s an image": ".1f", "pearson r": ".5f", "R2": ".5f", "rmse": ".4f"}
+    forms = {"way": "s", "seed": "d", "s per image": ".1f", "pearson r": ".5f", "R2": ".5f", "rmse": ".4f"}
     report(rows, forms)
     return rows
 

@@ -89,7 +89,7 @@ def compare(case: Case, module: reference.Reference | None, repeats: int) -> dic
         "k": case.k,
         "t": case.t,
         "ms": 1e3 * times.median("ours"),
-        "ns a pair": 1e9 * times.median("ours") / case.pairs,
+        "ns per pair": 1e9 * times.median("ours") / case.pairs,
         "ms in 8": 1e3 * times.median("eight") / 8,
         "in 8 / alone": times.ratio("eight", "ours") / 8,
         "plain / ours": times.ratio("plain", "ours"),
@@ -100,7 +100,7 @@ def compare(case: Case, module: reference.Reference | None, repeats: int) -> dic
     }
 
 
-COLUMNS = {"k": "d", "t": ".1f", "ms": ".1f", "ns a pair": ".3f", "ms in 8": ".1f", "in 8 / alone": ".2f"}
+COLUMNS = {"k": "d", "t": ".1f", "ms": ".1f", "ns per pair": ".3f", "ms in 8": ".1f", "in 8 / alone": ".2f"}
 COLUMNS |= {"plain / ours": ".1f", "attention / ours": ".1f", "authors / ours": ".0f"}
 COLUMNS |= {"off plain": ".0e", "off authors": ".0e"}
 
@@ -125,7 +125,7 @@ def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
     def add(factor: str, value: int, case: Case, batch: int = 1) -> None:
         seconds = alternate({"ours": lambda: case.ours(batch)}, args.repeats).median("ours") / batch
         ms, ns = 1e3 * seconds, 1e9 * seconds / case.pairs
-        rows.append({"factor": factor, "value": value, "ms": ms, "ns a pair": ns})
+        rows.append({"factor": factor, "value": value, "ms": ms, "ns per pair": ns})
 
     for n in (64, 256, 1024, 4096):
         add("images", n, Case(args.everything[:n], args.others, "ELS", 7, 0.6))
@@ -140,7 +140,7 @@ def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
         torch.set_num_threads(threads)
         add("threads", threads, case)
     torch.set_num_threads(all_threads)
-    forms = {"factor": "s", "value": "d", "ms": ".1f", "ns a pair": ".3f"}
+    forms = {"factor": "s", "value": "d", "ms": ".1f", "ns per pair": ".3f"}
     report(rows, forms, "scaling (k = 7, t = 0.6)")
     return rows
 

@@ -62,7 +62,7 @@ def main() -> None:
         ratios = {f"x{b}": us["auto"][b] / us["auto"][a] for a, b in pairwise(us["auto"])}
         rows.append({"t": float(t), "k": int(k)} | us["auto"] | ratios)
     forms = {"t": ".2f", "k": "d"} | dict.fromkeys(map(str, sizes), ".0f")
-    heading = "auto: microseconds per pixel, and times those of half as many images"
+    heading = "auto: microseconds per pixel, and ratio to half as many images"
     report(rows, forms | {f"x{n}": ".2f" for n in sizes[1:]}, heading)
     for way, seconds in totals.items():
         growth = ", ".join(f"{b / a:.2f}" for a, b in pairwise(seconds))

@@ -34,11 +34,11 @@ def main() -> None:
         times = alternate(
             {way: lambda m=m: pi.sample(m, n=args.n).images for way, m in machines.items()}, args.repeats
         )
-        rows = [{"way": way, "s an image": times.median(way) / args.n} for way in machines]
+        rows = [{"way": way, "s per image": times.median(way) / args.n} for way in machines]
         for row in rows if truth is not None else ():
             for heading, measure in (("least r", pearson_r), ("least R2", r2)):
                 row[heading] = float(measure(times.results[row["way"]], times.results[truth]).min())
-        report(rows, {"way": "s", "s an image": ".2f", "least r": ".5f", "least R2": ".5f"}, name)
+        report(rows, {"way": "s", "s per image": ".2f", "least r": ".5f", "least R2": ".5f"}, name)
         found[name] = rows
 
     if args.store is not None:

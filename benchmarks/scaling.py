@@ -80,7 +80,7 @@ def main() -> None:
                 "scales": len(data.scales()),
                 "patches": f"{data.patches():.2g}",
                 "store": f"{data.stored() / 1e12:.3g} TB",
-                "a month of it": f"${data.stored() / 1e12 * TERABYTE_MONTH:,.0f}",
+                "disk per month": f"${data.stored() / 1e12 * TERABYTE_MONTH:,.0f}",
                 "core hours to build": f"{build:,.0f}",
                 "money": f"${build * CORE_HOUR:,.2f}",
                 "box": f"{build / 32:,.1f} h",
