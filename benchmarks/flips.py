@@ -4,7 +4,7 @@ r"""One flipped bit anywhere in a store: `verify` finds it, and sampling never d
 
 A store of 1 000 images and three scales, two of which are sampled. Flips a random bit of a random byte 200
 times: half of the positions are even over all files, half over all bytes. `verify` has to find every flip;
-drawing has to end with an error before there is per image, or give exactly the image of the undamaged store.
+drawing has to end with an error before there is an image, or give exactly the image of the undamaged store.
 """
 
 from __future__ import annotations
