@@ -99,14 +99,14 @@ def _raises(tries):
     ScaleBuild._train = fail
 
 
-def test_a_build_that_all_workers_are_lost_with_is_told_and_resumed(saved, tmp_path):
+def test_a_build_that_loses_all_its_workers_says_so_and_resumes(saved, tmp_path):
     path = tmp_path / "s.zarr"
     fewer = dask.config.set({"distributed.scheduler.allowed-failures": 1})
     with fewer, pi.cluster.connect(workers=2, threads=1) as client:
         client.register_plugin(_Dying())
-        with pytest.raises(PatchIndexError, match=r"lost with each of 2 workers.*resume=True$") as told:
+        with pytest.raises(PatchIndexError, match=r"lost with each of 2 workers.*resume=True$") as caught:
             pi.build_index(saved, path, scales=[3], threads=1, client=client)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert pi.build_index(saved, path, scales=[3], threads=1, resume=True).scales == (3,)
 
 
@@ -117,7 +117,7 @@ class _Dying(distributed.WorkerPlugin):
         ScaleBuild._train = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_tasks_that_are_cancelled_are_told(client):
+def test_cancelled_tasks_are_reported(client):
     future = submit(client, time.sleep, 1)
     client.cancel([future])
     with pytest.raises(PatchIndexError, match=r"cancelled.*and draw again"), lost_workers("draw again"):
@@ -173,15 +173,15 @@ def _small_shards():
 def test_exact_scores_are_merged_from_shards(client, saved, held_out, k, label):
     shards = pi.cluster.ImageShards(client, saved, images=7)
     x = held_out(0.4)
-    told = []
+    shares = []
     there = pi.ScoreMachine(saved, estimator="exact", shards=shards).posterior_mean(
-        x, 0.4, k=k, label=label, progress=lambda _, done, total: told.append(done / total)
+        x, 0.4, k=k, label=label, progress=lambda _, done, total: shares.append(done / total)
     )
     here = pi.ScoreMachine(saved, estimator="exact").posterior_mean(x, 0.4, k=k, label=label)
     # Sums of the same float32 tiles, in another order.
     torch.testing.assert_close(there.mean, here.mean, rtol=0, atol=1e-6)
     assert there.patches_evaluated == here.patches_evaluated
-    assert told[-1] == 1
+    assert shares[-1] == 1
 
 
 def test_exact_scores_survive_the_loss_of_a_worker(saved, held_out):
@@ -314,7 +314,7 @@ def test_samples_are_those_that_are_drawn_here(client, saved, tmp_path):
     assert there.settings["n"] == 5
 
 
-def test_what_cannot_be_done_is_told(client, labelled, saved):
+def test_bad_arguments_are_refused(client, labelled, saved):
     with pytest.raises(InputError, match="workers need a path"):
         pi.cluster.ImageShards(client, labelled[0])
     shards = pi.cluster.ImageShards(client, saved, limit=20)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import brute
 import numpy as np
 import pytest
 import torch
@@ -10,11 +13,9 @@ from patchindex.exact import ScoreRequest, cpu, scan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import threads
-from patchindex.schedules import noise_schedule
+from patchindex.schedules import cosine
 
 NAME = "golden/cifar10_40.npz"
-cosine = noise_schedule("cosine")
-MACHINES = ("IS", "LS", "ELS", "ELS-wrapped", "bbELS")
 
 
 @pytest.fixture(scope="module")
@@ -23,78 +24,68 @@ def golden(shared_file):
         return {key: archive[key] for key in archive.files}
 
 
+def cases(golden, name, t):
+    """Yield the request, the expected posterior mean (C, H, W) and a description of each case."""
+    training = TrainingImages(golden["images"], golden["labels"])
+    machine, windows = name.removesuffix("-wrapped"), "wrapped" if name == "ELS-wrapped" else "valid"
+    rows = np.flatnonzero((golden["machine"] == name) & (golden["t"] == t))
+    assert len(rows) == (2 if name == "IS" else 6)
+    for i in rows:
+        k, label, beta = int(golden["k"][i]), int(golden["label"][i]), float(golden["beta"][i])
+        assert cosine(t) == pytest.approx(beta, rel=1e-6)
+        geometry = Geometry.of(machine, k or None, training.size, windows)
+        x = torch.from_numpy(golden["x"][i : i + 1])
+        request = ScoreRequest(training, geometry, x, beta, label=None if label < 0 else label)
+        yield request, golden["posterior_mean"][i], f"{name} {k=} {t=} {label=}"
+
+
+def bound(t, dtype=torch.float32):
+    """The largest error over the largest value: float32 logits reach 7e4 at t = 0.05."""
+    return 1e-9 if dtype == torch.float64 else 2e-5 if t >= 0.3 else 5e-4
+
+
 def test_the_cases_below_are_all_there_are(golden):
     assert len(golden["t"]) == 104
-    assert set(golden["machine"].tolist()) == set(MACHINES)
+    assert set(golden["machine"].tolist()) == set(brute.MACHINES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.6, 0.95])
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("name", brute.MACHINES)
 def test_exact_agrees_with_the_shared_golden_file(golden, name, t, dtype):
-    training = TrainingImages(golden["images"], golden["labels"])
-    windows = "wrapped" if name == "ELS-wrapped" else "valid"
-    rows = np.flatnonzero((golden["machine"] == name) & (golden["t"] == t))
-    assert len(rows) == (2 if name == "IS" else 6)
-    # float32 logits reach 7e4 at t = 0.05, where their rounding shows.
-    bound = 1e-9 if dtype == torch.float64 else 2e-5 if t >= 0.3 else 5e-4
-    for i in rows:
-        k, label, beta = int(golden["k"][i]), int(golden["label"][i]), float(golden["beta"][i])
-        assert cosine(t) == pytest.approx(beta, rel=1e-6)
-        geometry = Geometry.of(name.removesuffix("-wrapped"), k or None, training.size, windows)
-        x = torch.from_numpy(golden["x"][i : i + 1])
-        label = None if label < 0 else label
-        state = scan(ScoreRequest(training, geometry, x, beta, label=label, dtype=dtype))
-        expected = golden["posterior_mean"][i]
-        error = np.abs(state.mean()[0].permute(2, 0, 1).numpy() - expected).max() / np.abs(expected).max()
-        assert error < bound, (name, f"{k=} {t=} {label=} {error=}")
+    for request, expected, case in cases(golden, name, t):
+        mean = scan(replace(request, dtype=dtype)).mean()[0].permute(2, 0, 1).numpy()
+        assert np.abs(mean - expected).max() < bound(t, dtype) * np.abs(expected).max(), case
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("t", [0.3, 0.6, 0.95])
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("name", brute.MACHINES)
 def test_threads_and_tiles_agree_on_the_shared_golden_file(golden, monkeypatch, name, t):
     """One thread or two, blocks of all images or a few, tiles of 16 images or the usual number."""
-    training = TrainingImages(golden["images"], golden["labels"])
-    windows = "wrapped" if name == "ELS-wrapped" else "valid"
-    for i in np.flatnonzero((golden["machine"] == name) & (golden["t"] == t)):
-        k, label, beta = int(golden["k"][i]), int(golden["label"][i]), float(golden["beta"][i])
-        geometry = Geometry.of(name.removesuffix("-wrapped"), k or None, training.size, windows)
-        x = torch.from_numpy(golden["x"][i : i + 1]).float()
+    for request, _, case in cases(golden, name, t):
+        request = replace(request, x=request.x.float())
         means = []
         for threads_, memory, lanes in ((2, 256 << 20, None), (1, 256 << 20, None), (2, 1 << 18, 16)):
             with monkeypatch.context() as patch, threads(threads_):
                 if lanes is not None:
                     patch.setattr(cpu, "lanes", lambda geometry, images, lanes=lanes: lanes)
-                request = ScoreRequest(
-                    training, geometry, x, beta, label=None if label < 0 else label, memory=memory
-                )
-                means.append(scan(request).mean())
+                means.append(scan(replace(request, memory=memory)).mean())
         # Logits of whole images are sums of 3 072 float32 products, whose order differs with processors too.
         for mean in means[1:]:
             torch.testing.assert_close(
-                mean, means[0], rtol=0, atol=4e-6, msg=lambda text, k=k, label=label: f"{k=} {label=}: {text}"
+                mean, means[0], rtol=0, atol=4e-6, msg=lambda text, case=case: f"{case}: {text}"
             )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("t", [0.05, 0.3])
-@pytest.mark.parametrize("name", MACHINES[1:])
+@pytest.mark.parametrize("name", brute.MACHINES[1:])
 def test_pixels_one_by_one_agree_with_the_shared_golden_file(golden, monkeypatch, name, t):
-    """The kernel for few pixels is as exact as the other."""
     monkeypatch.setattr(cpu, "pixel_cost", lambda plan: 1e-9)
-    training = TrainingImages(golden["images"], golden["labels"])
-    windows = "wrapped" if name == "ELS-wrapped" else "valid"
     some = torch.arange(0, 1024, 11)
-    for i in np.flatnonzero((golden["machine"] == name) & (golden["t"] == t)):
-        k, label, beta = int(golden["k"][i]), int(golden["label"][i]), float(golden["beta"][i])
-        geometry = Geometry.of(name.removesuffix("-wrapped"), k, training.size, windows)
-        x = torch.from_numpy(golden["x"][i : i + 1]).float()
-        label = None if label < 0 else label
-        state = scan(ScoreRequest(training, geometry, x, beta, label=label, pixels=[some]))
-        expected = golden["posterior_mean"][i]
-        error = (
-            np.abs(state.mean().T.numpy() - expected.reshape(3, -1)[:, some]).max() / np.abs(expected).max()
-        )
-        assert error < (2e-5 if t >= 0.3 else 5e-4), f"{k=} {label=} {error=}"
+    for request, expected, case in cases(golden, name, t):
+        mean = scan(replace(request, x=request.x.float(), pixels=[some])).mean().T.numpy()
+        error = np.abs(mean - expected.reshape(3, -1)[:, some]).max()
+        assert error < bound(t) * np.abs(expected).max(), case

@@ -246,9 +246,8 @@ class ScoreMachine:
         Raises
         ------
         InputError
-            When x has another shape than the training images, is not finite or too large; when t is not in
-            (0, 1) or its noise variance is below `LEAST_BETA`; when there is no k, no image has the label, or
-            the number of `image_ids` is not B.
+            When x has a wrong shape, is not finite or too large; when t is outside (0, 1) or its noise
+            variance is below `LEAST_BETA`; when there is no k, an unknown label, or not B `image_ids`.
         """
         x = self._check_x(x)
         times = self._check_t(t, len(x))

@@ -248,7 +248,7 @@ def test_a_bad_scale_is_refused(images, x, store):
     with pytest.raises(InputError, match="k = 11 is larger than the images"):
         m.posterior_mean(x, 0.5, k=11)
     with pytest.raises(InputError, match="k = 11 is larger than the images"):
-        pi.ScoreMachine(images[0], locality=[3, 3, 11])  # told at once, not at the last step
+        pi.ScoreMachine(images[0], locality=[3, 3, 11])  # refused at once, not at the last step
     with pytest.raises(InputError, match="locality scale 7: the store has no index for it, only for 3, 5"):
         pi.ScoreMachine(store).posterior_mean(x, 0.5, k=7)
     with pytest.raises(InputError, match="locality scale 7: the store has no index"):

@@ -90,15 +90,15 @@ def test_ddim_scales_gaussian_data_as_its_marginals():
 
 
 def test_ddim_takes_the_steps_of_the_grid():
-    asked, told = [], []
+    asked, steps = [], []
 
     def score(x, t):
         asked.append(t)
         return torch.zeros_like(x)
 
-    ddim(score, torch.ones(1, 1, 2, 2), 20, cosine, lambda step: told.append((step["i"], step["t"])))
+    ddim(score, torch.ones(1, 1, 2, 2), 20, cosine, lambda step: steps.append((step["i"], step["t"])))
     assert asked == [i / 20 for i in range(19, 0, -1)]
-    assert told == [(i, i / 20) for i in range(19, 0, -1)]
+    assert steps == [(i, i / 20) for i in range(19, 0, -1)]
 
 
 @pytest.mark.parametrize("name", ["IS", "LS"])
@@ -169,20 +169,23 @@ def test_images_are_within_the_range_of_the_training_images(machine):
     assert r.images.abs().max() <= 1 + TRAJECTORY
 
 
-def test_what_the_callback_is_told(machine):
-    told = []
-    r = pi.sample(machine, n=3, steps=4, batch_size=2, callback=told.append)
-    assert [(step["first"], step["i"]) for step in told] == [(0, 3), (0, 2), (0, 1), (2, 3), (2, 2), (2, 1)]
-    for step in told:
+def test_the_callback_gets_every_step_of_every_batch(machine):
+    steps = []
+    r = pi.sample(machine, n=3, steps=4, batch_size=2, callback=steps.append)
+    assert [(step["first"], step["i"]) for step in steps] == [(0, 3), (0, 2), (0, 1), (2, 3), (2, 2), (2, 1)]
+    for step in steps:
         n = 2 if step["first"] == 0 else 1
         assert set(step) == {"i", "t", "x", "score", "estimate", "first"}
         assert step["t"] == step["i"] / 4
         assert step["x"].shape == step["score"].shape == step["estimate"].mean.shape == (n, 1, 10, 10)
-    assert torch.equal(torch.cat([told[2]["x"], told[5]["x"]]), r.images)
+    assert torch.equal(torch.cat([steps[2]["x"], steps[5]["x"]]), r.images)
     # The estimate is the one that the score was made of.
-    before = told[0]["x"]
+    before = steps[0]["x"]
     torch.testing.assert_close(
-        told[1]["score"], machine.score_of(told[1]["estimate"].mean, before, told[1]["t"]), rtol=0, atol=1e-6
+        steps[1]["score"],
+        machine.score_of(steps[1]["estimate"].mean, before, steps[1]["t"]),
+        rtol=0,
+        atol=1e-6,
     )
 
 
