@@ -19,7 +19,7 @@ bbELS                same distances to the borders, zero padded      zero padded
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -110,12 +110,8 @@ class Axis:
     @cached_property
     def offsets(self) -> tuple[Offset, ...]:
         """Every (query, training) pair of positions of the same class, grouped by their difference."""
-        if len(set(self.classes)) == self.size:
-            differences = [0]
-        elif self.circular:
-            differences = list(range(self.size))
-        else:
-            differences = list(range(1 - self.size, self.size))
+        alone = len(set(self.classes)) == self.size
+        differences = range(1) if alone else range(0 if self.circular else 1 - self.size, self.size)
         found = []
         classes = np.array(self.classes)
         for difference in differences:
@@ -151,14 +147,11 @@ class Axis:
         Padding is not counted. A circular window larger than the image covers pixels repeatedly. Rows of
         positions without a training window are zero.
         """
-        d = self.k // 2
+        pixels = self.pixels(self.k // 2, self.train_padding == "wrapped")
         counts = np.zeros((self.size, self.size))
         for i in self.train_positions:
-            for j in range(i - d, i + d + 1):
-                if self.train_padding == "wrapped":
-                    counts[i, j % self.size] += 1
-                elif 0 <= j < self.size:
-                    counts[i, j] += 1
+            inside = pixels[i : i + self.k]
+            np.add.at(counts[i], inside[inside >= 0], 1)
         return counts
 
 
@@ -248,11 +241,8 @@ class Geometry:
             )
         k = int(k)
         padding = train_windows if machine == "ELS" else "zeros"
-
-        def axis(n: int) -> Axis:
-            return Axis(n, k, machine == "ELS", padding, _axis_classes(machine, k, n))
-
-        return cls(machine, k, axis(size[0]), axis(size[1]))
+        y, x = (Axis(n, k, machine == "ELS", padding, _axis_classes(machine, k, n)) for n in size)
+        return cls(machine, k, y, x)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -287,12 +277,7 @@ class Geometry:
         return self.query_classes[np.ix_(ys, xs)].reshape(-1)
 
     def position(self, ids: IdArray) -> tuple[IdArray, IdArray, IdArray]:
-        """Return image, y and x of patches: `id = image * patches_per_image + raster index of the window`.
-
-        Parameters
-        ----------
-        ids : array or tensor of int64
-        """
+        """Return image, y and x of patches: `id = image * patches_per_image + raster index of the window`."""
         columns = len(self.x.train_positions)
         image, place = ids // self.patches_per_image, ids % self.patches_per_image
         y, x = place // columns, place % columns
@@ -302,14 +287,12 @@ class Geometry:
 def _axis_classes(machine: str, k: int, n: int) -> tuple[int, ...]:
     """Return the position classes along one axis of n pixels, numbered in the order they appear in."""
     d = k // 2
-    keys: list[object] = []
-    for i in range(n):
-        if machine == "ELS":
-            keys.append(0)
-        elif machine == "bbELS":
-            keys.append((min(i, d), min(n - 1 - i, d)))
-        else:
-            keys.append(i)
+    if machine == "ELS":
+        keys: list[object] = [0] * n
+    elif machine == "bbELS":
+        keys = [(min(i, d), min(n - 1 - i, d)) for i in range(n)]
+    else:
+        keys = list(range(n))
     numbers: dict[object, int] = {}
     return tuple(numbers.setdefault(key, len(numbers)) for key in keys)
 
@@ -352,12 +335,11 @@ def query_counts(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     float64, shapes (H, H) and (W, W). The squared norm of the window of pixel (p, q) of an image v is
     `sum_ij y[p, i] |v[i, j]|^2 x[q, j]`.
     """
-
-    def counts(axis: Axis) -> np.ndarray:
-        padding = "wrapped" if axis.circular else "zeros"
-        return Axis(axis.size, axis.k, axis.circular, padding, axis.classes).window
-
-    return counts(geometry.y), counts(geometry.x)
+    y, x = (
+        replace(axis, train_padding="wrapped" if axis.circular else "zeros").window
+        for axis in (geometry.y, geometry.x)
+    )
+    return y, x
 
 
 def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
