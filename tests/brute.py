@@ -1,6 +1,6 @@
 """The posterior mean in float64 numpy, straight from the definitions, by loops over pixels and windows.
 
-It shares no code with the package, and is slow on purpose: the truth that the engines are held against.
+It shares no code with the package. It is slow, and the reference of the engines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Truth:
     mean: np.ndarray  # (C, H, W)
     ess: np.ndarray  # (H, W)
     log_weight: np.ndarray  # (H, W): log of the sum of exp(logit)
-    count: np.ndarray  # (H, W): how many patches the pixel was compared with
+    count: np.ndarray  # (H, W): number of patches that the pixel was compared with
 
 
 def beta_of(t: float) -> float:
@@ -26,7 +26,7 @@ def beta_of(t: float) -> float:
 
 
 def noisy(images: np.ndarray, t: float, seed: int = 0) -> np.ndarray:
-    """Uint8 images (B, H, W, C) with the noise of time t: float32 (B, C, H, W)."""
+    """Return uint8 images (B, H, W, C) with the noise of time t: float32 (B, C, H, W)."""
     beta = beta_of(t)
     x0 = images.transpose(0, 3, 1, 2) / 127.5 - 1
     eps = np.random.default_rng(seed).standard_normal(x0.shape)
@@ -34,7 +34,7 @@ def noisy(images: np.ndarray, t: float, seed: int = 0) -> np.ndarray:
 
 
 def window(image: np.ndarray, y: int, x: int, k: int, padding: str) -> np.ndarray:
-    """The k x k window centred on (y, x) of images (..., H, W, C), flattened: (..., k * k * C)."""
+    """Return the k x k window centred on (y, x) of images (..., H, W, C), flattened: (..., k k C)."""
     height, width = image.shape[-3:-1]
     d = k // 2
     pixels = []
@@ -52,7 +52,7 @@ def window(image: np.ndarray, y: int, x: int, k: int, padding: str) -> np.ndarra
 
 
 def position_class(machine: str, k: int, y: int, x: int, height: int, width: int) -> tuple[int, ...]:
-    """What two positions have in common when their patches are compared."""
+    """Return the position class of (y, x)."""
     d = k // 2
     if machine in ("IS", "LS"):
         return y, x
@@ -62,7 +62,7 @@ def position_class(machine: str, k: int, y: int, x: int, height: int, width: int
 
 
 def train_positions(machine: str, k: int, height: int, width: int) -> list[tuple[int, int]]:
-    """Where the windows of a training image have their centres, in raster order."""
+    """Return the centres of the windows of a training image, in raster order."""
     d = k // 2 if machine == "ELS" else 0
     return [(y, x) for y in range(d, height - d) for x in range(d, width - d)]
 
@@ -70,7 +70,7 @@ def train_positions(machine: str, k: int, height: int, width: int) -> list[tuple
 def posterior_mean(
     images: np.ndarray, x: np.ndarray, beta: float, machine: str, k: int | None = None
 ) -> Truth:
-    """The posterior mean of one noisy image x (C, H, W) under uint8 training images (N, H, W, C)."""
+    """Return the posterior mean of one noisy image x (C, H, W) under uint8 training images (N, H, W, C)."""
     v = images.astype(np.float64) / 127.5 - 1
     q = x.astype(np.float64).transpose(1, 2, 0)
     height, width, channels = q.shape
@@ -89,7 +89,7 @@ def posterior_mean(
     train_padding = {"ELS": "valid", "ELS-wrapped": "circular"}.get(machine, "zeros")
     by_class: dict[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
     for y, x_ in train_positions(machine, k, height, width):
-        patch = window(v, y, x_, k, train_padding)  # one a training image
+        patch = window(v, y, x_, k, train_padding)  # one per training image
         by_class.setdefault(position_class(machine, k, y, x_, height, width), []).append((patch, v[:, y, x_]))
     joined = {
         name: (np.concatenate([p for p, _ in members]), np.concatenate([c for _, c in members]))

@@ -17,7 +17,7 @@ RealImages = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
 def find_shared(name: str) -> Path:
-    """A file of the folder shared/ beside the repository (or inside it); it may not be there."""
+    """Return a file of the folder shared/ beside or inside the repository, which may be absent."""
     return next(
         (p for p in (ROOT.parent / "shared" / name, ROOT / "shared" / name) if p.is_file()), Path(name)
     )
@@ -25,7 +25,7 @@ def find_shared(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_file() -> Callable[[str], Path]:
-    """Look up a file in shared/, or skip the test by the file's name where it is not installed."""
+    """Look up a file in shared/; skip the test when the file is absent."""
 
     def find(name: str) -> Path:
         path = find_shared(name)

@@ -69,7 +69,7 @@ def test_slots_are_the_pairs_of_each_position(name, k, size):
 
 
 @pytest.mark.parametrize(("name", "k", "size"), CASES)
-def test_classes_are_those_of_the_table(name, k, size):
+def test_position_classes_follow_their_definition(name, k, size):
     g = geometry_of(name, k, size)
     named = {}
     for y, x in product(*map(range, size)):
@@ -112,7 +112,7 @@ def test_window_counts_the_pixels_that_a_window_covers(name, k, size):
     assert not g.y.window[sorted(outside)].any()
 
 
-def test_counts_of_the_design():
+def test_counts_of_published_cases():
     assert Geometry.of("ELS", 7, (32, 32)).patches_per_image == 26 * 26
     assert Geometry.of("ELS", 7, (32, 32), "wrapped").patches_per_image == 32 * 32
     assert Geometry.of("bbELS", 7, (32, 32)).patches_per_image == 32 * 32
@@ -145,7 +145,7 @@ def test_is_needs_no_scale_and_sees_the_whole_image():
         (("bbELS", 3, (8, 8), "wrapped"), ("train_windows", "bbELS")),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(arguments, words):
+def test_invalid_settings_are_refused(arguments, words):
     with pytest.raises(InputError) as caught:
         Geometry.of(*arguments)
     for word in words:

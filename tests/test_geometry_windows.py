@@ -156,7 +156,7 @@ def test_pca_is_orthonormal_ordered_and_fitted(real_images):
 
 
 @pytest.mark.parametrize("flat", [0.3, 0.02, 0.005])
-def test_codes_are_larger_where_they_would_not_order_patches(flat):
+def test_codes_get_more_dimensions_where_fewer_do_not_order_patches(flat):
     """Of patches whose components are all as large."""
     patches = torch.randn(4000, 11, 11, 2, generator=torch.Generator().manual_seed(0)) * flat
     noise = 0.05

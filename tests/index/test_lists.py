@@ -1,4 +1,4 @@
-"""Inverted lists: shared out among position classes, and nearest inside a class only."""
+"""Inverted lists: their numbers per position class, k-means, and search inside a class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def flat(centroids, bounds):
 
 @pytest.mark.parametrize("lists", [None, 1, 7, 100, 10**9])
 @pytest.mark.parametrize("patches", [[1], [31], [5000], [100_000, 32, 1, 640, 100_000]])
-def test_every_class_has_a_list_and_none_has_small_ones(patches, lists):
+def test_every_class_has_a_list_and_no_list_is_small(patches, lists):
     patches = np.array(patches)
     counts = list_counts(patches, lists or most_lists(patches.sum()))
     assert (counts >= 1).all()
@@ -34,7 +34,7 @@ def test_lists_are_shared_out_in_proportion():
     assert [most_lists(n) for n in (1, 1_000_000, 10**9)] == [1, 3906, 131_072]
 
 
-def test_nearest_looks_into_the_lists_of_its_class():
+def test_nearest_searches_only_lists_of_the_class():
     rng = np.random.default_rng(0)
     centroids = rng.standard_normal((12, 8)).astype(np.float32)
     bounds = np.array([0, 1, 6, 12])
@@ -75,7 +75,7 @@ def test_train_lists_finds_clusters_inside_each_class():
     assert (np.bincount(assigned, minlength=4) == 100).all()
 
 
-def test_train_lists_repeats_itself():
+def test_train_lists_is_repeatable():
     sample = np.random.default_rng(0).standard_normal((640, 8)).astype(np.float32)
     made = [
         train_lists(sample, np.zeros(640, int), np.array([10]), seed, CPU).centroids for seed in (3, 3, 4)
@@ -84,7 +84,7 @@ def test_train_lists_repeats_itself():
     assert (made[0] != made[2]).any()
 
 
-def test_with_one_cell_a_vector_belongs_to_the_nearest_list_of_its_class():
+def test_assign_with_one_cell_is_the_nearest_list_of_the_class():
     rng = np.random.default_rng(0)
     centroids = rng.standard_normal((12, 8)).astype(np.float32)
     vectors = rng.standard_normal((500, 8)).astype(np.float32)
@@ -95,7 +95,7 @@ def test_with_one_cell_a_vector_belongs_to_the_nearest_list_of_its_class():
 
 
 @pytest.mark.parametrize("at_once", [7, 1 << 16])
-def test_with_cells_a_vector_belongs_to_the_nearest_list_of_the_two_nearest(monkeypatch, at_once):
+def test_assign_with_cells_is_the_nearest_list_of_the_two_nearest_cells(monkeypatch, at_once):
     monkeypatch.setattr("patchindex.index.lists.ASSIGNED_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     centroids, cells = (rng.standard_normal((n, 4)).astype(np.float32) for n in (40, 5))
@@ -109,8 +109,8 @@ def test_with_cells_a_vector_belongs_to_the_nearest_list_of_the_two_nearest(monk
         assert list_ == allowed[((vector - centroids[allowed]) ** 2).sum(1).argmin()]
 
 
-def test_many_lists_are_found_by_way_of_cells(real_images, monkeypatch):
-    """Nearly as good a quantiser as k-means over all at once: 10 % more squared distance at most."""
+def test_training_by_cells_is_nearly_as_good_as_plain_kmeans(real_images, monkeypatch):
+    """At most 10 % more squared distance than k-means over all lists at once."""
     pixels = real_images(300, 24)[0].reshape(300 * 24, 24).astype(np.float32)
     classes = np.repeat([0, 1], len(pixels) // 2)
     made = {}

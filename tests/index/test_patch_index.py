@@ -1,4 +1,4 @@
-"""Stores that are damaged, missing or of another version are told as such when they are opened."""
+"""Opening refuses stores that are damaged, missing or of another format, and says why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def own_store(labelled, tmp_path):
     return pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], labels=labelled[1])
 
 
-def test_a_truncated_index_is_told_at_first_touch(own_store):
+def test_truncated_faiss_file_is_refused_when_its_scale_is_used(own_store):
     file = faiss_file(own_store, 3)
     file.write_bytes(file.read_bytes()[:-10])
     again = pi.open_index(own_store.path)
@@ -29,34 +29,34 @@ def test_a_truncated_index_is_told_at_first_touch(own_store):
         pi.ScoreMachine(again, estimator="topk").posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
 
 
-def test_truncated_images_are_told_at_opening(own_store):
+def test_truncated_images_are_refused_at_opening(own_store):
     file = raw_path(own_store.path, "images", 4)
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(StoreError, match="bytes, not"):
         pi.open_index(own_store.path)
 
 
-def test_a_file_that_is_not_faiss_is_told(own_store):
+def test_damaged_faiss_header_is_refused(own_store):
     file = faiss_file(own_store, 3)
     file.write_bytes(b"\0" * file.stat().st_size)
-    with pytest.raises(StoreError, match="head is damaged"):
+    with pytest.raises(StoreError, match="header is damaged"):
         _ = pi.open_index(own_store.path).scale(3).faiss
 
 
 @pytest.mark.parametrize("name", ["labels", "source_ids"])
-def test_a_missing_column_is_told(own_store, name):
+def test_missing_labels_or_source_ids_are_refused(own_store, name):
     (own_store.path / name / "zarr.json").unlink()
     with pytest.raises(StoreError, match=f"{name}/zarr.json: is missing"):
         pi.open_index(own_store.path)
 
 
-def test_a_missing_scale_array_is_told(own_store):
+def test_missing_array_of_a_scale_is_refused(own_store):
     (own_store.path / "scales" / "k003" / "centroids" / "zarr.json").unlink()
     with pytest.raises(StoreError, match="centroids"):
         pi.open_index(own_store.path).scale(3)
 
 
-def test_attributes_that_are_no_json_are_told(own_store):
+def test_attributes_that_are_not_json_are_refused(own_store):
     (own_store.path / "zarr.json").write_text("{")
     with pytest.raises(StoreError, match=r"zarr\.json cannot be read"):
         pi.open_index(own_store.path)
@@ -69,6 +69,6 @@ def test_another_format_is_refused(own_store):
         pi.open_index(own_store.path)
 
 
-def test_a_path_that_is_not_there(tmp_path):
+def test_missing_path_is_refused(tmp_path):
     with pytest.raises(SourceNotFoundError, match="no such store"):
         pi.open_index(tmp_path / "none.zarr")

@@ -1,4 +1,4 @@
-"""A byte that is not as it was written is found by `verify`, and by `sample` if it reads it."""
+"""`verify` finds every changed byte; sampling finds each one that it reads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def flip(path, position, bit):
     path.write_bytes(data)
 
 
-def test_a_store_that_is_whole_is_found_so(store):
+def test_whole_store_has_no_problems(store):
     report = pi.verify(store.path)
     assert report.problems == ()
     assert report.whole
@@ -80,7 +80,7 @@ def test_every_flipped_byte_is_found(copied):
 
 
 @pytest.mark.parametrize("estimator", ["topk", "auto"])
-def test_a_flipped_byte_is_found_before_there_is_a_picture(copied, estimator):
+def test_sampling_refuses_flipped_bytes_before_it_draws(copied, estimator):
     options = {"probes": 60}
     if estimator == "auto":
         options["policy"] = AutoPolicy(cost_limit=np.inf)
@@ -106,7 +106,7 @@ def test_a_flipped_byte_is_found_before_there_is_a_picture(copied, estimator):
     draw(copied, estimator, **options)
 
 
-def test_exact_scores_from_a_store_check_the_images_they_read(copied):
+def test_exact_scores_check_the_images_that_they_read(copied):
     lo, _ = pi.open_index(copied).training.range_of(4)
     file = raw_path(copied, "images", 4)
     flip(file, lo * 14 * 14, 0)
@@ -115,7 +115,7 @@ def test_exact_scores_from_a_store_check_the_images_they_read(copied):
 
 
 @pytest.mark.parametrize("what", ["missing", "extra", "longer"])
-def test_files_that_are_missing_extra_or_longer_are_found(copied, what):
+def test_missing_extra_and_longer_files_are_found(copied, what):
     file = copied / "scales" / "k005" / "cells" / "c" / "0" / "0"
     if what == "missing":
         file.unlink()
@@ -128,12 +128,12 @@ def test_files_that_are_missing_extra_or_longer_are_found(copied, what):
     assert any(word in wrong for _, wrong in report.problems)
 
 
-def test_a_scale_that_is_missing_is_found(copied):
+def test_missing_scale_is_found(copied):
     shutil.rmtree(copied / "scales" / "k005")
     assert pi.verify(copied).problems == ((str(copied / "scales" / "k005"), "is missing"),)
 
 
-def test_scales_that_were_added_are_missed_and_what_is_no_scale_is_told(copied):
+def test_missing_added_scale_and_stray_folders_are_found(copied):
     pi.add_scales(copied, [7])
     assert pi.verify(copied).whole
     (copied / "scales" / "k009.tmp").mkdir()  # one on its way
@@ -151,7 +151,7 @@ def test_scales_that_were_added_are_missed_and_what_is_no_scale_is_told(copied):
 
 
 @pytest.mark.parametrize("left", ["null", "{}", "", None])
-def test_a_store_without_its_attributes_is_damaged(copied, left):
+def test_store_without_attributes_is_damaged(copied, left):
     if left is None:
         (copied / "zarr.json").unlink()
     else:
@@ -161,7 +161,7 @@ def test_a_store_without_its_attributes_is_damaged(copied, left):
     assert any("zarr.json" in where + what for where, what in pi.verify(copied).problems)
 
 
-def test_curves_are_of_their_scale(copied):
+def test_operating_curve_of_another_scale_is_refused(copied):
     curve = copied / "scales" / "k003" / CURVE
     shutil.copy(curve, copied / "scales" / "k005" / CURVE)
     with pytest.raises(StoreError, match="is of another scale"):
@@ -197,14 +197,14 @@ def rebuilt(labelled, path, monkeypatch, change):
         ),
     ],
 )
-def test_lists_that_are_wrong_though_all_checksums_are_right(labelled, tmp_path, monkeypatch, change, words):
+def test_wrong_lists_with_right_checksums_are_found(labelled, tmp_path, monkeypatch, change, words):
     rebuilt(labelled, tmp_path / "s.zarr", monkeypatch, change)
     found = " ".join(what for _, what in pi.verify(tmp_path / "s.zarr").problems)
     for word in words:
         assert word in found
 
 
-def test_sealed_files(tmp_path):
+def test_checksummed_files_show_every_flipped_bit(tmp_path):
     path = tmp_path / "a.json"
     for content in ({"b": [1, 2.5, None], "a": "ä\n"}, [], 3):
         write_checksummed(path, content)

@@ -1,4 +1,4 @@
-"""The compiled assignment of patches to lists: the same as by matrix products, and as looking at all."""
+"""The compiled assignment of patches to lists, against matrix products and brute force."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def by_brute_force(inverted, vectors, classes):
 @pytest.mark.parametrize("dims", [1, 8, 13, 56])
 @pytest.mark.parametrize("by_class", [[[1]], [[3]], [[64, 65, 1, 130]], [[5, 70], [1], [2, 2, 2]]])
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 401])
-def test_the_nearest_list_of_the_two_nearest_cells(threads, dims, by_class, n, monkeypatch):
+def test_assignment_is_the_nearest_list_of_the_two_nearest_cells(threads, dims, by_class, n, monkeypatch):
     rng = np.random.default_rng(0)
     inverted = made(rng, dims, by_class)
     classes = rng.integers(0, len(by_class), n)
@@ -70,8 +70,7 @@ def test_the_nearest_list_of_the_two_nearest_cells(threads, dims, by_class, n, m
         assert (by_torch == found[mine]).mean() > 0.99 - 1 / n if mine.any() else True
 
 
-def test_assignments_depend_on_nothing_else():
-    """Not on the other vectors, on how many come at a time, or on threads."""
+def test_assignment_does_not_depend_on_the_other_vectors():
     rng = np.random.default_rng(1)
     inverted = made(rng, 24, [[40] * 30])
     vectors = torch.from_numpy((3 * rng.standard_normal((2000, 24))).astype(np.float32))
@@ -83,7 +82,7 @@ def test_assignments_depend_on_nothing_else():
     np.testing.assert_array_equal(inverted.assign(vectors[torch.from_numpy(order)], classes), whole[order])
 
 
-def test_equal_centroids_give_the_first():
+def test_first_of_equal_centroids_is_assigned():
     centroids = np.ones((130, 3), np.float32)
     inverted = InvertedLists(centroids, np.array([0, 130]), centroids[:1], np.array([0, 130]), CPU)
     assert inverted.assign(torch.ones(5, 3), np.zeros(5, np.int64)).tolist() == [0] * 5
@@ -99,7 +98,7 @@ def test_tiles_hold_each_centroid_once():
     assert (tiles.offsets < NEVER).sum() == 3 * CODES - 70
 
 
-def test_classes_are_not_all_kept(monkeypatch):
+def test_number_of_kept_tiles_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "TILES_HELD", 2)
     rng = np.random.default_rng(2)
     inverted = made(rng, 4, [[2], [3], [4]])

@@ -1,4 +1,4 @@
-"""The best lists and codes of each query, against all scores computed plainly."""
+"""The best lists and codes of each query, against all scores in float64."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_best_codes(store, rng, keep, label):
         assert ((images >= lo) & (images < hi)).all()
 
 
-def test_nothing_to_look_at(store):
+def test_search_of_no_list_finds_nothing(store):
     scale = store.scale(3)
     codes, ids_at = scale.codes(0)
     best = Best.none(2, 5)
@@ -143,8 +143,8 @@ print(simd_pairs.WIDTH, simd_pairs.INSTRUCTION, worst)
     ("keep", "width", "instruction"),
     [("avx2", "8", "llvm.x86.avx2.pmadd.wd"), ("sse2", "4", "llvm.x86.sse2.pmadd.wd"), ("", "4", "None")],
 )
-def test_processors_with_narrower_registers(tmp_path, keep, width, instruction):
-    """The same scores, whatever multiplies the pairs; a process of its own, as for the exact kernel."""
+def test_scores_are_the_same_on_narrower_processors(tmp_path, keep, width, instruction):
+    """A process of its own: numba settles the processor at its import."""
     features = llvmlite.binding.get_host_cpu_features()
     if not features.get("avx2"):
         pytest.skip("no x86 processor with AVX2")
