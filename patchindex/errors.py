@@ -92,7 +92,7 @@ class PatchIndexError(Exception):
         parts = [self.remedy] if isinstance(self.remedy, str) else self.remedy
         return f"{message}; {''.join(p if isinstance(p, str) else spell(p) for p in parts)}"
 
-    # OSError and KeyError, which are bases of some subclasses, print their arguments in another form.
+    # Some subclasses are also an OSError, which prints its arguments in another form.
     def __str__(self) -> str:
         return str(self.args[0])
 
@@ -108,12 +108,12 @@ class SourceNotFoundError(InputError, FileNotFoundError):
 
 
 class OutputExistsError(InputError, FileExistsError):
-    """The output is already there, and nothing is overwritten unasked."""
+    """The output exists, and the caller did not ask to overwrite it."""
 
 
 class DeviceError(InputError, RuntimeError):
-    """The device asked for is not there, or the installed FAISS has no support for it."""
+    """The device does not exist, or the installed FAISS does not support it."""
 
 
 class StoreError(PatchIndexError, RuntimeError):
-    """A store is damaged, or was written by a version this one cannot read."""
+    """A store is damaged, or this version cannot read its format."""

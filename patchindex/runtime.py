@@ -1,7 +1,7 @@
-"""Numerical backends, imported in one fixed order; threads and devices; progress.
+"""Settings of the machine: threads, devices, FAISS and callbacks for progress.
 
-torch comes first: torch and faiss both bring an OpenMP runtime, and with torch loaded first they share its
-settings. Every other module takes both from here.
+torch is imported before FAISS: both bring an OpenMP runtime, and with torch loaded first they share its
+settings. All modules get FAISS from `load_faiss` or `require_faiss`, which import it on first use.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ __all__ = ["append"]
 def append(store: Path, source: str, options: BuildOptions, run: RunOptions, **image: Any) -> None:
     """Add the images of SOURCE to a finished STORE; its lists are not trained again.
 
-    The new store is written beside the old store and replaces it once complete. For each scale, a line says
-    how much the new patches differ from the patches that the lists were trained on; beyond the limits, build
+    The new store is written beside the old store and replaces it when it is complete. For each scale, a line
+    says how much the new patches differ from the patches that the lists were trained on; beyond the limits, build
     the store again. Give the same --crop, --resize, --grayscale and --labels as in the build.
 
     \b

@@ -31,8 +31,8 @@ def info(store: Path | str, as_json: bool) -> None:
       classes       position classes; a pixel is compared with the patches of its class only
       code          bytes of a patch's code
       variance      share of the patches' variance that the codes keep
-      size, per patch   on disk
-      build         seconds
+      size          bytes on disk; "per patch" divides them by the number of patches
+      build         seconds that the build took
 
     \b
     Columns of the second table, the operating curve (microseconds per pixel):
