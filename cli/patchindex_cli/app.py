@@ -34,8 +34,6 @@ class _Group(click.Group):
             command = error.ctx.command_path if error.ctx else "patchindex"
             code, message = 2, f"{error.format_message().rstrip('.')}; see {command} --help"
         except PatchIndexError as error:
-            if error.parameter is None and self._spell(Option(str(error.where))) != error.where:
-                error.parameter = str(error.where)
             code, message = error.exit_code, error.describe(self._spell)
         except (click.Abort, KeyboardInterrupt):
             code, message = 1, "interrupted"

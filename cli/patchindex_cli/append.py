@@ -31,8 +31,8 @@ def append(store: Path, source: str, options: BuildOptions, run: RunOptions, **i
     """Add the images of SOURCE to a finished STORE; its lists are not trained again.
 
     The new store is written beside the old store and replaces it when it is complete. For each scale, a line
-    says how much the new patches differ from the patches that the lists were trained on; beyond the limits, build
-    the store again. Give the same --crop, --resize, --grayscale and --labels as in the build.
+    says how much the new patches differ from the patches that the lists were trained on; beyond the limits,
+    build the store again. Give the same --crop, --resize, --grayscale and --labels as in the build.
 
     \b
     Example:

@@ -135,6 +135,8 @@ def build(
         _refuse_given(fixed, "is fixed in the store", "leave it out with --add-scales")
         asked = parse_scales(add_scales, "add_scales")
         store = patchindex.open_index(output)
+        if store.machine not in INDEXED_MACHINES:
+            raise InputError(f"{store.machine} has no index", parameter="add_scales", remedy="leave it out")
         new = sorted(set(asked) - set(store.scales))
         if not new:
             click.echo(f"nothing to add: {output} has k = {shorten(asked)} already", err=True)

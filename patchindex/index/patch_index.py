@@ -266,7 +266,11 @@ class PatchIndex:
             raise InputError(
                 f"the store has no index for it, only for {held}",
                 where=f"locality scale {k}",
-                remedy="index it with add_scales, or move the schedule to those scales (--nearest-scales)",
+                remedy=[
+                    "index it with ",
+                    Option("add_scales"),
+                    ", or move the schedule to those scales (--nearest-scales)",
+                ],
             )
         if k not in self._scales:
             while len(self._scales) >= SCALES_HELD:
@@ -275,7 +279,9 @@ class PatchIndex:
             self._check_not_replaced()
             folder = self.path / group if self._remote is None else self._remote.fetch(group)
             if not folder.is_dir():
-                raise StoreError("is missing", where=folder, remedy="add it again with add_scales")
+                raise StoreError(
+                    "is missing", where=folder, remedy=["add it again with ", Option("add_scales")]
+                )
             scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_checked.get(k))
             self._check_not_replaced()
             self._check_belongs(scale)

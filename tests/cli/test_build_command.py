@@ -221,9 +221,14 @@ def test_photos_of_any_size_are_cropped_and_resized(fashion, tmp_path):
         ("", "Missing argument 'SOURCE'"),
     ],
 )
-def test_options_that_do_not_fit_added_scales_are_refused(store, arguments, words):
+def test_options_that_do_not_go_with_add_scales_are_refused(store, arguments, words):
     assert words in refused("build", *arguments.split(), "-o", store)
 
 
 def test_scales_are_not_added_to_a_missing_store(tmp_path):
     assert "no such store" in refused("build", "--add-scales", "7", "-o", tmp_path / "none.zarr")
+
+
+def test_scales_are_not_added_to_a_store_without_an_index(source, tmp_path):
+    run("build", source, "-o", tmp_path / "s.zarr", "--machine", "IS")
+    assert "--add-scales: IS has no index" in refused("build", "--add-scales", "7", "-o", tmp_path / "s.zarr")
