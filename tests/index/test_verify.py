@@ -227,7 +227,7 @@ def test_verify_at_the_command_line(copied):
 
     good = run("verify", copied)
     assert good.exit_code == 0
-    assert "patches looked up" in good.output
+    assert "and 9,760 patches; encoded 2,000 patches again" in good.output
     report = json.loads(run("verify", copied, "--json").stdout)
     assert report["whole"] is True
     assert report["patches"] == 40 * (12 * 12 + 10 * 10)
@@ -235,7 +235,7 @@ def test_verify_at_the_command_line(copied):
     bad = run("verify", copied)
     assert bad.exit_code == 1
     assert "source_ids/c/0: is damaged" in bad.stdout
-    assert "1 problems" in bad.stderr
+    assert "found 1 problem" in bad.stderr
     assert run("sample", copied, "-o", copied.parent / "out", "--locality", "3").exit_code == 1
     assert not (copied.parent / "out").exists()
     assert run("verify", copied.parent / "none").exit_code == 2
