@@ -26,7 +26,7 @@ def test_tf32_is_off_inside_and_back_after(allowed):
     assert matmul.fp32_precision == allowed
 
 
-def test_blocks_that_overlap():
+def test_overlapping_blocks_restore_the_setting_once():
     """One is entered, another is entered, the first is left: the other still multiplies exactly."""
     matmul.fp32_precision = "tf32"
     first, second = full_precision(), full_precision()
@@ -38,7 +38,7 @@ def test_blocks_that_overlap():
     assert matmul.fp32_precision == "tf32"
 
 
-def test_an_error_inside():
+def test_an_error_inside_restores_the_setting():
     matmul.fp32_precision = "tf32"
     with pytest.raises(ZeroDivisionError), full_precision():
         raise ZeroDivisionError

@@ -39,7 +39,7 @@ def test_there_are_ten_presets_of_twenty_entries():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_preset(name):
+def test_a_preset_has_the_published_scales(name):
     schedule = LocalitySchedule.of(name)
     assert schedule.name == name
     assert schedule.scales == PUBLISHED[name]
@@ -64,7 +64,7 @@ def test_k_of_schedules_of_other_lengths():
     assert one.distinct == (5,)
 
 
-def test_the_unused_first_entry_is_not_wanted_of_an_index():
+def test_the_unused_first_entry_is_not_among_the_distinct_scales():
     assert LocalitySchedule.of([9, 3, 5, 7]).distinct == (3, 5, 7)
 
 
@@ -98,14 +98,14 @@ def test_nearest_takes_the_smaller_scale_in_a_tie():
         (6, ("odd", "got 6")),
     ],
 )
-def test_schedules_that_make_no_sense_are_refused(locality, words):
+def test_bad_schedules_are_refused(locality, words):
     with pytest.raises(InputError, match="locality") as caught:
         LocalitySchedule.of(locality)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_cosine():
+def test_cosine_has_the_values_of_the_paper():
     # beta at the four times of the shared golden file, as stored there.
     golden = {0.05: 0.0060587, 0.3: 0.20308991, 0.6: 0.64737759, 0.95: 0.99185311}
     for t, beta in golden.items():

@@ -74,9 +74,7 @@ def test_the_kernel_agrees_with_brute_force(real_images, name, k, size, n, chann
 
 @pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize(("name", "k", "size", "n", "channels"), CASES)
-def test_pixels_asked_for_one_by_one_are_those_of_the_full_scan(
-    real_images, monkeypatch, name, k, size, n, channels, few
-):
+def test_wanted_pixels_agree_with_the_full_scan(real_images, monkeypatch, name, k, size, n, channels, few):
     """Both kernels, whichever the rule would choose."""
     monkeypatch.setattr(cpu, "pixel_cost", lambda plan: 1e-9 if few else 1e15)
     images, x = images_and_query(real_images, n, size, channels, 0.5, queries=2)
@@ -113,7 +111,7 @@ def test_threads_blocks_and_tasks_change_nothing(real_images, monkeypatch, name)
 
 @pytest.mark.parametrize("lanes", [16, BLOCK // 2, BLOCK])
 @pytest.mark.parametrize("name", MACHINES)
-def test_tiles_of_another_layout_agree(real_images, monkeypatch, name, lanes):
+def test_all_tile_layouts_agree(real_images, monkeypatch, name, lanes):
     """Running sums begin at other columns then, so that they are rounded elsewhere."""
     images, x = images_and_query(real_images, 100, (12, 12), 3, 0.4)
     geometry = geometry_of(name, 5, (12, 12))
@@ -138,7 +136,7 @@ def off_by_what_is_skipped(bits):
     return abs(float(means[0] - means[1]))
 
 
-def test_what_is_skipped_changes_the_mean_by_less_than_a_millionth(monkeypatch):
+def test_skipped_members_change_the_mean_by_less_than_a_millionth(monkeypatch):
     bits = np.arange(20, 44, 0.5)
     # One thread: what others skip goes by what they have seen themselves, which may not be the match.
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -248,7 +246,7 @@ def test_a_geometry_of_another_size_is_refused(real_images):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_of_x_are_no_hindrance(real_images, dtype):
+def test_x_may_require_gradients(real_images, dtype):
     images, x = images_and_query(real_images, 20, (12, 12), 1, 0.4)
     training, geometry = TrainingImages(images), geometry_of("ELS", 3, (12, 12))
     x = torch.from_numpy(x).float()

@@ -39,7 +39,7 @@ def a_mask(share=0.1):
 @pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize("label", [None, 5])
 @pytest.mark.parametrize("name", brute.MACHINES)
-def test_torch_in_both_ways(scan, monkeypatch, name, label, few):
+def test_both_ways_of_the_torch_engine_agree_with_the_full_scan(scan, monkeypatch, name, label, few):
     monkeypatch.setattr(anywhere, "_full_cost", lambda *args: 1e30 if few else 0.0)
     mask = a_mask()
     asked = scan(name, pixels=mask, label=label, dtype=torch.float64, memory=1 << 20)
@@ -61,7 +61,7 @@ def test_lists_keep_their_order_and_repetitions(scan, name, dtype, memory):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_pixel_at_all(scan, dtype):
+def test_no_wanted_pixel_gives_an_empty_state(scan, dtype):
     shares = []
     mask = torch.zeros((3, *SIZE), dtype=torch.bool)
     state = scan("ELS", pixels=mask, dtype=dtype, progress=lambda _, done, total: shares.append(done / total))
@@ -85,6 +85,6 @@ def test_no_pixel_at_all(scan, dtype):
         (torch.ones(3, 2, 2, dtype=torch.int64), "list of integers"),
     ],
 )
-def test_pixels_that_make_no_sense(scan, pixels, message):
+def test_bad_pixels_are_refused(scan, pixels, message):
     with pytest.raises(InputError, match=message):
         scan("ELS", pixels=pixels)

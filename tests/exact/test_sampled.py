@@ -102,7 +102,7 @@ def test_everything_scanned_is_exact(case, machine, train_windows, k, channels):
 
 
 @pytest.mark.parametrize(("machine", "train_windows"), CASES)
-def test_known_members_are_left_out(case, machine, train_windows):
+def test_known_patches_are_left_out(case, machine, train_windows):
     images, x, a, beta = case(70)
     geometry = Geometry.of(machine, 5, SIZE, train_windows)
     known, members = members_of(geometry, images, x, a, beta, np.random.default_rng(1), 500)
@@ -144,7 +144,7 @@ def test_sums_are_unbiased_and_errors_honest(case, machine, train_windows, singl
     assert float(torch.stack(errors).square().mean().sqrt()) > 1e-3
 
 
-def test_a_label_is_a_range_of_images(case):
+def test_a_label_restricts_the_sample(case):
     images, x, _, beta = case(90)
     geometry = Geometry.of("ELS", 3, SIZE)
     training = TrainingImages(images, np.repeat([3, 4, 5], [20, 55, 15]))
@@ -155,7 +155,7 @@ def test_a_label_is_a_range_of_images(case):
     torch.testing.assert_close(sample.state().mean(), exact.mean(), rtol=0, atol=5e-6)
 
 
-def test_fewer_pixels_from_now_on(case):
+def test_restrict_stops_the_sample_of_other_pixels(case):
     """The others keep what they have; known members of theirs are not taken out of what is not added."""
     images, x, a, beta = case(200)
     geometry = Geometry.of("ELS", 5, SIZE)

@@ -57,7 +57,7 @@ def test_images_that_are_not_square(real_images, name, size, channels):
 
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
 @pytest.mark.parametrize("name", brute.MACHINES)
-def test_state_of_the_scan(some, name, t):
+def test_weights_counts_and_ess_agree_with_brute_force(some, name, t):
     """The sums that the mean is made of: weight, count and effective sample size."""
     images, _, _ = some
     x = torch.from_numpy(brute.noisy(images[:1], t))
@@ -85,7 +85,7 @@ def test_els_commutes_with_circular_shifts(some, name):
 
 
 @pytest.mark.parametrize("name", ["IS", "LS", "bbELS"])
-def test_the_other_machines_do_not(some, name):
+def test_the_other_machines_do_not_commute_with_shifts(some, name):
     images, _, x = some
     m = machine_of(images, name)
     moved = m.posterior_mean(x.roll(3, 2), 0.4, k=5).mean
@@ -93,7 +93,7 @@ def test_the_other_machines_do_not(some, name):
 
 
 @pytest.mark.parametrize("k", [23, 25])
-def test_ls_whose_window_holds_the_image_is_is(some, k):
+def test_ls_with_a_window_of_the_whole_image_equals_is(some, k):
     """Beyond the border both sides are zero, so every pixel sees the distance of whole images."""
     images, _, x = some
     ls, ideal = machine_of(images, "LS"), machine_of(images, "IS")
@@ -101,14 +101,14 @@ def test_ls_whose_window_holds_the_image_is_is(some, k):
         assert_close(ls.posterior_mean(x, t, k=k).mean, ideal.posterior_mean(x, t).mean, FLOAT64)
 
 
-def test_ls_whose_window_is_smaller_is_not_is(some):
+def test_ls_with_a_smaller_window_differs_from_is(some):
     images, _, x = some
     a = machine_of(images, "LS").posterior_mean(x, 0.8, k=11).mean
     assert (a - machine_of(images, "IS").posterior_mean(x, 0.8).mean).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("k", [13, 25])
-def test_bbels_whose_windows_see_every_border_is_ls(some, k):
+def test_bbels_equals_ls_when_windows_see_every_border(some, k):
     """No two positions are then as far from the borders: every position is its own class."""
     images, _, x = some
     a = machine_of(images, "bbELS").posterior_mean(x, 0.4, k=k)
@@ -211,7 +211,7 @@ def test_windows_larger_than_the_image(real_images, name):
         np.testing.assert_allclose(mean, truth.mean, rtol=0, atol=FLOAT64)
 
 
-def test_what_an_exact_estimate_says_of_itself(some):
+def test_an_exact_estimate_has_no_error_and_all_mass(some):
     images, _, x = some
     e = machine_of(images, "ELS", dtype=torch.float32).posterior_mean(x, 0.6, k=3)
     assert (e.captured_mass == 1).all()
@@ -243,7 +243,7 @@ def test_progress_grows_to_one(some):
     assert shares[-1] == 1
 
 
-def test_the_query_and_the_images_are_left_alone(some):
+def test_a_scan_does_not_change_its_inputs(some):
     images, _, x = some
     before, query = images.copy(), x.clone()
     machine_of(images, "ELS", dtype=torch.float32).posterior_mean(x, 0.4, k=5)
