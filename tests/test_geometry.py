@@ -112,7 +112,7 @@ def test_window_counts_the_pixels_that_a_window_covers(name, k, size):
     assert not g.y.window[sorted(outside)].any()
 
 
-def test_counts_of_published_cases():
+def test_numbers_of_patches_and_classes():
     assert Geometry.of("ELS", 7, (32, 32)).patches_per_image == 26 * 26
     assert Geometry.of("ELS", 7, (32, 32), "wrapped").patches_per_image == 32 * 32
     assert Geometry.of("bbELS", 7, (32, 32)).patches_per_image == 32 * 32
