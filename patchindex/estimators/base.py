@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 from patchindex.exact import ScoreRequest, scan
 from patchindex.index import PatchIndex
 from patchindex.softmax import SoftmaxState
@@ -103,13 +103,21 @@ class Estimate:
 def check_cpu(context: ScoreContext, name: str) -> None:
     """Refuse a device other than the CPU."""
     if context.device.type != "cpu":
-        raise InputError(f"{name} runs on the CPU only", parameter="device", remedy="use cpu, or topk")
+        raise InputError(
+            f"{name} runs on the CPU only",
+            parameter="device",
+            remedy=["use ", Option("device", "cpu"), " or ", Option("estimator", "topk")],
+        )
 
 
 def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchIndex:
     """Return the index that an estimator needs; refuse counts that are not None or a whole number from 1."""
     if context.index is None or not context.index.scales:
-        raise InputError(f"{name} needs a patch index", parameter="estimator", remedy="use exact")
+        raise InputError(
+            f"{name} needs a patch index",
+            parameter="estimator",
+            remedy=["use ", Option("estimator", "exact")],
+        )
     for option, value in counts.items():
         if value is None:
             continue
