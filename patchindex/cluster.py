@@ -187,12 +187,7 @@ class ImageShards:
         self._held = [submit(client, _read, there, lo, hi) for lo, hi in self._bounds]
 
     def check(self, training: TrainingImages) -> None:
-        """Refuse training images that differ in shape, labels, numbers or a few evenly spaced images.
-
-        Raises
-        ------
-        InputError
-        """
+        """Refuse training images that differ in shape, labels, numbers or a few evenly spaced images."""
         ours, theirs = self._fingerprint, _fingerprint(training, training.read)
         if ours["shape"] != theirs["shape"]:
             raise InputError(

@@ -25,12 +25,7 @@ def submit(client: Client, function: Callable[..., Any], *arguments: Any) -> Fut
 
 @contextmanager
 def lost_workers(*then: str | Option) -> Iterator[None]:
-    """Turn the loss of a task in the block into one line; `then` says what to do after looking into it.
-
-    Raises
-    ------
-    PatchIndexError
-    """
+    """Turn the loss of a task in the block into one line; `then` says what to do after looking into it."""
     from distributed import CancelledError
     from distributed.scheduler import KilledWorker
 

@@ -79,28 +79,10 @@ class BuildPlan:
 def plan_build(
     source: ImageSource, settings: BuildSettings, *, memory: int | None = None, beside: Sequence[int] = ()
 ) -> tuple[BuildPlan, LocalitySchedule | None]:
-    """Check the settings of a build against its images, and forecast the build.
+    """Check the settings of a build against its images; return the forecast and the store's schedule.
 
-    Parameters
-    ----------
-    source : ImageSource
-    settings : BuildSettings
-    memory : int, optional
-        Memory budget in bytes. While training the default number of lists needs more, the number is halved,
-        down to 1 024. The plan may still need more than the budget: the caller compares.
-    beside : sequence of int, optional
-        Scales that the store has already.
-
-    Returns
-    -------
-    BuildPlan
-    LocalitySchedule or None
-        The schedule of the store: `locality`, with each entry moved to the nearest scale of the store.
-
-    Raises
-    ------
-    InputError
-        When a setting is not acceptable, or an image cannot be read.
+    While training the default number of lists needs more than `memory` bytes, the number is halved, down to
+    1 024; the caller compares the plan with the budget. `beside` are scales that the store has already.
     """
     n, height, width, channels = source.shape
     machine, schedule, scales = settings.machine, settings.locality, settings.scales
@@ -214,22 +196,9 @@ def _patches(images: Tensor, geometry: Geometry) -> Tensor:
 
 
 def parse_memory(memory: int | str | None) -> int:
-    """Return a memory budget in bytes.
+    """Return a memory budget in bytes; `memory` is a number, `"500M"`, `"4G"`, or `"4GiB"`.
 
-    Parameters
-    ----------
-    memory : int, str or None
-        Bytes, or a number with a unit: `"500M"`, `"4G"`, `"4GiB"`. By default half of the machine's memory.
-
-    Raises
-    ------
-    InputError
-        When it is not an amount of memory.
-
-    Examples
-    --------
-    >>> parse_memory("1.5G")
-    1610612736
+    The default is half of the machine's memory.
     """
     if memory is None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -43,24 +43,9 @@ LONGEST_WAIT = 6 * 3600  # seconds
 
 
 class ScaleBuild:
-    """The build of one scale of a store.
+    """The build of one scale in `root`: a store, or a working directory with all images.
 
-    Parameters
-    ----------
-    root : Path
-        The folder of the store or its working directory, with all images.
-    geometry : Geometry
-        Machine and locality scale.
-    plan : ScalePlan
-        Number of lists and code size; not used once the scale is trained.
-    seed : int
-        As for `build_index`.
-    device : torch.device
-        The device that trains lists and assigns patches.
-    build_id : str
-        The build that the scale belongs to. What another build left in the folder is removed.
-    images : array of int, optional
-        Numbers of the images to encode, ascending; by default all images.
+    `images` are the numbers of the images to encode, ascending; by default all images.
     """
 
     def __init__(

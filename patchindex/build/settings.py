@@ -23,13 +23,7 @@ NOT_COMPARED = ("source",)
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """The settings that determine a store's content; see `build_index`.
-
-    Raises
-    ------
-    InputError
-        When a setting is not acceptable by itself.
-    """
+    """The settings that determine a store's content; see `build_index`."""
 
     scales: Sequence[int] | None = None
     machine: str = "ELS"

@@ -1,8 +1,8 @@
 """Shards: encoded patches of a range of images, sorted by inverted list, before they are merged.
 
 A shard is one file with a checksum, written atomically, so any process can make a shard, and a resumed build
-can tell complete shards from missing ones. All shards of a scale are merged list by list. Merging holds some
-neighbouring lists in memory, or a part of one list: when many patches are alike, most are in one list.
+can tell complete shards from missing ones. Merging holds some neighbouring lists of all shards in memory, or
+a part of one list: when many patches are alike, most are in one list.
 """
 
 from __future__ import annotations
@@ -29,13 +29,7 @@ READ_BYTES = 8 << 20
 
 
 def shard_bytes(total: int) -> int:
-    """Return the size of shards and buckets for a scale of `total` bytes: 64 MiB, or more beyond 64 GiB.
-
-    Examples
-    --------
-    >>> [shard_bytes(total) >> 20 for total in (1 << 30, 64 << 30, 1 << 40)]
-    [64, 64, 256]
-    """
+    """Return the size of shards and buckets for a scale of `total` bytes: 64 MiB, or more beyond 64 GiB."""
     return max(SHARD_BYTES, math.isqrt(total * PIECE_BYTES))
 
 
@@ -55,28 +49,8 @@ class SortedPatches(Protocol):
 class Shards:
     """The shards of one scale, in a folder of their own.
 
-    Parameters
-    ----------
-    folder : Path
-    lists : int
-        Number of lists.
-    code_bytes : int
-        Bytes of a code.
-    images : int or array of int, shape (n,)
-        Number of images; or, if the store has other images as well, the numbers of the shards' images in the
-        store, ascending.
-    patches_per_image : int
-        Patch ids are `image * patches_per_image + position`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> shards = Shards(Path(tempfile.mkdtemp()), 4, 1, images=3, patches_per_image=1)
-    >>> [shards.images(i) for i in range(len(shards))]
-    [(0, 3)]
-    >>> shards.write(0, np.array([2, 0, 2]), np.array([[1], [2], [3]], np.uint8), 0.0)
-    >>> [(n, ids.tolist()) for bucket in shards.merged() for n, ids, _ in bucket.lists()]
-    [(0, [1]), (2, [0, 2])]
+    `images` is the number of images; or, if the store has other images as well, the numbers of the shards'
+    images in the store, ascending. Patch ids are `image * patches_per_image + position`.
     """
 
     def __init__(

@@ -34,11 +34,10 @@ def train_scale(
     device: torch.device,
     progress: Progress,
 ) -> tuple[ScaleModel, dict[str, Any]]:
-    """Find the principal components and the lists of one scale from a sample of its patches.
+    """Train one scale on a sample of its patches; return the model and the attributes of the scale.
 
     `pixels` are the training images, uint8 (N, H, W, C); `dims` is the number of components in a code, and
-    `lists` the number of lists that the position classes share. Returns the model and the attributes of the
-    scale: number of lists, PCA energy, loss of the assignment, seconds.
+    `lists` the number of lists that the position classes share.
     """
     clock = [time.perf_counter()]
     rng = np.random.default_rng([seed, geometry.k])

@@ -68,13 +68,6 @@ def existing_output(
 
     `overwrite` and `resume` are those of `build_index`. With `appending`, the build adds images to the store
     at `path`, and so may replace it.
-
-    Raises
-    ------
-    InputError
-        When the store, or the unfinished build to resume, has other settings, or `path` cannot be written to.
-    OutputExistsError
-        When there is a store or an unfinished build that the build may not replace.
     """
     unfinished = _unfinished_settings(working_path(path))
     changed = [] if unfinished is None else changed_settings(unfinished, settings)

@@ -54,13 +54,7 @@ MISMATCH = "is damaged (checksum mismatch)"
 
 
 def crc32c(data: Any, before: int = 0) -> int:
-    """Return the crc32c of bytes or of an array's bytes; `before` is the crc32c of the bytes in front.
-
-    Examples
-    --------
-    >>> crc32c(b"123456789") == crc32c(b"6789", crc32c(b"12345")) == 0xE3069283
-    True
-    """
+    """Return the crc32c of bytes or of an array's bytes; `before` is the crc32c of the bytes in front."""
     # `bytes(array)` goes through the buffer protocol, and is slower than `tobytes`.
     return int(google_crc32c.extend(before, data if isinstance(data, bytes) else data.tobytes()))
 
@@ -91,13 +85,7 @@ def _with_checksum(content: Any) -> bytes:
 
 
 def read_checksummed(path: Path) -> Any:
-    """Read the content of a checksummed file.
-
-    Raises
-    ------
-    StoreError
-        When the file is missing or damaged.
-    """
+    """Read the content of a checksummed file; raise StoreError when it is missing or damaged."""
     try:
         data = path.read_bytes()
         content = json.loads(data)["content"]
@@ -124,11 +112,7 @@ def write_manifest(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """Return the size and the checksum of each file of a folder, by the file's name.
 
-    Raises
-    ------
-    StoreError
-        When the manifest is missing, damaged or malformed, or a name leads out of the folder: copies of
-        remote stores are written under these names.
+    Refuse names that lead out of the folder: copies of remote stores are written under these names.
     """
     path = folder / MANIFEST
     entries = read_checksummed(path)
@@ -178,13 +162,7 @@ def image_block(size: tuple[int, int], channels: int) -> int:
 
 
 def check_small_files(folder: Path) -> None:
-    """Compare the files of a folder with its manifest, except the large arrays.
-
-    Raises
-    ------
-    StoreError
-        When a file is missing or damaged.
-    """
+    """Refuse a folder with a missing or damaged file; do not read the large arrays."""
     for name, (size, checksum) in read_manifest(folder).items():
         if not name.startswith(LARGE):
             problem = _problem(folder / name, size, checksum)

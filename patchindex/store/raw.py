@@ -60,16 +60,6 @@ def write_raw(group: Path, name: str, dtype: str, shape: tuple[int, ...] = ()) -
     `shape` is the shape of one entry, and the length of the array is the number of entries that were written.
     The array exists when the block ends without an exception. Raises ValueError when the bytes are not a
     whole number of entries, or there are none.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> group = pathlib.Path(tempfile.mkdtemp())
-    >>> _ = zarr.open_group(group, mode="w")
-    >>> with write_raw(group, "ids", "int64", (2,)) as out:
-    ...     out.write(np.arange(6))
-    >>> open_raw(group, "ids").tolist() == zarr.open_group(group)["ids"][:].tolist()
-    True
     """
     entry = np.dtype(dtype).newbyteorder("<")
     path = raw_path(group, name, 1 + len(shape))
@@ -106,11 +96,6 @@ def open_raw(group: Path, name: str) -> np.memmap:
     """Map a raw array into memory, without reading it.
 
     The map is copy-on-write, so that torch takes it without a copy. Nothing writes to it.
-
-    Raises
-    ------
-    StoreError
-        When the array is missing, or its file does not have the length that its metadata say.
     """
     array = zarr.open_group(group, mode="r").get(name)
     if not isinstance(array, zarr.Array):

@@ -47,13 +47,7 @@ COPY_AGAIN = "copy the store there again"
 
 
 def is_url(path: object) -> bool:
-    """Return whether a path is a URL.
-
-    Examples
-    --------
-    >>> is_url("s3://bucket/faces.zarr"), is_url("faces.zarr")
-    (True, False)
-    """
+    """Return whether a path is a URL."""
     return isinstance(path, str) and "://" in path
 
 
@@ -64,17 +58,7 @@ class _UnreachableError(InputError):
 class Remote:
     """A store at a URL. A part that this object has copied stays the same for this object.
 
-    Parameters
-    ----------
-    url : str
-    options : dict, optional
-        Options of `fsspec`, such as `{"key": ..., "secret": ..., "client_kwargs": {"endpoint_url": ...}}`.
-        By default those of the environment.
-
-    Raises
-    ------
-    InputError
-        When the protocol is unknown or its package is not installed.
+    `options` are options of `fsspec`; by default those of the environment.
     """
 
     def __init__(self, url: str, options: dict[str, Any] | None = None) -> None:
@@ -107,17 +91,6 @@ class Remote:
 
         The part is copied when the cache has no copy, another version, or a damaged copy. Without a network
         the newest copy is used as it is, with a warning.
-
-        Raises
-        ------
-        SourceNotFoundError
-            When there is no store.
-        StoreError
-            When a file at the URL is missing or damaged.
-        InputError
-            When the URL cannot be read and there is no copy, or the cache cannot be written to.
-        PatchIndexError
-            When copying fails.
         """
         if part not in self._folders:
             self._folders[part] = self._newest(part)
@@ -126,7 +99,7 @@ class Remote:
     def fetch_attributes(self, part: str, folder: Path) -> Path:
         """Copy the attributes, manifest and operating curve of a part into an empty folder, and return it.
 
-        Without a network, return the folder of the part's copy. Raises as `fetch` does.
+        Without a network, return the folder of the part's copy.
         """
         try:
             for name in (MANIFEST, ATTRIBUTES, CURVE):
