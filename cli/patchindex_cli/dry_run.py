@@ -33,22 +33,8 @@ def report_plan(
 ) -> None:
     """Print a plan, then refuse it for the same reasons as the build.
 
-    Parameters
-    ----------
-    plan : BuildPlan
-    output : Path
-        The new store, or with `add_scales` the existing store.
-    settings : dict
-        Settings as a store keeps them, or only `lists` and `pca_dims` with `add_scales`.
-    options, run, overwrite
-        Options of the build.
-    add_scales : bool
-        Whether the build adds scales to an existing store.
-
-    Raises
-    ------
-    InputError
-        When the output exists or cannot be written, or memory or disk is too small.
+    `output` is the new store, or with `add_scales` the existing store. `settings` are as a store keeps them,
+    or with `add_scales` only `lists` and `pca_dims`.
     """
     from patchindex.build import free_bytes, parse_memory
     from patchindex.build.limits import check_memory, check_space

@@ -289,12 +289,7 @@ def parse_label(text: str | None, index: PatchIndex) -> int | None:
 
 
 def check_output_folder(output: Path, files: Sequence[str], overwrite: bool) -> None:
-    """Refuse a folder that cannot be written to, or that already has one of the files.
-
-    Raises
-    ------
-    OutputExistsError, InputError
-    """
+    """Refuse a folder that cannot be written to, or that already has one of the files."""
     existing = [name for name in files if (output / name).exists()]
     if existing and not overwrite:
         raise OutputExistsError(

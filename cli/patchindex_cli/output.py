@@ -18,13 +18,7 @@ FILE_WIDTH = 120  # characters per line of a table in a file or a pipe
 
 
 def count(n: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where it has to be.
-
-    Examples
-    --------
-    >>> count(1, "scale"), count(1200, "image"), count(2, "patch")
-    ('1 scale', '1,200 images', '2 patches')
-    """
+    """Return a number with its noun, in the plural where it has to be: `1 scale`, `1,200 images`."""
     ending = "" if n == 1 else "es" if noun.endswith("ch") else "s"
     return f"{n:,} {noun}{ending}"
 
@@ -44,13 +38,7 @@ def byte_size(n: float) -> str:
 
 
 def shorten(names: Sequence[object], shown: int = NAMES_SHOWN, separator: str = ", ") -> str:
-    """Join names; replace all after the first `shown` by an ellipsis.
-
-    Examples
-    --------
-    >>> shorten("abc"), shorten("abc", 2)
-    ('a, b, c', 'a, b, ...')
-    """
+    """Join names; replace all after the first `shown` by an ellipsis."""
     return separator.join([*map(str, names[:shown]), *(["..."] if len(names) > shown else [])])
 
 

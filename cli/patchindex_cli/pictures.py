@@ -12,37 +12,16 @@ __all__ = ["image_grid", "to_uint8"]
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Return images (n, C, H, W) in [-1, 1] as uint8 pixels (n, H, W, C), clipped.
-
-    Examples
-    --------
-    >>> import torch
-    >>> to_uint8(torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 1, 1, 3)).ravel()
-    array([  0, 128, 255], dtype=uint8)
-    """
+    """Return images (n, C, H, W) in [-1, 1] as uint8 pixels (n, H, W, C), clipped."""
     pixels = ((images.cpu().permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255).round()
     return pixels.numpy().astype(np.uint8)
 
 
 def image_grid(images: Tensor, columns: int | None = None, height: int = 112, gap: int = 4) -> Image.Image:
-    """Return a picture of images in a grid.
+    """Return images (n, C, H, W) in [-1, 1] in a grid with `columns` images per row, by default about square.
 
-    Parameters
-    ----------
-    images : Tensor, shape (n, C, H, W)
-        In [-1, 1].
-    columns : int, optional
-        Images per row; by default, the grid is about square.
-    height : int
-        Images are enlarged by a whole factor, with sharp pixels, up to this height in pixels.
-    gap : int
-        White pixels between images.
-
-    Examples
-    --------
-    >>> import torch
-    >>> image_grid(torch.zeros(5, 1, 28, 28)).size
-    (352, 236)
+    Images are enlarged by a whole factor, with sharp pixels, up to `height` pixels; `gap` white pixels are
+    between images.
     """
     pixels = to_uint8(images)
     n, h, w, channels = pixels.shape

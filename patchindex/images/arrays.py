@@ -32,16 +32,12 @@ VALUES_PER_CHUNK = 2**22  # in the check of float images
 class ArraySource(ImageSource):
     """Images of an array, read on demand.
 
-    Float images are accepted if they are uint8 images scaled to [0, 1] or, if a value is negative, to
-    [-1, 1]: `x * 255` or `(x + 1) * 127.5` is integral up to the rounding of the dtype. The constructor
-    checks that in one pass over the array; `read` returns the uint8 images.
-
     Parameters
     ----------
     array : array-like
-        Shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, float16, float32 or float64. An object with `shape`,
-        a NumPy `dtype` and slices (a NumPy array, memory map, HDF5 dataset, zarr array) is kept and sliced;
-        another object goes through `numpy.asarray` (CPU tensors share their memory).
+        Shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, or a uint8 image scaled to floats in [0, 1] or, if
+        a value is negative, to [-1, 1]: the constructor checks all values. An object with `shape`, `dtype`
+        and slices (memory map, HDF5 dataset, zarr array) is sliced; others go through `numpy.asarray`.
     name : str, optional
         For messages and provenance.
     labels : array-like of int, shape (N,), optional
@@ -50,13 +46,6 @@ class ArraySource(ImageSource):
     ------
     InputError
         Another layout or dtype; float values that are not finite, not in range or not uint8 images scaled.
-
-    Examples
-    --------
-    >>> source = ArraySource(np.array([[[0.0, 0.2], [0.6, 1.0]]], np.float32))
-    >>> source.read(slice(0, 1))[0, :, :, 0]
-    array([[  0,  51],
-           [153, 255]], dtype=uint8)
     """
 
     def __init__(self, array: Any, *, name: str = "array", labels: Any = None) -> None:
@@ -69,7 +58,7 @@ class ArraySource(ImageSource):
         self._scaling = None if array.dtype == np.uint8 else self._find_scaling()
 
     def _open(self) -> AbstractContextManager[Any]:
-        """Return the array in a context; subclasses open a file here."""
+        """Return the array in a context; a subclass opens a file here."""
         return nullcontext(self._array)
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:

@@ -27,27 +27,9 @@ BLOCK_BYTES = 2 << 20  # short to read, and long against the cost of a call
 class TrainingImages:
     """The training images of a score, stably sorted by label; in source order if there are no labels.
 
-    Parameters
-    ----------
-    source, labels
-        As for `open_images`.
-    source_ids : array of int64, shape (N,), optional
-        The user's number of each image, for a source that is in label order already (a store).
-
-    Attributes
-    ----------
-    labels : array of int64, shape (N,), or None
-        Ascending.
-    source_ids : array of int64, shape (N,)
-        The user's number of each image: its position in the source.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> images = np.zeros((3, 8, 8, 1), np.uint8)
-    >>> training = TrainingImages(images, labels=[7, 2, 7])
-    >>> training.source_ids, training.range_of(7)
-    (array([1, 0, 2]), (1, 3))
+    `source` and `labels` are as for `open_images`. `source_ids`, int64 (N,), is the user's number of each
+    image: its position in the source, or as given for a source that is in label order already (a store). The
+    attribute `labels`, int64 (N,) or None, is ascending.
     """
 
     def __init__(
@@ -80,13 +62,7 @@ class TrainingImages:
         return self.source.shape[3]
 
     def range_of(self, label: int | None) -> tuple[int, int]:
-        """Return the range [lo, hi) of images with a label; of all images for None.
-
-        Raises
-        ------
-        InputError
-            No image has the label, the images have no labels, or `label` is not an integer.
-        """
+        """Return the range [lo, hi) of images with a label (all for None), or raise `InputError`."""
         if label is None:
             return 0, len(self)
         if not isinstance(label, Integral):
@@ -109,13 +85,11 @@ class TrainingImages:
         return self.source.read(slice(lo, hi) if self._order is None else self._order[lo:hi])
 
     def blocks(self, lo: int, hi: int, most: int, multiple: int = 1) -> Iterator[np.ndarray]:
-        """Yield images [lo, hi) in blocks of about `BLOCK_BYTES`: uint8, shape (n, H, W, C).
+        """Yield images [lo, hi) in blocks: uint8, shape (n, H, W, C), n at most `most`, about `BLOCK_BYTES`.
 
         The range of all images is read in the order of the source, which is fastest; a smaller range is read
-        in label order.
-
-        A block has at most `most` images. Blocks that are long enough end at multiples of `multiple`; or, if
-        the source has chunks, at ends of chunks, so that no chunk is unpacked twice.
+        in label order. Blocks that are long enough end at multiples of `multiple`; or, if the source has
+        chunks, at ends of chunks, so that no chunk is unpacked twice.
         """
         direct = self._order is None or (lo, hi) == (0, len(self))
         unit = self.source.chunk if direct and self.source.chunk > 1 else multiple
@@ -132,14 +106,7 @@ class TrainingImages:
 
 @contextmanager
 def read_ahead(blocks: Iterator[T]) -> Iterator[Iterator[T]]:
-    """Iterate over blocks while another thread reads the next block.
-
-    Examples
-    --------
-    >>> with read_ahead(iter("abc")) as letters:
-    ...     list(letters)
-    ['a', 'b', 'c']
-    """
+    """Iterate over blocks while another thread reads the next block."""
     with ThreadPoolExecutor(1, "patchindex-read") as reader:
 
         def ahead() -> Iterator[T]:

@@ -34,9 +34,8 @@ def matches(path: Path) -> bool:
 def open_celeba(path: Path, options: Options) -> ImageSource:
     """Open the faces of a split, by default the training split, sorted by number.
 
-    With labels from "attributes", each attribute is one bit of the label; the first is the least significant:
-    with ("Smiling", "Male") a smiling woman has label 1 and a smiling man label 3. A listed face that is
-    missing is an error; with `options.skip_bad` it counts as skipped.
+    With labels from "attributes", each attribute is one bit of the label, the first the least significant. A
+    listed face that is missing is an error; with `options.skip_bad` it counts as skipped.
     """
     attributes = options.labels.attributes
     if len(attributes) > MOST_ATTRIBUTES:
@@ -83,9 +82,9 @@ def _find(path: Path, name: str) -> Path | None:
 
 
 def _faces(path: Path) -> list[Path]:
-    """Return where the faces may be, best first: folders, the inner folder first, then archives.
+    """Return the places of the faces, best first.
 
-    Folders come first because people often keep the archive that they unpacked.
+    Folders come first, because people often keep the archive that they unpacked.
     """
     folders = [path / folder / FACES for folder in reversed(FOLDERS)]
     archives = [path / folder / f"{FACES}.zip" for folder in FOLDERS]
@@ -93,7 +92,7 @@ def _faces(path: Path) -> list[Path]:
 
 
 def _by_base(files: Files) -> dict[str, str]:
-    """Return names of files by the name in the lists, which is without folders."""
+    """Return names of files by the name in the lists, which has no folders."""
     name_of: dict[str, str] = {}
     for name in files.names():
         other = name_of.setdefault(_base(name), name)

@@ -13,26 +13,9 @@ __all__ = ["ConcatSource"]
 
 
 class ConcatSource(ImageSource):
-    """The images of several sources, one after the other.
+    """The images of several sources of one size, one after the other.
 
-    Parameters
-    ----------
-    parts : sequence of ImageSource
-        Images of one size; all parts have labels or none has. Named labels are matched by name.
-    name : str, optional
-        By default the name of the first part.
-
-    Raises
-    ------
-    InputError
-        No parts, or parts that do not fit together.
-
-    Examples
-    --------
-    >>> from patchindex.images import open_images
-    >>> both = ConcatSource([open_images(np.full((n, 2, 2), n, np.uint8)) for n in (1, 2)])
-    >>> both[:].reshape(3, -1)[:, 0].tolist()
-    [1, 2, 2]
+    All parts have labels or none has. Named labels are matched by name.
     """
 
     def __init__(self, parts: Sequence[ImageSource], name: str | None = None) -> None:

@@ -28,22 +28,10 @@ class DatasetSource(PictureSource):
 
     A Hugging Face `Dataset` needs one column of images; labels are in the column `label`, or else in the only
     column of class labels. Items of a torch data set are an image, or (image, label, ...). Images are Pillow
-    images, arrays (H, W) or (H, W, C), or tensors (C, H, W); uint8, or floats in [0, 1]. One thread at a time
-    reads items; all cores transform them.
+    images, arrays (H, W) or (H, W, C), or tensors (C, H, W); uint8, or floats in [0, 1].
 
     The constructor reads items until one has colours, which makes all images RGB. It reads all items if only
     the items have labels, and with `options.skip_bad`.
-
-    Examples
-    --------
-    >>> class Two:
-    ...     def __len__(self):
-    ...         return 2
-    ...     def __getitem__(self, i):
-    ...         return Image.new("L", (6, 4), 9 * i), 7 + i
-    >>> source = DatasetSource(Two(), Options())
-    >>> source.shape, source.labels.tolist(), int(source[1].max())
-    ((2, 4, 6, 1), [7, 8], 9)
     """
 
     def __init__(self, dataset: Any, options: Options) -> None:

@@ -29,17 +29,9 @@ __all__ = ["FORMAT", "FolderSource"]
 class FolderSource(PictureSource):
     """Image files, decoded on demand on all cores.
 
-    The constructor reads the headers of all files. Images have one channel if all files have one or if
-    grayscale is asked for; otherwise they are converted to RGB. Transparency is dropped, an animation gives
-    its first frame, and EXIF orientation is ignored, as in torchvision.
-
-    With `options.skip_bad` it decodes every file, and leaves files that cannot be decoded out of `names`.
-
-    Raises
-    ------
-    InputError
-        No images, a file that cannot be read or has more than 8 bits per channel, or sizes that differ after
-        the transform.
+    The constructor reads the headers of all files; with `options.skip_bad` it decodes every file, and leaves
+    files that cannot be decoded out of `names`. Images have one channel if all files have one or if grayscale
+    is asked for. An animation gives its first frame, and EXIF orientation is ignored, as in torchvision.
     """
 
     def __init__(self, files: Files, names: Sequence[str], options: Options) -> None:

@@ -20,18 +20,9 @@ Feature = Literal["dataset", "split", "folders", "attributes", "transform"]
 class Options:
     """The options of `open_images`, checked, as a format receives them.
 
-    Parameters
-    ----------
-    dataset : str, optional
-        Path of the images inside a file that holds several arrays.
-    labels : LabelSpec, optional
-        Where the labels come from.
-    transform : Transform, optional
-        Crop, grayscale and resize.
-    skip_bad : bool, optional
-        Leave out image files that cannot be decoded.
-    split : {"train", "valid", "test", "all"}, optional
-        Part of a set that has a partition.
+    `dataset` is the path of the images inside a file that holds several arrays; `split` the part of a set
+    that has a partition, "train", "valid", "test" or "all"; `skip_bad` leaves out image files that cannot be
+    decoded.
     """
 
     dataset: str | None = None

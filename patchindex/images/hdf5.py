@@ -46,11 +46,7 @@ FORMAT = Format("HDF5 (.h5, .hdf5)", matches, open_hdf5, features=("dataset",))
 
 
 class Hdf5Source(ArraySource):
-    """Images of an HDF5 dataset.
-
-    Each read opens the file (0.3 ms) and closes it: a set may have thousands of files, and the source works
-    in other threads and processes.
-    """
+    """Images of an HDF5 dataset; each read opens the file (0.3 ms), so a set may have thousands of files."""
 
     def __init__(self, path: Path, dataset: h5py.Dataset, *, name: str, labels: Any) -> None:
         self._path, self._dataset = path.absolute(), str(dataset.name)

@@ -46,13 +46,7 @@ FORMAT = Format("IDX (*-images-idx3-ubyte, also .gz)", matches, open_idx)
 
 
 def read_array(path: Path, *, dimensions: int) -> np.ndarray:
-    """Return the read-only uint8 array of an IDX file; images have 3 dimensions, labels 1.
-
-    Raises
-    ------
-    InputError
-        Another magic number or dimension, a truncated file, or bytes past its end.
-    """
+    """Return the read-only uint8 array of an IDX file; images have 3 dimensions, labels 1."""
     try:
         with path.open("rb") as file:
             if file.read(2) == GZIP_MAGIC:

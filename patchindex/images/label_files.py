@@ -15,24 +15,7 @@ __all__ = ["read_label_file"]
 
 
 def read_label_file(path: Path, count: int) -> np.ndarray:
-    """Return the labels of `count` images from a file: int64, shape (count,).
-
-    Raises
-    ------
-    SourceNotFoundError
-        No such file.
-    InputError
-        Another kind of file, or labels that do not fit.
-
-    Examples
-    --------
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "labels.txt"
-    ...     _ = path.write_text("3 1".replace(" ", chr(10)))
-    ...     read_label_file(path, 2)
-    array([3, 1])
-    """
+    """Return the labels of `count` images from a file: int64, shape (count,)."""
     if not path.is_file():
         raise SourceNotFoundError(
             "no such file of labels",

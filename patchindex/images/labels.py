@@ -22,21 +22,8 @@ ATTRIBUTES = "attr:"
 class LabelSpec:
     """Where the labels of images come from.
 
-    Parameters
-    ----------
-    kind : {"stored", "folders", "attributes", "file", "array"}
-        Labels that are stored with the images, if there are any; the sub-folders of image files; attributes
-        of CelebA, named by `attributes`; the file `path`; the array `values` of shape (N,).
-    attributes : tuple of str, optional
-    path : Path, optional
-    values : array-like of int, optional
-
-    Examples
-    --------
-    >>> LabelSpec.parse(None).kind, LabelSpec.parse("folders").kind, LabelSpec.parse([3, 1]).kind
-    ('stored', 'folders', 'array')
-    >>> LabelSpec.parse("attr:Smiling,Male").attributes
-    ('Smiling', 'Male')
+    "stored": with the images, if there are any; "folders": the sub-folders of image files; "attributes" of
+    CelebA; "file": the file `path`; "array": `values` of shape (N,).
     """
 
     kind: Literal["stored", "folders", "attributes", "file", "array"] = "stored"
@@ -46,13 +33,7 @@ class LabelSpec:
 
     @classmethod
     def parse(cls, labels: LabelsLike | None) -> LabelSpec:
-        """Return the meaning of a parameter `labels`, as `open_images` documents it.
-
-        Raises
-        ------
-        InputError
-            "attr:" without a name.
-        """
+        """Return the meaning of a parameter `labels`, as `open_images` documents it."""
         if labels is None:
             return cls()
         if isinstance(labels, LabelSpec):
@@ -87,16 +68,6 @@ def as_labels(values: Any, count: int, *, where: object = None) -> np.ndarray:
     """Return labels as a new int64 array of shape (count,); integral floats are accepted.
 
     `where` is the file of the labels, for messages; by default the parameter `labels`.
-
-    Raises
-    ------
-    InputError
-        Another shape or length, or labels that are not integers.
-
-    Examples
-    --------
-    >>> as_labels([3.0, 1.0], 2)
-    array([3, 1])
     """
 
     def refused(what: str, remedy: str) -> InputError:

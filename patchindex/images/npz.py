@@ -40,13 +40,7 @@ def _is_file_called(path: Path, suffix: str) -> bool:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Return the array of an .npy as a read-only memory map; pickled objects are never loaded.
-
-    Raises
-    ------
-    InputError
-        Not a readable .npy of plain numbers.
-    """
+    """Return the array of an .npy as a read-only memory map; pickled objects are never loaded."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
@@ -60,13 +54,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_arrays(path: Path, *, required: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Return arrays of an .npz by key; pickled objects are never loaded.
-
-    Raises
-    ------
-    InputError
-        Not a readable .npz, or an .npz without the key `required`.
-    """
+    """Return arrays of an .npz by key; pickled objects are never loaded."""
     try:
         # numpy leaves its own file handle open if the zip directory is damaged.
         with path.open("rb") as file:

@@ -146,11 +146,6 @@ def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Return the results of a function for all items, computed in one thread per core.
 
     An error is that of the first item for which the function raises.
-
-    Examples
-    --------
-    >>> in_parallel(abs, [-2, 1])
-    [2, 1]
     """
 
     def every(some: Sequence[T]) -> list[R]:

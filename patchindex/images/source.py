@@ -142,13 +142,7 @@ class ImageSource(ABC):
         return ids.astype(np.int64)
 
     def chunks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield all images in order, `size` at a time: the id of the first image, and uint8 (n, H, W, C).
-
-        Raises
-        ------
-        InputError
-            `size` under 1.
-        """
+        """Yield all images in order, `size` at a time: the id of the first image, and uint8 (n, H, W, C)."""
         if size < 1:
             raise InputError(f"must be at least 1, got {size}", parameter="size", remedy="use 256, say")
         for start in range(0, len(self), size):

@@ -25,17 +25,7 @@ LARGEST_SIDE = 16384  # pixels; a larger number is a typing mistake
 class Transform:
     """A centre crop, then grayscale, then an antialiased (Lanczos) resize, each optional.
 
-    Parameters
-    ----------
-    crop, resize : tuple of int, optional
-        (height, width) in pixels. A crop may be "square": the shorter side of each image.
-    grayscale : bool, optional
-        One channel: 0.299 R + 0.587 G + 0.114 B.
-
-    Examples
-    --------
-    >>> Transform(crop="square", resize=(2, 2)).apply(Image.new("RGB", (6, 8)), "RGB").shape
-    (2, 2, 3)
+    Sizes are (height, width) in pixels; a crop may be "square": the shorter side of each image.
     """
 
     crop: tuple[int, int] | Square | None = None
@@ -44,13 +34,7 @@ class Transform:
 
     @classmethod
     def parse(cls, crop: Size | str | None, resize: Size | None, grayscale: bool) -> Transform:
-        """Return the transform that the parameters of `open_images` mean; an int means a square.
-
-        Raises
-        ------
-        InputError
-            A size that is not one or two integers from 1 to 16384.
-        """
+        """Return the transform that the parameters of `open_images` mean; an int means a square."""
         square: Square | None = "square" if isinstance(crop, str) and crop == "square" else None
         return cls(square or _as_size(crop, "crop"), _as_size(resize, "resize"), grayscale)
 

@@ -44,13 +44,6 @@ def unreadable(
     """Return the error to raise for a file that cannot be read.
 
     For an error of the system, the message names it. Otherwise the file is damaged: `kind(what, ...)`.
-
-    Examples
-    --------
-    >>> print(unreadable(OSError(errno.EACCES, "no"), "not an image", where="a.png", remedy="repair it"))
-    a.png: cannot be read (Permission denied); check its permissions
-    >>> print(unreadable(OSError("truncated"), "not an image", where="a.png", remedy="repair it"))
-    a.png: not an image; repair it
     """
     if isinstance(error, OSError) and _by_system(error):
         number = error.errno or 0
