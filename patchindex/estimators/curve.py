@@ -27,35 +27,19 @@ MOVES = tuple(2.0**-j for j in range(2, 12))  # of the mean, by a single patch; 
 
 @dataclass(frozen=True)
 class NearPoint:
-    """A near field of `auto` at one noise level: its cost, and the sample of all other patches that it needs.
-
-    The near field of a pixel is its heaviest patches, as the index finds them.
-
-    Attributes
-    ----------
-    beta : float
-        Noise variance.
-    probes, candidates : int
-        Inverted lists that are scanned, and patches that are compared exactly, per pixel.
-    seconds, again : float
-        Per pixel, to retrieve the near field: of a noisy image by itself, and of an image whose previous
-        step has found most of it.
-    variance : tuple of float
-        Variance of the posterior mean, mean over channels, when half of the other patches are sampled:
-        equally spaced quantiles over pixels, ascending. When a share f is sampled it is (1 - f) / f times
-        that.
-    missed : tuple of float, or None
-        Mean squared error that is due to patches that this near field misses and a larger one has: for each
-        of `MOVES`, of patches each of which moves the mean by more. A sample seldom has such a patch, so the
-        standard error does not show them. None where it was not measured, because exact scores are cheaper.
-    """
+    """A near field of `auto` at one noise level: its cost, and the sample of other patches that it needs."""
 
     beta: float
     probes: int
     candidates: int
-    seconds: float
-    again: float
+    seconds: float  # per pixel, to retrieve it for a noisy image by itself
+    again: float  # the same for an image whose previous step has found most of it
+    # Variance of the posterior mean, mean over channels, when half of the other patches are sampled: equally
+    # spaced quantiles over pixels, ascending. A sample of a share f has (1 - f) / f times this variance.
     variance: tuple[float, ...]
+    # Mean squared error due to patches that only a larger near field has: for each of `MOVES`, of patches that
+    # each move the mean by more. A sample seldom has such a patch, so the standard error does not show them.
+    # None where exact scores are cheaper.
     missed: tuple[float, ...] | None
 
     def sees(self, tolerance: float, policy: AutoPolicy = DEFAULT_POLICY) -> bool:
@@ -126,9 +110,8 @@ class OperatingCurve:
     ) -> float:
         """Return the seconds per pixel that `auto` is expected to take with a near field.
 
-        With a label there are fewer training images than in the store: a scan takes less time, and a sample
-        varies more. With `steps` the image is a step of a trajectory: about half of the steps find the heavy
-        patches of the step before.
+        With fewer `images`, those of a label, a scan takes less time and a sample varies more. With `steps`,
+        of a trajectory, about half of the steps find the heavy patches of the step before.
         """
         retrieval = (point.seconds + point.again) / 2 if steps else point.seconds
         part = 1.0 if images is None else images / self.images
@@ -147,11 +130,10 @@ class OperatingCurve:
         steps: bool = False,
         policy: AutoPolicy = DEFAULT_POLICY,
     ) -> tuple[NearPoint | None, float]:
-        """Return the near field with which `auto` is expected to be fastest, and its seconds per pixel.
+        """Return the smallest of the fastest near fields, and its seconds; None and theirs for exact scores.
 
         Only near fields whose standard errors are right at all noise levels count: missed patches are rare
-        and may show at one level only. Of near fields that are about as fast the smallest is chosen. Returns
-        None and the time of exact scores where exact scores are faster. Arguments as for `expected`.
+        and may show at one level only. Arguments as for `expected`.
         """
         part = 1.0 if images is None else images / self.images
         blind = {(point.probes, point.candidates) for point in self.near if not point.sees(tolerance, policy)}
@@ -170,8 +152,7 @@ class OperatingCurve:
     def search(self, beta: float, candidates: int, quality: float) -> TopPoint:
         """Return the search of `topk` with the fewest probes whose mass is at least `quality`.
 
-        The measurements for the nearest number of candidates are used. Where no search reaches `quality`,
-        because codes are too coarse to rank the heaviest patches, the goal is that share of the largest mass.
+        Where codes are too coarse to reach `quality`, the goal is that share of the largest mass.
         """
         points = _at(self.top, beta)
         nearest = min(points, key=lambda point: abs(math.log(point.candidates / candidates))).candidates
@@ -194,17 +175,9 @@ def _at(points: Sequence[Point], beta: float) -> list[Point]:
 def best_share(needed: np.ndarray, full: float, one: float) -> tuple[float, float]:
     """Return the share of all patches that is best sampled for all pixels at once, and the cost per pixel.
 
-    Pixels that need a larger share sample the rest by themselves. When pixel i needs the share n_i, sampling
-    a share s for all pixels costs `full s + one mean(max(n_i - s, 0))`, which is least at one of the n_i or
-    at 0.
-
-    `full` and `one` are the costs per pixel of a scan of all patches: for all pixels at once, and for one
-    pixel.
-
-    Examples
-    --------
-    >>> best_share(np.array([0.25, 0.25, 0.25, 0.75]), 1.0, 2.0)
-    (0.25, 0.5)
+    When pixel i needs the share n_i, a share s for all pixels costs `full s + one mean(max(n_i - s, 0))`,
+    which is least at one of the n_i or at 0. `full` and `one` are the costs per pixel of a scan of all
+    patches, for all pixels at once and for a single pixel.
     """
     shares = np.concatenate([[0.0], np.sort(needed)])
     # The pixels above s are the last ones; each needs its own share less s.

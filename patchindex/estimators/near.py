@@ -52,18 +52,10 @@ class Near(NamedTuple):
 
 
 class NearField:
-    """The near fields of the noisy images of a request.
+    """The near fields of the noisy images of a request, from so many probes and candidates per pixel.
 
-    Parameters
-    ----------
-    context : ScoreContext
-    request : ScoreRequest
-    probes, candidates : int
-        Inverted lists whose codes are scanned, and codes whose patches are compared exactly, per pixel.
-    recalled : sequence of array, optional
-        `Near.heaviest` of an earlier step for each image: most of the near field. These patches are tried
-        again, so that fewer probes and candidates are enough.
-    policy : AutoPolicy
+    `recalled` is `Near.heaviest` of an earlier step for each image. These patches are tried again, so that
+    fewer probes and candidates are enough.
     """
 
     def __init__(
@@ -142,11 +134,7 @@ class NearField:
 
 
 class NearLists:
-    """The lists of a position class at one noise level, to be searched.
-
-    Cells are ranked first and then the lists in them, by the distance of their means, softened by a quarter
-    of their variances (`patchindex.kernels.nearest.list_tiles`).
-    """
+    """The lists of a position class at one noise level, ranked by `patchindex.kernels.nearest.list_tiles`."""
 
     def __init__(
         self,

@@ -39,10 +39,7 @@ BINS = 256  # of the histogram of logits that finds the heaviest members
 
 
 class NeighbourRefiner:
-    """Exact logits of retrieved patches, computed from the uint8 images in place.
-
-    The images, (N, H, W, C), may be memory-mapped.
-    """
+    """Exact logits of retrieved patches, computed from the (memory-mapped) uint8 images in place."""
 
     def __init__(
         self,
@@ -61,26 +58,11 @@ class NeighbourRefiner:
     def run(
         self, i: int, ids: np.ndarray, pixels: np.ndarray, recalled: np.ndarray, around: bool = True
     ) -> tuple[KnownPatches, SoftmaxState, np.ndarray]:
-        """Compare patches with the pixels of noisy image i that retrieved them.
+        """Compare the patches `ids` (n, most), -1 for none, with the `pixels` (n,) of noisy image i.
 
-        Parameters
-        ----------
-        i : int
-        ids, pixels : arrays of int, shape (n, most) and (n,)
-            Raster numbers of some pixels, and the patch ids that each of them retrieved, -1 for none.
-        recalled : array of int64
-            Keys of more pairs of a pixel and a patch, in order of their images.
-        around : bool
-            Whether heavy patches are also tried for the neighbouring pixels.
-
-        Returns
-        -------
-        KnownPatches
-            The *members*: pairs of a pixel and a patch whose weight is not negligible, in order of their
-            images.
-        SoftmaxState, shape (H * W,)
-        array of int64
-            Keys of the heaviest members of each pixel, in order of their images.
+        `recalled` has keys of more pairs, in order of their images. With `around`, heavy patches are also
+        tried for the neighbouring pixels. Return the *members*, pairs whose weight is not negligible, in
+        order of their images, their softmax (H * W,), and the keys of each pixel's heaviest members.
         """
         area = self.tables.height * self.tables.width
         lines = query_lines(self._request.x[i], self.tables, self._request.a)

@@ -13,11 +13,6 @@ class AutoPolicy:
 
     A knob for research and tests. The comment above a field gives the reason for its default; decision
     records 5 and 6 have the measurements, most of them on CIFAR-10.
-
-    Examples
-    --------
-    >>> AutoPolicy(deeper=16).deeper
-    16
     """
 
     # Lists scanned and patches compared exactly, per pixel, where the store has no operating curve: with 256

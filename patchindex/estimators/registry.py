@@ -35,26 +35,13 @@ class EstimatorOptions(TypedDict, total=False):
 
 
 def options_of(name: str) -> list[str]:
-    """Return the names of an estimator's options.
-
-    Examples
-    --------
-    >>> options_of("topk")
-    ['candidates', 'probes', 'quality']
-    """
+    """Return the names of an estimator's options."""
     return list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
 
 
 def parse_estimator(text: str) -> tuple[str, EstimatorOptions]:
-    """Read an estimator's name and options from `NAME` or `NAME:option=value,...`.
+    """Read an estimator's name and options.
 
-    Raises
-    ------
-    InputError
-        When the name or an option is unknown, or a value is not a number.
-
-    Examples
-    --------
     >>> parse_estimator("topk:candidates=512,quality=0.9")
     ('topk', {'candidates': 512, 'quality': 0.9})
     """
@@ -76,13 +63,7 @@ def parse_estimator(text: str) -> tuple[str, EstimatorOptions]:
 
 
 def make_estimator(name: str, context: ScoreContext, **options: Unpack[EstimatorOptions]) -> Estimator:
-    """Make an estimator by name.
-
-    Raises
-    ------
-    InputError
-        When the name is unknown, or the estimator does not have an option.
-    """
+    """Make an estimator by name."""
     _check_name(name)
     for option in options:
         _check_option(name, option, options_of(name))

@@ -162,10 +162,9 @@ def _codes(keys: np.ndarray, sizes: np.ndarray) -> int:
 
 
 def rerank(context: ScoreContext, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray) -> SoftmaxState:
-    """Return the softmax, (n,), of patches of some pixels, with logits computed from the images.
+    """Return the softmax, (n,), of the patches `ids` (n, candidates), -1 for none, by the images themselves.
 
-    `rows` (n,) are raster numbers of pixels in the whole batch, image after image; `ids` (n, candidates) are
-    their patches, -1 for none.
+    `rows` (n,) are raster numbers of pixels in the whole batch, image after image.
     """
     index = index_of(context, "topk")
     if context.device.type != "cpu":

@@ -228,8 +228,7 @@ def missed_moves(
 ) -> np.ndarray:
     """Return how far each patch that only a larger near field has moves the mean of its pixel.
 
-    Root mean squares over channels, (n,), of the patches that may move the mean by the least of `MOVES`.
-    `state` is the softmax (H, W) with the known members.
+    Root mean squares over channels, (n,); `state` is the softmax (H, W) with the known members.
     """
     area = images.shape[1] * images.shape[2]
     weight, mean = state.log_weight().numpy().reshape(-1), state.mean().numpy().reshape(area, -1)
@@ -249,10 +248,9 @@ def missed_moves(
 def heaviest_logits(
     requests: Sequence[ScoreRequest], rows: np.ndarray, images: Tensor, most: int
 ) -> list[Tensor]:
-    """Return the largest logits, (n, most), of n pixels for each of several requests, by brute force.
+    """Return the largest logits, (n, most), of the pixels `rows` of the batch, for each request.
 
-    Descending; minus infinity where a pixel is compared with fewer patches. `rows` are raster numbers of
-    pixels in the whole batch.
+    Brute force; descending, minus infinity where a pixel is compared with fewer patches.
     """
     geometry = requests[0].geometry
     windows = [query_windows(r.x, geometry)[rows].permute(0, 3, 1, 2) for r in requests]

@@ -18,16 +18,8 @@ SLACK = 0.001  # of an error beyond two standard errors: 1/8 of a grey level
 
 
 def pearson_r(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the correlation of each image with its reference over all pixels and channels.
+    """Return the correlation, (n,) float64, of each image (n, C, H, W) with its reference.
 
-    Shape (n,), float64.
-
-    Parameters
-    ----------
-    images, reference : Tensor, shape (n, C, H, W)
-
-    Examples
-    --------
     >>> import torch
     >>> x = torch.linspace(-1, 1, 8).reshape(1, 2, 2, 2)
     >>> round(pearson_r(0.5 * x + 0.1, x).item(), 6)
@@ -38,16 +30,10 @@ def pearson_r(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def r2(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the coefficient of determination of each image: shape (n,), float64.
+    """Return the coefficient of determination, (n,) float64, of each image (n, C, H, W).
 
         r2 = 1 - sum (image - reference)^2 / sum (reference - mean of the reference)^2
 
-    Parameters
-    ----------
-    images, reference : Tensor, shape (n, C, H, W)
-
-    Examples
-    --------
     >>> import torch
     >>> x = torch.linspace(-1, 1, 8).reshape(1, 2, 2, 2)
     >>> r2(x, x).item(), round(r2(0.5 * x, x).item(), 6)
@@ -58,35 +44,17 @@ def r2(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def rmse(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the root mean square difference of each image from its reference: shape (n,), float64.
-
-    Parameters
-    ----------
-    images, reference : Tensor, shape (n, C, H, W)
-    """
+    """Return the root mean square difference, (n,) float64, of each image (n, C, H, W) from its reference."""
     return (images.double() - reference.double()).flatten(1).square().mean(1).sqrt()
 
 
 def accuracy(estimate: Estimate, exact: Tensor) -> dict[str, list[Any]]:
-    """Compare an estimate with the exact posterior mean.
+    """Compare an estimate with the exact posterior mean (B, C, H, W): lists with one value per image.
 
-    Parameters
-    ----------
-    estimate : Estimate
-        Of B images.
-    exact : Tensor, shape (B, C, H, W)
-        In [-1, 1].
+    `rmse` and `max_error` are over pixels and channels; `stderr` is the root mean square over pixels;
+    `coverage` is the share of pixels and channels with `|error| <= 2 stderr + 0.001`; `captured_mass` and
+    `ess` are averages over pixels. `stderr` and `coverage` are None without standard errors.
 
-    Returns
-    -------
-    dict of list, one entry per image
-        `rmse` and `max_error` over pixels and channels; `stderr`, root mean square over pixels; `coverage`,
-        the share of pixels and channels with `|error| <= 2 stderr + 0.001`; `captured_mass` and `ess`
-        (effective sample size), averages over pixels. `stderr` and `coverage` are None without standard
-        errors.
-
-    Examples
-    --------
     >>> import torch
     >>> mean, each = torch.zeros(1, 3, 4, 4), torch.ones(1, 4, 4)
     >>> estimate = Estimate(mean, 0.01 * each, each, each, patches_evaluated=16)

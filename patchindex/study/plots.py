@@ -18,13 +18,7 @@ HONEST = (0.8, 1.25)  # range of RMSE over standard error that is shaded
 
 
 def figure_class() -> type[Figure]:
-    """Return matplotlib's `Figure`.
-
-    Raises
-    ------
-    InputError
-        When matplotlib is not installed.
-    """
+    """Return matplotlib's `Figure`, or raise an InputError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -35,20 +29,7 @@ def figure_class() -> type[Figure]:
 
 
 def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> Figure:
-    """Draw error, error over standard error, captured mass and time against t.
-
-    Parameters
-    ----------
-    rows : iterable of dict
-        The table of a `Study`.
-    estimators : sequence of str
-        Names of the estimators to draw, in the order of the legend.
-
-    Raises
-    ------
-    InputError
-        When matplotlib is not installed.
-    """
+    """Draw the table of a `Study` (see `Study.plot`), with these estimators in the order of the legend."""
     figure = figure_class()(figsize=(11, 8), layout="constrained")
     (errors, ratios), (mass, seconds) = figure.subplots(2, 2, sharex=True)
     table: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))

@@ -129,13 +129,7 @@ class Study:
 
 
 def root_mean_square(values: Iterable[float]) -> float:
-    """Return the root mean square of some values.
-
-    Examples
-    --------
-    >>> root_mean_square([1.0, 7.0])
-    5.0
-    """
+    """Return the root mean square of some values."""
     squares = [value * value for value in values]
     return math.sqrt(sum(squares) / len(squares))
 
