@@ -23,20 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter that a remedy names: `overwrite=True` in Python, `--overwrite` on the command line.
-
-    Parameters
-    ----------
-    name : str
-        Name of the parameter in Python.
-    value : object, optional
-        The value to give it.
-
-    Examples
-    --------
-    >>> str(Option("overwrite", True)), str(Option("crop", "square")), str(Option("pca_dims"))
-    ('overwrite=True', "crop='square'", 'pca_dims')
-    """
+    """A parameter that a remedy names: `overwrite=True` in Python, `--overwrite` on the command line."""
 
     name: str
     value: object = None

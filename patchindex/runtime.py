@@ -50,13 +50,7 @@ def no_progress(stage: str, done: float, total: float, /) -> None:
 
 
 def part_of(progress: Progress, stage: str, first: float, last: float) -> Progress:
-    """Return a callback whose stages are the part from `first` to `last` of one stage, fractions in [0, 1].
-
-    Examples
-    --------
-    >>> part_of(print, "sampling", 0.5, 1.0)("exact scan", 1, 2)
-    sampling 0.75 1.0
-    """
+    """Return a callback whose stages are the part `first` to `last` of one stage, fractions in [0, 1]."""
 
     def report(_: str, done: float, total: float, /) -> None:
         progress(stage, first + (last - first) * done / total, 1.0)
@@ -66,10 +60,7 @@ def part_of(progress: Progress, stage: str, first: float, last: float) -> Progre
 
 @lru_cache(maxsize=1)
 def load_faiss() -> Any:
-    """Return the `faiss` module, imported on first use, or None when it is not installed.
-
-    Exact scores need no FAISS, and two extras provide it.
-    """
+    """Return the `faiss` module, imported on first use, or None when it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -78,13 +69,7 @@ def load_faiss() -> Any:
 
 
 def cache_folder() -> Path:
-    """Return the folder of caches: `PATCHINDEX_CACHE`, or `patchindex` in the user's cache folder.
-
-    Raises
-    ------
-    RuntimeError
-        When neither `PATCHINDEX_CACHE` nor `XDG_CACHE_HOME` is set and the user has no home folder.
-    """
+    """Return the folder of caches: `PATCHINDEX_CACHE`, or `patchindex` in the user's cache folder."""
     own = os.environ.get("PATCHINDEX_CACHE")
     if own:
         return Path(own)
@@ -92,13 +77,7 @@ def cache_folder() -> Path:
 
 
 def require_faiss() -> Any:
-    """Return the `faiss` module, or say how to install it.
-
-    Raises
-    ------
-    DeviceError
-        When neither faiss-cpu nor faiss-gpu is installed.
-    """
+    """Return the `faiss` module, or raise a DeviceError that says how to install it."""
     if (faiss := load_faiss()) is None:
         raise DeviceError(
             "faiss is not installed",
@@ -115,25 +94,7 @@ def faiss_gpus() -> int:
 
 
 def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = False) -> torch.device:
-    """Return an available `torch.device` by name.
-
-    Parameters
-    ----------
-    device : str, torch.device or None
-        `"cpu"` (also None), `"cuda"` or `"cuda:0"`.
-    needs_faiss : bool
-        FAISS must work on this device too.
-
-    Raises
-    ------
-    DeviceError
-        When the name is unknown, or torch (or FAISS, if it is needed) finds no such device.
-
-    Examples
-    --------
-    >>> resolve_device(None)
-    device(type='cpu')
-    """
+    """Return the device of this name: `cpu` (also None) or an existing `cuda` device; else a DeviceError."""
     try:
         found = torch.device("cpu" if device is None else device)
     except RuntimeError:
@@ -161,12 +122,7 @@ def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = Fal
 
 
 def check_threads(n: int | None) -> None:
-    """Refuse a number of threads below 1 or above 1024.
-
-    Raises
-    ------
-    InputError
-    """
+    """Refuse a number of threads below 1 or above 1024."""
     if n is not None and not 1 <= n <= MAX_THREADS:
         raise InputError(
             f"must be 1 to {MAX_THREADS}, got {n}", parameter="threads", remedy=f"use 1 to {os.cpu_count()}"
@@ -175,24 +131,7 @@ def check_threads(n: int | None) -> None:
 
 @contextmanager
 def threads(n: int | None) -> Iterator[int]:
-    """Run torch and FAISS on `n` CPU threads inside the block; None leaves the settings as they are.
-
-    Yields
-    ------
-    int
-        The number of threads in use.
-
-    Raises
-    ------
-    InputError
-        When `n` is below 1 or above 1024.
-
-    Examples
-    --------
-    >>> with threads(1) as n:
-    ...     n, torch.get_num_threads()
-    (1, 1)
-    """
+    """Run torch and FAISS on `n` CPU threads inside the block, and yield n; None changes nothing."""
     check_threads(n)
     if n is None:
         yield torch.get_num_threads()
@@ -214,11 +153,6 @@ def pool(threads: int) -> ThreadPoolExecutor:
     """Return a shared pool of `threads` threads; starting new threads would take milliseconds.
 
     A task must not wait for other tasks of the same pool.
-
-    Examples
-    --------
-    >>> list(pool(2).map(abs, [-1, 2]))
-    [1, 2]
     """
     return _pool(threads, os.getpid())  # a forked process has none of the threads
 
@@ -245,15 +179,6 @@ def full_precision() -> Iterator[None]:
     """Multiply float32 matrices in float32 inside the block, even where TF32 or bfloat16 are allowed.
 
     The setting belongs to the process: the last block to end restores it.
-
-    Examples
-    --------
-    >>> torch.set_float32_matmul_precision("high")
-    >>> with full_precision():
-    ...     _ = torch.ones(2, 2) @ torch.ones(2, 2)
-    >>> torch.get_float32_matmul_precision()
-    'high'
-    >>> torch.set_float32_matmul_precision("highest")
     """
     global _inside, _before
     with _counting:

@@ -28,13 +28,7 @@ STEPS = 20  # of the paper's sampling grid
 
 
 def cosine(t: float) -> float:
-    """Return `beta(t) = 1 - cos(t / 1.008 * pi / 2)^2`, the noise schedule of the paper's code.
-
-    Examples
-    --------
-    >>> round(cosine(0.5), 4)
-    0.4938
-    """
+    """Return `beta(t) = 1 - cos(t / 1.008 * pi / 2)^2`, the noise schedule of the paper's code."""
     return math.sin(t / 1.008 * math.pi / 2) ** 2  # equal, and not zero for a tiny t
 
 
@@ -42,13 +36,7 @@ NOISE_SCHEDULES: dict[str, NoiseSchedule] = {"cosine": cosine}
 
 
 def noise_schedule(noise: str | NoiseSchedule) -> NoiseSchedule:
-    """Return the noise schedule of this name; a function from t to beta is returned as it is.
-
-    Raises
-    ------
-    InputError
-        When the name is unknown.
-    """
+    """Return the noise schedule of this name; a function from t to beta is returned as it is."""
     if callable(noise):
         return noise
     if noise not in NOISE_SCHEDULES:
@@ -135,15 +123,7 @@ class LocalitySchedule:
         return self.scales[min(max(round(n * t), 1), n - 1)]
 
     def times(self, k: int) -> list[float]:
-        """Return the times at which the schedule uses scale k, ascending.
-
-        The times are those of the schedule, i / n, and of a sampling grid of `STEPS` steps.
-
-        Examples
-        --------
-        >>> LocalitySchedule.of("cifar10-resnet-circular").times(7), LocalitySchedule.of([3, 3, 5]).times(7)
-        ([0.4, 0.45, 0.5], [])
-        """
+        """Return the times i / n and i / `STEPS` at which the schedule uses scale k, ascending."""
         every = {i / n for n in (STEPS, len(self.scales)) for i in range(1, n)}
         return sorted(t for t in every if self.k(t) == k)
 
@@ -167,12 +147,6 @@ def noise_levels(k: int, schedule: LocalitySchedule | None = None) -> list[float
     """Return the noise variances at which a schedule, or any preset, uses scale k, ascending.
 
     The noise schedule is `cosine`. A scale that no schedule uses gets the variances of all times.
-
-    Examples
-    --------
-    >>> schedule = LocalitySchedule.of("cifar10-resnet-circular")
-    >>> [round(beta, 3) for beta in noise_levels(7, schedule)], round(noise_levels(7)[0], 3)
-    ([0.341, 0.416, 0.494], 0.094)
     """
     presets = [schedule] if schedule else [LocalitySchedule.of(name) for name in LOCALITY_PRESETS]
     times = {t for each in presets for t in each.times(k)} or {i / STEPS for i in range(1, STEPS)}

@@ -1,12 +1,9 @@
 """The mergeable softmax: every softmax over training data ends in a `SoftmaxState`.
 
-The posterior mean of one pixel, with logits `l_j` and centres `c_j`, is
-
-    mu = sum_j exp(l_j) c_j / sum_j exp(l_j)
-
-A `SoftmaxState` holds the sums that `mu`, its effective sample size and its standard error need, relative to
-the largest logit. States of disjoint members merge in any order, so tiles, threads, shards of a data set and
-machines can each make one.
+The posterior mean of a pixel with logits `l_j` and centres `c_j` is `sum_j exp(l_j) c_j / sum_j exp(l_j)`. A
+`SoftmaxState` holds the sums that the mean, its effective sample size and its standard error need, relative
+to the largest logit. States of disjoint members merge in any order: tiles, threads, shards and hosts make one
+each.
 """
 
 from __future__ import annotations

@@ -52,24 +52,7 @@ def pixel_cost(plan: Plan) -> float:
 
 
 def expected_seconds(geometry: Geometry, channels: int, images: int, pixels: Sequence[int]) -> float:
-    """Return the expected seconds of a scan on one thread of the processor that the costs were fitted on.
-
-    Parameters
-    ----------
-    geometry : Geometry
-    channels : int
-    images : int
-        Training images.
-    pixels : sequence of int
-        Number of wanted pixels of each noisy image.
-
-    Examples
-    --------
-    >>> geometry = Geometry.of("ELS", 7, (32, 32))
-    >>> few, all_pixels = (expected_seconds(geometry, 3, 50_000, [n]) for n in (10, 1024))
-    >>> few < all_pixels / 5
-    True
-    """
+    """Return the expected seconds on one thread of a scan of `pixels` wanted pixels of each noisy image."""
     plan = plan_of(geometry, channels, lanes(geometry, images))
     tiles = math.ceil(images / plan.lanes)
     each = [min(n * pixel_cost(plan), full_cost(plan)) for n in pixels]

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from threading import Event, Lock
 from typing import NamedTuple
 
@@ -43,58 +42,6 @@ class Piece(NamedTuple):
     last: int
 
 
-@dataclass
-class Job:
-    """The work of a scan, in units that are the same for every tile.
-
-    Attributes
-    ----------
-    frame : Frame
-    pixels : list of array of int64 or None
-        Pixels of each query to scan one by one; None to scan all at once.
-    """
-
-    frame: Frame
-    pixels: list[np.ndarray | None]
-
-    @property
-    def plan(self) -> Plan:
-        """The tables of the geometry."""
-        return self.frame.plan
-
-    def units(self, query: int) -> int:
-        """Return the number of units of a query."""
-        pixels = self.pixels[query]
-        return self.plan.full.units if pixels is None else len(pixels)
-
-    def unit_seconds(self, query: int) -> float:
-        """Return the expected seconds of a unit of a query on one tile."""
-        pixels = self.pixels[query]
-        cost = full_cost(self.plan) / self.units(query) if pixels is None else pixel_cost(self.plan)
-        return cost * 1e-9
-
-    def pieces(self, tiles: int) -> list[list[Piece]]:
-        """Cut the work of a tile into tasks."""
-        units = [self.units(q) for q in range(len(self.frame.queries))]
-        each = [self.unit_seconds(q) for q in range(len(self.frame.queries))]
-        seconds = [n * s for n, s in zip(units, each, strict=True)]
-        tasks = max(math.ceil(sum(seconds) / TASK_SECONDS), math.ceil(LEAST_TASKS / tiles))
-        limit = sum(seconds) / tasks
-        cut: list[list[Piece]] = [[]]
-        room = limit
-        for q in range(len(self.frame.queries)):
-            first = 0
-            while first < units[q]:
-                count = max(1, min(units[q] - first, round(room / each[q])))
-                cut[-1].append(Piece(q, first, first + count))
-                room -= count * each[q]
-                first += count
-                if room < 0.5 * each[q]:
-                    cut.append([])
-                    room = limit
-        return [pieces for pieces in cut if pieces]
-
-
 def query_bytes(geometry: Geometry, channels: int) -> int:
     """Return the bytes of a query: a maximum per thread, float64 sums, states with copies."""
     pixels = geometry.size[0] * geometry.size[1]
@@ -109,20 +56,14 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     if _thread_bytes(plan) > request.memory // 2 // torch.get_num_threads():
         plan = plan_of(geometry, x.shape[1], LANES)
     frame = Frame.of(plan, x, request.beta, request.training.read(lo, min(lo + SAMPLE, hi)), hi - lo)
-    tops, totals = _run(request, Job(frame, _choose(plan, request)))
-    return frame.state(tops, totals, frame.counts * (hi - lo))
+    tasks = _run(request, frame, _choose(plan, request))
+    return frame.state(tasks.tops, tasks.totals, frame.counts * (hi - lo))
 
 
 def load_kernel() -> float | None:
     """Load the compiled kernel; return the seconds of compiling it, None where that was done before.
 
-    Otherwise the first scan does so. `patchindex.kernels.compile` says where machine code is kept.
-
-    Examples
-    --------
-    >>> seconds = load_kernel()
-    >>> load_kernel() is None
-    True
+    `patchindex.kernels.compile` says where machine code is kept.
     """
     functions = (kernel.prepare, kernel.scan_all, kernel.scan_pixels, kernel.flush)
 
@@ -148,6 +89,31 @@ def _choose(plan: Plan, request: ScoreRequest) -> list[np.ndarray | None]:
     return chosen
 
 
+def _cut(plan: Plan, pixels: list[np.ndarray | None], tiles: int) -> list[list[Piece]]:
+    """Cut the work of a tile into tasks."""
+    units = [plan.full.units if some is None else len(some) for some in pixels]
+    nanoseconds = [
+        full_cost(plan) / n if some is None else pixel_cost(plan)
+        for some, n in zip(pixels, units, strict=True)
+    ]
+    each = [n * 1e-9 for n in nanoseconds]
+    seconds = sum(n * s for n, s in zip(units, each, strict=True))
+    limit = seconds / max(math.ceil(seconds / TASK_SECONDS), math.ceil(LEAST_TASKS / tiles))
+    cut: list[list[Piece]] = [[]]
+    room = limit
+    for q in range(len(pixels)):
+        first = 0
+        while first < units[q]:
+            count = max(1, min(units[q] - first, round(room / each[q])))
+            cut[-1].append(Piece(q, first, first + count))
+            room -= count * each[q]
+            first += count
+            if room < 0.5 * each[q]:
+                cut.append([])
+                room = limit
+    return [pieces for pieces in cut if pieces]
+
+
 class _Open(NamedTuple):
     """A tile that threads work on, with its remaining tasks."""
 
@@ -156,26 +122,19 @@ class _Open(NamedTuple):
 
 
 class _Tasks:
-    """The tasks, given to threads one at a time, and their sums.
+    """The tasks, given to threads one at a time, and their sums, as `kernel.flush` writes them.
 
     Each thread has a tile of its own, which no other thread needs to prepare, until the tiles run out.
-
-    Attributes
-    ----------
-    tops : array of float64, shape (B, pixels)
-    totals : array of float64, shape (B, pixels, 2 + C)
-        Relative to `2^tops`, as `kernel.flush` writes them.
     """
 
-    def __init__(self, job: Job, tiles: Iterator[np.ndarray], cut: list[list[Piece]]) -> None:
+    def __init__(self, frame: Frame, tiles: Iterator[np.ndarray], cut: list[list[Piece]]) -> None:
         self._tiles, self._cut = tiles, cut
         self._open: list[_Open] = []
         self._taking, self._adding = Lock(), Lock()
         self.stop = Event()
         self.done = 0
-        height, width = job.plan.geometry.size
-        self.tops = np.full((len(job.frame.queries), height * width), float(kernel.NOTHING_YET))
-        self.totals = np.zeros((*self.tops.shape, 2 + job.plan.channels))
+        self.tops = np.full((len(frame.queries), frame.counts.size), float(kernel.NOTHING_YET))
+        self.totals = np.zeros((*self.tops.shape, 2 + frame.plan.channels))
 
     def take(self, tile: _Open | None) -> tuple[_Open, list[Piece]] | None:
         """Return a thread's next task, from its own tile if that has tasks left; None at the end."""
@@ -199,21 +158,20 @@ class _Tasks:
             self.done += 1
 
 
-def _run(request: ScoreRequest, job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Run all tasks; return the `tops` and `totals` of `_Tasks`."""
-    (lo, hi), memory = request.image_range, request.memory
-    lanes = job.plan.lanes
-    cut = job.pieces(math.ceil((hi - lo) / lanes))
-    height, width = job.plan.geometry.size
-    threads = max(1, min(torch.get_num_threads(), memory // 2 // _thread_bytes(job.plan)))
+def _run(request: ScoreRequest, frame: Frame, pixels: list[np.ndarray | None]) -> _Tasks:
+    """Run all tasks; `pixels` is that of `_choose`."""
+    (lo, hi), memory, plan = request.image_range, request.memory, frame.plan
+    lanes = plan.lanes
+    cut = _cut(plan, pixels, math.ceil((hi - lo) / lanes))
+    threads = max(1, min(torch.get_num_threads(), memory // 2 // _thread_bytes(plan)))
     # In memory at once: a block for each thread, the next block, and one that is being read.
-    at_once = max(1, memory // 2 // (threads + 2) // (height * width * job.plan.channels))
+    at_once = max(1, memory // 2 // (threads + 2) // (frame.counts.size * plan.channels))
     with read_ahead(request.training.blocks(lo, hi, at_once, multiple=lanes)) as blocks:
         tiles = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
-        tasks = _Tasks(job, tiles, cut)
+        tasks = _Tasks(frame, tiles, cut)
         with ThreadPoolExecutor(threads, "patchindex-exact") as pool:
             try:
-                futures = [pool.submit(_work, job, tasks) for _ in range(threads)]
+                futures = [pool.submit(_work, frame, pixels, tasks) for _ in range(threads)]
                 running = True
                 while running:
                     running = bool(wait(futures, POLL, FIRST_EXCEPTION).not_done)
@@ -224,7 +182,7 @@ def _run(request: ScoreRequest, job: Job) -> tuple[np.ndarray, np.ndarray]:
                             future.result()
             finally:
                 tasks.stop.set()  # after an error or Ctrl-C, threads end with their current task
-    return tasks.tops, tasks.totals
+    return tasks
 
 
 def _thread_bytes(plan: Plan) -> int:
@@ -234,27 +192,25 @@ def _thread_bytes(plan: Plan) -> int:
     return 4 * (tile + height * width * (2 + plan.channels) * LANES)
 
 
-def _work(job: Job, tasks: _Tasks) -> None:
+def _work(frame: Frame, pixels: list[np.ndarray | None], tasks: _Tasks) -> None:
     """Take tasks until there are none."""
-    plan = job.plan
+    plan = frame.plan
     tile, down = new_tile(plan)
     tops = np.full(tasks.tops.shape, kernel.NOTHING_YET)
-    sums = new_sums(plan, tops[0], job.frame.threshold)
+    sums = new_sums(plan, tops[0], frame.threshold)
     at: _Open | None = None
     while (task := tasks.take(at)) is not None:
         opened, pieces = task
         if at is not opened:
             at = opened
-            prepare(job.frame, at.images, tile, down)
+            prepare(frame, at.images, tile, down)
         for query, first, last in pieces:
             mine = sums._replace(top=tops[query])
-            asked = job.pixels[query]
-            if asked is None:
-                kernel.scan_all(tile, job.frame.queries[query], plan.full, np.arange(first, last), mine)
+            some, image = pixels[query], frame.queries[query]
+            if some is None:
+                kernel.scan_all(tile, image, plan.full, np.arange(first, last), mine)
             else:
-                kernel.scan_pixels(
-                    tile, job.frame.queries[query], plan.windows, plan.singles, asked[first:last], mine
-                )
+                kernel.scan_pixels(tile, image, plan.windows, plan.singles, some[first:last], mine)
             tasks.add(query, mine, plan.channels)
         tasks.finished()
 

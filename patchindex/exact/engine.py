@@ -38,40 +38,19 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     """Compare every pixel with every training patch of its position class.
 
     A compiled kernel (`patchindex.exact.cpu`) does it in float32 on a CPU, on as many threads as torch has;
-    `patchindex.exact.offsets` on other devices and in float64; `patchindex.exact.whole_images` for IS, which
-    compares whole images.
-
-    Parameters
-    ----------
-    request : ScoreRequest
-        Few pixels cost in proportion to their number; where a scan of all pixels is cheaper, it is done
-        instead. The memory holds if one query fits: half a MiB at 32 x 32 x 3 for the kernel, and in float64
-        about 13 MiB, 100 at 64 x 64.
+    `patchindex.exact.offsets` on other devices and in float64; `patchindex.exact.whole_images` for IS. The
+    memory holds if one noisy image fits: half a MiB at 32 x 32 x 3 for the kernel, 13 MiB in float64.
 
     Returns
     -------
     SoftmaxState
-        In float64, of shape (B, H, W); with `pixels` of shape (M,), the wanted pixels: image by image, in
-        raster order for a mask, else in the order of the lists.
+        In float64, of shape (B, H, W); with `pixels` of shape (M,): image by image, in raster order for a
+        mask, else in the order of the lists.
 
     Raises
     ------
     InputError
-        When x or the geometry do not fit the training images, or `pixels` has a wrong shape or type, or
-        numbers outside the image.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from patchindex.images.by_label import TrainingImages
-    >>> images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
-    >>> training, geometry = TrainingImages(images), Geometry.of("ELS", 3, (8, 8))
-    >>> request = ScoreRequest(training, geometry, torch.zeros(1, 1, 8, 8), beta=0.36)
-    >>> state = scan(request)
-    >>> state.mean().shape, int(state.count[0, 0, 0]) == 4 * 6 * 6
-    (torch.Size([1, 8, 8, 1]), True)
-    >>> scan(replace(request, pixels=[torch.tensor([63, 5])])).mean().shape
-    torch.Size([2, 1])
+        When x or the geometry do not fit the training images, or `pixels` does not fit x.
     """
     _check(request)
     request = replace(request, x=request.x.detach())

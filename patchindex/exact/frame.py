@@ -72,14 +72,7 @@ class Frame:
         )
 
     def state(self, tops: np.ndarray, totals: np.ndarray, counts: np.ndarray) -> SoftmaxState:
-        """Turn sums that `kernel.flush` wrote into a state (B, H, W).
-
-        Parameters
-        ----------
-        tops, totals : arrays of float64, shape (B, pixels) and (B, pixels, 2 + C)
-        counts : array of int64, shape (H, W)
-            Members of each pixel.
-        """
+        """Turn sums by `kernel.flush` into a state (B, H, W); `counts` (H, W) are the members of pixels."""
         shape, channels = self.norms.shape, len(self.grey)
         state = SoftmaxState.empty(shape, channels)
         logits = np.where(totals[..., 0] == 0, -np.inf, tops * math.log(2))

@@ -24,7 +24,6 @@ from patchindex.exact.cpu import new_sums, new_tile, prepare
 from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.request import ScoreRequest
 from patchindex.exact.tables import Plan
-from patchindex.geometry import Geometry
 from patchindex.kernels import scan as kernel
 from patchindex.kernels.known_patches import KnownPatches, Placed, StratumTables, find_members, remove
 from patchindex.kernels.simd import LANES
@@ -38,27 +37,12 @@ CLASSES = STEP * STEP
 
 
 class SampledScan:
-    """A scan of a random sample of the training patches for one noisy image.
+    """A scan of a random sample of the training patches, for a request for one noisy image.
 
-    Parameters
-    ----------
-    request : ScoreRequest
-        A request for one noisy image. Equal seeds, image numbers and noise variances give equal samples.
-    images : array of uint8, shape (N, H, W, C)
-        All training images in the order of `request.training`; may be memory-mapped.
-    known : KnownPatches
-        Patches that the sums leave out, in order of their images; each pixel has a patch at most once.
-    top : array of float64, shape (H * W,)
-        Largest known logit of each pixel; minus infinity for none.
-    salt : int
-        Samples with different salts are independent.
-
-    Attributes
-    ----------
-    strata : int
-        Number of strata.
-    scanned : int
-        Number of strata that were scanned.
+    `images` are all training images in the order of `request.training`. The sums leave out the `known`
+    patches, which are in order of their images; `top` (H * W,) is the largest known logit of each pixel.
+    Equal seeds, image numbers, noise variances and `salt` give equal samples. `scanned` counts the scanned
+    strata.
     """
 
     def __init__(
@@ -90,7 +74,7 @@ class SampledScan:
         place = np.empty(self._n, np.int32)
         place[self._image_order - lo] = np.arange(self._n)
         self._lo, self._tiles, self._lanes = lo, place // plan.lanes, place % plan.lanes
-        self._mask, self._asked = np.ones(area, bool), None if request.mask is None else np.arange(area)
+        self._mask, self._asked = np.ones(area, bool), None
         if request.mask is not None:
             self.restrict(request.mask)
         # The kernel's logits are relative to these whole numbers.
@@ -122,7 +106,7 @@ class SampledScan:
         first, end = (np.searchsorted(self._known.image, images, side) for side in ("left", "right"))
         room = int((end - first).sum()) + 1  # unwanted patches are overwritten
         found, stratum, count = np.empty(room, np.int64), np.empty(room, np.int64), np.zeros(1, np.int64)
-        units = _units_of_pairs(plan) if self._asked is None else _whole_tiles(plan.geometry)
+        units = _stratum_tables(plan, self._classes)
         tile_of = self._tiles[images - self._lo]
         find_members(
             self._known, self._mask, units, images, first, end, tile_of, wanted, found, stratum, count
@@ -198,9 +182,7 @@ class SampledScan:
             order = self._image_order[first : first + plan.lanes]
             prepare(frame, self._images[order], tile, down)
             for stratum in strata:
-                mine.top[:] = (
-                    self._top
-                )  # so that a stratum's sums do not depend on what the thread had before
+                mine.top[:] = self._top  # a stratum's sums do not depend on the thread's earlier strata
                 if self._asked is None:
                     kernel.scan_all(tile, frame.queries[0], plan.full, self._units[stratum % CLASSES], mine)
                 else:
@@ -236,11 +218,6 @@ class SampledScan:
         return state
 
 
-def _class_of(pair: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """Return the class of units: neighbours in either direction differ."""
-    return block % STEP + STEP * (pair % STEP)
-
-
 @lru_cache(maxsize=32)
 def _pairs_of(plan: Plan) -> np.ndarray:
     """Return the pair of row offsets that compares query row i with training row j, -1 for none; (H, H)."""
@@ -266,31 +243,22 @@ def _blocks_of(plan: Plan) -> np.ndarray:
     return blocks
 
 
-def _units(geometry: Geometry, classes: int, rows: np.ndarray, columns: np.ndarray) -> StratumTables:
-    height, width = geometry.size
-    return StratumTables(classes, *np.divmod(np.arange(height * width), width), rows, columns)
-
-
 @lru_cache(maxsize=32)
-def _units_of_pairs(plan: Plan) -> StratumTables:
-    """Return the class of offsets that compares each query position with each training position."""
-    first = np.zeros((), np.int64)
-    rows, columns = _class_of(_pairs_of(plan), first), _class_of(first, _blocks_of(plan))
-    return _units(plan.geometry, CLASSES, rows, columns)
-
-
-@lru_cache(maxsize=32)
-def _whole_tiles(geometry: Geometry) -> StratumTables:
-    """Return the same for strata that are tiles."""
-    height, width = geometry.size
-    return _units(geometry, 1, np.zeros((height, height), np.int64), np.zeros((width, width), np.int64))
+def _stratum_tables(plan: Plan, classes: int) -> StratumTables:
+    """Return the tables of strata that are classes of offsets, or with one class whole tiles."""
+    height, width = plan.geometry.size
+    y, x = np.divmod(np.arange(height * width), width)
+    if classes == 1:
+        return StratumTables(1, y, x, np.zeros((height, height), np.int64), np.zeros((width, width), np.int64))
+    return StratumTables(classes, y, x, STEP * (_pairs_of(plan) % STEP), _blocks_of(plan) % STEP)
 
 
 @lru_cache(maxsize=32)
 def _units_of_classes(plan: Plan) -> list[np.ndarray]:
-    """Return the units of `Full` in each class."""
+    """Return the units of `Full` in each class: neighbours in either direction are in different classes."""
     units = np.arange(plan.full.units)
-    classes = _class_of(*np.divmod(units, len(plan.full.slots)))
+    pairs, blocks = np.divmod(units, len(plan.full.slots))
+    classes = blocks % STEP + STEP * (pairs % STEP)
     return [units[classes == c] for c in range(CLASSES)]
 
 

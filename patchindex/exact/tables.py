@@ -39,15 +39,7 @@ class Step(NamedTuple):
 
 
 def slide(centres: Iterable[int], d: int, exists: Callable[[int], bool]) -> list[Step]:
-    """Slide a window of 2 d + 1 positions over ascending centres.
-
-    Positions without `exists` are left out.
-
-    Examples
-    --------
-    >>> [tuple(step) for step in slide([1, 2], 1, lambda i: i < 3)]
-    [(0, None, None), (1, None, None), (2, None, 1), (None, 0, 2)]
-    """
+    """Slide a window of 2 d + 1 positions over ascending centres; leave out positions without `exists`."""
     wanted = list(centres)
     ends = {centre + d: centre for centre in wanted}
     first = wanted[0] - d
@@ -65,40 +57,25 @@ def slide(centres: Iterable[int], d: int, exists: Callable[[int], bool]) -> list
 
 
 class Full(NamedTuple):
-    """Tables for all pixels of a query.
+    """Tables for all pixels of a query. NOTHING = -1 stands for no row and no column."""
 
-    Attributes
-    ----------
-    row_start : array of int64, shape (pairs of row offsets + 1,)
-        Where the steps of each pair of row offsets begin in `rows`.
-    rows : array of int64, shape (steps, 3)
-        The training rows that enter and leave, and the row whose logits are ready; -1 for none.
-    query_rows : array of int64, shape (steps, 3, 2)
-        Their query rows at either offset. Where an offset has no product, row H (zeros) enters and leaves;
-        where it has no logits, row -1 is ready.
-    slot_train, slot_query : arrays of int64, shape (blocks, most slots)
-        First training column (padded) and query column of the column sums of a block of offsets.
-    slots, steps : arrays of int64, shape (blocks,)
-        Number of slots and steps of each block.
-    columns : array of int64, shape (blocks, most steps, 4)
-        The slots that enter and leave (the last slot is always zero), the first training column (padded) and
-        the query column that are ready, or -1.
-    mask : array of int64, shape (blocks,)
-        Number of the mask of training columns of each block.
-    start : array of float32, shape (blocks * BLOCK,)
-        0 for the offsets of a block, `FAR_BELOW` for columns that it must leave out.
-    """
-
+    # Pair i of row offsets has the steps row_start[i] to row_start[i + 1]: the training rows that enter and
+    # leave, and the row whose logits are ready, (steps, 3); the query rows of each at either offset,
+    # (steps, 3, 2). At an offset without products, row H (zeros) enters and leaves.
     row_start: np.ndarray
     rows: np.ndarray
     query_rows: np.ndarray
+    # Blocks of column offsets: the first training column (padded) and the query column of each column sum
+    # (*slot*), (blocks, most slots), and the number of slots and of steps of a block.
     slot_train: np.ndarray
     slot_query: np.ndarray
     slots: np.ndarray
     steps: np.ndarray
+    # The slots that enter and leave (the last slot is always zero), and the first training column (padded)
+    # and the query column that are ready: (blocks, most steps, 4).
     columns: np.ndarray
-    mask: np.ndarray
-    start: np.ndarray
+    mask: np.ndarray  # (blocks,): number of the mask of training columns
+    start: np.ndarray  # (blocks * BLOCK,): 0, and FAR_BELOW for the columns that a block must leave out
 
     @property
     def units(self) -> int:
@@ -107,37 +84,15 @@ class Full(NamedTuple):
 
 
 class Singles(NamedTuple):
-    """Tables for single pixels, beside the `WindowTables`.
+    """Tables for single pixels, beside the `WindowTables`."""
 
-    Attributes
-    ----------
-    mask : array of int64, shape (W,)
-        Mask of training columns of each query column.
-    start : array of float32, shape (width * BLOCK,)
-        As in `Full`, for blocks with 1, 2, ... columns in range.
-    """
-
-    mask: np.ndarray
-    start: np.ndarray
+    mask: np.ndarray  # (W,): mask of training columns of each query column
+    start: np.ndarray  # (width * BLOCK,): as in `Full`, for blocks with 1, 2, ... columns in range
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All tables of a geometry, for tiles of `lanes` images.
-
-    Attributes
-    ----------
-    geometry : Geometry
-    channels : int
-    lanes : int
-        Images of a tile, a power of two up to BLOCK.
-
-    Examples
-    --------
-    >>> plan = Plan(Geometry.of("ELS", 3, (8, 8)), 3, 32)
-    >>> plan.masks.shape, len(plan.full.row_start)
-    ((2, 8), 5)
-    """
+    """All tables of a geometry, for tiles of `lanes` images: a power of two up to BLOCK."""
 
     geometry: Geometry
     channels: int
@@ -181,30 +136,24 @@ class Plan:
         """Tables for all pixels of a query."""
         offsets = [offset.offset for offset in self.geometry.y.offsets]
         rows = [self._rows(offsets[i : i + 2]) for i in range(0, len(offsets), 2)]
-        blocks = [(mask, first) for mask in (0, 1) for first in self._first_offsets(mask)]
-        slot_lists, step_lists = [], []
-        for mask, first in blocks:
-            slots = self._slots(mask, first)
-            slot_lists.append(slots)
-            step_lists.append(self._columns(mask, first, slots))
+        blocks = self._blocks()
+        slot_lists = [self._slots(mask, first) for mask, first, _ in blocks]
         zero_slot = max(map(len, slot_lists))
-        most = max(map(len, step_lists))
+        step_lists = [
+            self._columns(mask, first, slots)
+            for (mask, first, _), slots in zip(blocks, slot_lists, strict=True)
+        ]
         slot_train = np.zeros((len(blocks), zero_slot), np.int64)
         slot_query = np.zeros_like(slot_train)
-        columns = np.full((len(blocks), most, 4), NOTHING)
+        columns = np.full((len(blocks), max(map(len, step_lists)), 4), NOTHING)
         start = np.zeros((len(blocks), self.width, self.lanes), np.float32)
-        for b, ((mask, first), slots, steps) in enumerate(zip(blocks, slot_lists, step_lists, strict=True)):
+        for b, ((_, first, count), slots) in enumerate(zip(blocks, slot_lists, strict=True)):
             slot_train[b, : len(slots)] = [self._train_column(u + first) for u in slots]
             slot_query[b, : len(slots)] = np.array(slots) % self.geometry.x.size
-            for j, (add, sub, train, query) in enumerate(steps):
-                columns[b, j] = (
-                    zero_slot if add is None else add,
-                    zero_slot if sub is None else sub,
-                    train,
-                    query,
-                )
-            allowed = self._last_offset(mask) - first + 1
-            start[b, max(0, allowed) :] = FAR_BELOW
+            columns[b, : len(step_lists[b])] = step_lists[b]
+            start[b, count:] = FAR_BELOW
+        moving = columns[..., :2]
+        moving[moving == NOTHING] = zero_slot
         return Full(
             row_start=np.cumsum([0, *(len(train) for train, _ in rows)]),
             rows=np.concatenate([train for train, _ in rows]),
@@ -214,7 +163,7 @@ class Plan:
             slots=np.array([len(s) for s in slot_lists]),
             steps=np.array([len(s) for s in step_lists]),
             columns=columns,
-            mask=np.array([mask for mask, _ in blocks]),
+            mask=np.array([mask for mask, _, _ in blocks]),
             start=start.reshape(-1),
         )
 
@@ -275,21 +224,13 @@ class Plan:
             )
         return np.array(train, np.int64), np.array(query, np.int64)
 
-    def _first_offsets(self, mask: int) -> range:
-        """Return the first column offset of each block."""
+    def _blocks(self) -> list[tuple[int, int, int]]:
+        """Return the mask, the first column offset and the number of column offsets of each block."""
         axis = self.geometry.x
-        count = len(_positions(axis)[mask])
-        if count == 0:
-            return range(0)
-        if mask == 1:
-            return range(1)
-        return range(0 if axis.circular else 1 - count, self._last_offset(mask) + 1, self.width)
-
-    def _last_offset(self, mask: int) -> int:
-        axis = self.geometry.x
-        if mask == 1:
-            return 0
-        return axis.size - 1 if axis.circular else len(_positions(axis)[0]) - 1
+        shared, alone = _positions(axis)
+        first, end = (0, axis.size) if axis.circular else (1 - len(shared), len(shared))
+        blocks = [(0, i, min(self.width, end - i)) for i in range(first, end, self.width)]
+        return blocks + ([(1, 0, 1)] if alone else [])
 
     def _outputs(self, mask: int, first: int) -> list[int]:
         """Return the query columns, not wrapped around, that some offset of a block compares."""
@@ -318,24 +259,21 @@ class Plan:
             return outputs  # all columns; beyond them they repeat
         return [u for u in range(outputs[0] - d, outputs[-1] + d + 1) if self._exists(u, first)]
 
-    def _columns(
-        self, mask: int, first: int, slots: list[int]
-    ) -> list[tuple[int | None, int | None, int, int]]:
+    def _columns(self, mask: int, first: int, slots: list[int]) -> list[tuple[int, int, int, int]]:
         """Return the steps of a block along a row: slots that enter and leave, training and query column."""
-        size = self.geometry.x.size
+        size, k = self.geometry.x.size, self.geometry.k
         number = {u: i for i, u in enumerate(slots)}
         if self.geometry.x.train_padding == "wrapped":
             modular = {u % size: i for u, i in number.items()}
-            number = {
-                u: modular[u % size] for u in range(slots[0] - self.geometry.k, slots[-1] + self.geometry.k)
-            }
-        steps = slide(self._outputs(mask, first), self.geometry.k // 2, lambda u: self._exists(u, first))
+            number = {u: modular[u % size] for u in range(slots[0] - k, slots[-1] + k)}
+        steps = slide(self._outputs(mask, first), k // 2, lambda u: self._exists(u, first))
         table = []
-        for add, sub, centre in steps:
-            ready = (
-                (NOTHING, NOTHING) if centre is None else (self._train_column(centre + first), centre % size)
-            )
-            table.append((None if add is None else number[add], None if sub is None else number[sub], *ready))
+        for *moving, centre in steps:
+            add, sub = (NOTHING if u is None else number[u] for u in moving)
+            ready = (NOTHING, NOTHING)
+            if centre is not None:
+                ready = self._train_column(centre + first), centre % size
+            table.append((add, sub, *ready))
         return table
 
     def _train_column(self, column: int) -> int:

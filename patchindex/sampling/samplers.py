@@ -25,26 +25,7 @@ Callback = Callable[[dict[str, Any]], None]
 
 
 def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw standard normal noise; image i depends on the seed and on i only.
-
-    Parameters
-    ----------
-    seed : int
-        At least 0.
-    n : int
-        Number of images.
-    shape : (C, H, W)
-
-    Returns
-    -------
-    Tensor, shape (n, C, H, W), float32
-
-    Examples
-    --------
-    >>> a, b = draw_noise(0, 2, (1, 4, 4)), draw_noise(0, 5, (1, 4, 4))
-    >>> bool((a == b[:2]).all())
-    True
-    """
+    """Draw standard normal noise (n, C, H, W) in float32; image i depends on the seed and on i only."""
     images = [np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32) for i in range(n)]
     return torch.from_numpy(np.stack(images))
 
@@ -277,13 +258,7 @@ def check_least(**limits: tuple[int | None, int]) -> None:
 def starting_noise(
     machine: ScoreMachine, n: int | None, seed: int, x_T: Tensor | np.ndarray | None
 ) -> Tensor:
-    """Return the noise that `sample` starts from, on the machine's device: `x_T`, or the seed's.
-
-    Raises
-    ------
-    InputError
-        When `x_T` does not fit the machine or n, or a number is too small.
-    """
+    """Return the noise that `sample` starts from, on the machine's device: `x_T`, or the seed's."""
     check_least(n=(n, 1), seed=(seed, 0))
     if x_T is None:
         return draw_noise(seed, 1 if n is None else n, machine.shape).to(machine.device)
