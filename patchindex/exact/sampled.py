@@ -74,7 +74,8 @@ class SampledScan:
         place = np.empty(self._n, np.int32)
         place[self._image_order - lo] = np.arange(self._n)
         self._lo, self._tiles, self._lanes = lo, place // plan.lanes, place % plan.lanes
-        self._mask, self._asked = np.ones(area, bool), None
+        self._mask = np.ones(area, bool)
+        self._asked: np.ndarray | None = None
         if request.mask is not None:
             self.restrict(request.mask)
         # The kernel's logits are relative to these whole numbers.
@@ -249,7 +250,9 @@ def _stratum_tables(plan: Plan, classes: int) -> StratumTables:
     height, width = plan.geometry.size
     y, x = np.divmod(np.arange(height * width), width)
     if classes == 1:
-        return StratumTables(1, y, x, np.zeros((height, height), np.int64), np.zeros((width, width), np.int64))
+        return StratumTables(
+            1, y, x, np.zeros((height, height), np.int64), np.zeros((width, width), np.int64)
+        )
     return StratumTables(classes, y, x, STEP * (_pairs_of(plan) % STEP), _blocks_of(plan) % STEP)
 
 
