@@ -17,6 +17,7 @@ from .dry_run import codes_of, report_clamped, report_plan
 from .options import (
     BuildOptions,
     LocalPath,
+    NameIn,
     RunOptions,
     build_options,
     count_option,
@@ -28,16 +29,12 @@ from .options import (
     run_options,
 )
 from .output import shorten
-from .progress import Stages
 
 if TYPE_CHECKING:
     from patchindex import PatchIndex
+    from patchindex.runtime import Progress
 
-__all__ = ["MACHINES", "TRAIN_WINDOWS", "build"]
-
-# The names in `patchindex.geometry`, repeated here because its import takes seconds.
-MACHINES = ("IS", "LS", "ELS", "bbELS")
-TRAIN_WINDOWS = ("valid", "wrapped")
+__all__ = ["build"]
 
 
 @click.command(short_help="Index all patches of a set of images.")
@@ -54,8 +51,7 @@ TRAIN_WINDOWS = ("valid", "wrapped")
 )
 @click.option(
     "--machine",
-    type=click.Choice(MACHINES, case_sensitive=False),
-    metavar=f"[{'|'.join(MACHINES)}]",
+    type=NameIn("patchindex.geometry", "MACHINES"),
     default="ELS",
     show_default=True,
     help="Score machine. It compares a pixel with training patches at all positions (ELS), at the same "
@@ -63,7 +59,7 @@ TRAIN_WINDOWS = ("valid", "wrapped")
 )
 @click.option(
     "--train-windows",
-    type=click.Choice(TRAIN_WINDOWS),
+    type=NameIn("patchindex.geometry", "TRAIN_WINDOWS"),
     default="valid",
     show_default=True,
     help="ELS: take training patches that lie inside the image (valid), or also patches that wrap around "
@@ -172,7 +168,7 @@ def build(
         )  # fmt: skip
         new = None
 
-    def work(progress: Stages) -> PatchIndex:
+    def work(progress: Progress) -> PatchIndex:
         with nullcontext() if cluster is None else patchindex.cluster.connect(cluster) as client:
             return start(progress=progress, client=client)
 

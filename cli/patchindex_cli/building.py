@@ -13,10 +13,11 @@ from patchindex.errors import Option, PatchIndexError
 
 from .options import BuildOptions, RunOptions
 from .output import byte_size, count, print_json, shorten
-from .progress import Stages, stages
+from .progress import stages
 
 if TYPE_CHECKING:
     from patchindex import PatchIndex
+    from patchindex.runtime import Progress
 
 __all__ = ["describe_drift", "run_build", "untuned_scales"]
 
@@ -25,7 +26,7 @@ FARTHER, CLIPPED = 1.2, 0.01
 
 
 def run_build(
-    build: Callable[[Stages], PatchIndex],
+    build: Callable[[Progress], PatchIndex],
     output: Path,
     options: BuildOptions,
     run: RunOptions,

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BuildOptions",
     "LocalPath",
+    "NameIn",
     "RunOptions",
     "SamplingOptions",
     "StorePath",
@@ -83,6 +85,23 @@ class CropSize(click.ParamType):
         if not re.fullmatch(r"-?\d+", str(value)):
             self.fail(f"{value!r} is neither a number of pixels nor 'square'.", param, ctx)
         return click.IntRange(1).convert(value, param, ctx)
+
+
+class NameIn(click.ParamType):
+    """A name in a tuple or table of the library, imported for the check only: the import takes seconds."""
+
+    name = "name"
+
+    def __init__(self, module: str, table: str) -> None:
+        self._module, self._table = module, table
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name as the library spells it, given in any case."""
+        names = getattr(import_module(self._module), self._table)
+        found = next((name for name in names if name.lower() == str(value).lower()), None)
+        if found is None:
+            self.fail(f"{value!r} is not one of {', '.join(names)}.", param, ctx)
+        return found
 
 
 @dataclass(frozen=True)

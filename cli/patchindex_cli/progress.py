@@ -1,24 +1,32 @@
-"""Progress bars on stderr, shown on a terminal only."""
+"""Progress on stderr: bars on a terminal; in a file or a pipe, a plain line every ten seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
-__all__ = ["Stages", "stages"]
+    from patchindex.runtime import Progress
+
+__all__ = ["Bars", "lines", "stages"]
+
+SECONDS_PER_LINE = 10.0
 
 
-class Stages:
-    """One bar per stage; a stage ends when the next stage begins. Call it as `stages(stage, done, total)`.
+class Bars:
+    """One bar per stage; a stage ends when the next stage begins. Call it as `bars(stage, done, total)`.
 
     A stage that begins at zero may never report again: its bar pulses until it does.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: RichProgress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
@@ -39,28 +47,46 @@ class Stages:
 
 
 @contextmanager
-def stages() -> Iterator[Stages]:
-    """Show bars inside the block; print nothing when stderr is not a terminal."""
+def lines(echo: Callable[[str], object], seconds: float) -> Iterator[Progress]:
+    """Echo the progress every `seconds` inside the block, also while a stage does not report."""
+    line, ended = "", Event()
+
+    def show(stage: str, done: float, total: float, /) -> None:
+        nonlocal line
+        line = f"{stage}: {100 * done / (total or 1):.0f} %"
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            if line:
+                echo(line)
+
+    thread = Thread(target=repeat, name="patchindex-progress", daemon=True)
+    thread.start()
+    try:
+        yield show
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def stages() -> Iterator[Progress]:
+    """Show the progress of the block on stderr."""
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        shown = Stages(progress)
-        yield shown
-        shown.end()  # not after an error: the bars then show where it happened
+    if not console.is_terminal:
+        with lines(lambda line: click.echo(line, err=True), SECONDS_PER_LINE) as show:
+            yield show
+        return
+    columns = (
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(rich.TextColumn("{task.description:<28}"), *columns, console=console) as progress:
+        bars = Bars(progress)
+        yield bars
+        bars.end()  # not after an error: the bars then show where it happened

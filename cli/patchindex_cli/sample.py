@@ -18,6 +18,7 @@ from patchindex.errors import InputError, SourceNotFoundError
 
 from .options import (
     LocalPath,
+    NameIn,
     RunOptions,
     SamplingOptions,
     StorePath,
@@ -29,18 +30,18 @@ from .options import (
     sampling_options,
 )
 from .output import count, print_json
-from .progress import Stages, stages
+from .progress import stages
 
 if TYPE_CHECKING:
     import numpy as np
 
     from patchindex import SampleResult, ScoreMachine
     from patchindex.estimators import EstimatorOptions
+    from patchindex.runtime import Progress
 
-__all__ = ["SAMPLERS", "sample"]
+__all__ = ["sample"]
 
 FILES = ("grid.png", "samples.npz", "samples.json")
-SAMPLERS = ("ddim",)  # the names in `patchindex.sampling`, repeated here because its import takes seconds
 
 
 @click.command(short_help="Draw images from a store.")
@@ -71,7 +72,11 @@ SAMPLERS = ("ddim",)  # the names in `patchindex.sampling`, repeated here becaus
     help="Noise to start from: .npy, or .npz with the key x_T.",
 )
 @click.option(
-    "--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampling method."
+    "--sampler",
+    type=NameIn("patchindex.sampling", "SAMPLERS"),
+    default="ddim",
+    show_default=True,
+    help="Sampling method.",
 )
 @sampling_options(batch_size=16)
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
@@ -168,7 +173,7 @@ def _parse_estimator(text: str | None, tolerance: float | None) -> tuple[str | N
     return name, options
 
 
-def _load_kernels(machine: ScoreMachine, progress: Stages) -> float | None:
+def _load_kernels(machine: ScoreMachine, progress: Progress) -> float | None:
     """Load the exact kernels, so that the time of sampling has no compilation; return the seconds of one."""
     from patchindex.exact import load_kernel
 

@@ -5,6 +5,12 @@ import pytest
 from commands import DATA, run
 
 
+@pytest.fixture(autouse=True)
+def no_progress(monkeypatch):
+    """Print no progress, also where kernels are compiled for a minute."""
+    monkeypatch.setattr("patchindex_cli.progress.SECONDS_PER_LINE", 3600.0)
+
+
 @pytest.fixture(scope="session")
 def fashion():
     """Images and labels."""

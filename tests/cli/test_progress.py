@@ -1,7 +1,11 @@
-"""Progress bars of stages."""
+"""Progress as bars, and as lines without a terminal."""
+
+import re
+from queue import Queue
 
 import pytest
-from patchindex_cli.progress import Stages
+from commands import DATA, run
+from patchindex_cli.progress import Bars, lines
 from rich.progress import Progress
 
 
@@ -11,12 +15,12 @@ def progress():
 
 
 def test_a_stage_of_unknown_length_pulses_and_ends_with_the_next(progress):
-    stages = Stages(progress)
-    stages("training", 0, 40)
+    bars = Bars(progress)
+    bars("training", 0, 40)
     (training,) = progress.tasks
     assert training.total is None  # rich lets the bar pulse
     assert not training.finished
-    stages("assigning", 10, 40)
+    bars("assigning", 10, 40)
     assert training.finished
     assert training.percentage == 100
     assert training.finished_time is not None  # its clock has stopped
@@ -24,17 +28,34 @@ def test_a_stage_of_unknown_length_pulses_and_ends_with_the_next(progress):
 
 
 def test_a_stage_that_begins_at_zero_gets_its_length_later(progress):
-    stages = Stages(progress)
-    stages("sampling", 0, 1)
-    stages("sampling", 0.25, 1)
+    bars = Bars(progress)
+    bars("sampling", 0, 1)
+    bars("sampling", 0.25, 1)
     (sampling,) = progress.tasks
     assert (sampling.total, sampling.percentage) == (1, 25)
-    stages("sampling", 1, 1)
+    bars("sampling", 1, 1)
     assert sampling.finished
 
 
 def test_the_last_stage_ends(progress):
-    stages = Stages(progress)
-    stages("training", 0, 40)
-    stages.end()
+    bars = Bars(progress)
+    bars("training", 0, 40)
+    bars.end()
     assert progress.finished
+
+
+def test_without_a_terminal_the_progress_is_a_line_every_few_seconds():
+    echoed = Queue()
+    with lines(echoed.put, seconds=0.001) as show:
+        for done, line in ((0, "k = 3: encoding patches: 0 %"), (4, "k = 3: encoding patches: 40 %")):
+            show("k = 3: encoding patches", done, 10)
+            while echoed.get(timeout=60) != line:  # also while a stage does not report
+                pass
+
+
+def test_a_build_without_a_terminal_prints_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("patchindex_cli.progress.SECONDS_PER_LINE", 0.001)
+    args = ("--limit", 20, "--scales", "3", "--no-tune", "-o", tmp_path / "s.zarr")
+    printed = run("build", DATA, *args).stderr.splitlines()
+    assert all(re.fullmatch(r".+: \d+ %", line) for line in printed)
+    assert any(line.startswith("k = 3: ") for line in printed)

@@ -109,7 +109,8 @@ def test_a_label_is_given_by_number_or_name(named, store, tmp_path):
         args = ("-n", 1, "--steps", 2, "-o", tmp_path / label, "--label", label)
         run("sample", named[0], *args)
         assert json.loads((tmp_path / label / "samples.json").read_text())["settings"]["label"] == 1
-    run("study", named[0], "--steps", 2, "-o", tmp_path / "study", "--label", "bag, small")
+    args = ("--steps", 2, "-o", tmp_path / "study", "--estimator", "topk:candidates=8")
+    run("study", named[0], *args, "--label", "bag, small")
     assert json.loads((tmp_path / "study" / "study.json").read_text())["settings"]["label"] == 0
     out = ("-o", tmp_path / "out", "--label", "hat")
     for command in ("sample", "study"):
