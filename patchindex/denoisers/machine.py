@@ -21,7 +21,8 @@ from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.patch_index import read_attributes
-from patchindex.runtime import Progress, check_threads, no_progress, part_of, resolve_device, threads
+from patchindex.runtime import Progress, check_threads, no_progress, part_of, resolve_device
+from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
 from patchindex.softmax import SoftmaxState
 from patchindex.store.remote import Remote, is_url
@@ -249,7 +250,7 @@ class ScoreMachine:
             When x has a wrong shape, is not finite or too large; when t is outside (0, 1) or its noise
             variance is below `LEAST_BETA`; when there is no k, an unknown label, or not B `image_ids`.
         """
-        x = self._check_x(x)
+        x = self.check_x(x)
         times = self._check_t(t, len(x))
         label = self.label if label is None else label
         self.training.range_of(label)
@@ -264,7 +265,7 @@ class ScoreMachine:
         progress = progress or no_progress
         distinct = list(dict.fromkeys(times))
         parts, rows = [], []
-        with _threads(self._threads):
+        with use_threads(self._threads):
             for i, time in enumerate(distinct):
                 mine = [row for row, its_time in enumerate(times) if its_time == time]
                 request = ScoreRequest(
@@ -293,7 +294,7 @@ class ScoreMachine:
 
     def score_of(self, mean: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         """Return the score that goes with a posterior mean at (x, t)."""
-        x = self._check_x(x)
+        x = self.check_x(x)
         beta = torch.tensor([self._beta(time) for time in self._check_t(t, len(x))], dtype=torch.float64)
         beta = beta.to(x.device)[:, None, None, None]
         return (((1 - beta).sqrt() * mean - x) / beta).float()
@@ -328,21 +329,22 @@ class ScoreMachine:
             )
         return beta
 
-    def _check_x(self, x: Tensor) -> Tensor:
+    def check_x(self, x: Tensor, name: str = "x") -> Tensor:
+        """Return noisy images on the machine's device, in float32; refuse those that no call accepts."""
         if not isinstance(x, Tensor) or x.dim() != 4 or tuple(x.shape[1:]) != self.shape or len(x) == 0:
             found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             expected = "(B, {}, {}, {})".format(*self.shape)
             raise InputError(
-                f"must be a tensor of shape {expected}, got {found}", parameter="x", remedy="reshape it"
+                f"must be a tensor of shape {expected}, got {found}", parameter=name, remedy="reshape it"
             )
         if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-            raise InputError("must be finite floats", parameter="x", remedy="check for NaN and infinity")
+            raise InputError("must be finite floats", parameter=name, remedy="check for NaN and infinity")
         x = x.detach()
         largest = float(x.abs().max())
         if largest > LARGEST_X:
             raise InputError(
                 f"values must lie in [-{LARGEST_X:g}, {LARGEST_X:g}], got {largest:.3g}",
-                parameter="x",
+                parameter=name,
                 remedy="scale it as x_t = sqrt(1 - beta) x_0 + sqrt(beta) eps",
             )
         return x.to(self.device, torch.float32)
@@ -369,9 +371,6 @@ class ScoreMachine:
                     f"must lie in (0, 1), got {time}", parameter="t", remedy="t = 0 is data, t = 1 is noise"
                 )
         return times
-
-
-_threads = threads  # a parameter of the constructor has this name
 
 
 def _plain(value: Any) -> Any:

@@ -21,28 +21,13 @@ NEGLIGIBLE = 1e-6  # the largest change of a mean by all skipped members
 
 @dataclass(frozen=True)
 class Frame:
-    """Noisy images (*queries*) in the kernel's units: logits over log 2, without the query's norm.
-
-    Attributes
-    ----------
-    plan : Plan
-    queries : list of array of float32
-        Scaled, grey subtracted, flattened from (H + 1, C, W); the last row is zero.
-    norms : array of float64, shape (B, H, W)
-        Squared norms of the windows over 2 beta, in nats; the kernel's logits lack them.
-    counts : array of int64, shape (H, W)
-        Patches of an image that each pixel is compared with.
-    grey : array of float32, shape (C,)
-        Subtracted from all images: sums of smaller values have smaller rounding errors.
-    norm_scale : float
-    threshold : float32
-    """
+    """Noisy images (*queries*) in the kernel's units: logits over log 2, without the query's norm."""
 
     plan: Plan
-    queries: list[np.ndarray]
-    norms: np.ndarray
-    counts: np.ndarray
-    grey: np.ndarray
+    queries: list[np.ndarray]  # float32: scaled, grey subtracted, flattened from (H + 1, C, W), last row zero
+    norms: np.ndarray  # (B, H, W): squared norms of the windows over 2 beta, in nats; logits lack them
+    counts: np.ndarray  # (H, W): patches of an image that each pixel is compared with
+    grey: np.ndarray  # (C,), subtracted from all images: sums of smaller values have smaller rounding errors
     norm_scale: float
     threshold: np.float32
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,13 +152,15 @@ class _All:
     def _add(self, state: SoftmaxState, part: slice, tile: Tensor, x: Tensor) -> None:
         geometry, a = self.geometry, self.a
         n, channels, height, width = tile.shape
-        window_y, window_x = (_tensor(axis.window, x) for axis in (geometry.y, geometry.x))
+        window_y, window_x = (torch.from_numpy(axis.window).to(x) for axis in (geometry.y, geometry.x))
         # Layout (W, C, H, n): images innermost, for long vectors; columns outermost, a product each.
         pixels = tile.permute(3, 1, 2, 0).contiguous()
         right = torch.cat([pixels, pixels.square().sum(1, keepdim=True)], 1)
         right = right.reshape(width, (channels + 1) * height, n)
         centres = pixels.permute(0, 2, 3, 1).contiguous()  # (W, H, n, C)
-        padded = _pad(x, geometry)  # (b, C, 3 H, 3 W): every shift of x is a slice of it
+        # Every shift of x is a slice of `padded`, (b, C, 3 H, 3 W): x amid copies or zeros.
+        margins = (width, width, height, height)
+        padded = x.repeat(1, 1, 3, 3) if geometry.y.circular else torch.nn.functional.pad(x, margins)
         slots = torch.from_numpy(geometry.x.slots).to(x.device)
         for offset_y, query_y, train_y in self._row_offsets():
             rows = window_y[train_y]  # (Ty, H)
@@ -186,15 +187,3 @@ class _All:
                 some = query[first : first + self._rows]
                 start = train.start + first
                 yield Offset(offset, some, slice(start, start + len(some)))
-
-
-def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(like)
-
-
-def _pad(x: Tensor, geometry: Geometry) -> Tensor:
-    """Surround x by one image size on every side: copies of x for circular windows, else zeros."""
-    height, width = geometry.size
-    if geometry.y.circular:
-        return x.repeat(1, 1, 3, 3)
-    return torch.nn.functional.pad(x, (width, width, height, height))

@@ -10,10 +10,11 @@ stratum sums over images of its own; the variance is estimated from the sums of 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from itertools import groupby
-from threading import Lock
 
 import numpy as np
 import torch
@@ -132,23 +133,12 @@ class SampledScan:
         self.scanned += len(chosen)
         self._since[slice(None) if self._asked is None else self._asked] += len(chosen)
         known = self._place(chosen)
-        tiles = iter([list(group) for _, group in groupby(chosen, lambda stratum: stratum // self._classes)])
-        taking = Lock()
+        tiles = deque(list(group) for _, group in groupby(chosen, lambda stratum: stratum // self._classes))
         threads = torch.get_num_threads()
-
-        def tasks() -> Iterator[list[int]]:
-            while True:
-                with taking:
-                    task = next(tiles, None)
-                    if task is None:
-                        return
-                yield task
-
         try:
-            parts = list(pool(threads).map(lambda _: self._work(tasks(), known), range(threads)))
+            parts = list(pool(threads).map(lambda _: self._work(tiles, known), range(threads)))
         finally:
-            with taking:  # after an error or Ctrl-C, threads end with their current tile
-                tiles = iter([])
+            tiles.clear()  # after an error or Ctrl-C, threads end with their current tile
         for tops, totals, squares in parts:
             self._merge(tops, totals, squares)
         members = _members_of_classes(self._frame.plan)
@@ -170,15 +160,15 @@ class SampledScan:
         self._squares = self._squares * before**2 + squares * added**2
         self._tops = top
 
-    def _work(self, tasks: Iterator[list[int]], known: Placed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scan strata of a tile at a time; return a thread's sums."""
+    def _work(self, tiles: deque[list[int]], known: Placed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Take the strata of a tile at a time until there are none; return a thread's sums."""
         frame, plan = self._frame, self._frame.plan
         channels = plan.channels
         tops = np.full(self._tops.shape, float(kernel.NOTHING_YET))
         totals, squares = np.zeros(self._totals.shape), np.zeros(self._squares.shape)
         tile, down = new_tile(plan)
         mine = new_sums(plan, self._top.copy(), frame.threshold)
-        for strata in tasks:
+        for strata in _taken(tiles):
             first = strata[0] // self._classes * plan.lanes
             order = self._image_order[first : first + plan.lanes]
             prepare(frame, self._images[order], tile, down)
@@ -217,6 +207,12 @@ class SampledScan:
         state.weight, state.weight_sq = state.weight * m, state.weight_sq * m
         state.centre *= m.unsqueeze(-1)
         return state
+
+
+def _taken(tiles: deque[list[int]]) -> Iterator[list[int]]:
+    with suppress(IndexError):  # another thread may take the last tile
+        while True:
+            yield tiles.popleft()
 
 
 @lru_cache(maxsize=32)

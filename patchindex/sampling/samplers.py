@@ -268,13 +268,7 @@ def starting_noise(
         raise InputError(
             f"is not an array: {type(x_T).__name__}", parameter="x_T", remedy="give floats"
         ) from None
-    if given.dim() != 4 or tuple(given.shape[1:]) != machine.shape or len(given) == 0:
-        expected = "(n, {}, {}, {})".format(*machine.shape)
-        raise InputError(
-            f"must have shape {expected}, got {tuple(given.shape)}", parameter="x_T", remedy="reshape it"
-        )
-    if n is not None and n != len(given):
-        raise InputError(f"is {n}, but x_T has {len(given)} images", parameter="n", remedy="leave n out")
-    if not given.is_floating_point() or not bool(torch.isfinite(given).all()):
-        raise InputError("must be finite floats", parameter="x_T", remedy="check for NaN and infinity")
-    return given.to(machine.device, torch.float32)
+    noise = machine.check_x(given, "x_T")
+    if n is not None and n != len(noise):
+        raise InputError(f"is {n}, but x_T has {len(noise)} images", parameter="n", remedy="leave n out")
+    return noise

@@ -250,8 +250,11 @@ def test_sampling_from_a_store(images, tmp_path, estimator):
         ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
         ({"sampler": "euler"}, "unknown sampler 'euler'; use ddim"),
         ({"label": 3}, "label: no image has label 3"),
-        ({"x_T": torch.zeros(1, 10, 10)}, r"x_T: must have shape \(n, 1, 10, 10\), got \(1, 10, 10\)"),
-        ({"x_T": torch.zeros(0, 1, 10, 10)}, "x_T: must have shape"),
+        (
+            {"x_T": torch.zeros(1, 10, 10)},
+            r"x_T: must be a tensor of shape \(B, 1, 10, 10\), got \(1, 10, 10\)",
+        ),
+        ({"x_T": torch.zeros(0, 1, 10, 10)}, "x_T: must be a tensor of shape"),
         ({"x_T": torch.zeros(2, 1, 10, 10), "n": 3}, "n: is 3, but x_T has 2 images; leave n out"),
         ({"x_T": torch.full((2, 1, 10, 10), torch.nan)}, "x_T: must be finite floats"),
         ({"x_T": torch.zeros(2, 1, 10, 10, dtype=torch.int32)}, "x_T: must be finite floats"),
