@@ -66,27 +66,13 @@ class Offset(NamedTuple):
 
 @dataclass(frozen=True)
 class Axis:
-    """Positions, windows and position classes along one axis of the image.
+    """Positions, windows and position classes along one axis of the image."""
 
-    Attributes
-    ----------
-    size : int
-        Pixels along this axis.
-    k : int
-        Window size, odd.
-    circular : bool
-        Query windows wrap around if true, and are padded with zeros if false.
-    train_padding : str
-        `"valid"`, `"wrapped"` or `"zeros"`.
-    classes : tuple of int
-        Position class of each position, numbered from 0. Training positions have the same classes.
-    """
-
-    size: int
-    k: int
-    circular: bool
-    train_padding: str
-    classes: tuple[int, ...]
+    size: int  # pixels along this axis
+    k: int  # window size, odd
+    circular: bool  # query windows wrap around, or are padded with zeros
+    train_padding: str  # "valid", "wrapped" or "zeros"
+    classes: tuple[int, ...]  # of each position, query or training, numbered from 0
 
     @property
     def train_positions(self) -> range:
@@ -343,21 +329,7 @@ def query_counts(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
-    """Return training patches by id.
-
-    Parameters
-    ----------
-    pixels : Tensor, shape (N, H, W, C), uint8
-        The training images.
-    geometry : Geometry
-    ids : Tensor, shape (...), int64
-        Patch ids: see `Geometry.position`.
-
-    Returns
-    -------
-    Tensor
-        Shape (..., k, k, C), float32 in [-1, 1].
-    """
+    """Return the patches with these ids of training images (N, H, W, C): (..., k, k, C) float32 in [-1, 1]."""
     if geometry.y.train_padding == "wrapped" or pixels[..., 0].numel() < geometry.k:
         return _gather_by_pixel(pixels, geometry, ids)
     # A row of a window is k pixels side by side. Copying whole rows is ten times as fast as copying pixels.

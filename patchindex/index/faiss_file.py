@@ -18,14 +18,7 @@ ID_BYTES = 8
 
 
 def empty_index(centroids: np.ndarray, ranges: np.ndarray) -> Any:
-    """Return an empty FAISS index with these lists and 8-bit codes.
-
-    Parameters
-    ----------
-    centroids : array, shape (lists, dims), float32
-    ranges : array, shape (2, dims), float32
-        Lowest value and width of the codes' range in each dimension.
-    """
+    """Return an empty FAISS index of lists with centroids (lists, dims) and codes of `ScaleModel.ranges`."""
     faiss = require_faiss()
     n_lists, dims = centroids.shape
     quantizer = faiss.IndexFlatL2(dims)

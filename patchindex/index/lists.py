@@ -48,18 +48,6 @@ def list_counts(patches_by_class: np.ndarray, lists: int) -> np.ndarray:
     """Return the number of lists of each position class, in proportion to its patches.
 
     A class gets at least one list, and at most one per 32 patches.
-
-    Parameters
-    ----------
-    patches_by_class : array of int, shape (n_classes,)
-        Number of patches of each class.
-    lists : int
-        Lists in total.
-
-    Examples
-    --------
-    >>> list_counts(np.array([1_000_000, 1_000]), 3910)
-    array([3906,    4])
     """
     total = int(patches_by_class.sum())
     share = np.rint(min(lists, total) * patches_by_class / total).astype(np.int64)
@@ -69,18 +57,10 @@ def list_counts(patches_by_class: np.ndarray, lists: int) -> np.ndarray:
 class InvertedLists:
     """Centroids of the inverted lists, in ranges of lists by position class.
 
-    Parameters
-    ----------
-    centroids : array, shape (lists, dims), float32
-        Ordered by class, and inside a class by cell.
-    bounds : array of int, shape (n_classes + 1,)
-        Class c has the lists `bounds[c]` to `bounds[c + 1] - 1`.
-    cells : array, shape (cells, dims), float32
-        Centroids of the cells, in the same order.
-    cell_bounds : array of int, shape (cells + 1,)
-        Cell i has the lists `cell_bounds[i]` to `cell_bounds[i + 1] - 1`, all of one class.
-    device : torch.device
-        Device that searches for nearest centroids.
+    `centroids`, float32 (lists, dims), are ordered by class, and inside a class by cell. Class c has the lists
+    `bounds[c]` to `bounds[c + 1] - 1`. `cells`, float32 (cells, dims), are the centroids of the cells in the
+    same order, and cell i has the lists `cell_bounds[i]` to `cell_bounds[i + 1] - 1`, all of one class.
+    `device` searches for nearest centroids.
     """
 
     def __init__(
@@ -108,16 +88,7 @@ class InvertedLists:
     def nearest(self, vectors: np.ndarray, classes: np.ndarray, probes: int) -> np.ndarray:
         """Return the lists of each vector's class with the nearest centroids.
 
-        Parameters
-        ----------
-        vectors : array, shape (n, dims), float32
-        classes : array of int, shape (n,)
-        probes : int
-
-        Returns
-        -------
-        array of int64, shape (n, probes)
-            Nearest first; -1 where a class has fewer lists.
+        int64 (n, probes), the nearest first; -1 where a class has fewer lists.
         """
         found = np.full((len(vectors), probes), -1, np.int64)
         for c, index in enumerate(self._by_class):
@@ -129,17 +100,7 @@ class InvertedLists:
         return found
 
     def assign(self, vectors: Tensor, classes: np.ndarray) -> np.ndarray:
-        """Return the list of each vector: the nearest list in the two nearest cells of its class.
-
-        Parameters
-        ----------
-        vectors : Tensor, shape (n, dims), float32
-        classes : array of int, shape (n,)
-
-        Returns
-        -------
-        array of int64, shape (n,)
-        """
+        """Return the list of each vector: the nearest list in the two nearest cells of its class, int64 (n,)."""
         found = np.empty(len(vectors), np.int64)
         if len(self.bounds) == 2:  # one class, the common case, needs no copies
             self._assign(vectors, 0, found)
@@ -229,23 +190,9 @@ def to_gpu(index: Any, device: torch.device) -> Any:
 def train_lists(
     sample: np.ndarray, classes: np.ndarray, counts: np.ndarray, seed: int, device: torch.device
 ) -> InvertedLists:
-    """Find the cells of each class, and the lists of each cell, by k-means.
+    """Find the cells of each class, and the lists of each cell, by k-means of a sample (n, dims).
 
-    Parameters
-    ----------
-    sample : array, shape (n, dims), float32
-        Projected patches.
-    classes : array of int, shape (n,)
-        Position classes of the sample; each class has at least as many patches as lists.
-    counts : array of int, shape (n_classes,)
-        Lists of each class.
-    seed : int
-        Seed of the initial centroids.
-    device : torch.device
-        Device of k-means.
-
-    Notes
-    -----
+    `counts` has the lists of each class; the sample has at least as many patches of a class as lists.
     Equal samples, seeds and numbers of threads give equal centroids.
     """
     centroids, cells, cell_sizes, bounds = [], [], [], [0]
@@ -274,13 +221,7 @@ def train_lists(
 
 
 def _shares(total: int, members: np.ndarray) -> np.ndarray:
-    """Return the number of lists of each cell, in proportion to its members, at least one; about `total`.
-
-    Examples
-    --------
-    >>> _shares(10, np.array([70, 20, 1]))
-    array([6, 3, 1])
-    """
+    """Return the number of lists of each cell, in proportion to its members, at least one; about `total`."""
     most = math.ceil(MOST_LISTS_A_CELL * total / len(members))
     edges = np.rint(np.cumsum(members) * (total - len(members)) / members.sum()).astype(np.int64)
     # No more lists than members, and no cell so large that assigning to its lists takes long.

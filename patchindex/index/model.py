@@ -29,15 +29,7 @@ CHUNK_BYTES = 64 << 20  # memory of one step of a stage
 
 @dataclass(frozen=True)
 class ScaleModel:
-    """The trained model of a locality scale, which puts a patch into a list and makes its code.
-
-    Attributes
-    ----------
-    pca : PCA
-    lists : InvertedLists
-    ranges : array, shape (2, dims), float32
-        Lowest value and width of the codes' range in each dimension.
-    """
+    """The trained model of a locality scale, which puts a patch into a list and makes its code."""
 
     ARRAYS: ClassVar = (
         "pca_components",
@@ -51,7 +43,7 @@ class ScaleModel:
 
     pca: PCA
     lists: InvertedLists
-    ranges: np.ndarray
+    ranges: np.ndarray  # float32 (2, dims): lowest value and width of the codes' range in each dimension
 
     def save(self, group: zarr.Group) -> None:
         """Write the arrays into the group of a scale, over any that are there."""
@@ -81,23 +73,9 @@ class ScaleModel:
     def encode(
         self, pixels: Tensor, geometry: Geometry, images: np.ndarray
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield lists and codes of the patches of images, some images at a time.
+        """Yield lists, int64 (n,), and codes, uint8 (n, dims), of the patches of images, in order of patch ids.
 
-        Parameters
-        ----------
-        pixels : Tensor, shape (N, H, W, C), uint8
-        geometry : Geometry
-        images : array of int
-            Numbers of the images to encode.
-
-        Yields
-        ------
-        int
-            Number of images completed.
-        array of int64, shape (n,)
-            Lists of the next n patches, in order of patch ids.
-        array of uint8, shape (n, dims)
-            Codes of these patches.
+        Each step also yields the number of images completed.
         """
         for start, stop, vectors in project_all(pixels, geometry, self.pca, self.lists.device, images):
             assigned = self.lists.assign(vectors, np.tile(geometry.train_classes, stop - start))

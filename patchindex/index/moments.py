@@ -21,13 +21,8 @@ REST_BYTES = 32 << 20  # memory for the logits of pixels and lists that are comp
 class ListMoments:
     """Sizes, means and variances of the codes of a scale's lists.
 
-    Parameters
-    ----------
-    lists : InvertedLists
-    counts : array of int64, shape (labels or 1, lists)
-        Patches of each label.
-    means, variances : arrays of float32, shape (lists, dims)
-        Of all patches of a list.
+    `counts`, int64 (labels or 1, lists), are the patches of each label; `means` and `variances`, float32
+    (lists, dims), are of all patches of a list.
     """
 
     def __init__(
@@ -49,22 +44,10 @@ class ListMoments:
     def of_class(
         self, c: int, label_index: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Return means and variances of the lists and the cells of a position class.
+        """Return means and variances of a position class's lists, the bounds of its cells, and their moments.
 
-        Parameters
-        ----------
-        c : int
-            The position class.
-        label_index : int, optional
-            Moments of cells count only patches of the label with this index.
-
-        Returns
-        -------
-        means, variances : arrays of float32, shape (lists, dims)
-        bounds : array of int64, shape (cells + 1,)
-            Cell i has the lists `bounds[i]` to `bounds[i + 1]` of these.
-        of_cells : tuple of arrays
-            Means, variances and sizes of the cells.
+        Cell i has the lists `bounds[i]` to `bounds[i + 1]` of these. The moments of the cells are means,
+        variances and sizes; with a label index they count only patches of that label.
         """
         lo, hi = (int(bound) for bound in self.lists.bounds[c : c + 2])
         first, last = np.searchsorted(self.lists.cell_bounds, (lo, hi))
@@ -116,24 +99,8 @@ class ListMoments:
 
             n prod_d sqrt(beta / v_d) exp(-(z_d - a m_d)^2 / (2 v_d)),    v_d = beta + a^2 s_d^2
 
-        and at most `n exp(ceiling)`, since no patch that was not retrieved has a logit above the ceiling.
-
-        Parameters
-        ----------
-        z : Tensor, shape (n, dims)
-            Projected queries.
-        classes : array of int, shape (n,)
-            Position classes of the queries.
-        a, beta : float
-            Signal scale and noise variance.
-        ceiling : Tensor, shape (n,)
-            Logit, in PCA space, of the last patch that was retrieved.
-        label_index : int, optional
-            Count only patches of the label with this index.
-
-        Returns
-        -------
-        Tensor, shape (n,), float64
+        and at most `n exp(ceiling)`: `ceiling` (n,) has the logit, in PCA space, of the last patch that was
+        retrieved for each of the projected queries z (n, dims). Returns float64 (n,).
         """
         log_sizes = torch.from_numpy(self.sizes(label_index)).to(z).log()
         out = torch.empty(len(z), dtype=torch.float64, device=z.device)

@@ -20,21 +20,11 @@ USUAL_DIMS, MAX_DIMS = 56, 128  # 56 make 64 bytes per patch with its id
 
 @dataclass(frozen=True)
 class PCA:
-    """`y = V^T (P - mu)` for patches P.
+    """`y = V^T (P - mu)` for patches P."""
 
-    Attributes
-    ----------
-    components : array, shape (dims, k, k, C), float32
-        V^T: orthonormal rows, the largest variance first.
-    mean : array, shape (k, k, C), float32
-        mu.
-    energy : float
-        Share of the variance that the components keep, in [0, 1].
-    """
-
-    components: np.ndarray
-    mean: np.ndarray
-    energy: float
+    components: np.ndarray  # V^T, float32 (dims, k, k, C): orthonormal rows, the largest variance first
+    mean: np.ndarray  # mu, float32 (k, k, C)
+    energy: float  # share of the variance that the components keep, in [0, 1]
 
     @property
     def dims(self) -> int:
@@ -47,19 +37,9 @@ class PCA:
         return (patches - mean).flatten(1) @ components.flatten(1).T
 
     def project_images(self, images: Tensor, geometry: Geometry) -> Tensor:
-        """Return the projection of every training window of images, without unfolding them.
+        """Return the projection of every training window of images (n, C, H, W), without unfolding them.
 
-        Parameters
-        ----------
-        images : Tensor, shape (n, C, H, W)
-            In [-1, 1].
-        geometry : Geometry
-            Geometry of the training windows.
-
-        Returns
-        -------
-        Tensor
-            Shape (n * patches_per_image, dims), in the order of patch ids.
+        Shape (n * patches_per_image, dims), in the order of patch ids.
         """
         return self._convolve(pad(images, geometry, geometry.y.train_padding), 1.0)
 
@@ -82,15 +62,8 @@ def choose_dims(left_out: np.ndarray) -> int:
     """Choose the number of components: as few as make no difference, at most `USUAL_DIMS`.
 
     More than `USUAL_DIMS` only where fewer do not order the patches. A multiple of 8, as FAISS's vectorised
-    code needs.
+    code needs. `left_out` is the variance of the logit error with 1, 2, ... components, descending.
 
-    Parameters
-    ----------
-    left_out : array, shape (values of a patch,)
-        Variance of the logit error with 1, 2, ... components, descending.
-
-    Examples
-    --------
     >>> [choose_dims(scale / np.arange(1, 148) ** 2) for scale in (10.0, 2000.0, 10000.0, 1e9)]
     [8, 56, 104, 128]
     >>> choose_dims(np.zeros(9)), choose_dims(np.zeros(3))
@@ -102,19 +75,10 @@ def choose_dims(left_out: np.ndarray) -> int:
 
 
 def fit_pca(patches: Tensor, dims: int | None = None, *, noise: float = 0.01) -> PCA:
-    """Fit principal components.
+    """Fit principal components to a sample of patches (n, k, k, C), by default `choose_dims` of them.
 
     Components left out, of mean square r^2, change the logit of a patch by about N(0, a^2 r^2 / beta), with
-    a^2 = 1 - beta.
-
-    Parameters
-    ----------
-    patches : Tensor, shape (n, k, k, C)
-        A sample of patches.
-    dims : int, optional
-        Number of components, by default the choice of `choose_dims`; at most k k C.
-    noise : float
-        beta, the lowest noise variance at which patches are compared with a query.
+    a^2 = 1 - beta. `noise` is beta, the lowest at which patches are compared with a query.
     """
     shape = patches.shape[1:]
     flat = patches.flatten(1).double()

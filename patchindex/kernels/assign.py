@@ -24,30 +24,18 @@ import numpy as np
 
 from patchindex.kernels.codes import CODES, NEVER
 from patchindex.kernels.compile import inlined, lean
-from patchindex.kernels.simd import BLOCK, aligned, load_block, splat_block, store
-from patchindex.kernels.simd_codes import bits_below, lowest_bit
+from patchindex.kernels.simd import BLOCK, aligned, bits_below, load_block, lowest_bit, splat_block, store
 
 __all__ = ["Tiles", "assign_lists"]
 
 
 class Tiles(NamedTuple):
-    """The centroids of some groups, in tiles.
-
-    Attributes
-    ----------
-    values : array of float32, shape (tiles * dims * CODES,)
-    offsets : array of float32, shape (tiles * CODES,)
-    first : array of int64, shape (groups + 1,)
-        The first tile of each group.
-    bounds : array of int64, shape (groups + 1,)
-        The first centroid of each group.
-    dims : int
-    """
+    """The centroids of some groups, in tiles."""
 
     values: np.ndarray
     offsets: np.ndarray
-    first: np.ndarray
-    bounds: np.ndarray
+    first: np.ndarray  # int64 (groups + 1,): the first tile of each group
+    bounds: np.ndarray  # int64 (groups + 1,): the first centroid of each group
     dims: int
 
     @classmethod
@@ -117,19 +105,10 @@ def _best_two(tiles, v, start, visitors, score, item, room):  # type: ignore[no-
 
 @lean
 def assign_lists(cells, lists, v, score, item, start, visitors, room, out):  # type: ignore[no-untyped-def]
-    """Write the list of each vector, (n,), to `out`.
+    """Write the list of each vector to `out`, int64 (n,); `v` holds the vectors (n, dims), flat.
 
-    Parameters
-    ----------
-    cells : Tiles
-        One group.
-    lists : Tiles
-        One group per cell.
-    v : array of float32, flat
-        Vectors, (n, dims).
-    score, item, start, visitors, room : arrays
-        Scratch memory: float32 (n, 2), int64 (n, 2), int64 (cells + 1,), int64 (2 n,), float32 (BLOCK,).
-    out : array of int64, shape (n,)
+    `cells` is one group, and `lists` has a group per cell. `score` to `room` are scratch memory: float32
+    (n, 2), int64 (n, 2), int64 (cells + 1,), int64 (2 n,) and float32 (BLOCK,).
     """
     n = len(out)
     for q in range(n):

@@ -39,46 +39,23 @@ MOST_16 = np.iinfo(np.int16).max
 
 
 class Codes(NamedTuple):
-    """The codes of some lists, of all images or of the images of one label.
-
-    Attributes
-    ----------
-    file : array of uint8
-        The FAISS file.
-    offset : array of int64, shape (lists,)
-        First byte of each list's codes.
-    size : array of int64, shape (lists,)
-        Number of codes of each list.
-    low, step : array of float32, shape (padded dims,)
-        Byte q of dimension d means `low[d] + (q + 1/2) step[d]`; both are 0 beyond the dimensions.
-    dims : int
-    """
+    """The codes of some lists, of all images or of the images of one label."""
 
     file: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
-    low: np.ndarray
-    step: np.ndarray
+    offset: np.ndarray  # int64 (lists,): the first byte of each list's codes
+    size: np.ndarray  # int64 (lists,): the number of codes of each list
+    low: np.ndarray  # float32 (padded dims,), 0 beyond the dimensions
+    step: np.ndarray  # float32 (padded dims,), 0 beyond the dimensions
     dims: int
 
 
 class Queries(NamedTuple):
-    """Queries as 16-bit integers: u, s, unit, square_unit and constant of the formula above.
+    """Queries as 16-bit integers: the numbers of the formula above."""
 
-    Attributes
-    ----------
-    pairs : array of int32, shape (queries * pairs,)
-        u, one query after the other.
-    unit, constant : array of float32, shape (queries,)
-    squares : array of int32, shape (pairs,)
-        s.
-    square_unit : float32
-    """
-
-    pairs: np.ndarray
-    unit: np.ndarray
-    constant: np.ndarray
-    squares: np.ndarray
+    pairs: np.ndarray  # int32 (queries * pairs,): u, one query after the other
+    unit: np.ndarray  # float32 (queries,)
+    constant: np.ndarray  # float32 (queries,)
+    squares: np.ndarray  # int32 (pairs,): s
     square_unit: np.float32
 
     @classmethod

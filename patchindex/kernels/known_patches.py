@@ -17,23 +17,12 @@ __all__ = ["KnownPatches", "Placed", "StratumTables", "find_members", "remove"]
 
 
 class KnownPatches(NamedTuple):
-    """Patches that pixels are known to be compared with: arrays of shape (n,).
+    """Patches that pixels are known to be compared with."""
 
-    Attributes
-    ----------
-    pixel : array of int32
-        Raster number of the pixel.
-    image : array of int32
-        Training image of the patch.
-    place : array of int32
-        Raster number of the patch's centre in the image, `y W + x`.
-    logit : array of float32
-    """
-
-    pixel: np.ndarray
-    image: np.ndarray
-    place: np.ndarray
-    logit: np.ndarray
+    pixel: np.ndarray  # int32 (n,): raster number of the pixel
+    image: np.ndarray  # int32 (n,): training image of the patch
+    place: np.ndarray  # int32 (n,): raster number of the patch's centre in the image, `y W + x`
+    logit: np.ndarray  # float32 (n,)
 
 
 class Placed(NamedTuple):
@@ -50,21 +39,13 @@ class StratumTables(NamedTuple):
     """Tables that give the stratum of a query position and a training position.
 
     The class of offsets of positions (y, x) and (i, j) is `rows[y, i] + columns[x, j]`.
-
-    Attributes
-    ----------
-    classes : int
-        Strata per tile.
-    y_of, x_of : array of int64, shape (H W,)
-        Row and column of a raster number.
-    rows, columns : array of int64, shape (H, H) and (W, W)
     """
 
-    classes: int
-    y_of: np.ndarray
-    x_of: np.ndarray
-    rows: np.ndarray
-    columns: np.ndarray
+    classes: int  # strata per tile
+    y_of: np.ndarray  # int64 (H W,): row of a raster number
+    x_of: np.ndarray  # int64 (H W,): column of a raster number
+    rows: np.ndarray  # int64 (H, H)
+    columns: np.ndarray  # int64 (W, W)
 
 
 @lean

@@ -29,8 +29,18 @@ import numpy as np
 
 from patchindex.kernels.codes import CODES, NEVER, STEPS, decode, nth_highest
 from patchindex.kernels.compile import inlined, lean
-from patchindex.kernels.simd import BLOCK, LANES, aligned, load_block, splat_block, store
-from patchindex.kernels.simd_codes import bits_below, load_id, lowest_bit, prefetch
+from patchindex.kernels.simd import (
+    BLOCK,
+    LANES,
+    aligned,
+    bits_below,
+    load_block,
+    load_id,
+    lowest_bit,
+    prefetch,
+    splat_block,
+    store,
+)
 from patchindex.kernels.simd_pairs import add_pairs, load_ints, no_ints, to_floats
 
 __all__ = [
@@ -48,22 +58,12 @@ CACHE_LINE = 64
 
 
 class Best(NamedTuple):
-    """The best items of each query.
+    """The best items of each query."""
 
-    Attributes
-    ----------
-    score : array of float32, shape (queries, capacity)
-    item : array of int64, shape (queries, capacity)
-    held : array of int64, shape (queries,)
-        Number of items.
-    threshold : array of float32, shape (queries,)
-        Items must score above the threshold.
-    """
-
-    score: np.ndarray
-    item: np.ndarray
-    held: np.ndarray
-    threshold: np.ndarray
+    score: np.ndarray  # float32 (queries, capacity)
+    item: np.ndarray  # int64 (queries, capacity)
+    held: np.ndarray  # int64 (queries,): number of items
+    threshold: np.ndarray  # float32 (queries,): items must score above the threshold
 
     @classmethod
     def none(cls, queries: int, keep: int) -> Best:

@@ -27,8 +27,16 @@ import numpy as np
 from torch import Tensor
 
 from patchindex.kernels.compile import compiled, inlined, lean
-from patchindex.kernels.simd import LANES, exp2, load_lanes, splat_lanes, store
-from patchindex.kernels.simd_codes import load_bytes, prefetch, sum_lanes
+from patchindex.kernels.simd import (
+    LANES,
+    exp2,
+    load_bytes,
+    load_lanes,
+    prefetch,
+    splat_lanes,
+    store,
+    sum_lanes,
+)
 from patchindex.kernels.windows import REACH, WindowTables
 
 __all__ = [

@@ -69,15 +69,7 @@ NO_LOGIT = np.float32(1e30)  # norm of a window that must not count
 
 
 class Tile(NamedTuple):
-    """A tile of training images.
-
-    Attributes
-    ----------
-    values, norms : arrays of float32, flat
-    height, width, channels, lanes : int
-    padded : int
-        Width with padding.
-    """
+    """A tile of training images."""
 
     values: np.ndarray
     norms: np.ndarray
@@ -85,27 +77,16 @@ class Tile(NamedTuple):
     width: int
     channels: int
     lanes: int
-    padded: int
+    padded: int  # width with padding
 
 
 class Sums(NamedTuple):
-    """The softmax sums of one thread for one query.
+    """The softmax sums of one thread for one query."""
 
-    Attributes
-    ----------
-    top : array of float32, shape (pixels,)
-        Reference of the logits, a whole number: their maximum so far, or at most `SLACK` below it.
-    sums : array of float32, flat
-    columns : array of float32, flat
-        Scratch memory of `scan_all`.
-    threshold : float32
-        Blocks of logits that are this far below `top` are skipped.
-    """
-
-    top: np.ndarray
+    top: np.ndarray  # float32 (pixels,), whole numbers: the largest logit so far, or at most `SLACK` below it
     sums: np.ndarray
-    columns: np.ndarray
-    threshold: np.float32
+    columns: np.ndarray  # scratch memory of `scan_all`
+    threshold: np.float32  # blocks of logits that are this far below `top` are skipped
 
 
 @compiled

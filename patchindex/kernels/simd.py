@@ -1,22 +1,24 @@
-"""Vectors of float32 inside numba functions.
+"""Vectors inside numba functions.
 
 Numba leaves vectors to LLVM's loop vectoriser, which cannot keep the running sums of a stencil in registers.
 This file names LLVM's own vector types and instructions, so that kernels can write them:
 
 =========== ======= ===========================================================================
-type        floats  registers
+type        entries registers
 =========== ======= ===========================================================================
-block       BLOCK   LLVM splits it: 4 of AVX-512 (64 floats) or of AVX2 (32 floats), 8 of NEON
+block       BLOCK   LLVM splits it: 4 of AVX-512 (64 entries) or of AVX2 (32 entries), 8 of NEON
 lanes       LANES   one of AVX-512, two of AVX2
 =========== ======= ===========================================================================
 
 The instructions are LLVM's portable ones, so the same code runs on x86 and ARM. `a + b`, `a - b` and `a * b`
-work on vectors; products and sums may fuse. Indices count floats and are not checked.
+work on float32; products and sums may fuse. Arrays are flat, indices count entries, and both are unchecked.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -27,26 +29,44 @@ from numba.extending import intrinsic, overload
 
 __all__ = [
     "BLOCK",
+    "F32",
     "FEATURES",
+    "I8",
+    "I32",
     "LANES",
+    "Vector",
     "aligned",
     "any_above",
+    "bits_below",
+    "combined",
     "exp2",
     "fold_max",
     "fold_product",
     "fold_sum",
+    "instruction",
     "largest",
     "load_block",
+    "load_bytes",
+    "load_id",
     "load_lanes",
+    "loader",
+    "lowest_bit",
+    "parts",
+    "pointer_to",
+    "prefetch",
+    "shuffled",
+    "splat",
     "splat_block",
     "splat_lanes",
     "store",
+    "sum_lanes",
     "total",
+    "vector",
 ]
 
 
 def _widest(features: frozenset[str]) -> int:
-    """Return the floats per block for these processor features: as many as leave registers free for sums."""
+    """Return the entries per block for these processor features: as many as leave registers free for sums."""
     return 64 if "+avx512f" in features else 32
 
 
@@ -60,6 +80,9 @@ FLAGS = ("nnan", "nsz", "contract")  # the kernels make no NaN; products and sum
 # 2^f = sum_i EXP2[i] f^i on [-1/2, 1/2], relative error 1e-7: see `exp2`.
 EXP2 = (1.0, 0.69314698, 0.24022242, 0.055507337, 0.0096715126, 0.0013264727)
 
+F32, F64 = ir.FloatType(), ir.DoubleType()
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
 
 def aligned(n: int) -> np.ndarray:
     """Return n zeros, float32, aligned to a cache line: a vector across two lines loads half as fast."""
@@ -68,233 +91,248 @@ def aligned(n: int) -> np.ndarray:
     return room[start : start + 4 * n].view(np.float32)
 
 
-class Floats(types.Type):
-    """The numba type of a vector of float32."""
+class Vector(types.Type):
+    """The numba type of a vector of n float32 or int32."""
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        super().__init__(name=f"Floats({n})")
+    def __init__(self, kind: str, n: int) -> None:
+        self.kind, self.n = kind, n
+        super().__init__(name=f"Vector({kind}, {n})")
 
-
-@register_default(Floats)
-class _FloatsModel(PrimitiveModel):
-    def __init__(self, manager: Any, kind: Floats) -> None:
-        super().__init__(manager, kind, ir.VectorType(ir.FloatType(), kind.n))
-
-
-_block, _lanes = Floats(BLOCK), Floats(LANES)
+    @property
+    def llvm(self) -> ir.VectorType:
+        """The type of LLVM."""
+        return vector({"float32": F32, "int32": I32}[self.kind], self.n)
 
 
-def _vector(n: int) -> ir.VectorType:
-    return ir.VectorType(ir.FloatType(), n)
+@register_default(Vector)
+class _VectorModel(PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, kind.llvm)
+
+
+_block, _lanes = Vector("float32", BLOCK), Vector("float32", LANES)
+
+
+def instruction(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Make an instruction of a function that writes it: `write(builder, *values)`.
+
+    `result` and `arguments` are numba types. Ellipsis means the type that is passed, for the result that of
+    the first argument. An array is passed as the pointer to its first entry.
+    """
+
+    def decorate(write: Callable[..., Any]) -> Any:
+        @wraps(write)
+        def define(_: Any, *given: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                values = [
+                    context.make_array(kind)(context, builder, value).data
+                    if isinstance(kind, types.Array)
+                    else value
+                    for kind, value in zip(signature.args, values, strict=True)
+                ]
+                written = write(builder, *values)
+                return context.get_dummy_value() if result is types.void else written
+
+            kinds = (own if kind is ... else kind for kind, own in zip(arguments, given, strict=True))
+            return (given[0] if result is ... else result)(*kinds), generate
+
+        return intrinsic(define)
+
+    return decorate
+
+
+def vector(kind: Any, n: int) -> ir.VectorType:
+    """Return LLVM's type of n entries."""
+    return ir.VectorType(kind, n)
+
+
+def splat(builder: Any, x: Any, n: int) -> Any:
+    """Return n entries that are x."""
+    one = builder.insert_element(ir.Constant(vector(x.type, n), ir.Undefined), x, ir.Constant(I32, 0))
+    return shuffled(builder, [0] * n, one, one)
+
+
+def shuffled(builder: Any, order: Sequence[int], a: Any, b: Any) -> Any:
+    """Return the entries at `order` of two vectors, one after the other."""
+    return builder.shuffle_vector(a, b, ir.Constant(vector(I32, len(order)), list(order)))
+
+
+def parts(builder: Any, v: Any, n: int) -> list[Any]:
+    """Cut a vector into vectors of n; this takes no instructions."""
+    return [shuffled(builder, range(i, i + n), v, v) for i in range(0, v.type.count, n)]
+
+
+def combined(combine: Callable[[Any, Any], Any], vectors: list[Any]) -> Any:
+    """Combine neighbouring vectors, then neighbouring results, until one is left."""
+    while len(vectors) > 1:
+        vectors = [combine(a, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    return vectors[0]
+
+
+def pointer_to(builder: Any, data: Any, index: Any, kind: Any) -> Any:
+    """Return the pointer to a value of LLVM's type `kind`, at an index of an array."""
+    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+
+def _call(builder: Any, name: str, result: Any, *values: Any, flags: tuple[str, ...] = ()) -> Any:
+    function = builder.module.declare_intrinsic(name, fnty=ir.FunctionType(result, [v.type for v in values]))
+    return builder.call(function, values, fastmath=flags)
 
 
 def _constant(x: float, n: int) -> ir.Constant:
-    return ir.Constant(_vector(n), [float(np.float32(x))] * n)
-
-
-def _splat(builder: Any, x: Any, n: int) -> Any:
-    one = builder.insert_element(ir.Constant(_vector(n), ir.Undefined), x, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), n), [0] * n))
-
-
-def _parts(builder: Any, v: Any) -> list[Any]:
-    """Cut a vector into vectors of LANES; this takes no instructions."""
-    n = v.type.count
-    return [
-        builder.shuffle_vector(
-            v, v, ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(i, i + LANES)))
-        )
-        for i in range(0, n, LANES)
-    ]
-
-
-def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    function = builder.module.declare_intrinsic(name, fnty=ir.FunctionType(result, [a.type for a in args]))
-    return builder.call(function, args, fastmath=FLAGS)
+    return ir.Constant(vector(F32, n), [float(np.float32(x))] * n)
 
 
 def _max(builder: Any, a: Any, b: Any) -> Any:
-    return _call(builder, f"llvm.maxnum.v{a.type.count}f32", a.type, a, b)
+    return _call(builder, f"llvm.maxnum.v{a.type.count}f32", a.type, a, b, flags=FLAGS)
 
 
-def _tree(builder: Any, combine: Any, parts: list[Any]) -> Any:
-    while len(parts) > 1:
-        parts = [combine(builder, a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
+def loader(result: Vector) -> Any:
+    """Make the instruction that loads a vector."""
+
+    @instruction(result, ..., types.intp)
+    def load(builder: Any, data: Any, index: Any) -> Any:
+        """Load consecutive entries of an array of float32 or int32, from `index`."""
+        return builder.load(pointer_to(builder, data, index, result.llvm), align=4)
+
+    return load
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, n: int) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _vector(n).as_pointer())
-
-
-def _loader(result: Floats) -> Any:
-    def load(typingctx: Any, array: Any, index: Any) -> Any:
-        """Load consecutive floats of a flat float32 array, from `index`."""
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _pointer(context, builder, signature.args[0], args[0], args[1], result.n)
-            return builder.load(pointer, align=4)
-
-        return result(array, types.intp), codegen
-
-    return intrinsic(load)
-
-
-load_block, load_lanes = _loader(_block), _loader(_lanes)
-
-
-@intrinsic
-def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Store a vector into a flat float32 array, from `index`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], signature.args[2].n)
-        builder.store(args[2], pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, value), codegen
-
-
-def _splatter(result: Floats) -> Any:
-    def splat(typingctx: Any, x: Any) -> Any:
+def _splatter(result: Vector) -> Any:
+    @instruction(result, types.float32)
+    def splat_(builder: Any, x: Any) -> Any:
         """Return a vector of equal floats."""
+        return splat(builder, x, result.n)
 
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return _splat(builder, args[0], result.n)
-
-        return result(types.float32), codegen
-
-    return intrinsic(splat)
+    return splat_
 
 
+load_block, load_lanes = loader(_block), loader(_lanes)
 splat_block, splat_lanes = _splatter(_block), _splatter(_lanes)
 
 
-def _arithmetic(name: str, instruction: str) -> Any:
-    def combine(typingctx: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, instruction)(*args, flags=FLAGS)
-
-        return a(a, b), codegen
-
-    combine.__name__ = name
-    return intrinsic(combine)
+@instruction(types.void, ..., types.intp, ...)
+def store(builder: Any, data: Any, index: Any, value: Any) -> None:
+    """Store a vector into an array of float32, from `index`."""
+    builder.store(value, pointer_to(builder, data, index, value.type), align=4)
 
 
-_add, _sub, _mul = _arithmetic("add", "fadd"), _arithmetic("sub", "fsub"), _arithmetic("mul", "fmul")
+def _arithmetic(symbol: Any, name: str) -> None:
+    @instruction(..., ..., ...)
+    def combine(builder: Any, a: Any, b: Any) -> Any:
+        return getattr(builder, name)(a, b, flags=FLAGS)
+
+    @overload(symbol)
+    def operation(a, b):  # type: ignore[no-untyped-def]
+        return (lambda a, b: combine(a, b)) if a == b and a in (_block, _lanes) else None
 
 
-def _two(function: Any) -> Any:
-    def operation(a: Any, b: Any) -> Any:
-        if isinstance(a, Floats) and a == b:
-
-            def compute(a: Any, b: Any) -> Any:
-                return function(a, b)
-
-            return compute
-        return None
-
-    return operation
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
 
 
-for _symbol, _function in ((operator.add, _add), (operator.sub, _sub), (operator.mul, _mul)):
-    overload(_symbol)(_two(_function))
-
-
-@intrinsic
-def fold_max(typingctx: Any, v: Any) -> Any:
+@instruction(_lanes, _block)
+def fold_max(builder: Any, v: Any) -> Any:
     """Return the largest value of each lane over the parts of a block."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _tree(builder, _max, _parts(builder, args[0]))
-
-    return _lanes(v), codegen
+    return combined(lambda a, b: _max(builder, a, b), parts(builder, v, LANES))
 
 
-@intrinsic
-def fold_sum(typingctx: Any, sums: Any, v: Any) -> Any:
+@instruction(_lanes, _lanes, _block)
+def fold_sum(builder: Any, sums: Any, v: Any) -> Any:
     """Add the parts of a block to lane sums."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = _tree(builder, lambda b, x, y: b.fadd(x, y, flags=FLAGS), _parts(builder, args[1]))
-        return builder.fadd(args[0], whole, flags=FLAGS)
-
-    return _lanes(sums, v), codegen
+    whole = combined(lambda a, b: builder.fadd(a, b, flags=FLAGS), parts(builder, v, LANES))
+    return builder.fadd(sums, whole, flags=FLAGS)
 
 
-@intrinsic
-def fold_product(typingctx: Any, sums: Any, a: Any, b: Any) -> Any:
+@instruction(_lanes, _lanes, _block, _block)
+def fold_product(builder: Any, sums: Any, a: Any, b: Any) -> Any:
     """Add the parts of the product of two blocks to lane sums."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total = args[0]
-        for x, y in zip(_parts(builder, args[1]), _parts(builder, args[2]), strict=True):
-            total = builder.fadd(total, builder.fmul(x, y, flags=FLAGS), flags=FLAGS)
-        return total
-
-    return _lanes(sums, a, b), codegen
+    for x, y in zip(parts(builder, a, LANES), parts(builder, b, LANES), strict=True):
+        sums = builder.fadd(sums, builder.fmul(x, y, flags=FLAGS), flags=FLAGS)
+    return sums
 
 
-@intrinsic
-def any_above(typingctx: Any, v: Any, x: Any) -> Any:
+@instruction(types.boolean, _lanes, types.float32)
+def any_above(builder: Any, v: Any, x: Any) -> Any:
     """Return true if any lane is larger than x."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        mask = builder.fcmp_ordered(">", args[0], _splat(builder, args[1], LANES))
-        bits = builder.bitcast(mask, ir.IntType(LANES))
-        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
-
-    return types.boolean(v, types.float32), codegen
+    mask = builder.fcmp_ordered(">", v, splat(builder, x, LANES))
+    bits = builder.bitcast(mask, ir.IntType(LANES))
+    return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
 
-@intrinsic
-def largest(typingctx: Any, v: Any) -> Any:
+@instruction(types.float32, _lanes)
+def largest(builder: Any, v: Any) -> Any:
     """Return the largest lane."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.vector.reduce.fmax.v{LANES}f32", ir.FloatType(), args[0])
-
-    return types.float32(v), codegen
+    return _call(builder, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, v, flags=FLAGS)
 
 
-@intrinsic
-def total(typingctx: Any, v: Any) -> Any:
+@instruction(types.float64, _lanes)
+def total(builder: Any, v: Any) -> Any:
     """Return the sum of all lanes, in float64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide = builder.fpext(args[0], ir.VectorType(ir.DoubleType(), LANES))
-        function = builder.module.declare_intrinsic(
-            f"llvm.vector.reduce.fadd.v{LANES}f64",
-            fnty=ir.FunctionType(ir.DoubleType(), [ir.DoubleType(), wide.type]),
-        )
-        zero = ir.Constant(ir.DoubleType(), 0.0)
-        return builder.call(function, [zero, wide], fastmath=("reassoc",))
-
-    return types.float64(v), codegen
+    wide = builder.fpext(v, vector(F64, LANES))
+    zero = ir.Constant(F64, 0.0)
+    return _call(builder, f"llvm.vector.reduce.fadd.v{LANES}f64", F64, zero, wide, flags=("reassoc",))
 
 
-@intrinsic
-def exp2(typingctx: Any, v: Any, floor: Any) -> Any:
+@instruction(types.float32, _lanes)
+def sum_lanes(builder: Any, v: Any) -> Any:
+    """Return the sum of all lanes, in float32."""
+    zero = ir.Constant(F32, 0.0)
+    return _call(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, zero, v, flags=("reassoc",))
+
+
+@instruction(..., ..., types.float32)
+def exp2(builder: Any, v: Any, floor: Any) -> Any:
     """Return 2^max(v, floor), for an integer floor of -126 or more.
 
     v = n + f with n an integer and |f| <= 1/2; 2^f is a polynomial, and n is added to its exponent. Adding
     1.5 * 2^23 to v rounds it to an integer and leaves n in the low bits.
     """
+    n = v.type.count
+    ints = vector(I32, n)
+    v = _max(builder, v, splat(builder, floor, n))
+    magic = _constant(1.5 * 2**23, n)
+    shifted = builder.fadd(v, magic)  # no flags: it must not be simplified away
+    f = builder.fsub(v, builder.fsub(shifted, magic), flags=("nnan", "nsz"))
+    result = _constant(EXP2[-1], n)
+    for coefficient in EXP2[-2::-1]:
+        product = builder.fmul(result, f, flags=FLAGS)
+        result = builder.fadd(product, _constant(coefficient, n), flags=FLAGS)
+    exponent = builder.shl(builder.bitcast(shifted, ints), ir.Constant(ints, [23] * n))
+    return builder.bitcast(builder.add(builder.bitcast(result, ints), exponent), v.type)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        n = args[0].type.count
-        ints = ir.VectorType(ir.IntType(32), n)
-        v = _max(builder, args[0], _splat(builder, args[1], n))
-        magic = _constant(1.5 * 2**23, n)
-        shifted = builder.fadd(v, magic)  # no flags: it must not be simplified away
-        f = builder.fsub(v, builder.fsub(shifted, magic), flags=("nnan", "nsz"))
-        result = _constant(EXP2[-1], n)
-        for coefficient in EXP2[-2::-1]:
-            product = builder.fmul(result, f, flags=FLAGS)
-            result = builder.fadd(product, _constant(coefficient, n), flags=FLAGS)
-        exponent = builder.shl(builder.bitcast(shifted, ints), ir.Constant(ints, [23] * n))
-        return builder.bitcast(builder.add(builder.bitcast(result, ints), exponent), v.type)
 
-    return v(v, types.float32), codegen
+@instruction(_lanes, ..., types.intp)
+def load_bytes(builder: Any, data: Any, index: Any) -> Any:
+    """Load LANES consecutive bytes of a uint8 array as floats."""
+    raw = builder.load(pointer_to(builder, data, index, vector(I8, LANES)), align=1)
+    return builder.uitofp(raw, vector(F32, LANES))
+
+
+@instruction(types.int64, ..., types.intp)
+def load_id(builder: Any, data: Any, index: Any) -> Any:
+    """Load a little-endian int64 from a uint8 array, at any byte."""
+    return builder.load(pointer_to(builder, data, index, I64), align=1)
+
+
+@instruction(types.void, ..., types.intp)
+def prefetch(builder: Any, data: Any, index: Any) -> None:
+    """Prefetch the cache line of an entry of a uint8 array."""
+    pointer = builder.gep(data, [index])
+    # 0: for reading, 3: keep in all caches, 1: data.
+    settings = (ir.Constant(I32, n) for n in (0, 3, 1))
+    _call(builder, f"llvm.prefetch.{pointer.type.intrinsic_name}", ir.VoidType(), pointer, *settings)
+
+
+@instruction(types.uint64, _block, _block)
+def bits_below(builder: Any, a: Any, b: Any) -> Any:
+    """Return a bit for each entry of block a that is below that of b; the first entry is the lowest bit."""
+    bits = builder.bitcast(builder.fcmp_ordered("<", a, b), ir.IntType(BLOCK))
+    return bits if BLOCK == 64 else builder.zext(bits, I64)
+
+
+@instruction(types.int64, types.uint64)
+def lowest_bit(builder: Any, bits: Any) -> Any:
+    """Return the position of the lowest set bit; undefined for 0."""
+    return _call(builder, "llvm.cttz.i64", I64, bits, ir.Constant(ir.IntType(1), 1))

@@ -24,36 +24,26 @@ REACH = 1  # pixels by which a retrieved window is moved, in each direction
 class WindowTables(NamedTuple):
     """The windows of a geometry.
 
-    Attributes
-    ----------
-    k, height, width, channels : int
-    border : int
-        First training position along either axis: k // 2 for windows inside the image, else 0.
-    query_y, query_x, train_y, train_x : arrays of int64, shape (H or W + 2 (k // 2 + REACH),)
-        Entry i is the pixel at position `i - k // 2 - REACH`, wrapped around where the windows are; -1 for
-        padding.
-    range_y, range_x : arrays of int64, shape (H or W, 2)
-        Training positions [lo, hi) that a query position is compared with.
-    y_of, x_of : arrays of int64, shape (H W,)
-        Row and column of a raster number: dividing by W takes longer.
-    bits : int
-        Bits that hold a raster number.
+    Entry i of the tables `query_y` to `train_x` is the pixel at position `i - k // 2 - REACH`, wrapped around
+    where the windows are, or -1 for padding.
     """
 
     k: int
     height: int
     width: int
     channels: int
-    border: int
-    query_y: np.ndarray
+    border: int  # first training position along either axis: k // 2 for windows inside the image, else 0
+    query_y: np.ndarray  # int64 (H + 2 (k // 2 + REACH),)
     query_x: np.ndarray
     train_y: np.ndarray
     train_x: np.ndarray
-    range_y: np.ndarray
+    range_y: (
+        np.ndarray
+    )  # int64 (H, 2): the training positions [lo, hi) that a query position is compared with
     range_x: np.ndarray
-    y_of: np.ndarray
-    x_of: np.ndarray
-    bits: int
+    y_of: np.ndarray  # int64 (H W,): row of a raster number; dividing by W takes longer
+    x_of: np.ndarray  # int64 (H W,): column of a raster number
+    bits: int  # that hold a raster number
 
     @classmethod
     def of(cls, geometry: Geometry, channels: int) -> WindowTables:

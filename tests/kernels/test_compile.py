@@ -110,7 +110,7 @@ def test_edited_helper_and_damaged_machine_code_are_compiled_again(copied_packag
     (code,) = cache.glob("*/patchindex.kernels.scan.flush-*")
 
     original = simd_file.read_text()
-    start = "zero = ir.Constant(ir.DoubleType(), 0.0)"
+    start = "zero = ir.Constant(F64, 0.0)"
     assert start in original
     simd_file.write_text(original.replace(start, start.replace("0.0", "100.0")))
     assert flush() == ["116.0", "1"]
