@@ -27,8 +27,11 @@ class Option:
 
     name: str
     value: object = None
+    python: str | None = None  # the name in Python of an option that only the command line has
 
     def __str__(self) -> str:
+        if self.python is not None:
+            return self.python
         return self.name if self.value is None else f"{self.name}={self.value!r}"
 
 

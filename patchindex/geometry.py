@@ -329,7 +329,7 @@ def query_counts(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gather_patches(pixels: Tensor, geometry: Geometry, ids: Tensor) -> Tensor:
-    """Return the patches with these ids of training images (N, H, W, C): (..., k, k, C) float32 in [-1, 1]."""
+    """Return the patches with these ids (...) of images (N, H, W, C): (..., k, k, C), float32 in [-1, 1]."""
     if geometry.y.train_padding == "wrapped" or pixels[..., 0].numel() < geometry.k:
         return _gather_by_pixel(pixels, geometry, ids)
     # A row of a window is k pixels side by side. Copying whole rows is ten times as fast as copying pixels.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.index.patch_index import scale_group
+from patchindex.index.layout import scale_group
 from patchindex.store.raw import raw_path
 
 

@@ -17,9 +17,8 @@ from patchindex.build.scale import ScaleBuild
 from patchindex.build.workdir import IMAGES, has_images
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages
+from patchindex.index.layout import FAISS_ARRAY, FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.model import CHUNK_BYTES
-from patchindex.index.patch_index import FORMAT_VERSION, scale_group, scales_of
-from patchindex.index.scale import FAISS_ARRAY
 from patchindex.runtime import Progress, require_faiss
 from patchindex.store.atomic import sync, sync_file
 from patchindex.store.checksums import crc32c, fingerprint, image_block, write_manifest, write_scales

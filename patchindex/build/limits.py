@@ -11,7 +11,6 @@ from pathlib import Path
 from patchindex.build.plan import BuildPlan
 from patchindex.build.workdir import existing_parent, real_path, working_path
 from patchindex.errors import InputError, Option, PatchIndexError
-from patchindex.index.patch_index import tree_bytes
 
 __all__ = ["check_memory", "check_space", "failing_disk", "free_bytes"]
 
@@ -45,7 +44,11 @@ def free_bytes(path: Path) -> int:
     """Return the disk space for a build at `path`: free space, and the space of unfinished builds there."""
     path = real_path(path)
     unfinished = [working_path(path), *(path / "scales").glob("*.tmp")]
-    return shutil.disk_usage(existing_parent(path)).free + sum(map(tree_bytes, unfinished))
+    return shutil.disk_usage(existing_parent(path)).free + sum(map(_bytes_in, unfinished))
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 @contextmanager

@@ -31,8 +31,9 @@ from patchindex.geometry import Geometry, gather_patches
 from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.concat import ConcatSource
+from patchindex.index.layout import replaced_path
 from patchindex.index.model import ScaleModel
-from patchindex.index.patch_index import PatchIndex, open_index, replaced_path
+from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device, threads
 

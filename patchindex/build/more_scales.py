@@ -18,7 +18,8 @@ from patchindex.build.settings import BuildSettings
 from patchindex.build.workdir import check_no_unfinished, locked, real_path
 from patchindex.errors import InputError, Option
 from patchindex.images import ImageSource
-from patchindex.index.patch_index import PatchIndex, open_index, scales_of
+from patchindex.index.layout import scales_of
+from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device, threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, write_scales

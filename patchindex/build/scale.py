@@ -27,10 +27,15 @@ from patchindex.build.workdir import hold_lock
 from patchindex.errors import PatchIndexError
 from patchindex.geometry import Geometry
 from patchindex.index.faiss_file import code_ranges, empty_index
-from patchindex.index.keys import BUILD_ID, HEADER_CHECKSUM, IMAGES_CHECKSUM
+from patchindex.index.layout import (
+    BUILD_ID,
+    FAISS_ARRAY,
+    HEADER_CHECKSUM,
+    IMAGES_CHECKSUM,
+    attributes_of,
+    scale_group,
+)
 from patchindex.index.model import ScaleModel
-from patchindex.index.patch_index import attributes_of, scale_group
-from patchindex.index.scale import FAISS_ARRAY
 from patchindex.runtime import Progress, no_progress
 from patchindex.store.atomic import publish, sync, sync_file
 from patchindex.store.checksums import write_manifest

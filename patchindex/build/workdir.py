@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from patchindex.build.settings import changed_settings
 from patchindex.errors import InputError, Option, OutputExistsError, StoreError
-from patchindex.index.patch_index import attributes_of, read_attributes, replaced_path, scales_of
+from patchindex.index.layout import attributes_of, read_attributes, replaced_path, scales_of
 from patchindex.store.atomic import sync, sync_file
 from patchindex.store.checksums import MANIFEST, read_checksummed, write_checksummed
 from patchindex.store.remote import is_url

@@ -20,7 +20,7 @@ from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
-from patchindex.index.patch_index import read_attributes
+from patchindex.index.layout import read_attributes
 from patchindex.runtime import Progress, check_threads, no_progress, part_of, resolve_device
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule

@@ -57,9 +57,9 @@ def list_counts(patches_by_class: np.ndarray, lists: int) -> np.ndarray:
 class InvertedLists:
     """Centroids of the inverted lists, in ranges of lists by position class.
 
-    `centroids`, float32 (lists, dims), are ordered by class, and inside a class by cell. Class c has the lists
-    `bounds[c]` to `bounds[c + 1] - 1`. `cells`, float32 (cells, dims), are the centroids of the cells in the
-    same order, and cell i has the lists `cell_bounds[i]` to `cell_bounds[i + 1] - 1`, all of one class.
+    `centroids`, float32 (lists, dims), are ordered by class, and inside a class by cell. Class c has the
+    lists `bounds[c]` to `bounds[c + 1] - 1`. `cells`, float32 (cells, dims), are the centroids of the cells
+    in this order, and cell i has the lists `cell_bounds[i]` to `cell_bounds[i + 1] - 1`, all of one class.
     `device` searches for nearest centroids.
     """
 
@@ -100,7 +100,7 @@ class InvertedLists:
         return found
 
     def assign(self, vectors: Tensor, classes: np.ndarray) -> np.ndarray:
-        """Return the list of each vector: the nearest list in the two nearest cells of its class, int64 (n,)."""
+        """Return the list of each vector, int64 (n,): the nearest in the two nearest cells of its class."""
         found = np.empty(len(vectors), np.int64)
         if len(self.bounds) == 2:  # one class, the common case, needs no copies
             self._assign(vectors, 0, found)

@@ -73,7 +73,7 @@ class ScaleModel:
     def encode(
         self, pixels: Tensor, geometry: Geometry, images: np.ndarray
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield lists, int64 (n,), and codes, uint8 (n, dims), of the patches of images, in order of patch ids.
+        """Yield lists, int64 (n,), and codes, uint8 (n, dims), of the patches of images, by patch id.
 
         Each step also yields the number of images completed.
         """

@@ -1,25 +1,4 @@
-"""The store: a zarr v3 group with the training images, and one group per locality scale.
-
-store.zarr/
-  zarr.json           attributes: machine, scales, settings, provenance, fingerprint
-  scales.json         the scales of the store                          }
-  settings.json       the arguments of the build                       } each with its own checksum
-  manifest.json       size and checksum of all files except in scales/ }
-  images/             uint8 (N, H, W, C) in label order, one raw file
-  image_checksums/    uint32 (blocks,), one per block of images
-  labels/             int64 (N,), ascending; absent when the images have no labels
-  source_ids/         int64 (N,), the number of each image in the source
-  scales/k007/        attributes: patches, lists, dims, energy, seconds
-    faiss/            uint8: the FAISS file, one raw file
-    pca_components/   float32 (dims, k, k, C)       pca_mean/  float32 (k, k, C)
-    centroids/        float32 (lists, dims)         list_bounds/  int64 (classes + 1,)
-    cells/            float32 (cells, dims)         cell_bounds/  int64 (cells + 1,)
-    list_means/       float32 (lists, dims)         list_variances/  float32 (lists, dims)
-    list_counts/      int64 (labels or 1, lists)    list_checksums/  uint32 (lists,)
-    code_ranges/      float32 (2, dims)
-    manifest.json     size and checksum of the files of the scale      } each with its own checksum
-    operating_curve.json   once `tune` has measured it                 }
-"""
+"""A store as it is opened: the training images, and the index of each locality scale."""
 
 from __future__ import annotations
 
@@ -37,6 +16,13 @@ from patchindex.errors import InputError, Option, SourceNotFoundError, StoreErro
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
+from patchindex.index.layout import (
+    FORMAT_VERSION,
+    read_attributes,
+    replaced_path,
+    scale_group,
+    scales_of,
+)
 from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import resolve_device
 from patchindex.schedules import LocalitySchedule
@@ -55,33 +41,9 @@ from patchindex.store.checksums import (
 from patchindex.store.raw import open_raw, raw_checksum
 from patchindex.store.remote import ATTRIBUTES, Remote, is_url
 
-__all__ = [
-    "FORMAT_VERSION",
-    "PatchIndex",
-    "attributes_of",
-    "open_index",
-    "replaced_path",
-    "scale_group",
-    "scales_of",
-    "tree_bytes",
-]
+__all__ = ["PatchIndex", "open_index"]
 
-FORMAT_VERSION = 4
 SCALES_HELD = 2  # open scales; centroids and moments take 100 MiB or more per scale
-# Exceptions that zarr raises for a damaged zarr.json.
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, zarr.errors.BaseZarrError)
-
-
-def scales_of(path: Path) -> list[int]:
-    """Return the scales with a finished index, ascending."""
-    names = (folder.name for folder in (path / "scales").glob("k*"))
-    numbers = (int(name[1:]) for name in names if name[1:].isdigit())
-    return sorted({k for k in numbers if (path / scale_group(k)).is_dir()})
-
-
-def scale_group(k: int) -> str:
-    """Return the name of a scale's group in the store."""
-    return f"scales/k{k:03d}"
 
 
 def open_index(
@@ -152,34 +114,6 @@ def open_index(
         )
     check_small_files(path)
     return PatchIndex(path, attributes, where, remote)
-
-
-def read_attributes(path: Path) -> dict[str, Any] | None:
-    """Return the attributes of a store, or None when the path is no finished store."""
-    if not (path / "zarr.json").is_file():
-        return None
-    try:
-        found = zarr.open_group(path, mode="r").attrs.get("patchindex")
-    except (zarr.errors.ContainsArrayError, zarr.errors.NodeTypeValidationError):
-        return None  # an array: images, not a store
-    except UNREADABLE as error:
-        raise StoreError(
-            f"zarr.json cannot be read ({error})", where=path, remedy="build the store again"
-        ) from error
-    return found if isinstance(found, dict) else None
-
-
-def attributes_of(folder: Path) -> dict[str, Any]:
-    """Return the attributes of a group, empty when the group is absent or damaged."""
-    try:
-        return dict(zarr.open_group(folder, mode="r").attrs)
-    except (FileNotFoundError, *UNREADABLE):
-        return {}
-
-
-def replaced_path(path: Path) -> Path:
-    """Return the path to which a store is moved while another takes its place."""
-    return path.with_name(path.name + ".replaced")
 
 
 class PatchIndex:
@@ -269,7 +203,8 @@ class PatchIndex:
                 remedy=[
                     "index it with ",
                     Option("add_scales"),
-                    ", or move the schedule to those scales (--nearest-scales)",
+                    ", or move the schedule to those scales with ",
+                    Option("nearest_scales", python="LocalitySchedule.nearest"),
                 ],
             )
         if k not in self._scales:
@@ -296,7 +231,7 @@ class PatchIndex:
 
     def _check_belongs(self, scale: ScaleIndex) -> None:
         """Raise StoreError when a scale was copied here from another store."""
-        if (scale.origin["k"], scale.origin["images"]) != (scale.geometry.k, self._images_checksum):
+        if (scale.attributes.get("k"), scale.images_checksum) != (scale.geometry.k, self._images_checksum):
             raise StoreError(
                 "is of other images or of another locality scale", where=scale.path, remedy=REMEDY
             )
@@ -380,8 +315,3 @@ def _bytes(folder: Path) -> int:
     own = (folder / name for name in CHECKSUMMED)
     listed = sum(size for size, _ in read_manifest(folder).values())
     return listed + sum(path.stat().st_size for path in own if path.exists())
-
-
-def tree_bytes(path: Path) -> int:
-    """Return the bytes of all files of a folder, 0 when the folder is absent."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

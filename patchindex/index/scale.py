@@ -14,7 +14,7 @@ import zarr
 from patchindex.errors import InputError, Option, StoreError
 from patchindex.geometry import Geometry
 from patchindex.index.faiss_file import ID_BYTES, code_ranges, lists_offset
-from patchindex.index.keys import BUILD_ID, HEADER_CHECKSUM, IMAGES_CHECKSUM
+from patchindex.index.layout import BUILD_ID, FAISS_ARRAY, HEADER_CHECKSUM, IMAGES_CHECKSUM
 from patchindex.index.lists import to_gpu
 from patchindex.index.model import ScaleModel
 from patchindex.index.moments import ListMoments
@@ -31,9 +31,8 @@ from patchindex.store.checksums import (
 )
 from patchindex.store.raw import open_raw, raw_path
 
-__all__ = ["FAISS_ARRAY", "ScaleIndex"]
+__all__ = ["ScaleIndex"]
 
-FAISS_ARRAY = "faiss"
 LIST_ARRAYS = ("list_counts", "list_means", "list_variances", "list_checksums")
 NUMBERS = ("patches", "pca_energy", HEADER_CHECKSUM)  # required attributes
 MEASURE_AGAIN = ("measure it again: tune with ", Option("overwrite", True))
@@ -50,14 +49,14 @@ class ScaleIndex:
         Machine and locality scale.
     attributes : dict
         Attributes in the store: patches, lists, dims, energy, bytes, seconds; and the operating curve.
+    images_checksum, build_id : str
+        Checksum of the images that the scale indexes, and the build that wrote the scale.
     model : ScaleModel
         The trained model that the builder saved; `pca` and `lists` are its parts.
     moments : ListMoments
         Size, mean and variance of each list.
     checked : array of bool, shape (lists,)
         Lists that were compared with their checksums.
-    origin : dict
-        Locality scale, checksum of the images and build_id, as an operating curve stores them.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class ScaleIndex:
         check_small_files(path)
         group = zarr.open_group(path, mode="r")
         self.attributes: dict[str, Any] = dict(group.attrs)
-        self.origin = {name: self.attributes.get(name) for name in ("k", IMAGES_CHECKSUM, BUILD_ID)}
+        self.images_checksum, self.build_id = map(self.attributes.get, (IMAGES_CHECKSUM, BUILD_ID))
         if (path / CURVE).exists():
             self.attributes["operating_curve"] = self._curve()
         arrays = (*ScaleModel.ARRAYS, *LIST_ARRAYS)
@@ -80,8 +79,8 @@ class ScaleIndex:
         counts, means, variances, self._checksums = (np.asarray(group[name][:]) for name in LIST_ARRAYS)  # type: ignore[index]
         self.moments = ListMoments(self.lists, counts, means, variances)
         # A memory map of the FAISS file, which stays the same when another store replaces this one.
-        self._raw = open_raw(path, FAISS_ARRAY)
-        self._inode = raw_path(path, FAISS_ARRAY, 1).stat().st_ino
+        self._raw, self._file = open_raw(path, FAISS_ARRAY), raw_path(path, FAISS_ARRAY, 1)
+        self._inode = self._file.stat().st_ino
         self.checked = np.zeros(len(self._checksums), bool) if checked is None else checked
 
     def _curve(self) -> dict[str, Any]:
@@ -90,13 +89,19 @@ class ScaleIndex:
             curve = read_checksummed(file)
         except StoreError as error:
             raise StoreError(error.what, where=file, remedy=MEASURE_AGAIN) from error
-        if not isinstance(curve, dict) or curve.pop("scale", None) != self.origin:
+        if not isinstance(curve, dict) or curve.pop("scale", None) != self._measured_scale:
             raise StoreError("is of another scale", where=file, remedy=MEASURE_AGAIN)
         return curve
 
     def save_curve(self, curve: dict[str, Any]) -> None:
         """Write the operating curve of this scale, over any that is there."""
-        write_checksummed(self.path / CURVE, curve | {"scale": self.origin})
+        write_checksummed(self.path / CURVE, curve | {"scale": self._measured_scale})
+
+    @property
+    def _measured_scale(self) -> dict[str, Any]:
+        """The scale that an operating curve was measured with, as the file of the curve names it."""
+        k = self.attributes.get("k")
+        return {"k": k, IMAGES_CHECKSUM: self.images_checksum, BUILD_ID: self.build_id}
 
     @cached_property
     def faiss(self) -> Any:
@@ -107,8 +112,7 @@ class ScaleIndex:
 
     @cached_property
     def _faiss_file(self) -> Any:
-        faiss = require_faiss()
-        file = raw_path(self.path, FAISS_ARRAY, 1)
+        faiss, file = require_faiss(), self._file
         if crc32c(self._raw[: self._list_offsets[0]]) != self.attributes[HEADER_CHECKSUM]:
             raise StoreError("its header is damaged (checksum mismatch)", where=file, remedy=REMEDY)
         try:
@@ -156,7 +160,7 @@ class ScaleIndex:
             if crc32c(self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]) != self._checksums[c]:
                 raise StoreError(
                     f"list {c} is damaged (checksum mismatch)",
-                    where=raw_path(self.path, FAISS_ARRAY, 1),
+                    where=self._file,
                     remedy=REMEDY,
                 )
             self.checked[c] = True
@@ -164,32 +168,11 @@ class ScaleIndex:
     def search(
         self, vectors: np.ndarray, keys: np.ndarray, candidates: int, images: tuple[int, int] | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the nearest codes in given lists.
+        """Find the nearest codes of vectors `z / a`, float32 (n, dims), in the lists `keys`, (n, probes).
 
-        Parameters
-        ----------
-        vectors : array, shape (n, dims), float32
-            `z / a`: projected queries over the signal scale, so that distances and logits have one order.
-        keys : array of int64, shape (n, probes)
-            The lists to search; -1 for none.
-        candidates : int
-            Number of patches to find.
-        images : (int, int), optional
-            Find only patches of the images [lo, hi).
-
-        Returns
-        -------
-        distances : array, shape (n, candidates), float32
-            Squared distances to the codes, ascending.
-        ids : array, shape (n, candidates), int64
-            Patch ids; -1 where the lists hold fewer patches.
-
-        Raises
-        ------
-        InputError
-            When the device is a GPU and FAISS cannot take so many candidates or probes.
-        StoreError
-            When a list is damaged.
+        Distances to vectors over the signal scale have the order of the logits. -1 in `keys` is no list.
+        Returns squared distances, ascending, and patch ids, (n, candidates), -1 where the lists hold fewer
+        patches. `images` restricts the search to patches of the images [lo, hi).
         """
         faiss, n = require_faiss(), len(vectors)
         on_gpu = self.device.type == "cuda"
@@ -197,9 +180,8 @@ class ScaleIndex:
         wanted = candidates
         if on_gpu:
             self._check_gpu(candidates, keys.shape[1])
-            if (
-                images is not None
-            ):  # FAISS on a GPU ignores selectors: find more, and drop those of other images
+            if images is not None:
+                # FAISS on a GPU ignores selectors: find more, drop those of other images.
                 share = (images[1] - images[0]) * per_image / self.attributes["patches"]
                 wanted = min(MAX_GPU_SELECTION, round(2 * candidates / share))
         selector = (

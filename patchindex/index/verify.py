@@ -11,7 +11,8 @@ import torch
 
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import gather_patches
-from patchindex.index.patch_index import PatchIndex, open_index, scale_group, scales_of
+from patchindex.index.layout import scale_group, scales_of
+from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.runtime import Progress, no_progress
 from patchindex.store.checksums import CURVE, SCALES, check_files, read_checksummed
 from patchindex.store.remote import is_url
@@ -93,9 +94,9 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     """
     if is_url(path):
         raise InputError(
-            "is not on this machine's disks",
+            "is a URL, and verify reads local folders only",
             where=path,
-            remedy="verify it there, or a copy: opening a URL checks what it copies",
+            remedy="verify a local copy; opening a URL checks each file that it copies",
         )
     path, progress = Path(path), progress or no_progress
     problems: list[tuple[str, str]] = []

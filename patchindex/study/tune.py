@@ -19,7 +19,7 @@ from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex, open_index
-from patchindex.index.patch_index import scale_group
+from patchindex.index.layout import scale_group
 from patchindex.runtime import Progress, no_progress, part_of
 from patchindex.runtime import threads as use_threads
 from patchindex.sampling.samplers import sample

@@ -10,7 +10,7 @@ import zarr
 import patchindex as pi
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import AutoPolicy
-from patchindex.index.patch_index import scale_group
+from patchindex.index.layout import scale_group
 from patchindex.store.checksums import CURVE, write_checksummed, write_manifest
 
 ESTIMATORS = {

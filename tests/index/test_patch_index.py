@@ -8,7 +8,7 @@ import zarr
 
 import patchindex as pi
 from patchindex.errors import SourceNotFoundError, StoreError
-from patchindex.index.patch_index import scale_group
+from patchindex.index.layout import scale_group
 from patchindex.store.raw import raw_path
 
 

@@ -1,0 +1,93 @@
+"""The store: a zarr v3 group with the training images, and one group per locality scale.
+
+store.zarr/
+  zarr.json           attributes: machine, scales, settings, provenance, fingerprint
+  scales.json         the scales of the store                          }
+  settings.json       the arguments of the build                       } each with its own checksum
+  manifest.json       size and checksum of all files except in scales/ }
+  images/             uint8 (N, H, W, C) in label order, one raw file
+  image_checksums/    uint32 (blocks,), one per block of images
+  labels/             int64 (N,), ascending; absent when the images have no labels
+  source_ids/         int64 (N,), the number of each image in the source
+  scales/k007/        attributes: patches, lists, dims, energy, seconds
+    faiss/            uint8: the FAISS file, one raw file
+    pca_components/   float32 (dims, k, k, C)       pca_mean/  float32 (k, k, C)
+    centroids/        float32 (lists, dims)         list_bounds/  int64 (classes + 1,)
+    cells/            float32 (cells, dims)         cell_bounds/  int64 (cells + 1,)
+    list_means/       float32 (lists, dims)         list_variances/  float32 (lists, dims)
+    list_counts/      int64 (labels or 1, lists)    list_checksums/  uint32 (lists,)
+    code_ranges/      float32 (2, dims)
+    manifest.json     size and checksum of the files of the scale      } each with its own checksum
+    operating_curve.json   once `tune` has measured it                 }
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from patchindex.errors import StoreError
+
+__all__ = [
+    "BUILD_ID",
+    "FAISS_ARRAY",
+    "FORMAT_VERSION",
+    "HEADER_CHECKSUM",
+    "IMAGES_CHECKSUM",
+    "attributes_of",
+    "read_attributes",
+    "replaced_path",
+    "scale_group",
+    "scales_of",
+]
+
+FORMAT_VERSION = 4
+FAISS_ARRAY = "faiss"
+# Attributes of a scale whose names on disk differ from the names in Python.
+BUILD_ID = "of"  # the build that wrote the scale
+IMAGES_CHECKSUM = "images"  # checksum of the store's images
+HEADER_CHECKSUM = "head_checksum"  # checksum of the FAISS file in front of its lists
+# Exceptions that zarr raises for a damaged zarr.json.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, zarr.errors.BaseZarrError)
+
+
+def scale_group(k: int) -> str:
+    """Return the name of a scale's group in the store."""
+    return f"scales/k{k:03d}"
+
+
+def scales_of(path: Path) -> list[int]:
+    """Return the scales with a finished index, ascending."""
+    names = (folder.name for folder in (path / "scales").glob("k*"))
+    numbers = (int(name[1:]) for name in names if name[1:].isdigit())
+    return sorted({k for k in numbers if (path / scale_group(k)).is_dir()})
+
+
+def replaced_path(path: Path) -> Path:
+    """Return the path to which a store is moved while another takes its place."""
+    return path.with_name(path.name + ".replaced")
+
+
+def read_attributes(path: Path) -> dict[str, Any] | None:
+    """Return the attributes of a store, or None when the path is no finished store."""
+    if not (path / "zarr.json").is_file():
+        return None
+    try:
+        found = zarr.open_group(path, mode="r").attrs.get("patchindex")
+    except (zarr.errors.ContainsArrayError, zarr.errors.NodeTypeValidationError):
+        return None  # an array: images, not a store
+    except UNREADABLE as error:
+        raise StoreError(
+            f"zarr.json cannot be read ({error})", where=path, remedy="build the store again"
+        ) from error
+    return found if isinstance(found, dict) else None
+
+
+def attributes_of(folder: Path) -> dict[str, Any]:
+    """Return the attributes of a group, empty when the group is absent or damaged."""
+    try:
+        return dict(zarr.open_group(folder, mode="r").attrs)
+    except (FileNotFoundError, *UNREADABLE):
+        return {}
