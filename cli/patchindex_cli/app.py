@@ -55,23 +55,8 @@ class _Group(click.Group):
         return flag if option.value is None or option.value is True else f"{flag} {option.value}"
 
 
-def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not context.resilient_parsing:
-        import patchindex
-
-        click.echo(f"patchindex, version {patchindex.__version__}")
-        context.exit()
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Print the version.",
-)
+@click.version_option(package_name="patchindex", prog_name="patchindex", help="Print the version.")
 def main() -> None:
     """Draw images with an analytic diffusion model: no network, only training images.
 

@@ -8,13 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["image_grid", "to_uint8"]
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Return images (n, C, H, W) in [-1, 1] as uint8 pixels (n, H, W, C), clipped."""
-    pixels = ((images.cpu().permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255).round()
-    return pixels.numpy().astype(np.uint8)
+__all__ = ["image_grid"]
 
 
 def image_grid(images: Tensor, columns: int | None = None, height: int = 112, gap: int = 4) -> Image.Image:
@@ -23,7 +17,8 @@ def image_grid(images: Tensor, columns: int | None = None, height: int = 112, ga
     Images are enlarged by a whole factor, with sharp pixels, up to `height` pixels; `gap` white pixels are
     between images.
     """
-    pixels = to_uint8(images)
+    levels = ((images.cpu().permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255).round()
+    pixels = levels.numpy().astype(np.uint8)
     n, h, w, channels = pixels.shape
     factor = max(1, height // h)
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TypeAlias
 
 from patchindex.errors import InputError
 from patchindex.images.unreadable import unreadable
@@ -15,18 +14,6 @@ from patchindex.images.unreadable import unreadable
 __all__ = ["SUFFIXES", "Archive", "Files", "Folder", "files_at"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-class Files(Protocol):
-    """Image files by relative name."""
-
-    root: Path
-
-    def names(self) -> list[str]:
-        """Return the relative names of image files, sorted, without hidden files."""
-
-    def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading, also from several threads at once."""
 
 
 class Folder:
@@ -37,24 +24,21 @@ class Folder:
 
     def names(self) -> list[str]:
         """Return the relative names of image files, sorted, without hidden files."""
-        return sorted(self._names())
 
-    def _names(self) -> Iterator[str]:
         def refuse(error: OSError) -> None:
             raise InputError(
                 f"cannot be listed ({error.strerror})", where=error.filename, remedy="check its permissions"
             ) from error
 
+        names = []
         # Class folders are often links.
         for folder, folders, files in os.walk(self.root, followlinks=True, onerror=refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            for file in files:
-                name = (Path(folder) / file).relative_to(self.root).as_posix()
-                if _is_image(name):
-                    yield name
+            names += [(Path(folder) / file).relative_to(self.root).as_posix() for file in files]
+        return sorted(filter(_is_image, names))
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading."""
+        """Open a file for reading, also from several threads at once."""
         return (self.root / name).open("rb")
 
 
@@ -74,11 +58,14 @@ class Archive:
 
     def names(self) -> list[str]:
         """Return the relative names of image files, sorted, without hidden files."""
-        return sorted(name for name in self._entries if _is_image(name))
+        return sorted(filter(_is_image, self._entries))
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading."""
+        """Open a file for reading, also from several threads at once."""
         return self._zip.open(self._entries[name])
+
+
+Files: TypeAlias = Folder | Archive
 
 
 def files_at(path: Path) -> Files:

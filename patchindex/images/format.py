@@ -31,6 +31,10 @@ class Options:
     skip_bad: bool = False
     split: str | None = None
 
+    def name_of(self, path: object) -> str:
+        """Return the name of the source at a path: the path, and the dataset inside."""
+        return str(path) if self.dataset is None else f"{path}::{self.dataset}"
+
 
 @dataclass(frozen=True)
 class Format:

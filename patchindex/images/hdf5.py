@@ -37,7 +37,7 @@ def open_hdf5(path: Path, options: Options) -> ImageSource:
         return Hdf5Source(
             path,
             dataset,
-            name=str(path) if options.dataset is None else f"{path}::{options.dataset}",
+            name=options.name_of(path),
             labels=labels if fits and options.labels.kind == "stored" else None,
         )
 

@@ -151,14 +151,8 @@ def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     def every(some: Sequence[T]) -> list[R]:
         return [function(item) for item in some]
 
-    workers = os.cpu_count() or 1
     pieces = [items[i : i + PIECE] for i in range(0, len(items), PIECE)]
     if len(pieces) < 2:
         return every(items)
-    with ThreadPoolExecutor(min(workers, len(pieces)), "patchindex-decode") as pool:
-        parts = [pool.submit(every, some) for some in pieces]
-        try:
-            return [found for part in parts for found in part.result()]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(pieces)), "patchindex-decode") as pool:
+        return [found for part in pool.map(every, pieces) for found in part]

@@ -198,14 +198,11 @@ def _open_path(source: str | os.PathLike[str], options: Options) -> ImageSource:
     options = replace(options, dataset=dataset)
     fmt = next((fmt for fmt in FORMATS if fmt.matches(path)), None)
     if fmt is None:
-        raise InputError(
-            "not a known format",
-            where=path,
-            remedy="give one of: " + "; ".join(fmt.description for fmt in FORMATS),
-        )
+        known = "; ".join(fmt.description for fmt in FORMATS)
+        raise InputError("not a known format", where=path, remedy=f"give one of: {known}")
     _check_features(fmt, options, path)
     opened = fmt.open(path, options)
-    opened.name = str(source) if dataset is None else f"{path}::{dataset}"
+    opened.name = options.name_of(source if dataset is None else path)
     return opened if "transform" in fmt.features else transformed(opened, options.transform)
 
 

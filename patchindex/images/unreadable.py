@@ -19,14 +19,6 @@ REMEDIES = {
 }
 
 
-def _by_system(error: BaseException) -> bool:
-    """Return whether the system raised an error: no disk, no permission, too many open files.
-
-    Errors of decoders have no `errno`, except EINVAL: a damaged file can make a decoder seek outside it.
-    """
-    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-
-
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if there is no message."""
     lines = str(error).splitlines()
@@ -45,11 +37,9 @@ def unreadable(
 
     For an error of the system, the message names it. Otherwise the file is damaged: `kind(what, ...)`.
     """
-    if isinstance(error, OSError) and _by_system(error):
-        number = error.errno or 0
-        return InputError(
-            f"cannot be read ({os.strerror(number)})",
-            where=where,
-            remedy=REMEDIES.get(number, "check the disk or the network"),
-        )
+    number = error.errno if isinstance(error, OSError) else None
+    # Errors of decoders have no `errno`, except EINVAL: a damaged file can make a decoder seek outside it.
+    if number is not None and number != errno.EINVAL:
+        remedy = REMEDIES.get(number, "check the disk or the network")
+        return InputError(f"cannot be read ({os.strerror(number)})", where=where, remedy=remedy)
     return kind(what, where=where, remedy=remedy)

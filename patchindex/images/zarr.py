@@ -41,7 +41,7 @@ def open_zarr(path: Path | str, options: Options) -> ImageSource:
         )
     return ArraySource(
         node,
-        name=path if options.dataset is None else f"{path}::{options.dataset}",
+        name=options.name_of(path),
         labels=labels if isinstance(labels, zarr.Array) and options.labels.kind == "stored" else None,
     )
 

@@ -15,6 +15,7 @@ def test_sample_writes_a_grid_the_samples_and_a_record(store, tmp_path):
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.mode == "L"
         assert min(grid.size) >= 2 * 112
+        first = np.asarray(grid)[4:116:4, 4:116:4]
     record = json.loads((tmp_path / "samples.json").read_text())
     assert record["store"]["fingerprint"] == json.loads(run("info", store, "--json").stdout)["fingerprint"]
     assert [step["k"] for step in record["steps"]] == [7, 7, 5, 3, 3]
@@ -23,6 +24,7 @@ def test_sample_writes_a_grid_the_samples_and_a_record(store, tmp_path):
         assert json.loads(str(samples["settings"]))["seed"] == 4
         assert (samples["labels"] == -1).all()
         images = samples["images"]
+    np.testing.assert_array_equal(first, ((images[0, 0] + 1) * 127.5).clip(0, 255).round())
     # The noise in the file draws the same images again.
     run("sample", store, "-o", tmp_path / "again", "--x-t", tmp_path / "samples.npz", "--steps", 6)
     with np.load(tmp_path / "again" / "samples.npz") as again:
