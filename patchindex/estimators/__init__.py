@@ -2,13 +2,7 @@
 
 from patchindex.estimators.base import Estimate, Estimator, ScoreContext
 from patchindex.estimators.policy import AutoPolicy
-from patchindex.estimators.registry import (
-    ESTIMATORS,
-    EstimatorOptions,
-    make_estimator,
-    options_of,
-    parse_estimator,
-)
+from patchindex.estimators.registry import ESTIMATORS, EstimatorOptions, make_estimator, parse_estimator
 
 __all__ = [
     "ESTIMATORS",
@@ -18,6 +12,5 @@ __all__ = [
     "EstimatorOptions",
     "ScoreContext",
     "make_estimator",
-    "options_of",
     "parse_estimator",
 ]

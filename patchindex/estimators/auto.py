@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.estimators.base import Estimate, ScoreContext, check_between, check_cpu, index_of
+from patchindex.errors import InputError, Option
+from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of
 from patchindex.estimators.curve import OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
@@ -60,7 +61,12 @@ class Auto:
         candidates: int | None = None,
         policy: AutoPolicy = DEFAULT_POLICY,
     ) -> None:
-        check_cpu(context, "auto")
+        if context.device.type != "cpu":
+            raise InputError(
+                "auto runs on the CPU only",
+                parameter="device",
+                remedy=["use ", Option("device", "cpu"), " or ", Option("estimator", "topk")],
+            )
         self.index = index_of(context, "auto", probes=probes, candidates=candidates)
         check_between("tolerance", tolerance, 0, math.inf, "use 0.01, say")
         self.tolerance, self.policy = tolerance, policy

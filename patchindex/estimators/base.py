@@ -13,10 +13,22 @@ from torch import Tensor
 
 from patchindex.errors import InputError, Option
 from patchindex.exact import ScoreRequest, scan
-from patchindex.index import PatchIndex
+from patchindex.index import PatchIndex, ScaleIndex
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["Estimate", "Estimator", "ScoreContext", "check_between", "check_cpu", "index_of"]
+__all__ = [
+    "COSTS",
+    "Estimate",
+    "Estimator",
+    "ScoreContext",
+    "check_between",
+    "index_of",
+    "label_index",
+    "project",
+]
+
+TENSORS = ("mean", "stderr", "ess", "captured_mass")
+COSTS = ("patches_evaluated", "codes_scanned", "exact_pixels")
 
 
 @dataclass(frozen=True)
@@ -61,15 +73,7 @@ class Estimate:
     exact_pixels: int = 0
 
     @classmethod
-    def from_state(
-        cls,
-        state: SoftmaxState,
-        *,
-        stderr: Tensor,
-        captured_mass: Tensor,
-        codes_scanned: int = 0,
-        exact_pixels: int = 0,
-    ) -> Estimate:
+    def from_state(cls, state: SoftmaxState, stderr: Tensor, captured_mass: Tensor, **costs: int) -> Estimate:
         """Return the estimate of a softmax state of shape (B, H, W)."""
         return cls(
             mean=state.mean().permute(0, 3, 1, 2).float().contiguous(),
@@ -77,37 +81,18 @@ class Estimate:
             ess=state.ess().float(),
             captured_mass=captured_mass.float(),
             patches_evaluated=int(state.count.sum()),
-            codes_scanned=codes_scanned,
-            exact_pixels=exact_pixels,
+            **costs,
         )
 
     @classmethod
     def cat(cls, parts: Sequence[Estimate]) -> Estimate:
         """Join the estimates of parts of a batch."""
-        return cls(
-            mean=torch.cat([p.mean for p in parts]),
-            stderr=torch.cat([p.stderr for p in parts]),
-            ess=torch.cat([p.ess for p in parts]),
-            captured_mass=torch.cat([p.captured_mass for p in parts]),
-            patches_evaluated=sum(p.patches_evaluated for p in parts),
-            codes_scanned=sum(p.codes_scanned for p in parts),
-            exact_pixels=sum(p.exact_pixels for p in parts),
-        )
+        joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in TENSORS}
+        return cls(**joined, **{name: sum(getattr(p, name) for p in parts) for name in COSTS})
 
     def __getitem__(self, rows: Tensor) -> Estimate:
         """Return the same estimate with its images permuted."""
-        tensors = ("mean", "stderr", "ess", "captured_mass")
-        return replace(self, **{name: getattr(self, name)[rows] for name in tensors})
-
-
-def check_cpu(context: ScoreContext, name: str) -> None:
-    """Refuse a device other than the CPU."""
-    if context.device.type != "cpu":
-        raise InputError(
-            f"{name} runs on the CPU only",
-            parameter="device",
-            remedy=["use ", Option("device", "cpu"), " or ", Option("estimator", "topk")],
-        )
+        return replace(self, **{name: getattr(self, name)[rows] for name in TENSORS})
 
 
 def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchIndex:
@@ -119,13 +104,22 @@ def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchInd
             remedy=["use ", Option("estimator", "exact")],
         )
     for option, value in counts.items():
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InputError(f"must be a whole number, got {value}", parameter=option, remedy="use 256, say")
-        if value < 1:
-            raise InputError(f"must be at least 1, got {value}", parameter=option, remedy="use 256, say")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            what = f"must be {'at least 1' if whole else 'a whole number'}, got {value}"
+            raise InputError(what, parameter=option, remedy="use 256, say")
     return context.index
+
+
+def label_index(index: PatchIndex, request: ScoreRequest) -> int | None:
+    """Return the number of the request's label among the labels of the index; None for all labels."""
+    return None if request.label is None else index.attributes["labels"].index(request.label)
+
+
+def project(scale: ScaleIndex, request: ScoreRequest) -> Tensor:
+    """Return the projected queries of all pixels of a request, (B * H * W, dims)."""
+    # One image at a time: products of another shape would round otherwise.
+    return torch.cat([scale.pca.project_queries(x[None], scale.geometry, request.a) for x in request.x])
 
 
 def check_between(name: str, value: Any, low: float, high: float, remedy: str) -> None:

@@ -37,9 +37,9 @@ class NearPoint:
     # Variance of the posterior mean, mean over channels, when half of the other patches are sampled: equally
     # spaced quantiles over pixels, ascending. A sample of a share f has (1 - f) / f times this variance.
     variance: tuple[float, ...]
-    # Mean squared error due to patches that only a larger near field has: for each of `MOVES`, of patches that
-    # each move the mean by more. A sample seldom has such a patch, so the standard error does not show them.
-    # None where exact scores are cheaper.
+    # Mean squared error due to patches that only a larger near field has: for each of `MOVES`, of patches
+    # that each move the mean by more. A sample seldom has such a patch, so the standard error does not show
+    # them. None where exact scores are cheaper.
     missed: tuple[float, ...] | None
 
     def sees(self, tolerance: float, policy: AutoPolicy = DEFAULT_POLICY) -> bool:

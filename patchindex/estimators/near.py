@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from patchindex.estimators.base import ScoreContext, index_of
+from patchindex.estimators.base import ScoreContext, index_of, label_index, project
 from patchindex.estimators.neighbours import NOTHING, PAIR_BYTES, NeighbourRefiner
 from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
 from patchindex.exact import ScoreRequest
@@ -71,15 +70,10 @@ class NearField:
         index = index_of(context, "auto")
         self._scale = index.scale(request.geometry.k)
         self._request = request
-        self._label = None if request.label is None else index.attributes["labels"].index(request.label)
+        self._label = label_index(index, request)
         self._threads, self._memory = torch.get_num_threads(), request.memory
-        # One image at a time: products of another shape would round otherwise.
-        geometry = self._scale.geometry
-        self._z = torch.cat(
-            [self._scale.pca.project_queries(x[None], geometry, request.a) for x in request.x]
-        ).numpy()
-        self._area = geometry.size[0] * geometry.size[1]
-        self._refiner = NeighbourRefiner(index.pixels.numpy(), self._scale, request, self._threads, policy)
+        self._z, self._area = project(self._scale, request).numpy(), request.x[0, 0].numel()
+        self._refiner = NeighbourRefiner(index.pixels.numpy(), self._scale, request, policy)
         self._lists: dict[int, NearLists] = {}
         self.probes, self.candidates, self._recalled = probes, candidates, recalled
         if recalled:
@@ -125,7 +119,7 @@ class NearField:
         workers = pool(self._threads)
         for c in np.unique(classes).tolist():
             if c not in self._lists:
-                self._lists[c] = NearLists(self._scale, c, self._label, self._request, workers, self._threads)
+                self._lists[c] = NearLists(self._scale, c, self._label, self._request, self._threads)
             lists = self._lists[c]
             mine = np.flatnonzero(classes == c)
             parts = max(min(self._threads, len(mine)), math.ceil(len(mine) / at_once))
@@ -137,17 +131,11 @@ class NearLists:
     """The lists of a position class at one noise level, ranked by `patchindex.kernels.nearest.list_tiles`."""
 
     def __init__(
-        self,
-        scale: ScaleIndex,
-        c: int,
-        label: int | None,
-        request: ScoreRequest,
-        workers: ThreadPoolExecutor,
-        threads: int,
+        self, scale: ScaleIndex, c: int, label: int | None, request: ScoreRequest, threads: int
     ) -> None:
         self._codes, self._ids_at = scale.codes(c, label)
         means, variances, self._bounds, of_cells = scale.moments.of_class(c, label)
-        self._a, self._beta, self._workers, self._threads = request.a, request.beta, workers, threads
+        self._a, self._beta, self._threads = request.a, request.beta, threads
         self._lists = self._table(means, variances, self._codes.size, self._bounds)
         self._cells = self._table(*of_cells, np.array([0, len(of_cells[0])]))
 
@@ -162,28 +150,25 @@ class NearLists:
             list_tiles(means, variances, sizes, first, bounds, groups, self._a, self._beta, tiles, offsets)
 
         edges = np.linspace(0, len(bounds) - 1, self._threads + 1).astype(int).tolist()
-        list(self._workers.map(write, pairwise(edges)))
+        list(pool(self._threads).map(write, pairwise(edges)))
         return tiles, offsets, first, bounds
-
-    def likeliest(self, z: np.ndarray, probes: int, most_cells: int) -> Best:
-        """Return the likeliest lists for projected queries z, (n, dims), in no order."""
-        n, dims = z.shape
-        u = np.concatenate([z * z, z], 1).reshape(-1)
-
-        def lists_of(table: tuple[np.ndarray, ...], visits: tuple[np.ndarray, np.ndarray], keep: int) -> Best:
-            best = Best.none(n, keep)
-            best_lists(*table, u, 2 * dims, *visits, keep, best, Scratch.of(1, keep))
-            return best
-
-        cells = lists_of(self._cells, (np.array([0, n]), np.arange(n, dtype=np.int32)), most_cells)
-        return lists_of(self._lists, _visitors(cells, len(self._bounds) - 1), probes)
 
     def search(
         self, z: np.ndarray, probes: int, candidates: int, most_cells: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of the best codes, (n, candidates), and the number of codes scanned, (n,)."""
+        """Return the ids of the best codes for projected queries z, (n, candidates), and codes scanned, (n,)."""
         n, dims = z.shape
-        lists = self.likeliest(z, probes, most_cells)
+        u = np.concatenate([z * z, z], 1).reshape(-1)
+
+        def likeliest(
+            table: tuple[np.ndarray, ...], visits: tuple[np.ndarray, np.ndarray], keep: int
+        ) -> Best:
+            best = Best.none(n, keep)
+            best_lists(*table, u, 2 * dims, *visits, keep, best, Scratch.of(1, keep))
+            return best
+
+        cells = likeliest(self._cells, (np.array([0, n]), np.arange(n, dtype=np.int32)), most_cells)
+        lists = likeliest(self._lists, _visitors(cells, len(self._bounds) - 1), probes)
         queries = Queries.of(self._codes, z * (self._a / self._beta), self._a**2 / (2 * self._beta))
         best, scanned, scratch = Best.none(n, candidates), np.zeros(n, np.int64), Scratch.of(dims, candidates)
         visits = _visitors(lists, len(self._codes.size))

@@ -46,13 +46,12 @@ class NeighbourRefiner:
         images: np.ndarray,
         scale: ScaleIndex,
         request: ScoreRequest,
-        threads: int,
         policy: AutoPolicy = DEFAULT_POLICY,
     ) -> None:
         self._images, self._geometry, self._request = images.reshape(-1), scale.geometry, request
         self.tables = WindowTables.of(scale.geometry, request.x.shape[1])
         self._scale = np.float32((request.a / 127.5) ** 2 / (2 * request.beta))
-        self._threads, self._policy = threads, policy
+        self._threads, self._policy = torch.get_num_threads(), policy
         self._n = len(images)
 
     def run(

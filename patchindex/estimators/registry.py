@@ -15,13 +15,9 @@ from patchindex.estimators.exact import Exact
 from patchindex.estimators.policy import AutoPolicy
 from patchindex.estimators.topk import TopK
 
-__all__ = ["ESTIMATORS", "EstimatorOptions", "make_estimator", "options_of", "parse_estimator"]
+__all__ = ["ESTIMATORS", "EstimatorOptions", "make_estimator", "parse_estimator"]
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {
-    "exact": Exact,
-    "topk": TopK,
-    "auto": Auto,
-}
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {"exact": Exact, "topk": TopK, "auto": Auto}
 
 
 class EstimatorOptions(TypedDict, total=False):
@@ -34,8 +30,7 @@ class EstimatorOptions(TypedDict, total=False):
     policy: AutoPolicy
 
 
-def options_of(name: str) -> list[str]:
-    """Return the names of an estimator's options."""
+def _options_of(name: str) -> list[str]:
     return list(inspect.signature(ESTIMATORS[name]).parameters)[1:]
 
 
@@ -50,7 +45,7 @@ def parse_estimator(text: str) -> tuple[str, EstimatorOptions]:
     options: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in rest.split(","))):
         option, _, value = (piece.strip() for piece in part.partition("="))
-        _check_option(name, option, [known for known in options_of(name) if known != "policy"])
+        _check_option(name, option, [known for known in _options_of(name) if known != "policy"])
         try:
             options[option] = int(value) if value.lstrip("-").isdigit() else float(value)
         except ValueError:
@@ -66,7 +61,7 @@ def make_estimator(name: str, context: ScoreContext, **options: Unpack[Estimator
     """Make an estimator by name."""
     _check_name(name)
     for option in options:
-        _check_option(name, option, options_of(name))
+        _check_option(name, option, _options_of(name))
     # FAISS takes Python's own numbers only.
     plain = {option: v.item() if isinstance(v, np.generic) else v for option, v in options.items()}
     return ESTIMATORS[name](context, **plain)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of
+from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of, label_index, project
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.neighbours import NOTHING, PAIR_BYTES, NeighbourRefiner
 from patchindex.exact import ScoreRequest
-from patchindex.geometry import Geometry, gather_patches, query_windows
+from patchindex.geometry import gather_patches, query_windows
 from patchindex.index import ScaleIndex
 from patchindex.softmax import SoftmaxState
 
@@ -95,7 +95,7 @@ class TopK:
         keys = scale.lists.nearest(vectors, classes, probes)
         images = None if request.label is None else request.image_range
         distances, ids = scale.search(vectors, keys, candidates, images)
-        sizes = scale.list_sizes(self._label_index(request))
+        sizes = scale.list_sizes(label_index(self._index, request))
         codes = _codes(keys, sizes)
         # The nearest lists may hold no patch of the label: such a pixel looks into more lists.
         empty = np.flatnonzero(ids[:, 0] < 0)
@@ -110,7 +110,7 @@ class TopK:
 
     def _captured(self, request: ScoreRequest, z: Tensor, rows: np.ndarray, found: _Found) -> Tensor:
         """Estimate the share of the softmax that the patches found hold."""
-        scale, label_index = self._index.scale(request.geometry.k), self._label_index(request)
+        scale, label = self._index.scale(request.geometry.k), label_index(self._index, request)
         a, beta, classes = request.a, request.beta, _classes(request, rows)
         there = torch.from_numpy(found.ids).to(z.device) >= 0
         # Both sides are computed from codes, so that the part of a patch outside the PCA cancels.
@@ -118,9 +118,9 @@ class TopK:
         no_centres = torch.empty(approximate.shape[1], 0, dtype=torch.float32, device=z.device)
         kept = SoftmaxState.of(approximate, no_centres, valid=there).log_weight()
         last = torch.where(there, approximate, torch.inf).amin(1)
-        rest = scale.moments.log_rest(z, classes, a, beta, last, label_index)
+        rest = scale.moments.log_rest(z, classes, a, beta, last, label)
         captured = torch.sigmoid(kept - rest)
-        patches_of_class = np.add.reduceat(scale.list_sizes(label_index), scale.lists.bounds[:-1])
+        patches_of_class = np.add.reduceat(scale.list_sizes(label), scale.lists.bounds[:-1])
         everything = patches_of_class[classes] <= (found.ids >= 0).sum(1)
         captured[torch.from_numpy(everything).to(z.device)] = 1
         return captured
@@ -134,9 +134,6 @@ class TopK:
         lo, hi = request.image_range
         return min(self._candidates, (hi - lo) * request.geometry.patches_per_image)
 
-    def _label_index(self, request: ScoreRequest) -> int | None:
-        return None if request.label is None else self._index.attributes["labels"].index(request.label)
-
 
 class _Found(NamedTuple):
     """Patch ids of the codes found, -1 for none, and their distances, (n, candidates); codes scanned."""
@@ -144,12 +141,6 @@ class _Found(NamedTuple):
     ids: np.ndarray
     distances: np.ndarray
     codes: int
-
-
-def project(scale: ScaleIndex, request: ScoreRequest) -> Tensor:
-    """Return the projected queries of all pixels of a request, (B * H * W, dims)."""
-    # One image at a time: products of another shape would round otherwise.
-    return torch.cat([scale.pca.project_queries(x[None], scale.geometry, request.a) for x in request.x])
 
 
 def _classes(request: ScoreRequest, rows: np.ndarray) -> np.ndarray:
@@ -168,13 +159,8 @@ def rerank(context: ScoreContext, request: ScoreRequest, rows: np.ndarray, ids: 
     """
     index = index_of(context, "topk")
     if context.device.type != "cpu":
-        mine, found = (torch.from_numpy(array).to(context.device) for array in (rows, ids))
-        windows, pixels = query_windows(request.x, request.geometry)[mine], index.pixels_on(context.device)
-        return _rerank_by_torch(
-            pixels, request.geometry, windows, found, request.a, request.beta, request.memory
-        )
-    scale = index.scale(request.geometry.k)
-    refiner = NeighbourRefiner(index.pixels.numpy(), scale, request, torch.get_num_threads())
+        return _rerank_by_torch(index.pixels_on(context.device), request, rows, ids)
+    refiner = NeighbourRefiner(index.pixels.numpy(), index.scale(request.geometry.k), request)
     images, places = np.divmod(rows, request.x[0, 0].numel())
     step = max(1, request.memory // (PAIR_BYTES * ids.shape[1]))
     states = []
@@ -189,18 +175,18 @@ def rerank(context: ScoreContext, request: ScoreRequest, rows: np.ndarray, ids: 
 
 
 def _rerank_by_torch(
-    pixels: Tensor, geometry: Geometry, windows: Tensor, ids: Tensor, a: float, beta: float, memory: int
+    pixels: Tensor, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray
 ) -> SoftmaxState:
-    """Do the same on any device, with copies of the patches.
-
-    `pixels` (N, H, W, C) uint8, `windows` (n, k, k, C) and `ids` (n, candidates) are on the device.
-    """
+    """Do the same with copies of the patches, on the device of the images `pixels` (N, H, W, C)."""
+    geometry, a, beta = request.geometry, request.a, request.beta
+    mine, found = (torch.from_numpy(array).to(pixels.device) for array in (rows, ids))
+    windows = query_windows(request.x, geometry)[mine]
     # Per patch: uint8 and float pixels, a scaled copy, and 64-bit indices.
     per_query = ids.shape[1] * geometry.k**2 * (13 * windows.shape[3] + 16)
-    step = max(1, min(memory, RERANK_BYTES) // per_query)
+    step = max(1, min(request.memory, RERANK_BYTES) // per_query)
     middle = geometry.k // 2
     states = []
-    for part, window in zip(ids.split(step), windows.split(step), strict=True):
+    for part, window in zip(found.split(step), windows.split(step), strict=True):
         valid = part >= 0
         patches = gather_patches(pixels, geometry, part.clamp_min(0))
         centres = patches[:, :, middle, middle].clone()

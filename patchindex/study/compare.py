@@ -13,18 +13,18 @@ from torch import Tensor
 
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
+from patchindex.estimators.base import COSTS
 from patchindex.exact import load_kernel
 from patchindex.runtime import Progress, no_progress, part_of
 from patchindex.sampling.samplers import sample, starting_noise
-from patchindex.study.metrics import accuracy, pearson_r, r2, rmse
-from patchindex.study.table import COLUMNS, Study, root_mean_square
+from patchindex.study.metrics import accuracy, pearson_r, r2, rmse, root_mean_square
+from patchindex.study.table import COLUMNS, Study
 
 __all__ = ["Study", "compare"]
 
 Callback = Callable[[dict[str, Any]], None]
 
 REFERENCE = "exact"
-COSTS = ("patches_evaluated", "codes_scanned", "exact_pixels")
 
 
 def compare(

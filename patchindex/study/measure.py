@@ -13,10 +13,11 @@ from torch import Tensor
 
 from patchindex.estimators import AutoPolicy, ScoreContext
 from patchindex.estimators.auto import Auto, combine
+from patchindex.estimators.base import project
 from patchindex.estimators.curve import MOVES, NearPoint, OperatingCurve, TopPoint
 from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.policy import DEFAULT_POLICY
-from patchindex.estimators.topk import TopK, project, rerank
+from patchindex.estimators.topk import TopK, rerank
 from patchindex.exact import ScoreRequest, expected_seconds, scan
 from patchindex.geometry import pad, query_windows
 from patchindex.images.by_label import TrainingImages, to_unit
@@ -81,7 +82,7 @@ def measure_curve(
         exact = _exact_seconds(requests[len(requests) // 2], index, settings.exact_images)
     context = ScoreContext(index, torch.device("cpu"))
     levels = [_Level(context, request, settings, exact) for request in requests]
-    levels[0].warm_up()
+    levels[0].retrieve(requests[0], *settings.near[0])  # opens the lists and loads kernels
     sizes = settings.near
     for done, size in enumerate(sizes):
         if 0 < done == len(sizes) - 1 and all(level.sees_fine(sizes[done - 1]) for level in levels):
@@ -140,10 +141,6 @@ class _Level:
         self.scans: list[float] = []  # seconds per pixel of a sample that has all patches
         self.least = 1.0  # share of all patches that `auto` samples at least
 
-    def warm_up(self) -> None:
-        """Open the lists and load the kernels, so that their time is not measured."""
-        self._retrieve(self._request, *self._settings.near[0])
-
     def sees_fine(self, size: tuple[int, int]) -> bool:
         """Return whether standard errors are right at the tolerance `fine`, if this size was measured."""
         return all(
@@ -157,10 +154,10 @@ class _Level:
         if self.points and self.points[-1].seconds > self._exact:
             return
         request, settings = replace(self._request, cache={}), self._settings
-        field, nears, seconds = self._retrieve(request, probes, candidates)
+        field, nears, seconds = self.retrieve(request, probes, candidates)
         for i, near in enumerate(nears):
             self._auto.remember(request, i, near)
-        again = self._retrieve(request, probes, candidates)[-1]
+        again = self.retrieve(request, probes, candidates)[-1]
         if not self._deeper and seconds < self._exact:
             self._retrieve_deeper(field, nears)
         variances, moves = [], []
@@ -174,19 +171,10 @@ class _Level:
         if self._deeper:
             squares = np.concatenate(moves) ** 2
             missed = tuple(float(squares[squares > move**2].sum() / self._deeper_pixels) for move in MOVES)
-        self.points.append(
-            NearPoint(
-                request.beta,
-                probes,
-                candidates,
-                seconds,
-                again,
-                tuple(np.quantile(torch.cat(variances).numpy(), levels).tolist()),
-                missed,
-            )
-        )
+        variance = tuple(np.quantile(torch.cat(variances).numpy(), levels).tolist())
+        self.points.append(NearPoint(request.beta, probes, candidates, seconds, again, variance, missed))
 
-    def _retrieve(
+    def retrieve(
         self, request: ScoreRequest, probes: int, candidates: int
     ) -> tuple[NearField, list[Near], float]:
         """Return the near fields, of all images and of each, and the seconds per pixel that they took."""

@@ -6,13 +6,15 @@ here both measures have names of their own.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
 from patchindex.estimators import Estimate
 
-__all__ = ["accuracy", "pearson_r", "r2", "rmse"]
+__all__ = ["accuracy", "pearson_r", "r2", "rmse", "root_mean_square"]
 
 SLACK = 0.001  # of an error beyond two standard errors: 1/8 of a grey level
 
@@ -46,6 +48,12 @@ def r2(images: Tensor, reference: Tensor) -> Tensor:
 def rmse(images: Tensor, reference: Tensor) -> Tensor:
     """Return the root mean square difference, (n,) float64, of each image (n, C, H, W) from its reference."""
     return (images.double() - reference.double()).flatten(1).square().mean(1).sqrt()
+
+
+def root_mean_square(values: Iterable[float]) -> float:
+    """Return the root mean square of some values."""
+    squares = [value * value for value in values]
+    return math.sqrt(sum(squares) / len(squares))
 
 
 def accuracy(estimate: Estimate, exact: Tensor) -> dict[str, list[Any]]:

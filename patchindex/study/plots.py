@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from patchindex.errors import InputError
+from patchindex.study.metrics import root_mean_square
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,24 +35,21 @@ def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> 
     figure = figure_class()(figsize=(11, 8), layout="constrained")
     (errors, ratios), (mass, seconds) = figure.subplots(2, 2, sharex=True)
     table: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["t"]):
         table[row["estimator"], row["trajectory"]][row["t"]].append(row)
     for number, name in enumerate(estimators):
-        colour = f"C{number}"
-        along, own = (sorted(table[name, trajectory].items()) for trajectory in ("exact", "own"))
+        along, own, colour = table[name, "exact"], table[name, "own"], f"C{number}"
         if along:
-            t = [at for at, _ in along]
-            rmse, stderr = ([_rms(mine, column) for _, mine in along] for column in ("rmse", "stderr"))
+            rmse, stderr = (_by_time(root_mean_square, column, along) for column in ("rmse", "stderr"))
             ratio = [error / each if each else math.nan for error, each in zip(rmse, stderr, strict=True)]
-            errors.plot(t, rmse, "o-", color=colour, label=name)
-            ratios.plot(t, ratio, "o-", color=colour)
-            mass.plot(t, [_mean(mine, "captured_mass") for _, mine in along], "o-", color=colour)
+            errors.plot([*along], rmse, "o-", color=colour, label=name)
+            ratios.plot([*along], ratio, "o-", color=colour)
+            mass.plot([*along], _by_time(fmean, "captured_mass", along), "o-", color=colour)
         if own:
-            t = [at for at, _ in own]
             if along:
-                errors.plot(t, [_rms(mine, "rmse") for _, mine in own], ":", color=colour)
+                errors.plot([*own], _by_time(root_mean_square, "rmse", own), ":", color=colour)
             label = None if along else name
-            seconds.plot(t, [_mean(mine, "seconds") for _, mine in own], "o-", color=colour, label=label)
+            seconds.plot([*own], _by_time(fmean, "seconds", own), "o-", color=colour, label=label)
     errors.set(title="RMSE of posterior mean (solid) and of image so far (dotted)", yscale="log")
     ratios.set(title="RMSE over standard error (1 is right)")
     ratios.axhspan(*HONEST, color="0.9")
@@ -60,10 +59,8 @@ def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> 
     return figure
 
 
-def _mean(rows: list[dict[str, Any]], column: str) -> float:
-    return sum(row[column] for row in rows) / len(rows)
-
-
-def _rms(rows: list[dict[str, Any]], column: str) -> float:
-    """Return the root mean square of a column; None counts as 0."""
-    return math.sqrt(sum((row[column] or 0.0) ** 2 for row in rows) / len(rows))
+def _by_time(
+    mean: Callable[[Iterable[float]], float], column: str, rows: dict[float, list[dict[str, Any]]]
+) -> list[float]:
+    """Return the mean of a column at each time; None counts as 0."""
+    return [mean(row[column] or 0.0 for row in at) for at in rows.values()]

@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from patchindex.estimators.base import COSTS
+from patchindex.study.metrics import root_mean_square
 from patchindex.study.plots import plot_accuracy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLUMNS", "Study", "root_mean_square"]
+__all__ = ["COLUMNS", "Study"]
 
-COLUMNS = (
-    "estimator",
-    "trajectory",
-    "image",
-    "step",
-    "t",
-    "k",
-    "rmse",
-    "max_error",
-    "bias",
-    "stderr",
-    "coverage",
-    "pearson_r",
-    "r2",
-    "captured_mass",
-    "ess",
-    "patches_evaluated",
-    "codes_scanned",
-    "exact_pixels",
-    "seconds",
-)
+PLACE = ("estimator", "trajectory", "image", "step", "t", "k")
+MEASURES = ("rmse", "max_error", "bias", "stderr", "coverage", "pearson_r", "r2", "captured_mass", "ess")
+COLUMNS = (*PLACE, *MEASURES, *COSTS, "seconds")
 
 
 @dataclass(frozen=True)
@@ -126,12 +108,6 @@ class Study:
             When matplotlib is not installed.
         """
         return plot_accuracy(self.rows, list(self.images))
-
-
-def root_mean_square(values: Iterable[float]) -> float:
-    """Return the root mean square of some values."""
-    squares = [value * value for value in values]
-    return math.sqrt(sum(squares) / len(squares))
 
 
 def _rms(rows: list[dict[str, Any]], column: str) -> float:

@@ -10,9 +10,9 @@ import torch
 import patchindex as pi
 from patchindex.errors import InputError
 from patchindex.estimators import ScoreContext
-from patchindex.estimators.topk import TopK, _rerank_by_torch, project, rerank
+from patchindex.estimators.base import project
+from patchindex.estimators.topk import TopK, _rerank_by_torch, rerank
 from patchindex.exact import ScoreRequest, scan
-from patchindex.geometry import query_windows
 
 EVERYTHING = 10**6
 CPU = torch.device("cpu")
@@ -257,10 +257,7 @@ def test_both_ways_of_reranking_agree(held_out, machine, real_images, tmp_path):
         some = rng.permutation(found)[: row % 30]
         mine[: len(some)] = some
     got = rerank(ScoreContext(index, CPU), request, rows, ids)
-    windows = query_windows(x, scale.geometry)[torch.from_numpy(rows)]
-    want = _rerank_by_torch(
-        index.pixels, scale.geometry, windows, torch.from_numpy(ids), request.a, request.beta, request.memory
-    )
+    want = _rerank_by_torch(index.pixels, request, rows, ids)
     assert torch.equal(got.count, want.count)
     some = want.count > 0
     torch.testing.assert_close(got[some].mean(), want[some].mean(), rtol=0, atol=2e-5)
