@@ -99,8 +99,8 @@ class Auto:
         """Return probes and candidates for a request; None where exact scores are expected to be cheaper."""
         curve = OperatingCurve.of(self.index.scale(request.geometry.k))
         if curve is not None and self._probes is None and self._candidates is None:
-            images, steps = _count(request), request.cache is not None
-            point, _ = curve.near_field(request.beta, self.tolerance, images, steps, self.policy)
+            part, steps = _count(request) / curve.images, request.cache is not None
+            point, _ = curve.near_field(request.beta, self.tolerance, part, steps, self.policy)
             return None if point is None else (point.probes, point.candidates)
         policy, pixels = self.policy, request.x[0, 0].numel()
         probes, candidates = self._probes or policy.probes, self._candidates or policy.candidates

@@ -104,17 +104,16 @@ class OperatingCurve:
         self,
         point: NearPoint,
         tolerance: float,
-        images: int | None = None,
+        part: float = 1.0,
         steps: bool = False,
         policy: AutoPolicy = DEFAULT_POLICY,
     ) -> float:
         """Return the seconds per pixel that `auto` is expected to take with a near field.
 
-        With fewer `images`, those of a label, a scan takes less time and a sample varies more. With `steps`,
-        of a trajectory, about half of the steps find the heavy patches of the step before.
+        With a `part` of the training images, those of a label, a scan takes less time and a sample varies
+        more. With `steps`, of a trajectory, about half of them find the heavy patches of the step before.
         """
         retrieval = (point.seconds + point.again) / 2 if steps else point.seconds
-        part = 1.0 if images is None else images / self.images
         one = np.array(point.variance) / part
         needed = one / (one + tolerance**2)
         shares = np.append(np.maximum(needed, min(1.0, self.least / part)), min(1.0, self.least / part))
@@ -126,7 +125,7 @@ class OperatingCurve:
         self,
         beta: float,
         tolerance: float,
-        images: int | None = None,
+        part: float = 1.0,
         steps: bool = False,
         policy: AutoPolicy = DEFAULT_POLICY,
     ) -> tuple[NearPoint | None, float]:
@@ -135,10 +134,9 @@ class OperatingCurve:
         Only near fields whose standard errors are right at all noise levels count: missed patches are rare
         and may show at one level only. Arguments as for `expected`.
         """
-        part = 1.0 if images is None else images / self.images
         blind = {(point.probes, point.candidates) for point in self.near if not point.sees(tolerance, policy)}
         expected = {
-            point: self.expected(point, tolerance, images, steps, policy)
+            point: self.expected(point, tolerance, part, steps, policy)
             for point in _at(self.near, beta)
             if (point.probes, point.candidates) not in blind
         }

@@ -73,7 +73,7 @@ class NearField:
         self._label = label_index(index, request)
         self._threads, self._memory = torch.get_num_threads(), request.memory
         self._z, self._area = project(self._scale, request).numpy(), request.x[0, 0].numel()
-        self._refiner = NeighbourRefiner(index.pixels.numpy(), self._scale, request, policy)
+        self._refiner = NeighbourRefiner(index.pixels.numpy(), request, policy)
         self._lists: dict[int, NearLists] = {}
         self.probes, self.candidates, self._recalled = probes, candidates, recalled
         if recalled:
@@ -156,7 +156,7 @@ class NearLists:
     def search(
         self, z: np.ndarray, probes: int, candidates: int, most_cells: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of the best codes for projected queries z, (n, candidates), and codes scanned, (n,)."""
+        """Return the ids of the best codes, (n, candidates), and the codes scanned, (n,); z is projected."""
         n, dims = z.shape
         u = np.concatenate([z * z, z], 1).reshape(-1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 
@@ -12,7 +11,6 @@ import torch
 
 from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
 from patchindex.exact import ScoreRequest
-from patchindex.index import ScaleIndex
 from patchindex.kernels.codes import NEVER
 from patchindex.kernels.known_patches import KnownPatches
 from patchindex.kernels.neighbours import (
@@ -42,17 +40,13 @@ class NeighbourRefiner:
     """Exact logits of retrieved patches, computed from the (memory-mapped) uint8 images in place."""
 
     def __init__(
-        self,
-        images: np.ndarray,
-        scale: ScaleIndex,
-        request: ScoreRequest,
-        policy: AutoPolicy = DEFAULT_POLICY,
+        self, images: np.ndarray, request: ScoreRequest, policy: AutoPolicy = DEFAULT_POLICY
     ) -> None:
-        self._images, self._geometry, self._request = images.reshape(-1), scale.geometry, request
-        self.tables = WindowTables.of(scale.geometry, request.x.shape[1])
+        self._images, self._n, self._request, self._policy = images.reshape(-1), len(images), request, policy
+        self.tables = WindowTables.of(request.geometry, request.x.shape[1])
         self._scale = np.float32((request.a / 127.5) ** 2 / (2 * request.beta))
-        self._threads, self._policy = torch.get_num_threads(), policy
-        self._n = len(images)
+        self._threads = torch.get_num_threads()
+        self._workers = pool(self._threads)
 
     def run(
         self, i: int, ids: np.ndarray, pixels: np.ndarray, recalled: np.ndarray, around: bool = True
@@ -86,14 +80,13 @@ class NeighbourRefiner:
             return self._compare(heavy, known, lines, REACH)
 
         # Each thread has images of its own.
-        workers = pool(self._threads)
-        parts = self._add(workers, list(workers.map(retrieved, self._shares(ids))), top, sums, compared)
+        parts = self._add(list(self._workers.map(retrieved, self._shares(ids))), top, sums, compared)
         more = [_room(0)] * len(parts)
         if around:
-            more = self._add(workers, list(workers.map(beside, parts)), top, sums, compared)
-        members, parts = self._merged(workers, parts, more)
-        bar = self._bar(parts, top)
-        heaviest = np.concatenate(list(workers.map(lambda part: self._keys(part, bar, all_images), parts)))
+            more = self._add(list(self._workers.map(beside, parts)), top, sums, compared)
+        members, parts = self._merged(parts, more)
+        keys = partial(self._keys, bar=self._bar(parts, top), wanted=all_images)
+        heaviest = np.concatenate(list(self._workers.map(keys, parts)))
         state = SoftmaxState.empty((area,), self.tables.channels)
         table = torch.from_numpy(sums)
         state.max_logit = torch.from_numpy(np.where(sums[:, 0] > 0, top.astype(np.float64), -np.inf))
@@ -102,15 +95,14 @@ class NeighbourRefiner:
         state.count = torch.from_numpy(compared)
         return members, state, heaviest
 
-    @staticmethod
     def _merged(
-        workers: ThreadPoolExecutor, parts: list[KnownPatches], more: list[KnownPatches]
+        self, parts: list[KnownPatches], more: list[KnownPatches]
     ) -> tuple[KnownPatches, list[KnownPatches]]:
         """Return all members in order of their images, and those of each thread's images."""
         ends = np.cumsum([0] + [len(a.pixel) + len(b.pixel) for a, b in zip(parts, more, strict=True)])
         members = _room(int(ends[-1]))
         merged = [KnownPatches(*(array[lo:hi] for array in members)) for lo, hi in pairwise(ends)]
-        list(workers.map(merge_by_image, parts, more, merged))
+        list(self._workers.map(merge_by_image, parts, more, merged))
         return members, merged
 
     def _bar(self, parts: list[KnownPatches], top: np.ndarray) -> np.ndarray:
@@ -125,7 +117,7 @@ class NeighbourRefiner:
     def _shares(self, ids: np.ndarray) -> list[tuple[int, int]]:
         """Cut the images into one range per thread, each with about the same number of these patches."""
         some = ids.reshape(-1)[::SAMPLE]
-        some = np.sort(some[some >= 0]) // self._geometry.patches_per_image
+        some = np.sort(some[some >= 0]) // self._request.geometry.patches_per_image
         edges = [0] * (self._threads + 1)
         edges[-1] = self._n
         for j in range(1, self._threads):
@@ -133,12 +125,7 @@ class NeighbourRefiner:
         return list(pairwise(edges))
 
     def _add(
-        self,
-        workers: ThreadPoolExecutor,
-        parts: list[KnownPatches],
-        top: np.ndarray,
-        sums: np.ndarray,
-        compared: np.ndarray,
+        self, parts: list[KnownPatches], top: np.ndarray, sums: np.ndarray, compared: np.ndarray
     ) -> list[KnownPatches]:
         """Add members to the sums, relative to `top`; return the members that are not negligible."""
         lower = top.copy()
@@ -153,7 +140,7 @@ class NeighbourRefiner:
             sums_of(self._images, len(top), self.tables.channels, *members, top, mine, every, count)
             return KnownPatches(*(array[: count[0]] for array in members)), mine, every
 
-        done = list(workers.map(summed, parts))
+        done = list(self._workers.map(summed, parts))
         sums += sum(mine for _, mine, _ in done)
         compared += sum(every for _, _, every in done)
         return [members for members, _, _ in done]

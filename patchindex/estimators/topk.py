@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -74,10 +72,10 @@ class TopK:
         states, captured, codes = [], [], 0
         for first in range(0, len(z), step):
             rows = np.arange(first, min(first + step, len(z)))
-            found = self.search(request, z[first : first + step], rows)
-            states.append(rerank(self._context, request, rows, found.ids))
-            captured.append(self._captured(request, z[first : first + step], rows, found))
-            codes += found.codes
+            ids, distances, scanned = self.search(request, z[first : first + step], rows)
+            states.append(rerank(self._context, request, rows, ids))
+            captured.append(self._captured(request, z[first : first + step], rows, ids, distances))
+            codes += scanned
         shape = (len(request.x), *request.geometry.size)
         state = SoftmaxState.cat(states).reshape(shape)
         return Estimate.from_state(
@@ -87,8 +85,13 @@ class TopK:
             codes_scanned=codes,
         )
 
-    def search(self, request: ScoreRequest, z: Tensor, rows: np.ndarray) -> _Found:
-        """Find the nearest codes for some pixels, `rows` of the batch, by their projections z (n, dims)."""
+    def search(
+        self, request: ScoreRequest, z: Tensor, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Find the codes nearest to the projections z (n, dims) of the pixels `rows` of the batch.
+
+        Return patch ids, -1 for none, and distances, both (n, candidates), and the number of codes scanned.
+        """
         scale = self._index.scale(request.geometry.k)
         vectors, classes = (z / request.a).cpu().numpy(), _classes(request, rows)
         probes, candidates = self._probes_at(scale, request.beta), self._kept(request)
@@ -106,22 +109,24 @@ class TopK:
             distances[empty], ids[empty] = scale.search(vectors[empty], keys, candidates, images)
             codes += _codes(keys, sizes)
             empty = empty[ids[empty, 0] < 0]
-        return _Found(ids, distances, codes)
+        return ids, distances, codes
 
-    def _captured(self, request: ScoreRequest, z: Tensor, rows: np.ndarray, found: _Found) -> Tensor:
+    def _captured(
+        self, request: ScoreRequest, z: Tensor, rows: np.ndarray, ids: np.ndarray, distances: np.ndarray
+    ) -> Tensor:
         """Estimate the share of the softmax that the patches found hold."""
         scale, label = self._index.scale(request.geometry.k), label_index(self._index, request)
         a, beta, classes = request.a, request.beta, _classes(request, rows)
-        there = torch.from_numpy(found.ids).to(z.device) >= 0
+        there = torch.from_numpy(ids).to(z.device) >= 0
         # Both sides are computed from codes, so that the part of a patch outside the PCA cancels.
-        approximate = torch.from_numpy(found.distances).to(z.device) * (-a * a / (2 * beta))
+        approximate = torch.from_numpy(distances).to(z.device) * (-a * a / (2 * beta))
         no_centres = torch.empty(approximate.shape[1], 0, dtype=torch.float32, device=z.device)
         kept = SoftmaxState.of(approximate, no_centres, valid=there).log_weight()
         last = torch.where(there, approximate, torch.inf).amin(1)
         rest = scale.moments.log_rest(z, classes, a, beta, last, label)
         captured = torch.sigmoid(kept - rest)
         patches_of_class = np.add.reduceat(scale.list_sizes(label), scale.lists.bounds[:-1])
-        everything = patches_of_class[classes] <= (found.ids >= 0).sum(1)
+        everything = patches_of_class[classes] <= (ids >= 0).sum(1)
         captured[torch.from_numpy(everything).to(z.device)] = 1
         return captured
 
@@ -133,14 +138,6 @@ class TopK:
     def _kept(self, request: ScoreRequest) -> int:
         lo, hi = request.image_range
         return min(self._candidates, (hi - lo) * request.geometry.patches_per_image)
-
-
-class _Found(NamedTuple):
-    """Patch ids of the codes found, -1 for none, and their distances, (n, candidates); codes scanned."""
-
-    ids: np.ndarray
-    distances: np.ndarray
-    codes: int
 
 
 def _classes(request: ScoreRequest, rows: np.ndarray) -> np.ndarray:
@@ -160,7 +157,7 @@ def rerank(context: ScoreContext, request: ScoreRequest, rows: np.ndarray, ids: 
     index = index_of(context, "topk")
     if context.device.type != "cpu":
         return _rerank_by_torch(index.pixels_on(context.device), request, rows, ids)
-    refiner = NeighbourRefiner(index.pixels.numpy(), index.scale(request.geometry.k), request)
+    refiner = NeighbourRefiner(index.pixels.numpy(), request)
     images, places = np.divmod(rows, request.x[0, 0].numel())
     step = max(1, request.memory // (PAIR_BYTES * ids.shape[1]))
     states = []

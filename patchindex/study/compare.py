@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,9 @@ from patchindex.exact import load_kernel
 from patchindex.runtime import Progress, no_progress, part_of
 from patchindex.sampling.samplers import sample, starting_noise
 from patchindex.study.metrics import accuracy, pearson_r, r2, rmse, root_mean_square
-from patchindex.study.table import COLUMNS, Study
+from patchindex.study.table import COLUMNS, PLACE, Study
 
 __all__ = ["Study", "compare"]
-
-Callback = Callable[[dict[str, Any]], None]
 
 REFERENCE = "exact"
 
@@ -54,14 +51,8 @@ def compare(
         Noise to start from, instead of noise drawn with the seed.
     repeats : int
         Number of estimates at each step of the exact trajectory, with seeds seed, seed + 1, ...
-    seed, label, batch_size
+    seed, label, batch_size, progress
         As for `sample`.
-    progress : callable, optional
-        Called as `progress(stage, done, total)`.
-
-    Returns
-    -------
-    Study
 
     Raises
     ------
@@ -100,11 +91,12 @@ def compare(
                 warm.add((name, k))
             rows.extend(_along(name, machine, x, step, range(seed, seed + repeats), label))
 
-    def follow(name: str, machine: ScoreMachine, callback: Callback, number: int) -> Tensor:
+    def follow(name: str, machine: ScoreMachine, number: int) -> Tensor:
         after: dict[tuple[int, int], Tensor] = {}
 
         def keep(step: dict[str, Any]) -> None:
-            callback(step)
+            if machine is reference:
+                along(step)
             after[step["i"], step["first"]] = step["x"].cpu()
 
         part = part_of(progress, "comparing", number / (1 + len(named)), (number + 1) / (1 + len(named)))
@@ -114,9 +106,8 @@ def compare(
             rows.extend(_own(name, record, at, x, exact[at]))
         return drawn.images.cpu()
 
-    images = {REFERENCE: follow(REFERENCE, reference, along, 0)}
-    for number, (name, machine) in enumerate(named.items(), 1):
-        images[name] = follow(name, machine, lambda _: None, number)
+    every = {REFERENCE: reference, **named}
+    images = {name: follow(name, machine, number) for number, (name, machine) in enumerate(every.items())}
     chosen = {name: machine.settings for name, machine in named.items()}
     return Study(rows, images, {**settings, "n": len(noise), "repeats": repeats, "machines": chosen})
 
@@ -132,10 +123,10 @@ def _named(machines: Mapping[str, ScoreMachine] | Sequence[ScoreMachine]) -> dic
     if isinstance(machines, Mapping):
         pairs = list(machines.items())
     else:
-        for each in machines:
-            if not isinstance(each, ScoreMachine):
-                raise refuse(f"{type(each).__name__} is not a ScoreMachine", "give instances of ScoreMachine")
-        pairs = [(machine.estimator, machine) for machine in machines]
+        pairs = [(getattr(machine, "estimator", ""), machine) for machine in machines]
+    for _, machine in pairs:
+        if not isinstance(machine, ScoreMachine):
+            raise refuse(f"{type(machine).__name__} is not a ScoreMachine", "give instances of ScoreMachine")
     if not pairs:
         raise refuse("there are no machines", "give at least one")
     names = [name for name, _ in pairs]
@@ -211,18 +202,11 @@ def _own(
         yield _row(
             name, "own", first + b, i, record["t"], record["k"],
             **costs,
-            **{measure: _finite(float(values[b])) for measure, values in measures.items()},
+            # Images of one colour have no correlation.
+            **{m: float(values[b]) if values[b].isfinite() else None for m, values in measures.items()},
             max_error=float(off[b].max()),
         )  # fmt: skip
 
 
-def _row(
-    estimator: str, trajectory: str, image: int, step: int, t: float, k: int | None, **values: float | None
-) -> dict[str, Any]:
-    place = {"estimator": estimator, "trajectory": trajectory, "image": image, "step": step, "t": t, "k": k}
-    return {**dict.fromkeys(COLUMNS), **place, **values}
-
-
-def _finite(value: float) -> float | None:
-    """Return the value, or None: images of one colour have no correlation."""
-    return value if math.isfinite(value) else None
+def _row(*place: Any, **values: float | None) -> dict[str, Any]:
+    return {**dict.fromkeys(COLUMNS), **dict(zip(PLACE, place, strict=True)), **values}

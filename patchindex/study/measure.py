@@ -85,8 +85,12 @@ def measure_curve(
     levels[0].retrieve(requests[0], *settings.near[0])  # opens the lists and loads kernels
     sizes = settings.near
     for done, size in enumerate(sizes):
-        if 0 < done == len(sizes) - 1 and all(level.sees_fine(sizes[done - 1]) for level in levels):
-            break
+        if 0 < done == len(sizes) - 1:
+            before = [
+                p for level in levels for p in level.points if (p.probes, p.candidates) == sizes[done - 1]
+            ]
+            if all(point.sees(settings.fine, settings.policy) for point in before):
+                break
         for level in levels:
             level.measure_near(*size)
         progress((done + 1) / (len(sizes) + 1), 1)
@@ -134,20 +138,11 @@ class _Level:
     ) -> None:
         self._auto = Auto(context, policy=settings.policy)
         self._request, self._settings, self._exact = request, settings, exact
-        self._images = self._auto.index.pixels.numpy()
         self._deeper: list[KnownPatches] = []
         self._deeper_pixels = 0
         self.points: list[NearPoint] = []  # until one takes longer than exact scores
         self.scans: list[float] = []  # seconds per pixel of a sample that has all patches
         self.least = 1.0  # share of all patches that `auto` samples at least
-
-    def sees_fine(self, size: tuple[int, int]) -> bool:
-        """Return whether standard errors are right at the tolerance `fine`, if this size was measured."""
-        return all(
-            point.sees(self._settings.fine, self._settings.policy)
-            for point in self.points
-            if (point.probes, point.candidates) == size
-        )
 
     def measure_near(self, probes: int, candidates: int) -> None:
         """Measure a near field, unless a smaller one takes longer than exact scores."""
@@ -165,7 +160,8 @@ class _Level:
             state, share = self._sample(i, near)
             variances.append(state.mean_variance().mean(-1) * share / max(1 - share, 1e-9))
             if self._deeper:
-                moves.append(missed_moves(self._images, near.members, self._deeper[i], state))
+                images = self._auto.index.pixels.numpy()
+                moves.append(missed_moves(images, near.members, self._deeper[i], state))
         levels = (np.arange(settings.quantiles) + 0.5) / settings.quantiles
         missed = None
         if self._deeper:
@@ -280,7 +276,7 @@ def _searches(
         for probes in settings.probes:
             topk = TopK(context, candidates, probes)
             start = time.perf_counter()
-            state = rerank(context, request, rows, topk.search(request, z, rows).ids)
+            state = rerank(context, request, rows, topk.search(request, z, rows)[0])
             seconds = (time.perf_counter() - start) / len(rows)
             mass = (state.log_weight() - whole).exp().clamp(0, 1).mean()
             yield TopPoint(request.beta, probes, candidates, seconds, float(mass))

@@ -37,8 +37,7 @@ class Study:
         On the trajectory `"exact"` all estimators see the noisy images of the exact trajectory, at time `t`
         before the step. `rmse`, `max_error` and `coverage` (see `accuracy`) compare posterior means. `rmse`
         and `stderr` are root mean squares over repeats, `max_error` is the largest of all repeats, and `bias`
-        is the root mean square over pixels and channels of the error that is averaged over repeats. Besides
-        the bias of the estimator it holds the noise that is left, `rmse / sqrt(repeats)`.
+        is the RMSE of the mean of all repeats, of which `rmse / sqrt(repeats)` is noise.
 
         On the trajectory `"own"` an estimator follows its own scores. `rmse`, `max_error`, `pearson_r` and
         `r2` compare the image after the step with the image of the exact trajectory.

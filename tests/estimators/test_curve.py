@@ -59,8 +59,8 @@ def test_expected_cost():
     # The longest is a scan of all pixels.
     assert CURVE.expected(point, 1e-9) == pytest.approx(1e-5 + 1e-3, rel=1e-3)
     # A tenth of the images is scanned in a tenth of the time, and needs a larger share as its sample.
-    assert CURVE.expected(point, 1e-9, 100) == pytest.approx(1e-5 + 1e-4, rel=1e-3)
-    assert CURVE.expected(point, 1e-2, 100) > 1e-5 + (CURVE.expected(point, 1e-2) - 1e-5) / 10
+    assert CURVE.expected(point, 1e-9, 0.1) == pytest.approx(1e-5 + 1e-4, rel=1e-3)
+    assert CURVE.expected(point, 1e-2, 0.1) > 1e-5 + (CURVE.expected(point, 1e-2) - 1e-5) / 10
 
 
 def test_a_tight_tolerance_gets_a_larger_near_field():
@@ -73,7 +73,7 @@ def test_a_tight_tolerance_gets_a_larger_near_field():
     assert probes(0.9, 0.003) == 64
     # In a trajectory a larger near field costs less.
     tolerances = np.geomspace(0.002, 0.1, 200)
-    between = [t for t in tolerances if probes(0.1, t, None, True) == 512]
+    between = [t for t in tolerances if probes(0.1, t, 1.0, True) == 512]
     assert max(between) > max(t for t in tolerances if probes(0.1, t) == 512)
 
 
@@ -81,7 +81,7 @@ def test_exact_scores_are_chosen_where_they_are_cheaper():
     point, seconds = CURVE.near_field(0.1, 0.003)
     assert seconds == CURVE.expected(point, 0.003) < CURVE.exact
     assert CURVE.near_field(0.1, 1e-4) == (None, CURVE.exact)
-    assert CURVE.near_field(0.1, 0.003, 20) == (None, 0.02 * CURVE.exact)
+    assert CURVE.near_field(0.1, 0.003, 0.02) == (None, 0.02 * CURVE.exact)
 
 
 def test_a_near_field_that_misses_heavy_patches_is_not_chosen():

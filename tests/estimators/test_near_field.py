@@ -104,7 +104,7 @@ def test_the_heaviest_members_are_kept_for_the_next_step(store, held_out):
     context, policy = ScoreContext(store, torch.device("cpu")), AutoPolicy(recalled=7)
     found = NearField(context, request, 20, 50, policy=policy).image(0)
     area = request.x[0, 0].numel()
-    refiner = NeighbourRefiner(store.pixels.numpy(), store.scale(3), request, NO_NEIGHBOURS)
+    refiner = NeighbourRefiner(store.pixels.numpy(), request, NO_NEIGHBOURS)
     pixels = refiner.tables.pixels_of(found.heaviest)
     assert len(np.unique(found.heaviest)) == len(found.heaviest)
     assert (np.diff(refiner.tables.images_of(found.heaviest)) >= 0).all()

@@ -32,7 +32,7 @@ def retrieved(store, x, t, k, label=None, **options):
     request = ScoreRequest(store.training, store.geometry(k), x, brute.beta_of(t), label=label)
     context = ScoreContext(store, CPU)
     topk, rows = TopK(context, **options), np.arange(x[:, 0].numel())
-    ids = topk.search(request, project(store.scale(k), request), rows).ids
+    ids = topk.search(request, project(store.scale(k), request), rows)[0]
     estimate = topk(request)
     state = rerank(context, request, rows, ids).reshape(tuple(estimate.stderr.shape))
     return estimate, state, torch.from_numpy(ids)
