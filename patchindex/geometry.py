@@ -145,18 +145,6 @@ class Axis:
 class Geometry:
     """The windows and position classes of a machine at one locality scale, for images of one size.
 
-    Make it with `Geometry.of`.
-
-    Attributes
-    ----------
-    machine : str
-        One of `MACHINES`.
-    k : int
-        Locality scale: windows are k x k. For IS, the smallest k whose windows cover the whole image.
-    y, x : Axis
-
-    Examples
-    --------
     >>> g = Geometry.of("ELS", 7, (32, 32))
     >>> g.patches_per_image
     676
@@ -164,31 +152,17 @@ class Geometry:
     (array([1]), array([3]), array([4]))
     """
 
-    machine: str
-    k: int
+    machine: str  # one of `MACHINES`
+    k: int  # windows are k x k; for IS, the smallest k whose windows cover the whole image
     y: Axis
     x: Axis
 
     @classmethod
     def of(cls, machine: str, k: int | None, size: tuple[int, int], train_windows: str = "valid") -> Geometry:
-        """Check the settings and make the geometry.
+        """Check the settings and make the geometry, for images of `size` (height, width); IS ignores k.
 
-        Parameters
-        ----------
-        machine : str
-            `"IS"`, `"LS"`, `"ELS"` or `"bbELS"`.
-        k : int or None
-            Odd locality scale; ignored for IS.
-        size : (int, int)
-            Height and width of the images.
-        train_windows : str
-            Training windows of ELS: `"valid"`, only those inside the image, or `"wrapped"`, circular ones.
-
-        Raises
-        ------
-        InputError
-            When the machine is unknown; when k is even, below 1 or above `LARGEST_SCALE`; or when k is larger
-            than the image and the machine is ELS with `valid` windows.
+        Raises InputError when the machine is unknown; when k is even, below 1 or above `LARGEST_SCALE`; or when
+        k is larger than the images and the machine is ELS with `valid` windows.
         """
         if machine not in MACHINES:
             raise InputError(

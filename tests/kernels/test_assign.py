@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.index import lists as module
-from patchindex.index.lists import InvertedLists
+from patchindex.index.lists import TILES_HELD, InvertedLists
 from patchindex.kernels.assign import Tiles
 from patchindex.kernels.codes import CODES, NEVER
+from patchindex.runtime import threads as use_threads
 
 CPU = torch.device("cpu")
 
@@ -45,21 +45,22 @@ def by_brute_force(inverted, vectors, classes):
     return np.array(found)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 5])
 @pytest.mark.parametrize("dims", [1, 8, 13, 56])
-@pytest.mark.parametrize("by_class", [[[1]], [[3]], [[64, 65, 1, 130]], [[5, 70], [1], [2, 2, 2]]])
+@pytest.mark.parametrize(
+    "by_class", [[[1]], [[3]], [[64, 65, 1, 130]], [[5, 70], [1], [2, 2, 2]], [[1], [5], [6]]]
+)
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 401])
-def test_assignment_is_the_nearest_list_of_the_two_nearest_cells(threads, dims, by_class, n, monkeypatch):
+def test_assignment_is_the_nearest_list_of_the_two_nearest_cells(threads, dims, by_class, n):
     rng = np.random.default_rng(0)
     inverted = made(rng, dims, by_class)
     classes = rng.integers(0, len(by_class), n)
     some = rng.integers(0, len(inverted.cells), n)
     vectors = (inverted.cells[some] + 2 * rng.standard_normal((n, dims))).astype(np.float32)
-    monkeypatch.setattr(module, "ASSIGNED_AT_ONCE", 100)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    found = inverted.assign(torch.from_numpy(vectors), classes)
+    with use_threads(threads):
+        found = inverted.assign(torch.from_numpy(vectors), classes)
     expected = by_brute_force(inverted, vectors, classes)
-    # Of two that are as near as float32 can tell, either will do.
+    # Two lists may be as near as float32 can tell.
     same = found == expected
     near, nearest = (np.square(vectors - inverted.centroids[lists]).sum(1) for lists in (found, expected))
     assert (same | (near <= nearest * (1 + 1e-4) + 1e-4)).all()
@@ -98,14 +99,11 @@ def test_tiles_hold_each_centroid_once():
     assert (tiles.offsets < NEVER).sum() == 3 * CODES - 70
 
 
-def test_number_of_kept_tiles_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "TILES_HELD", 2)
+def test_number_of_kept_tiles_is_bounded():
     rng = np.random.default_rng(2)
-    inverted = made(rng, 4, [[2], [3], [4]])
-    classes = np.array([0, 1, 2, 0, 1, 2])
-    vectors = rng.standard_normal((6, 4)).astype(np.float32)
-    for _ in range(2):
-        np.testing.assert_array_equal(
-            inverted.assign(torch.from_numpy(vectors), classes), by_brute_force(inverted, vectors, classes)
-        )
-        assert len(inverted._tiles_of) <= 2
+    inverted = made(rng, 4, [[2]] * (TILES_HELD + 10))
+    classes = np.tile(np.arange(TILES_HELD + 10), 2)
+    vectors = rng.standard_normal((len(classes), 4)).astype(np.float32)
+    found = inverted.assign(torch.from_numpy(vectors), classes)
+    np.testing.assert_array_equal(found, by_brute_force(inverted, vectors, classes))
+    assert len(inverted._tiles_of) <= TILES_HELD
