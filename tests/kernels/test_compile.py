@@ -46,6 +46,31 @@ flush(Sums(np.zeros(1, np.float32), np.ones(48, np.float32), empty, np.float32(0
 print(totals[0, 0], sum(flush.stats.cache_misses.values()))
 """
 
+NARROW = """
+import numpy as np
+from patchindex.kernels import simd_pairs
+from patchindex.kernels.nearest import Best, Scratch, best_codes
+from patchindex.kernels.codes import Codes, Queries
+rng, dims, sizes = np.random.default_rng(0), 21, np.array([90, 0, 40])
+values = rng.integers(0, 256, (130, dims), np.uint8)
+low, step = rng.normal(0, 1, 32).astype(np.float32), rng.uniform(0.001, 0.01, 32).astype(np.float32)
+low[dims:] = step[dims:] = 0
+first = np.array([0, 90, 90])
+codes = Codes(values.reshape(-1), first * dims, sizes, low, step, dims)
+z = rng.normal(0, 1, (5, dims))
+best = Best.none(5, 200)
+start, visitors = np.array([0, 5, 10, 15]), np.tile(np.arange(5, dtype=np.int32), 3)
+scanned = np.zeros(5, np.int64)
+best_codes(codes, Queries.of(codes, z, 0.7), start, visitors, 200, best, Scratch.of(dims, 200), scanned)
+assert (best.held == 130).all()
+y = low[:dims] + (values + 0.5) * step[:dims].astype(np.float64)
+worst = 0.0
+for q in range(5):
+    at = first[best.item[q, :130] >> 32] + (best.item[q, :130] & 0xFFFFFFFF)
+    worst = max(worst, np.abs(best.score[q, :130] - (y @ z[q] - 0.7 * (y * y).sum(1))[at]).max())
+print(simd_pairs.WIDTH, simd_pairs.INSTRUCTION, worst)
+"""
+
 
 def run(script: str, folder: Path = PACKAGE.parent, **environment: str) -> list[str]:
     """Run a script with the package in `folder`, in a process of its own: its start settles the cache."""
@@ -81,18 +106,39 @@ def test_blocks_are_as_wide_as_the_registers_allow(features, block):
     assert simd._widest(frozenset(features.split(","))) == block
 
 
-def test_avx2_kernels_agree_with_float64_and_are_compiled_once(tmp_path):
+def narrowed(*without: str) -> str:
+    """Return numba's setting of this processor's features, without those that begin so."""
     features = llvmlite.binding.get_host_cpu_features()
     if not features.get("avx2"):
         pytest.skip("no x86 processor with AVX2")
-    narrow = ",".join(
-        f"{'+' if there and not name.startswith('avx512') else '-'}{name}" for name, there in features.items()
+    return ",".join(
+        f"{'+' if there and not name.startswith(without) else '-'}{name}" for name, there in features.items()
     )
-    settings = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": narrow, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+
+def test_avx2_kernels_agree_with_float64_and_are_compiled_once(tmp_path):
+    settings = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": narrowed("avx512")}
+    settings["NUMBA_CACHE_DIR"] = str(tmp_path)
     for expected in ("True", "False"):
         block, compiled, kept, worst = run(SCAN, **settings)
         assert (block, compiled, kept) == ("32", expected, "True")
         assert float(worst) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("processor", "without", "width", "instruction"),
+    [
+        ("haswell", ("avx512",), "8", "llvm.x86.avx2.pmadd.wd"),
+        ("x86-64", ("avx", "fma", "f16c", "vaes", "vpclmulqdq"), "4", "llvm.x86.sse2.pmadd.wd"),
+        ("x86-64", (), "4", "None"),
+    ],
+)
+def test_scores_are_the_same_on_narrower_processors(tmp_path, processor, without, width, instruction):
+    features = narrowed(*without)
+    settings = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features if without else "+cx8"}
+    *found, worst = run(NARROW, NUMBA_CACHE_DIR=str(tmp_path), **settings)
+    assert found == [width, instruction]
+    assert float(worst) < 2e-3
 
 
 def test_edited_helper_and_damaged_machine_code_are_compiled_again(copied_package, tmp_path):
