@@ -47,17 +47,9 @@ class ScaleModel:
 
     def save(self, group: zarr.Group) -> None:
         """Write the arrays into the group of a scale, over any that are there."""
-        pca, lists = self.pca, self.lists
-        arrays = (
-            pca.components,
-            pca.mean,
-            lists.centroids,
-            lists.bounds,
-            lists.cells,
-            lists.cell_bounds,
-            self.ranges,
-        )
-        for name, array in zip(self.ARRAYS, arrays, strict=True):
+        of_pca = self.pca.components, self.pca.mean
+        of_lists = self.lists.centroids, self.lists.bounds, self.lists.cells, self.lists.cell_bounds
+        for name, array in zip(self.ARRAYS, (*of_pca, *of_lists, self.ranges), strict=True):
             group.create_array(name, data=array, overwrite=True)
 
     @classmethod

@@ -219,7 +219,10 @@ class PatchIndex:
                 )
             scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_checked.get(k))
             self._check_not_replaced()
-            self._check_belongs(scale)
+            if (scale.attributes.get("k"), scale.images_checksum) != (k, self._images_checksum):
+                raise StoreError(
+                    "is of other images or of another locality scale", where=folder, remedy=REMEDY
+                )
             self._scales[k], self._lists_checked[k] = scale, scale.checked
         return self._scales[k]
 
@@ -228,13 +231,6 @@ class PatchIndex:
         now = read_attributes(self.path)
         if now is None or now.get("fingerprint") != self.attributes["fingerprint"]:
             raise StoreError("was replaced since it was opened", where=self.path, remedy="open it again")
-
-    def _check_belongs(self, scale: ScaleIndex) -> None:
-        """Raise StoreError when a scale was copied here from another store."""
-        if (scale.attributes.get("k"), scale.images_checksum) != (scale.geometry.k, self._images_checksum):
-            raise StoreError(
-                "is of other images or of another locality scale", where=scale.path, remedy=REMEDY
-            )
 
     def check_images(self, lo: int, hi: int) -> None:
         """Compare the images [lo, hi) that were not checked before with their checksums.

@@ -19,8 +19,8 @@ def shorten(file):
     file.write_bytes(file.read_bytes()[:-10])
 
 
-def clear(file):
-    file.write_bytes(b"\0" * file.stat().st_size)
+def clear_header(file):
+    file.write_bytes(bytes(100) + file.read_bytes()[100:])
 
 
 def no_json(file):
@@ -56,7 +56,7 @@ def test_damaged_store_is_refused_at_opening(own_store, file, change, words):
     ("file", "change", "words"),
     [
         ("faiss/c/0", shorten, "bytes, not"),
-        ("faiss/c/0", clear, "header is damaged"),
+        ("faiss/c/0", clear_header, "header is damaged"),
         ("centroids/zarr.json", remove, "centroids"),
     ],
 )
