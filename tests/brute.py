@@ -13,6 +13,12 @@ import numpy as np
 MACHINES = ("IS", "LS", "ELS", "ELS-wrapped", "bbELS")
 
 
+def settings_of(name: str) -> dict[str, str]:
+    """Return the arguments `machine` and `train_windows` of the package for one of `MACHINES`."""
+    windows = "wrapped" if name == "ELS-wrapped" else "valid"
+    return {"machine": name.removesuffix("-wrapped"), "train_windows": windows}
+
+
 @dataclass(frozen=True)
 class Truth:
     mean: np.ndarray  # (C, H, W)

@@ -91,6 +91,5 @@ def store(
         scales=(3, 5),
         labels=labels,
         lists=150,  # short ones, as far apart as those of large stores are
-        machine=request.param.removesuffix("-wrapped"),
-        train_windows="wrapped" if request.param == "ELS-wrapped" else "valid",
+        **brute.settings_of(request.param),
     )

@@ -27,13 +27,12 @@ def golden(shared_file):
 def cases(golden, name, t):
     """Yield the request, the expected posterior mean (C, H, W) and a description of each case."""
     training = TrainingImages(golden["images"], golden["labels"])
-    machine, windows = name.removesuffix("-wrapped"), "wrapped" if name == "ELS-wrapped" else "valid"
     rows = np.flatnonzero((golden["machine"] == name) & (golden["t"] == t))
     assert len(rows) == (2 if name == "IS" else 6)
     for i in rows:
         k, label, beta = int(golden["k"][i]), int(golden["label"][i]), float(golden["beta"][i])
         assert cosine(t) == pytest.approx(beta, rel=1e-6)
-        geometry = Geometry.of(machine, k or None, training.size, windows)
+        geometry = Geometry.of(k=k or None, size=training.size, **brute.settings_of(name))
         x = torch.from_numpy(golden["x"][i : i + 1])
         request = ScoreRequest(training, geometry, x, beta, label=None if label < 0 else label)
         yield request, golden["posterior_mean"][i], f"{name} {k=} {t=} {label=}"

@@ -51,13 +51,8 @@ def assert_same(a, b, tolerance=ROUNDING):
     assert torch.equal(a.count, b.count)
     torch.testing.assert_close(a.max_logit, b.max_logit, rtol=0, atol=0)
     for name in FLOAT64:
-        torch.testing.assert_close(
-            getattr(a, name),
-            getattr(b, name),
-            rtol=tolerance,
-            atol=tolerance,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
+        x, y = getattr(a, name), getattr(b, name)
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("seed", range(5))

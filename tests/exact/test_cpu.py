@@ -17,11 +17,11 @@ import torch
 from patchindex import exact
 from patchindex.errors import InputError
 from patchindex.exact import cpu, frame
-from patchindex.exact.tables import slide
 from patchindex.geometry import Geometry
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages
 from patchindex.kernels.simd import BLOCK
+from patchindex.runtime import threads
 
 MACHINES = [name for name in brute.MACHINES if name != "IS"]
 # Logits up to 1e3 at t >= 0.3, rounded by 6e-8 relative a few times on the way.
@@ -29,8 +29,7 @@ FLOAT32 = 2e-5
 
 
 def geometry_of(name, k, size):
-    windows = "wrapped" if name == "ELS-wrapped" else "valid"
-    return Geometry.of(name.removesuffix("-wrapped"), k, size, windows)
+    return Geometry.of(k=k, size=size, **brute.settings_of(name))
 
 
 def scan(images, x, t, geometry, **settings):
@@ -96,15 +95,11 @@ def own_threads():
 def test_threads_blocks_and_tasks_change_nothing(real_images, monkeypatch, name):
     images, x = images_and_query(real_images, 100, (12, 12), 3, 0.4, queries=3)
     geometry = geometry_of(name, 5, (12, 12))
-    before = torch.get_num_threads()
     means = []
-    for threads, tasks, memory in ((1, 32, 256 << 20), (2, 200, 1 << 16), (2, 1, 1 << 20)):
+    for number, tasks, memory in ((1, 32, 256 << 20), (2, 200, 1 << 16), (2, 1, 1 << 20)):
         monkeypatch.setattr(cpu, "LEAST_TASKS", tasks)
-        torch.set_num_threads(threads)
-        try:
+        with threads(number):
             means.append(scan(images, x, 0.4, geometry, memory=memory).mean())
-        finally:
-            torch.set_num_threads(before)
     for mean in means[1:]:
         torch.testing.assert_close(mean, means[0], rtol=0, atol=1e-6)
 
@@ -156,12 +151,8 @@ def test_no_more_threads_than_allowed(real_images, monkeypatch):
         return work(*args)
 
     monkeypatch.setattr(cpu, "_work", watched)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         scan(images, x, 0.4, geometry_of("ELS", 3, (12, 12)))
-    finally:
-        torch.set_num_threads(before)
     assert len(seen) == 1
 
 
@@ -254,15 +245,3 @@ def test_x_may_require_gradients(real_images, dtype):
     wanted = exact.scan(replace(request, x=x.clone().requires_grad_())).mean()
     assert not wanted.requires_grad
     torch.testing.assert_close(wanted, exact.scan(request).mean())
-
-
-def test_a_slide_sees_each_window_once():
-    held: list[int] = []
-    seen = {}
-    for add, sub, centre in slide([1, 2, 6], 2, lambda i: 0 <= i < 8):
-        held += [] if add is None else [add]
-        if sub is not None:
-            held.remove(sub)
-        if centre is not None:
-            seen[centre] = list(held)
-    assert seen == {1: [0, 1, 2, 3], 2: [0, 1, 2, 3, 4], 6: [4, 5, 6, 7]}

@@ -23,8 +23,7 @@ def scan(real_images):
     training, beta = TrainingImages(images, labels), brute.beta_of(0.5)
 
     def run(name, k=5, **settings):
-        train_windows = "wrapped" if name == "ELS-wrapped" else "valid"
-        geometry = Geometry.of(name.removesuffix("-wrapped"), k, SIZE, train_windows)
+        geometry = Geometry.of(k=k, size=SIZE, **brute.settings_of(name))
         return exact.scan(exact.ScoreRequest(training, geometry, x, beta, **settings))
 
     return run

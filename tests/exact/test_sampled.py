@@ -12,6 +12,7 @@ from patchindex.exact.sampled import SampledScan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 from patchindex.kernels.known_patches import KnownPatches
+from patchindex.runtime import threads
 from patchindex.softmax import SoftmaxState
 
 CASES = [("ELS", "valid"), ("ELS", "wrapped"), ("bbELS", "valid")]
@@ -53,21 +54,15 @@ def members_of(geometry, images, x, a, beta, rng, n):
             found[py * width + px, (image * height + ty) * width + tx] = None
     pixel, patch = np.array(list(found)).T
     unit = images / 127.5 - 1
-    d = geometry.k // 2
-    modes = ["wrap" if geometry.y.circular else "constant", "wrap"]
-    if geometry.y.train_padding == "zeros":
-        modes[1] = "constant"
-    query = np.pad(x.numpy().transpose(1, 2, 0), ((d, d), (d, d), (0, 0)), modes[0])
-    padded = np.pad(unit, ((0, 0), (d, d), (d, d), (0, 0)), modes[1])
+    query = x.numpy().transpose(1, 2, 0)
+    query_padding = "circular" if geometry.y.circular else "zeros"
+    train_padding = "circular" if geometry.y.train_padding == "wrapped" else "zeros"
     logits = []
     for p, j in zip(pixel, patch, strict=True):
-        (y, left), (row, at) = divmod(p, width), divmod(j, width)
-        image, top = divmod(row, height)
-        windows = (
-            query[y : y + geometry.k, left : left + geometry.k],
-            padded[image, top : top + geometry.k, at : at + geometry.k],
-        )
-        logits.append(-np.square(windows[0] - a * windows[1]).sum() / (2 * beta))
+        of_image, place = divmod(j, height * width)
+        mine = brute.window(query, *divmod(p, width), geometry.k, query_padding)
+        its = brute.window(unit[of_image], *divmod(place, width), geometry.k, train_padding)
+        logits.append(-np.square(mine - a * its).sum() / (2 * beta))
     logits = np.array(logits)
     state = SoftmaxState.empty((height * width,), images.shape[3])
     centres = unit.reshape(-1, images.shape[3])[patch]
@@ -187,16 +182,12 @@ def test_pixels_of_few_patches_are_sampled_evenly(case):
 def test_equal_seeds_give_equal_sums_on_any_number_of_threads(case):
     images, x, a, beta = case(200, channels=3)
     geometry = Geometry.of("ELS", 5, SIZE)
-    before = torch.get_num_threads()
     states = []
-    try:
-        for threads, seed in ((1, 5), (2, 5), (1, 6)):
-            torch.set_num_threads(threads)
-            sample = sampled(images, geometry, x, a, beta, seed=seed)
+    for number, seed in ((1, 5), (2, 5), (1, 6)):
+        sample = sampled(images, geometry, x, a, beta, seed=seed)
+        with threads(number):
             sample.grow(7)
-            states.append(sample.state())
-    finally:
-        torch.set_num_threads(before)
+        states.append(sample.state())
     one, two, other = states
     torch.testing.assert_close(one.mean(), two.mean(), rtol=0, atol=1e-6)
     torch.testing.assert_close(one.stderr(), two.stderr(), rtol=1e-4, atol=1e-7)
