@@ -29,15 +29,11 @@ class Auto:
 
     The *near field* of a pixel, its heaviest patches, is retrieved from the index and summed exactly. All
     other patches are estimated from a random sample of the images, which also gives the standard error. The
-    sample grows until the standard error is within the tolerance: for all pixels as long as many of them need
-    more, then for single pixels. A few pixels get a larger near field first, and pixels that would need most
-    of the patches are computed exactly. Where that is cheaper, as with few images, all pixels are computed
-    exactly.
+    sample grows, for all pixels and then for single ones, until the standard error is within the tolerance.
+    Pixels that would need most of the patches are computed exactly; with few images, all pixels are.
 
     Parameters
     ----------
-    context : ScoreContext
-        With an index, on the CPU.
     tolerance : float
         Largest standard error of a pixel, root mean square over channels, in units of the images ([-1, 1]).
     probes, candidates : int, optional
@@ -99,7 +95,8 @@ class Auto:
         """Return probes and candidates for a request; None where exact scores are expected to be cheaper."""
         curve = OperatingCurve.of(self.index.scale(request.geometry.k))
         if curve is not None and self._probes is None and self._candidates is None:
-            part, steps = _count(request) / curve.images, request.cache is not None
+            lo, hi = request.image_range
+            part, steps = (hi - lo) / curve.images, request.cache is not None
             point, _ = curve.near_field(request.beta, self.tolerance, part, steps, self.policy)
             return None if point is None else (point.probes, point.candidates)
         policy, pixels = self.policy, request.x[0, 0].numel()
@@ -121,12 +118,8 @@ class Auto:
             found = _Found(request.geometry.k, request.label, request.beta, near.heaviest)
             request.cache[request.image_ids[i]] = found
 
-    def sample(
-        self, request: ScoreRequest, near: Near, salt: int = 0, pixels: Tensor | None = None
-    ) -> SampledScan:
-        """Return an empty sample of the patches outside the near field of one image; `pixels` is a mask."""
-        if pixels is not None:
-            request = replace(request, pixels=pixels[None])
+    def sample(self, request: ScoreRequest, near: Near, salt: int = 0) -> SampledScan:
+        """Return an empty sample of the patches outside the near field of one image."""
         images, top = self.index.pixels.numpy(), near.state.max_logit.numpy()
         return SampledScan(request, images, near.members, top, salt)
 
@@ -149,8 +142,7 @@ class _Found(NamedTuple):
 class _Image:
     """One noisy image, whose estimate grows in three steps until each pixel is within the tolerance.
 
-    The steps leave `state`, the softmax (H, W), and `shares`, the sampled share of the patches outside the
-    near field, (H, W).
+    The steps leave `state`, the softmax, and `shares`, the sampled share of all other patches, both (H, W).
     """
 
     def __init__(self, auto: Auto, request: ScoreRequest, field: NearField, i: int) -> None:
@@ -165,18 +157,18 @@ class _Image:
     def grow_sample(self) -> None:
         """Step 1: grow the sample for all pixels, as long as that is cheaper than single pixels."""
         sample, pixels = self.sample, self._request.x[0, 0].numel()
-        sample.grow(self._policy.first_strata)
-        self.state, self.shares = combine(self.near, sample), sample.shares()
         full, one = _scan_seconds(self._request, pixels) / pixels, _scan_seconds(self._request, 1)
-        while (left := self._left()).any() and sample.scanned < sample.strata:
+        more = self._policy.first_strata
+        while more:
+            sample.grow(more)
+            self.state, self.shares = combine(self.near, sample), sample.shares()
+            if not (left := self._left()).any() or sample.scanned == sample.strata:
+                break
             share = sample.scanned / sample.strata
             ahead = self._needed(self.shares).sub(share).clamp_min(0) * left
-            more, _ = best_share(ahead.numpy().reshape(-1), full, one)
-            if more == 0:
-                break
+            best, _ = best_share(ahead.numpy().reshape(-1), full, one)
             # A small sample gives a poor guess of the share that is needed: at most double the sample.
-            sample.grow(math.ceil(min(more, share) * sample.strata))
-            self.state, self.shares = combine(self.near, sample), sample.shares()
+            more = math.ceil(min(best, share) * sample.strata)
 
     def retrieve_deeper(self) -> None:
         """Step 2: retrieve a larger near field for few pixels, whose samples would cost much more."""
@@ -219,7 +211,7 @@ class _Image:
     def _sample_single(self, left: Tensor, near: Near, earlier: list[SampledScan]) -> None:
         """Bring some pixels, a mask, within the tolerance by one more sample, or compute them exactly."""
         policy = self._policy
-        sample = self._auto.sample(self._request, near, 1 + len(earlier), left)
+        sample = self._auto.sample(replace(self._request, pixels=left[None]), near, 1 + len(earlier))
         ahead = 0.0
         while left.any():
             if earlier or sample.scanned:
@@ -266,11 +258,7 @@ def _variance(state: SoftmaxState) -> Tensor:
     return state.mean_variance().mean(-1)
 
 
-def _count(request: ScoreRequest) -> int:
-    lo, hi = request.image_range
-    return hi - lo
-
-
 def _scan_seconds(request: ScoreRequest, pixels: int) -> float:
     """Return the expected seconds of one thread of a scan for this number of pixels of an image."""
-    return expected_seconds(request.geometry, request.training.channels, _count(request), [pixels])
+    lo, hi = request.image_range
+    return expected_seconds(request.geometry, request.training.channels, hi - lo, [pixels])

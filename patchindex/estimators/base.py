@@ -54,14 +54,10 @@ class Estimate:
     ess : Tensor, shape (B, H, W)
         Effective sample size of the softmax with weights w, `(sum w)^2 / sum w^2`.
     captured_mass : Tensor, shape (B, H, W)
-        Share of the softmax weights that the evaluated patches hold, in [0, 1]: 1 for `exact`, else an
-        estimate.
-    patches_evaluated : int
-        Exact logits computed, summed over all pixels.
-    codes_scanned : int
-        Codes whose approximate distance was computed, summed over all pixels.
-    exact_pixels : int
-        Pixels that were compared with every patch of their class.
+        Share of the softmax weights that the evaluated patches hold: 1 for `exact`, else estimated.
+    patches_evaluated, codes_scanned, exact_pixels : int
+        Exact logits and approximate distances computed, summed over all pixels; and the pixels that were
+        compared with every patch of their class.
     """
 
     mean: Tensor

@@ -92,9 +92,8 @@ class OperatingCurve:
             top = tuple(TopPoint(**point) for point in found["top"])
             return cls(**{**found, "near": near, "top": top})
         except (KeyError, TypeError) as error:
-            raise StoreError(
-                f"its operating curve is damaged ({error})", where=where, remedy=MEASURE_AGAIN
-            ) from error
+            what = f"its operating curve is damaged ({error})"
+            raise StoreError(what, where=where, remedy=MEASURE_AGAIN) from error
 
     def as_dict(self) -> dict[str, Any]:
         """Return the curve as plain data."""

@@ -20,12 +20,7 @@ class Exact:
 
     The other estimators are measured against it. The standard error is 0 and the captured mass is 1. In
     float32 it agrees with float64 to 2e-5 of the largest value for t >= 0.3, and to 5e-4 at t = 0.05, where
-    large logits are rounded.
-
-    Parameters
-    ----------
-    context : ScoreContext
-        Needs no index.
+    large logits are rounded. No index is needed.
     """
 
     def __init__(self, context: ScoreContext) -> None:

@@ -1,7 +1,7 @@
 """The near field: the heaviest patches of each pixel, as the index finds them.
 
-The lists whose patches are likeliest are ranked in two levels, cells and then lists (`NearLists`); their
-codes are scanned, and the best patches compared exactly, for the pixel and for its neighbours (`NearField`).
+Cells are ranked first, then the lists in them (`NearLists`). The codes of the likeliest lists are scanned,
+and the best patches compared exactly, for the pixel and for its neighbours (`NearField`).
 """
 
 from __future__ import annotations

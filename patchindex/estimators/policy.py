@@ -11,8 +11,7 @@ __all__ = ["DEFAULT_POLICY", "AutoPolicy"]
 class AutoPolicy:
     """Settings of `auto` that change what an estimate costs, and not what it estimates.
 
-    A knob for research and tests. The comment above a field gives the reason for its default; decision
-    records 5 and 6 have the measurements, most of them on CIFAR-10.
+    A knob for research. Comments give the reasons for defaults, decision records 5 and 6 the measurements.
     """
 
     # Lists scanned and patches compared exactly, per pixel, where the store has no operating curve: with 256
@@ -28,8 +27,8 @@ class AutoPolicy:
     cost_limit: float = 1.0
     # Strata that a sample of all pixels starts with: the standard error of fewer is too uncertain to act on.
     first_strata: int = 64
-    # Largest difference of noise levels, in radians (variance = sin^2), at which the heavy patches of an
-    # earlier step are tried again: a step is 0.08. Several steps later errors were 2 to 4 standard errors.
+    # Largest difference of noise levels, in radians (variance = sin^2), from the step whose heavy patches are
+    # tried again: a step is 0.08. Several steps later errors were 2 to 4 standard errors.
     same_noise: float = 0.12
     # Heavy patches per pixel that are kept for the next step: as many as candidates, to find them all again.
     recalled: int = 1024
@@ -45,11 +44,9 @@ class AutoPolicy:
     deeper_cells: int = 256
     # A larger near field has this many times the probes and candidates: 16 costs more and saves little.
     deeper: int = 8
-    # The operating curve expects a larger near field to reduce the sample by this factor, as measured with
-    # four times the probes and candidates.
+    # The operating curve expects a larger near field to reduce the sample by this factor, as measured.
     deeper_saves: float = 4.0
-    # A pixel gets a larger near field if its sample would take this many times as long: with 1 images take
-    # longer, with 4 as long.
+    # A pixel gets a larger near field if its sample would take this many times as long: 1 takes longer.
     worth_deeper: float = 2.0
     # Strata by which the sample of single pixels grows at least: fewer say too little about their error.
     pixel_strata: int = 16

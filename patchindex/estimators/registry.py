@@ -49,11 +49,8 @@ def parse_estimator(text: str) -> tuple[str, EstimatorOptions]:
         try:
             options[option] = int(value) if value.lstrip("-").isdigit() else float(value)
         except ValueError:
-            raise InputError(
-                f"{part!r} is not option=number",
-                parameter="estimator",
-                remedy=f"write for example {name}:{option}=64",
-            ) from None
+            what, remedy = f"{part!r} is not option=number", f"write for example {name}:{option}=64"
+            raise InputError(what, parameter="estimator", remedy=remedy) from None
     return name, cast(EstimatorOptions, options)
 
 

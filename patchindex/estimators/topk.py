@@ -31,13 +31,11 @@ class TopK:
 
     Parameters
     ----------
-    context : ScoreContext
-        With an index.
     candidates : int
         Patches kept per pixel.
     probes : int, optional
-        Inverted lists scanned per pixel. By default the fewest that reach `quality` by the store's operating
-        curve, or 32 without a curve.
+        Inverted lists scanned per pixel; by default the fewest that reach `quality` by the operating curve,
+        or 32 without a curve.
     quality : float
         Weight of the patches that are found over the weight of the same number of heaviest patches, in (0,
         1], averaged over pixels. The curve is measured over all labels; with one label the quality is lower.

@@ -131,17 +131,14 @@ def _named(machines: Mapping[str, ScoreMachine] | Sequence[ScoreMachine]) -> dic
         raise refuse("there are no machines", "give at least one")
     names = [name for name, _ in pairs]
     if REFERENCE in names:
-        raise refuse(
-            f"{REFERENCE!r} is the name of the reference", "leave it out: it is always compared with"
-        )
+        what = f"{REFERENCE!r} is the name of the reference"
+        raise refuse(what, "leave it out: it is always compared with")
     for name, machine in pairs:
         if names.count(name) > 1:
             raise refuse(f"two machines are called {name!r}", "give a mapping from names to machines")
         if not _alike(machine, pairs[0][1]):
-            raise refuse(
-                f"{name!r} has other images or schedules than {names[0]!r}",
-                "compare machines that differ only in their estimators",
-            )
+            what = f"{name!r} has other images or schedules than {names[0]!r}"
+            raise refuse(what, "compare machines that differ only in their estimators")
     return dict(pairs)
 
 

@@ -36,9 +36,8 @@ class TuneSettings:
 
     # Images that are drawn: they take most of the time for a small store.
     images: int = 2
-    # Probes and candidates of near fields. Fewer candidates than probes are faster for one noisy image, but
-    # slower in a trajectory. The last is for scales whose codes rank patches badly: it is measured where the
-    # one before misses too much for the tolerance `fine`.
+    # Probes and candidates of near fields. The last is for scales whose codes rank patches badly: it is
+    # measured where the one before misses too much for the tolerance `fine`.
     near: tuple[tuple[int, int], ...] = ((1024, 1024), (2048, 1024), (2048, 2048), (4096, 4096))
     fine: float = 0.005
     # Searches of `topk`, all pairs of probes and candidates, and the pixels that each is measured on.
@@ -86,20 +85,17 @@ def measure_curve(
     sizes = settings.near
     for done, size in enumerate(sizes):
         if 0 < done == len(sizes) - 1:
-            before = [
-                p for level in levels for p in level.points if (p.probes, p.candidates) == sizes[done - 1]
-            ]
+            points = [point for level in levels for point in level.points]
+            before = [point for point in points if (point.probes, point.candidates) == sizes[done - 1]]
             if all(point.sees(settings.fine, settings.policy) for point in before):
                 break
         for level in levels:
             level.measure_near(*size)
         progress((done + 1) / (len(sizes) + 1), 1)
     heaviest = heaviest_logits(requests, rows, index.pixels, max(settings.candidates))
-    top = [
-        point
-        for request, logits in zip(requests, heaviest, strict=True)
-        for point in _searches(context, request, rows, logits, settings)
-    ]
+    top: list[TopPoint] = []
+    for request, logits in zip(requests, heaviest, strict=True):
+        top += _searches(context, request, rows, logits, settings)
     progress(1, 1)
     # The cost of a single pixel follows from the cost of all pixels, as the cost model predicts.
     area = n // len(clean)
@@ -122,12 +118,10 @@ def _exact_seconds(request: ScoreRequest, index: PatchIndex, images: int) -> flo
     """Return the seconds per pixel of exact scores, of all training images."""
     training = TrainingImages(index.pixels[:images].numpy())
     one = replace(request.select(slice(1)), training=training)
-    seconds = 0.0
-    for _ in range(2):  # the first scan loads kernels
-        start = time.perf_counter()
-        scan(one)
-        seconds = time.perf_counter() - start
-    return seconds / len(training) * len(request.training) / one.x[0, 0].numel()
+    scan(one)  # loads kernels
+    start = time.perf_counter()
+    scan(one)
+    return (time.perf_counter() - start) / len(training) * len(request.training) / one.x[0, 0].numel()
 
 
 class _Level:
@@ -170,12 +164,10 @@ class _Level:
         variance = tuple(np.quantile(torch.cat(variances).numpy(), levels).tolist())
         self.points.append(NearPoint(request.beta, probes, candidates, seconds, again, variance, missed))
 
-    def retrieve(
-        self, request: ScoreRequest, probes: int, candidates: int
-    ) -> tuple[NearField, list[Near], float]:
+    def retrieve(self, request: ScoreRequest, *size: int) -> tuple[NearField, list[Near], float]:
         """Return the near fields, of all images and of each, and the seconds per pixel that they took."""
         start = time.perf_counter()
-        field = self._auto.retrieve(request, probes, candidates)
+        field = self._auto.retrieve(request, *size)
         nears = [field.image(i) for i in range(len(request.x))]
         return field, nears, (time.perf_counter() - start) / request.x[:, 0].numel()
 

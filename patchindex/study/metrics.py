@@ -74,12 +74,12 @@ def accuracy(estimate: Estimate, exact: Tensor) -> dict[str, list[Any]]:
     allowed = (2 * estimate.stderr.double() + SLACK).unsqueeze(1)
     stderr = estimate.stderr.double().square().flatten(1).mean(1).sqrt()
     within = (error <= allowed).double().flatten(1).mean(1)
-    known = (~stderr.isnan()).tolist()
+    known = ~stderr.isnan()
     return {
         "rmse": error.square().flatten(1).mean(1).sqrt().tolist(),
         "max_error": error.flatten(1).amax(1).tolist(),
-        "stderr": [value if there else None for value, there in zip(stderr.tolist(), known, strict=True)],
-        "coverage": [value if there else None for value, there in zip(within.tolist(), known, strict=True)],
+        "stderr": [float(value) if there else None for value, there in zip(stderr, known, strict=True)],
+        "coverage": [float(value) if there else None for value, there in zip(within, known, strict=True)],
         "captured_mass": estimate.captured_mass.double().flatten(1).mean(1).tolist(),
         "ess": estimate.ess.double().flatten(1).mean(1).tolist(),
     }

@@ -24,9 +24,8 @@ def figure_class() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError(
-            "matplotlib is not installed", where="plot", remedy="pip install 'patchindex[plots]'"
-        ) from None
+        remedy = "pip install 'patchindex[plots]'"
+        raise InputError("matplotlib is not installed", where="plot", remedy=remedy) from None
     return Figure
 
 

@@ -99,13 +99,7 @@ class Study:
         Path(path).write_text(json.dumps(whole, indent=2, default=str) + "\n")
 
     def plot(self) -> Figure:
-        """Draw error, error over standard error, captured mass and time against t.
-
-        Raises
-        ------
-        InputError
-            When matplotlib is not installed.
-        """
+        """Draw error, error over standard error, captured mass and time against t; needs matplotlib."""
         return plot_accuracy(self.rows, list(self.images))
 
 

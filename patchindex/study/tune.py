@@ -17,6 +17,7 @@ from torch import Tensor
 from patchindex.build.workdir import locked, real_path
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError, StoreError
+from patchindex.estimators import EstimatorOptions
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.layout import scale_group
@@ -39,12 +40,12 @@ def tune(
     settings: TuneSettings = DEFAULT_SETTINGS,
     progress: Progress | None = None,
 ) -> PatchIndex:
-    """Measure the operating curve of each scale of a store, by which estimators choose their options.
+    """Measure the operating curve of each scale of a store, and return the store, opened.
 
-    The operating curve says, for `auto`, what near fields of several sizes cost, and how large a sample of
-    all other patches each of them needs for a tolerance. For `topk` it says how much of the softmax searches
-    of several sizes find. It is measured at the lowest, the middle and the highest noise at which a scale is
-    used, on the CPU. Scales that have a curve are skipped.
+    Estimators choose their options by the curve. For `auto` it has the cost of near fields and the sample
+    that each of them needs; for `topk` it has the share of the softmax that searches find. It is measured at
+    the lowest, the middle and the highest noise at which a scale is used, on the CPU. Scales that have a
+    curve are skipped.
 
     Parameters
     ----------
@@ -60,11 +61,6 @@ def tune(
         Sizes to measure: a knob for research.
     progress : callable, optional
         Called as `progress(stage, done, total)`.
-
-    Returns
-    -------
-    PatchIndex
-        The store, opened.
 
     Raises
     ------
@@ -86,9 +82,8 @@ def tune(
     if not todo:
         return index
     if not os.access(index.path / scale_group(todo[0]), os.W_OK):
-        raise InputError(
-            "cannot be written to", where=index.path, remedy="tune a copy that can be written to"
-        )
+        remedy = "tune a copy that can be written to"
+        raise InputError("cannot be written to", where=index.path, remedy=remedy)
     with use_threads(threads), locked(real_path(index.path)):
         index = open_index(store)
         todo = _unmeasured(index, overwrite)
@@ -121,9 +116,7 @@ def _draw(index: PatchIndex, seed: int, settings: TuneSettings, progress: Progre
     """Draw images from the store, by its own schedule or one that takes all scales in turn."""
     schedule = index.locality or LocalitySchedule.of([index.scales[0], *index.scales])
     policy = settings.policy
-    machine = ScoreMachine(
-        index, locality=schedule, estimator="auto", policy=policy,
-        probes=policy.probes, candidates=policy.candidates,
-    )  # fmt: skip
+    options: EstimatorOptions = {"probes": policy.probes, "candidates": policy.candidates, "policy": policy}
+    machine = ScoreMachine(index, locality=schedule, estimator="auto", **options)
     progress = part_of(progress, "images to tune by", 0.0, 1.0)
     return sample(machine, settings.images, seed=seed, progress=progress).images

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.errors import InputError
 from patchindex.estimators import AutoPolicy
 from patchindex.exact import ScoreRequest, scan
 
@@ -164,20 +163,6 @@ def test_a_batch_beyond_the_memory_is_taken_in_parts(larger, held_out):
     torch.testing.assert_close(*means, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tolerance", [0, -0.1, np.inf, np.nan])
-def test_a_bad_tolerance_is_refused(store, tolerance):
-    with pytest.raises(InputError, match="tolerance: must be a number above 0"):
-        machine(store, tolerance=tolerance)
-
-
 def test_a_policy_is_part_of_the_settings_as_plain_data(store):
     options = machine(store, policy=SAMPLED).settings["options"]
     assert options["policy"]["cost_limit"] == np.inf
-
-
-def test_progress_grows_to_one(store, held_out):
-    shares = []
-    m = machine(store, probes=8, candidates=50, policy=SMALL_SAMPLE)
-    m.posterior_mean(held_out(0.5), 0.5, k=3, progress=lambda _, done, total: shares.append(done / total))
-    assert shares[-1] == 1
-    assert shares == sorted(shares)

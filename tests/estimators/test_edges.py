@@ -74,7 +74,19 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
         ({"estimator": "topk", "candidates": True}, {}, "candidates: must be a whole number"),
         ({"estimator": "topk", "quality": "0.9"}, {}, "quality: must be a number above 0 and at most 1"),
         ({"estimator": "auto", "tolerance": "0.01"}, {}, "tolerance: must be a number above 0, got '0.01'"),
-        ({"estimator": "auto", "tolerance": float("nan")}, {}, "tolerance: must be a number above 0"),
+        *(
+            ({"estimator": "auto", "tolerance": tolerance}, {}, "tolerance: must be a number above 0")
+            for tolerance in (0, -0.1, np.inf, np.nan)
+        ),
+        ({"estimator": "best"}, {}, "unknown estimator 'best'; use one of exact, topk, auto"),
+        (
+            {"estimator": "topk", "depth": 3},
+            {},
+            "topk has no option 'depth'; its options are candidates, probes",
+        ),
+        ({"estimator": "exact", "candidates": 3}, {}, "exact has no option 'candidates'; it has none"),
+        ({"estimator": "topk", "candidates": 0}, {}, "candidates: must be at least 1, got 0"),
+        ({"estimator": "topk", "probes": -1}, {}, "probes: must be at least 1, got -1"),
         ({"estimator": "topk", "dtype": torch.float64}, {}, "dtype: topk computes in float32 only"),
         ({"label": "4"}, {}, "label: '4' is not an integer"),
         ({"threads": 0}, {}, "threads: must be 1 to 1024"),
@@ -92,6 +104,16 @@ def test_bad_settings_are_refused(store, held_out, settings, call, words):
 def test_more_candidates_than_patches_take_no_memory(store, held_out, name):
     machine = pi.ScoreMachine(store, estimator=name, memory="1M", candidates=10**9, probes=10**6)
     assert torch.isfinite(machine.posterior_mean(held_out(0.5), 0.5, k=3).mean).all()
+
+
+def test_progress_grows_to_one(store, held_out, way):
+    name, options = way
+    shares, x = [], torch.cat([held_out(0.5)] * 3)  # more images than a search takes
+    machine = pi.ScoreMachine(store, estimator=name, **{**options, "candidates": 8})
+    machine.posterior_mean(x, 0.5, k=3, progress=lambda _, done, total: shares.append(done / total))
+    assert len(shares) > 1
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
 
 
 def test_a_small_memory_changes_nothing(store, held_out, way):

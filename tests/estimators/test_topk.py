@@ -193,31 +193,6 @@ def test_batches_of_any_size_and_memory_agree(store, real_images):
     torch.testing.assert_close(tight.posterior_mean(x, 0.4, k=5).mean, together.mean, rtol=0, atol=1e-5)
 
 
-def test_progress_grows_to_one(store, real_images):
-    shares = []
-    x = torch.from_numpy(brute.noisy(real_images(9, 14, skip=300)[0], 0.4))
-    m = machine(store, candidates=8)
-    m.posterior_mean(x, 0.4, k=5, progress=lambda _, done, total: shares.append(done / total))
-    assert len(shares) > 1
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"estimator": "best"}, "unknown estimator 'best'; use one of exact, topk, auto"),
-        ({"estimator": "topk", "depth": 3}, "topk has no option 'depth'; its options are candidates, probes"),
-        ({"estimator": "exact", "candidates": 3}, "exact has no option 'candidates'; it has none"),
-        ({"estimator": "topk", "candidates": 0}, "candidates: must be at least 1, got 0"),
-        ({"estimator": "topk", "probes": -1}, "probes: must be at least 1, got -1"),
-    ],
-)
-def test_bad_options_are_refused(store, settings, words):
-    with pytest.raises(InputError, match=words):
-        pi.ScoreMachine(store, **settings)
-
-
 def test_topk_needs_an_index(labelled, tmp_path):
     with pytest.raises(InputError, match="needs a patch index"):
         pi.ScoreMachine(labelled[0], estimator="topk")
