@@ -29,6 +29,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -52,25 +53,18 @@ CHECKSUM_BYTES = 32
 
 # Numba counts references to the arrays of every tuple that is passed on, ten atomic additions per call,
 # unless it is told that the function allocates and frees nothing.
-LEAN = {"_nrt": False}
-inlined = njit(forceinline=True, error_model="numpy", **LEAN)
+inlined = njit(forceinline=True, error_model="numpy", _nrt=False)
 
 
-def compiled(function: Callable[..., None]) -> Any:
+def compiled(function: Callable[..., None], **settings: bool) -> Any:
     """Compile a kernel for the processor at hand, or load it from the cache."""
-    return _cached(function)
-
-
-def lean(function: Callable[..., None]) -> Any:
-    """Compile a kernel that allocates nothing, or load it from the cache."""
-    return _cached(function, **LEAN)
-
-
-def _cached(function: Callable[..., None], **settings: bool) -> Any:
     kernel = njit(nogil=True, error_model="numpy", **settings)(function)
     if FOLDER is not None:
         kernel._cache = _KernelCache(function, FOLDER)
     return kernel
+
+
+lean = partial(compiled, _nrt=False)  # for a kernel that allocates nothing
 
 
 class _KernelCache(NullCache):

@@ -7,7 +7,7 @@ import torch
 import zarr
 
 import patchindex as pi
-from patchindex.errors import SourceNotFoundError, StoreError
+from patchindex.errors import InputError, SourceNotFoundError, StoreError
 
 
 @pytest.fixture
@@ -70,3 +70,8 @@ def test_damaged_scale_is_refused_when_it_is_used(own_store, file, change, words
 def test_missing_path_is_refused(tmp_path):
     with pytest.raises(SourceNotFoundError, match="no such store"):
         pi.open_index(tmp_path / "none.zarr")
+
+
+def test_missing_scale_is_refused_with_what_python_can_do(own_store):
+    with pytest.raises(InputError, match=r"for 3; index it with add_scales, or .* LocalitySchedule\.nearest$"):
+        pi.open_index(own_store).scale(5)
