@@ -73,5 +73,5 @@ def test_missing_path_is_refused(tmp_path):
 
 
 def test_missing_scale_is_refused_with_what_python_can_do(own_store):
-    with pytest.raises(InputError, match=r"for 3; index it with add_scales, or .* LocalitySchedule\.nearest$"):
+    with pytest.raises(InputError, match=r"for 3; index it with add_scales, .* LocalitySchedule\.nearest$"):
         pi.open_index(own_store).scale(5)
