@@ -17,8 +17,6 @@ from .study import study
 from .tune import tune
 from .verify import verify
 
-__all__ = ["main"]
-
 
 class _Group(click.Group):
     """A group that turns errors into one line on stderr and an exit code."""

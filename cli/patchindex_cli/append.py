@@ -18,8 +18,6 @@ from .options import (
     run_options,
 )
 
-__all__ = ["append"]
-
 
 @click.command(short_help="Add images to a store.")
 @click.argument("store", type=LocalPath())

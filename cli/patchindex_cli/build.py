@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from patchindex import PatchIndex
     from patchindex.runtime import Progress
 
-__all__ = ["build"]
-
 
 @click.command(short_help="Index all patches of a set of images.")
 @click.argument("source", required=False)

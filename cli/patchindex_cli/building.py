@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from patchindex import PatchIndex
     from patchindex.runtime import Progress
 
-__all__ = ["describe_drift", "run_build", "untuned_scales"]
-
 # Limits on appended patches, beyond which lists that were trained on other patches miss too many of them.
 FARTHER, CLIPPED = 1.2, 0.01
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from patchindex import PatchIndex
     from patchindex.build import BuildPlan
 
-__all__ = ["codes_of", "report_clamped", "report_plan"]
-
 
 def report_plan(
     plan: BuildPlan,

@@ -9,16 +9,14 @@ from typing import Any
 import click
 
 from .building import describe_drift
-from .options import StorePath, json_option
+from .options import json_option, store_path
 from .output import byte_size, count, new_table, print_json, print_table, shorten
-
-__all__ = ["info"]
 
 LABELS_SHOWN = 12
 
 
 @click.command(short_help="Print the contents of a store.")
-@click.argument("store", type=StorePath())
+@click.argument("store", type=store_path)
 @json_option
 def info(store: Path | str, as_json: bool) -> None:
     """Print the contents of a STORE: settings, source, and the index of each locality scale.

@@ -21,42 +21,14 @@ from .output import count, shorten
 if TYPE_CHECKING:
     from patchindex import ImageSource, PatchIndex
 
-__all__ = [
-    "BuildOptions",
-    "LocalPath",
-    "NameIn",
-    "RunOptions",
-    "SamplingOptions",
-    "StorePath",
-    "build_options",
-    "check_output_folder",
-    "count_option",
-    "image_options",
-    "json_option",
-    "locality_option",
-    "open_source",
-    "parse_label",
-    "parse_locality",
-    "parse_scales",
-    "run_options",
-    "sampling_options",
-    "seed_option",
-    "threads_option",
-]
-
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 LABELS_SHOWN = 20
 
 
-class StorePath(click.ParamType):
-    """A path or a URL."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Path | str:
-        """Return a `Path`, or a URL as it is."""
-        return value if "://" in str(value) else Path(value)
+def store_path(value: str) -> Path | str:
+    """Return a `Path`, or a URL as it is."""
+    return value if "://" in value else Path(value)
 
 
 class LocalPath(click.ParamType):

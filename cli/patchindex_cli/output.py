@@ -11,8 +11,6 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["byte_size", "count", "new_table", "print_json", "print_table", "shorten"]
-
 NAMES_SHOWN = 10
 FILE_WIDTH = 120  # characters per line of a table in a file or a pipe
 

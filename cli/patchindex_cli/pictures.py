@@ -8,8 +8,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["image_grid"]
-
 
 def image_grid(images: Tensor, columns: int | None = None, height: int = 112, gap: int = 4) -> Image.Image:
     """Return images (n, C, H, W) in [-1, 1] in a grid with `columns` images per row, by default about square.

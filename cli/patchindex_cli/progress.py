@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from patchindex.runtime import Progress
 
-__all__ = ["Bars", "lines", "stages"]
-
 SECONDS_PER_LINE = 10.0
 
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,13 @@ from .options import (
     NameIn,
     RunOptions,
     SamplingOptions,
-    StorePath,
     check_output_folder,
     count_option,
     parse_label,
     parse_locality,
     run_options,
     sampling_options,
+    store_path,
 )
 from .output import count, print_json
 from .progress import stages
@@ -39,13 +40,11 @@ if TYPE_CHECKING:
     from patchindex.estimators import EstimatorOptions
     from patchindex.runtime import Progress
 
-__all__ = ["sample"]
-
 FILES = ("grid.png", "samples.npz", "samples.json")
 
 
 @click.command(short_help="Draw images from a store.")
-@click.argument("store", type=StorePath())
+@click.argument("store", type=store_path)
 @count_option("-n", "Number of images.  [default: 16, or as many as in --x-t]")
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
@@ -186,19 +185,11 @@ def _load_kernels(machine: ScoreMachine, progress: Progress) -> float | None:
 
 
 def _versions() -> dict[str, str | None]:
-    import numpy as np
-    import torch
-
-    import patchindex
     from patchindex.runtime import load_faiss
 
-    return {
-        "patchindex": patchindex.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "faiss": getattr(load_faiss(), "__version__", None),
-    }
+    versions: dict[str, str | None] = {name: version(name) for name in ("patchindex", "torch", "numpy")}
+    faiss = getattr(load_faiss(), "__version__", None)
+    return {**versions, "python": platform.python_version(), "faiss": faiss}
 
 
 def _read_noise(path: Path) -> np.ndarray:

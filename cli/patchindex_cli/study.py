@@ -11,21 +11,19 @@ from .options import (
     LocalPath,
     RunOptions,
     SamplingOptions,
-    StorePath,
     check_output_folder,
     count_option,
     parse_label,
     parse_locality,
     run_options,
     sampling_options,
+    store_path,
 )
 from .output import new_table, print_json, print_table
 from .progress import stages
 
 if TYPE_CHECKING:
     from patchindex.study import Study
-
-__all__ = ["study"]
 
 FILES = ("study.csv", "study.json", "study.png", "images.png")
 COLUMNS = {  # format of a row of the summary, by heading
@@ -40,7 +38,7 @@ COLUMNS = {  # format of a row of the summary, by heading
 
 
 @click.command(short_help="Compare estimators with the exact score.")
-@click.argument("store", type=StorePath())
+@click.argument("store", type=store_path)
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
     "--estimator",

@@ -11,8 +11,6 @@ from .options import LocalPath, json_option, seed_option, threads_option
 from .output import print_json, shorten
 from .progress import stages
 
-__all__ = ["tune"]
-
 
 @click.command(short_help="Measure estimator settings for a store.")
 @click.argument("store", type=LocalPath())

@@ -8,17 +8,15 @@ import click
 
 from patchindex.errors import StoreError
 
-from .options import StorePath, json_option
+from .options import json_option, store_path
 from .output import byte_size, count, print_json
 from .progress import stages
-
-__all__ = ["verify"]
 
 PROBLEMS_SHOWN = 20
 
 
 @click.command(short_help="Check a store for damage.")
-@click.argument("store", type=StorePath())
+@click.argument("store", type=store_path)
 @json_option
 def verify(store: Path | str, as_json: bool) -> None:
     """Check a STORE: compare all files with their checksums, and all lists with the images.
