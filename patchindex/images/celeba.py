@@ -106,9 +106,8 @@ def _faces_of_split(path: Path, split: str | None, name_of: Mapping[str, str]) -
     partition = _find(path, PARTITION)
     split = split or ("all" if partition is None else "train")
     if split not in (*SPLITS, "all"):
-        raise InputError(
-            f"there is no {split!r}", parameter="split", remedy=f"use {', '.join([*SPLITS, 'all'])}"
-        )
+        known = ", ".join([*SPLITS, "all"])
+        raise InputError(f"there is no {split!r}", parameter="split", remedy=f"use {known}")
     file = partition or (_find(path, ATTRIBUTES) if split == "all" else None)
     if file is None:
         raise InputError(

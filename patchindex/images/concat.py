@@ -85,5 +85,5 @@ def _joined_kept(parts: Sequence[ImageSource]) -> np.ndarray | None:
     kept, before = [], 0
     for part in parts:
         kept.append(before + (np.arange(len(part)) if part.kept is None else part.kept))
-        before += len(part) + (0 if part.kept is None else len(part.skipped))
+        before += part.found
     return np.concatenate(kept)

@@ -40,8 +40,7 @@ class DatasetSource(PictureSource):
         name, count = self._items.name, len(dataset)
         if not count:
             raise InputError("holds no images", where=name, remedy="give at least one image")
-        stored = self._items.stored_labels()
-        names = self._items.label_names()
+        stored, names = self._items.stored_labels()
         first, gray = None, True
         kept: list[int] = []
         labels: list[Any] = []
@@ -125,28 +124,21 @@ class _Items:
             image.load()
         return image, None if isinstance(label, str) or np.ndim(label) else label
 
-    def stored_labels(self) -> np.ndarray | None:
-        """Return the labels that the data set stores apart from its items; None if it changes them."""
+    def stored_labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+        """Return the labels that are stored apart from the items, and their names; each may be None."""
+        labels, names = None, getattr(self._dataset, "classes", None)
         if self._label is not None:
-            return np.asarray(self._dataset[self._label])
-        if self._changes_labels():
-            return None
-        for name in ("targets", "labels"):
-            found = getattr(self._dataset, name, None)
-            if found is not None and len(found) == len(self._dataset):
-                return np.asarray(found)
-        return None
-
-    def label_names(self) -> tuple[str, ...] | None:
-        """Return the names of the stored labels; None if the data set changes labels."""
-        if self._changes_labels():
-            return None
-        kind = None if self._label is None else self._dataset.features[self._label]
-        names = getattr(kind, "names", None) or getattr(self._dataset, "classes", None)
-        return None if names is None else tuple(map(str, names))
-
-    def _changes_labels(self) -> bool:
-        return getattr(self._dataset, "target_transform", None) is not None
+            labels = self._dataset[self._label]
+            names = getattr(self._dataset.features[self._label], "names", None) or names
+        elif getattr(self._dataset, "target_transform", None) is not None:
+            return None, None  # the items have other labels
+        else:
+            found = (getattr(self._dataset, name, None) for name in ("targets", "labels"))
+            labels = next((v for v in found if v is not None and len(v) == len(self._dataset)), None)
+        return (
+            None if labels is None else np.asarray(labels),
+            None if names is None else tuple(map(str, names)),
+        )
 
 
 def _as_image(item: Any, i: int, name: str) -> Image.Image:

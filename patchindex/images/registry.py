@@ -258,7 +258,7 @@ def _with_labels(source: ImageSource, labels: LabelSpec, *, just_opened: bool) -
     Labels are for all images that were found; for a source that the caller opened, for the images in it.
     """
     kept = source.kept if just_opened else None
-    count = len(source) + (0 if kept is None else len(source.skipped))
+    count = source.found if just_opened else len(source)
     values = as_labels(labels.values, count) if labels.path is None else read_label_file(labels.path, count)
     labelled = copy.copy(source)
     labelled.labels, labelled.label_names = values if kept is None else values[kept], None

@@ -91,6 +91,11 @@ class ImageSource(ABC):
         self.labels = None if labels is None else as_labels(labels, count, where=name)
         self.label_names = None if label_names is None else tuple(label_names)
 
+    @property
+    def found(self) -> int:
+        """Number of all images found, skipped ones included."""
+        return len(self) + (0 if self.kept is None else len(self.skipped))
+
     @abstractmethod
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         """Return images, as `read` does, of a slice(start, stop) or int64 ids inside [0, N), not empty."""

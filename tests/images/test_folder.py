@@ -8,11 +8,8 @@ import zlib
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from patchindex_cli import main
 from PIL import Image
 
-import patchindex as pi
 from patchindex.images import open_images
 from patchindex.images.files import Folder
 from patchindex.images.folder import FolderSource
@@ -305,20 +302,6 @@ def test_bad_files_are_skipped_when_asked(six, gray, refused):
     assert source.skipped == ("002.png",)
     np.testing.assert_array_equal(source[:][..., 0], gray[[0, 1, 3, 4, 5]])
     assert open_images(six, skip_bad=True, resize=7, limit=3).skipped == ("002.png",)
-
-
-def test_bad_files_are_skipped_at_the_command_line(six, tmp_path):
-    command = ["build", str(six), "-o", str(tmp_path / "s.zarr"), "--scales", "3", "--no-tune"]
-    refused = CliRunner().invoke(main, command)
-    assert refused.exit_code == 2
-    assert refused.stderr.count("\n") == 1
-    assert not (tmp_path / "s.zarr").exists()
-    built = CliRunner().invoke(main, [*command, "--skip-bad"])
-    assert built.exit_code == 0, built.output
-    assert "002.png" in built.stderr
-    index = pi.open_index(tmp_path / "s.zarr")
-    assert len(index.training) == 5
-    assert index.attributes["skipped"] == ["002.png"]
 
 
 def test_given_labels_are_for_skipped_images_too(six, tmp_path, refused):
