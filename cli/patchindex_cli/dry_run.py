@@ -35,7 +35,7 @@ def report_plan(
     or with `add_scales` only `lists` and `pca_dims`.
     """
     from patchindex.build import free_bytes, parse_memory
-    from patchindex.build.limits import check_memory, check_space
+    from patchindex.build.limits import check_limits
     from patchindex.build.workdir import ExistingOutput, check_no_unfinished, existing_output, real_path
     from patchindex.runtime import resolve_device
 
@@ -58,8 +58,7 @@ def report_plan(
     ):
         click.echo(f"{output} is complete: --resume has nothing to do", err=True)
         return
-    check_memory(plan, budget)
-    check_space(path, plan)
+    check_limits(path, plan, budget)
 
 
 def _print_plan(plan: BuildPlan, budget: int, free: int) -> None:

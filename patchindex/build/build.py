@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 
-from patchindex.build.contents import build_scale, write_attributes, write_images
-from patchindex.build.limits import check_memory, check_space, failing_disk
-from patchindex.build.on_cluster import build_scale_on
+from patchindex.build.contents import write_attributes, write_images
+from patchindex.build.limits import check_limits, failing_disk
+from patchindex.build.on_cluster import build_scale
 from patchindex.build.plan import parse_memory, plan_build
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.settings import BuildSettings
 from patchindex.build.workdir import (
     ExistingOutput,
     build_id_of,
-    check_writable,
     existing_output,
     locked,
     move_into_place,
@@ -141,25 +140,20 @@ def build_index(
         require_faiss()
     stored = settings.to_json(source, [scale.k for scale in plan.scales], schedule)
     if not path.parent.exists():  # a refused build leaves nothing, not even the parent folders
-        check_writable(path)
-        check_memory(plan, budget)
-        check_space(path, plan)
-    with _threads(threads), locked(path):
+        check_limits(path, plan, budget)
+    with _threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):
         existing = existing_output(path, stored, overwrite=overwrite, resume=resume)
-        if existing is not ExistingOutput.FINISHED:
-            check_memory(plan, budget)
-            check_space(path, plan)
-            build = build_scale if client is None else build_scale_on(client, threads)
-            with (
-                failing_disk(path, "go on with ", Option("resume", True)),
-                working_directory(path, stored, existing) as folder,
-            ):
-                write_images(folder, TrainingImages(source), progress)
-                build_id = build_id_of(folder)
-                for scale in plan.scales:
-                    geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
-                    work = ScaleBuild(folder, geometry, scale, seed=seed, device=where, build_id=build_id)
-                    build(work, progress)
-                write_attributes(folder, stored, source, source.skipped)
-                move_into_place(folder, path, replace=overwrite)
+        if existing is ExistingOutput.FINISHED:
+            return open_index(path, device=device)
+        check_limits(path, plan, budget)
+        with working_directory(path, stored, existing) as folder:
+            write_images(folder, TrainingImages(source), progress)
+            build_id = build_id_of(folder)
+            for scale in plan.scales:
+                geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
+                build_scale(
+                    ScaleBuild(folder, geometry, scale, seed, where, build_id), progress, client, threads
+                )
+            write_attributes(folder, stored, source, source.skipped)
+            move_into_place(folder, path, replace=overwrite)
         return open_index(path, device=device)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import zarr
 
-from patchindex.build.scale import ScaleBuild
 from patchindex.build.workdir import IMAGES, has_images
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages
@@ -24,7 +23,7 @@ from patchindex.store.atomic import sync, sync_file
 from patchindex.store.checksums import crc32c, fingerprint, image_block, write_manifest, write_scales
 from patchindex.store.raw import raw_checksum, write_raw
 
-__all__ = ["build_scale", "write_attributes", "write_images"]
+__all__ = ["write_attributes", "write_images"]
 
 
 def write_images(folder: Path, training: TrainingImages, progress: Progress) -> None:
@@ -53,15 +52,6 @@ def write_images(folder: Path, training: TrainingImages, progress: Progress) -> 
     group.attrs[IMAGES] = True
     sync_file(folder / "zarr.json")
     sync_file(folder)
-
-
-def build_scale(scale: ScaleBuild, progress: Progress) -> None:
-    """Run the stages of a scale's build that are not done yet."""
-    scale.begin(progress)
-    scale.train(progress)
-    for shard in scale.missing():
-        scale.encode(shard, progress)
-    scale.merge(progress)
 
 
 def write_attributes(

@@ -12,26 +12,22 @@ from patchindex.build.plan import BuildPlan
 from patchindex.build.workdir import existing_parent, real_path, working_path
 from patchindex.errors import InputError, Option, PatchIndexError
 
-__all__ = ["check_memory", "check_space", "failing_disk", "free_bytes"]
+__all__ = ["check_limits", "failing_disk", "free_bytes"]
 
 
-def check_memory(plan: BuildPlan, budget: int) -> None:
-    """Refuse a build that may need more memory than the budget, in bytes."""
+def check_limits(path: Path, plan: BuildPlan, budget: int) -> None:
+    """Refuse a build that may need more memory than the budget, in bytes, or more disk space than is free."""
     if plan.memory_bytes > budget:
-        need, have = (f"{b / 2**30:.2f} GiB" for b in (plan.memory_bytes, budget))
+        need, have = plan.memory_bytes / 2**30, budget / 2**30
         raise InputError(
-            f"the build may need {need}, over the budget of {have}",
+            f"the build may need {need:.2f} GiB, over the budget of {have:.2f} GiB",
             parameter="memory",
             remedy=["raise it, or give a smaller ", Option("pca_dims"), " or fewer ", Option("lists")],
         )
-
-
-def check_space(path: Path, plan: BuildPlan) -> None:
-    """Refuse a build that may need more disk space than is free."""
-    need, have = plan.disk_bytes + plan.scratch_bytes, free_bytes(path)
+    need, have = (plan.disk_bytes + plan.scratch_bytes) / 2**30, free_bytes(path) / 2**30
     if need > have:
         raise InputError(
-            f"the build may need {need / 2**30:.2f} GiB there, and {have / 2**30:.2f} are free",
+            f"the build may need {need:.2f} GiB there, and {have:.2f} are free",
             where=existing_parent(path),
             remedy=[
                 "free some space, use another disk, fewer ", Option("scales"), " or a smaller ",

@@ -19,7 +19,7 @@ from patchindex.runtime import require_faiss
 from patchindex.store.checksums import crc32c
 from patchindex.store.raw import ChecksumWriter
 
-__all__ = ["Bucket", "CodeMoments", "LabelCounts", "write_index"]
+__all__ = ["Bucket", "ListStatistics", "write_index"]
 
 PIECE_BYTES = 1 << 20
 NO_LISTS = b"il00"  # the end of FAISS's bytes for an index without lists
@@ -42,57 +42,40 @@ class Bucket(NamedTuple):
             yield self.first + int(i), self.ids[rows], self.codes[rows]
 
 
-class CodeMoments:
-    """Sums of the codes of each list and of their squares, in exact integers."""
-
-    def __init__(self, lists: int, dims: int) -> None:
-        self.count = np.zeros(lists, np.int64)
-        self.sums = np.zeros((lists, dims))
-        self.squares = np.zeros((lists, dims))
-
-    def watch(self, buckets: Iterator[Bucket]) -> Iterator[Bucket]:
-        """Add the codes of each bucket to the sums, and yield the bucket."""
-        for bucket in buckets:
-            for c, _, codes in bucket.lists():
-                self.count[c] += len(codes)
-                for start in range(0, len(codes), BLOCK_CODES):
-                    exact = codes[start : start + BLOCK_CODES].astype(np.float64)  # integers below 2^53
-                    self.sums[c] += exact.sum(0)
-                    self.squares[c] += np.einsum("nd,nd->d", exact, exact)
-            yield bucket
-
-    def decoded(self, low: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the means and variances of the decoded vectors of each list, float32, shape (lists, dims).
-
-        A code q stands for `low + (q + 1/2) step`. Both are 0 for an empty list.
-        """
-        count = np.maximum(self.count, 1)[:, None]
-        mean = self.sums / count
-        variance = np.maximum(self.squares / count - mean**2, 0) * np.square(step, dtype=np.float64)
-        means = np.where(self.count[:, None] > 0, low + (mean + 0.5) * step, 0)
-        return means.astype(np.float32), variance.astype(np.float32)
-
-
-class LabelCounts:
-    """Number of patches of each label in each list: `counts`, int64 (labels, lists).
+class ListStatistics:
+    """Patches of each label in each list, int64 (labels, lists), and exact sums of the codes of each list.
 
     `label_of` is the index of each image's label, int64 (N,).
     """
 
-    def __init__(self, label_of: np.ndarray, lists: int, patches_per_image: int) -> None:
+    def __init__(self, lists: int, dims: int, label_of: np.ndarray, patches_per_image: int) -> None:
         self._label_of, self._per_image = label_of, patches_per_image
         self.counts = np.zeros((int(label_of.max()) + 1, lists), np.int64)
+        self._sums, self._squares = np.zeros((lists, dims)), np.zeros((lists, dims))
 
-    def watch(self, buckets: Iterator[Bucket]) -> Iterator[Bucket]:
-        """Count the patches of each bucket, and yield the bucket."""
-        labels = len(self.counts)
-        for bucket in buckets:
-            n = len(bucket.sizes)
-            lists = np.repeat(np.arange(n), bucket.sizes)
-            flat = self._label_of[bucket.ids // self._per_image] * n + lists
-            counts = np.bincount(flat, minlength=labels * n).reshape(labels, n)
-            self.counts[:, bucket.first : bucket.first + n] += counts
-            yield bucket
+    def add(self, bucket: Bucket) -> None:
+        """Count the patches of a bucket, and add up their codes and squared codes."""
+        labels, n = len(self.counts), len(bucket.sizes)
+        flat = self._label_of[bucket.ids // self._per_image] * n + np.repeat(np.arange(n), bucket.sizes)
+        counts = np.bincount(flat, minlength=labels * n).reshape(labels, n)
+        self.counts[:, bucket.first : bucket.first + n] += counts
+        for c, _, codes in bucket.lists():
+            for start in range(0, len(codes), BLOCK_CODES):
+                exact = codes[start : start + BLOCK_CODES].astype(np.float64)  # integers below 2^53
+                self._sums[c] += exact.sum(0)
+                self._squares[c] += np.einsum("nd,nd->d", exact, exact)
+
+    def moments(self, low: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the means and variances of the decoded vectors of each list, float32, shape (lists, dims).
+
+        A code q stands for `low + (q + 1/2) step`. Both are 0 for an empty list.
+        """
+        sizes = self.counts.sum(0)[:, None]
+        count = np.maximum(sizes, 1)
+        mean = self._sums / count
+        variance = np.maximum(self._squares / count - mean**2, 0) * np.square(step, dtype=np.float64)
+        means = np.where(sizes > 0, low + (mean + 0.5) * step, 0)
+        return means.astype(np.float32), variance.astype(np.float32)
 
 
 def write_index(
@@ -116,21 +99,23 @@ def write_index(
     )
     out.write(header)
     checksums = np.zeros(len(sizes), np.uint32)
+
+    def write(c: int, data: Any) -> None:
+        checksums[c] = crc32c(data, int(checksums[c]))
+        out.write(data)
+
     with tempfile.TemporaryFile(dir=scratch) as waiting:
         for bucket in buckets:
             for c, ids, codes in bucket.lists():
-                checksums[c] = crc32c(codes, int(checksums[c]))
-                out.write(codes)
+                write(c, codes)
                 if len(ids) == sizes[c]:
-                    checksums[c] = crc32c(ids, int(checksums[c]))
-                    out.write(ids)
+                    write(c, ids)
                     continue
                 waiting.write(ids.data)
                 if waiting.tell() == ID_BYTES * sizes[c]:
                     waiting.seek(0)
                     while piece := waiting.read(PIECE_BYTES):
-                        checksums[c] = crc32c(piece, int(checksums[c]))
-                        out.write(piece)
+                        write(c, piece)
                     waiting.seek(0)
                     waiting.truncate()
     return crc32c(header), checksums

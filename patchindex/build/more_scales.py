@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from patchindex.build.contents import build_scale
-from patchindex.build.limits import check_memory, check_space, failing_disk
-from patchindex.build.on_cluster import build_scale_on
+from patchindex.build.limits import check_limits, failing_disk
+from patchindex.build.on_cluster import build_scale
 from patchindex.build.plan import BuildPlan, parse_memory, plan_build
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.settings import BuildSettings
@@ -81,23 +80,19 @@ def add_scales(
     if not os.access(path, os.W_OK):
         raise InputError("cannot be written to", where=path, remedy="copy the store to a writable folder")
     where, budget = resolve_device(device, needs_faiss=True), parse_memory(memory)
-    build = build_scale if client is None else build_scale_on(client, threads)
     require_faiss()
-    with _threads(threads), locked(path), failing_disk(path, "add the scales again"):
+    with _threads(threads), failing_disk(path, "add the scales again"), locked(path):
         index = open_index(path)
         check_no_unfinished(path)
         write_scales(path, index.scales)  # an earlier call may have been killed before it wrote the list
         if not settings.scales:
             return open_index(path, device=device)
         plan = _plan(index, settings, budget)
-        check_memory(plan, budget)
-        check_space(path, plan)
+        check_limits(path, plan, budget)
         build_id = fingerprint([index.attributes["fingerprint"], pca_dims, lists, seed])
         for scale in plan.scales:
-            work = ScaleBuild(
-                path, index.geometry(scale.k), scale, seed=seed, device=where, build_id=build_id
-            )
-            build(work, progress or no_progress)
+            work = ScaleBuild(path, index.geometry(scale.k), scale, seed, where, build_id)
+            build_scale(work, progress or no_progress, client, threads)
             write_scales(path, {*index.scales, scale.k})
             index = open_index(path)
         return open_index(path, device=device)

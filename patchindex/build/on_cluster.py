@@ -1,8 +1,7 @@
-"""The stages of a scale's build on the workers of a Dask cluster."""
+"""The stages of a scale's build, here or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from patchindex.build.scale import ScaleBuild
@@ -13,33 +12,32 @@ from patchindex.runtime import Progress, threads
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["build_scale_on"]
+__all__ = ["build_scale"]
 
 _threads = threads  # a parameter has this name
 
 
-def build_scale_on(client: Client, threads: int | None) -> Callable[[ScaleBuild, Progress], None]:
-    """Return a function that builds a scale on a cluster.
+def build_scale(scale: ScaleBuild, progress: Progress, client: Client | None, threads: int | None) -> None:
+    """Build a scale, on a cluster if there is a client.
 
     `threads` is the number of threads of each task: equal numbers give equal lists.
     """
+    if client is None:
+        scale.run(progress)
+        return
+    from distributed import as_completed
 
-    def build(scale: ScaleBuild, progress: Progress) -> None:
-        from distributed import as_completed
+    def start(stage: str, *arguments: Any) -> Future[Any]:
+        return submit(client, _run_stage, scale, stage, threads, *arguments)
 
-        def start(stage: str, *arguments: Any) -> Future[Any]:
-            return submit(client, _run_stage, scale, stage, threads, *arguments)
-
-        scale.begin(progress)
-        with lost_workers("go on with ", Option("resume", True)):
-            start("train").result()
-            futures = [start("encode", shard) for shard in scale.missing()]
-            for done, future in enumerate(as_completed(futures)):
-                future.result()
-                progress(f"k = {scale.k}: assigning patches", done + 1, len(futures))
-            start("merge").result()
-
-    return build
+    scale.begin(progress)
+    with lost_workers("go on with ", Option("resume", True)):
+        start("train").result()
+        futures = [start("encode", shard) for shard in scale.missing()]
+        for done, future in enumerate(as_completed(futures)):
+            future.result()
+            progress(f"k = {scale.k}: assigning patches", done + 1, len(futures))
+        start("merge").result()
 
 
 def _run_stage(scale: ScaleBuild, stage: str, threads: int | None, *arguments: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patchindex.build.settings import BuildSettings
 from patchindex.build.shards import shard_bytes
+from patchindex.build.train import PCA_SAMPLE, draw_patches
 from patchindex.errors import InputError, Option
 from patchindex.geometry import Geometry, gather_patches
 from patchindex.images import ImageSource
@@ -23,10 +24,9 @@ from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.pca import fit_pca
 from patchindex.schedules import LocalitySchedule, noise_levels
 
-__all__ = ["PCA_SAMPLE", "BuildPlan", "ScalePlan", "parse_memory", "plan_append", "plan_build"]
+__all__ = ["BuildPlan", "ScalePlan", "parse_memory", "plan_append", "plan_build"]
 
 OVERHEAD_BYTES = 16 << 10  # metadata and file headers of a zarr group
-PCA_SAMPLE = 20_000  # patches
 SURVEY_IMAGES, SURVEY_PATCHES = 512, 8192  # sample that the code size is chosen by
 FEWEST_LISTS = 1024  # a small memory budget reduces the lists to no fewer: searches become slow
 
@@ -98,7 +98,6 @@ def plan_build(
         )
     if schedule is not None and scales is not None:
         schedule = schedule.nearest(sorted({*wanted, *beside}))
-    labels = _label_count(source)
     indexed = [geometry for geometry in geometries if not geometry.is_exact]
     survey = None if settings.pca_dims or not indexed else _survey(source)
     planned = []
@@ -108,57 +107,47 @@ def plan_build(
         goal = settings.lists or most_lists(n * geometry.patches_per_image)
         if survey is not None:
             noise = noise_levels(geometry.k, schedule)[0]
-            dims = fit_pca(_patches(survey, geometry), noise=noise).dims
-        scale = _plan_scale(geometry, source, labels, dims, goal)
+            rng = np.random.default_rng(geometry.k)
+            ids = torch.from_numpy(draw_patches(geometry, len(survey), SURVEY_PATCHES, rng))
+            dims = fit_pca(gather_patches(survey, geometry, ids), noise=noise).dims
+        scale = _forecast(geometry, source, dims, goal)
         adjustable = settings.lists is None and memory is not None
         while adjustable and scale.memory_bytes > memory and goal > FEWEST_LISTS:  # type: ignore[operator]
             goal = max(FEWEST_LISTS, goal // 2)
-            scale = _plan_scale(geometry, source, labels, dims, goal)
+            scale = _forecast(geometry, source, dims, goal)
         planned.append(scale)
-    images_bytes = _images_bytes(source, labels)
-    plan = BuildPlan(machine, settings.train_windows, source.shape, images_bytes, tuple(planned))
-    return plan, schedule
+    return _plan(source, machine, settings.train_windows, planned), schedule
 
 
 def plan_append(
     source: ImageSource, machine: str, train_windows: str, scales: Sequence[tuple[Geometry, int, int]]
 ) -> BuildPlan:
     """Forecast a store of all images of a source with trained scales: (geometry, code size, lists) each."""
-    labels = _label_count(source)
-    planned = [
-        _forecast(geometry, source, labels, dims, lists, lists, trained=True)
-        for geometry, dims, lists in scales
-    ]
-    return BuildPlan(machine, train_windows, source.shape, _images_bytes(source, labels), tuple(planned))
+    planned = [_forecast(geometry, source, dims, lists, trained=True) for geometry, dims, lists in scales]
+    return _plan(source, machine, train_windows, planned)
+
+
+def _plan(source: ImageSource, machine: str, train_windows: str, scales: Sequence[ScalePlan]) -> BuildPlan:
+    n, height, width, channels = source.shape
+    # Each image has a source id and a label; each label is listed once more.
+    images_bytes = n * (height * width * channels + 16) + 32 * _label_count(source) + OVERHEAD_BYTES
+    return BuildPlan(machine, train_windows, source.shape, images_bytes, tuple(scales))
 
 
 def _label_count(source: ImageSource) -> int:
     return 0 if source.labels is None else len(np.unique(source.labels))
 
 
-def _images_bytes(source: ImageSource, labels: int) -> int:
-    n, height, width, channels = source.shape
-    # Each image has a source id and a label; each label is listed once more.
-    return n * (height * width * channels + 16) + 32 * labels + OVERHEAD_BYTES
-
-
-def _plan_scale(geometry: Geometry, source: ImageSource, labels: int, dims: int, goal: int) -> ScalePlan:
-    by_class = len(source) * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
-    return _forecast(geometry, source, labels, dims, goal, int(list_counts(by_class, goal).sum()))
-
-
 def _forecast(
-    geometry: Geometry,
-    source: ImageSource,
-    labels: int,
-    dims: int,
-    goal: int,
-    n_lists: int,
-    trained: bool = False,
+    geometry: Geometry, source: ImageSource, dims: int, goal: int, *, trained: bool = False
 ) -> ScalePlan:
+    """Forecast a scale; `goal` is the wanted number of lists, or their number in a `trained` scale."""
     images, _, _, channels = source.shape
+    by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
+    n_lists = goal if trained else int(list_counts(by_class, goal).sum())
     patches = images * geometry.patches_per_image
     pixels = geometry.k**2 * channels
+    labels = _label_count(source)
     # A list has a centroid in the FAISS file and another in the store, a mean, variances, a length, and a
     # count per label. There are fewer cells than lists; a cell has a centroid and a bound.
     a_list = 5 * 4 * dims + 8 * (2 + max(labels, 1))
@@ -186,13 +175,6 @@ def _survey(source: ImageSource) -> Tensor:
     """Return images spread evenly over a source, uint8 (n, H, W, C)."""
     chosen = np.linspace(0, len(source) - 1, min(SURVEY_IMAGES, len(source))).astype(int)
     return torch.from_numpy(source.read(chosen))
-
-
-def _patches(images: Tensor, geometry: Geometry) -> Tensor:
-    """Return patches at random positions of some images, (n, k, k, C)."""
-    total = len(images) * geometry.patches_per_image
-    ids = np.random.default_rng(geometry.k).choice(total, min(SURVEY_PATCHES, total), replace=False)
-    return gather_patches(images, geometry, torch.from_numpy(np.sort(ids)))
 
 
 def parse_memory(memory: int | str | None) -> int:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import zarr
-from filelock import Timeout
+from torch import Tensor
 
-from patchindex.build.merge import Bucket, CodeMoments, LabelCounts, write_index
+from patchindex.build.merge import Bucket, ListStatistics, write_index
 from patchindex.build.plan import ScalePlan
-from patchindex.build.shards import Shards, SortedPatches
-from patchindex.build.train import train_scale
+from patchindex.build.shards import OldLists, Shards
+from patchindex.build.train import keep_model, train_scale
 from patchindex.build.workdir import hold_lock
 from patchindex.errors import PatchIndexError
 from patchindex.geometry import Geometry
@@ -47,38 +48,27 @@ SHARDS = "shards"
 LONGEST_WAIT = 6 * 3600  # seconds
 
 
+@dataclass(eq=False)
 class ScaleBuild:
-    """The build of one scale in `root`: a store, or a working directory with all images.
+    """The build of one scale in `root`: a store, or a working directory with all images."""
 
-    `images` are the numbers of the images to encode, ascending; by default all images.
-    """
+    root: Path
+    geometry: Geometry
+    plan: ScalePlan  # number of lists and code size; not used once the scale is trained
+    seed: int
+    device: torch.device  # trains lists and assigns patches
+    build_id: str  # the folder of another build is removed
+    old: OldLists | None = None  # the trained scale and its images, when images are appended
+    new_images: np.ndarray | None = None  # numbers of the images to encode, ascending; by default all
 
-    def __init__(
-        self,
-        root: Path,
-        geometry: Geometry,
-        plan: ScalePlan,
-        *,
-        seed: int,
-        device: torch.device,
-        build_id: str,
-        images: np.ndarray | None = None,
-    ) -> None:
-        self._make = partial(
-            ScaleBuild, root, geometry, plan, seed=seed, device=device, build_id=build_id, images=images
-        )
-        self.k, self._root, self._geometry, self._plan = geometry.k, root, geometry, plan
-        self._seed, self._device, self._build_id = seed, device, build_id
-        group = zarr.open_group(root, mode="r")
-        self._pixels = torch.from_numpy(open_raw(root, "images"))
-        self._images = np.arange(len(self._pixels)) if images is None else images
-        self._labels = np.asarray(group["labels"][:]) if "labels" in group else None  # type: ignore[index]
-        self._final = root / scale_group(self.k)
-        self._folder = self._final.with_name(self._final.name + ".tmp")
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields only: other processes map the images themselves."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the arguments of the constructor: other processes map the images themselves."""
-        return self._make, ()
+    @property
+    def k(self) -> int:
+        """The locality scale."""
+        return self.geometry.k
 
     @property
     def finished(self) -> bool:
@@ -86,16 +76,66 @@ class ScaleBuild:
         return self._final.exists()
 
     @property
+    def _final(self) -> Path:
+        return self.root / scale_group(self.k)
+
+    @property
+    def _folder(self) -> Path:
+        return self._final.with_name(self._final.name + ".tmp")
+
+    @cached_property
+    def _pixels(self) -> Tensor:
+        return torch.from_numpy(open_raw(self.root, "images"))
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        return np.arange(len(self._pixels)) if self.new_images is None else self.new_images
+
+    @cached_property
+    def _model(self) -> ScaleModel:
+        return ScaleModel.load(zarr.open_group(self._folder, mode="r"), self.device)
+
+    @property
     def _attributes(self) -> dict[str, Any]:
         found = attributes_of(self._folder)
-        if found.get(BUILD_ID) != self._build_id:
+        if found.get(BUILD_ID) != self.build_id:
             raise PatchIndexError(
                 "belongs to another build, or to none", where=self._folder, remedy="start the build again"
             )
         return found
 
+    @property
+    def _shards(self) -> Shards:
+        attributes = self._attributes
+        return Shards(
+            self._folder / SHARDS, attributes["lists"], attributes["pca_dims"], self._images,
+            self.geometry.patches_per_image, self.old,
+        )  # fmt: skip
+
     def _is_done(self, stage: str) -> bool:
         return stage in self._attributes.get("seconds", {})
+
+    def _alone(self, progress: Progress) -> AbstractContextManager[None]:
+        """Keep other processes from the scale: a worker that the cluster gave up may still be running."""
+        lock = self.root.with_name(f"{self.root.name}.k{self.k:03d}.lock")
+        refused = PatchIndexError(
+            f"another process has held the lock for {LONGEST_WAIT // 3600} hours",
+            where=lock,
+            remedy="end that process, and resume the build",
+        )
+
+        def waiting() -> None:
+            progress(f"k = {self.k}: waiting for another process", 0, 1)
+
+        return hold_lock(lock, refused, timeout=LONGEST_WAIT, waiting=waiting)
+
+    def run(self, progress: Progress) -> None:
+        """Run the stages that are not done yet."""
+        self.begin(progress)
+        self.train(progress)
+        for shard in self.missing():
+            self.encode(shard, progress)
+        self.merge(progress)
 
     def begin(self, progress: Progress = no_progress) -> None:
         """Make the folder that the stages work in, or keep the folder of the same build.
@@ -104,36 +144,17 @@ class ScaleBuild:
         stage that an earlier build left running on a worker finds no folder of its build, and does no harm.
         """
         with self._alone(progress):
-            if self.finished or attributes_of(self._folder).get(BUILD_ID) == self._build_id:
+            if self.finished or attributes_of(self._folder).get(BUILD_ID) == self.build_id:
                 return
             if self._folder.exists():
                 shutil.rmtree(self._folder)
             attributes: dict[str, Any] = {
-                BUILD_ID: self._build_id,
+                BUILD_ID: self.build_id,
                 "k": self.k,
-                IMAGES_CHECKSUM: raw_checksum(self._root, "images"),
+                IMAGES_CHECKSUM: raw_checksum(self.root, "images"),
             }
             zarr.open_group(self._folder, mode="w", attributes=attributes)
             sync(self._folder)
-
-    @contextmanager
-    def _alone(self, progress: Progress) -> Iterator[None]:
-        """Keep other processes from the scale: a worker that the cluster gave up may still be running."""
-        lock = self._root.with_name(f"{self._root.name}.k{self.k:03d}.lock")
-
-        def waiting() -> None:
-            progress(f"k = {self.k}: waiting for another process", 0, 1)
-
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(hold_lock(lock, timeout=LONGEST_WAIT, waiting=waiting))
-            except Timeout:
-                raise PatchIndexError(
-                    f"another process has held the lock for {LONGEST_WAIT // 3600} hours",
-                    where=lock,
-                    remedy="end that process, and resume the build",
-                ) from None
-            yield
 
     def train(self, progress: Progress = no_progress) -> None:
         """Find the principal components and the lists, unless that is done."""
@@ -143,56 +164,37 @@ class ScaleBuild:
             model, attributes = self._train(progress)
             self._is_done("train")  # raises if another build has taken the folder meanwhile
             model.save(zarr.open_group(self._folder, mode="r+"))
-            self.shards_folder.mkdir(exist_ok=True)
+            (self._folder / SHARDS).mkdir(exist_ok=True)
             sync(self._folder)
             self._record(attributes)
 
     def _train(self, progress: Progress) -> tuple[ScaleModel, dict[str, Any]]:
+        if self.old is not None:
+            return keep_model(self.old.scale, self._pixels, self.old.images, self._images)
         return train_scale(
-            self._pixels, self._geometry, dims=self._plan.dims, lists=self._plan.list_goal, seed=self._seed,
-            device=self._device, progress=progress,
-        )  # fmt: skip
-
-    def _others(self) -> SortedPatches | None:
-        """Return the patches of other images that are encoded already."""
-        return None
-
-    @cached_property
-    def _model(self) -> ScaleModel:
-        return ScaleModel.load(zarr.open_group(self._folder, mode="r"), self._device)
-
-    @property
-    def shards_folder(self) -> Path:
-        """The folder of the shards. It exists when the scale is trained and not merged."""
-        return self._folder / SHARDS
-
-    @property
-    def shards(self) -> Shards:
-        """The shards of a trained scale."""
-        return Shards(
-            self.shards_folder, self._attributes["lists"], self._attributes["pca_dims"],
-            images=self._images, patches_per_image=self._geometry.patches_per_image,
+            self._pixels, self.geometry, dims=self.plan.dims, lists=self.plan.list_goal, seed=self.seed,
+            device=self.device, progress=progress,
         )  # fmt: skip
 
     def missing(self) -> list[int]:
         """Return the shards that are not encoded; none when they are merged."""
-        return [] if self.finished or self._is_done("write") else self.shards.missing()
+        return [] if self.finished or self._is_done("write") else self._shards.missing()
 
     def encode(self, shard: int, progress: Progress = no_progress) -> None:
         """Encode the patches of a shard's images, and write them sorted by list."""
-        start, stop = self.shards.images(shard)
+        shards = self._shards
+        start, stop = shards.images(shard)
         began = time.perf_counter()
-        n = (stop - start) * self._geometry.patches_per_image
+        n = (stop - start) * self.geometry.patches_per_image
         lists, codes = np.empty(n, np.int32), np.empty((n, self._model.pca.dims), np.uint8)
         filled = 0
-        for done, assigned, encoded in self._model.encode(
-            self._pixels, self._geometry, self._images[start:stop]
-        ):
+        images = self._images[start:stop]
+        for done, assigned, encoded in self._model.encode(self._pixels, self.geometry, images):
             rows = slice(filled, filled + len(assigned))
             lists[rows], codes[rows] = assigned, encoded
             filled = rows.stop
             progress(f"k = {self.k}: assigning patches", start + done, len(self._images))
-        self.shards.write(shard, lists, codes, time.perf_counter() - began)
+        shards.write(shard, lists, codes, time.perf_counter() - began)
 
     def merge(self, progress: Progress = no_progress) -> None:
         """Write the index and the moments of the lists, and give the scale its final name."""
@@ -201,42 +203,40 @@ class ScaleBuild:
                 return
             if not self._is_done("write"):
                 self._merge(progress)
-            self.shards.remove()
+            if (self._folder / SHARDS).exists():
+                shutil.rmtree(self._folder / SHARDS)
             write_manifest(self._folder)
             publish(self._folder, self._final)
 
     def _merge(self, progress: Progress) -> None:
         began = time.perf_counter()
-        shards, others = self.shards, self._others()
-        sizes = shards.sizes() if others is None else shards.sizes() + others.sizes()
+        shards, group = self._shards, zarr.open_group(self._folder, mode="r+")
+        sizes = shards.sizes()
         index = empty_index(self._model.lists.centroids, self._model.ranges)
-        moments = CodeMoments(len(sizes), self._model.pca.dims)
-        counts = LabelCounts(self._label_indexes(), len(sizes), self._geometry.patches_per_image)
+        statistics = ListStatistics(
+            len(sizes), self._model.pca.dims, self._label_indexes(), self.geometry.patches_per_image
+        )
 
-        def reported(buckets: Iterator[Bucket]) -> Iterator[Bucket]:
-            for bucket in buckets:
+        def counted() -> Iterator[Bucket]:
+            for bucket in shards.merged():
+                statistics.add(bucket)
                 yield bucket
                 progress(f"k = {self.k}: merging lists", bucket.first + len(bucket.sizes), len(sizes))
 
-        buckets = reported(counts.watch(moments.watch(shards.merged(others))))
         shutil.rmtree(self._folder / FAISS_ARRAY, ignore_errors=True)
         with write_raw(self._folder, FAISS_ARRAY, "uint8") as out:
-            header, checksums = write_index(out, index, sizes, buckets, self._folder)
-        means, variances = moments.decoded(*code_ranges(index))
+            header, checksums = write_index(out, index, sizes, counted(), self._folder)
+        means, variances = statistics.moments(*code_ranges(index))
         arrays = {
-            "list_counts": counts.counts,
+            "list_counts": statistics.counts,
             "list_means": means,
             "list_variances": variances,
             "list_checksums": checksums,
         }
-        group = zarr.open_group(self._folder, mode="r+")
         for name, array in arrays.items():
             group.create_array(name, data=array, overwrite=True)
         sync(self._folder)
-        seconds = {
-            "assign": round(shards.seconds(), 3),
-            "write": round(time.perf_counter() - began, 3),
-        }
+        seconds = {"assign": round(shards.seconds(), 3), "write": round(time.perf_counter() - began, 3)}
         self._record(
             {
                 "patches": int(sizes.sum()),
@@ -246,9 +246,11 @@ class ScaleBuild:
         )
 
     def _label_indexes(self) -> np.ndarray:
-        if self._labels is None:
+        group = zarr.open_group(self.root, mode="r")
+        if "labels" not in group:
             return np.zeros(len(self._pixels), np.int64)
-        return np.unique(self._labels, return_inverse=True)[1]
+        labels = np.asarray(group["labels"][:])  # type: ignore[index]
+        return np.unique(labels, return_inverse=True)[1]
 
     def _record(self, attributes: dict[str, Any]) -> None:
         """Write the attributes of a stage, which mark the stage as done."""

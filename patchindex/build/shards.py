@@ -8,24 +8,24 @@ a part of one list: when many patches are alike, most are in one list.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
-import google_crc32c
 import numpy as np
 
 from patchindex.build.merge import Bucket
 from patchindex.errors import StoreError
+from patchindex.index.scale import ScaleIndex
 from patchindex.store.atomic import atomic_write
+from patchindex.store.checksums import CHECKSUM_OF_CHECKED, checksum_of_file
 from patchindex.store.raw import CHECKSUM_BYTES, ChecksumWriter
 
-__all__ = ["Members", "Shards", "SortedPatches", "shard_bytes"]
+__all__ = ["OldLists", "Shards", "shard_bytes"]
 
 SHARD_BYTES = 64 << 20
 PIECE_BYTES = 64 << 10  # least bytes of a shard in a bucket: disks are slow with smaller reads
-READ_BYTES = 8 << 20
+
+Members = tuple[np.ndarray, np.ndarray]  # patch ids, int64 (n,), and codes, uint8 (n, code bytes)
 
 
 def shard_bytes(total: int) -> int:
@@ -33,34 +33,44 @@ def shard_bytes(total: int) -> int:
     return max(SHARD_BYTES, math.isqrt(total * PIECE_BYTES))
 
 
-Members = tuple[np.ndarray, np.ndarray]  # patch ids, int64 (n,), and codes, uint8 (n, code bytes)
+class OldLists:
+    """The lists of a scale that is encoded already, with the numbers of its images in the new store."""
 
-
-class SortedPatches(Protocol):
-    """Encoded patches of other images, sorted by list."""
+    def __init__(self, scale: ScaleIndex, images: np.ndarray) -> None:
+        self.scale, self.images = scale, images
 
     def sizes(self) -> np.ndarray:
         """Return the number of patches in each list: int64, shape (lists,)."""
+        return self.scale.list_sizes()
 
     def part(self, c: int, start: int, stop: int) -> Members:
         """Return members [start, stop) of list c; their ids ascend."""
+        ids, codes = self.scale.part(c, start, stop)
+        image, position = np.divmod(ids, self.scale.geometry.patches_per_image)
+        return self.images[image] * self.scale.geometry.patches_per_image + position, codes
 
 
 class Shards:
     """The shards of one scale, in a folder of their own.
 
-    `images` is the number of images; or, if the store has other images as well, the numbers of the shards'
-    images in the store, ascending. Patch ids are `image * patches_per_image + position`.
+    `images` are the numbers of the shards' images, int (n,), ascending; `old` has the patches of all other
+    images. Patch ids are `image * patches_per_image + position`.
     """
 
     def __init__(
-        self, folder: Path, lists: int, code_bytes: int, *, images: int | np.ndarray, patches_per_image: int
+        self,
+        folder: Path,
+        lists: int,
+        code_bytes: int,
+        images: np.ndarray,
+        patches_per_image: int,
+        old: OldLists | None = None,
     ) -> None:
-        self._images = np.arange(images) if isinstance(images, int) else images
-        self.folder, self._lists, self._per_image = folder, lists, patches_per_image
+        self._folder, self._lists, self._old = folder, lists, old
+        self._images, self._per_image = images, patches_per_image
         self._record = np.dtype([("id", "<i8"), ("code", "u1", (code_bytes,))])
         image_bytes = patches_per_image * self._record.itemsize
-        n = len(self._images)
+        n = len(images)
         self._bytes = shard_bytes(n * image_bytes)
         self._bounds = [*range(0, n, max(1, self._bytes // image_bytes)), n]
         # A shard file: the seconds that encoding took, the size of each list, the records, a checksum.
@@ -74,7 +84,7 @@ class Shards:
         return self._bounds[i], self._bounds[i + 1]
 
     def _path(self, i: int) -> Path:
-        return self.folder / f"{i:06d}"
+        return self._folder / f"{i:06d}"
 
     def missing(self) -> list[int]:
         """Return the shards that are missing or damaged."""
@@ -82,17 +92,11 @@ class Shards:
 
     def _is_intact(self, i: int) -> bool:
         start, stop = self.images(i)
-        left = self._head.itemsize + (stop - start) * self._per_image * self._record.itemsize
+        size = self._head.itemsize + (stop - start) * self._per_image * self._record.itemsize + CHECKSUM_BYTES
         path = self._path(i)
-        if not path.is_file() or path.stat().st_size != left + CHECKSUM_BYTES:
-            return False
-        checksum = google_crc32c.Checksum()
-        with path.open("rb") as file:
-            while left:
-                piece = file.read(min(left, READ_BYTES))
-                checksum.update(piece)
-                left -= len(piece)
-            return file.read() == checksum.digest()[::-1]
+        return (
+            path.is_file() and path.stat().st_size == size and checksum_of_file(path) == CHECKSUM_OF_CHECKED
+        )
 
     def write(self, i: int, lists: np.ndarray, codes: np.ndarray, seconds: float) -> None:
         """Write shard i: lists, int (n,), and codes, uint8 (n, code_bytes), of its patches in order of ids.
@@ -118,8 +122,8 @@ class Shards:
         return float(sum(self._read(i, 0, np.dtype("<f8"), 1)[0] for i in range(len(self))))
 
     def sizes(self) -> np.ndarray:
-        """Return the number of patches of each list in all shards: int64, shape (lists,)."""
-        total = np.zeros(self._lists, np.int64)
+        """Return the number of patches of each list, with the old patches: int64, shape (lists,)."""
+        total = np.zeros(self._lists, np.int64) if self._old is None else self._old.sizes().astype(np.int64)
         for i in range(len(self)):
             total += self._sizes(i, 0, self._lists)
         return total
@@ -136,17 +140,16 @@ class Shards:
                 raise StoreError("is too short", where=self._path(i), remedy="resume the build")
         return found
 
-    def merged(self, others: SortedPatches | None = None) -> Iterator[Bucket]:
-        """Yield the patches of all shards, and of `others`, list by list, in buckets of `shard_bytes`."""
-        total = self.sizes() if others is None else self.sizes() + others.sizes()
-        before = np.cumsum(total) * self._record.itemsize
+    def merged(self) -> Iterator[Bucket]:
+        """Yield the patches of all shards, and the old patches, list by list, in buckets of `shard_bytes`."""
+        before = np.cumsum(self.sizes()) * self._record.itemsize
         at = [self._head.itemsize] * len(self)  # where the next list begins in each shard
         lo = 0
         while lo < self._lists:
             full = (before[lo - 1] if lo else 0) + self._bytes
             hi = int(np.searchsorted(before, full, "right"))
             if hi == lo:
-                yield from self._merged_list(lo, at, others)
+                yield from self._merged_list(lo, at)
                 lo += 1
                 continue
             sizes = [self._sizes(i, lo, hi) for i in range(len(self))]
@@ -154,32 +157,32 @@ class Shards:
             for i, size in enumerate(sizes):
                 pieces.append(self._read(i, at[i], self._record, int(size.sum())))
                 at[i] += pieces[i].nbytes
-            if others is not None:
-                sizes.append(others.sizes()[lo:hi])
-                pieces.append(self._records(others, lo, sizes[-1]))
+            if self._old is not None:
+                sizes.append(self._old.sizes()[lo:hi])
+                pieces.append(self._old_records(self._old, lo, sizes[-1]))
             records = np.concatenate(pieces)
             del pieces
             lists = np.concatenate([np.repeat(np.arange(hi - lo), size) for size in sizes])
-            # Ids of later shards are larger, so a stable sort keeps ids ascending; ids of others are mixed.
-            order = np.argsort(lists, kind="stable") if others is None else np.lexsort((records["id"], lists))
+            # Ids of later shards are larger, so a stable sort keeps ids ascending; old ids are mixed.
+            stable = self._old is None
+            order = np.argsort(lists, kind="stable") if stable else np.lexsort((records["id"], lists))
             ids, codes = records["id"][order], records["code"][order]
             del records
             yield Bucket(lo, np.stack(sizes).sum(0, dtype=np.int64), ids, codes)
             lo = hi
 
-    def _records(self, others: SortedPatches, lo: int, sizes: np.ndarray) -> np.ndarray:
+    def _old_records(self, old: OldLists, lo: int, sizes: np.ndarray) -> np.ndarray:
         records = np.empty(int(sizes.sum()), self._record)
-        stops = np.cumsum(sizes)
-        for c, (size, stop) in enumerate(zip(sizes, stops, strict=True), lo):
+        for c, (size, stop) in enumerate(zip(sizes, np.cumsum(sizes), strict=True), lo):
             rows = records[stop - size : stop]
-            rows["id"], rows["code"] = others.part(c, 0, int(size))
+            rows["id"], rows["code"] = old.part(c, 0, int(size))
         return records
 
-    def _merged_list(self, c: int, at: list[int], others: SortedPatches | None) -> Iterator[Bucket]:
+    def _merged_list(self, c: int, at: list[int]) -> Iterator[Bucket]:
         """Yield a list that is larger than a bucket in parts, and advance `at`."""
         step = max(1, self._bytes // (2 * self._record.itemsize))
 
-        def own() -> Iterator[Members]:
+        def new() -> Iterator[Members]:
             for i in range(len(self)):
                 left = int(self._sizes(i, c, c + 1)[0])
                 while left:
@@ -188,18 +191,14 @@ class Shards:
                     left -= len(records)
                     yield records["id"].copy(), records["code"].copy()
 
-        def old() -> Iterator[Members]:
-            n = 0 if others is None else int(others.sizes()[c])
+        def old(lists: OldLists) -> Iterator[Members]:
+            n = int(lists.sizes()[c])
             for start in range(0, n, step):
-                yield others.part(c, start, min(start + step, n))  # type: ignore[union-attr]
+                yield lists.part(c, start, min(start + step, n))
 
-        for ids, codes in _merged(own(), old()):
+        members = new() if self._old is None else _merged(new(), old(self._old))
+        for ids, codes in members:
             yield Bucket(c, np.array([len(ids)]), ids, codes)
-
-    def remove(self) -> None:
-        """Remove the folder."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
 
 
 def _merged(first: Iterator[Members], second: Iterator[Members]) -> Iterator[Members]:

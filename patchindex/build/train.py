@@ -1,4 +1,4 @@
-"""Training of one scale: a sample of patches, its principal components, and the lists by k-means."""
+"""The model of one scale: principal components and lists, trained, or kept when images are appended."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.build.plan import PCA_SAMPLE
 from patchindex.geometry import Geometry, gather_patches
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, InvertedLists, list_counts, train_lists
 from patchindex.index.model import ScaleModel, fit_ranges, project_all
 from patchindex.index.pca import PCA, fit_pca
+from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import Progress
 
-__all__ = ["train_scale"]
+__all__ = ["draw_patches", "keep_model", "train_scale"]
 
+PCA_SAMPLE = 20_000  # patches
 SPREAD = 4
 LEAST_IMAGES = 256
 LOSS_SAMPLE = 8192
+DRIFT_SAMPLE = 8192  # patches
+KEPT = ("k", "lists", "position_classes", "pca_dims", "pca_energy", "assignment")
 
 
 def train_scale(
@@ -41,7 +44,8 @@ def train_scale(
     """
     clock = [time.perf_counter()]
     rng = np.random.default_rng([seed, geometry.k])
-    pca = fit_pca(_sample(pixels, geometry, rng), dims)
+    ids = draw_patches(geometry, len(pixels), PCA_SAMPLE, rng)
+    pca = fit_pca(gather_patches(pixels, geometry, torch.from_numpy(ids)), dims)
     by_class = len(pixels) * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     counts = list_counts(by_class, lists)
     sample, classes = _training_sample(pixels, geometry, pca, counts, rng, device)
@@ -62,11 +66,10 @@ def train_scale(
     }
 
 
-def _sample(pixels: Tensor, geometry: Geometry, rng: np.random.Generator) -> Tensor:
-    """Draw up to `PCA_SAMPLE` of all patches, shape (n, k, k, C)."""
-    total = len(pixels) * geometry.patches_per_image
-    ids = np.sort(rng.choice(total, min(PCA_SAMPLE, total), replace=False))
-    return gather_patches(pixels, geometry, torch.from_numpy(ids))
+def draw_patches(geometry: Geometry, images: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw up to `most` different patches of some images; return their ids, ascending."""
+    total = images * geometry.patches_per_image
+    return np.sort(rng.choice(total, min(most, total), replace=False))
 
 
 def _training_sample(
@@ -107,3 +110,46 @@ def _assignment_loss(
         "nearest": round(float((assigned == nearest).mean()), 4),
         "excess": round(got / least - 1, 4) if least else 0.0,
     }
+
+
+def keep_model(
+    old: ScaleIndex, pixels: Tensor, old_images: np.ndarray, new_images: np.ndarray
+) -> tuple[ScaleModel, dict[str, Any]]:
+    """Return the model of a scale that gets more images, and its attributes with the drift of these images.
+
+    `old_images` and `new_images` are the numbers of the images in `pixels`, uint8 (N, H, W, C).
+    """
+    model = old.model
+    distance, left_out, clipped = _fit(model, pixels, old.geometry, new_images)
+    _, _, clipped_before = _fit(model, pixels, old.geometry, old_images)
+    drift = {
+        "images": len(new_images),
+        "distance": _ratio(distance, old.moments.mean_distance()),
+        "left_out": _ratio(left_out, 1 - model.pca.energy),
+        "clipped": round(max(0.0, clipped - clipped_before), 6),
+    }
+    drifts = {"drift": [*old.attributes.get("drift", []), drift], "seconds": {"train": 0.0}}
+    return model, {name: old.attributes[name] for name in KEPT} | drifts
+
+
+def _fit(
+    model: ScaleModel, pixels: Tensor, geometry: Geometry, images: np.ndarray
+) -> tuple[float, float, float]:
+    """Return the distance to centroids, and the shares that codes leave out and clip, of some patches."""
+    drawn = draw_patches(geometry, len(images), DRIFT_SAMPLE, np.random.default_rng(0))
+    image, position = np.divmod(drawn, geometry.patches_per_image)
+    ids = torch.from_numpy(images[image] * geometry.patches_per_image + position)
+    patches = gather_patches(pixels, geometry, ids)
+    vectors = model.pca.project(patches)
+    lists = model.lists.assign(vectors, geometry.train_classes[position])
+    y = vectors.numpy()
+    distance = np.square(y - model.lists.centroids[lists]).sum(1).mean()
+    low, width = model.ranges
+    energy = float((patches - torch.from_numpy(model.pca.mean)).square().flatten(1).sum(1).mean())
+    left_out = 1 - float(np.square(y).sum(1).mean()) / energy if energy > 0 else 0.0
+    return float(distance), left_out, float(((y < low) | (y > low + width)).mean())
+
+
+def _ratio(new: float, old: float) -> float | None:
+    """Return `new / old`; None when `old` is 0."""
+    return round(new / old, 4) if old > 1e-9 else None

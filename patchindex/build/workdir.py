@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import zarr
 from filelock import FileLock, Timeout
 
 from patchindex.build.settings import changed_settings
-from patchindex.errors import InputError, Option, OutputExistsError, StoreError
+from patchindex.errors import InputError, Option, OutputExistsError, PatchIndexError, StoreError
 from patchindex.index.layout import attributes_of, read_attributes, replaced_path, scales_of
 from patchindex.store.atomic import sync, sync_file
 from patchindex.store.checksums import MANIFEST, read_checksummed, write_checksummed
@@ -235,20 +235,21 @@ def _clear(path: Path, folder: Path) -> None:
 
 @contextmanager
 def hold_lock(
-    lock: Path, *, timeout: float = 0, waiting: Callable[[], object] = lambda: None
+    lock: Path, refused: PatchIndexError, *, timeout: float = 0, waiting: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
     """Hold a lock file in the block; call `waiting` once when another process holds the lock.
 
-    Raises `filelock.Timeout` when the other process holds the lock for longer than `timeout` seconds.
+    Raise `refused` when the other process holds the lock for longer than `timeout` seconds.
     """
     holder = FileLock(lock)
     try:
         holder.acquire(blocking=False)
     except Timeout:
-        if not timeout:
-            raise
         waiting()
-        holder.acquire(timeout=timeout)
+        try:
+            holder.acquire(timeout=timeout)
+        except Timeout:
+            raise refused from None
     try:
         yield
     finally:
@@ -259,21 +260,10 @@ def hold_lock(
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other builds from a store, and complete a replacement that was interrupted."""
-    lock = Path(f"{working_path(path)}.lock")
-    with ExitStack() as stack:
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold_lock(lock))
-        except Timeout:
-            raise InputError(
-                "another build of the store is running", where=path, remedy="wait until it ends"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"cannot write there ({error.strerror})",
-                where=lock.parent,
-                remedy="use a folder that you may write to",
-            ) from error
+    refused = InputError("another build of the store is running", where=path, remedy="wait until it ends")
+    check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(Path(f"{working_path(path)}.lock"), refused):
         _settle(path)
         yield
 

@@ -23,6 +23,7 @@ from patchindex.store.atomic import atomic_write
 
 __all__ = [
     "CHECKSUMMED",
+    "CHECKSUM_OF_CHECKED",
     "CURVE",
     "IMAGE_BLOCK_BYTES",
     "MANIFEST",
@@ -30,6 +31,7 @@ __all__ = [
     "SCALES",
     "check_files",
     "check_small_files",
+    "checksum_of_file",
     "crc32c",
     "fingerprint",
     "image_block",
@@ -49,6 +51,8 @@ LARGE = ("images/c/", "faiss/c/")
 PARTS = "scales"  # the folder whose sub-folders have their own manifests
 IMAGE_BLOCK_BYTES = 1 << 20  # images that share a checksum
 READ_BYTES = 8 << 20
+# The crc32c of any bytes that their own crc32c follows, little endian, as in raw arrays and shards.
+CHECKSUM_OF_CHECKED = "48674bc7"
 REMEDY = "build the store again, or copy it again from an intact one"
 MISMATCH = "is damaged (checksum mismatch)"
 
@@ -104,7 +108,7 @@ def write_manifest(folder: Path) -> None:
     entries = {}
     for name in sorted(_files(folder)):
         path = folder / name
-        checksum = _raw_checksum(path) if name.startswith(LARGE) else _checksum(path)
+        checksum = CHECKSUM_OF_CHECKED if name.startswith(LARGE) else checksum_of_file(path)
         entries[name] = [path.stat().st_size, checksum]
     write_checksummed(folder / MANIFEST, entries)
 
@@ -140,20 +144,13 @@ def _files(folder: Path) -> Iterator[str]:
                 yield (at / file).as_posix()
 
 
-def _checksum(path: Path) -> str:
+def checksum_of_file(path: Path) -> str:
+    """Return the crc32c of a file, in hexadecimal."""
     checksum = 0
     with path.open("rb") as file:
         while piece := file.read(READ_BYTES):
             checksum = crc32c(piece, checksum)
     return f"{checksum:08x}"
-
-
-def _raw_checksum(path: Path) -> str:
-    """Return the checksum of a raw file, computed from the checksum in its last four bytes."""
-    with path.open("rb") as file:
-        file.seek(-4, os.SEEK_END)
-        end = file.read()
-    return f"{crc32c(end, int.from_bytes(end, 'little')):08x}"
 
 
 def image_block(size: tuple[int, int], channels: int) -> int:
@@ -175,7 +172,7 @@ def _problem(path: Path, size: int, checksum: str) -> str | None:
         return "is missing"
     if path.stat().st_size != size:
         return f"holds {path.stat().st_size} bytes, not {size}"
-    return None if _checksum(path) == checksum else MISMATCH
+    return None if checksum_of_file(path) == checksum else MISMATCH
 
 
 def check_files(folder: Path) -> Iterator[tuple[str, str | None]]:

@@ -1,4 +1,4 @@
-"""The FAISS file that is written list by list, and the moments of its codes."""
+"""The FAISS file that is written list by list, also when a list is larger than memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from stores import assert_same_lists
 
 import patchindex as pi
 from patchindex.build import shards
-from patchindex.build.merge import CodeMoments, write_index
+from patchindex.build.merge import write_index
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.shards import Shards
-from patchindex.index.faiss_file import code_ranges, empty_index, lists_offset
+from patchindex.index.faiss_file import empty_index, lists_offset
 from patchindex.index.model import fit_ranges
 from patchindex.store.raw import raw_path, write_raw
 
@@ -28,17 +28,16 @@ def vectors():
 
 
 def written(folder, vectors, assigned):
-    """Write vectors into lists; return the file's bytes, the sizes and the moments."""
+    """Write vectors into lists; return the bytes of the file, the sizes of the lists and the index."""
     zarr.open_group(folder, mode="w")
     index = empty_index(vectors[:LISTS], fit_ranges(vectors))
     sizes = np.bincount(assigned, minlength=LISTS)
-    moments = CodeMoments(LISTS, DIMS)
     (folder / "shards").mkdir()
-    encoded = Shards(folder / "shards", LISTS, DIMS, images=len(vectors), patches_per_image=1)
+    encoded = Shards(folder / "shards", LISTS, DIMS, np.arange(len(vectors)), 1)
     encoded.write(0, assigned, index.sq.compute_codes(vectors), 0.0)
     with write_raw(folder, "faiss", "uint8") as out:
-        write_index(out, index, sizes, moments.watch(encoded.merged()), folder)
-    return raw_path(folder, "faiss", 1).read_bytes()[:-4], sizes, moments, index
+        write_index(out, index, sizes, encoded.merged(), folder)
+    return raw_path(folder, "faiss", 1).read_bytes()[:-4], sizes, index
 
 
 def test_code_ranges_equal_those_that_faiss_trains(vectors):
@@ -49,7 +48,7 @@ def test_code_ranges_equal_those_that_faiss_trains(vectors):
 
 def test_the_bytes_equal_those_that_faiss_writes(tmp_path, vectors):
     assigned = np.random.default_rng(1).integers(0, LISTS, len(vectors))
-    found, sizes, _, _ = written(tmp_path, vectors, assigned)
+    found, sizes, _ = written(tmp_path, vectors, assigned)
     index = empty_index(vectors[:LISTS], fit_ranges(vectors))
     ids, lists = np.arange(len(vectors)), np.ascontiguousarray(assigned)
     index.add_core(len(vectors), *(faiss.swig_ptr(a) for a in (vectors, ids, lists)))
@@ -63,23 +62,11 @@ def test_the_bytes_equal_those_that_faiss_writes(tmp_path, vectors):
 def test_faiss_reads_a_file_with_many_empty_lists(tmp_path, vectors):
     """FAISS itself writes another table of sizes for such an index, and reads both."""
     assigned = np.where(np.arange(len(vectors)) % 3 > 0, 5, 2)
-    found, sizes, _, _ = written(tmp_path, vectors, assigned)
+    found, sizes, _ = written(tmp_path, vectors, assigned)
     index = faiss.deserialize_index(np.frombuffer(found, np.uint8))
     assert [index.invlists.list_size(c) for c in range(LISTS)] == sizes.tolist()
     ids = faiss.rev_swig_ptr(index.invlists.get_ids(2), int(sizes[2]))
     np.testing.assert_array_equal(ids, np.flatnonzero(assigned == 2))
-
-
-def test_moments_equal_those_of_the_decoded_codes(tmp_path, vectors):
-    assigned = np.random.default_rng(1).integers(0, LISTS - 1, len(vectors))  # the last list is empty
-    _, _, moments, index = written(tmp_path, vectors, assigned)
-    means, variances = moments.decoded(*code_ranges(index))
-    decoded = index.sq.decode(index.sq.compute_codes(vectors))
-    for c in range(LISTS - 1):
-        np.testing.assert_allclose(means[c], decoded[assigned == c].mean(0), atol=1e-5)
-        np.testing.assert_allclose(variances[c], decoded[assigned == c].var(0), rtol=1e-4)
-    assert (means[-1] == 0).all()
-    assert (variances[-1] == 0).all()
 
 
 def alike(n):
@@ -100,6 +87,9 @@ def test_a_list_larger_than_a_bucket_is_merged_in_parts(tmp_path, request):
         np.testing.assert_array_equal(
             *(zarr.open_group(index.path / "scales/k003")[name][:] for index in (store, straight))
         )
+    empty = store.scale(3).list_sizes() == 0
+    assert empty.any()
+    assert not zarr.open_group(store.path / "scales/k003")["list_means"][:][empty].any()
     assert pi.verify(store.path).whole
     pi.append(store.path, alike(70)[60:], labels=np.zeros(10, int))
     assert pi.verify(store.path).whole

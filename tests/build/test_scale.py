@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from filelock import Timeout
 
 import patchindex as pi
 from patchindex.build import BuildSettings, plan_build
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.workdir import hold_lock
+from patchindex.errors import PatchIndexError
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_stage_waits_for_a_process_that_is_still_running(make, tmp_path):
     held, release, messages = threading.Event(), threading.Event(), []
 
     def earlier():
-        with hold_lock(tmp_path / "s.zarr.k003.lock"):
+        with hold_lock(tmp_path / "s.zarr.k003.lock", PatchIndexError("is held")):
             held.set()
             release.wait()
 
@@ -92,13 +92,13 @@ def test_a_stage_waits_for_a_process_that_is_still_running(make, tmp_path):
 
 
 def test_waiting_for_a_lock_ends(tmp_path):
-    messages = []
-    with hold_lock(tmp_path / "lock"):
+    lock, refused, messages = tmp_path / "lock", PatchIndexError("is held"), []
+    with hold_lock(lock, refused):
         for timeout in (0, 0.1):
             with (
-                pytest.raises(Timeout),
-                hold_lock(tmp_path / "lock", timeout=timeout, waiting=lambda: messages.append("waiting")),
+                pytest.raises(PatchIndexError, match="is held"),
+                hold_lock(lock, refused, timeout=timeout, waiting=lambda: messages.append("waiting")),
             ):
                 pass
-    assert messages == ["waiting"]
+    assert messages == ["waiting", "waiting"]
     assert not (tmp_path / "lock").exists()

@@ -158,8 +158,8 @@ def rebuilt(labelled, path, monkeypatch, change):
     """Build a store whose patches are changed on their way into the lists: all checksums are right."""
     real = stages.Shards.merged
 
-    def merged(self, others=None):
-        for bucket in real(self, others):
+    def merged(self):
+        for bucket in real(self):
             ids, codes = bucket.ids.copy(), bucket.codes.copy()
             change(ids, codes)
             yield bucket._replace(ids=ids, codes=codes)
