@@ -33,11 +33,10 @@ from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device, threads
+from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device
+from patchindex.runtime import threads as use_threads
 
 __all__ = ["build_index"]
-
-_threads = threads  # a parameter has this name
 
 
 def build_index(
@@ -141,7 +140,7 @@ def build_index(
     stored = settings.to_json(source, [scale.k for scale in plan.scales], schedule)
     if not path.parent.exists():  # a refused build leaves nothing, not even the parent folders
         check_limits(path, plan, budget)
-    with _threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):
+    with use_threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):
         existing = existing_output(path, stored, overwrite=overwrite, resume=resume)
         if existing is ExistingOutput.FINISHED:
             return open_index(path, device=device)

@@ -17,24 +17,22 @@ from patchindex.build.shards import OldLists
 from patchindex.build.workdir import (
     ExistingOutput,
     build_id_of,
-    existing_output,
+    existing_append,
     locked,
     move_into_place,
     real_path,
     working_directory,
 )
 from patchindex.errors import Option
-from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.concat import ConcatSource
 from patchindex.index.layout import replaced_path
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device, threads
+from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device
+from patchindex.runtime import threads as use_threads
 
 __all__ = ["append"]
-
-_threads = threads  # a parameter has this name
 
 
 def append(
@@ -101,14 +99,14 @@ def append(
     source = open_images(images, labels=labels)
     if not replaced_path(path).exists():
         open_index(path)  # refuse what is not a store before a lock is made
-    with _threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):
+    with use_threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):
         old = open_index(path)
         both = ConcatSource([labelled_images(old), source])
         settings = appended_settings(old.attributes["settings"], old.scales, both, source)
-        existing = existing_output(path, settings, resume=resume, appending=True)
+        existing = existing_append(path, settings, resume=resume)
         if existing is ExistingOutput.FINISHED:
             return open_index(path, device=device)
-        plan = plan_append(both, old.machine, old.train_windows, [_trained(old, k) for k in old.scales])
+        plan = plan_append(both, old)
         check_limits(path, plan, parse_memory(memory))
         if old.scales:
             require_faiss()
@@ -117,17 +115,11 @@ def append(
             write_images(folder, training, progress)
             build_id = build_id_of(folder)
             for scale in plan.scales:
-                trained = OldLists(old.scale(scale.k), old_places)
-                geometry = old.geometry(scale.k)
+                trained, geometry = OldLists(old.scale(scale.k), old_places), old.geometry(scale.k)
                 ScaleBuild(folder, geometry, scale, 0, where, build_id, trained, new_places).run(progress)
             write_attributes(folder, settings, both, [*old.attributes["skipped"], *source.skipped])
             move_into_place(folder, path, replace=True)
         return open_index(path, device=device)
-
-
-def _trained(index: PatchIndex, k: int) -> tuple[Geometry, int, int]:
-    attributes = index.scale(k).attributes
-    return index.geometry(k), attributes["pca_dims"], attributes["lists"]
 
 
 def _in_label_order(old: PatchIndex, both: ImageSource) -> tuple[TrainingImages, np.ndarray, np.ndarray]:

@@ -19,13 +19,12 @@ from patchindex.errors import InputError, Option
 from patchindex.images import ImageSource
 from patchindex.index.layout import scales_of
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device, threads
+from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device
+from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, write_scales
 
 __all__ = ["add_scales", "labelled_images", "plan_scales"]
-
-_threads = threads  # a parameter has this name
 
 
 def add_scales(
@@ -81,7 +80,7 @@ def add_scales(
         raise InputError("cannot be written to", where=path, remedy="copy the store to a writable folder")
     where, budget = resolve_device(device, needs_faiss=True), parse_memory(memory)
     require_faiss()
-    with _threads(threads), failing_disk(path, "add the scales again"), locked(path):
+    with use_threads(threads), failing_disk(path, "add the scales again"), locked(path):
         index = open_index(path)
         check_no_unfinished(path)
         write_scales(path, index.scales)  # an earlier call may have been killed before it wrote the list

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from patchindex.build.scale import ScaleBuild
 from patchindex.dask_tasks import lost_workers, submit
 from patchindex.errors import Option
-from patchindex.runtime import Progress, threads
+from patchindex.runtime import Progress
+from patchindex.runtime import threads as use_threads
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 __all__ = ["build_scale"]
-
-_threads = threads  # a parameter has this name
 
 
 def build_scale(scale: ScaleBuild, progress: Progress, client: Client | None, threads: int | None) -> None:
@@ -41,5 +40,5 @@ def build_scale(scale: ScaleBuild, progress: Progress, client: Client | None, th
 
 
 def _run_stage(scale: ScaleBuild, stage: str, threads: int | None, *arguments: Any) -> None:
-    with _threads(threads):
+    with use_threads(threads):
         getattr(scale, stage)(*arguments)

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from patchindex.build.settings import BuildSettings
+from patchindex.build.settings import BuildSettings, some_images
 from patchindex.build.shards import shard_bytes
 from patchindex.build.train import PCA_SAMPLE, draw_patches
 from patchindex.errors import InputError, Option
@@ -21,6 +20,7 @@ from patchindex.images import ImageSource
 from patchindex.index.faiss_file import ID_BYTES
 from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts, most_lists
 from patchindex.index.model import CHUNK_BYTES
+from patchindex.index.patch_index import PatchIndex
 from patchindex.index.pca import fit_pca
 from patchindex.schedules import LocalitySchedule, noise_levels
 
@@ -99,7 +99,9 @@ def plan_build(
     if schedule is not None and scales is not None:
         schedule = schedule.nearest(sorted({*wanted, *beside}))
     indexed = [geometry for geometry in geometries if not geometry.is_exact]
-    survey = None if settings.pca_dims or not indexed else _survey(source)
+    survey = (
+        None if settings.pca_dims or not indexed else torch.from_numpy(some_images(source, SURVEY_IMAGES))
+    )
     planned = []
     for geometry in indexed:
         pixels = geometry.k**2 * channels
@@ -119,12 +121,14 @@ def plan_build(
     return _plan(source, machine, settings.train_windows, planned), schedule
 
 
-def plan_append(
-    source: ImageSource, machine: str, train_windows: str, scales: Sequence[tuple[Geometry, int, int]]
-) -> BuildPlan:
-    """Forecast a store of all images of a source with trained scales: (geometry, code size, lists) each."""
-    planned = [_forecast(geometry, source, dims, lists, trained=True) for geometry, dims, lists in scales]
-    return _plan(source, machine, train_windows, planned)
+def plan_append(source: ImageSource, old: PatchIndex) -> BuildPlan:
+    """Forecast a store of all images of a source, with the trained scales of an old store."""
+    planned = []
+    for k in old.scales:
+        trained = old.scale(k).attributes
+        dims, lists = trained["pca_dims"], trained["lists"]
+        planned.append(_forecast(old.geometry(k), source, dims, lists, trained=True))
+    return _plan(source, old.machine, old.train_windows, planned)
 
 
 def _plan(source: ImageSource, machine: str, train_windows: str, scales: Sequence[ScalePlan]) -> BuildPlan:
@@ -169,12 +173,6 @@ def _forecast(
     held += 48 * images  # several copies of labels and image ids
     memory = max(training, 3 * a_shard + 16 * n_lists * dims) + held + 2 * CHUNK_BYTES
     return ScalePlan(geometry.k, patches, goal, n_lists, dims, stored, scratch, memory)
-
-
-def _survey(source: ImageSource) -> Tensor:
-    """Return images spread evenly over a source, uint8 (n, H, W, C)."""
-    chosen = np.linspace(0, len(source) - 1, min(SURVEY_IMAGES, len(source))).astype(int)
-    return torch.from_numpy(source.read(chosen))
 
 
 def parse_memory(memory: int | str | None) -> int:

@@ -14,9 +14,9 @@ from patchindex.images import ImageSource
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import fingerprint
 
-__all__ = ["BuildSettings", "appended_settings", "changed_settings"]
+__all__ = ["BuildSettings", "appended_settings", "changed_settings", "some_images"]
 
-FINGERPRINT_IMAGES = 1024
+FINGERPRINT_IMAGES = 1024  # reading all images takes too long
 # A source may have another name, such as a relative path: the images themselves are compared.
 NOT_COMPARED = ("source",)
 
@@ -67,7 +67,7 @@ class BuildSettings:
                 "seed": self.seed,
                 "source": source.name,
                 "shape": source.shape,
-                "images": _fingerprint_of_images(source),
+                "images": fingerprint(some_images(source, FINGERPRINT_IMAGES)),
                 "labels": _fingerprint_of_labels(source),
             }
         )
@@ -80,7 +80,7 @@ def appended_settings(
     appended = {
         "images": len(new),
         "source": new.name,
-        "digest": _fingerprint_of_images(new),
+        "digest": fingerprint(some_images(new, FINGERPRINT_IMAGES)),
         "labels": _fingerprint_of_labels(new),
     }
     changed = {
@@ -111,10 +111,9 @@ def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings, default=lambda number: number.item())))
 
 
-def _fingerprint_of_images(source: ImageSource) -> str:
-    """Return the fingerprint of up to 1 024 images, spread evenly: reading all of them takes too long."""
-    chosen = np.linspace(0, len(source) - 1, min(FINGERPRINT_IMAGES, len(source))).astype(int)
-    return fingerprint(source.read(chosen))
+def some_images(source: ImageSource, most: int) -> np.ndarray:
+    """Read up to `most` images, spread evenly over a source: uint8 (n, H, W, C)."""
+    return source.read(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
 
 
 def _fingerprint_of_labels(source: ImageSource) -> str | None:

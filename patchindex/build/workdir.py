@@ -32,6 +32,7 @@ __all__ = [
     "build_id_of",
     "check_no_unfinished",
     "check_writable",
+    "existing_append",
     "existing_output",
     "existing_parent",
     "has_images",
@@ -57,27 +58,11 @@ class ExistingOutput(Enum):
 
 
 def existing_output(
-    path: Path,
-    settings: dict[str, Any],
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    appending: bool = False,
+    path: Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool = False
 ) -> ExistingOutput:
-    """Decide how a build of a store starts, or refuse the build.
-
-    `overwrite` and `resume` are those of `build_index`. With `appending`, the build adds images to the store
-    at `path`, and so may replace it.
-    """
+    """Decide how `build_index` starts, or refuse the build."""
     unfinished = _unfinished_settings(working_path(path))
     changed = [] if unfinished is None else changed_settings(unfinished, settings)
-    if appending:
-        if unfinished is None:
-            done = resume and _was_appended(path, settings)
-            return ExistingOutput.FINISHED if done else ExistingOutput.NEW
-        if changed or not resume:
-            raise _unfinished_error(path, changed if resume else [])
-        return ExistingOutput.RESUME
     if path.exists():
         store = _read_store(path, allow_damaged=overwrite)
         overwriting = overwrite and unfinished is not None
@@ -114,6 +99,19 @@ def existing_output(
     return ExistingOutput.RESUME
 
 
+def existing_append(path: Path, settings: dict[str, Any], *, resume: bool) -> ExistingOutput:
+    """Decide how `append` starts, or refuse the call; the last entry of `appended` is of the new images."""
+    unfinished = _unfinished_settings(working_path(path))
+    if unfinished is None:
+        last, new = [{}, *settings["appended"]][-2:]
+        done = resume and not changed_settings(last, new)
+        return ExistingOutput.FINISHED if done else ExistingOutput.NEW
+    changed = changed_settings(unfinished, settings)
+    if changed or not resume:
+        raise _unfinished_error(path, changed if resume else [])
+    return ExistingOutput.RESUME
+
+
 def check_no_unfinished(path: Path) -> None:
     """Refuse to change a store while there is an unfinished build of it."""
     if _unfinished_settings(working_path(path)) is not None:
@@ -135,13 +133,6 @@ def _other_settings_error(where: Path, changed: list[str]) -> InputError:
         where=where,
         remedy=["give the same settings, or ", Option("overwrite", True)],
     )
-
-
-def _was_appended(path: Path, settings: dict[str, Any]) -> bool:
-    """Return whether the last images that the store got are those of the settings."""
-    store = _read_store(path, allow_damaged=False) or {}
-    last = store.get("settings", {}).get("appended", [])[-1:]
-    return not changed_settings({"appended": last}, {"appended": settings["appended"][-1:]})
 
 
 def _read_store(path: Path, *, allow_damaged: bool) -> dict[str, Any] | None:
@@ -288,12 +279,12 @@ def move_into_place(folder: Path, path: Path, *, replace: bool) -> None:
 def _settle(path: Path) -> None:
     """Complete `move_into_place`: remove the old store if the new one is there, else bring it back."""
     replaced, removed = replaced_path(path), _removed_path(path)
+    if removed.exists():
+        shutil.rmtree(removed)
     if replaced.exists() and not path.exists():
         replaced.rename(path)
     elif replaced.exists() and not working_path(path).exists():
         _remove(path, replaced)
-    if removed.exists():
-        shutil.rmtree(removed)
 
 
 def _removed_path(path: Path) -> Path:
@@ -302,8 +293,6 @@ def _removed_path(path: Path) -> Path:
 
 def _remove(path: Path, folder: Path) -> None:
     removed = _removed_path(path)
-    if removed.exists():
-        shutil.rmtree(removed)
     folder.rename(removed)
     sync_file(removed.parent)
     shutil.rmtree(removed)

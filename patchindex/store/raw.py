@@ -84,9 +84,7 @@ def write_raw(group: Path, name: str, dtype: str, shape: tuple[int, ...] = ()) -
 
 def raw_checksum(group: Path, name: str) -> str:
     """Return the crc32c of an array, in hexadecimal, from the last four bytes of its file."""
-    file = next((group / name / "c").rglob("0"))
-    while file.is_dir():
-        file /= "0"
+    file = next(path for path in (group / name / "c").rglob("0") if path.is_file())
     with file.open("rb") as handle:
         handle.seek(-CHECKSUM_BYTES, os.SEEK_END)
         return handle.read()[::-1].hex()

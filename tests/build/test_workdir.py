@@ -14,6 +14,7 @@ from stores import interrupted, names_in
 import patchindex as pi
 from patchindex.build.workdir import (
     ExistingOutput,
+    existing_append,
     existing_output,
     locked,
     real_path,
@@ -97,9 +98,9 @@ def test_an_append_starts_resumes_or_is_refused(small, unfinished, resume, outco
             pass
     if isinstance(outcome, str):
         with pytest.raises(OutputExistsError, match=outcome):
-            existing_output(small.path, settings, resume=resume, appending=True)
+            existing_append(small.path, settings, resume=resume)
     else:
-        assert existing_output(small.path, settings, resume=resume, appending=True) is outcome
+        assert existing_append(small.path, settings, resume=resume) is outcome
 
 
 def test_the_name_of_the_source_is_not_compared(labelled, tmp_path, monkeypatch):
