@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from patchindex_cli import main
+from stores import assert_same_lists
 
 import patchindex as pi
 from patchindex.build import shards as shards_module
@@ -40,11 +41,7 @@ def saved(labelled, tmp_path_factory):
 
 
 def same(there, here, k=3):
-    for (_, ids, codes), (_, same_ids, same_codes) in zip(
-        pi.open_index(there).scale(k).members(), pi.open_index(here).scale(k).members(), strict=True
-    ):
-        np.testing.assert_array_equal(ids, same_ids)
-        np.testing.assert_array_equal(codes, same_codes)
+    assert_same_lists(pi.open_index(there), pi.open_index(here), k)
 
 
 def test_a_build_has_the_same_lists(client, saved, tmp_path):
@@ -329,17 +326,7 @@ def test_bad_arguments_are_refused(client, labelled, saved):
 
 
 def test_a_build_at_the_command_line(saved, tmp_path):
-    command = (
-        "build",
-        saved,
-        "-o",
-        tmp_path / "s.zarr",
-        "--scales",
-        "3",
-        "--no-tune",
-        "--cluster",
-        "local",
-    )
-    done = CliRunner().invoke(main, list(map(str, command)))
+    command = ["build", str(saved), "-o", str(tmp_path / "s.zarr"), "--scales", "3", "--no-tune"]
+    done = CliRunner().invoke(main, [*command, "--cluster", "local"])
     assert done.exit_code == 0, done.output
     assert pi.verify(tmp_path / "s.zarr").whole

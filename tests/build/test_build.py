@@ -13,8 +13,10 @@ import patchindex as pi
 from patchindex.errors import InputError
 from patchindex.geometry import gather_patches
 
+each_scale = pytest.mark.parametrize("k", [3, 5])
 
-@pytest.mark.parametrize("k", [3, 5])
+
+@each_scale
 def test_the_file_is_plain_faiss_and_holds_every_patch_once(store, k):
     plain = faiss.read_index(str(faiss_file(store, k)))
     total = len(store.training) * store.geometry(k).patches_per_image
@@ -23,7 +25,7 @@ def test_the_file_is_plain_faiss_and_holds_every_patch_once(store, k):
     np.testing.assert_array_equal(np.sort(ids), np.arange(total))
 
 
-@pytest.mark.parametrize("k", [3, 5])
+@each_scale
 def test_the_patches_of_a_list_have_its_position_class(store, k):
     scale, geometry = store.scale(k), store.geometry(k)
     bounds = scale.lists.bounds
@@ -35,7 +37,7 @@ def test_the_patches_of_a_list_have_its_position_class(store, k):
         assert (np.diff(ids) > 0).all()  # searching by label needs ascending ids
 
 
-@pytest.mark.parametrize("k", [3, 5])
+@each_scale
 def test_codes_decode_to_the_projected_patches(store, k):
     scale = store.scale(k)
     plain = faiss.read_index(str(faiss_file(store, k)))
@@ -50,7 +52,7 @@ def test_codes_decode_to_the_projected_patches(store, k):
         assert (np.abs(found - clipped) <= width / 255 * 0.51 + 1e-5).all()
 
 
-@pytest.mark.parametrize("k", [3, 5])
+@each_scale
 def test_most_patches_are_in_their_nearest_list(store, k):
     scale = store.scale(k)
     nearest, got, least = [], 0.0, 0.0
@@ -70,7 +72,7 @@ def test_most_patches_are_in_their_nearest_list(store, k):
     assert scale.attributes["assignment"]["excess"] == pytest.approx(got / least - 1, abs=0.01)
 
 
-@pytest.mark.parametrize("k", [3, 5])
+@each_scale
 def test_means_and_variances_of_the_lists_are_stored(store, k):
     scale = store.scale(k)
     plain = faiss.read_index(str(faiss_file(store, k)))
@@ -83,7 +85,7 @@ def test_means_and_variances_of_the_lists_are_stored(store, k):
             np.testing.assert_allclose(variances[c], decoded.var(0), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("k", [3, 5])
+@each_scale
 def test_list_sizes_count_the_patches_of_a_label(store, k):
     scale = store.scale(k)
     per_image = store.geometry(k).patches_per_image
@@ -106,9 +108,8 @@ def test_images_labels_and_source_ids_are_in_label_order(store, labelled):
         # Stable: images of a label are in the order of their source.
         np.testing.assert_array_equal(training.source_ids[lo:hi], np.flatnonzero(labels == label))
     group = zarr.open_group(store.path, mode="r")
-    np.testing.assert_array_equal(
-        group["images"][:], images[training.source_ids]
-    )  # zarr verifies the checksum
+    # zarr verifies the checksum
+    np.testing.assert_array_equal(group["images"][:], images[training.source_ids])
 
 
 @pytest.mark.parametrize("label", [None, 4])

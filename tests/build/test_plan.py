@@ -12,6 +12,7 @@ import patchindex as pi
 from patchindex.build import BuildSettings, parse_memory, plan_build
 from patchindex.build.plan import FEWEST_LISTS
 from patchindex.errors import InputError
+from patchindex.index.patch_index import tree_bytes
 
 
 @pytest.mark.parametrize(
@@ -29,24 +30,17 @@ from patchindex.errors import InputError
         (" 7 ", 7),
         (1.0e9, 10**9),
         (np.int64(5), 5),
+        (None, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2),
     ],
 )
 def test_parse_memory(text, expected):
     assert parse_memory(text) == expected
 
 
-def test_the_default_is_half_of_the_machine():
-    assert parse_memory(None) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
 @pytest.mark.parametrize("text", ["", "G", "4X", "four", "-1G", 0, -5, "0", "0.5", "1e400", "4GG", "nan"])
 def test_invalid_amounts_of_memory_are_refused(text):
     with pytest.raises(InputError, match="not an amount of memory"):
         parse_memory(text)
-
-
-def tree_bytes(path):
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 @pytest.mark.parametrize("with_labels", [False, True])
@@ -61,9 +55,9 @@ def test_a_store_is_no_larger_than_its_forecast(labelled, tmp_path, machine, set
     assert plan.disk_bytes < 4 * tree_bytes(index.path)
     for scale in plan.scales:
         built = index.scale(scale.k).attributes
-        assert scale.patches == built["patches"]
-        assert scale.lists == built["lists"]
-        assert scale.dims == built["pca_dims"]
+        assert [scale.patches, scale.lists, scale.dims] == [
+            built[n] for n in ("patches", "lists", "pca_dims")
+        ]
 
 
 def test_a_plan_counts_the_patches_of_the_machine(labelled):

@@ -215,15 +215,8 @@ def test_a_rebuilt_scale_is_copied_again(small, put, labelled, tmp_path):
     put(small)
     before = pi.open_index(URL)
     before.scale(3)
-    other = pi.build_index(
-        labelled[0],
-        tmp_path / "s.zarr",
-        scales=[3],
-        labels=labelled[1],
-        locality=[3, 3],
-        pca_dims=4,
-        threads=1,
-    ).path
+    options = {"labels": labelled[1], "locality": [3, 3], "pca_dims": 4, "threads": 1}
+    other = pi.build_index(labelled[0], tmp_path / "s.zarr", [3], **options).path
     store = shutil.copytree(small, tmp_path / "both.zarr")
     shutil.rmtree(store / "scales")
     shutil.copytree(other / "scales", store / "scales")
