@@ -49,7 +49,11 @@ def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> 
                 errors.plot([*own], _by_time(root_mean_square, "rmse", own), ":", color=colour)
             label = None if along else name
             seconds.plot([*own], _by_time(fmean, "seconds", own), "o-", color=colour, label=label)
-    errors.set(title="RMSE of posterior mean (solid) and of image so far (dotted)", yscale="log")
+    errors.set(title="RMSE of posterior mean (solid) and of image so far (dotted)")
+    if any(
+        max(line.get_ydata()) > 0 for line in errors.get_lines()
+    ):  # zeros alone have no place on a log axis
+        errors.set_yscale("log")
     ratios.set(title="RMSE over standard error (1 is right)")
     ratios.axhspan(*HONEST, color="0.9")
     mass.set(title="captured mass: share of the softmax that was evaluated", xlabel="t", ylim=(0, 1.05))
