@@ -21,6 +21,8 @@ from .verify import verify
 class _Group(click.Group):
     """A group that turns errors into one line on stderr and an exit code."""
 
+    running: click.Command | None = None
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command, and end the process with the exit code."""
         code, message = 0, ""
@@ -44,13 +46,37 @@ class _Group(click.Group):
             click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(code)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Remember the running command, whose flags errors name."""
+        found = super().resolve_command(ctx, args)
+        self.running = found[1]
+        return found
+
     def _spell(self, option: Option) -> str:
-        """Write a Python parameter as its flag: `overwrite=True` as `--overwrite`."""
-        flags = {p.name: p.opts[-1] for command in self.commands.values() for p in command.params}
-        flag = flags.get(option.name.lower())
-        if flag is None or not flag.startswith("-"):
-            return str(option)
-        return flag if option.value is None or option.value is True else f"{flag} {option.value}"
+        """Write a Python parameter as a flag, `overwrite=True` as `--overwrite`.
+
+        A flag of another command has the name of the command before it; an option of an estimator has
+        `--estimator` before it.
+        """
+        running = self.running
+        name = option.name.lower()
+        others = [command for command in self.commands.values() if command is not running]
+        for command in [running, *others] if running else others:
+            parameter = next((p for p in command.params if p.name == name), None)
+            if parameter is None:
+                continue
+            if isinstance(parameter, click.Argument):
+                return name.upper() if command is running else str(option)
+            flag = parameter.opts[-1] if command is running else f"{command.name} {parameter.opts[-1]}"
+            return flag if option.value is None or option.value is True else f"{flag} {option.value}"
+        if running is not None and any(p.name == "estimator" for p in running.params):
+            from patchindex.estimators import EstimatorOptions
+
+            if name in EstimatorOptions.__annotations__:
+                return f"--estimator: {option}"
+        return str(option)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

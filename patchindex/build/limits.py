@@ -22,18 +22,15 @@ def check_limits(path: Path, plan: BuildPlan, budget: int) -> None:
         raise InputError(
             f"the build may need {need:.2f} GiB, over the budget of {have:.2f} GiB",
             parameter="memory",
-            remedy=["raise it, or give a smaller ", Option("pca_dims"), " or fewer ", Option("lists")],
+            remedy="raise it, or build with fewer lists or fewer PCA dimensions",
         )
     need, have = (plan.disk_bytes + plan.scratch_bytes) / 2**30, free_bytes(path) / 2**30
     if need > have:
         raise InputError(
             f"the build may need {need:.2f} GiB there, and {have:.2f} are free",
             where=existing_parent(path),
-            remedy=[
-                "free some space, use another disk, fewer ", Option("scales"), " or a smaller ",
-                Option("pca_dims"),
-            ],
-        )  # fmt: skip
+            remedy="free some space, use another disk, or build with fewer scales or fewer PCA dimensions",
+        )
 
 
 def free_bytes(path: Path) -> int:
