@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from patchindex import PatchIndex
     from patchindex.runtime import Progress
 
-# Limits on appended patches, beyond which lists that were trained on other patches miss too many of them.
+# The lists were trained before the append. A search misses too many appended patches if their squared
+# distance to centroids is over FARTHER times that of the trained patches, or if the share of their codes that
+# are clipped is over CLIPPED.
 FARTHER, CLIPPED = 1.2, 0.01
 
 
@@ -70,7 +72,7 @@ def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: boo
 
 
 def describe_drift(drift: dict[str, Any]) -> str:
-    """Compare appended patches with the patches that the lists were trained on."""
+    """Say how far appended patches differ from the patches that the lists were trained on."""
     distance, clipped = drift["distance"], drift["clipped"]
     text = f"{clipped:.2%} of their codes out of range (limit {CLIPPED:.0%})"
     if distance is not None:
@@ -80,7 +82,7 @@ def describe_drift(drift: dict[str, Any]) -> str:
 
 
 def untuned_scales(index: PatchIndex) -> list[int]:
-    """Return the scales of a store that have no operating curve."""
+    """Return the scales of a store that are not tuned: they have no operating curve."""
     from patchindex.estimators.curve import OperatingCurve
 
     return [k for k in index.scales if OperatingCurve.of(index.scale(k)) is None]

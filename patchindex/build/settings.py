@@ -17,7 +17,7 @@ from patchindex.store.checksums import fingerprint
 __all__ = ["BuildSettings", "appended_settings", "changed_settings", "some_images"]
 
 FINGERPRINT_IMAGES = 1024  # reading all images takes too long
-# A source may have another name, such as a relative path: the images themselves are compared.
+# The same images may have two names, such as a relative and an absolute path: fingerprints are compared.
 NOT_COMPARED = ("source",)
 
 
@@ -54,7 +54,7 @@ class BuildSettings:
 
         `scales` are the scales of the index, and `nearest` is the schedule moved to the nearest scales.
         """
-        # An index keeps the schedule as it was given: `add_scales` may add more of its scales.
+        # A store with an index keeps the schedule as given: `add_scales` may add scales of the schedule.
         locality = self.locality if scales else nearest
         return _as_json(
             {
@@ -76,7 +76,7 @@ class BuildSettings:
 def appended_settings(
     before: dict[str, Any], scales: Sequence[int], both: ImageSource, new: ImageSource
 ) -> dict[str, Any]:
-    """Return the settings of a store after `new` images are appended; `both` are all images."""
+    """Return the settings of a store after `new` images are appended; `both` are the old and new images."""
     appended = {
         "images": len(new),
         "source": new.name,
@@ -93,7 +93,7 @@ def appended_settings(
 
 
 def changed_settings(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Return the names of the wanted settings that differ from those that were found."""
+    """Return the names of the settings in `wanted` that differ from the settings in `found`."""
     found, wanted = _compared(found), _compared(wanted)
     return sorted(name for name in wanted if found.get(name) != wanted[name])
 
@@ -107,7 +107,7 @@ def _compared(settings: Any) -> Any:
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON gives them back: lists for tuples, plain numbers for numpy's."""
+    """Return settings as JSON reads them back: tuples become lists, NumPy numbers become Python numbers."""
     return dict(json.loads(json.dumps(settings, default=lambda number: number.item())))
 
 

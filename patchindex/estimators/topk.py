@@ -18,27 +18,29 @@ __all__ = ["TopK", "rerank"]
 
 PROBES = 32  # without an operating curve
 IMAGES_A_SEARCH = 4
-RERANK_BYTES = 32 << 20  # of copies of patches, on devices other than the CPU
-RESULT_BYTES = 48  # per pixel and candidate, of a search and its results
+RERANK_BYTES = 32 << 20  # for copies of patches, on devices other than the CPU
+RESULT_BYTES = 48  # that a search and its results take, per pixel and candidate
 
 
 class TopK:
     """Softmax over the `candidates` patches nearest in the index, re-ranked exactly.
 
-    The candidates are found by their codes; their logits are computed from the stored uint8 images. All other
-    patches are left out, so the mean is biased where the softmax is broad: at high noise, and more so for
-    larger data sets. `captured_mass` estimates the share of the softmax that the candidates hold.
+    The search compares codes, which are compressed patches. The logits of the candidates are computed from
+    the stored uint8 images. All other patches are left out, so the mean is biased where the softmax is broad:
+    at high noise, and more so for larger data sets. `captured_mass` estimates the share of the softmax that
+    the candidates hold.
 
     Parameters
     ----------
     candidates : int
         Patches kept per pixel.
     probes : int, optional
-        Inverted lists scanned per pixel; by default the fewest that reach `quality` by the operating curve,
-        or 32 without a curve.
+        Inverted lists scanned per pixel. By default, the fewest lists that reach `quality` on the operating
+        curve that `tune` measured, or 32 lists without a curve.
     quality : float
-        Weight of the patches that are found over the weight of the same number of heaviest patches, in (0,
-        1], averaged over pixels. The curve is measured over all labels; with one label the quality is lower.
+        The wanted quality, in (0, 1]: the weight of the candidates, divided by the weight of the equally many
+        heaviest patches, averaged over pixels. The curve is measured over all labels; with one label the
+        quality is lower.
 
     Raises
     ------
@@ -88,9 +90,11 @@ class TopK:
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """Find the codes nearest to the projections z (n, dims) of the pixels `rows` of the batch.
 
-        Return patch ids, -1 for none, and distances, both (n, candidates), and the number of codes scanned.
+        Return the patch ids (n, candidates), -1 where no patch was found; their distances, of the same shape;
+        and the number of codes scanned.
         """
         scale = self._index.scale(request.geometry.k)
+        # Codes are of patches P, not of a P: |W - a P| = a |W / a - P|.
         vectors, classes = (z / request.a).cpu().numpy(), _classes(request, rows)
         probes, candidates = self._probes_at(scale, request.beta), self._kept(request)
         keys = scale.lists.nearest(vectors, classes, probes)
@@ -98,7 +102,7 @@ class TopK:
         distances, ids = scale.search(vectors, keys, candidates, images)
         sizes = scale.list_sizes(label_index(self._index, request))
         codes = _codes(keys, sizes)
-        # The nearest lists may hold no patch of the label: such a pixel looks into more lists.
+        # The nearest lists may hold no patch of the label: a pixel without candidates scans more lists.
         empty = np.flatnonzero(ids[:, 0] < 0)
         most = scale.most_probes
         while len(empty) and probes < most:
@@ -112,17 +116,19 @@ class TopK:
     def _captured(
         self, request: ScoreRequest, z: Tensor, rows: np.ndarray, ids: np.ndarray, distances: np.ndarray
     ) -> Tensor:
-        """Estimate the share of the softmax that the patches found hold."""
+        """Estimate the captured mass: the share of the softmax weight that the patches `ids` hold."""
         scale, label = self._index.scale(request.geometry.k), label_index(self._index, request)
         a, beta, classes = request.a, request.beta, _classes(request, rows)
         there = torch.from_numpy(ids).to(z.device) >= 0
-        # Both sides are computed from codes, so that the part of a patch outside the PCA cancels.
+        # Codes lack the part of a patch outside the PCA. `kept` and `rest` are both computed from codes, so
+        # that this part cancels in their difference.
         approximate = torch.from_numpy(distances).to(z.device) * (-a * a / (2 * beta))
         no_centres = torch.empty(approximate.shape[1], 0, dtype=torch.float32, device=z.device)
         kept = SoftmaxState.of(approximate, no_centres, valid=there).log_weight()
         last = torch.where(there, approximate, torch.inf).amin(1)
         rest = scale.moments.log_rest(z, classes, a, beta, last, label)
         captured = torch.sigmoid(kept - rest)
+        # A pixel that found all patches of its class left nothing out.
         patches_of_class = np.add.reduceat(scale.list_sizes(label), scale.lists.bounds[:-1])
         everything = patches_of_class[classes] <= (ids >= 0).sum(1)
         captured[torch.from_numpy(everything).to(z.device)] = 1
@@ -139,18 +145,20 @@ class TopK:
 
 
 def _classes(request: ScoreRequest, rows: np.ndarray) -> np.ndarray:
+    """Return the classes of pixels: a pixel is compared with the patches of its class."""
     return request.geometry.query_classes.reshape(-1)[rows % request.x[0, 0].numel()]
 
 
 def _codes(keys: np.ndarray, sizes: np.ndarray) -> int:
-    """Return how many codes the lists `keys` hold, -1 being none."""
+    """Return the number of codes in the lists `keys`; -1 stands for no list."""
     return int(np.where(keys >= 0, sizes[keys], 0).sum())
 
 
 def rerank(context: ScoreContext, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray) -> SoftmaxState:
-    """Return the softmax, (n,), of the patches `ids` (n, candidates), -1 for none, by the images themselves.
+    """Return the softmax, (n,), over the patches `ids` (n, candidates), from images and not from codes.
 
-    `rows` (n,) are raster numbers of pixels in the whole batch, image after image.
+    An id of -1 stands for no patch. `rows` (n,) are raster numbers of pixels in the whole batch, image after
+    image.
     """
     index = index_of(context, "topk")
     if context.device.type != "cpu":
@@ -165,6 +173,7 @@ def rerank(context: ScoreContext, request: ScoreRequest, rows: np.ndarray, ids: 
             some = mine_of_image[first : first + step]
             _, state, _ = refiner.run(i, ids[some], places[some], NOTHING, around=False)
             states.append(state[torch.from_numpy(places[some])])
+    # The states lie image after image: bring them into the order of `rows`.
     order = np.argsort(images, kind="stable")
     return SoftmaxState.cat(states)[torch.from_numpy(np.argsort(order))]
 
@@ -172,7 +181,7 @@ def rerank(context: ScoreContext, request: ScoreRequest, rows: np.ndarray, ids: 
 def _rerank_by_torch(
     pixels: Tensor, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray
 ) -> SoftmaxState:
-    """Do the same with copies of the patches, on the device of the images `pixels` (N, H, W, C)."""
+    """Do as `rerank` with copies of the patches, on the device of the images `pixels` (N, H, W, C)."""
     geometry, a, beta = request.geometry, request.a, request.beta
     mine, found = (torch.from_numpy(array).to(pixels.device) for array in (rows, ids))
     windows = query_windows(request.x, geometry)[mine]

@@ -1,7 +1,8 @@
 """The exact scan on a CPU: threads run the kernel on tiles of training images.
 
-A task is a tile and a piece of the work of the noisy images (*queries*). The cut depends on the data and not
-on the number of threads. Each thread keeps float32 sums for a task, and adds them to shared float64 sums.
+A noisy image is a *query*, and a few training images are a *tile*. A *task* compares one tile with a part of
+the queries. Unless memory is short, the cut into tasks depends on the data and not on the number of threads.
+Each thread keeps float32 sums for a task, and adds them to shared float64 sums.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from patchindex.softmax import SoftmaxState
 __all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "scan"]
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
-TASK_SECONDS = 0.2  # the longest task: threads stop between tasks
-LEAST_TASKS = 32  # the last task to end keeps few threads waiting
+TASK_SECONDS = 0.2  # the longest task: Ctrl-C stops threads only between tasks
+LEAST_TASKS = 32  # with many tasks, threads wait little for the last task to end
 
 
 class Piece(NamedTuple):
-    """A part of one query's work: units of the full scan, or some of the wanted pixels."""
+    """A part [first, last) of one query's work: of the units of a full scan, or of the wanted pixels."""
 
     query: int
     first: int
@@ -43,25 +44,25 @@ class Piece(NamedTuple):
 
 
 def query_bytes(geometry: Geometry, channels: int) -> int:
-    """Return the bytes of a query: a maximum per thread, float64 sums, states with copies."""
+    """Return the bytes that a query takes: a maximum per thread, float64 sums, and states with copies."""
     pixels = geometry.size[0] * geometry.size[1]
     return pixels * (4 * torch.get_num_threads() + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
 
 
 def scan(request: ScoreRequest) -> SoftmaxState:
-    """Scan in float32, whatever the dtype of the request."""
+    """Sum the softmax over all patches, in float32 whatever the dtype of the request."""
     geometry, x = request.geometry, request.x
     lo, hi = request.image_range
     plan = plan_of(geometry, x.shape[1], lanes(geometry, hi - lo))
     if _thread_bytes(plan) > request.memory // 2 // torch.get_num_threads():
-        plan = plan_of(geometry, x.shape[1], LANES)
+        plan = plan_of(geometry, x.shape[1], LANES)  # smaller tiles take less memory
     frame = Frame.of(plan, x, request.beta, request.training.read(lo, min(lo + SAMPLE, hi)), hi - lo)
     tasks = _run(request, frame, _choose(plan, request))
     return frame.state(tasks.tops, tasks.totals, frame.counts * (hi - lo))
 
 
 def load_kernel() -> float | None:
-    """Load the compiled kernel; return the seconds of compiling it, None where that was done before.
+    """Load the kernel; return the seconds that compiling took, or None if the kernel was compiled before.
 
     `patchindex.kernels.compile` says where machine code is kept.
     """
@@ -79,7 +80,7 @@ def load_kernel() -> float | None:
 
 
 def _choose(plan: Plan, request: ScoreRequest) -> list[np.ndarray | None]:
-    """Return the pixels of each query to scan one by one; None where a scan of all pixels is cheaper."""
+    """Return, per query, the pixels to scan one by one, or None where a scan of all pixels is cheaper."""
     if request.mask is None:
         return [None] * len(request.x)
     chosen: list[np.ndarray | None] = []
@@ -122,9 +123,10 @@ class _Open(NamedTuple):
 
 
 class _Tasks:
-    """The tasks, given to threads one at a time, and their sums, as `kernel.flush` writes them.
+    """Give tasks to threads one at a time, and keep the sums of all tasks, as `kernel.flush` writes them.
 
-    Each thread has a tile of its own, which no other thread needs to prepare, until the tiles run out.
+    Each thread first takes the tasks of a tile of its own, because each thread that works on a tile must
+    prepare the tile. When no new tile is left, a thread takes tasks from the tiles of other threads.
     """
 
     def __init__(self, frame: Frame, tiles: Iterator[np.ndarray], cut: list[list[Piece]]) -> None:
@@ -159,7 +161,7 @@ class _Tasks:
 
 
 def _run(request: ScoreRequest, frame: Frame, pixels: list[np.ndarray | None]) -> _Tasks:
-    """Run all tasks; `pixels` is that of `_choose`."""
+    """Run all tasks; `_choose` returned `pixels`."""
     (lo, hi), memory, plan = request.image_range, request.memory, frame.plan
     lanes = plan.lanes
     cut = _cut(plan, pixels, math.ceil((hi - lo) / lanes))
@@ -235,7 +237,7 @@ def prepare(frame: Frame, images: np.ndarray, tile: kernel.Tile, down: np.ndarra
     """Write images (n, H, W, C) into the arrays of `new_tile`."""
     plan = frame.plan
     kernel.prepare(
-        np.require(images, np.uint8, ["C", "W"]),  # one type to compile for
+        np.require(images, np.uint8, ["C", "W"]),  # one type, so that the kernel is compiled once
         frame.grey,
         frame.norm_scale,
         plan.norm_rows,
@@ -248,7 +250,7 @@ def prepare(frame: Frame, images: np.ndarray, tile: kernel.Tile, down: np.ndarra
 
 
 def new_sums(plan: Plan, top: np.ndarray, threshold: np.float32) -> kernel.Sums:
-    """Return empty sums, relative to `top`."""
+    """Return empty sums of weights, relative to the running maxima `top` of the logits."""
     sums = aligned(len(top) * (2 + plan.channels) * LANES)
     columns = aligned((plan.full.slot_train.shape[1] + 1) * 2 * BLOCK)
     return kernel.Sums(top, sums, columns, threshold)

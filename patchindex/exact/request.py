@@ -45,13 +45,15 @@ class ScoreRequest:
     dtype : torch.dtype
         float32, or float64 for studies.
     progress : Progress
+        Called with the name of a stage, the work done and all work.
     seed : int
         Seed of the estimators that draw random numbers.
     image_ids : sequence of B int
-        Numbers of the noisy images, by default 0, 1, ...: random draws depend on the seed and on these.
+        Numbers of the noisy images, by default 0, 1, ... The random draws for an image depend on `seed` and
+        on the number of the image.
     cache : dict, optional
-        What the steps before found, by number of the image. All steps of a trajectory share one cache;
-        an estimator reads and writes the entries.
+        What earlier sampling steps found; the keys are numbers of images, as in `image_ids`. All steps of a
+        trajectory share one cache; an estimator reads and writes the entries.
     """
 
     training: TrainingImages
@@ -79,7 +81,7 @@ class ScoreRequest:
 
     @property
     def image_range(self) -> tuple[int, int]:
-        """Range [lo, hi) of the training images that have the label."""
+        """Range [lo, hi) of the training images with `label`, or of all if `label` is None."""
         return self.training.range_of(self.label)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Images in an array: in memory, memory-mapped, or an object with the shape and slices of an array."""
+"""Images in an array: in memory, memory-mapped, or any object that has a shape and can be sliced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ __all__ = ["ArraySource"]
 
 
 class Scaling(NamedTuple):
-    """A scaling of uint8 images to floats x: the uint8 image is `(x + offset) * factor`."""
+    """A scaling of uint8 images to floats x: `(x + offset) * factor` gives the uint8 image back.
+
+    Messages name the range of x, `span`, and the formula, `code`.
+    """
 
     offset: float
     factor: float
@@ -26,7 +29,7 @@ class Scaling(NamedTuple):
 UNIT = Scaling(0.0, 255.0, "[0, 1]", "(x * 255)")
 SIGNED = Scaling(1.0, 127.5, "[-1, 1]", "((x + 1) * 127.5)")
 
-VALUES_PER_CHUNK = 2**22  # in the check of float images
+VALUES_PER_CHUNK = 2**22  # float values that are checked at once
 
 
 class ArraySource(ImageSource):
@@ -35,17 +38,19 @@ class ArraySource(ImageSource):
     Parameters
     ----------
     array : array-like
-        Shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, or a uint8 image scaled to floats in [0, 1] or, if
-        a value is negative, to [-1, 1]: the constructor checks all values. An object with `shape`, `dtype`
-        and slices (memory map, HDF5 dataset, zarr array) is sliced; others go through `numpy.asarray`.
+        Shape (N, H, W) or (N, H, W, C), where C is 1 or 3. Values are uint8, or floats that are uint8 images
+        scaled to [0, 1] or, if any value is negative, to [-1, 1]. The constructor checks all float values. An
+        object with `shape`, `dtype` and slices (memory map, HDF5 dataset, zarr array) is read by slices; any
+        other object is converted by `numpy.asarray`.
     name : str, optional
-        For messages and provenance.
+        The name of the source in messages and in the settings of a store.
     labels : array-like of int, shape (N,), optional
 
     Raises
     ------
     InputError
-        Another layout or dtype; float values that are not finite, not in range or not uint8 images scaled.
+        If the layout or dtype is another, or float values are not finite, out of range, or not exactly
+        scaled uint8 images.
     """
 
     def __init__(self, array: Any, *, name: str = "array", labels: Any = None) -> None:
@@ -65,7 +70,7 @@ class ArraySource(ImageSource):
         with self._open() as array:
             images = self._copy(array, index) if isinstance(index, slice) else self._gather(array, index)
         if self._scaling is not None:
-            # float16 cannot hold 0..255 with the fractions in between; float32 and float64 can.
+            # float16 is too coarse for 0..255 and the fractions in between: it is widened to float32.
             wide: np.ndarray = images.astype(np.float64 if images.dtype.itemsize == 8 else np.float32)
             images = np.rint((wide + self._scaling.offset) * self._scaling.factor).astype(np.uint8)
         return np.ascontiguousarray(images).reshape(-1, *self.shape[1:])
@@ -97,7 +102,7 @@ class ArraySource(ImageSource):
         """Check all float images in one pass and return their scaling."""
         eps = float(np.finfo(self._array.dtype).eps)
         low, high = np.inf, -np.inf
-        inexact: dict[Scaling, int] = {}  # the first image that is not uint8 scaled so
+        inexact: dict[Scaling, int] = {}  # the first image that this scaling does not explain
         step = max(1, VALUES_PER_CHUNK // int(np.prod(self.shape[1:])))
         for start in range(0, len(self), step):
             with self._open() as array:
@@ -113,10 +118,11 @@ class ArraySource(ImageSource):
             low, high = min(low, float(x.min())), max(high, float(x.max()))
             if low < -1 - 2 * eps or high > 1 + 2 * eps:
                 continue  # the message below needs the range of all images
+            # Until a negative value is found, both scalings are possible.
             for scaling in [SIGNED] if low < 0 else [UNIT, SIGNED]:
                 if scaling not in inexact:
                     levels = (x + scaling.offset) * scaling.factor
-                    # Scaling and shifting in the dtype of the input leaves an error under 255 eps.
+                    # The user scaled in the dtype of the array: rounding leaves errors under 255 eps.
                     wrong = (np.abs(levels - np.rint(levels)) > 255 * eps).any(axis=1)
                     if wrong.any():
                         inexact[scaling] = start + int(np.argmax(wrong))

@@ -1,4 +1,4 @@
-"""Training images in label order: the images of a label are a range of ids."""
+"""Training images sorted by label: the images of a label are a range [lo, hi)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["TrainingImages", "as_tensor", "read_ahead", "to_unit"]
 
 T = TypeVar("T")
 
-BLOCK_BYTES = 2 << 20  # short to read, and long against the cost of a call
+BLOCK_BYTES = 2 << 20  # quick to read, and large enough to hide the cost of a call
 
 
 class TrainingImages:
     """The training images of a score, stably sorted by label; in source order if there are no labels.
 
-    `source` and `labels` are as for `open_images`. `source_ids`, int64 (N,), is the user's number of each
-    image: its position in the source, or as given for a source that is in label order already (a store). The
-    attribute `labels`, int64 (N,) or None, is ascending.
+    `source` and `labels` are as for `open_images`. `source_ids`, int64 (N,), are the user's numbers of the
+    images: by default, positions in the source. Give `source_ids` if the source is sorted by label
+    already, as a store is. The attribute `labels`, int64 (N,) or None, is ascending.
     """
 
     def __init__(
@@ -85,11 +85,12 @@ class TrainingImages:
         return self.source.read(slice(lo, hi) if self._order is None else self._order[lo:hi])
 
     def blocks(self, lo: int, hi: int, most: int, multiple: int = 1) -> Iterator[np.ndarray]:
-        """Yield images [lo, hi) in blocks: uint8, shape (n, H, W, C), n at most `most`, about `BLOCK_BYTES`.
+        """Yield images [lo, hi) in blocks of about `BLOCK_BYTES`: uint8 (n, H, W, C), n at most `most`.
 
-        The range of all images is read in the order of the source, which is fastest; a smaller range is read
-        in label order. Blocks that are long enough end at multiples of `multiple`; or, if the source has
-        chunks, at ends of chunks, so that no chunk is unpacked twice.
+        The range of all images comes in the order of the source, which is fastest to read; a smaller range
+        comes in label order. Blocks end at multiples of `multiple`. If a source with chunks is read in its
+        own order, blocks end at ends of chunks instead, so that no chunk is unpacked twice. The last block
+        may end elsewhere, and so may all blocks if `most` is too small.
         """
         direct = self._order is None or (lo, hi) == (0, len(self))
         unit = self.source.chunk if direct and self.source.chunk > 1 else multiple
@@ -119,7 +120,7 @@ def read_ahead(blocks: Iterator[T]) -> Iterator[Iterator[T]]:
 
 
 def as_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Return an array as a tensor on a device; a read-only array is copied, because torch needs that."""
+    """Return an array as a tensor on a device; a read-only array is copied: torch can write to any tensor."""
     return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
 
 

@@ -15,7 +15,8 @@ __all__ = ["ConcatSource"]
 class ConcatSource(ImageSource):
     """The images of several sources of one size, one after the other.
 
-    All parts have labels or none has. Named labels are matched by name.
+    Either all parts have labels, or no part has labels. Labels with names are matched by name; labels
+    without names, after labels with names, are numbers of these names.
     """
 
     def __init__(self, parts: Sequence[ImageSource], name: str | None = None) -> None:
@@ -54,7 +55,7 @@ class ConcatSource(ImageSource):
 
 
 def _joined_labels(parts: Sequence[ImageSource]) -> tuple[np.ndarray, list[str] | None]:
-    """Return all labels and their names: equal names get the same number, new names the next numbers."""
+    """Return all labels and their names: equal names get the same number, new names get the next one."""
     names = None if parts[0].label_names is None else list(parts[0].label_names)
     joined = []
     for part in parts:
@@ -79,7 +80,7 @@ def _joined_labels(parts: Sequence[ImageSource]) -> tuple[np.ndarray, list[str] 
 
 
 def _joined_kept(parts: Sequence[ImageSource]) -> np.ndarray | None:
-    """Return `kept` of the joined source: positions among the images found in all parts."""
+    """Return the position of each image among all images found in the parts; None if each part kept all."""
     if all(part.kept is None for part in parts):
         return None
     kept, before = [], 0

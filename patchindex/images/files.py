@@ -1,4 +1,4 @@
-"""Image files in one place, by relative name: a folder or a zip archive."""
+"""The image files of a folder or a zip archive, listed and opened by relative name."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Folder:
             ) from error
 
         names = []
-        # Class folders are often links.
+        # Links are followed, because the folders of classes are often links.
         for folder, folders, files in os.walk(self.root, followlinks=True, onerror=refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
             names += [(Path(folder) / file).relative_to(self.root).as_posix() for file in files]
         return sorted(filter(_is_image, names))
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading, also from several threads at once."""
+        """Open a file for reading; several threads may call this at once."""
         return (self.root / name).open("rb")
 
 
@@ -61,7 +61,7 @@ class Archive:
         return sorted(filter(_is_image, self._entries))
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading, also from several threads at once."""
+        """Open a file for reading; several threads may call this at once."""
         return self._zip.open(self._entries[name])
 
 
@@ -74,11 +74,11 @@ def files_at(path: Path) -> Files:
 
 
 def _plain(name: str) -> str:
-    r"""Return a name in an archive as a relative path: `./cat/1.png` and `cat\1.png` are `cat/1.png`."""
+    r"""Return a name in an archive as a relative path: `./cat/1.png` and `cat\1.png` become `cat/1.png`."""
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
 def _is_image(name: str) -> bool:
-    """Return whether a relative path is an image file, not hidden, not added to an archive by a Mac."""
+    """Return whether a path is an image that is not hidden, and not from the `__MACOSX` folder of a Mac."""
     parts = name.split("/")
     return name.lower().endswith(SUFFIXES) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)

@@ -1,4 +1,4 @@
-"""`Study`: the table of a comparison of estimators, its summary, files and figure."""
+"""`Study`: the results of comparing estimators, as a table, a summary, files and a figure."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ class Study:
         A tidy table with the columns `COLUMNS`: one row per estimator, trajectory, image and step. Values
         that do not apply are None.
 
-        On the trajectory `"exact"` all estimators see the noisy images of the exact trajectory, at time `t`
-        before the step. `rmse`, `max_error` and `coverage` (see `accuracy`) compare posterior means. `rmse`
-        and `stderr` are root mean squares over repeats, `max_error` is the largest of all repeats, and `bias`
-        is the RMSE of the mean of all repeats, of which `rmse / sqrt(repeats)` is noise.
+        On the trajectory `"exact"` all estimators see the noisy images of the exact trajectory; `t` is the
+        time before the step. `rmse`, `max_error` and `coverage` (see `accuracy`) compare posterior means.
+        `rmse` and `stderr` are root mean squares over repeats, and `max_error` is the largest of all repeats.
+        `bias` is the RMSE of the mean of all repeats; noise alone makes it about `rmse / sqrt(repeats)`.
 
         On the trajectory `"own"` an estimator follows its own scores. `rmse`, `max_error`, `pearson_r` and
         `r2` compare the image after the step with the image of the exact trajectory.
 
         The costs `patches_evaluated`, `codes_scanned`, `exact_pixels` and `seconds` are averages over the
-        images of a batch and over repeats. On the exact trajectory the time to open a scale is not included.
+        images of a batch and over repeats. On the exact trajectory, `seconds` leaves out the time to open a
+        scale of the index.
     images : dict of str to Tensor
         The last images of each estimator's own trajectory, `"exact"` included, (n, C, H, W).
     settings : dict
@@ -56,16 +57,17 @@ class Study:
     def summary(self) -> list[dict[str, Any]]:
         """Return one row per estimator with its worst values; None where a value does not apply.
 
-        Along the exact trajectory: the largest `rmse`, the least `coverage`, and the least and largest
-        `rmse / stderr` of a step, over all images; and the largest error. Of own trajectories: the least
-        `pearson_r` and `r2` of a last image, and the seconds per image.
+        On the exact trajectory, each step has one `rmse`, one `coverage` and one `rmse / stderr` over all
+        images. The summary has the largest `rmse`, the least `coverage`, and the least and largest ratio of
+        all steps; and the largest error of any image. On its own trajectory, an estimator draws images: the
+        summary has the least `pearson_r` and `r2` of a drawn image, and the seconds to draw one image.
         """
         found = []
         for name in self.images:
             mine = [row for row in self.rows if row["estimator"] == name]
             along = [row for row in mine if row["trajectory"] == "exact"]
             own = [row for row in mine if row["trajectory"] == "own"]
-            last = [row for row in own if row["step"] == 1]
+            last = [row for row in own if row["step"] == 1]  # step 1 is the last: its image is drawn
             steps = [[row for row in along if row["step"] == i] for i in {row["step"] for row in along}]
             known = [rows for rows in steps if all(row["stderr"] is not None for row in rows)]
             errors = [(_rms(rows, "rmse"), _rms(rows, "stderr")) for rows in known]
