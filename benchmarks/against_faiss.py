@@ -41,10 +41,10 @@ def main() -> None:
     parser = arguments(__doc__, work=True, repeats=3)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--k", type=int, default=7)
-    parser.add_argument("--training", type=int, default=module.TRAINING_PATCHES_A_LIST)
+    parser.add_argument("--training", type=int, default=module.TRAINING_PATCHES_PER_LIST)
     args = parser.parse_args()
     for each in (module, train, plan):
-        each.TRAINING_PATCHES_A_LIST = args.training
+        each.TRAINING_PATCHES_PER_LIST = args.training
     faiss = require_faiss()
     source = pi.open_images(args.source, limit=args.images)
     images, path = source[:], args.work / "ours.zarr"

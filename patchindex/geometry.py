@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -182,7 +183,7 @@ class Geometry:
             )
         if machine == "IS":
             k = 2 * max(size) - 1
-        elif k is None or isinstance(k, bool) or int(k) != k or not 1 <= k <= LARGEST_SCALE or k % 2 == 0:
+        elif not isinstance(k, Real) or isinstance(k, bool) or not 1 <= k <= LARGEST_SCALE or k % 2 != 1:
             raise InputError(
                 f"k must be odd, from 1 to {LARGEST_SCALE}, got {k}",
                 where="locality scale",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from patchindex.errors import InputError
 
@@ -106,9 +107,11 @@ class LocalitySchedule:
         if not entries:
             raise InputError("the schedule is empty", parameter="locality", remedy="give at least one scale")
         for k in entries:
-            if isinstance(k, bool) or int(k) != k or k < 1 or k % 2 == 0:
+            if not isinstance(k, Real) or isinstance(k, bool) or k % 2 != 1 or k < 1:
                 raise InputError(
-                    f"k must be odd and at least 1, got {k}", parameter="locality", remedy="use 3, 5, 7, ..."
+                    f"k must be odd and at least 1, got {k!r}",
+                    parameter="locality",
+                    remedy="use 3, 5, 7, ...",
                 )
         return cls("custom", tuple(int(k) for k in entries))
 

@@ -90,6 +90,7 @@ def test_nearest_takes_the_smaller_scale_in_a_tie():
         ([3, 0], "k must be odd .* got 0"),
         ([3, 5.5], "k must be odd .* got 5.5"),
         ([3, True], "k must be odd .* got True"),
+        ([3, "a"], "k must be odd .* got 'a'"),
         (6, "k must be odd .* got 6"),
     ],
 )

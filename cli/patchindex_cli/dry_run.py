@@ -88,9 +88,9 @@ def report_clamped(
     scales: Iterable[tuple[int, int, int]], lists: int | None = None, pca_dims: int | None = None
 ) -> None:
     """Report on stderr each scale whose number of lists or code size is not as asked."""
-    from patchindex.index.lists import MIN_PATCHES_A_LIST
+    from patchindex.index.lists import MIN_PATCHES_PER_LIST
 
-    few = f"each list needs {MIN_PATCHES_A_LIST} patches, each position class needs a list"
+    few = f"each list needs {MIN_PATCHES_PER_LIST} patches, each position class needs a list"
     for k, actual_lists, actual_dims in scales:
         for flag, actual, asked, reason in (
             ("--lists", actual_lists, lists, few),

@@ -18,7 +18,7 @@ from patchindex.errors import InputError, Option
 from patchindex.geometry import Geometry, gather_patches
 from patchindex.images import ImageSource
 from patchindex.index.faiss_file import ID_BYTES
-from patchindex.index.lists import TRAINING_PATCHES_A_LIST, list_counts, most_lists
+from patchindex.index.lists import TRAINING_PATCHES_PER_LIST, list_counts, most_lists
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.patch_index import PatchIndex
 from patchindex.index.pca import fit_pca
@@ -165,7 +165,7 @@ def _forecast(
     scratch = patches * (dims + 2 * ID_BYTES) + shards * (4 * n_lists + OVERHEAD_BYTES)
     # Training holds a sample, copies of one class and of one cell, and a covariance. Encoding holds a shard
     # and its sorted copy. Merging holds a bucket, its sorted copy, and exact sums of all lists.
-    sample = 4 * n_lists * TRAINING_PATCHES_A_LIST * dims
+    sample = 4 * n_lists * TRAINING_PATCHES_PER_LIST * dims
     training = 0 if trained else 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)
     # Centroids are also held in tiles, and counts by label are copied when they are written. Appending opens
     # the scale of the old store as well.

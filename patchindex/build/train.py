@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchindex.geometry import Geometry, gather_patches
-from patchindex.index.lists import TRAINING_PATCHES_A_LIST, InvertedLists, list_counts, train_lists
+from patchindex.index.lists import TRAINING_PATCHES_PER_LIST, InvertedLists, list_counts, train_lists
 from patchindex.index.model import ScaleModel, fit_ranges, project_all
 from patchindex.index.pca import PCA, fit_pca
 from patchindex.index.scale import ScaleIndex
@@ -83,10 +83,10 @@ def _training_sample(
     """Return projected training patches, float32 (n, dims), and their position classes, (n,)."""
     # Neighbouring patches are alike, so the sample comes from `SPREAD` times the images that it needs.
     by_class = np.bincount(geometry.train_classes, minlength=geometry.n_classes)
-    share = (counts * TRAINING_PATCHES_A_LIST / (len(pixels) * by_class)).max()
+    share = (counts * TRAINING_PATCHES_PER_LIST / (len(pixels) * by_class)).max()
     n_images = min(len(pixels), max(LEAST_IMAGES, math.ceil(SPREAD * share * len(pixels))))
     images = np.sort(rng.choice(len(pixels), n_images, replace=False))
-    chance = np.minimum(1, counts * TRAINING_PATCHES_A_LIST / (n_images * by_class))[geometry.train_classes]
+    chance = np.minimum(1, counts * TRAINING_PATCHES_PER_LIST / (n_images * by_class))[geometry.train_classes]
     vectors, classes = [], []
     for start, stop, projected in project_all(pixels, geometry, pca, device, images):
         kept = np.flatnonzero(rng.random((stop - start, len(chance))) < chance)

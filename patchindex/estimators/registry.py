@@ -46,6 +46,8 @@ def parse_estimator(text: str) -> tuple[str, EstimatorOptions]:
     for part in filter(None, (part.strip() for part in rest.split(","))):
         option, _, value = (piece.strip() for piece in part.partition("="))
         _check_option(name, option, [known for known in _options_of(name) if known != "policy"])
+        if option in options:
+            raise InputError(f"{option} is given twice", parameter="estimator", remedy="give it once")
         try:
             options[option] = int(value) if value.lstrip("-").isdigit() else float(value)
         except ValueError:

@@ -17,7 +17,7 @@ from patchindex.softmax import SoftmaxState
 __all__ = ["TopK", "rerank"]
 
 PROBES = 32  # without an operating curve
-IMAGES_A_SEARCH = 4
+IMAGES_PER_SEARCH = 4
 RERANK_BYTES = 32 << 20  # for copies of patches, on devices other than the CPU
 RESULT_BYTES = 48  # that a search and its results take, per pixel and candidate
 
@@ -59,8 +59,8 @@ class TopK:
     def __call__(self, request: ScoreRequest) -> Estimate:
         """Search, re-rank and sum, a few images at a time."""
         parts, batch = [], len(request.x)
-        for first in range(0, batch, IMAGES_A_SEARCH):
-            last = min(first + IMAGES_A_SEARCH, batch)
+        for first in range(0, batch, IMAGES_PER_SEARCH):
+            last = min(first + IMAGES_PER_SEARCH, batch)
             parts.append(self._estimate(request.select(slice(first, last))))
             request.progress("posterior mean", last, batch)
         return Estimate.cat(parts)

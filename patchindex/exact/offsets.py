@@ -26,7 +26,7 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["query_bytes", "scan"]
 
-QUERIES_A_TILE = 8
+QUERIES_PER_TILE = 8
 
 # Costs of `_Few` in multiply-adds of `_All`: of a multiply-add, of copying windows (as much as COPIED
 # queries), of the dozen calls for a position class. They choose the faster way and change no result;
@@ -137,7 +137,7 @@ class _All:
         shifted = 3 * width * (channels + 1) * height * x.element_size()
         states = geometry.x.slots.size * 8 * (5 + 3 * channels)
         row = 3 * shifted + 2 * states
-        self._queries = min(batch, QUERIES_A_TILE, max(1, memory // (row * height)))
+        self._queries = min(batch, QUERIES_PER_TILE, max(1, memory // (row * height)))
         self._rows = max(1, min(height, memory // (row * self._queries)))
         # An image takes its pixels in three layouts, and R, the logits and three temporaries.
         results = 6 * self._queries * self._rows * width

@@ -23,17 +23,17 @@ from patchindex.kernels.assign import Tiles, assign_lists
 from patchindex.kernels.simd import BLOCK, aligned
 from patchindex.runtime import faiss_gpus, pool, require_faiss
 
-__all__ = ["TRAINING_PATCHES_A_LIST", "InvertedLists", "list_counts", "most_lists", "to_gpu", "train_lists"]
+__all__ = ["TRAINING_PATCHES_PER_LIST", "InvertedLists", "list_counts", "most_lists", "to_gpu", "train_lists"]
 
 # Shorter lists are ranked more sharply; beyond MOST_LISTS, ranking them takes longer than it saves.
-PATCHES_A_LIST = 256
+PATCHES_PER_LIST = 256
 MOST_LISTS = 1 << 17
-MIN_PATCHES_A_LIST = 32
-TRAINING_PATCHES_A_LIST = 40
-TRAINING_PATCHES_A_CELL = 256
+MIN_PATCHES_PER_LIST = 32
+TRAINING_PATCHES_PER_LIST = 40
+TRAINING_PATCHES_PER_CELL = 256
 LISTS_WITHOUT_CELLS = 64  # with fewer lists, cells save no time
 CELLS_PROBED = 2
-MOST_LISTS_A_CELL = 4  # times the average
+MOST_LISTS_PER_CELL = 4  # times the average
 ASSIGNED_AT_ONCE = 1 << 16  # vectors per thread; on a GPU their distances to all cells take 64 MiB
 TILES_HELD = 1024  # position classes whose tiles are kept
 KMEANS_ITERATIONS = 10
@@ -41,7 +41,7 @@ KMEANS_ITERATIONS = 10
 
 def most_lists(patches: int) -> int:
     """Return the default number of lists: one per 256 patches, at most 131 072."""
-    return min(MOST_LISTS, max(1, patches // PATCHES_A_LIST))
+    return min(MOST_LISTS, max(1, patches // PATCHES_PER_LIST))
 
 
 def list_counts(patches_by_class: np.ndarray, lists: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def list_counts(patches_by_class: np.ndarray, lists: int) -> np.ndarray:
     """
     total = int(patches_by_class.sum())
     share = np.rint(min(lists, total) * patches_by_class / total).astype(np.int64)
-    return np.clip(share, 1, np.maximum(1, patches_by_class // MIN_PATCHES_A_LIST))
+    return np.clip(share, 1, np.maximum(1, patches_by_class // MIN_PATCHES_PER_LIST))
 
 
 class InvertedLists:
@@ -199,7 +199,7 @@ def train_lists(
     for c, count in enumerate(counts):
         mine = np.ascontiguousarray(sample[classes == c])
         n_cells = 1 if count <= LISTS_WITHOUT_CELLS else round(math.sqrt(count))
-        top = _kmeans(mine, n_cells, TRAINING_PATCHES_A_CELL, seed, device)
+        top = _kmeans(mine, n_cells, TRAINING_PATCHES_PER_CELL, seed, device)
         all_in_one = np.array([0, n_cells])
         flat = InvertedLists(top, all_in_one, mine.mean(0, keepdims=True), all_in_one, device)
         cell_of = flat.assign(torch.from_numpy(mine).to(device), np.zeros(len(mine), np.int64))
@@ -208,7 +208,7 @@ def train_lists(
         cells.append(top[kept])
         for i, size in zip(kept, _shares(int(count), members[kept]), strict=True):
             inside = np.ascontiguousarray(mine[cell_of == i])
-            centroids.append(_kmeans(inside, int(size), TRAINING_PATCHES_A_LIST, seed, device))
+            centroids.append(_kmeans(inside, int(size), TRAINING_PATCHES_PER_LIST, seed, device))
             cell_sizes.append(size)
         bounds.append(sum(cell_sizes))
     return InvertedLists(
@@ -222,7 +222,7 @@ def train_lists(
 
 def _shares(total: int, members: np.ndarray) -> np.ndarray:
     """Return the number of lists of each cell, in proportion to its members, at least one; about `total`."""
-    most = math.ceil(MOST_LISTS_A_CELL * total / len(members))
+    most = math.ceil(MOST_LISTS_PER_CELL * total / len(members))
     edges = np.rint(np.cumsum(members) * (total - len(members)) / members.sum()).astype(np.int64)
     # No more lists than members, and no cell so large that assigning to its lists takes long.
     return np.minimum(1 + np.diff(edges, prepend=0), np.minimum(members, most))

@@ -75,6 +75,7 @@ def test_options_of_the_estimator_are_in_the_record(store, tmp_path):
         (["-n", 0], "Invalid value for '-n': 0"),
         (["--seed", -1], "'--seed': -1"),
         (["--estimator", "exact:candidates=5"], "--estimator: exact has no option 'candidates'"),
+        (["--estimator", "auto:probes=3,probes=4"], "--estimator: probes is given twice"),
         (
             ["--estimator", "topk:blocks=3"],
             "--estimator: topk has no option 'blocks'; its options are candidates",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.index.lists import MIN_PATCHES_A_LIST, InvertedLists, list_counts, most_lists, train_lists
+from patchindex.index.lists import MIN_PATCHES_PER_LIST, InvertedLists, list_counts, most_lists, train_lists
 from patchindex.runtime import require_faiss
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def test_every_class_has_a_list_and_no_list_is_small(patches, lists):
     patches = np.array(patches)
     counts = list_counts(patches, lists or most_lists(patches.sum()))
     assert (counts >= 1).all()
-    assert ((counts == 1) | (counts * MIN_PATCHES_A_LIST <= patches)).all()
+    assert ((counts == 1) | (counts * MIN_PATCHES_PER_LIST <= patches)).all()
 
 
 def test_lists_are_shared_out_in_proportion():
