@@ -5,7 +5,7 @@ r"""Building against plain FAISS: `index_factory`, train and add over unfolded p
 Both have the same code size and the same numbers of lists and threads, and are built in turn. Recall is over
 the 256 nearest patches (by all pixels, in float32) of noisy windows at t = .3: the share in the lists that
 are probed, and the share among the 256 nearest by code. FAISS encodes the difference between a patch and its
-centroid; we encode the patch. Our lists train on 40 patches each, those of FAISS on up to 256: `--training
+centroid; we encode the patch. Our lists train on 40 patches each, FAISS's lists on up to 256: `--training
 256` gives ours as many.
 """
 

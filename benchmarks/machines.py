@@ -28,7 +28,7 @@ def main() -> None:
     found = {}
 
     def compare(name: str, machines: dict[str, pi.ScoreMachine], truth: str | None = None) -> None:
-        """Draw the same images with each machine in turn; compare them with those of `truth`."""
+        """Draw the same images with each machine in turn; compare them with the images of `truth`."""
         for machine in machines.values():
             pi.sample(machine, n=1, seed=9)  # opens scales, loads kernels
         times = alternate(

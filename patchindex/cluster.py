@@ -243,7 +243,7 @@ class _Images:
         self.fingerprint = _fingerprint(self.training, self.read) | {"skipped": self.training.source.skipped}
 
     def read(self, lo: int, hi: int) -> np.ndarray:
-        """Return images [lo, hi); those of a store are checked against their checksums."""
+        """Return images [lo, hi); a store's images are checked against their checksums."""
         if self._index is not None:
             self._index.check_images(lo, hi)
         return self.training.read(lo, hi)

@@ -14,7 +14,7 @@ from .progress import stages
 
 @click.command(short_help="Measure estimator settings for a store.")
 @click.argument("store", type=LocalPath())
-@click.option("--overwrite", is_flag=True, help="Measure all scales again, also those that are tuned.")
+@click.option("--overwrite", is_flag=True, help="Measure all scales again, also tuned scales.")
 @seed_option("Seed for the images that the estimators are tuned on.")
 @threads_option
 @json_option

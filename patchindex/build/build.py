@@ -68,7 +68,7 @@ def build_index(
     path : str or Path
         The folder of the new store.
     scales : sequence of int, or int, optional
-        Odd locality scales; by default those of `locality`.
+        Odd locality scales; by default the scales of `locality`.
     labels : array of int or path, optional
         Class of each image, shape (N,); by default the labels of the source.
     machine : str

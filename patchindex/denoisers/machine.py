@@ -91,7 +91,7 @@ class ScoreMachine:
     device : str or torch.device, optional
         Where scores are computed; `"cpu"` by default.
     threads : int, optional
-        CPU threads; by default those of torch.
+        CPU threads; by default as many as torch uses.
     memory : int or str, optional
         Bytes for temporary arrays, or a size such as `"1G"`; 256 MiB by default.
     dtype : torch.dtype
@@ -380,7 +380,7 @@ def _plain(value: Any) -> Any:
 def _refuse_other_settings(
     index: PatchIndex, labels: LabelsLike | None, machine: str | None, train_windows: str | None
 ) -> None:
-    """Refuse settings that differ from those of the store."""
+    """Refuse settings that differ from the settings of the store."""
     own = {"labels": None, "machine": index.machine, "train_windows": index.train_windows}
     given = {"labels": labels, "machine": machine, "train_windows": train_windows}
     for name, value in given.items():

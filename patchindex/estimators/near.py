@@ -179,7 +179,7 @@ class NearLists:
 
 
 def _visitors(best: Best, items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the queries that hold each item: those of item i from start[i] to start[i + 1]."""
+    """Return the queries that hold each item: the queries of item i are start[i] to start[i + 1]."""
     start, visitors = np.zeros(items + 1, np.int64), np.empty(int(best.held.sum()), np.int32)
     visitors_of(best, start, visitors)
     return start, visitors

@@ -98,7 +98,7 @@ class NeighbourRefiner:
     def _merged(
         self, parts: list[KnownPatches], more: list[KnownPatches]
     ) -> tuple[KnownPatches, list[KnownPatches]]:
-        """Return all members in order of their images, and those of each thread's images."""
+        """Return all members in order of their images, and the members of each thread's images."""
         ends = np.cumsum([0] + [len(a.pixel) + len(b.pixel) for a, b in zip(parts, more, strict=True)])
         members = _room(int(ends[-1]))
         merged = [KnownPatches(*(array[lo:hi] for array in members)) for lo, hi in pairwise(ends)]

@@ -174,7 +174,7 @@ class _All:
                 columns = window_x[train_x] / self.beta
                 logits = (columns @ partial.reshape(width, -1)).reshape(len(columns), len(rows), len(x), n)
                 states.append(SoftmaxState.of(logits, centres[train_x, train_y].unsqueeze(2)))
-            # There is a state for each pair of columns: merge those of each query column.
+            # There is a state for each pair of columns: merge the states of each query column.
             states.append(SoftmaxState.empty((1, len(rows), len(x)), channels, x.device))
             merged = SoftmaxState.cat(states)[slots].reduce(1)  # (W, Ty, b)
             at = (torch.arange(width)[:, None], torch.from_numpy(query_y)[None, :], part)

@@ -181,7 +181,7 @@ class ScaleIndex:
         if on_gpu:
             self._check_gpu(candidates, keys.shape[1])
             if images is not None:
-                # FAISS on a GPU ignores selectors: find more, drop those of other images.
+                # FAISS on a GPU ignores selectors: find more, drop patches of other images.
                 share = (images[1] - images[0]) * per_image / self.attributes["patches"]
                 wanted = min(MAX_GPU_SELECTION, round(2 * candidates / share))
         selector = (

@@ -219,7 +219,7 @@ def largest_logits(pixels, logits, top):  # type: ignore[no-untyped-def]
 
 @lean
 def merge_by_image(one, two, out):  # type: ignore[no-untyped-def]
-    """Merge members in order of their images; of equal images, those of `one` come first."""
+    """Merge members in order of their images; of the same image, the members of `one` come first."""
     i = j = n = 0
     while n < len(out.pixel):
         bound = two.image[j] if j < len(two.image) else MOST_IMAGES

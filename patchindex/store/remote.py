@@ -58,7 +58,7 @@ class _UnreachableError(InputError):
 class Remote:
     """A store at a URL. A part that this object has copied stays the same for this object.
 
-    `options` are options of `fsspec`; by default those of the environment.
+    `options` are options of `fsspec`; by default the options of the environment.
     """
 
     def __init__(self, url: str, options: dict[str, Any] | None = None) -> None:
