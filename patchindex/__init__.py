@@ -15,8 +15,10 @@ torch.Size([2, 1, 16, 16])
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "DENOISERS",
     "ESTIMATORS",
     "LOCALITY_PRESETS",
+    "Denoiser",
     "Estimate",
     "ImageSource",
     "LocalitySchedule",
@@ -29,8 +31,10 @@ __all__ = [
     "append",
     "build_index",
     "cluster",
+    "denoiser",
     "open_images",
     "open_index",
+    "register_denoiser",
     "sample",
     "study",
     "tune",
@@ -42,7 +46,7 @@ __all__ = [
 if TYPE_CHECKING:
     from patchindex import cluster, study
     from patchindex.build import add_scales, append, build_index
-    from patchindex.denoisers import ScoreMachine
+    from patchindex.denoisers import DENOISERS, Denoiser, ScoreMachine, denoiser, register_denoiser
     from patchindex.errors import PatchIndexError
     from patchindex.estimators import ESTIMATORS, Estimate
     from patchindex.images import ImageSource, open_images
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
 else:
     _NAMES = {
         "build": ["add_scales", "append", "build_index"],
-        "denoisers": ["ScoreMachine"],
+        "denoisers": ["DENOISERS", "Denoiser", "ScoreMachine", "denoiser", "register_denoiser"],
         "errors": ["PatchIndexError"],
         "estimators": ["ESTIMATORS", "Estimate"],
         "images": ["ImageSource", "open_images"],

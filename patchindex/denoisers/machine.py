@@ -5,35 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeGuard, Unpack
+from typing import Any, Protocol, Unpack
 
 import torch
 from torch import Tensor
 
-from patchindex.build import parse_memory
+from patchindex.denoisers.base import Call, TrainingDenoiser
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate, EstimatorOptions, ScoreContext, make_estimator
 from patchindex.exact import ScoreRequest, TrajectoryCache, scan
-from patchindex.exact.request import WORKING_MEMORY
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
-from patchindex.index import PatchIndex, open_index
-from patchindex.index.layout import read_attributes
-from patchindex.runtime import Progress, check_threads, no_progress, part_of, resolve_device
-from patchindex.runtime import threads as use_threads
-from patchindex.schedules import LocalitySchedule, NoiseSchedule, noise_schedule
+from patchindex.index import PatchIndex
+from patchindex.runtime import Progress
+from patchindex.schedules import LocalitySchedule, NoiseSchedule
 from patchindex.softmax import SoftmaxState
-from patchindex.store.remote import Remote, is_url
 
-__all__ = ["LARGEST_X", "LEAST_BETA", "MachineOptions", "ScoreMachine", "is_store"]
-
-# float32 must order the squared distances of patches. Squares of differences from |x| = 100, summed over 3
-# channels of a 15 x 15 window, are 7e6 and rounded by about one; one grey level in one pixel moves them by
-# 2 |x| / 127.5 = 1.6. Noisy images lie within about 6.
-LARGEST_X = 100.0
-LEAST_BETA = 1e-20  # smaller noise variances make float32 logits overflow
+__all__ = ["MachineOptions", "ScoreMachine"]
 
 Locality = str | int | Sequence[int] | LocalitySchedule
 
@@ -60,7 +49,7 @@ class MachineOptions(EstimatorOptions, total=False):
     dtype: torch.dtype
 
 
-class ScoreMachine:
+class ScoreMachine(TrainingDenoiser):
     """The score machine of a set of training images.
 
         mu(p) = sum_j softmax_j(-|W_k(x, p) - a P_j|^2 / (2 beta)) c_j,    score = (a mu - x) / beta
@@ -138,20 +127,17 @@ class ScoreMachine:
         shards: Shards | None = None,
         **options: Unpack[EstimatorOptions],
     ) -> None:
-        self.device = resolve_device(device)
-        check_threads(threads)
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{dtype} is too coarse", parameter="dtype", remedy="use float32 or float64")
-        if is_store(source):
-            source = open_index(source, device=device)
-        self.index = source if isinstance(source, PatchIndex) else None
-        if isinstance(source, PatchIndex):
-            _refuse_other_settings(source, labels, machine, train_windows)
-            self.machine, self.train_windows = source.machine, source.train_windows
-            self.training, locality = source.training, source.locality if locality is None else locality
+        super().__init__(
+            source, labels, noise=noise, label=label, device=device, threads=threads, memory=memory
+        )
+        if self.index is not None:
+            _refuse_other_settings(self.index, machine, train_windows)
+            self.machine, self.train_windows = self.index.machine, self.index.train_windows
+            locality = self.index.locality if locality is None else locality
         else:
             self.machine, self.train_windows = machine or "ELS", train_windows or "valid"
-            self.training = TrainingImages(source, labels)
         if shards is not None:
             shards.check(self.training)
         drawing = "auto" if self.device.type == "cpu" else "topk"
@@ -163,13 +149,9 @@ class ScoreMachine:
                 remedy="leave it out, or use 'exact'",
             )
         self._context = ScoreContext(self.index, self.device, scan if shards is None else shards.scan)
-        self._estimate = make_estimator(self.estimator, self._context, **options)
-        self.noise = noise_schedule(noise)
+        self._score_pixels = make_estimator(self.estimator, self._context, **options)
         self.locality = None if locality is None else LocalitySchedule.of(locality)
-        self.label, self._options = label, dict[str, Any](options)
-        self._dtype, self._threads = dtype, threads
-        self._memory = WORKING_MEMORY if memory is None else parse_memory(memory)
-        self.training.range_of(label)  # refuses an unknown label now, not at the first call
+        self._options, self._dtype = dict[str, Any](options), dtype
         for k in self.locality.distinct if self.locality else (1,):
             self._geometry(k)
             if self.locality is not None and self.index is not None and self.estimator != "exact":
@@ -178,16 +160,11 @@ class ScoreMachine:
     def _geometry(self, k: int | None) -> Geometry:
         return Geometry.of(self.machine, k, self.training.size, self.train_windows)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images."""
-        return (self.training.channels, *self.training.size)
-
     def exact(self) -> ScoreMachine:
         """Return the same machine with the estimator `"exact"`."""
         other = copy.copy(self)
         other.estimator, other._options = "exact", {}
-        other._estimate = make_estimator("exact", self._context)
+        other._score_pixels = make_estimator("exact", self._context)
         return other
 
     @property
@@ -195,13 +172,12 @@ class ScoreMachine:
         """The settings of the machine, as plain data."""
         schedule = self.locality
         return {
+            **super().settings,
             "machine": self.machine,
             "train_windows": self.train_windows,
             "estimator": self.estimator,
             "options": {name: _plain(value) for name, value in self._options.items()},
-            "noise": getattr(self.noise, "__name__", str(self.noise)),
             "locality": schedule and {"name": schedule.name, "scales": list(schedule.scales)},
-            "device": str(self.device),
         }
 
     def posterior_mean(
@@ -220,24 +196,11 @@ class ScoreMachine:
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, H, W)
-            Noisy images, each value within `LARGEST_X` = 100 of 0: beyond, float32 cannot order logits.
-        t : float or Tensor of shape (B,)
-            Times in (0, 1).
         k : int, optional
             Locality scale, in place of the schedule's.
-        label : int, optional
-            In place of the machine's own label.
-        seed : int
-            Seed of estimators that draw random numbers.
-        image_ids : sequence of B int, optional
-            Numbers of the images, by default 0, 1, ...: an image with the same number and seed gets the same
-            random draws in any batch.
-        progress : Progress, optional
-            Called as `progress(stage, done, total)`.
-        cache : dict, optional
-            Pass one dict, empty at first, to all steps of a trajectory, whose images keep their numbers:
-            `"auto"` keeps there what it has retrieved, and retrieves less at the next step.
+        x, t, label, seed, image_ids, progress, cache
+            As for `Denoiser.posterior_mean`. `"auto"` keeps in the cache the patches that it has retrieved,
+            and retrieves fewer patches at the next step.
 
         Returns
         -------
@@ -247,57 +210,29 @@ class ScoreMachine:
         Raises
         ------
         InputError
-            When x has a wrong shape, is not finite or too large; when t is outside (0, 1) or its noise
-            variance is below `LEAST_BETA`; when there is no k, an unknown label, or not B `image_ids`.
+            As for `Denoiser.posterior_mean`, and when there is no k.
         """
-        x = self.check_x(x)
-        times = self._check_t(t, len(x))
-        label = self.label if label is None else label
-        self.training.range_of(label)
-        if image_ids is not None and len(image_ids) != len(x):
-            raise InputError(
-                f"there are {len(image_ids)} numbers for {len(x)} images",
-                parameter="image_ids",
-                remedy="give one number for each image",
-            )
-        if self.index is not None:
-            self.index.check_images(*self.training.range_of(label))
-        progress = progress or no_progress
-        distinct = list(dict.fromkeys(times))
-        parts, rows = [], []
-        with use_threads(self._threads):
-            for i, time in enumerate(distinct):
-                mine = [row for row, its_time in enumerate(times) if its_time == time]
-                request = ScoreRequest(
-                    self.training,
-                    self._geometry(self.scale_at(time, k)),
-                    x[mine],
-                    self._beta(time),
-                    label=label,
-                    memory=self._memory,
-                    dtype=self._dtype,
-                    progress=part_of(progress, "posterior mean", i / len(distinct), (i + 1) / len(distinct)),
-                    seed=seed,
-                    image_ids=[image_ids[row] for row in mine] if image_ids is not None else mine,
-                    cache=cache,
-                )
-                parts.append(self._estimate(request))
-                rows += mine
-        joined = Estimate.cat(parts)
-        return joined[torch.argsort(torch.tensor(rows, device=self.device))]
+        return self._posterior_mean(x, t, label, k, seed, image_ids, progress, cache)
+
+    def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
+        request = ScoreRequest(
+            self.training,
+            self._geometry(self.scale_at(call.t, call.k)),
+            x,
+            beta,
+            label=call.label,
+            memory=self._memory,
+            dtype=self._dtype,
+            progress=call.progress,
+            seed=call.seed,
+            image_ids=call.image_ids,
+            cache=call.cache,
+        )
+        return self._score_pixels(request)
 
     def score(self, x: Tensor, t: float | Tensor, k: int | None = None, label: int | None = None) -> Tensor:
         """Return `(a mu - x) / beta`, shape (B, C, H, W), with mu the `posterior_mean`."""
         return self.score_of(self.posterior_mean(x, t, k, label).mean, x, t)
-
-    __call__ = score
-
-    def score_of(self, mean: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
-        """Return the score that goes with a posterior mean at (x, t)."""
-        x = self.check_x(x)
-        beta = torch.tensor([self._beta(time) for time in self._check_t(t, len(x))], dtype=torch.float64)
-        beta = beta.to(x.device)[:, None, None, None]
-        return (((1 - beta).sqrt() * mean - x) / beta).float()
 
     def scale_at(self, t: float, k: int | None = None) -> int | None:
         """Return the locality scale at time t: k if it is given, else the schedule's; None for IS.
@@ -315,85 +250,20 @@ class ScoreMachine:
             )
         return self.locality.k(t)
 
-    def _beta(self, t: float) -> float:
-        beta = self.noise(t)
-        if not 0 < beta < 1:
-            raise InputError(
-                f"gives beta = {beta} at t = {t}", parameter="noise", remedy="give beta in (0, 1)"
-            )
-        if beta < LEAST_BETA:
-            raise InputError(
-                f"beta = {beta:.1e} at t = {t:.1e} is below {LEAST_BETA:.0e}",
-                parameter="t",
-                remedy="use a larger t",
-            )
-        return beta
-
-    def check_x(self, x: Tensor, name: str = "x") -> Tensor:
-        """Return noisy images on the machine's device, in float32; refuse those that no call accepts."""
-        if not isinstance(x, Tensor) or x.dim() != 4 or tuple(x.shape[1:]) != self.shape or len(x) == 0:
-            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            expected = "(B, {}, {}, {})".format(*self.shape)
-            raise InputError(
-                f"must be a tensor of shape {expected}, got {found}", parameter=name, remedy="reshape it"
-            )
-        if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-            raise InputError("must be finite floats", parameter=name, remedy="check for NaN and infinity")
-        x = x.detach()
-        largest = float(x.abs().max())
-        if largest > LARGEST_X:
-            raise InputError(
-                f"values must lie in [-{LARGEST_X:g}, {LARGEST_X:g}], got {largest:.3g}",
-                parameter=name,
-                remedy="scale it as x_t = sqrt(1 - beta) x_0 + sqrt(beta) eps",
-            )
-        return x.to(self.device, torch.float32)
-
-    @staticmethod
-    def _check_t(t: float | Tensor, batch: int) -> list[float]:
-        try:
-            times = torch.as_tensor(t, dtype=torch.float64).flatten().tolist()
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError(
-                f"is not a time: {t!r}", parameter="t", remedy="give a float, or one for each image"
-            ) from None
-        if len(times) == 1:
-            times = times * batch
-        if len(times) != batch:
-            raise InputError(
-                f"there are {len(times)} times for {batch} images",
-                parameter="t",
-                remedy="give one time, or one for each image",
-            )
-        for time in times:
-            if not 0 < time < 1:
-                raise InputError(
-                    f"must lie in (0, 1), got {time}", parameter="t", remedy="t = 0 is data, t = 1 is noise"
-                )
-        return times
-
 
 def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _refuse_other_settings(
-    index: PatchIndex, labels: LabelsLike | None, machine: str | None, train_windows: str | None
-) -> None:
+def _refuse_other_settings(index: PatchIndex, machine: str | None, train_windows: str | None) -> None:
     """Refuse settings that differ from the settings of the store."""
-    own = {"labels": None, "machine": index.machine, "train_windows": index.train_windows}
-    given = {"labels": labels, "machine": machine, "train_windows": train_windows}
-    for name, value in given.items():
-        if value is not None and (own[name] is None or value != own[name]):
+    for name, value, own in (
+        ("machine", machine, index.machine),
+        ("train_windows", train_windows, index.train_windows),
+    ):
+        if value is not None and value != own:
             raise InputError(
-                "is fixed in the store" + ("" if own[name] is None else f" as {own[name]!r}"),
+                f"is fixed in the store as {own!r}",
                 parameter=name,
                 remedy="leave it out, or give the images themselves",
             )
-
-
-def is_store(source: Any) -> TypeGuard[str | Path]:
-    """Return whether a source is the path or URL of a store, rather than of images."""
-    if is_url(source):
-        return Remote(source).is_store()
-    return isinstance(source, str | Path) and read_attributes(Path(source)) is not None

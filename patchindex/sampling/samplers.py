@@ -1,4 +1,4 @@
-"""Samplers: free functions over any score `model(x, t)`, and `sample`, which draws with a score machine."""
+"""Samplers: free functions over any score `model(x, t)`, and `sample`, which draws with a denoiser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.machine import ScoreMachine
+from patchindex.denoisers.base import Denoiser
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
@@ -90,7 +90,7 @@ class SampleResult:
         For each step of each batch: `first` (number of the batch's first image), `t`, `k`, `seconds`,
         `patches_evaluated`, `codes_scanned`, and the averages of `captured_mass` and `ess` over pixels.
     settings : dict
-        Arguments of `sample` and settings of the machine.
+        Arguments of `sample` and settings of the denoiser.
     """
 
     images: Tensor
@@ -100,7 +100,7 @@ class SampleResult:
 
 
 def sample(
-    machine: ScoreMachine,
+    denoiser: Denoiser,
     n: int | None = None,
     steps: int = 20,
     sampler: str = "ddim",
@@ -113,11 +113,12 @@ def sample(
     first: int = 0,
     progress: Progress | None = None,
 ) -> SampleResult:
-    """Draw images with a score machine.
+    """Draw images with a denoiser.
 
     Parameters
     ----------
-    machine : ScoreMachine
+    denoiser : Denoiser
+        A score machine, another analytic denoiser, or a network.
     n : int, optional
         Number of images; by default that of `x_T`, or 1.
     steps : int
@@ -133,7 +134,7 @@ def sample(
         Called after each step of each batch with a dict: `i`, `t`, `x`, `score`, `estimate`, `first` (number
         of the batch's first image).
     label : int, optional
-        In place of the machine's own label.
+        In place of the denoiser's own label.
     batch_size : int
         Images per batch.
     first : int
@@ -152,6 +153,7 @@ def sample(
 
     Examples
     --------
+    >>> from patchindex.denoisers import ScoreMachine
     >>> images = np.random.default_rng(0).integers(0, 256, (1, 8, 8), np.uint8)
     >>> m = ScoreMachine(images, machine="IS")  # one training image: it draws that image
     >>> r = sample(m, n=2)
@@ -163,10 +165,10 @@ def sample(
             f"unknown sampler {sampler!r}", parameter="sampler", remedy=f"use {', '.join(SAMPLERS)}"
         )
     check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0))
-    noise = starting_noise(machine, n, seed, x_T)
-    machine.training.range_of(machine.label if label is None else label)
+    noise = starting_noise(denoiser, n, seed, x_T)
+    denoiser.check_label(denoiser.label if label is None else label)
     progress = progress or no_progress
-    drawing = _Drawing(machine, SAMPLERS[sampler], steps, label, seed, callback)
+    drawing = _Drawing(denoiser, SAMPLERS[sampler], steps, label, seed, callback)
     images, records = [], []
     for start in range(0, len(noise), batch_size):
         batch = noise[start : start + batch_size]
@@ -180,9 +182,9 @@ def sample(
         "sampler": sampler,
         "seed": seed,
         "x_T": "given" if x_T is not None else "drawn",
-        "label": machine.label if label is None else label,
+        "label": denoiser.label if label is None else label,
         "batch_size": batch_size,
-        **machine.settings,
+        **denoiser.settings,
     }
     return SampleResult(torch.cat(images), noise, records, settings)
 
@@ -191,7 +193,7 @@ def sample(
 class _Drawing:
     """The settings that all batches share."""
 
-    machine: ScoreMachine
+    denoiser: Denoiser
     sampler: Callable[..., Tensor]
     steps: int
     label: int | None
@@ -200,14 +202,14 @@ class _Drawing:
 
     def batch(self, noise: Tensor, first: int, progress: Progress) -> tuple[Tensor, list[dict[str, Any]]]:
         """Draw one batch; return its images and the record of each step."""
-        machine, steps = self.machine, self.steps - 1
+        denoiser, steps = self.denoiser, self.steps - 1
         records: list[dict[str, Any]] = []
         estimates: list[Estimate] = []
         cache: TrajectoryCache = {}
 
         def model(x: Tensor, t: float) -> Tensor:
             start, done = time.perf_counter(), len(records)
-            estimate = machine.posterior_mean(
+            estimate = denoiser.posterior_mean(
                 x,
                 t,
                 label=self.label,
@@ -221,7 +223,7 @@ class _Drawing:
                 {
                     "first": first,
                     "t": t,
-                    "k": machine.scale_at(t),
+                    "k": denoiser.scale_at(t),
                     "seconds": round(time.perf_counter() - start, 4),
                     "patches_evaluated": estimate.patches_evaluated,
                     "codes_scanned": estimate.codes_scanned,
@@ -231,13 +233,13 @@ class _Drawing:
                     "exact_pixels": estimate.exact_pixels,
                 }
             )
-            return machine.score_of(estimate.mean, x, t)
+            return denoiser.score_of(estimate.mean, x, t)
 
         def report(step: dict[str, Any]) -> None:
             if self.callback is not None:
                 self.callback({**step, "estimate": estimates[0], "first": first})
 
-        return self.sampler(model, noise, self.steps, machine.noise, report), records
+        return self.sampler(model, noise, self.steps, denoiser.noise, report), records
 
 
 def _rms(stderr: Tensor) -> float | None:
@@ -255,20 +257,18 @@ def check_least(**limits: tuple[int | None, int]) -> None:
             )
 
 
-def starting_noise(
-    machine: ScoreMachine, n: int | None, seed: int, x_T: Tensor | np.ndarray | None
-) -> Tensor:
-    """Return the noise that `sample` starts from, on the machine's device: `x_T`, or the seed's."""
+def starting_noise(denoiser: Denoiser, n: int | None, seed: int, x_T: Tensor | np.ndarray | None) -> Tensor:
+    """Return the noise that `sample` starts from, on the denoiser's device: `x_T`, or the seed's."""
     check_least(n=(n, 1), seed=(seed, 0))
     if x_T is None:
-        return draw_noise(seed, 1 if n is None else n, machine.shape).to(machine.device)
+        return draw_noise(seed, 1 if n is None else n, denoiser.shape).to(denoiser.device)
     try:
         given = torch.as_tensor(x_T)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
             f"is not an array: {type(x_T).__name__}", parameter="x_T", remedy="give floats"
         ) from None
-    noise = machine.check_x(given, "x_T")
+    noise = denoiser.check_x(given, "x_T")
     if n is not None and n != len(noise):
         raise InputError(f"is {n}, but x_T has {len(noise)} images", parameter="n", remedy="leave n out")
     return noise

@@ -1,0 +1,377 @@
+"""The contract of all denoisers: a noisy image and its time in, an `Estimate` of the clean image out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from patchindex.build import parse_memory
+from patchindex.errors import InputError
+from patchindex.estimators import Estimate
+from patchindex.exact import TrajectoryCache
+from patchindex.exact.request import WORKING_MEMORY
+from patchindex.images import ImagesLike, LabelsLike
+from patchindex.images.by_label import TrainingImages
+from patchindex.index import PatchIndex, open_index
+from patchindex.index.layout import read_attributes
+from patchindex.runtime import Progress, check_threads, no_progress, part_of, resolve_device
+from patchindex.runtime import threads as use_threads
+from patchindex.schedules import NoiseSchedule, noise_schedule
+from patchindex.store.remote import Remote, is_url
+
+__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser", "TrainingDenoiser", "is_store"]
+
+# float32 must order the squared distances of patches. Squares of differences from |x| = 100, summed over 3
+# channels of a 15 x 15 window, are 7e6 and rounded by about one; one grey level in one pixel moves them by
+# 2 |x| / 127.5 = 1.6. Noisy images lie within about 6.
+LARGEST_X = 100.0
+LEAST_BETA = 1e-20  # smaller noise variances make float32 logits overflow
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of `posterior_mean`, for the images of a batch that share their time.
+
+    Attributes
+    ----------
+    t : float
+        Time in (0, 1).
+    label : int or None
+        The label of the call, or else of the denoiser. It is known.
+    image_ids : sequence of int
+        One number per image.
+    seed, progress, cache, k
+        As in `Denoiser.posterior_mean` and `ScoreMachine.posterior_mean`.
+    """
+
+    t: float
+    label: int | None
+    image_ids: Sequence[int]
+    seed: int = 0
+    progress: Progress = no_progress
+    cache: TrajectoryCache | None = None
+    k: int | None = None
+
+
+class Denoiser(ABC):
+    """An estimate of `E[x_0 | x_t]`, where `x_t = sqrt(1 - beta(t)) x_0 + sqrt(beta(t)) eps`.
+
+    A subclass defines `_estimate`, and `check_label` if it has labels. This class checks the arguments of a
+    call, and splits a batch whose images have different times.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Channels, height and width of the images.
+    noise : str or callable
+        Noise schedule: a name, or a function from t in (0, 1) to beta in (0, 1).
+    label : int, optional
+        Restrict all calls to images of this label, unless a call has a label of its own.
+    device : str or torch.device, optional
+        Where posterior means are computed; `"cpu"` by default.
+    threads : int, optional
+        CPU threads; by default as many as torch uses.
+
+    Attributes
+    ----------
+    shape, label, device
+        As given.
+    noise : callable
+        The noise schedule, from t to beta.
+
+    Raises
+    ------
+    InputError
+        When a setting is unknown.
+
+    Examples
+    --------
+    A denoiser that predicts a black image:
+
+    >>> class Black(Denoiser):
+    ...     def _estimate(self, x, beta, call):
+    ...         one = torch.ones_like(x[:, 0])
+    ...         return Estimate(torch.full_like(x, -1.0), 0 * one, one, one, patches_evaluated=0)
+    >>> black = Black((1, 8, 8))
+    >>> black.posterior_mean(torch.randn(2, 1, 8, 8), 0.5).mean.shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        noise: str | NoiseSchedule = "cosine",
+        label: int | None = None,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+    ) -> None:
+        check_threads(threads)
+        self.device = resolve_device(device)
+        self.noise = noise_schedule(noise)
+        self._shape, self._threads = shape, threads
+        self.check_label(label)
+        self.label = label
+
+    @abstractmethod
+    def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
+        """Return the posterior mean of images that share their time.
+
+        x is float32 (B, C, H, W), finite, on the denoiser's device; beta in (0, 1) is the noise variance.
+        """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return self._shape
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the denoiser, as plain data."""
+        return {
+            "denoiser": type(self).__name__,
+            "noise": getattr(self.noise, "__name__", str(self.noise)),
+            "device": str(self.device),
+        }
+
+    def check_label(self, label: int | None) -> None:
+        """Refuse a label that the denoiser does not know; None, all labels, is accepted."""
+        if label is not None:
+            raise InputError("the denoiser has no labels", parameter="label", remedy="leave it out")
+
+    def _check_images(self, label: int | None) -> None:  # noqa: B027  (a hook that few need)
+        """Compare the training images of a label with their checksums, where there are any."""
+
+    def scale_at(self, t: float) -> int | None:
+        """Return the locality scale at time t, None for a denoiser without a locality schedule."""
+        return None
+
+    def posterior_mean(
+        self,
+        x: Tensor,
+        t: float | Tensor,
+        *,
+        label: int | None = None,
+        seed: int = 0,
+        image_ids: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        cache: TrajectoryCache | None = None,
+    ) -> Estimate:
+        """Estimate `E[x_0 | x_t = x]`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, H, W)
+            Noisy images, each value within `LARGEST_X` = 100 of 0: beyond, float32 cannot order logits.
+        t : float or Tensor of shape (B,)
+            Times in (0, 1).
+        label : int, optional
+            In place of the denoiser's own label.
+        seed : int
+            Seed of denoisers that draw random numbers.
+        image_ids : sequence of B int, optional
+            Numbers of the images, by default 0, 1, ...: an image with the same number and seed gets the same
+            random draws in any batch.
+        progress : Progress, optional
+            Called as `progress(stage, done, total)`.
+        cache : dict, optional
+            Pass one dict, empty at first, to all steps of a trajectory, whose images keep their numbers. A
+            denoiser may keep there what it can use at the next step.
+
+        Returns
+        -------
+        Estimate
+            float32, on the denoiser's device.
+
+        Raises
+        ------
+        InputError
+            When x has a wrong shape, is not finite or too large; when t is outside (0, 1) or its noise
+            variance is below `LEAST_BETA`; when the label is unknown, or there are not B `image_ids`.
+        """
+        return self._posterior_mean(x, t, label, None, seed, image_ids, progress, cache)
+
+    def _posterior_mean(
+        self,
+        x: Tensor,
+        t: float | Tensor,
+        label: int | None,
+        k: int | None,
+        seed: int,
+        image_ids: Sequence[int] | None,
+        progress: Progress | None,
+        cache: TrajectoryCache | None,
+    ) -> Estimate:
+        """Check a call, estimate the images of each time, and join the parts."""
+        x = self.check_x(x)
+        times = self._check_t(t, len(x))
+        label = self.label if label is None else label
+        self.check_label(label)
+        if image_ids is not None and len(image_ids) != len(x):
+            raise InputError(
+                f"there are {len(image_ids)} numbers for {len(x)} images",
+                parameter="image_ids",
+                remedy="give one number for each image",
+            )
+        self._check_images(label)
+        progress = progress or no_progress
+        distinct = list(dict.fromkeys(times))
+        parts, rows = [], []
+        with use_threads(self._threads):
+            for i, time in enumerate(distinct):
+                mine = [row for row, its_time in enumerate(times) if its_time == time]
+                part = part_of(progress, "posterior mean", i / len(distinct), (i + 1) / len(distinct))
+                numbers = mine if image_ids is None else [image_ids[row] for row in mine]
+                call = Call(time, label, numbers, seed, part, cache, k)
+                parts.append(self._estimate(x[mine], self._beta(time), call))
+                rows += mine
+        joined = Estimate.cat(parts)
+        return joined[torch.argsort(torch.tensor(rows, device=self.device))]
+
+    def score(self, x: Tensor, t: float | Tensor, *, label: int | None = None) -> Tensor:
+        """Return `(a mu - x) / beta`, (B, C, H, W); mu is the `posterior_mean` and a = sqrt(1 - beta)."""
+        return self.score_of(self.posterior_mean(x, t, label=label).mean, x, t)
+
+    def __call__(self, x: Tensor, t: float | Tensor, *args: Any, **options: Any) -> Tensor:
+        """Return the `score`."""
+        return self.score(x, t, *args, **options)
+
+    def score_of(self, mean: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
+        """Return the score that goes with a posterior mean at (x, t)."""
+        x = self.check_x(x)
+        beta = torch.tensor([self._beta(time) for time in self._check_t(t, len(x))], dtype=torch.float64)
+        beta = beta.to(x.device)[:, None, None, None]
+        return (((1 - beta).sqrt() * mean - x) / beta).float()
+
+    def _beta(self, t: float) -> float:
+        beta = self.noise(t)
+        if not 0 < beta < 1:
+            raise InputError(
+                f"gives beta = {beta} at t = {t}", parameter="noise", remedy="give beta in (0, 1)"
+            )
+        if beta < LEAST_BETA:
+            raise InputError(
+                f"beta = {beta:.1e} at t = {t:.1e} is below {LEAST_BETA:.0e}",
+                parameter="t",
+                remedy="use a larger t",
+            )
+        return beta
+
+    def check_x(self, x: Tensor, name: str = "x") -> Tensor:
+        """Return noisy images on the denoiser's device, in float32; refuse those that no call accepts."""
+        if not isinstance(x, Tensor) or x.dim() != 4 or tuple(x.shape[1:]) != self.shape or len(x) == 0:
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            expected = "(B, {}, {}, {})".format(*self.shape)
+            raise InputError(
+                f"must be a tensor of shape {expected}, got {found}", parameter=name, remedy="reshape it"
+            )
+        if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+            raise InputError("must be finite floats", parameter=name, remedy="check for NaN and infinity")
+        x = x.detach()
+        largest = float(x.abs().max())
+        if largest > LARGEST_X:
+            raise InputError(
+                f"values must lie in [-{LARGEST_X:g}, {LARGEST_X:g}], got {largest:.3g}",
+                parameter=name,
+                remedy="scale it as x_t = sqrt(1 - beta) x_0 + sqrt(beta) eps",
+            )
+        return x.to(self.device, torch.float32)
+
+    @staticmethod
+    def _check_t(t: float | Tensor, batch: int) -> list[float]:
+        try:
+            times = torch.as_tensor(t, dtype=torch.float64).flatten().tolist()
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"is not a time: {t!r}", parameter="t", remedy="give a float, or one for each image"
+            ) from None
+        if len(times) == 1:
+            times = times * batch
+        if len(times) != batch:
+            raise InputError(
+                f"there are {len(times)} times for {batch} images",
+                parameter="t",
+                remedy="give one time, or one for each image",
+            )
+        for time in times:
+            if not 0 < time < 1:
+                raise InputError(
+                    f"must lie in (0, 1), got {time}", parameter="t", remedy="t = 0 is data, t = 1 is noise"
+                )
+        return times
+
+
+class TrainingDenoiser(Denoiser):
+    """A denoiser that is computed from training images.
+
+    Parameters
+    ----------
+    source : PatchIndex, or anything `open_images` takes
+        A patch index (or its path), or raw images. All images of a label are used.
+    labels : array of int or path, optional
+        Labels of raw images, shape (N,). An index has its own.
+    noise, label, device, threads
+        As for `Denoiser`.
+    memory : int or str, optional
+        Bytes for temporary arrays, or a size such as `"1G"`; 256 MiB by default.
+
+    Attributes
+    ----------
+    index : PatchIndex or None
+    training : TrainingImages
+
+    Raises
+    ------
+    InputError
+        When a setting is unknown or does not fit the images or the index.
+    """
+
+    def __init__(
+        self,
+        source: PatchIndex | ImagesLike,
+        labels: LabelsLike | None = None,
+        *,
+        noise: str | NoiseSchedule = "cosine",
+        label: int | None = None,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        memory: int | str | None = None,
+    ) -> None:
+        check_threads(threads)
+        if is_store(source):
+            source = open_index(source, device=resolve_device(device))
+        if isinstance(source, PatchIndex):
+            if labels is not None:
+                raise InputError(
+                    "is fixed in the store",
+                    parameter="labels",
+                    remedy="leave it out, or give the images themselves",
+                )
+            self.index: PatchIndex | None = source
+            self.training = source.training
+        else:
+            self.index, self.training = None, TrainingImages(source, labels)
+        self._memory = WORKING_MEMORY if memory is None else parse_memory(memory)
+        shape = (self.training.channels, *self.training.size)
+        super().__init__(shape, noise=noise, label=label, device=device, threads=threads)
+
+    def check_label(self, label: int | None) -> None:
+        """Refuse a label that no training image has."""
+        self.training.range_of(label)
+
+    def _check_images(self, label: int | None) -> None:
+        if self.index is not None:
+            self.index.check_images(*self.training.range_of(label))
+
+
+def is_store(source: Any) -> TypeGuard[str | Path]:
+    """Return whether a source is the path or URL of a store, rather than of images."""
+    if is_url(source):
+        return Remote(source).is_store()
+    return isinstance(source, str | Path) and read_attributes(Path(source)) is not None
