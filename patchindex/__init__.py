@@ -32,6 +32,7 @@ __all__ = [
     "build_index",
     "cluster",
     "denoiser",
+    "networks",
     "open_images",
     "open_index",
     "register_denoiser",
@@ -44,7 +45,7 @@ __all__ = [
 # Type checkers read the imports. At run time each name is imported on first use (PEP 562), because torch,
 # numba and zarr take seconds to import.
 if TYPE_CHECKING:
-    from patchindex import cluster, study
+    from patchindex import cluster, networks, study
     from patchindex.build import add_scales, append, build_index
     from patchindex.denoisers import DENOISERS, Denoiser, ScoreMachine, denoiser, register_denoiser
     from patchindex.errors import PatchIndexError

@@ -14,6 +14,7 @@ from .build import build
 from .info import info
 from .sample import sample
 from .study import study
+from .train import train
 from .tune import tune
 from .verify import verify
 
@@ -99,5 +100,5 @@ def main() -> None:
     """
 
 
-for command in (build, append, tune, sample, info, study, verify):
+for command in (build, append, tune, sample, info, study, train, verify):
     main.add_command(command)

@@ -232,6 +232,19 @@ def locality_option(help_text: str) -> Decorator:
     )
 
 
+def parse_integers(text: str, parameter: str, example: str = "64,128") -> list[int]:
+    """Read a list such as `64,128`."""
+    try:
+        numbers = [int(part) for part in text.replace(" ", ",").split(",") if part]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise InputError(
+            f"{text!r} is not a list of integers", parameter=parameter, remedy=f"write for example {example}"
+        )
+    return numbers
+
+
 def parse_scales(text: str, parameter: str = "scales") -> list[int]:
     """Read `3,5,7`."""
     try:

@@ -84,6 +84,12 @@ class TrainingImages:
         """Return images [lo, hi) in label order: uint8, shape (hi - lo, H, W, C)."""
         return self.source.read(slice(lo, hi) if self._order is None else self._order[lo:hi])
 
+    def in_source_order(self) -> ImageSource:
+        """Return the images and their labels in the order of the source, also from a sorted store."""
+        if self._order is not None or self.labels is None:
+            return self.source
+        return self.source.subset(np.argsort(self.source_ids, kind="stable"))
+
     def blocks(self, lo: int, hi: int, most: int, multiple: int = 1) -> Iterator[np.ndarray]:
         """Yield images [lo, hi) in blocks of about `BLOCK_BYTES`: uint8 (n, H, W, C), n at most `most`.
 

@@ -1,0 +1,147 @@
+"""`patchindex train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from patchindex.errors import Option, PatchIndexError
+
+from .options import (
+    LocalPath,
+    NameIn,
+    RunOptions,
+    count_option,
+    image_options,
+    open_source,
+    parse_integers,
+    run_options,
+)
+from .output import count, print_json
+from .progress import stages
+
+SETTINGS = (  # options that are attributes of `TrainSettings`
+    *("arch", "conditional", "noise", "lr", "lr_decay", "batch_size", "epochs", "steps", "minutes", "ema"),
+    *("precision", "validation"),
+)
+
+
+@click.command(short_help="Train a network.")
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the run.")
+@click.option(
+    "--arch",
+    type=NameIn("patchindex.networks", "ARCHITECTURES"),
+    default="resnet",
+    show_default=True,
+    help="resnet, unet, or unet-attention.",
+)
+@count_option("--channels", "resnet: channels, a multiple of 8.  [default: 256]")
+@count_option("--layers", "resnet: residual blocks.  [default: 6]")
+@click.option(
+    "--widths",
+    metavar="N,N,...",
+    help="unet: channels of each level, finest first.  [default: 64,128,256]",
+)
+@click.option(
+    "--padding",
+    type=NameIn("patchindex.networks.architectures", "PADDINGS"),
+    default="zeros",
+    show_default=True,
+    help="Padding of the convolutions: zeros or circular.",
+)
+@click.option("--conditional", is_flag=True, help="Train with the class labels of the images.")
+@click.option("--lr", type=float, default=1e-4, show_default=True, help="Learning rate.")
+@click.option(
+    "--lr-decay", type=float, default=0.999965, show_default=True, help="Factor of the rate at each step."
+)
+@count_option("--batch-size", "Images per step.", 128)
+@count_option("--epochs", "End after N passes over the images.  [default: 300, without another limit]")
+@count_option("--steps", "End after N steps.")
+@click.option("--minutes", type=float, help="End after this time, over all parts of a resumed run.")
+@click.option("--ema", type=float, metavar="DECAY", help="Average the weights, with this decay at each step.")
+@click.option(
+    "--precision",
+    type=NameIn("patchindex.networks.settings", "PRECISIONS"),
+    default="float32",
+    show_default=True,
+    help="float32, or bfloat16 for mixed precision.",
+)
+@click.option(
+    "--noise",
+    type=NameIn("patchindex.schedules", "NOISE_SCHEDULES"),
+    default="cosine",
+    show_default=True,
+    help="Noise schedule.",
+)
+@count_option("--validation", "Hold out the last N images, and measure the loss on them.", 0, least=0)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run.")
+@image_options
+@run_options("Seed of the weights, the order of the images, the times and the noise.")
+def train(
+    source: str,
+    output: Path,
+    channels: int | None,
+    layers: int | None,
+    widths: str | None,
+    padding: str,
+    resume: bool,
+    overwrite: bool,
+    run: RunOptions,
+    **values: Any,
+) -> None:
+    """Train a network on the images of SOURCE to predict their noise.
+
+    The defaults are the networks and the recipe of Kamb & Ganguli (arXiv 2412.20292). Writes
+    weights.safetensors and run.json (settings, fingerprint of the images), loss.csv and loss.png, and
+    state.safetensors, from which --resume continues. A checkpoint is written every two minutes.
+
+    \b
+    Examples:
+      patchindex train data/fashion_mnist_6k.npz -o run --channels 64 --layers 6 --minutes 40 \\
+          --precision bfloat16 --lr 1e-3
+      patchindex train mnist -o mnist-circular --resize 32 --padding circular --epochs 50 --device cuda
+      patchindex train cifar10 -o cifar-unet --arch unet-attention --conditional --ema 0.9999
+    """
+    import patchindex
+    from patchindex.networks import TrainSettings
+
+    options = {
+        "channels": channels,
+        "layers": layers,
+        "widths": None if widths is None else parse_integers(widths, "widths"),
+        "padding": padding,
+    }
+    settings = TrainSettings(
+        options={name: value for name, value in options.items() if value is not None},
+        seed=run.seed,
+        **{name: values.pop(name) for name in SETTINGS},
+    )
+    images = open_source(source, values)
+    try:
+        with stages() as progress:
+            record = patchindex.networks.train(
+                images,
+                output,
+                settings,
+                device=run.device,
+                threads=run.threads,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        raise PatchIndexError(
+            "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
+        ) from None
+    if run.as_json:
+        print_json(record)
+        return
+    loss = "no step" if record["loss"] is None else f"loss {record['loss']:.4f}"
+    click.echo(
+        f"{output}: {count(record['parameters'], 'parameter')}, {count(record['step'], 'step')} "
+        f"({record['epochs']:.1f} epochs) in {record['seconds'] / 60:.1f} min, {loss}"
+    )

@@ -1,0 +1,136 @@
+"""The files of a training run: weights, the state of the optimiser, settings and losses.
+
+    weights.safetensors   the weights to use; the settings of the run are in the file's header
+    run.json              the same settings, for people and other programs
+    state.safetensors     weights, moving average and optimiser, to resume from; the numbers of the run are in
+                          the file's header
+    loss.csv, loss.png    the loss by step
+
+Each file is replaced at once, and each reader reads one file only, so that a kill between two files never
+mixes two states: `open_run` reads `weights.safetensors`, and a resumed run reads `state.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from patchindex.errors import InputError
+from patchindex.store.atomic import atomic_write
+
+__all__ = [
+    "FILES",
+    "LOSSES",
+    "PICTURE",
+    "RUN",
+    "STATE",
+    "WEIGHTS",
+    "TensorFile",
+    "write_json",
+    "write_tensors",
+]
+
+WEIGHTS, STATE, RUN = "weights.safetensors", "state.safetensors", "run.json"
+LOSSES, PICTURE = "loss.csv", "loss.png"
+FILES = (WEIGHTS, STATE, RUN, LOSSES, PICTURE)
+HEADER = "patchindex"  # the key of the JSON data in the metadata of a safetensors file
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
+    """Write tensors and JSON data to a safetensors file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(contiguous, {HEADER: json.dumps(header)})
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON data, atomically."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+class TensorFile:
+    """A safetensors file that is checked before its tensors are read.
+
+    Parameters
+    ----------
+    path : Path
+
+    Attributes
+    ----------
+    header : dict
+        The JSON data of the file.
+
+    Raises
+    ------
+    InputError
+        When there is no such file, or its header is not that of a training run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise InputError("no such file", where=path, remedy="give the folder of a training run")
+        try:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(HEADER)
+                self._found = {
+                    name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape()))
+                    for name in file.keys()  # noqa: SIM118  (the file is no mapping)
+                }
+        except (SafetensorError, OSError) as error:
+            raise self._refused(f"is not a safetensors file ({error})") from None
+        try:
+            header = json.loads(text or "")
+        except (ValueError, RecursionError):
+            header = None
+        if not isinstance(header, dict):
+            raise self._refused("has no settings of a training run")
+        self.header: dict[str, Any] = header
+
+    def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors with the names of `expected`, in float32; other tensors are an error.
+
+        Raises
+        ------
+        InputError
+            When a name, shape or dtype differs from `expected`, or a value is not finite.
+        """
+        self._compare(expected)
+        with safe_open(self.path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in expected}
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise self._refused(f"tensor {name} has values that are not finite")
+        return tensors
+
+    def _compare(self, expected: Mapping[str, Tensor]) -> None:
+        """Compare names, dtypes and shapes before any tensor is read."""
+        missing, surplus = expected.keys() - self._found.keys(), self._found.keys() - expected.keys()
+        for names, what in ((missing, "lacks"), (surplus, "has an unknown")):
+            if names:
+                raise self._refused(f"{what} tensor {_first(names)}")
+        for name, tensor in expected.items():
+            dtype, shape = self._found[name]
+            if shape != tuple(tensor.shape):
+                raise self._refused(
+                    f"tensor {name} has shape {shape}, but the architecture has {tuple(tensor.shape)}"
+                )
+            if dtype != DTYPES[tensor.dtype]:
+                raise self._refused(f"tensor {name} has dtype {dtype}, expected {DTYPES[tensor.dtype]}")
+
+    def _refused(self, what: str) -> InputError:
+        return InputError(what, where=self.path, remedy="copy the file again, or train again")
+
+
+def _first(names: Iterable[str]) -> str:
+    return min(names)

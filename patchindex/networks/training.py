@@ -1,0 +1,440 @@
+"""`train`: the training of a network on a set of images."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from patchindex.build import parse_memory
+from patchindex.errors import InputError, Option, OutputExistsError, PatchIndexError
+from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
+from patchindex.images.by_label import as_tensor, to_unit
+from patchindex.networks.architectures import ResNet, UNet, make_network
+from patchindex.networks.files import (
+    FILES,
+    LOSSES,
+    PICTURE,
+    RUN,
+    STATE,
+    WEIGHTS,
+    TensorFile,
+    write_json,
+    write_tensors,
+)
+from patchindex.networks.losses import plot_losses, write_losses
+from patchindex.networks.provenance import ImagesRecord
+from patchindex.networks.settings import TrainSettings
+from patchindex.runtime import Progress, no_progress, resolve_device
+from patchindex.runtime import threads as use_threads
+from patchindex.schedules import noise_schedule
+
+__all__ = ["train"]
+
+FORMAT = 1
+LEVELS = 1000  # times in training: 0, 1, ..., LEVELS - 1, divided by LEVELS
+STEPS_PER_ROW = 100
+CHECKPOINT_SECONDS = 120.0
+READ_IMAGES = 4096  # at once, while all images are read
+
+WEIGHTS_STREAM, ORDER_STREAM, NOISE_STREAM, VALIDATION_STREAM = range(4)
+
+
+def train(
+    source: ImagesLike,
+    run_folder: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    labels: LabelsLike | None = None,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a network to predict the noise of images, and write a run folder.
+
+    Each step minimises the mean over a batch of
+
+        |network(sqrt(1 - beta(t)) x_0 + sqrt(beta(t)) eps, t) - eps|^2,    t uniform on 0, .001, ..., .999
+
+    by AdamW without weight decay. The order of the images depends on the seed and the epoch, t and eps depend
+    on the seed and the step. A run that was killed and resumed therefore ends with the same weights on the
+    same machine with the same number of threads, except where a library's kernels on a GPU are not
+    deterministic.
+
+    Parameters
+    ----------
+    source : anything `open_images` takes
+        The images, scaled to [-1, 1]. Images that do not fit into half of the memory are read at each step.
+    run_folder : path
+        Folder for the files; see `patchindex.networks.files`. A checkpoint is written every two minutes.
+    settings : TrainSettings, optional
+    labels : optional
+        Labels of the images, as for `open_images`.
+    device : str or torch.device, optional
+    threads : int, optional
+        CPU threads; by default as many as torch uses.
+    resume : bool
+        Continue an unfinished run, or a finished run with larger limits. Starts a run where there is none.
+    overwrite : bool
+        Replace an earlier run.
+    progress : Progress, optional
+        Called as `progress(stage, done, total)`.
+
+    Returns
+    -------
+    dict
+        The content of `run.json`.
+
+    Raises
+    ------
+    InputError
+        When a setting does not fit the images, the folder has a run already, or the run to resume has other
+        settings or images.
+    PatchIndexError
+        When the loss is not finite.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    >>> settings = TrainSettings(options={"channels": 16, "layers": 1}, steps=3, batch_size=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     train(images, folder, settings)["step"]
+    3
+    """
+    settings = settings or TrainSettings()
+    images, held_out = _split(open_images(source, labels=labels), settings)
+    folder, progress = Path(run_folder), progress or no_progress
+    existing = [name for name in FILES if (folder / name).exists()]
+    if existing and not (resume or overwrite):
+        raise OutputExistsError(
+            f"already has {', '.join(existing)}",
+            where=folder,
+            remedy=[
+                "continue with ",
+                Option("resume", True),
+                ", or replace with ",
+                Option("overwrite", True),
+            ],
+        )
+    found = resolve_device(device)
+    with use_threads(threads) as used:
+        training = _Training(images, held_out, settings, found)
+        training.describe(used)
+        if resume and (folder / STATE).exists():
+            training.restore(folder)
+        else:
+            for name in existing:
+                (folder / name).unlink()
+        training.read_images(progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        training.run(folder, progress)
+    return training.record
+
+
+def _split(source: ImageSource, settings: TrainSettings) -> tuple[ImageSource, ImageSource | None]:
+    """Return the images to train on, and the images that are held out."""
+    if settings.conditional and source.labels is None:
+        raise InputError(
+            "the images have no labels", parameter="conditional", remedy=["give ", Option("labels")]
+        )
+    if not settings.validation:
+        return source, None
+    kept = len(source) - settings.validation
+    if kept < 1:
+        raise InputError(
+            f"leaves none of {len(source)} images for training",
+            parameter="validation",
+            remedy="hold out fewer images",
+        )
+    return source.subset(kept), source.subset(np.arange(kept, len(source)))
+
+
+@dataclass
+class _Clock:
+    """The time of a run over all of its parts, in seconds."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def start(self) -> None:
+        self._started = time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
+
+    def read(self) -> float:
+        self.seconds = time.perf_counter() - self._started[0]
+        self.cpu_seconds = time.process_time() - self._started[1]
+        return self.seconds
+
+
+class _Training:
+    """A network in training: the weights, the optimiser, and the number of steps that are done."""
+
+    def __init__(
+        self, images: ImageSource, held_out: ImageSource | None, settings: TrainSettings, device: torch.device
+    ) -> None:
+        self.images, self.held_out, self.settings, self.device = images, held_out, settings, device
+        height, width, channels = images.shape[1:]
+        self.classes = _classes_of(images, settings)
+        if held_out is not None and len(
+            unknown := np.setdiff1d(_classes_of(held_out, settings), self.classes)
+        ):
+            raise InputError(
+                f"label {unknown[0]} is in the held-out images only",
+                parameter="validation",
+                remedy="shuffle the images, or hold out others",
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self._stream(WEIGHTS_STREAM, 0).integers(2**63)))
+            network = make_network(
+                settings.arch, (channels, height, width), len(self.classes), settings.options
+            )
+        self.network: ResNet | UNet = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = None if settings.ema is None else AveragedModel(
+            self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)
+        )  # fmt: skip
+        self.optimiser = AdamW(self.network.parameters(), lr=settings.lr, weight_decay=0.0)
+        self.scheduler = ExponentialLR(self.optimiser, settings.lr_decay)
+        noise = noise_schedule(settings.noise)
+        self.betas = torch.tensor([noise(i / LEVELS) for i in range(LEVELS)], dtype=torch.float64).float()
+        self.read: Callable[[np.ndarray], np.ndarray] = images.read
+        self.clock = _Clock()
+        self.step, self.losses = 0, list[dict[str, Any]]()
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the steps since the last row
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.images) / self.settings.batch_size)
+
+    @property
+    def last_step(self) -> float:
+        """The step at which the training ends, unless its time is over before; infinity without limits."""
+        epochs, steps = self.settings.epochs, self.settings.steps
+        return min(math.inf if epochs is None else epochs * self.steps_per_epoch, steps or math.inf)
+
+    @property
+    def seconds_allowed(self) -> float:
+        return math.inf if self.settings.minutes is None else 60 * self.settings.minutes
+
+    def _stream(self, kind: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, kind, number])
+
+    def describe(self, threads: int) -> None:
+        """Begin the record of the run: all that is known before the first step."""
+        settings = self.settings.to_json()
+        names = self.images.label_names
+        self.record: dict[str, Any] = {
+            "format": FORMAT,
+            "architecture": {"name": settings.pop("arch"), **self.network.options},
+            "shape": [self.images.shape[3], *self.images.shape[1:3]],
+            "labels": self.classes.tolist() if settings["conditional"] else None,
+            "label_names": list(names) if settings["conditional"] and names is not None else None,
+            "noise": settings.pop("noise"),
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "images": ImagesRecord.of(self.images).to_json(),
+            "settings": self.settings.to_json(),
+            "device": str(self.device),
+            "threads": threads,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {name: version(name) for name in ("patchindex", "torch", "numpy", "safetensors")}
+            | {"python": platform.python_version()},
+        }
+
+    def read_images(self, progress: Progress) -> None:
+        """Keep all images in memory if they fit into half of it."""
+        if math.prod(self.images.shape) > parse_memory(None):
+            return
+        pixels = np.empty(self.images.shape, np.uint8)
+        for start, block in self.images.chunks(READ_IMAGES):
+            pixels[start : start + len(block)] = block
+            progress("images", start + len(block), len(pixels))
+        self.read = lambda ids: pixels[ids]
+
+    def run(self, folder: Path, progress: Progress) -> None:
+        """Train until a limit is reached, and write the files of the run."""
+        self.clock.start()
+        saved = -math.inf
+        epoch, order = -1, np.empty(0, np.int64)
+        while True:
+            seconds = self.clock.read()
+            done = self.step >= self.last_step or seconds >= self.seconds_allowed
+            if done or seconds - saved >= CHECKPOINT_SECONDS:
+                self.save(folder)
+                saved = seconds
+            progress(
+                "training", max(self.step / self.last_step, min(seconds / self.seconds_allowed, 1.0)), 1.0
+            )
+            if done:
+                return
+            if self.step // self.steps_per_epoch != epoch:
+                epoch = self.step // self.steps_per_epoch
+                order = self._stream(ORDER_STREAM, epoch).permutation(len(self.images))
+            first = self.step % self.steps_per_epoch * self.settings.batch_size
+            self.loss_sum += self._train_on(order[first : first + self.settings.batch_size])
+            self.step += 1
+            if self.step % STEPS_PER_ROW == 0:
+                self.losses.append(self._row(STEPS_PER_ROW))
+                self.loss_sum.zero_()
+
+    def _train_on(self, ids: np.ndarray) -> Tensor:
+        """Take one step, and return the loss."""
+        self.network.train()
+        classes = None if self.images.labels is None else self.images.labels[ids]
+        loss = self._loss(self.network, self.read(ids), classes, self._stream(NOISE_STREAM, self.step))
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return loss.detach().double()
+
+    def _loss(
+        self, network: nn.Module, pixels: np.ndarray, labels: np.ndarray | None, stream: np.random.Generator
+    ) -> Tensor:
+        x_0 = to_unit(as_tensor(pixels, self.device).permute(0, 3, 1, 2))  # channels last, as the network is
+        times = torch.from_numpy(stream.integers(0, LEVELS, len(pixels)))
+        eps = torch.from_numpy(stream.standard_normal(x_0.shape, dtype=np.float32)).to(self.device)
+        beta = self.betas[times].to(self.device)[:, None, None, None]
+        x = (1 - beta).sqrt() * x_0 + beta.sqrt() * eps
+        label = None
+        if self.settings.conditional and labels is not None:
+            label = torch.from_numpy(np.searchsorted(self.classes, labels)).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            predicted = network(x, (times / LEVELS).float().to(self.device), label)
+        return mse_loss(predicted.float(), eps)
+
+    def _row(self, steps: int) -> dict[str, Any]:
+        """Return the row of the table of losses for the last `steps` steps."""
+        loss = float(self.loss_sum) / steps
+        if not math.isfinite(loss):
+            raise PatchIndexError(
+                f"the loss is not finite at step {self.step}",
+                where="training",
+                remedy=["give a smaller ", Option("lr")],
+            )
+        whole, rest = divmod(self.step, self.steps_per_epoch)
+        return {
+            "step": self.step,
+            "images_seen": whole * len(self.images) + rest * self.settings.batch_size,
+            "loss": loss,
+            "validation_loss": self._validation_loss(),
+            "lr": self.scheduler.get_last_lr()[0],
+            "seconds": round(self.clock.read(), 3),
+        }
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float | None:
+        """Return the loss on the held-out images, always with the same times and noise."""
+        if self.held_out is None:
+            return None
+        network = self._result()
+        network.eval()
+        total = 0.0
+        for number, (start, pixels) in enumerate(self.held_out.chunks(self.settings.batch_size)):
+            labels = self.held_out.labels
+            chosen = None if labels is None else labels[start : start + len(pixels)]
+            stream = self._stream(VALIDATION_STREAM, number)
+            total += float(self._loss(network, pixels, chosen, stream)) * len(pixels)
+        return total / len(self.held_out)
+
+    def _result(self) -> nn.Module:
+        """Return the network with the weights to use."""
+        return self.network if self.average is None else self.average.module
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; see `patchindex.networks.files`."""
+        rows = list(self.losses)
+        if rest := self.step % STEPS_PER_ROW:
+            rows.append(self._row(rest))
+        self.clock.read()
+        self.record |= {
+            "step": self.step,
+            "epochs": round(self.step / self.steps_per_epoch, 3),
+            "seconds": round(self.clock.seconds, 3),
+            "cpu_seconds": round(self.clock.cpu_seconds, 3),
+            "loss": rows[-1]["loss"] if rows else None,
+            "validation_loss": rows[-1]["validation_loss"] if rows else None,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        state = {
+            "run": self.record,
+            "loss_sum": float(self.loss_sum),
+            "losses": self.losses,
+            "lr": self.optimiser.param_groups[0]["lr"],
+            "scheduler": self.scheduler.state_dict(),
+        }
+        write_losses(folder / LOSSES, rows)
+        write_tensors(folder / STATE, self._state(), state)
+        write_tensors(folder / WEIGHTS, self._result().state_dict(), self.record)
+        write_json(folder / RUN, self.record)
+        title = f"{self.record['architecture']['name']}, {self.record['parameters']:,} parameters"
+        plot_losses(folder / PICTURE, rows, title)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return the tensors to resume from; a resumed run copies values into them."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            if parameter not in self.optimiser.state:  # as AdamW begins
+                self.optimiser.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+            tensors |= {f"optimiser.{key}.{name}": t for key, t in self.optimiser.state[parameter].items()}
+        return tensors
+
+    def restore(self, folder: Path) -> None:
+        """Continue from the state of an earlier part of the run."""
+        path = folder / STATE
+        file = TensorFile(path)
+        try:
+            state = file.header
+            before = state["run"]
+            self.settings.check_resumed(before["settings"], folder)
+            if before["images"] != self.record["images"]:
+                raise InputError(
+                    "the run has other images",
+                    where=folder,
+                    remedy="give the images that it was started with",
+                )
+            self.step, self.losses = int(before["step"]), list(state["losses"])
+            self.loss_sum.fill_(float(state["loss_sum"]))
+            self.clock = _Clock(float(before["seconds"]), float(before["cpu_seconds"]))
+            self.optimiser.param_groups[0]["lr"] = float(state["lr"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.record["created"] = before["created"]
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"is damaged ({error!r})", where=path, remedy=["start again with ", Option("overwrite", True)]
+            ) from None
+        with torch.no_grad():
+            targets = self._state()
+            for name, tensor in file.read(targets).items():
+                targets[name].copy_(tensor)
+
+
+def _classes_of(source: ImageSource, settings: TrainSettings) -> np.ndarray:
+    """Return the class labels of a conditional network, ascending; an empty array for another network."""
+    if not settings.conditional or source.labels is None:
+        return np.empty(0, np.int64)
+    return np.unique(source.labels)
