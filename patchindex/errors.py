@@ -1,4 +1,4 @@
-"""The errors of this package: one base class, `PatchIndexError`.
+"""The errors of this package, with the base class `PatchIndexError`, and its warnings, `PatchIndexWarning`.
 
 Each error says in one line what is wrong, where, and what to do. Each error is also the builtin exception
 that a caller would expect: `InputError` is a `ValueError`. `exit_code` is the exit code of the command line:
@@ -16,6 +16,7 @@ __all__ = [
     "Option",
     "OutputExistsError",
     "PatchIndexError",
+    "PatchIndexWarning",
     "SourceNotFoundError",
     "StoreError",
 ]
@@ -35,32 +36,8 @@ class Option:
         return self.name if self.value is None else f"{self.name}={self.value!r}"
 
 
-class PatchIndexError(Exception):
-    """Base class of all errors: `where: what; remedy` in one line.
-
-    Parameters
-    ----------
-    what : str
-        What is wrong.
-    parameter : str, optional
-        Name of the Python parameter whose value is wrong.
-    where : object, optional
-        The file, the field or the value that is wrong, when it is not a parameter.
-    remedy : str, or sequence of str and Option, optional
-        What to do. The parts of a sequence are joined without spaces.
-
-    Examples
-    --------
-    >>> print(InputError("k must be odd, got 4", parameter="scales", remedy="use 3 or 5"))
-    scales: k must be odd, got 4; use 3 or 5
-    >>> error = InputError("exists", where="s.zarr", remedy=["give ", Option("overwrite", True)])
-    >>> print(error)
-    s.zarr: exists; give overwrite=True
-    >>> error.describe(lambda option: f"--{option.name}")
-    's.zarr: exists; give --overwrite'
-    """
-
-    exit_code = 1
+class _Message(Exception):
+    """The text of an error or a warning: `where: what; remedy` in one line."""
 
     def __init__(
         self,
@@ -87,6 +64,34 @@ class PatchIndexError(Exception):
         return str(self.args[0])
 
 
+class PatchIndexError(_Message):
+    """Base class of all errors: `where: what; remedy` in one line.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong.
+    parameter : str, optional
+        Name of the Python parameter whose value is wrong.
+    where : object, optional
+        The file, the field or the value that is wrong, when it is not a parameter.
+    remedy : str, or sequence of str and Option, optional
+        What to do. The parts of a sequence are joined without spaces.
+
+    Examples
+    --------
+    >>> print(InputError("k must be odd, got 4", parameter="scales", remedy="use 3 or 5"))
+    scales: k must be odd, got 4; use 3 or 5
+    >>> error = InputError("exists", where="s.zarr", remedy=["give ", Option("overwrite", True)])
+    >>> print(error)
+    s.zarr: exists; give overwrite=True
+    >>> error.describe(lambda option: f"--{option.name}")
+    's.zarr: exists; give --overwrite'
+    """
+
+    exit_code = 1
+
+
 class InputError(PatchIndexError, ValueError):
     """A value, file or setting given by the user is not acceptable."""
 
@@ -107,3 +112,7 @@ class DeviceError(InputError, RuntimeError):
 
 class StoreError(PatchIndexError, RuntimeError):
     """A store is damaged, or this version cannot read its format."""
+
+
+class PatchIndexWarning(_Message, UserWarning):
+    """A warning of this package, with the parameters of `PatchIndexError`: the result may not be as wanted."""

@@ -1,0 +1,73 @@
+"""Checks of the parts of a locality schedule, which a user writes or reads from a file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from numbers import Integral, Real
+from typing import Any
+
+from patchindex.schedules.presets import Provenance
+
+__all__ = ["is_int", "problem_of_pairs", "problem_of_provenance", "problem_of_quartiles", "problem_of_scale"]
+
+
+def is_int(value: object) -> bool:
+    """Return whether a value is an integer, also one of NumPy, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def problem_of_scale(k: Any) -> str | None:
+    """Return the problem of a scale, or None."""
+    if not _is_number(k) or k % 2 != 1 or k < 1:
+        return f"k must be odd and at least 1, got {k!r}"
+    return None
+
+
+def _is_list_of_pairs(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in value)
+
+
+def problem_of_pairs(pairs: Any) -> str | None:
+    """Return the first problem of pairs of a noise variance and a scale, or None."""
+    if not _is_list_of_pairs(pairs) or not pairs:
+        return "pairs must be a list of [beta, k], with at least one pair"
+    for i, (beta, k) in enumerate(pairs):
+        if not _is_number(beta) or not 0 < beta < 1:
+            return f"beta must lie in (0, 1), got {beta!r} in pair {i + 1}"
+        if i and not beta > pairs[i - 1][0]:
+            return f"beta must increase from pair to pair, got {beta!r} after {pairs[i - 1][0]!r}"
+        if (problem := problem_of_scale(k)) is not None:
+            return f"{problem} in pair {i + 1}"
+    return None
+
+
+def problem_of_quartiles(quartiles: Any, n: int) -> str | None:
+    """Return the first problem of the quartiles of n pairs, or None."""
+    if quartiles is None:
+        return None
+    if not _is_list_of_pairs(quartiles) or len(quartiles) != n:
+        return f"quartiles must be {n} pairs, one for each pair of beta and k"
+    for i, (low, high) in enumerate(quartiles):
+        if not _is_number(low) or not _is_number(high) or not 1 <= low <= high:
+            return f"quartiles must ascend from 1, got {[low, high]} in pair {i + 1}"
+    return None
+
+
+def problem_of_provenance(provenance: Provenance | None) -> str | None:
+    """Return the first problem of a provenance, or None."""
+    if provenance is None:
+        return None
+    for name, value in asdict(provenance).items():
+        if name == "image_size":
+            if value is not None and not (
+                isinstance(value, tuple) and len(value) == 2 and all(is_int(n) and n > 0 for n in value)
+            ):
+                return f"image_size must be two numbers of pixels, got {value!r}"
+        elif not isinstance(value, str):
+            return f"{name} must be text, got {value!r}"
+    return None

@@ -1,0 +1,68 @@
+"""The locality schedules that Kamb & Ganguli (arXiv 2412.20292) calibrated, and their provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LOCALITY_PRESETS", "Provenance", "provenance_of"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The origin of a locality schedule. An empty text is unknown.
+
+    Attributes
+    ----------
+    network : str
+        The network whose locality was measured.
+    data : str
+        The images that the network was trained on.
+    image_size : tuple of int, or None
+        Height and width of these images.
+    noise : str
+        Name of the noise schedule of the network.
+    method : str
+        How the scales were found.
+    """
+
+    network: str = ""
+    data: str = ""
+    image_size: tuple[int, int] | None = None
+    noise: str = ""
+    method: str = ""
+
+
+# Entry i of 20 holds at t = i / 20 of the cosine noise schedule. The first entry is never used.
+LOCALITY_PRESETS: dict[str, tuple[int, ...]] = {
+    "cifar10-resnet-circular": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15, 15),
+    "cifar10-resnet-zeros": (3, 3, 3, 3, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 11, 13, 15, 17, 17, 17),
+    "cifar10-unet-zeros": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 13, 13, 15, 17, 25),
+    "celeba-resnet-zeros": (3, 3, 3, 5, 5, 5, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 13, 15, 19, 19),
+    "celeba-unet-zeros": (3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 5, 5, 7, 7, 9, 9, 9, 13, 19, 27),
+    "fashion-mnist-resnet-zeros": (3, 3, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 13, 13, 13, 15, 15, 15, 17, 17),
+    "fashion-mnist-unet-zeros": (3, 3, 5, 5, 7, 7, 7, 9, 11, 11, 11, 13, 15, 15, 21, 23, 25, 25, 25, 25),
+    "mnist-resnet-circular": (3, 3, 5, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 11, 9, 9, 7, 7, 3, 3),
+    "mnist-resnet-zeros": (3, 3, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 11, 11, 13, 15, 15, 15, 15, 15),
+    "mnist-unet-zeros": (3, 3, 3, 5, 5, 7, 7, 7, 9, 9, 9, 11, 13, 15, 17, 21, 23, 23, 25, 27),
+}
+
+_DATA = {  # the images, and whether the networks take a label
+    "celeba": ("CelebA", "unconditional"),
+    "cifar10": ("CIFAR-10", "class-conditional"),
+    "fashion-mnist": ("Fashion-MNIST", "class-conditional"),
+    "mnist": ("MNIST", "unconditional"),
+}
+_NETWORKS = {
+    "resnet-circular": "ResNet with circular padding",
+    "resnet-zeros": "ResNet with zero padding",
+    "unet-zeros": "UNet with zero padding",
+}
+_METHOD = "published with arXiv 2412.20292: largest cosine similarity to the network's score, median of 10 samples"
+
+
+def provenance_of(preset: str) -> Provenance:
+    """Return the provenance of a preset: 32 x 32 images, and a network of the paper."""
+    data = next(name for name in sorted(_DATA) if preset.startswith(name))
+    images, labels = _DATA[data]
+    network = f"{_NETWORKS[preset.removeprefix(f'{data}-')]}, {labels}"
+    return Provenance(network, images, (32, 32), "cosine", _METHOD)
