@@ -177,7 +177,7 @@ def image(args: argparse.Namespace) -> dict[str, float]:
     total = {"ours": 0.0, "plain": 0.0, "authors": 0.0}
     for i in range(args.steps - 1, 0, -1):
         t = i / args.steps
-        case = Case(args.images, args.others, "ELS", schedule.k(t), t)
+        case = Case(args.images, args.others, "ELS", schedule.k(cosine(t)), t)
         ways: dict[str, Callable[[], Any]] = {"ours": case.ours, "plain": case.plain}
         if theirs is not None:
             ways["authors"] = lambda case=case: case.authors(theirs)

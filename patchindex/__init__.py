@@ -24,6 +24,8 @@ __all__ = [
     "LocalitySchedule",
     "PatchIndex",
     "PatchIndexError",
+    "PatchIndexWarning",
+    "Provenance",
     "SampleResult",
     "ScoreMachine",
     "SoftmaxState",
@@ -48,12 +50,12 @@ if TYPE_CHECKING:
     from patchindex import cluster, networks, study
     from patchindex.build import add_scales, append, build_index
     from patchindex.denoisers import DENOISERS, Denoiser, ScoreMachine, denoiser, register_denoiser
-    from patchindex.errors import PatchIndexError
+    from patchindex.errors import PatchIndexError, PatchIndexWarning
     from patchindex.estimators import ESTIMATORS, Estimate
     from patchindex.images import ImageSource, open_images
     from patchindex.index import PatchIndex, open_index, verify
     from patchindex.sampling import SampleResult, sample
-    from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
+    from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule, Provenance
     from patchindex.softmax import SoftmaxState
     from patchindex.study.tune import tune
 
@@ -62,12 +64,12 @@ else:
     _NAMES = {
         "build": ["add_scales", "append", "build_index"],
         "denoisers": ["DENOISERS", "Denoiser", "ScoreMachine", "denoiser", "register_denoiser"],
-        "errors": ["PatchIndexError"],
+        "errors": ["PatchIndexError", "PatchIndexWarning"],
         "estimators": ["ESTIMATORS", "Estimate"],
         "images": ["ImageSource", "open_images"],
         "index": ["PatchIndex", "open_index", "verify"],
         "sampling": ["SampleResult", "sample"],
-        "schedules": ["LOCALITY_PRESETS", "LocalitySchedule"],
+        "schedules": ["LOCALITY_PRESETS", "LocalitySchedule", "Provenance"],
         "softmax": ["SoftmaxState"],
         "study.tune": ["tune"],
     }

@@ -36,7 +36,7 @@ class Option:
         return self.name if self.value is None else f"{self.name}={self.value!r}"
 
 
-class _Message(Exception):
+class _Message(Exception):  # noqa: N818  (also the base of warnings)
     """The text of an error or a warning: `where: what; remedy` in one line."""
 
     def __init__(
@@ -115,4 +115,7 @@ class StoreError(PatchIndexError, RuntimeError):
 
 
 class PatchIndexWarning(_Message, UserWarning):
-    """A warning of this package, with the parameters of `PatchIndexError`: the result may not be as wanted."""
+    """A warning of this package: the input is accepted, but the result may not be as wanted.
+
+    Takes the parameters of `PatchIndexError`.
+    """

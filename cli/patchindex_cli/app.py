@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import click
 
-from patchindex.errors import Option, PatchIndexError
+from patchindex.errors import Option, PatchIndexError, PatchIndexWarning
 
 from .append import append
 from .build import build
@@ -28,7 +29,9 @@ class _Group(click.Group):
         """Run a command, and end the process with the exit code."""
         code, message = 0, ""
         try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False}) or 0
+            with warnings.catch_warnings():
+                self._print_warnings()
+                code = super().main(*args, **{**kwargs, "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
         except click.UsageError as error:
@@ -54,6 +57,20 @@ class _Group(click.Group):
         found = super().resolve_command(ctx, args)
         self.running = found[1]
         return found
+
+    def _print_warnings(self) -> None:
+        """Print each warning of the package once, as one line on stderr."""
+        warnings.simplefilter("always", PatchIndexWarning)
+        others, printed = warnings.showwarning, set()
+
+        def show(message: Warning | str, *where: Any, **options: Any) -> None:
+            if not isinstance(message, PatchIndexWarning):
+                others(message, *where, **options)
+            elif (text := message.describe(self._spell)) not in printed:
+                printed.add(text)
+                click.echo(f"Warning: {text}", err=True)
+
+        warnings.showwarning = show
 
     def _spell(self, option: Option) -> str:
         """Write a Python parameter as a flag, `overwrite=True` as `--overwrite`.

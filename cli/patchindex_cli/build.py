@@ -26,6 +26,7 @@ from .options import (
     open_source,
     parse_locality,
     parse_scales,
+    resized_locality,
     run_options,
 )
 from .output import shorten
@@ -92,6 +93,7 @@ def build(
     output: Path,
     scales: str | None,
     locality: str | None,
+    resize_locality: bool,
     machine: str,
     train_windows: str,
     add_scales: str | None,
@@ -125,7 +127,8 @@ def build(
     how = {**codes, "seed": run.seed, "threads": run.threads, "memory": options.memory, "device": run.device}
     start: Callable[..., PatchIndex]
     if add_scales is not None:
-        fixed = ("source", "scales", "locality", "machine", "train_windows", "overwrite", *image)
+        schedule = ("scales", "locality", "resize_locality")
+        fixed = ("source", *schedule, "machine", "train_windows", "overwrite", *image)
         _refuse_given(fixed, "is fixed in the store", "leave it out with --add-scales")
         asked = parse_scales(add_scales, "add_scales")
         store = patchindex.open_index(output)
@@ -154,6 +157,8 @@ def build(
             "locality": parse_locality(locality),
         }
         images = open_source(source, image)
+        if resize_locality:
+            settings["locality"] = resized_locality(settings["locality"], images.shape[1:3])
         if dry_run:
             given = BuildSettings(**settings, **codes, seed=run.seed)
             plan, nearest = plan_build(images, given, memory=budget)

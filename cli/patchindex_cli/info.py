@@ -72,7 +72,7 @@ def _summary(found: dict[str, Any]) -> dict[str, str]:
     """Return the lines above the tables; an empty one is not printed."""
     _, height, width, channels = found["shape"]
     appended, skipped = found["settings"].get("appended", []), found["skipped"]
-    locality, windows = found["locality"], f" ({found['train_windows']} training windows)"
+    windows = f" ({found['train_windows']} training windows)"
     return {
         "machine": found["machine"] + (windows if found["machine"] == "ELS" else ""),
         "images": f"{found['images']:,} of {height} x {width} x {channels}, from {found['source']}",
@@ -81,10 +81,30 @@ def _summary(found: dict[str, Any]) -> dict[str, str]:
         if skipped
         else "",
         "labels": _labels(found["labels"], found["label_names"]),
-        "locality": "none" if locality is None else "{name}: {scales}".format(**locality),
+        **_locality(found["locality"]),
         "size": byte_size(found["bytes"]),
         "built": f"{found['created']} by patchindex {found['versions']['patchindex']}",
         "fingerprint": found["fingerprint"],
+    }
+
+
+def _locality(schedule: dict[str, Any] | None) -> dict[str, str]:
+    """Return the line of the schedule, and the line of its provenance."""
+    if schedule is None:
+        return {"locality": "none"}
+    scales = ", ".join(str(k) for _, k in schedule["pairs"])
+    first, last = schedule["pairs"][0][0], schedule["pairs"][-1][0]
+    origin = schedule["provenance"] or {}
+    size = origin.get("image_size")
+    parts = [
+        origin.get("network"),
+        origin.get("data"),
+        "{} x {}".format(*size) if size else "",
+        f"{origin['noise']} noise schedule" if origin.get("noise") else "",
+    ]
+    return {
+        "locality": f"{schedule['name']}: k = {scales} from beta = {first:.3g} to {last:.3g}",
+        "calibrated": "; ".join(filter(None, parts)),
     }
 
 

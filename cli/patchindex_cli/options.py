@@ -100,6 +100,7 @@ class SamplingOptions:
     """Options of `sample` and `study`."""
 
     locality: str | None
+    resize_locality: bool
     label: str | None
     steps: int
     batch_size: int
@@ -223,13 +224,21 @@ def open_source(source: str, image: dict[str, Any]) -> ImageSource:
 
 
 def locality_option(help_text: str) -> Decorator:
-    """Return the option --locality; `parse_locality` reads its value."""
+    """Return a decorator that adds --locality and --resize-locality; `parse_locality` reads the values."""
     presets = ", ".join(LOCALITY_PRESETS)
-    return click.option(
+    schedule = click.option(
         "--locality",
         metavar="SCHEDULE",
-        help=f"{help_text} A preset ({presets}), or locality scales by time, lowest noise first: 3,3,5,7.",
+        help=f"{help_text} A preset ({presets}), a .json file, or locality scales by time, lowest noise "
+        "first: 3,3,5,7.",
     )
+    resize = click.option(
+        "--resize-locality",
+        is_flag=True,
+        help="Scale the locality schedule by the ratio of the size of the images to the size of the images "
+        "that the schedule was calibrated on.",
+    )
+    return functools.partial(_add, [schedule, resize])
 
 
 def parse_integers(text: str, parameter: str, example: str = "64,128") -> list[int]:
@@ -259,11 +268,30 @@ def parse_scales(text: str, parameter: str = "scales") -> list[int]:
 
 
 def parse_locality(text: str | None) -> LocalitySchedule | None:
-    """Read the name of a preset, or locality scales by time such as `3,3,5,7`."""
+    """Read the name of a preset, a .json file, or locality scales by time such as `3,3,5,7`."""
     if text is None:
         return None
     numbers = text.replace(",", "").replace(" ", "").isdigit()
     return LocalitySchedule.of(parse_scales(text, "locality") if numbers else text)
+
+
+def resized_locality(schedule: LocalitySchedule | None, size: tuple[int, int]) -> LocalitySchedule:
+    """Return the schedule for images of this size, for --resize-locality."""
+    if schedule is None:
+        raise InputError("there is no schedule", parameter="resize_locality", remedy="give --locality")
+    return schedule.resized(size)
+
+
+def choose_locality(options: SamplingOptions, index: PatchIndex) -> LocalitySchedule | None:
+    """Return the schedule of --locality, or else of the store, resized with --resize-locality."""
+    given, size = parse_locality(options.locality), index.training.size
+    if not options.resize_locality:
+        return given or index.locality
+    if given is not None or index.locality is None:
+        return resized_locality(given, size)
+    # The schedule as it was given to the build, so that scales are rounded only once.
+    schedule = LocalitySchedule.from_dict(index.attributes["locality"]).resized(size)
+    return schedule.nearest(index.scales) if index.scales else schedule
 
 
 def sampling_options(batch_size: int) -> Decorator:

@@ -23,9 +23,9 @@ from .options import (
     RunOptions,
     SamplingOptions,
     check_output_folder,
+    choose_locality,
     count_option,
     parse_label,
-    parse_locality,
     run_options,
     sampling_options,
     store_path,
@@ -107,7 +107,7 @@ def sample(
 
     check_output_folder(output, FILES, options.overwrite)
     index = patchindex.open_index(store, device=run.device)
-    schedule = parse_locality(options.locality) or index.locality
+    schedule = choose_locality(options, index)
     if schedule is None and index.machine != "IS":
         raise InputError(
             "the store has no schedule", parameter="locality", remedy="give a preset or locality scales"

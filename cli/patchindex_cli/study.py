@@ -12,9 +12,9 @@ from .options import (
     RunOptions,
     SamplingOptions,
     check_output_folder,
+    choose_locality,
     count_option,
     parse_label,
-    parse_locality,
     run_options,
     sampling_options,
     store_path,
@@ -90,7 +90,7 @@ def study(
     check_output_folder(output, FILES, options.overwrite)
     figure_class()  # matplotlib is optional: without it, fail before any work
     index = patchindex.open_index(store, device=run.device)
-    schedule = parse_locality(options.locality) or index.locality
+    schedule = choose_locality(options, index)
     number = parse_label(options.label, index)
     machines = {}
     for text in estimators:

@@ -75,9 +75,10 @@ def build_index(
         `"ELS"` or `"bbELS"`; `"LS"` and `"IS"` make stores of images without an index.
     train_windows : str
         `"valid"` or `"wrapped"`, for ELS.
-    locality : str or sequence of int, optional
-        The name of a published preset, or a schedule. The store keeps the schedule as the default for
-        sampling, with each entry moved to the nearest scale of the store.
+    locality : str, path, int, sequence of int, or LocalitySchedule, optional
+        The name of a published preset, or a schedule, as for `LocalitySchedule.of`; the times of a list are
+        those of the cosine noise schedule. The store keeps the schedule as the default for sampling, with
+        each entry moved to the nearest scale of the store.
     pca_dims : int, optional
         Number of principal components in a code. By default, at the lowest noise at which `locality` or any
         preset uses the scale, the left-out variance of the logits is below 0.2 with at most 56 components, or

@@ -119,7 +119,7 @@ def _settings(
         machine=index.machine,
         train_windows=index.train_windows,
         # The schedule as it was given to the build: it may name scales that the store does not have yet.
-        locality=None if given is None else LocalitySchedule(given["name"], tuple(given["scales"])),
+        locality=None if given is None else LocalitySchedule.from_dict(given),
         pca_dims=pca_dims,
         lists=lists,
         seed=seed,

@@ -61,7 +61,7 @@ class BuildSettings:
                 "machine": self.machine,
                 "train_windows": self.train_windows,
                 "scales": list(scales),
-                "locality": {"name": locality.name, "scales": locality.scales} if locality else None,
+                "locality": locality and locality.as_dict(),
                 "pca_dims": self.pca_dims,
                 "lists": self.lists,
                 "seed": self.seed,
@@ -95,6 +95,8 @@ def appended_settings(
 def changed_settings(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Return the names of the settings in `wanted` that differ from the settings in `found`."""
     found, wanted = _compared(found), _compared(wanted)
+    if found.get("locality"):  # a store of an earlier release has it in another form
+        found["locality"] = LocalitySchedule.from_dict(found["locality"]).as_dict()
     return sorted(name for name in wanted if found.get(name) != wanted[name])
 
 

@@ -19,12 +19,10 @@ from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex
 from patchindex.runtime import Progress
-from patchindex.schedules import LocalitySchedule, NoiseSchedule
+from patchindex.schedules import LocalityLike, LocalitySchedule, NoiseSchedule
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["MachineOptions", "ScoreMachine"]
-
-Locality = str | int | Sequence[int] | LocalitySchedule
 
 
 class Shards(Protocol):
@@ -41,7 +39,7 @@ class MachineOptions(EstimatorOptions, total=False):
 
     estimator: str | None
     noise: str | NoiseSchedule
-    locality: Locality | None
+    locality: LocalityLike | None
     label: int | None
     device: str | torch.device | None
     threads: int | None
@@ -72,9 +70,10 @@ class ScoreMachine(TrainingDenoiser):
         `"topk"` on a GPU, else `"exact"`.
     noise : str or callable
         Noise schedule: a name, or a function from t to beta.
-    locality : str or sequence of int, optional
-        Locality schedule: a preset's name, or scales by time. An index may have its own. Without a schedule
-        every call needs `k`; IS needs neither.
+    locality : str, path, int, sequence of int, or LocalitySchedule, optional
+        Locality schedule, as for `LocalitySchedule.of`: the name of a preset, a `.json` file, or scales by
+        time of the noise schedule. An index may have its own. Without a schedule every call needs `k`; IS
+        needs neither. A schedule that was calibrated on images of another size warns.
     label : int, optional
         Compare with the training images of this label only.
     device : str or torch.device, optional
@@ -118,7 +117,7 @@ class ScoreMachine(TrainingDenoiser):
         train_windows: str | None = None,
         estimator: str | None = None,
         noise: str | NoiseSchedule = "cosine",
-        locality: Locality | None = None,
+        locality: LocalityLike | None = None,
         label: int | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
@@ -150,7 +149,9 @@ class ScoreMachine(TrainingDenoiser):
             )
         self._context = ScoreContext(self.index, self.device, scan if shards is None else shards.scan)
         self._score_pixels = make_estimator(self.estimator, self._context, **options)
-        self.locality = None if locality is None else LocalitySchedule.of(locality)
+        self.locality = None if locality is None else LocalitySchedule.of(locality, self.noise)
+        if self.locality is not None and self.machine != "IS":
+            self.locality.check_image_size(self.training.size, stacklevel=2)
         self._options, self._dtype = dict[str, Any](options), dtype
         for k in self.locality.distinct if self.locality else (1,):
             self._geometry(k)
@@ -177,7 +178,7 @@ class ScoreMachine(TrainingDenoiser):
             "train_windows": self.train_windows,
             "estimator": self.estimator,
             "options": {name: _plain(value) for name, value in self._options.items()},
-            "locality": schedule and {"name": schedule.name, "scales": list(schedule.scales)},
+            "locality": schedule and schedule.as_dict(),
         }
 
     def posterior_mean(
@@ -235,7 +236,7 @@ class ScoreMachine(TrainingDenoiser):
         return self.score_of(self.posterior_mean(x, t, k, label).mean, x, t)
 
     def scale_at(self, t: float, k: int | None = None) -> int | None:
-        """Return the locality scale at time t: k if it is given, else the schedule's; None for IS.
+        """Return the locality scale at time t: k, or else the schedule's at beta(t); None for IS.
 
         Raises
         ------
@@ -248,7 +249,7 @@ class ScoreMachine(TrainingDenoiser):
             raise InputError(
                 "there is none", parameter="locality", remedy="give a locality schedule, or k with the call"
             )
-        return self.locality.k(t)
+        return self.locality.k(self._beta(t))
 
 
 def _plain(value: Any) -> Any:

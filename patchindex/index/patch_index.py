@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -150,7 +149,7 @@ class PatchIndex:
         # A scale that was lost stays listed: without it the schedule would change silently.
         self.scales: tuple[int, ...] = tuple(sorted({*read_checksummed(path / SCALES), *scales_of(path)}))
         schedule = attributes["locality"]
-        self.locality = LocalitySchedule(schedule["name"], tuple(schedule["scales"])) if schedule else None
+        self.locality = LocalitySchedule.from_dict(schedule) if schedule else None
         if self.locality is not None and self.scales:
             self.locality = self.locality.nearest(self.scales)
         images = open_raw(path, "images")
@@ -286,7 +285,7 @@ class PatchIndex:
             "path": str(self.path),
             **self.attributes,
             "scales": list(self.scales),
-            "locality": None if self.locality is None else asdict(self.locality),
+            "locality": None if self.locality is None else self.locality.as_dict(),
             "images": len(self.training),
             "bytes": _bytes(self.path) + sum(scale["bytes"] for scale in scales.values()),
             "indexes": scales,

@@ -33,10 +33,12 @@ FILE_VERSION = 1
 class LocalitySchedule:
     """The locality scale k at every noise variance beta, given by pairs (beta, k).
 
-    At another beta, k is the scale of the nearest pair. The distance of two noise variances is the difference
-    of their angles `arcsin(sqrt(beta))`, where `x_t = cos(angle) x_0 + sin(angle) eps`. The angle of the cosine
-    noise schedule is proportional to t, so there the pairs at t = i / n give `scales[clip(round(n t), 1, n - 1)]`,
-    as in the paper's code. Halfway between two pairs, the pair with the even number holds, counted from 1.
+    At any other beta, k is the scale of the nearest pair. The distance of two noise variances is the
+    difference of their angles `arcsin(sqrt(beta))`, where `x_t = cos(angle) x_0 + sin(angle) eps`. Halfway
+    between two pairs, the pair with the even number holds, counted from 1.
+
+    The angle of the cosine noise schedule is proportional to t. So n scales by time of the cosine schedule
+    are looked up as `scales[clip(round(n t), 1, n - 1)]`.
 
     Attributes
     ----------
@@ -85,9 +87,9 @@ class LocalitySchedule:
         Parameters
         ----------
         locality : str, path, int, sequence of int, or LocalitySchedule
-            The name of a preset; a `.json` file of `save`; one scale for all noise; or n scales by time, lowest
-            noise first. Entry i of a list holds at the time i / n; the first entry is never used, as in the
-            paper's code.
+            The name of a preset; a `.json` file of `save`; one scale for all noise; or n scales by time,
+            lowest noise first. Entry i of a list holds at the time i / n; the first entry is never used, as
+            in the paper's code.
         noise : str or callable
             The noise schedule that the times of a list belong to.
 
@@ -114,7 +116,7 @@ class LocalitySchedule:
                 )
             preset = cls.of(LOCALITY_PRESETS[locality])
             return replace(preset, name=locality, provenance=provenance_of(locality))
-        entries = (int(locality),) if is_int(locality) else tuple(locality)  # type: ignore[call-overload,arg-type]
+        entries = (int(locality),) if is_int(locality) else tuple(locality)  # type: ignore[arg-type]
         if not entries:
             raise InputError("the schedule is empty", parameter="locality", remedy="give at least one scale")
         for k in entries:
@@ -137,7 +139,9 @@ class LocalitySchedule:
     def k(self, beta: float) -> int:
         """Return the locality scale at noise variance beta in [0, 1]."""
         if not 0 <= beta <= 1:
-            raise InputError(f"must lie in [0, 1], got {beta}", parameter="beta", remedy="give beta(t), not t")
+            raise InputError(
+                f"must lie in [0, 1], got {beta}", parameter="beta", remedy="give beta(t), not t"
+            )
         angles = [_angle(each) for each, _ in self.pairs]
         angle = _angle(beta)
         above = bisect_right(angles, angle)
@@ -212,8 +216,11 @@ class LocalitySchedule:
         pairs = tuple((beta, k) for (beta, _), k in zip(self.pairs, scales, strict=True))
         return LocalitySchedule(f"{self.name}/{change}", pairs, provenance or self.provenance)
 
-    def check_image_size(self, size: tuple[int, int], stacklevel: int = 2) -> None:
-        """Warn when the scales were calibrated on images of another size than (height, width)."""
+    def check_image_size(self, size: tuple[int, int], stacklevel: int = 1) -> None:
+        """Warn when the scales were calibrated on images of another size than (height, width).
+
+        The warning names the line that calls this method, or with `stacklevel` 2, 3, ... a caller further up.
+        """
         known = self.provenance and self.provenance.image_size
         if known and known != size:
             warning = PatchIndexWarning(
@@ -319,4 +326,6 @@ def _by(size: tuple[int, int], between: str = " x ") -> str:
 
 
 def _not_a_schedule(what: str, where: object) -> InputError:
-    return InputError(what, where=where, remedy="give a file that patchindex calibrate or LocalitySchedule.save wrote")
+    return InputError(
+        what, where=where, remedy="give a file that patchindex calibrate or LocalitySchedule.save wrote"
+    )

@@ -57,7 +57,9 @@ _NETWORKS = {
     "resnet-zeros": "ResNet with zero padding",
     "unet-zeros": "UNet with zero padding",
 }
-_METHOD = "published with arXiv 2412.20292: largest cosine similarity to the network's score, median of 10 samples"
+_METHOD = (
+    "published with arXiv 2412.20292: largest cosine similarity to the network's score, median of 10 samples"
+)
 
 
 def provenance_of(preset: str) -> Provenance:

@@ -39,7 +39,7 @@ def test_code_size_and_schedule_depend_on_all_scales(labelled, tmp_path):
     both = pi.add_scales(tmp_path / "b.zarr", 9, seed=1)
     assert both.scale(9).attributes["pca_dims"] == whole.scale(9).attributes["pca_dims"]
     assert both.locality == whole.locality
-    assert both.locality.scales == (3, 3, 3, 3, 9, 9, 9, 9)
+    assert both.locality.scales == (3, 3, 3, 9, 9, 9, 9)
     assert both.info()["scales"] == [3, 9]
     again = pi.build_index(images, both.path, scales=[3], locality=locality, seed=1, resume=True)
     assert again.scales == (3, 9)

@@ -152,13 +152,38 @@ def test_a_store_is_taken_opened_or_by_its_path(store, x):
         m = pi.ScoreMachine(source)
         assert_same(m.posterior_mean(x, 0.5).mean, expected)
     assert (m.machine, m.train_windows, m.estimator) == ("ELS", "valid", "auto")
-    assert m.locality.scales == (3, 3, 5, 5)
+    assert m.locality.scales == (3, 5, 5)
 
 
 def test_a_callable_is_a_noise_schedule(images, x):
     constant = pi.ScoreMachine(images[0], locality=3, noise=lambda t: brute.beta_of(0.5))
     expected = pi.ScoreMachine(images[0], locality=3).posterior_mean(x, 0.5).mean
     assert_same(constant.posterior_mean(x, 0.123).mean, expected)
+
+
+def test_the_scale_of_a_preset_depends_on_the_noise_and_not_on_the_time(real_images):
+    images = np.pad(real_images(3, 28)[0], ((0, 0), (2, 2), (2, 2), (0, 0)))
+    # beta is .49 and .25 at t = 1/2 and 1/3 of the cosine schedule, .92 and .68 at those of DDPM.
+    for noise, scales in (("cosine", [7, 5]), ("linear", [15, 9])):
+        machine = pi.ScoreMachine(images, locality="cifar10-resnet-circular", noise=noise)
+        assert [machine.scale_at(t) for t in (1 / 2, 1 / 3)] == scales
+        assert pi.sample(machine, 1, 3).steps[1]["k"] == scales[1]
+
+
+def test_the_entries_of_a_list_belong_to_times_of_the_noise_schedule_of_the_machine(images):
+    for noise in ("cosine", "linear", lambda t: t):
+        machine = pi.ScoreMachine(images[0], locality=[3, 3, 5, 7], noise=noise)
+        assert [machine.scale_at(t) for t in (0.25, 0.5, 0.75)] == [3, 5, 7]
+
+
+def test_a_schedule_for_images_of_another_size_warns_once_until_it_is_resized(real_images):
+    images = real_images(3, 28)[0]
+    with pytest.warns(pi.PatchIndexWarning, match="calibrated on images of 32 x 32, not 28 x 28") as caught:
+        pi.ScoreMachine(images, locality="mnist-resnet-zeros").exact()
+    assert [warning.filename for warning in caught] == [__file__]
+    machine = pi.ScoreMachine(images, locality=pi.LocalitySchedule.of("mnist-resnet-zeros").resized(28))
+    assert machine.scale_at(0.95) == 13
+    pi.ScoreMachine(images, machine="IS", locality="mnist-resnet-zeros")  # the ideal score has no scales
 
 
 @pytest.mark.parametrize("estimator", ["exact", "topk"])
@@ -176,7 +201,7 @@ def test_settings_are_plain_data(store):
     assert json.loads(json.dumps(settings)) == settings
     assert settings["options"] == {"candidates": 7}
     assert settings["machine"] == "ELS"
-    assert settings["locality"]["scales"] == [3, 3, 5, 5]
+    assert [k for _, k in settings["locality"]["pairs"]] == [3, 5, 5]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +283,7 @@ def test_a_bad_scale_is_refused(images, x, store):
     [
         ({"machine": "CNN"}, "unknown machine 'CNN'"),
         ({"machine": "LS", "train_windows": "wrapped"}, "train_windows"),
-        ({"noise": "linear"}, "unknown noise schedule 'linear'"),
+        ({"noise": "sine"}, "unknown noise schedule 'sine'"),
         ({"locality": "none"}, "unknown preset 'none'"),
         ({"memory": "much"}, "not an amount of memory"),
         ({"dtype": torch.float16}, "dtype: torch.float16 is too coarse"),
