@@ -1,0 +1,161 @@
+"""`Parts`: finished results of a long study, kept image by image, so that an interrupted study resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from patchindex.errors import InputError, Option, OutputExistsError, StoreError
+from patchindex.store.atomic import atomic_write
+
+__all__ = ["PARTS", "Parts"]
+
+PARTS = "parts"  # folder of the finished results
+SETTINGS = "settings.json"
+REMEDY: Sequence[str | Option] = ["use the same settings, another folder, or ", Option("overwrite", True)]
+
+Result = dict[str, np.ndarray]
+
+
+class Parts:
+    """Finished results by denoiser, kind and image, in memory and, with a folder, on disk.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        The folder of the study; the results are in its sub-folder `parts`. One file holds the results of a
+        batch, and is written atomically.
+    settings : dict
+        The settings that all results share, as plain data.
+    resume : bool
+        Use the results that the folder has.
+    overwrite : bool
+        Delete the results that the folder has. With `resume`, results of other settings only.
+
+    Raises
+    ------
+    OutputExistsError
+        When the folder has results, and neither `resume` nor `overwrite` is given.
+    InputError
+        When the results in the folder have other settings.
+    """
+
+    def __init__(
+        self, folder: Path | None, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        self._folder = None if folder is None else folder / PARTS
+        self._found: dict[tuple[str, str], dict[int, Result]] = {}
+        if self._folder is None:
+            return
+        found = self._settings(self._folder) if any(self._folder.rglob("*.npz")) else None
+        wanted = _as_json(settings)
+        if found is not None and not resume and not overwrite:
+            raise OutputExistsError(
+                "already has results",
+                where=self._folder,
+                remedy=["continue with ", Option("resume", True), ", or use ", Option("overwrite", True)],
+            )
+        if found is not None and found != wanted and resume and not overwrite:
+            raise InputError(
+                f"has results of other settings: {', '.join(_differences(found, wanted))}",
+                where=self._folder,
+                remedy=REMEDY,
+            )
+        if found is not None and not (resume and found == wanted):
+            self._clear(self._folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._write_settings(self._folder, wanted)
+
+    def check(self, name: str, settings: dict[str, Any], *, overwrite: bool = False) -> None:
+        """Refuse results of a denoiser whose settings have changed; `overwrite` deletes them."""
+        if self._folder is None:
+            return
+        folder = self._folder / quote(name, safe="=,")
+        found, wanted = self._settings(folder), _as_json(settings)
+        if found is not None and found != wanted:
+            if not overwrite:
+                raise InputError(
+                    f"has results of {name} with other settings: {', '.join(_differences(found, wanted))}",
+                    where=self._folder,
+                    remedy=REMEDY,
+                )
+            self._clear(folder)
+        folder.mkdir(exist_ok=True)
+        self._write_settings(folder, wanted)
+
+    def missing(self, name: str, kind: str, images: Iterable[int]) -> list[int]:
+        """Return the numbers of the images without a result."""
+        found = self._load(name, kind)
+        return [image for image in images if image not in found]
+
+    def add(self, name: str, kind: str, numbers: Sequence[int], /, **arrays: np.ndarray) -> None:
+        """Keep the results of some images: arrays whose first axis goes over the images."""
+        held = self._load(name, kind)
+        for row, image in enumerate(numbers):
+            held[image] = {key: array[row] for key, array in arrays.items()}
+        if self._folder is not None:
+            folder = self._folder / quote(name, safe="=,")
+            folder.mkdir(exist_ok=True)
+            with atomic_write(folder / f"{kind}.{numbers[0]:06d}.npz") as file:
+                np.savez(file, numbers=np.asarray(numbers, np.int64), **arrays)  # type: ignore[arg-type]
+
+    def get(self, name: str, kind: str, images: Iterable[int]) -> Result:
+        """Return the results of some images, stacked along a first axis."""
+        found = self._load(name, kind)
+        rows = [found[image] for image in images]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]} if rows else {}
+
+    def _load(self, name: str, kind: str) -> dict[int, Result]:
+        """Return the results of a denoiser and kind by image, read from the folder at the first call."""
+        if (name, kind) in self._found:
+            return self._found[name, kind]
+        held: dict[int, Result] = {}
+        if self._folder is not None:
+            for path in sorted((self._folder / quote(name, safe="=,")).glob(f"{kind}.*.npz")):
+                try:
+                    with np.load(path, allow_pickle=False) as file:
+                        arrays = {key: file[key] for key in file.files}
+                except (OSError, ValueError, EOFError) as error:
+                    raise StoreError(f"is damaged ({error})", where=path, remedy="delete it") from None
+                for row, image in enumerate(arrays.pop("numbers").tolist()):
+                    held[image] = {key: array[row] for key, array in arrays.items()}
+        self._found[name, kind] = held
+        return held
+
+    @staticmethod
+    def _settings(folder: Path) -> Any:
+        path = folder / SETTINGS
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    @staticmethod
+    def _write_settings(folder: Path, settings: Any) -> None:
+        with atomic_write(folder / SETTINGS) as file:
+            file.write(json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+
+    @staticmethod
+    def _clear(folder: Path) -> None:
+        """Delete results. Settings go last: results without settings would be taken for the new ones."""
+        for path in sorted(folder.rglob("*.npz")):
+            path.unlink()
+        for path in sorted(folder.rglob(SETTINGS), reverse=True):
+            path.unlink()
+
+
+def _as_json(settings: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(settings, sort_keys=True, default=str))
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Return `name (was X, is Y)` for each setting that differs."""
+    names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    return [f"{name} (was {_short(found.get(name))}, is {_short(wanted.get(name))})" for name in names]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,99 @@
+"""Figures of comparisons with a network; matplotlib comes with the extra `plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from patchindex.study.plots import figure_class
+from patchindex.study.theory_table import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_curves", "plot_images", "plot_scatter"]
+
+INPUTS = {
+    "trajectory": "images on the network's trajectory",
+    "training": "training images with noise",
+    "held-out": "held-out images with noise",
+}
+PANEL = 3.0  # inches
+EDGE = 0.03  # of an axis beyond its values
+
+
+def plot_scatter(runs: Sequence[Run]) -> Figure:
+    """Draw r of a run's first denoiser against r of each other one: a row per run, a point per image."""
+    others = list(dict.fromkeys(name for run in runs for name in run.denoisers[1:]))
+    columns = max(1, len(others))
+    size = (PANEL * columns + 0.5, PANEL * len(runs) + 0.5)
+    figure = figure_class()(figsize=size, layout="constrained")
+    panels = figure.subplots(len(runs), columns, squeeze=False)
+    for run, line in zip(runs, panels, strict=True):
+        steps, first = run.grids[0], run.denoisers[0]
+        y = run.column(first, steps, "pearson_r")
+        every = [run.column(name, steps, "pearson_r") for name in run.denoisers]
+        low, high = min(0.0, *(float(values.min()) for values in every)) - EDGE, 1 + EDGE
+        for axes, name in zip(line, others or [first], strict=True):
+            if name not in run.denoisers:
+                axes.set_axis_off()
+                continue
+            x = run.column(name, steps, "pearson_r")
+            axes.plot([low, high], [low, high], color="0.7", linewidth=1)
+            axes.scatter(x, y, s=14, alpha=0.7, linewidths=0)
+            axes.set(xlim=(low, high), ylim=(low, high), xlabel=f"r of {name}", aspect="equal")
+            axes.set_title(f"{first} has the larger r: {100 * np.mean(y > x):.0f} %", fontsize=9)
+        line[0].set_ylabel(f"{run.name}\nr of {first}" if len(runs) > 1 else f"r of {first}")
+    return figure
+
+
+def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the medians of `Theory.curves` over t: r in the first row, mean square error in the second."""
+    kinds = [kind for kind in INPUTS if any(row["inputs"] == kind for row in curves)] or ["trajectory"]
+    figure = figure_class()(figsize=(4.2 * len(kinds), 7), layout="constrained")
+    panels = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
+    names = list(dict.fromkeys(row["denoiser"] for row in curves))
+    for column, kind in enumerate(kinds):
+        top, bottom = panels[:, column]
+        for number, name in enumerate(names):
+            mine = sorted(
+                (row for row in curves if (row["denoiser"], row["inputs"]) == (name, kind)),
+                key=lambda row: row["t"],
+            )
+            t = [row["t"] for row in mine]
+            label = name if column == 0 else None
+            top.plot(t, [row["pearson_r"] for row in mine], "o-", ms=3, color=f"C{number}", label=label)
+            bottom.plot(t, [row["mse"] for row in mine], "o-", ms=3, color=f"C{number}")
+        top.set(title=INPUTS[kind])
+        bottom.set(xlabel="t", yscale="log")
+    panels[0, 0].set_ylabel("r of posterior means with the network's")
+    panels[1, 0].set_ylabel("mean square difference from the network")
+    figure.legend(loc="outside upper center", ncols=min(max(len(names), 1), 8))
+    return figure
+
+
+def plot_images(rows: Mapping[str, Tensor], columns: int = 12) -> Figure:
+    """Draw rows of images (n, C, H, W) in [-1, 1] with the name of each row, up to `columns` images."""
+    count = min(columns, *(len(images) for images in rows.values()))
+    cell, margin = 0.8, 1.6  # inches
+    figure = figure_class()(figsize=(margin + cell * count, cell * len(rows) + 0.1))
+    left, height = margin / figure.get_figwidth(), 1 / len(rows)
+    for number, (name, images) in enumerate(rows.items()):
+        bottom = 1 - (number + 1) * height
+        figure.text(left - 0.01, bottom + height / 2, name, ha="right", va="center", fontsize=9)
+        axes = figure.add_axes((left, bottom, 1 - left, height))
+        axes.imshow(_strip(images[:count]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
+    return figure
+
+
+def _strip(images: Tensor) -> np.ndarray:
+    """Return images side by side as one (H, W) or (H, W, 3) array in [0, 1], white between them."""
+    levels = ((images.detach().cpu().float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    gap = max(1, levels.shape[1] // 20)
+    padded = np.pad(levels, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=1.0)
+    strip = np.concatenate(list(padded), axis=1)
+    return strip[..., 0] if strip.shape[-1] == 1 else strip

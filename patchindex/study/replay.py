@@ -1,0 +1,204 @@
+"""`Replay`: images and posterior means of a network and of denoisers, from the same noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.denoisers import Denoiser
+from patchindex.exact import TrajectoryCache
+from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.sampling.samplers import ddim, draw_noise
+from patchindex.study.noised import Noised, fresh_noise
+from patchindex.study.parts import Parts
+
+__all__ = ["NETWORK", "Replay"]
+
+NETWORK = "network"  # name of the network in results
+TRAJECTORY = "trajectory"
+KINDS = (TRAJECTORY, "training", "held-out")  # of noisy images; each has random draws of its own
+FIRST = 1_000_000  # number of the first image of a kind, for the draws of estimators, per kind
+
+Visit = Callable[[Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A network beside denoisers.
+
+    Attributes
+    ----------
+    network : Denoiser
+    parts : Parts
+        Finished results: all methods leave out the images that have results.
+    labels : sequence of int or None
+        Image i has the label `labels[i % len(labels)]`.
+    steps : int
+        Grid points of the times at which posterior means are compared.
+    seed, batch_size : int
+    progress : Progress
+    """
+
+    network: Denoiser
+    parts: Parts
+    labels: Sequence[int | None]
+    steps: int
+    seed: int
+    batch_size: int
+    progress: Progress = no_progress
+
+    @property
+    def times(self) -> list[float]:
+        """The times of the grid, highest noise first."""
+        return [i / self.steps for i in range(self.steps - 1, 0, -1)]
+
+    def label_of(self, image: int) -> int | None:
+        """Return the label of an image."""
+        return self.labels[image % len(self.labels)]
+
+    def draw(self, name: str, denoiser: Denoiser, n: int, steps: int, stage: str) -> None:
+        """Draw images by DDIM from the noise of the seed; each result has `images` and `seconds`."""
+        kind = images_in(steps)
+        noise = draw_noise(self.seed, n, denoiser.shape)
+        for label, batch, progress in self._batches(self.parts.missing(name, kind, range(n)), stage):
+            start = time.perf_counter()
+            images = self._ddim(denoiser, noise[batch], steps, label, batch, progress)
+            seconds = np.full(len(batch), (time.perf_counter() - start) / len(batch))
+            self.parts.add(name, kind, batch, images=images.cpu().numpy(), seconds=seconds)
+
+    def trajectory(self, n: int) -> Noised:
+        """Return the noisy images and the posterior means of the network along its own trajectory."""
+        noise = draw_noise(self.seed, n, self.network.shape)
+        stage = f"{NETWORK}: trajectory"
+        missing = self.parts.missing(NETWORK, TRAJECTORY, range(n))
+        for label, batch, progress in self._batches(missing, stage):
+            seen: list[list[Tensor]] = [[], []]
+
+            def keep(x: Tensor, mean: Tensor, seen: list[list[Tensor]] = seen) -> None:
+                seen[0].append(x)
+                seen[1].append(mean)
+
+            self._ddim(self.network, noise[batch], self.steps, label, batch, progress, keep)
+            x, means = (torch.stack(each, 1).cpu().numpy() for each in seen)
+            self.parts.add(NETWORK, TRAJECTORY, batch, x=x, mean=means)
+        return Noised(**self.parts.get(NETWORK, TRAJECTORY, range(n)))
+
+    def noised(self, kind: str, clean: Tensor) -> Noised:
+        """Noise clean images, one noise per image for all times, and estimate them by the network."""
+        noise = fresh_noise(self.seed, KINDS.index(kind), len(clean), self.network.shape)
+        missing = self.parts.missing(NETWORK, kind, range(len(clean)))
+        for label, batch, _ in self._batches(missing, f"{NETWORK}: {kind} images"):
+            x, means = [], []
+            for t in self.times:
+                beta = self.network.noise(t)
+                x.append((1 - beta) ** 0.5 * clean[batch] + beta**0.5 * noise[batch])
+                means.append(self.network.posterior_mean(x[-1], t, label=label, image_ids=batch).mean.cpu())
+            self.parts.add(
+                NETWORK, kind, batch,
+                x=torch.stack(x, 1).numpy(), mean=torch.stack(means, 1).numpy(), clean=clean[batch].numpy(),
+            )  # fmt: skip
+        return Noised(**self.parts.get(NETWORK, kind, range(len(clean))))
+
+    def estimate(self, name: str, denoiser: Denoiser, inputs: Mapping[str, Noised], stage: str) -> None:
+        """Compare the posterior means of a denoiser with the network's; results have a row for each time."""
+        for kind, noised in inputs.items():
+            missing = self.parts.missing(name, kind, range(len(noised)))
+            for label, batch, progress in self._batches(missing, f"{stage}, {kind}"):
+                found = self._estimate(denoiser, kind, noised, label, batch, progress)
+                self.parts.add(name, kind, batch, **found)
+
+    def _estimate(
+        self,
+        denoiser: Denoiser,
+        kind: str,
+        noised: Noised,
+        label: int | None,
+        batch: Sequence[int],
+        progress: Progress,
+    ) -> dict[str, np.ndarray]:
+        """Return the measures of a batch, each of shape (images, times)."""
+        numbers = [(1 + KINDS.index(kind)) * FIRST + image for image in batch]
+        estimate = _Estimating(denoiser, label, self.seed, numbers, progress, len(self.times))
+        found: dict[str, list[np.ndarray]] = {}
+        for step, t in enumerate(self.times):
+            start = time.perf_counter()
+            mean = estimate(torch.from_numpy(noised.x[batch, step]), t)
+            seconds = np.full(len(batch), (time.perf_counter() - start) / len(batch))
+            for key, values in {**noised.measures(batch, step, mean), "seconds": seconds}.items():
+                found.setdefault(key, []).append(values)
+        return {key: np.stack(values, 1) for key, values in found.items()}
+
+    def _batches(self, images: Sequence[int], stage: str) -> Iterator[tuple[int | None, list[int], Progress]]:
+        """Yield batches of images that share their label, each with the progress of its share of a stage."""
+        done = 0
+        for label in dict.fromkeys(map(self.label_of, images)):
+            mine = [image for image in images if self.label_of(image) == label]
+            for first in range(0, len(mine), self.batch_size):
+                batch = mine[first : first + self.batch_size]
+                end = done + len(batch)
+                yield label, batch, part_of(self.progress, stage, done / len(images), end / len(images))
+                done = end
+
+    def _ddim(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        steps: int,
+        label: int | None,
+        numbers: Sequence[int],
+        progress: Progress,
+        visit: Visit | None = None,
+    ) -> Tensor:
+        """Draw images of one label; `visit` gets the noisy images and the posterior means of each step."""
+        estimate = _Estimating(denoiser, label, self.seed, numbers, progress, steps - 1)
+
+        def model(x: Tensor, t: float) -> Tensor:
+            mean = estimate(x, t)
+            if visit is not None:
+                visit(x, mean)
+            return denoiser.score_of(mean, x, t)
+
+        return ddim(model, noise.to(denoiser.device), steps, denoiser.noise)
+
+
+class _Estimating:
+    """Posterior means of a batch at one time after another, with a cache for all times."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        label: int | None,
+        seed: int,
+        numbers: Sequence[int],
+        progress: Progress,
+        steps: int,
+    ) -> None:
+        self._denoiser, self._label, self._seed, self._numbers = denoiser, label, seed, numbers
+        self._progress, self._steps, self._done = progress, steps, 0
+        self._cache: TrajectoryCache = {}
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """Return the posterior means."""
+        step = part_of(self._progress, "step", self._done / self._steps, (self._done + 1) / self._steps)
+        mean = self._denoiser.posterior_mean(
+            x,
+            t,
+            label=self._label,
+            seed=self._seed,
+            image_ids=self._numbers,
+            progress=step,
+            cache=self._cache,
+        ).mean
+        self._done += 1
+        step("step", 1.0, 1.0)
+        return mean
+
+
+def images_in(steps: int) -> str:
+    """Return the kind of the results that are images drawn on a grid of `steps` points."""
+    return f"images-{steps}"

@@ -1,0 +1,299 @@
+"""`theory`: analytic denoisers against a trained network, image by image, from the same noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
+from patchindex.denoisers import Denoiser, TrainingDenoiser
+from patchindex.errors import InputError
+from patchindex.exact import load_kernel
+from patchindex.images import ImagesLike
+from patchindex.images.by_label import TrainingImages
+from patchindex.runtime import Progress, no_progress
+from patchindex.sampling.samplers import check_least
+from patchindex.store.checksums import fingerprint
+from patchindex.study.metrics import pearson_r, r2, rmse
+from patchindex.study.noised import Noised, held_out_images, training_images, unlike_one_colour
+from patchindex.study.parts import Parts
+from patchindex.study.replay import NETWORK, Replay, images_in
+from patchindex.study.theory_results import Theory
+
+__all__ = ["TheoryOptions", "theory"]
+
+
+@dataclass(frozen=True)
+class TheoryOptions:
+    """Steps, labels, sizes and seeds of a comparison with a network.
+
+    Attributes
+    ----------
+    steps : int
+        Grid points of DDIM for the denoisers; `steps - 1` steps are taken. Posterior means are compared at
+        the times of this grid, among others along the network's own trajectory on this grid.
+    network_steps : int
+        Grid points of DDIM for the network. Images of the network in `steps` are compared as well.
+    labels : "auto", "each", int or None
+        `"each"` gives image i the label i mod L of the L labels of the network; an integer is the label of
+        all images. Denoisers then use the training images of the label only. None means no labels. `"auto"`
+        means `"each"` for a network with labels, and None for others.
+    along : int
+        Posterior means are compared along the trajectories of this many images, the first ones.
+    noised : int
+        Posterior means are compared for this many training images and as many held-out images, noised.
+    seed : int
+        Seed of the noise, of the choice of images, of the estimators and of the bootstrap.
+    batch_size : int
+        Images per batch. Results of other batch sizes differ by the rounding of float32 only.
+    """
+
+    steps: int = 20
+    network_steps: int = 150
+    labels: str | int | None = "auto"
+    along: int = 10
+    noised: int = 10
+    seed: int = 0
+    batch_size: int = 16
+
+
+DEFAULT_OPTIONS = TheoryOptions()
+
+
+def theory(
+    network: Denoiser,
+    denoisers: Mapping[str, Denoiser],
+    n: int = 100,
+    *,
+    options: TheoryOptions = DEFAULT_OPTIONS,
+    held_out: ImagesLike | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Theory:
+    """Compare analytic denoisers with a network.
+
+    The network and the denoisers draw n images by deterministic DDIM from the same noise. Then they estimate
+    the clean images of the same noisy images: images on the network's own trajectories, training images with
+    noise, and held-out images with noise.
+
+    Parameters
+    ----------
+    network : Denoiser
+        A network, or any other denoiser to compare with.
+    denoisers : mapping of str to Denoiser
+        Denoisers by name, with the noise schedule of the network. The summary compares the first one with
+        each other one. The denoisers that are made of training images have the same images; at least one is.
+    n : int
+        Number of images.
+    options : TheoryOptions
+        Steps, labels, sizes and seeds.
+    held_out : anything `open_images` takes, optional
+        Images of the size of the training images; with labels, if the images of the comparison have labels.
+        Training images among them are left out.
+    folder : str or Path, optional
+        Folder for finished results: its sub-folder `parts` gets a file for each denoiser and batch.
+    resume : bool
+        Continue from the finished results in the folder. Images and denoisers may be added.
+    overwrite : bool
+        Replace the finished results in the folder.
+    progress : Progress, optional
+        Called as `progress(stage, done, total)`.
+
+    Returns
+    -------
+    Theory
+
+    Raises
+    ------
+    InputError
+        When shapes, noise schedules or training images differ, a number or a label is not possible, there are
+        too few held-out images, or the results in the folder have other settings.
+    OutputExistsError
+        When the folder has results, and neither `resume` nor `overwrite` is given.
+
+    Examples
+    --------
+    >>> import numpy as np, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    >>> denoisers = {name: pi.denoiser(name, images, locality=3) for name in ("ELS", "IS")}
+    >>> options = TheoryOptions(steps=4, network_steps=4, along=1, noised=1)
+    >>> found = theory(denoisers["ELS"], denoisers, n=2, options=options)
+    >>> [(row["denoiser"], round(row["pearson_r"], 3)) for row in found.summary()][0]
+    ('ELS', 1.0)
+    """
+    check_least(
+        n=(n, 1),
+        steps=(options.steps, 2),
+        network_steps=(options.network_steps, 2),
+        along=(options.along, 0),
+        noised=(options.noised, 0),
+        seed=(options.seed, 0),
+        batch_size=(options.batch_size, 1),
+    )
+    training = _check_denoisers(network, denoisers, options)
+    labels = _labels(network, denoisers, options.labels)
+    shared: dict[str, Any] = {
+        "seed": options.seed,
+        "steps": options.steps,
+        "labels": labels,
+        "shape": network.shape,
+        "images": _images_record(training),
+    }
+    parts = Parts(None if folder is None else Path(folder), shared, resume=resume, overwrite=overwrite)
+    every = {NETWORK: network, **denoisers}
+    for name, denoiser in every.items():
+        own = {key: value for key, value in denoiser.settings.items() if key != "device"}
+        parts.check(name, own, overwrite=overwrite)
+    replay = Replay(
+        network, parts, labels, options.steps, options.seed, options.batch_size, progress or no_progress
+    )
+    inputs = _run(replay, denoisers, n, options, training, held_out)
+    settings = {
+        "n": n,
+        **asdict(options),
+        **shared,
+        "network": network.settings,
+        "denoisers": {name: denoiser.settings for name, denoiser in denoisers.items()},
+    }
+    grids = dict.fromkeys((options.network_steps, options.steps))
+    names = {f"{NETWORK}, {steps} steps": (NETWORK, images_in(steps)) for steps in grids}
+    names |= {name: (name, images_in(options.steps)) for name in denoisers}
+    images = {name: torch.from_numpy(parts.get(*place, range(n))["images"]) for name, place in names.items()}
+    rows = [
+        row
+        for steps in grids
+        for name in denoisers
+        for row in _image_rows(replay, name, steps, images[name], images[f"{NETWORK}, {steps} steps"])
+    ]
+    points = [row for name, denoiser in denoisers.items() for row in _points(replay, name, denoiser, inputs)]
+    return Theory(rows, points, images, settings)
+
+
+def _run(
+    replay: Replay,
+    denoisers: Mapping[str, Denoiser],
+    n: int,
+    options: TheoryOptions,
+    training: TrainingImages,
+    held_out: ImagesLike | None,
+) -> dict[str, Noised]:
+    """Compute all results that are missing; return the noisy images at which posterior means are compared."""
+    network, inputs = replay.network, dict[str, Noised]()
+    labels = [replay.label_of(image) for image in range(options.noised)]
+    clean = {"training": training_images(training, labels, options.seed)} if labels else {}
+    if labels and held_out is not None:
+        clean["held-out"] = held_out_images(held_out, training, labels, options.seed)
+    for steps in dict.fromkeys((options.network_steps, options.steps)):
+        replay.draw(NETWORK, network, n, steps, f"{NETWORK}: images in {steps} steps")
+    if options.along:
+        inputs["trajectory"] = replay.trajectory(min(options.along, n))
+    for kind, images in clean.items():
+        inputs[kind] = replay.noised(kind, images)
+    if any(denoiser.device.type == "cpu" for denoiser in denoisers.values()):
+        load_kernel()  # so that the time of a denoiser has no compilation
+    for number, (name, denoiser) in enumerate(denoisers.items(), 1):
+        replay.draw(name, denoiser, n, options.steps, f"{name} ({number} of {len(denoisers)}): images")
+    for number, (name, denoiser) in enumerate(denoisers.items(), 1):
+        stage = f"{name} ({number} of {len(denoisers)}): posterior means"
+        replay.estimate(name, denoiser, inputs, stage)
+    return inputs
+
+
+def _image_rows(
+    replay: Replay, name: str, steps: int, drawn: torch.Tensor, reference: torch.Tensor
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each image of a denoiser, against the network's image in some steps."""
+    values = {
+        "pearson_r": unlike_one_colour(pearson_r(drawn, reference)),
+        "r2": r2(drawn, reference),
+        "mse": rmse(drawn, reference).square(),
+        "seconds": replay.parts.get(name, images_in(replay.steps), range(len(drawn)))["seconds"],
+    }
+    for image in range(len(drawn)):
+        place = {"denoiser": name, "network_steps": steps, "image": image, "label": replay.label_of(image)}
+        yield place | {key: _number(each[image]) for key, each in values.items()}
+
+
+def _points(
+    replay: Replay, name: str, denoiser: Denoiser, inputs: Mapping[str, Noised]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each noisy image and time of a denoiser."""
+    for kind, noised in inputs.items():
+        measures = replay.parts.get(name, kind, range(len(noised)))
+        for image in range(len(noised)):
+            for step, t in enumerate(replay.times):
+                place = {"denoiser": name, "inputs": kind, "image": image, "label": replay.label_of(image)}
+                level = {"t": t, "beta": replay.network.noise(t), "k": denoiser.scale_at(t)}
+                values = {key: _number(each[image, step]) for key, each in measures.items()}
+                yield place | level | values
+
+
+def _number(value: Any) -> float | None:
+    """Return a float; None where a measure does not apply."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _check_denoisers(
+    network: Denoiser, denoisers: Mapping[str, Denoiser], options: TheoryOptions
+) -> TrainingImages:
+    """Refuse denoisers that cannot be compared with the network; return their training images."""
+
+    def refuse(what: str, remedy: str) -> InputError:
+        return InputError(what, parameter="denoisers", remedy=remedy)
+
+    if not denoisers:
+        raise refuse("there are none", "give at least one")
+    if NETWORK in denoisers:
+        raise refuse(f"{NETWORK!r} is the name of the network", "use another name")
+    times = [i / options.steps for i in range(1, options.steps)]
+    records: dict[str, dict[str, Any]] = {}
+    found: TrainingImages | None = None
+    for name, denoiser in denoisers.items():
+        if denoiser.shape != network.shape:
+            what = f"{name!r} has images of shape {denoiser.shape}, the network of {network.shape}"
+            raise refuse(what, "use a store of images of the network's size")
+        if any(not math.isclose(denoiser.noise(t), network.noise(t), rel_tol=1e-6) for t in times):
+            raise refuse(f"{name!r} has another noise schedule than the network", "give noise=network.noise")
+        if isinstance(denoiser, TrainingDenoiser):
+            records[name] = _images_record(denoiser.training)
+            found = found or denoiser.training
+    if found is None:
+        raise refuse("none is made of training images", "add one, such as pi.denoiser('IS', images)")
+    first = next(iter(records))
+    for name, record in records.items():
+        if record != records[first]:
+            raise refuse(f"{name!r} has other training images than {first!r}", "use the same store")
+    return found
+
+
+def _images_record(training: TrainingImages) -> dict[str, Any]:
+    """Describe training images, so that other images are told apart."""
+    source = training.source
+    return {"count": len(source), "fingerprint": fingerprint(some_images(source, FINGERPRINT_IMAGES))}
+
+
+def _labels(
+    network: Denoiser, denoisers: Mapping[str, Denoiser], wanted: str | int | None
+) -> Sequence[int | None]:
+    """Return the labels that images take in turn."""
+    known = list(getattr(network, "labels", None) or ())
+    if wanted == "auto":
+        wanted = "each" if known else None
+    if wanted == "each" and not known:
+        raise InputError("the network has no labels", parameter="labels", remedy="leave it out")
+    if isinstance(wanted, str) and wanted != "each":
+        raise InputError(
+            f"unknown labels {wanted!r}", parameter="labels", remedy="use 'auto', 'each', a label or None"
+        )
+    labels: Sequence[int | None] = known if isinstance(wanted, str) else [wanted]
+    for denoiser in (network, *denoisers.values()):
+        for label in labels:
+            denoiser.check_label(label)
+    return labels
