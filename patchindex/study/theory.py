@@ -210,7 +210,7 @@ def _image_rows(
     replay: Replay, name: str, steps: int, drawn: torch.Tensor, reference: torch.Tensor
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each image of a denoiser, against the network's image in some steps."""
-    values = {
+    values: dict[str, Any] = {
         "pearson_r": unlike_one_colour(pearson_r(drawn, reference)),
         "r2": r2(drawn, reference),
         "mse": rmse(drawn, reference).square(),
