@@ -37,6 +37,7 @@ __all__ = [
     "write_tensors",
 ]
 
+FORMAT = 1
 WEIGHTS, STATE, RUN = "weights.safetensors", "state.safetensors", "run.json"
 LOSSES, PICTURE = "loss.csv", "loss.png"
 FILES = (WEIGHTS, STATE, RUN, LOSSES, PICTURE)

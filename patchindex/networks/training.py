@@ -27,6 +27,7 @@ from patchindex.images.by_label import as_tensor, to_unit
 from patchindex.networks.architectures import ResNet, UNet, make_network
 from patchindex.networks.files import (
     FILES,
+    FORMAT,
     LOSSES,
     PICTURE,
     RUN,
@@ -45,7 +46,6 @@ from patchindex.schedules import noise_schedule
 
 __all__ = ["train"]
 
-FORMAT = 1
 LEVELS = 1000  # times in training: 0, 1, ..., LEVELS - 1, divided by LEVELS
 STEPS_PER_ROW = 100
 CHECKPOINT_SECONDS = 120.0
@@ -377,7 +377,6 @@ class _Training:
             "loss_sum": float(self.loss_sum),
             "losses": self.losses,
             "lr": self.optimiser.param_groups[0]["lr"],
-            "scheduler": self.scheduler.state_dict(),
         }
         write_losses(folder / LOSSES, rows)
         write_tensors(folder / STATE, self._state(), state)
@@ -418,8 +417,7 @@ class _Training:
             self.step, self.losses = int(before["step"]), list(state["losses"])
             self.loss_sum.fill_(float(state["loss_sum"]))
             self.clock = _Clock(float(before["seconds"]), float(before["cpu_seconds"]))
-            self.optimiser.param_groups[0]["lr"] = float(state["lr"])
-            self.scheduler.load_state_dict(state["scheduler"])
+            self._continue_scheduler(float(state["lr"]))
             self.record["created"] = before["created"]
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
@@ -431,6 +429,11 @@ class _Training:
             targets = self._state()
             for name, tensor in file.read(targets).items():
                 targets[name].copy_(tensor)
+
+    def _continue_scheduler(self, lr: float) -> None:
+        self.optimiser.param_groups[0]["lr"] = lr
+        done = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": [lr]}
+        self.scheduler.load_state_dict(self.scheduler.state_dict() | done)
 
 
 def _classes_of(source: ImageSource, settings: TrainSettings) -> np.ndarray:
