@@ -75,8 +75,8 @@ class _Group(click.Group):
     def _spell(self, option: Option) -> str:
         """Write a Python parameter as a flag, `overwrite=True` as `--overwrite`.
 
-        A flag of another command has the name of the command before it; an option of an estimator has
-        `--estimator` before it.
+        A flag of another command has the name of the command before it; an option of an estimator or of a
+        denoiser has `--estimator` or `--machine` before it.
         """
         running = self.running
         name = option.name.lower()
@@ -89,12 +89,27 @@ class _Group(click.Group):
                 return name.upper() if command is running else str(option)
             flag = parameter.opts[-1] if command is running else f"{command.name} {parameter.opts[-1]}"
             return flag if option.value is None or option.value is True else f"{flag} {option.value}"
-        if running is not None and any(p.name == "estimator" for p in running.params):
-            from patchindex.estimators import EstimatorOptions
-
-            if name in EstimatorOptions.__annotations__:
-                return f"--estimator: {option}"
+        if running is not None:
+            for parameter in running.params:
+                if name in _options_inside(str(parameter.name)):
+                    flag = parameter.opts[-1]
+                    inside = f"{name}={str(option.value).lower()} in {flag}"
+                    return f"{flag}: {name}" if option.value is None else inside
         return str(option)
+
+
+def _options_inside(parameter: str) -> set[str]:
+    """Return the options that the value of a parameter can give, as in `--estimator topk:probes=8`."""
+    if parameter in ("estimator", "estimators"):
+        from patchindex.estimators import EstimatorOptions
+
+        return {*EstimatorOptions.__annotations__}
+    if parameter in ("machine", "machines"):
+        from patchindex.denoisers import DENOISERS
+        from patchindex.options import plain_options
+
+        return {option for factory in DENOISERS.values() for option in plain_options(factory)}
+    return set()
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from .output import count, shorten
 
 if TYPE_CHECKING:
     from patchindex import ImageSource, PatchIndex
+    from patchindex.denoisers import TrainingDenoiser
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -318,6 +319,47 @@ def parse_label(text: str | None, index: PatchIndex) -> int | None:
     known = shorten([names[label] for label in labels] if names else labels, LABELS_SHOWN, "; ")
     remedy = f"use one of: {known}" if known else "leave it out: the store has no labels"
     raise InputError(f"the store has no label called {text!r}", parameter="label", remedy=remedy)
+
+
+def open_denoiser(
+    text: str,
+    index: PatchIndex,
+    run: RunOptions,
+    *,
+    locality: LocalitySchedule | None = None,
+    label: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    parameter: str = "machine",
+) -> TrainingDenoiser:
+    """Return the denoiser of a text such as `wiener:circulant=true`, for the images of a store.
+
+    Parameters
+    ----------
+    text : str
+        `NAME[:OPTION=VALUE,...]`, with the name of a registered denoiser.
+    locality : LocalitySchedule, optional
+        As `choose_locality` returns it. A denoiser without a locality schedule ignores the argument.
+    settings : dict, optional
+        More options, which the command line does not give in the text.
+    parameter : str
+        The parameter that the text comes from, for errors.
+
+    Raises
+    ------
+    InputError
+        When the name or an option is unknown, or does not fit the store.
+    """
+    from patchindex.denoisers import denoiser, parse_denoiser, takes_locality
+
+    name, options = parse_denoiser(text, parameter)
+    if takes_locality(name):
+        options["locality"] = locality
+        if locality is None and name != "IS":
+            raise InputError(
+                "the store has no schedule", parameter="locality", remedy="give a preset or locality scales"
+            )
+    common = {"label": label, "device": run.device, "threads": run.threads}
+    return denoiser(name, index, **options, **common, **(settings or {}))
 
 
 def check_output_folder(output: Path, files: Sequence[str], overwrite: bool) -> None:

@@ -25,6 +25,7 @@ from .options import (
     check_output_folder,
     choose_locality,
     count_option,
+    open_denoiser,
     parse_label,
     run_options,
     sampling_options,
@@ -36,8 +37,7 @@ from .progress import stages
 if TYPE_CHECKING:
     import numpy as np
 
-    from patchindex import SampleResult, ScoreMachine
-    from patchindex.estimators import EstimatorOptions
+    from patchindex import Denoiser, SampleResult
     from patchindex.runtime import Progress
 
 FILES = ("grid.png", "samples.npz", "samples.json")
@@ -48,10 +48,17 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 @count_option("-n", "Number of images.  [default: 16, or as many as in --x-t]")
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
+    "--machine",
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="Denoiser: a score machine (IS, LS, ELS, bbELS), or wiener, nearest, ..., with its options, such as "
+    "wiener:circulant=true. Other denoisers than the store's own machine are computed from all its images.  "
+    "[default: the store's machine]",
+)
+@click.option(
     "--estimator",
     metavar="NAME[:OPTION=VALUE,...]",
-    help="exact, topk or auto, with options: topk:candidates=512,probes=64,quality=0.9 or "
-    "auto:candidates=2048,probes=1024.  [default: auto, or exact for a store without an index]",
+    help="Of a score machine: exact, topk or auto, with options: topk:candidates=512,probes=64,quality=0.9 "
+    "or auto:candidates=2048,probes=1024.  [default: auto, or exact for a store without an index]",
 )
 @click.option(
     "--tolerance",
@@ -63,6 +70,11 @@ FILES = ("grid.png", "samples.npz", "samples.json")
     "--nearest-scales",
     is_flag=True,
     help="Move each entry of the locality schedule to the nearest scale of the store.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for temporary arrays, such as 500M.  [default: 256M, or 1G for wiener]",
 )
 @click.option(
     "--x-t",
@@ -83,9 +95,11 @@ def sample(
     store: Path | str,
     n: int | None,
     output: Path,
+    machine: str | None,
     estimator: str | None,
     tolerance: float | None,
     nearest_scales: bool,
+    memory: str | None,
     x_t: Path | None,
     sampler: str,
     options: SamplingOptions,
@@ -101,38 +115,30 @@ def sample(
       patchindex sample fashion.zarr -n 16 -o samples
       patchindex sample fashion.zarr -n 4 -o bags --label 8 --estimator exact --seed 1
       patchindex sample fashion.zarr -n 8 -o out --estimator topk:candidates=512
+      patchindex sample fashion.zarr -n 8 -o gaussian --machine wiener
       patchindex sample cifar.zarr -n 8 -o out --locality cifar10-resnet-circular --nearest-scales
     """
     import patchindex
 
     check_output_folder(output, FILES, options.overwrite)
     index = patchindex.open_index(store, device=run.device)
+    text = machine or index.machine
+    settings = _score_settings(text, options, estimator, tolerance, nearest_scales)
+    settings["memory"] = memory
     schedule = choose_locality(options, index)
-    if schedule is None and index.machine != "IS":
-        raise InputError(
-            "the store has no schedule", parameter="locality", remedy="give a preset or locality scales"
-        )
     if schedule is not None and nearest_scales and index.scales:
         schedule = schedule.nearest(index.scales)
-    name, settings = _parse_estimator(estimator, tolerance)
-    machine = patchindex.ScoreMachine(
-        index,
-        estimator=name,
-        locality=schedule,
-        label=parse_label(options.label, index),
-        device=run.device,
-        threads=run.threads,
-        **settings,
-    )
+    label = parse_label(options.label, index)
+    denoiser = open_denoiser(text, index, run, locality=schedule, label=label, settings=settings)
     noise = None if x_t is None else _read_noise(x_t)
     if noise is None and n is None:
         n = 16
     with stages() as progress:
-        compile_seconds = _load_kernels(machine, progress)
+        compile_seconds = _load_kernels(denoiser, progress)
         progress("sampling", 0, 1)
         start = time.perf_counter()
         result = patchindex.sample(
-            machine,
+            denoiser,
             n,
             options.steps,
             sampler,
@@ -160,23 +166,43 @@ def sample(
         click.echo(f"compiled the exact kernels for this machine in {compile_seconds:.1f} s (only once)")
 
 
-def _parse_estimator(text: str | None, tolerance: float | None) -> tuple[str | None, EstimatorOptions]:
-    """Return the name and the options of an estimator; --tolerance is one of the options."""
-    from patchindex.estimators import EstimatorOptions, parse_estimator
+def _score_settings(
+    text: str, options: SamplingOptions, estimator: str | None, tolerance: float | None, nearest_scales: bool
+) -> dict[str, Any]:
+    """Return the estimator of a score machine and its options; refuse options that the denoiser lacks."""
+    from patchindex.denoisers import parse_denoiser, takes_locality
+    from patchindex.estimators import parse_estimator
+    from patchindex.geometry import MACHINES
 
-    name, options = parse_estimator(text) if text else (None, EstimatorOptions())
+    name, own = parse_denoiser(text)
+    given = {"estimator": estimator, "tolerance": tolerance} if name not in MACHINES else {}
+    if not takes_locality(name):
+        given |= {"locality": options.locality, "resize_locality": options.resize_locality}
+        given |= {"nearest_scales": nearest_scales}
+    for parameter, value in given.items():
+        if value is not None and value is not False:
+            raise InputError(f"{name} has no such option", parameter=parameter, remedy="leave it out")
+    settings: dict[str, Any] = {}
+    if estimator is not None:
+        settings["estimator"], inside = parse_estimator(estimator)
+        settings |= inside
     if tolerance is not None:
-        if "tolerance" in options:
+        if "tolerance" in settings:
             raise InputError("is also in --estimator", parameter="tolerance", remedy="give it once")
-        options["tolerance"] = tolerance
-    return name, options
+        settings["tolerance"] = tolerance
+    for option in settings.keys() & own.keys():
+        raise InputError("is also in --machine", parameter=option, remedy="give it once")
+    return settings
 
 
-def _load_kernels(machine: ScoreMachine, progress: Progress) -> float | None:
+def _load_kernels(denoiser: Denoiser, progress: Progress) -> float | None:
     """Load the exact kernels, so that the time of sampling has no compilation; return the seconds of one."""
+    from patchindex.denoisers import ScoreMachine
     from patchindex.exact import load_kernel
 
-    if machine.estimator not in ("exact", "auto") or machine.device.type != "cpu":
+    if not isinstance(denoiser, ScoreMachine) or denoiser.device.type != "cpu":
+        return None
+    if denoiser.estimator not in ("exact", "auto"):
         return None
     progress("loading kernels", 0, 1)
     seconds = load_kernel()

@@ -1,16 +1,29 @@
 """Denoisers: estimates of E[x_0 | x_t] under one contract."""
 
-from patchindex.denoisers.base import Call, Denoiser, TrainingDenoiser, is_store
+from patchindex.denoisers.base import Call, Denoiser, DenoiserOptions, TrainingDenoiser, is_store
 from patchindex.denoisers.machine import ScoreMachine
-from patchindex.denoisers.registry import DENOISERS, denoiser, register_denoiser
+from patchindex.denoisers.nearest import NearestImage
+from patchindex.denoisers.registry import (
+    DENOISERS,
+    denoiser,
+    parse_denoiser,
+    register_denoiser,
+    takes_locality,
+)
+from patchindex.denoisers.wiener import Wiener
 
 __all__ = [
     "DENOISERS",
     "Call",
     "Denoiser",
+    "DenoiserOptions",
+    "NearestImage",
     "ScoreMachine",
     "TrainingDenoiser",
+    "Wiener",
     "denoiser",
     "is_store",
+    "parse_denoiser",
     "register_denoiser",
+    "takes_locality",
 ]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypedDict, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from patchindex.runtime import threads as use_threads
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.store.remote import Remote, is_url
 
-__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser", "TrainingDenoiser", "is_store"]
+__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser", "DenoiserOptions", "TrainingDenoiser", "is_store"]
 
 # float32 must order the squared distances of patches. Squares of differences from |x| = 100, summed over 3
 # channels of a 15 x 15 window, are 7e6 and rounded by about one; one grey level in one pixel moves them by
@@ -151,6 +151,31 @@ class Denoiser(ABC):
     def scale_at(self, t: float) -> int | None:
         """Return the locality scale at time t, None for a denoiser without a locality schedule."""
         return None
+
+    def prepare(self, label: int | None = None, progress: Progress | None = None) -> None:
+        """Do the work that all calls share, such as the decomposition of a covariance.
+
+        `sample` prepares a denoiser before its first step. Without `prepare`, the first call does the work.
+
+        Parameters
+        ----------
+        label : int, optional
+            In place of the denoiser's own label.
+        progress : Progress, optional
+            Called as `progress(stage, done, total)`.
+
+        Raises
+        ------
+        InputError
+            When the label is unknown.
+        """
+        label = self.label if label is None else label
+        self.check_label(label)
+        with use_threads(self._threads):
+            self._prepare(label, progress or no_progress)
+
+    def _prepare(self, label: int | None, progress: Progress) -> None:  # noqa: B027  (a hook that few need)
+        """Do the work that all calls with a label share, unless it is done; the label is known."""
 
     def posterior_mean(
         self,
@@ -305,6 +330,16 @@ class Denoiser(ABC):
                     f"must lie in (0, 1), got {time}", parameter="t", remedy="t = 0 is data, t = 1 is noise"
                 )
         return times
+
+
+class DenoiserOptions(TypedDict, total=False):
+    """Options of every `TrainingDenoiser`, for type checkers."""
+
+    noise: str | NoiseSchedule
+    label: int | None
+    device: str | torch.device | None
+    threads: int | None
+    memory: int | str | None
 
 
 class TrainingDenoiser(Denoiser):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from patchindex.denoisers.base import TrainingDenoiser, is_store
+from patchindex.denoisers.base import DenoiserOptions, TrainingDenoiser, is_store
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.index import PatchIndex, open_index
+from patchindex.options import read_text
+from patchindex.schedules import LocalityLike
 
-__all__ = ["DENOISERS", "denoiser", "register_denoiser"]
+__all__ = ["DENOISERS", "denoiser", "parse_denoiser", "register_denoiser", "takes_locality"]
 
 Factory = Callable[..., TrainingDenoiser]
 F = TypeVar("F", bound=Factory)
@@ -22,7 +25,8 @@ DENOISERS: dict[str, Factory] = {}
 def register_denoiser(name: str) -> Callable[[F], F]:
     """Return a decorator that registers a class, or a function that makes a denoiser, under a name.
 
-    The class is called as `factory(source, labels, **options)`, and returns a `TrainingDenoiser`.
+    The class is called as `factory(source, labels, **options)`, and returns a `TrainingDenoiser`. Its own
+    parameters of type bool, int, float or str are its options on the command line: `NAME:OPTION=VALUE`.
 
     Raises
     ------
@@ -39,6 +43,29 @@ def register_denoiser(name: str) -> Callable[[F], F]:
     return register
 
 
+def parse_denoiser(text: str, parameter: str = "machine") -> tuple[str, dict[str, Any]]:
+    """Read the name and the options of a denoiser; `parameter` is named in errors.
+
+    The options that all denoisers share, such as `noise`, are not given in the text.
+
+    Raises
+    ------
+    InputError
+        When the name or an option is unknown, or a value has the wrong type.
+
+    Examples
+    --------
+    >>> parse_denoiser("wiener:circulant=true")
+    ('wiener', {'circulant': True})
+    """
+    return read_text(text, DENOISERS, parameter=parameter, hidden={*DenoiserOptions.__annotations__})
+
+
+def takes_locality(name: str) -> bool:
+    """Return whether a registered denoiser has a locality schedule."""
+    return "locality" in inspect.signature(DENOISERS[name]).parameters
+
+
 def denoiser(
     name: str, source: PatchIndex | ImagesLike, labels: LabelsLike | None = None, **options: Any
 ) -> TrainingDenoiser:
@@ -49,8 +76,8 @@ def denoiser(
     name : str
         One of `DENOISERS`: a score machine (`"IS"`, `"LS"`, `"ELS"`, `"bbELS"`) or another analytic denoiser.
     source : PatchIndex, or anything `open_images` takes
-        A patch index (or its path), or raw images. A score machine that is not the machine of the index is
-        computed exactly, from the images of the index.
+        A patch index (or its path), or raw images. A score machine that is not the machine of the index, or
+        has other training windows, is computed exactly from the images of the index.
     labels : array of int or path, optional
         Labels of raw images, shape (N,). An index has its own.
     **options
@@ -78,15 +105,32 @@ def denoiser(
 
 def _machine(machine: str) -> Factory:
     def make(
-        source: PatchIndex | ImagesLike, labels: LabelsLike | None = None, **options: Any
+        source: PatchIndex | ImagesLike,
+        labels: LabelsLike | None = None,
+        *,
+        estimator: str | None = None,
+        tolerance: float | None = None,
+        train_windows: str | None = None,
+        locality: LocalityLike | None = None,
+        **options: Any,
     ) -> ScoreMachine:
         if is_store(source):
             source = open_index(source, device=options.get("device"))
-        if isinstance(source, PatchIndex) and source.machine != machine:
-            if options.get("locality") is None:
-                options["locality"] = source.locality
-            source = source.training.source
-        return ScoreMachine(source, labels, machine=machine, **options)
+        if isinstance(source, PatchIndex):
+            locality = source.locality if locality is None else locality
+            if source.machine != machine or train_windows not in (None, source.train_windows):
+                source = source.training.source
+        if tolerance is not None:
+            options["tolerance"] = tolerance
+        return ScoreMachine(
+            source,
+            labels,
+            machine=machine,
+            train_windows=train_windows,
+            estimator=estimator,
+            locality=locality,
+            **options,
+        )
 
     return make
 

@@ -49,15 +49,17 @@ class Estimate:
     mean : Tensor, shape (B, C, H, W), float32
         `E[x_0 | x_t]` under the machine, in [-1, 1].
     stderr : Tensor, shape (B, H, W)
-        Standard error of the mean, root mean square over channels: 0 for `exact`, NaN for `topk`, whose error
-        is a bias and not a variance.
+        Standard error of the mean that random draws cause, root mean square over channels: 0 for `exact` and
+        for each denoiser that draws none, NaN for `topk`, whose error is a bias and not a variance.
     ess : Tensor, shape (B, H, W)
-        Effective sample size of the softmax with weights w, `(sum w)^2 / sum w^2`.
+        Effective sample size of the softmax with weights w, `(sum w)^2 / sum w^2`; NaN for a denoiser without
+        a softmax, such as `Wiener`, and 1 for `NearestImage`, the limit of a softmax.
     captured_mass : Tensor, shape (B, H, W)
-        Share of the softmax weights that the evaluated patches hold: 1 for `exact`, else estimated.
+        Share of the softmax weights that the evaluated patches hold: 1 for `exact` and for each denoiser that
+        uses all training images, else estimated.
     patches_evaluated, codes_scanned, exact_pixels : int
-        Exact logits and approximate distances computed, summed over all pixels; and the pixels that were
-        compared with every patch of their class.
+        Comparisons of a pixel with a training patch (or image) and approximate distances computed, summed
+        over all pixels; and the pixels that were compared with every patch (or image) of their class.
     """
 
     mean: Tensor

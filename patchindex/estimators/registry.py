@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypedDict, Unpack, cast
+from typing import TypedDict, Unpack, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from patchindex.estimators.base import Estimator, ScoreContext
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.policy import AutoPolicy
 from patchindex.estimators.topk import TopK
+from patchindex.options import read_text
 
 __all__ = ["ESTIMATORS", "EstimatorOptions", "make_estimator", "parse_estimator"]
 
@@ -40,19 +41,7 @@ def parse_estimator(text: str) -> tuple[str, EstimatorOptions]:
     >>> parse_estimator("topk:candidates=512,quality=0.9")
     ('topk', {'candidates': 512, 'quality': 0.9})
     """
-    name, _, rest = text.partition(":")
-    _check_name(name)
-    options: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in rest.split(","))):
-        option, _, value = (piece.strip() for piece in part.partition("="))
-        _check_option(name, option, [known for known in _options_of(name) if known != "policy"])
-        if option in options:
-            raise InputError(f"{option} is given twice", parameter="estimator", remedy="give it once")
-        try:
-            options[option] = int(value) if value.lstrip("-").isdigit() else float(value)
-        except ValueError:
-            what, remedy = f"{part!r} is not option=number", f"write for example {name}:{option}=64"
-            raise InputError(what, parameter="estimator", remedy=remedy) from None
+    name, options = read_text(text, ESTIMATORS, parameter="estimator")
     return name, cast(EstimatorOptions, options)
 
 

@@ -98,7 +98,7 @@ class TrainingImages:
         own order, blocks end at ends of chunks instead, so that no chunk is unpacked twice. The last block
         may end elsewhere, and so may all blocks if `most` is too small.
         """
-        direct = self._order is None or (lo, hi) == (0, len(self))
+        direct = self._reads_directly(lo, hi)
         unit = self.source.chunk if direct and self.source.chunk > 1 else multiple
         height, width = self.size
         size = max(unit, BLOCK_BYTES // (height * width * self.channels))
@@ -109,6 +109,15 @@ class TrainingImages:
             stop = min(stop - stop % unit if size >= unit else stop, hi)
             yield self.source.read(slice(start, stop)) if direct else self.read(start, stop)
             start = stop
+
+    def ids_of_blocks(self, lo: int, hi: int) -> np.ndarray:
+        """Return the `source_ids` of images [lo, hi) in the order of `blocks`: int64 (hi - lo,)."""
+        in_source_order = self._order is not None and self._reads_directly(lo, hi)
+        return np.arange(lo, hi) if in_source_order else self.source_ids[lo:hi]
+
+    def _reads_directly(self, lo: int, hi: int) -> bool:
+        """Return whether `blocks` reads the range in the order of the source."""
+        return self._order is None or (lo, hi) == (0, len(self))
 
 
 @contextmanager

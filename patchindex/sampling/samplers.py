@@ -88,7 +88,8 @@ class SampleResult:
         The noise at the start.
     steps : list of dict
         For each step of each batch: `first` (number of the batch's first image), `t`, `k`, `seconds`,
-        `patches_evaluated`, `codes_scanned`, and the averages of `captured_mass` and `ess` over pixels.
+        `patches_evaluated`, `codes_scanned`, `exact_pixels`, the averages of `captured_mass` and `ess` over
+        pixels, and the root mean square of `stderr`. None stands for a value that the denoiser does not have.
     settings : dict
         Arguments of `sample` and settings of the denoiser.
     """
@@ -166,8 +167,8 @@ def sample(
         )
     check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0))
     noise = starting_noise(denoiser, n, seed, x_T)
-    denoiser.check_label(denoiser.label if label is None else label)
     progress = progress or no_progress
+    denoiser.prepare(label, progress)
     drawing = _Drawing(denoiser, SAMPLERS[sampler], steps, label, seed, callback)
     images, records = [], []
     for start in range(0, len(noise), batch_size):
@@ -227,9 +228,9 @@ class _Drawing:
                     "seconds": round(time.perf_counter() - start, 4),
                     "patches_evaluated": estimate.patches_evaluated,
                     "codes_scanned": estimate.codes_scanned,
-                    "captured_mass": round(float(estimate.captured_mass.mean()), 6),
-                    "ess": round(float(estimate.ess.mean()), 3),
-                    "stderr": _rms(estimate.stderr),
+                    "captured_mass": _rounded(estimate.captured_mass.double().mean(), 6),
+                    "ess": _rounded(estimate.ess.double().mean(), 3),
+                    "stderr": _rounded(estimate.stderr.double().square().mean().sqrt(), 6),
                     "exact_pixels": estimate.exact_pixels,
                 }
             )
@@ -242,10 +243,10 @@ class _Drawing:
         return self.sampler(model, noise, self.steps, denoiser.noise, report), records
 
 
-def _rms(stderr: Tensor) -> float | None:
-    """Return the root mean square over pixels; None where there are no standard errors."""
-    value = float(stderr.double().square().mean().sqrt())
-    return None if math.isnan(value) else round(value, 6)
+def _rounded(average: Tensor, digits: int) -> float | None:
+    """Return an average over pixels; None instead of NaN, which JSON does not have."""
+    value = float(average)
+    return None if math.isnan(value) else round(value, digits)
 
 
 def check_least(**limits: tuple[int | None, int]) -> None:

@@ -9,6 +9,8 @@ import zarr
 from commands import refused, run
 from PIL import Image
 
+import patchindex as pi
+
 
 def test_sample_writes_a_grid_the_samples_and_a_record(store, tmp_path):
     run("sample", store, "-n", 3, "-o", tmp_path, "--seed", 4, "--steps", 6)
@@ -66,6 +68,44 @@ def test_options_of_the_estimator_are_in_the_record(store, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("wiener", "wiener", {}),
+        ("Wiener:circulant=true", "wiener", {"circulant": True}),
+        ("nearest", "nearest", {}),
+        ("ls", "LS", {"locality": [3, 3, 5, 7]}),
+        ("ELS:train_windows=wrapped", "ELS", {"locality": [3, 3, 5, 7], "train_windows": "wrapped"}),
+    ],
+)
+def test_a_store_serves_other_denoisers(store, fashion, tmp_path, text, name, options):
+    run("sample", store, "-o", tmp_path, "-n", 2, "--label", 9, "--steps", 4, "--machine", text)
+    record = json.loads((tmp_path / "samples.json").read_text(), parse_constant=pytest.fail)  # no NaN
+    m = pi.denoiser(name, fashion[0][:40], fashion[1][:40], **options)
+    assert {**record["settings"], **m.settings} == record["settings"]
+    with np.load(tmp_path / "samples.npz") as samples:
+        # The same sums of float32 numbers, in another order.
+        np.testing.assert_allclose(samples["images"], pi.sample(m, 2, 4, label=9).images, rtol=0, atol=1e-4)
+
+
+def test_a_machine_has_its_estimator_in_its_own_text(store, tmp_path):
+    run(
+        "sample",
+        store,
+        "-o",
+        tmp_path,
+        "-n",
+        1,
+        "--steps",
+        2,
+        "--machine",
+        "ELS:estimator=auto,tolerance=0.5",
+    )
+    settings = json.loads((tmp_path / "samples.json").read_text())["settings"]
+    assert settings["estimator"] == "auto"
+    assert settings["options"] == {"tolerance": 0.5}
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--label", 77], "--label: no image has label 77"),
@@ -80,11 +120,26 @@ def test_options_of_the_estimator_are_in_the_record(store, tmp_path):
             ["--estimator", "topk:blocks=3"],
             "--estimator: topk has no option 'blocks'; its options are candidates",
         ),
-        (["--estimator", "topk:probes"], "--estimator: 'probes' is not option=number"),
+        (["--estimator", "topk:probes"], "--estimator: 'probes' has no value; write topk:probes=VALUE"),
         (["--estimator", "topk:probes=0"], "probes"),
         (["--estimator", "auto:tolerance=0"], "tolerance"),
         (["--estimator", "auto:tolerance=0.1", "--tolerance", 0.2], "--tolerance: is also in --estimator"),
         (["--estimator", "topk", "--tolerance", 0.2], "topk has no option 'tolerance'"),
+        (["--machine", "vienna"], "--machine: unknown machine 'vienna'; use one of IS, LS, ELS, bbELS, "),
+        (["--machine", "wiener:width=3"], "--machine: wiener has no option 'width'; its options are circ"),
+        (["--machine", "nearest:k=3"], "--machine: nearest has no option 'k'; it has none"),
+        (["--machine", "wiener:circulant=3"], "--machine: circulant must be true or false, got '3'"),
+        (["--machine", "wiener", "--estimator", "exact"], "--estimator: wiener has no such option"),
+        (["--machine", "wiener", "--tolerance", 0.1], "--tolerance: wiener has no such option"),
+        (["--machine", "wiener", "--locality", "3,3"], "--locality: wiener has no such option"),
+        (["--machine", "nearest", "--nearest-scales"], "--nearest-scales: nearest has no such option"),
+        (
+            ["--machine", "wiener", "--memory", "9K"],
+            "--memory: the covariance of 784 numbers per image needs",
+        ),
+        (["--machine", "wiener", "--memory", "9K"], "circulant=true in --machine"),
+        (["--machine", "LS", "--estimator", "topk"], "--estimator: topk needs a patch index"),
+        (["--machine", "ELS:estimator=auto", "--estimator", "exact"], "--estimator: is also in --machine"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, args, message):

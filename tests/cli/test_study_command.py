@@ -32,7 +32,7 @@ def test_study_compares_images_of_one_label(store, tmp_path):
     ("args", "message"),
     [
         (["--estimator", "best"], "--estimator: unknown estimator 'best'"),
-        (["--estimator", "topk:probes=many"], "--estimator: 'probes=many' is not option=number"),
+        (["--estimator", "topk:probes=many"], "--estimator: probes must be a whole number, got 'many'"),
         (["--estimator", "auto:threads=2"], "--estimator: auto has no option 'threads'"),
         (["--estimator", "auto:probes=1e3"], "probes"),
         (["--seed", -1], "'--seed': -1 is not in the range x>=0"),
