@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from numbers import Integral, Real
 from typing import Any
 
-from patchindex.schedules.presets import Provenance
-
-__all__ = ["is_int", "problem_of_pairs", "problem_of_provenance", "problem_of_quartiles", "problem_of_scale"]
+__all__ = ["is_int", "problem_of_pairs", "problem_of_quartiles", "problem_of_scale"]
 
 
 def is_int(value: object) -> bool:
@@ -55,19 +52,4 @@ def problem_of_quartiles(quartiles: Any, n: int) -> str | None:
     for i, (low, high) in enumerate(quartiles):
         if not _is_number(low) or not _is_number(high) or not 1 <= low <= high:
             return f"quartiles must ascend from 1, got {[low, high]} in pair {i + 1}"
-    return None
-
-
-def problem_of_provenance(provenance: Provenance | None) -> str | None:
-    """Return the first problem of a provenance, or None."""
-    if provenance is None:
-        return None
-    for name, value in asdict(provenance).items():
-        if name == "image_size":
-            if value is not None and not (
-                isinstance(value, tuple) and len(value) == 2 and all(is_int(n) and n > 0 for n in value)
-            ):
-                return f"image_size must be two numbers of pixels, got {value!r}"
-        elif not isinstance(value, str):
-            return f"{name} must be text, got {value!r}"
     return None

@@ -8,7 +8,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from patchindex.errors import InputError, Option, OutputExistsError, PatchIndexW
 from patchindex.schedules.checks import (
     is_int,
     problem_of_pairs,
-    problem_of_provenance,
     problem_of_quartiles,
     problem_of_scale,
 )
@@ -54,7 +53,7 @@ class LocalitySchedule:
     Raises
     ------
     InputError
-        When the pairs, the quartiles or the provenance have a wrong form.
+        When the pairs or the quartiles have a wrong form.
 
     Examples
     --------
@@ -74,7 +73,7 @@ class LocalitySchedule:
 
     def __post_init__(self) -> None:
         problem = problem_of_pairs(self.pairs) or problem_of_quartiles(self.quartiles, len(self.pairs))
-        if problem := problem or problem_of_provenance(self.provenance):
+        if problem is not None:
             raise InputError(problem, parameter="locality", remedy="give pairs such as (0.25, 5), (0.75, 9)")
         object.__setattr__(self, "pairs", tuple((float(beta), int(k)) for beta, k in self.pairs))
         if self.quartiles is not None:
@@ -195,8 +194,8 @@ class LocalitySchedule:
         new = (size, size) if isinstance(size, int) else size
         if self.provenance is None or self.provenance.image_size is None:
             raise InputError(
-                f"the image size of the schedule {self.name!r} is unknown",
-                parameter="locality",
+                "the size of the images that it was calibrated on is unknown",
+                where=f"locality schedule {self.name!r}",
                 remedy=["leave out ", Option("resize_locality", python="resized")],
             )
         old = self.provenance.image_size
@@ -224,8 +223,8 @@ class LocalitySchedule:
         known = self.provenance and self.provenance.image_size
         if known and known != size:
             warning = PatchIndexWarning(
-                f"the schedule {self.name!r} was calibrated on images of {_by(known)}, not {_by(size)}",
-                parameter="locality",
+                f"was calibrated on images of {_by(known)}, not {_by(size)}",
+                where=f"locality schedule {self.name!r}",
                 remedy=["scale it with ", Option("resize_locality", python="LocalitySchedule.resized")],
             )
             warnings.warn(warning, stacklevel=stacklevel + 1)
@@ -267,10 +266,8 @@ class LocalitySchedule:
         plain: dict[str, Any] = {
             "name": self.name,
             "pairs": [list(pair) for pair in self.pairs],
-            "provenance": None if self.provenance is None else asdict(self.provenance),
+            "provenance": None if self.provenance is None else self.provenance.as_dict(),
         }
-        if self.provenance is not None and self.provenance.image_size is not None:
-            plain["provenance"]["image_size"] = list(self.provenance.image_size)
         if self.quartiles is not None:
             plain["quartiles"] = [list(pair) for pair in self.quartiles]
         return plain
@@ -289,17 +286,12 @@ class LocalitySchedule:
         if not isinstance(name, str) or not name:
             raise _not_a_schedule("has no name", where)
         given = found.get("provenance")
-        if given is not None and (
-            not isinstance(given, dict) or not set(given) <= set(Provenance.__dataclass_fields__)
-        ):
-            fields = ", ".join(Provenance.__dataclass_fields__)
-            raise _not_a_schedule(f"provenance must have the fields {fields}", where)
-        size = given.get("image_size") if given else None
-        provenance = given and Provenance(
-            **{**given, "image_size": tuple(size) if isinstance(size, list) else size}
-        )
         try:
+            provenance = None if given is None else Provenance(**given)
             return cls(name, pairs, provenance, quartiles)  # type: ignore[arg-type]
+        except TypeError:
+            fields = ", ".join(Provenance.__dataclass_fields__)
+            raise _not_a_schedule(f"provenance must have the fields {fields}", where) from None
         except InputError as error:
             raise _not_a_schedule(error.what, where) from None
 

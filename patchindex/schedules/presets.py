@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from patchindex.errors import InputError
+from patchindex.schedules.checks import is_int
 
 __all__ = ["LOCALITY_PRESETS", "Provenance", "provenance_of"]
 
@@ -23,6 +27,11 @@ class Provenance:
         Name of the noise schedule of the network.
     method : str
         How the scales were found.
+
+    Raises
+    ------
+    InputError
+        When a text is no text, or the size is not two numbers of pixels.
     """
 
     network: str = ""
@@ -30,6 +39,25 @@ class Provenance:
     image_size: tuple[int, int] | None = None
     noise: str = ""
     method: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("network", "data", "noise", "method"):
+            if not isinstance(getattr(self, name), str):
+                raise _refused(f"{name} must be text, got {getattr(self, name)!r}")
+        size = self.image_size
+        if size is None:
+            return
+        if not isinstance(size, list | tuple) or len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
+            raise _refused(f"image_size must be two numbers of pixels, got {size!r}")
+        object.__setattr__(self, "image_size", (int(size[0]), int(size[1])))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the provenance as plain data."""
+        return asdict(self) | {"image_size": None if self.image_size is None else list(self.image_size)}
+
+
+def _refused(what: str) -> InputError:
+    return InputError(what, parameter="provenance", remedy="give text, and a size such as (32, 32)")
 
 
 # Entry i of 20 holds at t = i / 20 of the cosine noise schedule. The first entry is never used.

@@ -188,6 +188,30 @@ def test_the_store_keeps_the_schedule(labelled, tmp_path):
     assert again.locality == pi.LocalitySchedule.of([9, 3, 5, 5])
 
 
+def test_a_store_of_an_earlier_release_keeps_its_schedule(labelled, tmp_path, monkeypatch):
+    build = (labelled[0], tmp_path / "s.zarr", [3])
+    options = {"locality": [9, 3, 5, 5], "pca_dims": 4, "lists": 4}
+    with monkeypatch.context() as earlier:  # stores had scales by time, without noise variances
+        earlier.setattr(pi.LocalitySchedule, "as_dict", lambda s: {"name": s.name, "scales": [9, *s.scales]})
+        pi.build_index(*build, **options)
+    index = pi.open_index(tmp_path / "s.zarr")
+    assert index.attributes["locality"] == {"name": "custom", "scales": [9, 3, 5, 5]}
+    assert index.locality == pi.LocalitySchedule.of([9, 3, 5, 5]).nearest([3])
+    assert pi.build_index(*build, **options, resume=True).locality == index.locality
+    assert pi.add_scales(index.path, 5, pca_dims=4, lists=4).locality == pi.LocalitySchedule.of([9, 3, 5, 5])
+
+
+def test_a_store_keeps_the_provenance_of_its_schedule(real_images, tmp_path):
+    images, schedule = real_images(5, 28)[0], pi.LocalitySchedule.of("fashion-mnist-resnet-zeros")
+    with pytest.warns(pi.PatchIndexWarning, match="images of 32 x 32, not 28 x 28") as caught:
+        index = pi.build_index(images, tmp_path / "s.zarr", machine="LS", locality=schedule)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert index.locality == schedule
+    resized = schedule.resized(28)
+    index = pi.build_index(images, tmp_path / "s.zarr", machine="LS", locality=resized, overwrite=True)
+    assert pi.open_index(index.path).locality == resized
+
+
 def test_one_image_of_one_colour(tmp_path):
     index = pi.build_index(np.full((1, 8, 8), 7, np.uint8), tmp_path / "s.zarr", scales=[3])
     assert index.scale(3).attributes["patches"] == 36

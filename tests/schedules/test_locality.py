@@ -166,7 +166,7 @@ def test_images_of_another_size_warn():
     with pytest.warns(PatchIndexWarning) as caught:
         schedule.check_image_size((28, 28))
     assert str(caught[0].message) == (
-        "locality: the schedule 'fashion-mnist-resnet-zeros' was calibrated on images of 32 x 32, "
+        "locality schedule 'fashion-mnist-resnet-zeros': was calibrated on images of 32 x 32, "
         "not 28 x 28; scale it with LocalitySchedule.resized"
     )
     assert caught[0].filename == __file__
@@ -200,7 +200,9 @@ def test_resized_says_so_in_its_name_and_provenance():
     assert found.provenance.method.endswith("scaled from 32 x 32 to 28 x 28 images")
     assert schedule.resized(32) is schedule
     assert schedule.resized((16, 64)).scales == schedule.scales  # the same area
-    with pytest.raises(InputError, match="locality: the image size of the schedule 'custom' is unknown"):
+    with pytest.raises(
+        InputError, match=r"locality schedule 'custom': the size of the images .* unknown; leave out resized"
+    ):
         LocalitySchedule.of([3, 5]).resized(28)
 
 

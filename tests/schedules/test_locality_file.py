@@ -76,7 +76,7 @@ def test_a_missing_file_is_named():
         ({"provenance": "a network"}, "provenance must have the fields network, data, image_size"),
         ({"provenance": {"net": ""}}, "provenance must have the fields network, data, image_size"),
         ({"provenance": {"network": 3}}, "network must be text, got 3"),
-        ({"provenance": {"image_size": [28]}}, r"image_size must be two numbers of pixels, got \(28,\)"),
+        ({"provenance": {"image_size": [28]}}, r"image_size must be two numbers of pixels, got \[28\]"),
         ({"provenance": {"image_size": [28, 0]}}, "image_size must be two numbers of pixels"),
         ({"provenance": {"image_size": 28}}, "image_size must be two numbers of pixels, got 28"),
     ],
