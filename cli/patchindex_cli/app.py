@@ -127,7 +127,7 @@ def main() -> None:
     \b
     Examples:
       patchindex build data/fashion_mnist_6k.npz -o fashion.zarr --limit 1500 \\
-          --locality fashion-mnist-resnet-zeros
+          --locality fashion-mnist-resnet-zeros --resize-locality
       patchindex sample fashion.zarr -n 16 -o samples
     """
 

@@ -98,7 +98,7 @@ def plan_build(
         )
     if schedule is not None and scales is not None:
         schedule = schedule.nearest(sorted({*wanted, *beside}))
-    if schedule is not None:
+    if schedule is not None and machine != "IS":
         schedule.check_image_size((height, width), stacklevel=3)
     indexed = [geometry for geometry in geometries if not geometry.is_exact]
     survey = (
