@@ -3,6 +3,7 @@
 from patchindex.denoisers.base import Call, Denoiser, DenoiserOptions, TrainingDenoiser, is_store
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.denoisers.nearest import NearestImage
+from patchindex.denoisers.pca_locality import PCALocality
 from patchindex.denoisers.registry import (
     DENOISERS,
     denoiser,
@@ -18,6 +19,7 @@ __all__ = [
     "Denoiser",
     "DenoiserOptions",
     "NearestImage",
+    "PCALocality",
     "ScoreMachine",
     "TrainingDenoiser",
     "Wiener",

@@ -55,6 +55,7 @@ __all__ = [
     "NO_LOGIT",
     "Sums",
     "Tile",
+    "add_block",
     "flush",
     "flush_sample",
     "prepare",
@@ -149,7 +150,7 @@ def prepare(images, grey, scale, rows, columns, masks, wrapped, tile, down):  # 
 
 
 @inlined
-def _add(logits, pixel, sums, tile, centres):  # type: ignore[no-untyped-def]
+def add_block(logits, pixel, sums, tile, centres):  # type: ignore[no-untyped-def]
     """Add a block of logits to the sums of a pixel; `centres` is the index of their centres in the tile."""
     top = fold_max(logits)
     reference = sums.top[pixel]
@@ -246,9 +247,9 @@ def scan_all(tile, query, tables, units, sums):  # type: ignore[no-untyped-def]
                     norm = load_block(tile.norms, norms + y * line + column)
                     centres = y * channels * line + column
                     if y_1 >= 0:
-                        _add(s_1 - norm + lost_1, y_1 * width + x, sums, tile, centres)
+                        add_block(s_1 - norm + lost_1, y_1 * width + x, sums, tile, centres)
                     if y_2 >= 0:
-                        _add(s_2 - norm + lost_2, y_2 * width + x, sums, tile, centres)
+                        add_block(s_2 - norm + lost_2, y_2 * width + x, sums, tile, centres)
 
 
 @inlined
@@ -315,9 +316,9 @@ def scan_pixels(tile, query, windows, singles, pixels, sums):  # type: ignore[no
                 column = (pad + j) * lanes
                 norm = load_block(tile.norms, norms + column)
                 centres = i * channels * line + column
-                _add(s_1 - norm + lost_1, one, sums, tile, centres)
+                add_block(s_1 - norm + lost_1, one, sums, tile, centres)
                 if two != one:
-                    _add(s_2 - norm + lost_2, two, sums, tile, centres)
+                    add_block(s_2 - norm + lost_2, two, sums, tile, centres)
 
 
 @compiled
