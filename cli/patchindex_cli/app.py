@@ -12,6 +12,7 @@ from patchindex.errors import Option, PatchIndexError, PatchIndexWarning
 
 from .append import append
 from .build import build
+from .compare import compare, compare_table
 from .info import info
 from .sample import sample
 from .study import study
@@ -132,5 +133,5 @@ def main() -> None:
     """
 
 
-for command in (build, append, tune, sample, info, study, train, verify):
+for command in (build, append, tune, sample, info, study, train, verify, compare, compare_table):
     main.add_command(command)

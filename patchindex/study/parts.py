@@ -79,14 +79,20 @@ class Parts:
         found, wanted = self._settings(folder), _as_json(settings)
         if found is not None and found != wanted:
             if not overwrite:
-                raise InputError(
-                    f"has results of {name} with other settings: {', '.join(_differences(found, wanted))}",
-                    where=self._folder,
-                    remedy=REMEDY,
-                )
+                what = f"has results of {name} with other settings: {', '.join(_differences(found, wanted))}"
+                raise InputError(what, where=self._folder, remedy=REMEDY)
             self._clear(folder)
         folder.mkdir(exist_ok=True)
         self._write_settings(folder, wanted)
+
+    def refuse(self, what: str, *, overwrite: bool) -> None:
+        """Refuse all results, for a reason; `overwrite` deletes them."""
+        if not overwrite:
+            raise InputError(what, where=self._folder, remedy=REMEDY)
+        self._found.clear()
+        if self._folder is not None:
+            for path in self._folder.rglob("*.npz"):
+                path.unlink()
 
     def missing(self, name: str, kind: str, images: Iterable[int]) -> list[int]:
         """Return the numbers of the images without a result."""

@@ -21,6 +21,8 @@ __all__ = ["NETWORK", "Replay"]
 
 NETWORK = "network"  # name of the network in results
 TRAJECTORY = "trajectory"
+PROBE = "probe"  # a posterior mean that tells networks apart
+SAME = 0.001  # in [-1, 1]: devices and numbers of threads round differently
 KINDS = (TRAJECTORY, "training", "held-out")  # of noisy images; each has random draws of its own
 FIRST = 1_000_000  # number of the first image of a kind, for the draws of estimators, per kind
 
@@ -60,6 +62,20 @@ class Replay:
     def label_of(self, image: int) -> int | None:
         """Return the label of an image."""
         return self.labels[image % len(self.labels)]
+
+    def check_network(self, *, overwrite: bool) -> None:
+        """Refuse results of a network that estimates another posterior mean now: other weights.
+
+        `overwrite` deletes the results of all denoisers.
+        """
+        noise, t = draw_noise(self.seed, 1, self.network.shape), self.times[len(self.times) // 2]
+        mean = self.network.posterior_mean(noise, t, label=self.label_of(0)).mean.cpu().numpy()
+        if not self.parts.missing(NETWORK, PROBE, [0]):
+            before = self.parts.get(NETWORK, PROBE, [0])["mean"]
+            if np.abs(before - mean).max() < SAME:
+                return
+            self.parts.refuse("has results of a network with other weights", overwrite=overwrite)
+        self.parts.add(NETWORK, PROBE, [0], mean=mean)
 
     def draw(self, name: str, denoiser: Denoiser, n: int, steps: int, stage: str) -> None:
         """Draw images by DDIM from the noise of the seed; each result has `images` and `seconds`."""

@@ -27,6 +27,8 @@ from patchindex.study.theory_results import Theory
 
 __all__ = ["TheoryOptions", "theory"]
 
+NOT_COMPARED = ("device", "name")  # settings that change no result
+
 
 @dataclass(frozen=True)
 class TheoryOptions:
@@ -149,11 +151,12 @@ def theory(
     parts = Parts(None if folder is None else Path(folder), shared, resume=resume, overwrite=overwrite)
     every = {NETWORK: network, **denoisers}
     for name, denoiser in every.items():
-        own = {key: value for key, value in denoiser.settings.items() if key != "device"}
+        own = {key: value for key, value in denoiser.settings.items() if key not in NOT_COMPARED}
         parts.check(name, own, overwrite=overwrite)
     replay = Replay(
         network, parts, labels, options.steps, options.seed, options.batch_size, progress or no_progress
     )
+    replay.check_network(overwrite=overwrite)
     inputs = _run(replay, denoisers, n, options, training, held_out)
     settings = {
         "n": n,
@@ -283,7 +286,8 @@ def _labels(
     network: Denoiser, denoisers: Mapping[str, Denoiser], wanted: str | int | None
 ) -> Sequence[int | None]:
     """Return the labels that images take in turn."""
-    known = list(getattr(network, "labels", None) or ())
+    its_labels = getattr(network, "labels", None)
+    known = [] if its_labels is None else [int(label) for label in its_labels]
     if wanted == "auto":
         wanted = "each" if known else None
     if wanted == "each" and not known:

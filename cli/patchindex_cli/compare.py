@@ -1,0 +1,279 @@
+"""`patchindex compare` and `patchindex compare-table`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchindex.errors import InputError, Option
+
+from .options import (
+    LocalPath,
+    RunOptions,
+    SamplingOptions,
+    check_output_folder,
+    choose_locality,
+    count_option,
+    open_denoiser,
+    parse_label,
+    run_options,
+    sampling_options,
+    store_path,
+)
+from .output import new_table, print_json, print_table
+from .progress import stages
+
+if TYPE_CHECKING:
+    from patchindex import Denoiser, ImageSource, PatchIndex
+    from patchindex.networks import Network
+    from patchindex.study.theory_table import Run
+
+FILES = (
+    *("table.md", "table.csv", "images.csv", "trajectory.csv", "results.json"),
+    *("scatter.png", "curves.png", "images.png"),
+)
+JOINED = ("table.md", "table.csv", "scatter.png")
+MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
+
+
+@click.command(short_help="Compare denoisers with a trained network.")
+@click.argument("store", type=store_path)
+@click.option(
+    "--network",
+    "network_path",
+    required=True,
+    metavar="RUN",
+    help="Folder that `patchindex train` wrote, or a diffusers folder.",
+)
+@click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
+@click.option(
+    "--machines",
+    metavar="NAME[:OPTION=VALUE,...],...",
+    help="Denoisers to compare; the first one is compared with each other one.  "
+    f"[default: the store's machine, {', '.join(MACHINES)}]",
+)
+@count_option("-n", "Number of images.", 100)
+@count_option("--network-steps", "Grid points for the network.", 150, least=2)
+@count_option("--along", "Compare posterior means along the trajectories of N images.", 10, least=0)
+@count_option("--noised", "Compare posterior means of N training images, noised.", 10, least=0)
+@click.option(
+    "--held-out",
+    metavar="SOURCE",
+    help="Compare posterior means of held-out images, noised. Images of another size are resized, and images "
+    "that are in the store are left out.",
+)
+@click.option(
+    "--estimator",
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="Estimator of the store's machine.  [default: auto, or exact for a store without an index]",
+)
+@click.option("--name", help="Name of the row in the table.  [default: data set and architecture]")
+@click.option("--other-images", is_flag=True, help="Accept a network that was trained on other images.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run; images and machines may be added.")
+@sampling_options(batch_size=16)
+@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
+def compare(
+    store: Path | str,
+    network_path: str,
+    output: Path,
+    machines: str | None,
+    n: int,
+    held_out: str | None,
+    estimator: str | None,
+    name: str | None,
+    other_images: bool,
+    resume: bool,
+    options: SamplingOptions,
+    run: RunOptions,
+    **sizes: int,
+) -> None:
+    """Compare a network with analytic denoisers of the images of a STORE, from the same noise.
+
+    Denoisers other than the store's machine are computed exactly, from the images of the store. Writes
+    table.md and table.csv (a row for the network, a column per denoiser), images.csv (r and R2 of each final
+    image), trajectory.csv (r, R2 and MSE of posterior means at each time), results.json (settings, versions,
+    times), scatter.png, curves.png and images.png.
+
+    \b
+    Columns of the table that it prints:
+      r           Pearson's r of final images with the network's, median over images; the paper's "r^2"
+      R2          coefficient of determination, median
+      best, ...   share of images where the first denoiser has the larger r, and median difference of r
+
+    \b
+    Examples:
+      patchindex compare fashion.zarr --network runs/fashion -o compared
+      patchindex compare fashion.zarr --network runs/fashion -o compared -n 20 \\
+          --machines bbELS,LS,IS,wiener,nearest --held-out data/fashion_mnist_6k.npz --resume
+    """
+    import patchindex
+    from patchindex.study import TheoryOptions
+    from patchindex.study.plots import figure_class
+
+    if not resume:
+        check_output_folder(output, FILES, options.overwrite)
+    figure_class()  # matplotlib is optional: without it, fail before any work
+    network = patchindex.networks.open_network(network_path, device=run.device, threads=run.threads)
+    index = patchindex.open_index(store, device=run.device)
+    remedy = ["give a store of its images, or ", Option("other_images", True)]
+    if not other_images:
+        network.check_images(index.training, remedy=remedy)
+    schedule = choose_locality(options, index)
+    texts = split_machines(machines or ",".join(dict.fromkeys((index.machine, *MACHINES))))
+    denoisers = _open_all(texts, index, network, run, schedule, estimator)
+    theory_options = TheoryOptions(
+        steps=options.steps,
+        labels="auto" if options.label is None else parse_label(options.label, index),
+        seed=run.seed,
+        batch_size=options.batch_size,
+        **sizes,
+    )
+    with stages() as progress:
+        found = patchindex.study.theory(
+            network,
+            denoisers,
+            n,
+            options=theory_options,
+            held_out=None if held_out is None else _open_held_out(held_out, index),
+            folder=output,
+            resume=resume,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    found.write(output, name or _row_name(network, index), _facts(network))
+    summary = found.summary()
+    if run.as_json:
+        files = [str(output / file) for file in FILES if (output / file).exists()]
+        print_json({"summary": summary, "seconds": found.seconds(), "files": files})
+        return
+    _print_summary(summary)
+    click.echo(f"{output / 'table.md'}, {output / 'images.png'}")
+
+
+@click.command(name="compare-table", short_help="Join comparisons into one table.")
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
+def compare_table(folders: Sequence[str], output: Path, overwrite: bool) -> None:
+    """Join the results of `patchindex compare` in some folders into one table, a row for each folder.
+
+    Writes table.md, table.csv and scatter.png, and prints table.md.
+
+    \b
+    Example:
+      patchindex compare-table compared/mnist compared/fashion -o compared
+    """
+    from patchindex.study.plots_theory import plot_scatter
+    from patchindex.study.theory_table import markdown, read_run, write_tables
+
+    check_output_folder(output, JOINED, overwrite)
+    runs: list[Run] = [read_run(folder) for folder in folders]
+    figure = plot_scatter(runs)
+    output.mkdir(parents=True, exist_ok=True)
+    write_tables(output, runs)
+    figure.savefig(output / "scatter.png", dpi=120)
+    click.echo(markdown(runs))
+
+
+def split_machines(text: str) -> list[str]:
+    """Split denoisers at commas, but not at commas between options.
+
+    >>> split_machines("bbELS:estimator=exact,tolerance=0.01, LS,IS")
+    ['bbELS:estimator=exact,tolerance=0.01', 'LS', 'IS']
+    """
+    texts: list[str] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        if texts and re.match(r"\w+\s*=", part):
+            texts[-1] += f",{part}"
+        else:
+            texts.append(part)
+    return texts
+
+
+def _open_all(
+    texts: Sequence[str],
+    index: PatchIndex,
+    network: Network,
+    run: RunOptions,
+    schedule: Any,
+    estimator: str | None,
+) -> dict[str, Denoiser]:
+    """Return the denoisers by their texts."""
+    from patchindex.estimators import parse_estimator
+
+    found: dict[str, Denoiser] = {}
+    for text in texts:
+        if text in found:
+            raise InputError(f"{text} is given twice", parameter="machines", remedy="give it once")
+        settings: dict[str, Any] = {"noise": network.noise}
+        own = text.partition(":")[0].lower() == index.machine.lower() and "estimator=" not in text
+        if estimator is not None and own:
+            settings["estimator"], inside = parse_estimator(estimator)
+            settings |= inside
+        found[text] = open_denoiser(
+            text, index, run, locality=schedule, settings=settings, parameter="machines"
+        )
+    return found
+
+
+def _open_held_out(source: str, index: PatchIndex) -> ImageSource:
+    """Open held-out images in the size and the colours of the store."""
+    import patchindex
+
+    images = patchindex.open_images(source)
+    height, width = index.training.size
+    gray = index.training.channels == 1 < images.shape[3]
+    if images.shape[1:3] == (height, width) and not gray:
+        return images
+    return patchindex.open_images(
+        source, crop="square" if height == width else None, resize=(height, width), grayscale=gray
+    )
+
+
+def _row_name(network: Network, index: PatchIndex) -> str:
+    """Return the data set and the architecture, or the name of the network."""
+    data = Path(index.training.source.name).stem
+    architecture = (network.run or {}).get("architecture")
+    if architecture is None:
+        return f"{data}, {Path(network.name).name}"
+    padding = architecture.get("padding")
+    return f"{data}, {architecture['name']}" + (f" ({padding})" if padding else "")
+
+
+def _facts(network: Network) -> dict[str, Any]:
+    """Return what the table says of a network, as far as it is known."""
+    run = network.run or {}
+    names = ("parameters", "loss", "validation_loss", "step", "epochs")
+    facts = {name: run[name] for name in names if run.get(name) is not None}
+    if run.get("seconds") is not None:
+        facts["minutes"] = round(run["seconds"] / 60, 1)
+    return facts
+
+
+def _print_summary(summary: Sequence[dict[str, Any]]) -> None:
+    """Print a row per denoiser: against the network in all its steps."""
+    first = summary[0]
+    grids = list(dict.fromkeys(row["network_steps"] for row in summary))
+    headings = [f"r, {steps} steps" for steps in grids]
+    table = new_table(["denoiser", *headings, "R2", f"{first['denoiser']} better", "difference", "s / image"])
+    table.columns[0].justify, table.columns[0].overflow = "left", "fold"
+    for row in summary:
+        if row["network_steps"] != grids[0]:
+            continue
+        mine = [other for other in summary if other["denoiser"] == row["denoiser"]]
+        r = [f"{r['pearson_r']:.3f} [{r['pearson_r_low']:.3f}, {r['pearson_r_high']:.3f}]" for r in mine]
+        better, difference = "", ""
+        if row["share"] is not None:
+            better = f"{100 * row['share']:.0f} %"
+            difference = (
+                f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+            )
+        table.add_row(
+            row["denoiser"], *r, f"{row['r2']:.3f}", better, difference, f"{row['seconds']:.2f}"
+        )
+    print_table(table)
+
