@@ -119,7 +119,7 @@ def compare(
     figure_class()  # matplotlib is optional: without it, fail before any work
     network = patchindex.networks.open_network(network_path, device=run.device, threads=run.threads)
     index = patchindex.open_index(store, device=run.device)
-    remedy = ["give a store of its images, or ", Option("other_images", True)]
+    remedy: Sequence[str | Option] = ["give a store of its images, or ", Option("other_images", True)]
     if not other_images:
         network.check_images(index.training, remedy=remedy)
     schedule = choose_locality(options, index)
@@ -239,7 +239,7 @@ def _row_name(network: Network, index: PatchIndex) -> str:
     data = Path(index.training.source.name).stem
     architecture = (network.run or {}).get("architecture")
     if architecture is None:
-        return f"{data}, {Path(network.name).name}"
+        return f"{data}, {Path(str(network.name)).name}"
     padding = architecture.get("padding")
     return f"{data}, {architecture['name']}" + (f" ({padding})" if padding else "")
 
@@ -272,8 +272,5 @@ def _print_summary(summary: Sequence[dict[str, Any]]) -> None:
             difference = (
                 f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
             )
-        table.add_row(
-            row["denoiser"], *r, f"{row['r2']:.3f}", better, difference, f"{row['seconds']:.2f}"
-        )
+        table.add_row(row["denoiser"], *r, f"{row['r2']:.3f}", better, difference, f"{row['seconds']:.2f}")
     print_table(table)
-
