@@ -1,0 +1,330 @@
+"""`originality`: the distance of images from the training images, and the training images they draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.denoisers import ScoreMachine, is_store
+from patchindex.errors import InputError
+from patchindex.exact import ScoreRequest
+from patchindex.geometry import Geometry
+from patchindex.images import ImagesLike, open_images
+from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
+from patchindex.images.npz import read_arrays
+from patchindex.index import PatchIndex, open_index
+from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.sampling.samplers import check_least, draw_noise
+from patchindex.study.contributions import contributions, some_pixels
+from patchindex.study.distances import Nearest, nearest_images, shifts_within
+from patchindex.study.files import write_csv, write_json
+from patchindex.study.originality_plots import plot_neighbours, plot_originality
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["TIMES", "Originality", "originality", "read_images"]
+
+TIMES = (0.05, 0.25, 0.5, 0.75)
+COPY = 1 / 3  # Yoon et al. 2023: nearest distance over second nearest below which an image is a copy
+
+
+def originality(
+    images: ImagesLike | Tensor,
+    source: PatchIndex | ImagesLike,
+    machine: ScoreMachine | None = None,
+    *,
+    shift: int = 4,
+    times: Sequence[float] = TIMES,
+    pixels: int = 64,
+    baseline: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Originality:
+    """Compare images with all training images; with a score machine, also find what they draw from.
+
+    Distances are root mean squares per pixel and channel, in units of [-1, 1]. A shifted training image is
+    moved by up to `shift` pixels along each axis, cyclically: the symmetry of ELS, whose windows wrap around.
+    Where the borders are of one colour, a shift with padding gives the same. The baseline is training images
+    against all others, which is what held-out images of the same distribution would give.
+
+    Parameters
+    ----------
+    images : Tensor or array of float, shape (n, C, H, W), in [-1, 1]; or anything `open_images` takes
+        A `samples.npz` of `patchindex sample`, for example.
+    source : PatchIndex, or anything `open_images` takes
+        The training images: a store (or its path), or images.
+    machine : ScoreMachine, optional
+        A machine of the same images. Each image gets the noise of each of `times`; the weights of the exact
+        softmax say how many training images it draws from.
+    shift : int
+        Largest shift in pixels.
+    times : sequence of float
+        Times in (0, 1), for `machine`.
+    pixels : int
+        Pixels per image whose weights are added up, drawn at random from those whose neighbourhood is not
+        flat: flat neighbourhoods are the same in all training images.
+    baseline : int
+        Training images in the baseline, evenly spread.
+    seed : int
+        Seed of the noise and of the pixels.
+    progress : Progress, optional
+
+    Returns
+    -------
+    Originality
+
+    Raises
+    ------
+    InputError
+        When images, training images and machine do not fit together, or a number is too small.
+
+    Examples
+    --------
+    >>> training = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    >>> copies = np.roll(training[3:5], 1, axis=2)  # moved by one pixel to the right
+    >>> found = originality(copies, training, shift=2)
+    >>> [(row["shifted"], row["shifted_image"], row["shift_x"]) for row in found.rows]
+    [(0.0, 3, 1), (0.0, 4, 1)]
+    >>> found.rows[0]["nearest"] > 0.1
+    True
+    """
+    progress = progress or no_progress
+    check_least(shift=(shift, 0), pixels=(pixels, 1), baseline=(baseline, 1), seed=(seed, 0))
+    training = _training(source)
+    x = read_images(images, (training.channels, *training.size))
+    if len(training) < 2:
+        raise InputError("holds one image", parameter="source", remedy="give at least two images")
+    if machine is not None and (len(machine.training), machine.shape) != (len(training), tuple(x.shape[1:])):
+        raise InputError(
+            "has other images than the source", parameter="machine", remedy="use the same images"
+        )
+    shares = (0.5, 0.7) if machine is not None else (0.7, 1.0)
+    shifts = shifts_within(shift, training.size)
+    found = _neighbours(x, training, shifts, None, part_of(progress, "nearest images", 0, shares[0]))
+    others = torch.from_numpy(np.unique(np.linspace(0, len(training) - 1, baseline).round().astype(np.int64)))
+    held = torch.cat([_read(training, int(i)) for i in others])
+    apart = _neighbours(held, training, shifts, others, part_of(progress, "baseline", *shares))
+    usual = [float(np.median(each.distance[:, 0])) for each in apart]
+    rows = [
+        _row(i, [each.distance[i] for each in found], [each.image[i, 0] for each in found], training)
+        | {"shift_y": int(found[1].shift[i, 0, 0]), "shift_x": int(found[1].shift[i, 0, 1])}
+        | {f"relative_{name}": float(each.distance[i, 0]) / typical if typical else None
+           for name, each, typical in zip(("nearest", "shifted"), found, usual, strict=True)}
+        for i in range(len(x))
+    ]  # fmt: skip
+    base = [
+        _row(int(n), [each.distance[i] for each in apart], [each.image[i, 0] for each in apart], training)
+        for i, n in enumerate(others)
+    ]
+    steps = []
+    if machine is not None:
+        chosen = some_pixels(x, pixels, seed)
+        noise = draw_noise(seed, len(x), tuple(x.shape[1:]))
+        for number, t in enumerate(times):
+            low, high = (shares[1] + (1 - shares[1]) * (number + i) / len(times) for i in (0, 1))
+            steps += _sources(machine, x, noise, chosen, t, part_of(progress, "training images", low, high))
+    neighbours = {
+        name: torch.cat([
+            torch.roll(_read(training, int(each.image[i, 0])), each.shift[i, 0].tolist(), (2, 3))
+            for i in range(len(x))
+        ])
+        for name, each in zip(("nearest", "shifted"), found, strict=True)
+    }  # fmt: skip
+    settings = {
+        "training_images": len(training),
+        "shift": shift,
+        "times": list(times) if machine is not None else [],
+        "pixels": pixels,
+        "seed": seed,
+        "machine": None if machine is None else machine.settings,
+    }
+    return Originality(rows, base, steps, {"images": x, **neighbours}, settings)
+
+
+@dataclass(frozen=True)
+class Originality:
+    """Distances of images from training images, made by `originality`.
+
+    Attributes
+    ----------
+    rows : list of dict
+        One row per image. `nearest` and `second`: distances to the two nearest training images, unshifted;
+        `shifted`: distance to the nearest shifted training image. `nearest_image` and `shifted_image`:
+        numbers of these training images in the source; `shift_y`, `shift_x`: how far down and to the right
+        the latter moves. `relative_nearest`, `relative_shifted`: distance over the median of the baseline; 1
+        is as far as a held-out image. `copy`: whether nearest / second < 1/3 (Yoon et al., "Diffusion
+        probabilistic models generalize when they fail to memorize", 2023).
+    baseline : list of dict
+        The same for training images against all others.
+    steps : list of dict
+        One row per image and time: `ess`, effective sample size of the softmax over patches, and
+        `images_per_pixel`, the number of training images that a pixel draws from (both geometric means over
+        the chosen pixels); `images`, the number of training images that the image draws from (exponential of
+        the entropy of their weights); `heaviest` and `heaviest_image`, the largest weight of a training image
+        and its number. None where all neighbourhoods are flat.
+    images : dict of str to Tensor
+        `images`, and the `nearest` and `shifted` training images, each (n, C, H, W) in [-1, 1].
+    settings : dict
+    """
+
+    rows: list[dict[str, Any]] = field(repr=False)
+    baseline: list[dict[str, Any]] = field(repr=False)
+    steps: list[dict[str, Any]] = field(repr=False)
+    images: dict[str, Tensor] = field(repr=False)
+    settings: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return medians over images, the number of copies, and medians of `images` and `ess` by time."""
+
+        def median(rows: list[dict[str, Any]], column: str) -> float | None:
+            values = [row[column] for row in rows if row[column] is not None]
+            return float(np.median(values)) if values else None
+
+        distances = ("nearest", "shifted", "relative_nearest", "relative_shifted")
+        at = {t: [row for row in self.steps if row["t"] == t] for t in self.settings["times"]}
+        columns = ("images", "images_per_pixel", "ess", "heaviest")
+        return {
+            "images": len(self.rows),
+            **{name: median(self.rows, name) for name in distances},
+            **{f"baseline_{name}": median(self.baseline, name) for name in ("nearest", "shifted")},
+            "copies": sum(row["copy"] for row in self.rows),
+            "steps": [
+                {"t": t, "k": mine[0]["k"]} | {name: median(mine, name) for name in columns}
+                for t, mine in at.items()
+            ],
+        }
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the rows; the columns of `steps` are joined on, with the time in their names."""
+        at = {(row["image"], row["t"]): row for row in self.steps}
+        columns = ("ess", "images_per_pixel", "images", "heaviest", "heaviest_image")
+        more = [
+            {f"{name}_t{t:g}": at[row["image"], t][name] for t in self.settings["times"] for name in columns}
+            for row in self.rows
+        ]
+        write_csv(path, [row | extra for row, extra in zip(self.rows, more, strict=True)])
+
+    def to_json(self, path: str | Path) -> None:
+        """Write settings, summary, rows, baseline and steps."""
+        parts = {"rows": self.rows, "baseline": self.baseline, "steps": self.steps}
+        write_json(path, settings=self.settings, summary=self.summary(), **parts)
+
+    def plot(self) -> Figure:
+        """Draw the distances beside the baseline, and the training images drawn from against t."""
+        return plot_originality(self.rows, self.baseline, self.steps)
+
+    def plot_images(self, most: int = 12) -> Figure:
+        """Draw the first images above their nearest and nearest shifted training images."""
+        return plot_neighbours({name: x[:most] for name, x in self.images.items()}, self.rows)
+
+
+def read_images(images: ImagesLike | Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Return images as float32 (n, C, H, W) in [-1, 1].
+
+    Floats of shape (n, C, H, W) are taken as they are, also from the key `images` of an .npz; all else is
+    opened by `open_images`.
+
+    Raises
+    ------
+    InputError
+        When the images have another shape, or floats are not finite or far outside [-1, 1].
+    """
+    if isinstance(images, str | Path) and Path(images).suffix == ".npz" and Path(images).is_file():
+        images = read_arrays(Path(images), required="images")["images"]
+    given = torch.as_tensor(images) if isinstance(images, np.ndarray | Tensor) else None
+    if given is not None and given.is_floating_point() and tuple(given.shape[1:]) == shape and len(given):
+        if not bool(torch.isfinite(given).all()) or float(given.abs().max()) > 2:
+            raise InputError("must be finite and about in [-1, 1]", parameter="images", remedy="scale them")
+        return given.detach().cpu().float()
+    opened = open_images(images)
+    if (opened.shape[3], *opened.shape[1:3]) != shape:
+        raise InputError(
+            f"have {opened.shape[3]} channels of {opened.shape[1]} x {opened.shape[2]}, "
+            f"the training images {shape[0]} of {shape[1]} x {shape[2]}",
+            parameter="images",
+            remedy="give images of the training images' shape",
+        )
+    return to_unit(as_tensor(opened.read(slice(None)))).permute(0, 3, 1, 2).contiguous()
+
+
+def _training(source: PatchIndex | ImagesLike) -> TrainingImages:
+    if is_store(source):
+        source = open_index(source)
+    return source.training if isinstance(source, PatchIndex) else TrainingImages(source)
+
+
+def _read(training: TrainingImages, number: int) -> Tensor:
+    """Return one training image, (1, C, H, W) in [-1, 1]."""
+    return to_unit(as_tensor(training.read(number, number + 1))).permute(0, 3, 1, 2)
+
+
+def _neighbours(
+    x: Tensor,
+    training: TrainingImages,
+    shifts: list[tuple[int, int]],
+    leave_out: Tensor | None,
+    progress: Progress,
+) -> tuple[Nearest, Nearest]:
+    """Return the nearest training images, and the nearest shifted ones."""
+    share = 1 / (1 + len(shifts))
+    each = ((shifts[:1], 0.0, share), (shifts, share, 1.0))
+    plain, shifted = (
+        nearest_images(
+            x, training, some, leave_out=leave_out, progress=part_of(progress, "nearest images", low, high)
+        )
+        for some, low, high in each
+    )
+    return plain, shifted
+
+
+def _row(
+    number: int, distances: list[Tensor], images: list[Tensor], training: TrainingImages
+) -> dict[str, Any]:
+    nearest, second = [*distances[0].tolist(), float("inf")][:2]
+    return {
+        "image": number,
+        "nearest": nearest,
+        "nearest_image": int(training.source_ids[int(images[0])]),
+        "second": second,
+        "copy": nearest < COPY * second,
+        "shifted": float(distances[1][0]),
+        "shifted_image": int(training.source_ids[int(images[1])]),
+    }
+
+
+def _sources(
+    machine: ScoreMachine, x: Tensor, noise: Tensor, chosen: list[Tensor], t: float, progress: Progress
+) -> list[dict[str, Any]]:
+    """Return one row per image: the training images that it draws from at time t."""
+    if not 0 < t < 1:
+        raise InputError(f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, say")
+    beta, k = machine.noise(t), machine.scale_at(t)
+    geometry = Geometry.of(machine.machine, k, machine.training.size, machine.train_windows)
+    noisy = (1 - beta) ** 0.5 * x + beta**0.5 * noise
+    request = ScoreRequest(
+        machine.training, geometry, noisy, beta, label=machine.label, pixels=chosen, progress=progress
+    )
+    found = contributions(request)
+    heaviest, where = found.weight.max(1)
+    ids = machine.training.source_ids[request.image_range[0] + where.numpy()]
+    return [
+        {
+            "image": i,
+            "t": t,
+            "beta": beta,
+            "k": k,
+            "ess": float(found.ess[i]) if len(chosen[i]) else None,
+            "images_per_pixel": float(found.images_per_pixel[i]) if len(chosen[i]) else None,
+            "images": float(found.images[i]) if len(chosen[i]) else None,
+            "heaviest": float(heaviest[i]) if len(chosen[i]) else None,
+            "heaviest_image": int(ids[i]) if len(chosen[i]) else None,
+        }
+        for i in range(len(x))
+    ]

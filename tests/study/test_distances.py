@@ -1,0 +1,85 @@
+"""Nearest training images, with and without shifts, against brute force in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from patchindex.images.by_label import TrainingImages
+from patchindex.study.distances import nearest_images, shifts_within
+
+
+def brute(x, training, shifts, leave_out=None):
+    """Return distance, image and shift of the nearest training image of each x."""
+    v = training.read(0, len(training)).transpose(0, 3, 1, 2) / 127.5 - 1
+    found = []
+    for row, image in enumerate(x.double().numpy()):
+        best = (np.inf,)
+        for n in range(len(v)):
+            if leave_out is not None and n == int(leave_out[row]):
+                continue
+            for dy, dx in shifts:
+                off = np.sqrt(np.mean((image - np.roll(v[n], (dy, dx), (1, 2))) ** 2))
+                best = min(best, (off, n, dy, dx))
+        found.append(best)
+    return found
+
+
+@pytest.mark.parametrize(("size", "channels"), [(14, 1), ((12, 15), 3)])
+@pytest.mark.parametrize("most", [0, 2])
+def test_nearest_images_are_those_of_brute_force(real_images, size, channels, most):
+    images, labels = real_images(50, size, channels=channels)
+    training = TrainingImages(images[:40], labels[:40])
+    x = torch.from_numpy(images[40:45].transpose(0, 3, 1, 2) / 127.5 - 1).float()
+    shifts = shifts_within(most, training.size)
+    found = nearest_images(x, training, shifts)
+    for row, (distance, image, dy, dx) in enumerate(brute(x, training, shifts)):
+        assert float(found.distance[row, 0]) == pytest.approx(distance, rel=1e-6)  # x is float32
+        assert int(found.image[row, 0]) == image
+        assert found.shift[row, 0].tolist() == [dy, dx]
+    assert (found.distance.diff(dim=1) >= 0).all()
+
+
+def test_little_memory_gives_the_same(real_images):
+    images, _ = real_images(60, 14)
+    training = TrainingImages(images[:50])
+    x = torch.from_numpy(images[50:].transpose(0, 3, 1, 2) / 127.5 - 1).float()
+    shifts = shifts_within(1, training.size)
+    one, two = (nearest_images(x, training, shifts, memory=size) for size in (1 << 26, 20_000))
+    assert torch.equal(one.image, two.image)
+    assert torch.equal(one.distance, two.distance)
+
+
+def test_an_image_is_left_out_of_its_own_neighbours(real_images):
+    images, labels = real_images(30, 14)
+    training = TrainingImages(images, labels)  # in another order than the source
+    numbers = torch.arange(0, 30, 4)
+    x = torch.cat([torch.from_numpy(training.read(i, i + 1) / 127.5 - 1) for i in numbers.tolist()])
+    x = x.permute(0, 3, 1, 2).float()
+    shifts = shifts_within(1, training.size)
+    assert nearest_images(x, training, shifts).image[:, 0].tolist() == numbers.tolist()
+    found = nearest_images(x, training, shifts, leave_out=numbers)
+    assert (found.image != numbers[:, None]).all()
+    for row, expected in enumerate(brute(x, training, shifts, numbers)):
+        assert float(found.distance[row, 0]) == pytest.approx(expected[0], rel=1e-6)
+
+
+def test_every_shift_is_tried_once():
+    for most, size in ((0, (5, 5)), (1, (5, 6)), (2, (5, 6)), (9, (5, 6)), (3, (8, 6))):
+        shifts = [(dy % size[0], dx % size[1]) for dy, dx in shifts_within(most, size)]
+        assert len(set(shifts)) == len(shifts)
+        assert len(shifts) == np.prod([min(2 * most + 1, n) for n in size])
+
+
+def test_progress_grows_to_one(real_images):
+    images, _ = real_images(30, 14)
+    shares = []
+    x = torch.from_numpy(images[:4].transpose(0, 3, 1, 2) / 127.5 - 1).float()
+    nearest_images(
+        x,
+        TrainingImages(images),
+        [(0, 0)],
+        memory=20_000,
+        progress=lambda _, done, of: shares.append(done / of),
+    )
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
