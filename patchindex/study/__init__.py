@@ -1,8 +1,33 @@
-"""Studies: estimates against exact scores, and analytic denoisers against trained networks."""
+"""Studies: accuracy of estimates, theory against networks, originality, and counts of features."""
 
 from patchindex.study.compare import Study, compare
+from patchindex.study.counters import count_holes, count_limbs, count_strokes, draw_figures
+from patchindex.study.limbs import FeatureCounts, count_features, replace_scales
+from patchindex.study.memorisation import Memorisation, memorisation
 from patchindex.study.metrics import accuracy, pearson_r, r2, rmse
+from patchindex.study.originality import Originality, originality
 from patchindex.study.theory import TheoryOptions, theory
 from patchindex.study.theory_results import Theory
 
-__all__ = ["Study", "Theory", "TheoryOptions", "accuracy", "compare", "pearson_r", "r2", "rmse", "theory"]
+__all__ = [
+    "FeatureCounts",
+    "Memorisation",
+    "Originality",
+    "Study",
+    "Theory",
+    "TheoryOptions",
+    "accuracy",
+    "compare",
+    "count_features",
+    "count_holes",
+    "count_limbs",
+    "count_strokes",
+    "draw_figures",
+    "memorisation",
+    "originality",
+    "pearson_r",
+    "r2",
+    "replace_scales",
+    "rmse",
+    "theory",
+]
