@@ -9,7 +9,9 @@ import pytest
 from commands import DATA, refused, run
 from patchindex_cli.app import main
 
-COMMANDS = ["append", "build", "info", "sample", "study", "train", "tune", "verify"]
+COMMANDS = [
+    *("append", "build", "compare", "compare-table", "info", "sample", "study", "train", "tune", "verify"),
+]
 HEAVY = ("numpy", "torch", "faiss", "numba", "zarr", "h5py", "PIL", "rich", "matplotlib", "distributed")
 
 
