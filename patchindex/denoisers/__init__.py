@@ -11,6 +11,7 @@ from patchindex.denoisers.registry import (
     register_denoiser,
     takes_locality,
 )
+from patchindex.denoisers.smoothed import SmoothedClosedForm
 from patchindex.denoisers.wiener import Wiener
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "NearestImage",
     "PCALocality",
     "ScoreMachine",
+    "SmoothedClosedForm",
     "TrainingDenoiser",
     "Wiener",
     "denoiser",

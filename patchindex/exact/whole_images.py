@@ -17,9 +17,10 @@ from torch import Tensor
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import as_tensor, read_ahead, to_unit
+from patchindex.runtime import full_precision
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["query_bytes", "scan"]
+__all__ = ["image_bytes", "query_bytes", "scan", "scan_images"]
 
 SAMPLE = 64  # images whose mean is subtracted
 
@@ -30,8 +31,27 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return 8 * height * width * (5 + 3 * channels) * 4
 
 
+def image_bytes(numbers: int) -> int:
+    """Return the bytes of a query's state in `scan_images`, with copies, for images of so many numbers."""
+    return 8 * (5 + 3 * numbers) * 4
+
+
 def scan(request: ScoreRequest) -> SoftmaxState:
     """Scan all pixels, also those outside the mask: they share their logits."""
+    state = scan_images(request)
+    batch, channels, height, width = request.x.shape
+    whole = SoftmaxState.empty((batch, height, width), channels, request.x.device)
+    for name in ("max_logit", "weight", "weight_sq", "count"):
+        getattr(whole, name)[:] = getattr(state, name)[:, None, None]
+    whole.centre = state.centre.reshape(batch, height, width, channels)
+    return whole
+
+
+def scan_images(request: ScoreRequest) -> SoftmaxState:
+    """Return the state of whole images, of shape (B,): the centres are training images as H * W * C numbers.
+
+    All of the memory is for blocks of training images.
+    """
     training, x, a, beta, dtype = request.training, request.x, request.a, request.beta, request.dtype
     lo, hi = request.image_range
     batch, channels, height, width = x.shape
@@ -46,7 +66,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     queries = x.permute(0, 2, 3, 1).reshape(batch, numbers).to(dtype) - a * origin
     state = SoftmaxState.empty((batch,), numbers, x.device)
     done = 0
-    with read_ahead(training.blocks(lo, hi, step)) as blocks:
+    with full_precision(), torch.no_grad(), read_ahead(training.blocks(lo, hi, step)) as blocks:
         for block in blocks:
             values = flat(block) - origin
             logits = torch.addmm(
@@ -57,8 +77,4 @@ def scan(request: ScoreRequest) -> SoftmaxState:
             request.progress("exact scan", done, hi - lo)
     state.centre += state.weight.unsqueeze(-1) * origin
     state.max_logit -= queries.double().square().sum(1) / (2 * beta)
-    whole = SoftmaxState.empty((batch, height, width), channels, x.device)
-    for name in ("max_logit", "weight", "weight_sq", "count"):
-        getattr(whole, name)[:] = getattr(state, name)[:, None, None]
-    whole.centre = state.centre.reshape(batch, height, width, channels)
-    return whole
+    return state
