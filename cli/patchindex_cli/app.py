@@ -14,6 +14,7 @@ from .append import append
 from .build import build
 from .compare import compare, compare_table
 from .info import info
+from .originality import originality
 from .sample import sample
 from .study import study
 from .train import train
@@ -133,5 +134,5 @@ def main() -> None:
     """
 
 
-for command in (build, append, tune, sample, info, study, train, verify, compare, compare_table):
+for command in (build, append, tune, sample, info, study, train, verify, compare, compare_table, originality):
     main.add_command(command)

@@ -225,8 +225,10 @@ class Originality:
         return plot_neighbours({name: x[:most] for name, x in self.images.items()}, self.rows)
 
 
-def read_images(images: ImagesLike | Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Return images as float32 (n, C, H, W) in [-1, 1].
+def read_images(
+    images: ImagesLike | Tensor, shape: tuple[int, int, int], parameter: str = "images"
+) -> Tensor:
+    """Return images as float32 (n, C, H, W) in [-1, 1]; errors name the parameter.
 
     Floats of shape (n, C, H, W) are taken as they are, also from the key `images` of an .npz; all else is
     opened by `open_images`.
@@ -239,19 +241,24 @@ def read_images(images: ImagesLike | Tensor, shape: tuple[int, int, int]) -> Ten
     if isinstance(images, str | Path) and Path(images).suffix == ".npz" and Path(images).is_file():
         images = read_arrays(Path(images), required="images")["images"]
     given = torch.as_tensor(images) if isinstance(images, np.ndarray | Tensor) else None
-    if given is not None and given.is_floating_point() and tuple(given.shape[1:]) == shape and len(given):
+    # In this order of dimensions there are no uint8 images.
+    if given is not None and given.is_floating_point() and given.dim() == 4 and given.shape[-1] > 3:
+        _check_shape(tuple(given.shape[1:]), shape, parameter)
         if not bool(torch.isfinite(given).all()) or float(given.abs().max()) > 2:
-            raise InputError("must be finite and about in [-1, 1]", parameter="images", remedy="scale them")
+            raise InputError("must be finite and about in [-1, 1]", parameter=parameter, remedy="scale them")
         return given.detach().cpu().float()
     opened = open_images(images)
-    if (opened.shape[3], *opened.shape[1:3]) != shape:
+    _check_shape((opened.shape[3], *opened.shape[1:3]), shape, parameter)
+    return to_unit(as_tensor(opened.read(slice(None)))).permute(0, 3, 1, 2).contiguous()
+
+
+def _check_shape(found: tuple[int, ...], shape: tuple[int, int, int], parameter: str) -> None:
+    if found != shape:
         raise InputError(
-            f"have {opened.shape[3]} channels of {opened.shape[1]} x {opened.shape[2]}, "
-            f"the training images {shape[0]} of {shape[1]} x {shape[2]}",
-            parameter="images",
+            f"are of shape {found}, the training images of {shape} (channels, height, width)",
+            parameter=parameter,
             remedy="give images of the training images' shape",
         )
-    return to_unit(as_tensor(opened.read(slice(None)))).permute(0, 3, 1, 2).contiguous()
 
 
 def _training(source: PatchIndex | ImagesLike) -> TrainingImages:

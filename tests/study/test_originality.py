@@ -98,7 +98,9 @@ def test_samples_are_read_as_they_were_written(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(training, new):
-    with pytest.raises(InputError, match="images: have 1 channels of 12 x 12, the training images 1 of 14"):
+    with pytest.raises(
+        InputError, match=r"images: are of shape \(1, 12, 12\), the training images of \(1, 14, 14\)"
+    ):
         originality(new[:, :12, :12], training)
     with pytest.raises(InputError, match="images: must be finite and about"):
         originality(torch.full((1, 1, 14, 14), 9.0), training)
