@@ -42,7 +42,7 @@ WEIGHTS, STATE, RUN = "weights.safetensors", "state.safetensors", "run.json"
 LOSSES, PICTURE = "loss.csv", "loss.png"
 FILES = (WEIGHTS, STATE, RUN, LOSSES, PICTURE)
 HEADER = "patchindex"  # the key of the JSON data in the metadata of a safetensors file
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+DTYPES = {torch.float32: ("F32", "F16"), torch.int64: ("I64",)}  # of tensors that a network or its state has
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
@@ -99,7 +99,7 @@ class TensorFile:
         self.header: dict[str, Any] = header
 
     def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors with the names of `expected`, in float32; other tensors are an error.
+        """Return the tensors with the names and dtypes of `expected`; float16 is converted to float32.
 
         Raises
         ------
@@ -108,7 +108,7 @@ class TensorFile:
         """
         self._compare(expected)
         with safe_open(self.path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in expected}
+            tensors = {name: file.get_tensor(name).to(tensor.dtype) for name, tensor in expected.items()}
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise self._refused(f"tensor {name} has values that are not finite")
@@ -126,8 +126,9 @@ class TensorFile:
                 raise self._refused(
                     f"tensor {name} has shape {shape}, but the architecture has {tuple(tensor.shape)}"
                 )
-            if dtype != DTYPES[tensor.dtype]:
-                raise self._refused(f"tensor {name} has dtype {dtype}, expected {DTYPES[tensor.dtype]}")
+            if dtype not in DTYPES[tensor.dtype]:
+                known = " or ".join(DTYPES[tensor.dtype])
+                raise self._refused(f"tensor {name} has dtype {dtype}, expected {known}")
 
     def _refused(self, what: str) -> InputError:
         return InputError(what, where=self.path, remedy="copy the file again, or train again")

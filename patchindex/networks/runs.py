@@ -116,8 +116,8 @@ def open_network(
         raise InputError(
             "is a pickled file, which can run any code and is never opened",
             where=where,
-            remedy="in your own code, load it by torch.load(file, weights_only=True) into its model, and give "
-            "the model to patchindex.networks.wrap",
+            remedy="in your own code, load it by torch.load(file, weights_only=True), and give the model to "
+            "patchindex.networks.wrap",
         )
     if not where.exists():
         raise SourceNotFoundError(

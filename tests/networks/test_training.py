@@ -1,0 +1,185 @@
+"""Training: it learns, it resumes exactly, and it refuses what does not fit."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import patchindex as pi
+from patchindex.errors import InputError, OutputExistsError, PatchIndexError
+from patchindex.networks import open_run, train, training
+
+
+def weights(folder, name="weights.safetensors"):
+    return load_file(folder / name)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def losses(folder):
+    with (folder / "loss.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(autouse=True)
+def rows_every_three_steps(monkeypatch):
+    monkeypatch.setattr(training, "STEPS_PER_ROW", 3)
+
+
+def test_training_lowers_the_loss_and_writes_a_run(pictures, small, tmp_path):
+    record = train(pictures[0], tmp_path / "run", small(steps=60, lr=3e-3, validation=8), threads=1)
+    rows = losses(tmp_path / "run")
+    assert [int(row["step"]) for row in rows] == list(range(3, 61, 3))
+    assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+    assert float(rows[-1]["validation_loss"]) < 0.5 * float(rows[0]["validation_loss"])
+    assert record == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["step"], record["epochs"], record["images"]["count"]) == (60, 30.0, 32)
+    assert record["loss"] == float(rows[-1]["loss"])
+    assert record["seconds"] > 0 < record["cpu_seconds"]
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"precision": "bfloat16", "ema": 0.9}, {"conditional": True, "validation": 6}],
+    ids=["float32", "bfloat16-ema", "labels-validation"],
+)
+def test_a_resumed_run_ends_with_the_same_weights(pictures, small, tmp_path, settings):
+    images, labels = pictures
+    train(images, tmp_path / "whole", small(steps=7, **settings), labels=labels, threads=1)
+    for steps in (2, 5, 7):
+        train(
+            images, tmp_path / "parts", small(steps=steps, **settings), labels=labels, threads=1, resume=True
+        )
+    for name in ("weights.safetensors", "state.safetensors"):
+        assert_same(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert [{**row, "seconds": 0} for row in whole] == [{**row, "seconds": 0} for row in parts]
+    assert [int(row["step"]) for row in whole] == [3, 6, 7]
+
+
+def test_a_seed_determines_the_weights(pictures, small, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(pictures[0], tmp_path / name, small(seed=seed), threads=1)
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not torch.equal(*(weights(tmp_path / name)["first.weight"] for name in "bc"))
+
+
+def test_images_that_do_not_fit_into_memory_are_read_at_each_step(pictures, small, tmp_path, monkeypatch):
+    train(pictures[0], tmp_path / "memory", small(), threads=1)
+    monkeypatch.setattr(training, "parse_memory", lambda memory: 100)
+    train(pictures[0], tmp_path / "disk", small(), threads=1)
+    assert_same(weights(tmp_path / "memory"), weights(tmp_path / "disk"))
+
+
+def test_the_average_of_the_weights_is_the_result(pictures, small, tmp_path):
+    train(pictures[0], tmp_path / "run", small(steps=2, ema=0.5), threads=1)
+    state = weights(tmp_path / "run", "state.safetensors")
+    averaged = {
+        n.removeprefix("average.module."): w for n, w in state.items() if n.startswith("average.module.")
+    }
+    assert_same(weights(tmp_path / "run"), averaged)
+    assert not torch.equal(averaged["first.weight"], state["network.first.weight"])
+
+
+def test_time_ends_a_run_and_counts_over_its_parts(pictures, small, tmp_path):
+    settings = small(steps=None, minutes=1e-6)
+    first = train(pictures[0], tmp_path / "run", settings, threads=1)
+    again = train(pictures[0], tmp_path / "run", settings, threads=1, resume=True)
+    assert (first["step"], again["step"]) == (1, 1)
+    assert again["seconds"] >= first["seconds"] > 0
+
+
+def test_epochs_end_a_run(pictures, small, tmp_path):
+    record = train(pictures[0], tmp_path / "run", small(steps=None, epochs=2), threads=1)
+    assert (record["step"], record["epochs"]) == (6, 2.0)
+    assert losses(tmp_path / "run")[-1]["images_seen"] == "80"
+
+
+def test_a_network_knows_its_images_in_a_store_of_them(pictures, small, tmp_path):
+    images, labels = pictures
+    train(images, tmp_path / "run", small(steps=1), labels=labels, threads=1)
+    network = open_run(tmp_path / "run")
+    index = pi.build_index(images, tmp_path / "s.zarr", machine="LS", labels=labels)
+    assert (np.diff(index.training.source_ids) < 0).any()  # the store is sorted by label
+    network.check_images(index.training)
+    network.check_images(pi.open_images(images))
+    assert network.images.fingerprint == index.attributes["settings"]["images"]
+    with pytest.raises(InputError, match="was trained on other images"):
+        network.check_images(pi.open_images(images[:-1]))
+    with pytest.raises(InputError, match=r"images of shape \(1, 8, 8\), not \(1, 8, 6\)"):
+        network.check_images(pi.open_images(images[:, :, :6]))
+
+
+def test_a_run_is_not_replaced_by_accident(pictures, small, tmp_path):
+    train(pictures[0], tmp_path, small(steps=1), threads=1)
+    before = (tmp_path / "weights.safetensors").read_bytes()
+    with pytest.raises(
+        OutputExistsError, match=r"already has weights.safetensors, .*resume=True.*overwrite=True"
+    ):
+        train(pictures[0], tmp_path, small(steps=1), threads=1)
+    assert (tmp_path / "weights.safetensors").read_bytes() == before
+    train(pictures[0], tmp_path, small(steps=1, seed=1), threads=1, overwrite=True)
+    assert (tmp_path / "weights.safetensors").read_bytes() != before
+
+
+def test_other_settings_or_images_are_refused_on_resume(pictures, small, tmp_path):
+    train(pictures[0], tmp_path, small(steps=1), threads=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for settings, message in [
+        ({"lr": 0.1}, "lr: the run has 0.001, not 0.1"),
+        ({"options": {"channels": 32, "layers": 1}}, "options: the run has"),
+        ({"ema": 0.9}, "ema: the run has None, not 0.9"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train(pictures[0], tmp_path, small(**settings), threads=1, resume=True)
+    with pytest.raises(InputError, match="the run has other images"):
+        train(pictures[0][1:], tmp_path, small(), threads=1, resume=True)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"conditional": True}, "conditional: the images have no labels; give labels"),
+        ({"validation": 40}, "validation: leaves none of 40 images"),
+        ({"arch": "unet", "options": {"widths": (16,) * 5}}, "multiples of 16"),
+    ],
+)
+def test_settings_that_do_not_fit_the_images_leave_nothing(pictures, small, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        train(pictures[0], tmp_path / "run", small(**settings))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise": "parabola"}, "unknown noise schedule 'parabola'"),
+        ({"precision": "int8"}, "unknown precision 'int8'"),
+        ({"batch_size": 0}, "batch_size: must be an integer of at least 1"),
+        ({"epochs": 0}, "epochs: must be an integer of at least 1"),
+        ({"lr": 0.0}, "lr: must be above 0"),
+        ({"lr": float("nan")}, "lr: must be above 0"),
+        ({"lr_decay": 1.5}, "lr_decay: must be above 0 and at most 1"),
+        ({"minutes": -1}, "minutes: must be above 0"),
+        ({"ema": 1.0}, "ema: must be above 0 and below 1"),
+    ],
+)
+def test_wrong_settings_are_refused(small, settings, message):
+    with pytest.raises(InputError, match=message):
+        small(**settings)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(pictures, small, tmp_path):
+    train(pictures[0], tmp_path, small(steps=1, lr=1e30), threads=1)
+    before = weights(tmp_path)
+    with pytest.raises(PatchIndexError, match="the loss is not finite at step 3; give a smaller lr"):
+        train(pictures[0], tmp_path, small(steps=6, lr=1e30), threads=1, resume=True)
+    assert_same(weights(tmp_path), before)
