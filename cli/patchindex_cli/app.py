@@ -12,6 +12,7 @@ from patchindex.errors import Option, PatchIndexError, PatchIndexWarning
 
 from .append import append
 from .build import build
+from .calibrate import calibrate
 from .compare import compare, compare_table
 from .info import info
 from .originality import originality
@@ -134,5 +135,9 @@ def main() -> None:
     """
 
 
-for command in (build, append, tune, sample, info, study, train, verify, compare, compare_table, originality):
+COMMANDS = (
+    *(build, append, tune, sample, info, verify, study, train, calibrate),
+    *(compare, compare_table, originality),
+)
+for command in COMMANDS:
     main.add_command(command)

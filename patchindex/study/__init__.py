@@ -1,5 +1,7 @@
 """Studies: accuracy of estimates, theory against networks, originality, and counts of features."""
 
+from patchindex.study.calibrate import CalibrationOptions, calibrate
+from patchindex.study.calibration import Calibration
 from patchindex.study.compare import Study, compare
 from patchindex.study.counters import count_holes, count_limbs, count_strokes, draw_figures
 from patchindex.study.limbs import FeatureCounts, count_features, replace_scales
@@ -10,6 +12,8 @@ from patchindex.study.theory import TheoryOptions, theory
 from patchindex.study.theory_results import Theory
 
 __all__ = [
+    "Calibration",
+    "CalibrationOptions",
     "FeatureCounts",
     "Memorisation",
     "Originality",
@@ -17,6 +21,7 @@ __all__ = [
     "Theory",
     "TheoryOptions",
     "accuracy",
+    "calibrate",
     "compare",
     "count_features",
     "count_holes",

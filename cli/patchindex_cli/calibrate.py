@@ -1,0 +1,233 @@
+"""`patchindex calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchindex.errors import InputError, Option, PatchIndexError
+
+from .options import (
+    LocalPath,
+    NameIn,
+    RunOptions,
+    check_output_folder,
+    count_option,
+    image_options,
+    open_source,
+    parse_label,
+    parse_locality,
+    parse_scales,
+    run_options,
+    store_path,
+)
+from .output import new_table, print_json, print_table
+from .progress import stages
+
+if TYPE_CHECKING:
+    from patchindex import ImageSource, PatchIndex
+    from patchindex.study import Calibration
+
+
+@click.command(short_help="Find the locality scale of each noise level.")
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
+@click.option(
+    "--network",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Folder of a network that `train` wrote: choose the scale whose score is most similar to the "
+    "network's.  [default: no network; the scale of least denoising error on held-out images]",
+)
+@click.option(
+    "--held-out",
+    metavar="IMAGES",
+    help="Held-out images, when there is no network.  [default: images of SOURCE that are set aside]",
+)
+@click.option(
+    "--machine",
+    type=NameIn("patchindex.geometry", "MACHINES"),
+    help="LS, ELS or bbELS.  [default: the machine of the store, or bbELS]",
+)
+@click.option(
+    "--train-windows",
+    type=NameIn("patchindex.geometry", "TRAIN_WINDOWS"),
+    help="ELS: valid or wrapped training windows.  [default: those of the store, or valid]",
+)
+@click.option(
+    "--scales", metavar="K,K,...", help="Locality scales to compare.  [default: 3 to the image size]"
+)
+@count_option("-n", "Samples of the network (default 10), or held-out images (default 20).")
+@count_option("--steps", "Grid points; N gives N-1 noise levels.", 20, least=2)
+@click.option(
+    "--measure",
+    type=click.Choice(["cosine", "mse"]),
+    default="cosine",
+    show_default=True,
+    help="With a network: largest cosine similarity, or least squared error.",
+)
+@click.option(
+    "--estimator",
+    type=click.Choice(["exact", "auto"]),
+    default="exact",
+    show_default=True,
+    help="auto: with a network, use the index of a store at the scales that it has.",
+)
+@count_option("--pixels", "Compare N random pixels of each image.  [default: all]")
+@click.option(
+    "--by-label/--no-by-label",
+    default=None,
+    help="Compare each image with training images of its label only.  "
+    "[default: yes for a class-conditional network]",
+)
+@click.option(
+    "--other-images", is_flag=True, help="Accept images that the network was not trained on, or some of them."
+)
+@click.option("--label", metavar="NUMBER|NAME", help="Use images of this label only.")
+@click.option(
+    "--beside",
+    metavar="SCHEDULE",
+    multiple=True,
+    help="Draw this schedule beside the result: a preset or a .json file. Repeat the option for more.",
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
+@count_option("--batch-size", "Images per batch.", 8)
+@image_options
+@run_options("Seed of the noise, the held-out images and the pixels.")
+def calibrate(
+    source: str,
+    output: Path,
+    network: Path | None,
+    held_out: str | None,
+    machine: str | None,
+    scales: str | None,
+    n: int | None,
+    steps: int,
+    label: str | None,
+    beside: tuple[str, ...],
+    resume: bool,
+    overwrite: bool,
+    run: RunOptions,
+    **values: Any,
+) -> None:
+    """Find the locality scale of each noise level, for a network or for the images of SOURCE alone.
+
+    SOURCE is a store, or images as `build` takes them. With a network these are its training images. The
+    image options (--resize and others) apply to SOURCE and to --held-out; --limit and --labels to SOURCE.
+
+    Writes schedule.json, which --locality of other commands takes; calibration.csv (one row per noise level,
+    sample and scale), calibration.json (settings and the table below) and calibration.png.
+
+    \b
+    Columns of the table that it prints:
+      k               scale of the noise level: median over samples, or least mean error
+      quartiles       of the best scales of single samples
+      memorises from  smallest scale whose error on held-out images is more than twice the error on
+                      training images, as it is for all larger scales
+
+    \b
+    Examples:
+      patchindex calibrate data/fashion_mnist_6k.npz -o scales --network run \\
+          --beside fashion-mnist-resnet-zeros
+      patchindex calibrate mnist.npz -o scales --resize 32 --limit 5000 -n 20
+      patchindex sample fashion.zarr -o samples --locality scales/schedule.json --nearest-scales
+    """
+    import patchindex
+    from patchindex.study import CalibrationOptions
+    from patchindex.study.calibrate import JOURNAL
+    from patchindex.study.calibration import FILES
+    from patchindex.study.plots import figure_class
+
+    check_output_folder(output, FILES, overwrite)
+    figure_class()  # matplotlib is optional: without it, fail before any work
+    image = {name: values.pop(name) for name in _image_names()}
+    training, index = _open(source, image, held_out, run)
+    if held_out is not None:
+        more = {name: value for name, value in image.items() if name not in ("limit", "labels")}
+        held_out_images = open_source(held_out, more)
+    options = CalibrationOptions(
+        label=_label(label, index), seed=run.seed, device=run.device, threads=run.threads, **values
+    )
+    schedules = {text: parse_locality(text) for text in beside}
+    try:
+        with stages() as progress:
+            result = patchindex.study.calibrate(
+                training,
+                None if network is None else _open_network(network, run),
+                machine,
+                None if scales is None else parse_scales(scales),
+                held_out=None if held_out is None else held_out_images,
+                n=n,
+                steps=steps,
+                options=options,
+                folder=output,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        raise PatchIndexError(
+            "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
+        ) from None
+    result.save(output, beside={name: each for name, each in schedules.items() if each}, overwrite=overwrite)
+    (output / JOURNAL).unlink(missing_ok=True)
+    if run.as_json:
+        files = [str(output / name) for name in FILES]
+        print_json({"settings": result.settings, "summary": result.summary(), "files": files})
+        return
+    _print(result)
+    click.echo(f"{output / 'schedule.json'}, {output / 'calibration.png'}")
+
+
+def _image_names() -> list[str]:
+    from patchindex.images.registry import ImageOptions
+
+    return ["labels", *ImageOptions.__annotations__]
+
+
+def _open(
+    source: str, image: dict[str, Any], held_out: str | None, run: RunOptions
+) -> tuple[ImageSource | PatchIndex, PatchIndex | None]:
+    """Open a source: as images, or as a store."""
+    import patchindex
+    from patchindex.denoisers import is_store
+
+    if not is_store(source):
+        return open_source(source, image), None
+    for name, value in image.items():
+        if value and (held_out is None or name in ("limit", "labels")):
+            raise InputError("is fixed in the store", parameter=name, remedy="leave it out, or give images")
+    index = patchindex.open_index(store_path(source), device=run.device)
+    return index, index
+
+
+def _open_network(folder: Path, run: RunOptions) -> Any:
+    from patchindex.networks import open_run
+
+    return open_run(folder, device=run.device)
+
+
+def _label(text: str | None, index: PatchIndex | None) -> int | None:
+    """Return the number of a label; only stores keep names of labels."""
+    if text is None or index is not None:
+        return None if index is None else parse_label(text, index)
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{text!r} is not a number", parameter="label", remedy="give a number") from None
+
+
+def _print(result: Calibration) -> None:
+    measure = result.settings["measure"]
+    on_network = result.settings["way"] == "network"
+    table = new_table(["t", "beta", "k", "quartiles", measure, *([] if on_network else ["memorises from"])])
+    for row in reversed(result.summary()):
+        cells = [f"{row['t']:.2f}", f"{row['beta']:.4f}", str(row["k"]), f"{row['low']}-{row['high']}"]
+        cells.append(f"{row['value']:.5f}")
+        if not on_network:
+            cells.append("-" if row["memorises_from"] is None else str(row["memorises_from"]))
+        table.add_row(*cells)
+    print_table(table)

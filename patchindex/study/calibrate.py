@@ -1,0 +1,293 @@
+"""`calibrate`: find the locality scale of each noise level, on a network or on held-out images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchindex.build import parse_memory
+from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
+from patchindex.denoisers.base import Denoiser, is_store
+from patchindex.errors import InputError, Option
+from patchindex.exact import load_kernel
+from patchindex.exact.request import WORKING_MEMORY
+from patchindex.images import ImagesLike, LabelsLike
+from patchindex.images.by_label import TrainingImages
+from patchindex.index import PatchIndex, open_index
+from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import threads as use_threads
+from patchindex.sampling.samplers import check_least
+from patchindex.store.checksums import fingerprint
+from patchindex.study.calibration import COLUMNS, Calibration
+from patchindex.study.journal import Journal
+from patchindex.study.scales import ScaleMachine, default_scales
+from patchindex.study.ways import CalibrationOptions, OnImages, OnNetwork, Step
+
+__all__ = ["JOURNAL", "CalibrationOptions", "calibrate"]
+
+JOURNAL = "units.jsonl"
+STAGE = "calibrating"
+SAMPLES, HELD_OUT = 10, 20  # images by default, on a network and without
+SAME_NETWORK = 1e-3  # relative difference of the norms of two scores of one network at the same image
+
+DEFAULT_OPTIONS = CalibrationOptions()
+
+
+def calibrate(
+    source: PatchIndex | ImagesLike,
+    network: Denoiser | None = None,
+    machine: str | None = None,
+    scales: Sequence[int] | None = None,
+    *,
+    labels: LabelsLike | None = None,
+    held_out: ImagesLike | None = None,
+    n: int | None = None,
+    steps: int = 20,
+    options: CalibrationOptions = DEFAULT_OPTIONS,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Find the locality scale of each noise level.
+
+    With a network, `n` images are drawn from it by DDIM. At each step the machine is evaluated at the noisy
+    image that the network saw, at every scale; the scale whose score is most similar to the score of the
+    network is the scale of the sample, and the median over samples is the scale of the noise level. (Kamb &
+    Ganguli, arXiv 2412.20292.)
+
+    Without a network, `n` held-out images x_0 get noise of each level. The scale of the noise level has the
+    least mean of `|mu_k(x_t) - x_0|^2`. The same noisy images are also denoised as if the clean image were a
+    training image: a large scale then finds the image itself, and its error falls below the error on images
+    that it has not seen.
+
+    Parameters
+    ----------
+    source : PatchIndex, or anything `open_images` takes
+        A patch index (or its path), or raw images.
+    network : Denoiser, optional
+        The network; any denoiser of images of the same shape.
+    machine : str, optional
+        `"LS"`, `"ELS"` or `"bbELS"`; by default the machine of the index, or `"bbELS"`.
+    scales : sequence of int, optional
+        Locality scales to compare; by default `default_scales`.
+    labels : array of int or path, optional
+        Labels of raw images.
+    held_out : anything `open_images` takes, optional
+        Held-out images, of which `n` are drawn with the seed. By default `n` images of the source are set
+        aside, and are no training images.
+    n : int, optional
+        Number of samples (10 by default) or held-out images (20 by default).
+    steps : int
+        Points of the time grid: the noise levels are those of t = i / steps, i from 1 to steps - 1.
+    options : CalibrationOptions
+        All other options.
+    folder : path, optional
+        Keep the finished units, a sample at a step, in a file in this folder.
+    resume, overwrite : bool
+        Continue with, or replace, the units in the folder.
+    progress : Progress, optional
+        Called as `progress(stage, done, total)`.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    InputError
+        When the settings do not fit the images, the network, the index or the units in the folder.
+
+    Examples
+    --------
+    A score machine in place of a network: its own scale is found.
+
+    >>> import patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    >>> network = pi.ScoreMachine(images, machine="LS", locality=5)
+    >>> found = calibrate(images, network, "LS", [3, 5, 7], n=1, steps=3)
+    >>> [row["k"] for row in found.summary()]
+    [5, 5]
+    """
+    if is_store(source):
+        source = open_index(source)
+    index = source if isinstance(source, PatchIndex) else None
+    if index is not None and labels is not None:
+        raise InputError("is fixed in the store", parameter="labels", remedy="leave it out")
+    training = TrainingImages(source, labels) if index is None else index.training  # type: ignore[arg-type]
+    kind, windows = _machine_of(index, machine, options.train_windows)
+    use_auto = _use_auto(options, index, kind, network)
+    check_least(n=(n, 1), steps=(steps, 2))
+    memory = WORKING_MEMORY if options.memory is None else parse_memory(options.memory)
+    theory = ScaleMachine(training, kind, windows, index if use_auto else None, memory)
+    ks = _scales_of(theory, scales)
+    training.range_of(options.label)
+    way: OnNetwork | OnImages
+    if network is not None:
+        if held_out is not None:
+            raise InputError(
+                "is of no use with a network",
+                parameter="held_out",
+                remedy=["leave it or ", Option("network"), " out"],
+            )
+        way = OnNetwork.of(theory, network, n or SAMPLES, steps, options)
+    else:
+        way = OnImages.of(theory, held_out, n or HELD_OUT, steps, options)
+    theory = way.theory
+    settings = {
+        "machine": theory.machine,
+        "train_windows": theory.train_windows,
+        "scales": list(ks),
+        "images": len(theory.training),
+        "source": training.source.name,
+        "image_size": list(training.size),
+        "steps": steps,
+        **way.settings,
+        **{name: getattr(options, name) for name in ("label", "pixels", "ratio", "seed", "estimator")},
+        "fingerprint": fingerprint(some_images(theory.training.source, FINGERPRINT_IMAGES)),
+    }
+    journal = Journal(
+        None if folder is None else Path(folder) / JOURNAL, settings, resume=resume, overwrite=overwrite
+    )
+    with use_threads(options.threads):
+        load_kernel()
+        _run(way, ks, options, journal, progress or no_progress)
+    rows = [
+        {**dict.fromkeys(COLUMNS), **row}
+        for unit in sorted(journal.units)
+        for row in journal.units[unit]["rows"]
+    ]
+    return Calibration(rows, settings)
+
+
+def _machine_of(index: PatchIndex | None, machine: str | None, windows: str | None) -> tuple[str, str]:
+    """Return the machine and its training windows: those asked for, else those of the index."""
+    if index is not None and index.machine != "IS":
+        machine = machine or index.machine
+        if machine == index.machine:
+            windows = windows or index.train_windows
+    machine = machine or "bbELS"
+    if machine == "IS":
+        raise InputError("IS has no locality scale", parameter="machine", remedy="use LS, ELS or bbELS")
+    return machine, windows or "valid"
+
+
+def _use_auto(
+    options: CalibrationOptions, index: PatchIndex | None, machine: str, network: Denoiser | None
+) -> bool:
+    if options.estimator != "auto":
+        return False
+    problem = (
+        "needs a store with an index" if index is None or not index.scales
+        else f"needs the machine of the store, {index.machine}" if index.machine != machine
+        else "needs a network" if network is None
+        else None
+    )  # fmt: skip
+    if problem is not None:
+        raise InputError(f"auto {problem}", parameter="estimator", remedy="use exact")
+    return True
+
+
+def _scales_of(theory: ScaleMachine, scales: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the scales, ascending, each of which fits the images."""
+    if scales is None:
+        return default_scales(theory.training.size)
+    if len(scales) < 2:
+        raise InputError(
+            f"there is nothing to choose from {list(scales)}",
+            parameter="scales",
+            remedy="give two scales or more",
+        )
+    return tuple(sorted({theory.geometry(k).k for k in scales}))
+
+
+def _run(
+    way: OnNetwork | OnImages,
+    scales: Sequence[int],
+    options: CalibrationOptions,
+    journal: Journal,
+    progress: Progress,
+) -> None:
+    """Compare every sample at every step and scale that the journal does not have."""
+    _check_network(way, journal)
+    n, steps = len(way.labels), range(way.steps - 1, 0, -1)
+    batches = [
+        list(some[first : first + options.batch_size])
+        for _, group in groupby(
+            sorted(range(n), key=lambda j: str(way.labels[j])), key=lambda j: way.labels[j]
+        )
+        for some in [list(group)]
+        for first in range(0, len(some), options.batch_size)
+    ]
+    area = way.theory.training.size[0] * way.theory.training.size[1]
+    costs = [way.theory.cost(k, options.pixels or area) for k in scales]
+    whole, done = sum(costs) * n * len(steps), 0.0
+    for samples in batches:
+        missing = {i for i in steps for j in samples if (i, j) not in journal.units}
+        if missing:
+            for step in way.trajectories(samples):
+                if step.i in missing:
+                    parts = _parts(progress, done, whole, [cost * len(samples) for cost in costs])
+                    _unit(way, step, samples, scales, journal, parts)
+                done += sum(costs) * len(samples)
+                progress(STAGE, done / whole, 1.0)
+        else:
+            done += sum(costs) * len(samples) * len(steps)
+
+
+def _parts(
+    progress: Progress, done: float, whole: float, costs: Sequence[float]
+) -> Callable[[int], Progress]:
+    """Return the progress of each scale of a unit."""
+    ends = np.cumsum([done, *costs]) / whole
+
+    def part(number: int) -> Progress:
+        return part_of(progress, STAGE, float(ends[number]), float(ends[number + 1]))
+
+    return part
+
+
+def _unit(
+    way: OnNetwork | OnImages,
+    step: Step,
+    samples: Sequence[int],
+    scales: Sequence[int],
+    journal: Journal,
+    progress: Callable[[int], Progress],
+) -> None:
+    """Compare some samples at a step, at all scales, and put their rows into the journal."""
+    rows: list[list[dict[str, Any]]] = [[] for _ in samples]
+    for number, k in enumerate(scales):
+        start = time.perf_counter()
+        found = way.compare(step, k, progress(number))
+        seconds = round((time.perf_counter() - start) / len(samples), 4)
+        for mine, j, measures in zip(rows, samples, found, strict=True):
+            place = {
+                "sample": j,
+                "label": way.labels[j],
+                "step": step.i,
+                "t": step.t,
+                "beta": step.noisy.beta,
+            }
+            mine.append({**place, "k": k, **measures, "seconds": seconds})
+    for mine, j, norm in zip(rows, samples, step.norms, strict=True):
+        journal.add((step.i, j), {"norm": norm, "rows": mine})
+
+
+def _check_network(way: OnNetwork | OnImages, journal: Journal) -> None:
+    """Refuse units of another network: at the first step two networks see the same noise."""
+    unit = next((unit for unit in journal.units if unit[0] == way.steps - 1), None)
+    if unit is None:
+        return
+    before, now = journal.units[unit]["norm"], next(way.trajectories(unit[1:])).norms[0]
+    if abs(before - now) > SAME_NETWORK * now:
+        raise InputError(
+            "the unfinished run is of another network",
+            where=journal.path,
+            remedy=["give the same network, or ", Option("overwrite", True)],
+        )
