@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from patchindex.runtime import Progress
 
 SECONDS_PER_LINE = 10.0
+LEAST_SECONDS, LEAST_SHARE = 60.0, 0.02  # of a stage, before the time that is left is told
 
 
 class Bars:
@@ -45,13 +48,21 @@ class Bars:
 
 
 @contextmanager
-def lines(echo: Callable[[str], object], seconds: float) -> Iterator[Progress]:
-    """Echo the progress every `seconds` inside the block, also while a stage does not report."""
-    line, ended = "", Event()
+def lines(
+    echo: Callable[[str], object], seconds: float, clock: Callable[[], float] = monotonic
+) -> Iterator[Progress]:
+    """Echo the progress every `seconds` inside the block, also while a stage does not report.
+
+    Lines of a stage that runs for a minute have the time that is left.
+    """
+    line, running, began, ended = "", "", 0.0, Event()
 
     def show(stage: str, done: float, total: float, /) -> None:
-        nonlocal line
-        line = f"{stage}: {100 * done / (total or 1):.0f} %"
+        nonlocal line, running, began
+        now, share = clock(), done / (total or 1)
+        if stage != running:
+            running, began = stage, now
+        line = f"{stage}: {100 * share:.0f} %{_time_left(now - began, share)}"
 
     def repeat() -> None:
         while not ended.wait(seconds):
@@ -65,6 +76,14 @@ def lines(echo: Callable[[str], object], seconds: float) -> Iterator[Progress]:
     finally:
         ended.set()
         thread.join()
+
+
+def _time_left(elapsed: float, share: float) -> str:
+    """Return the time that is left, if the stage has run long enough to tell."""
+    if elapsed < LEAST_SECONDS or share < LEAST_SHARE:
+        return ""
+    minutes = math.ceil(elapsed * (1 - share) / share / 60)
+    return f", {minutes} min left" if minutes < 120 else f", {minutes / 60:.0f} h left"
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from patchindex.study.theory_results import Theory
 
 __all__ = ["TheoryOptions", "theory"]
 
-NOT_COMPARED = ("device", "name")  # settings that change no result
+NOT_COMPARED = ("device", "name", "images")  # settings that change no result, or that are compared by value
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,21 @@ def test_without_a_terminal_the_progress_is_a_line_every_few_seconds():
                 pass
 
 
+def test_lines_of_a_long_stage_have_the_time_left():
+    now = [0.0]
+    echoed = Queue()
+    with lines(echoed.put, seconds=0.001, clock=lambda: now[0]) as show:
+        for done, time, line in (
+            (0, 0.0, "images: 0 %"),
+            (20, 90.0, "images: 20 %, 6 min left"),
+            (50, 36000.0, "images: 50 %, 10 h left"),
+        ):
+            now[0] = time
+            show("images", done, 100)
+            while echoed.get(timeout=60) != line:
+                pass
+
+
 def test_a_build_without_a_terminal_prints_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("patchindex_cli.progress.SECONDS_PER_LINE", 0.001)
     args = ("--limit", 20, "--scales", "3", "--no-tune", "-o", tmp_path / "s.zarr")
