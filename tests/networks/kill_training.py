@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch._dynamo  # torch.optim imports it: here once, before any fork
+import torch._dynamo  # noqa: F401  (torch.optim imports it: here once, before any fork)
 from safetensors.torch import load_file
 
 from patchindex.networks import TrainSettings, open_run, train, training
