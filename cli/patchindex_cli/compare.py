@@ -122,7 +122,7 @@ def compare(
     remedy: Sequence[str | Option] = ["give a store of its images, or ", Option("other_images", True)]
     if not other_images:
         network.check_images(index.training, remedy=remedy)
-    schedule = choose_locality(options, index)
+    schedule = choose_locality(options, index, network.noise)
     texts = split_machines(machines or ",".join(dict.fromkeys((index.machine, *MACHINES))))
     denoisers = _open_all(texts, index, network, run, schedule, estimator)
     theory_options = TheoryOptions(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchindex.errors import InputError, Option, OutputExistsError
-from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule
+from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule, NoiseSchedule
 
 from .output import count, shorten
 
@@ -268,12 +268,12 @@ def parse_scales(text: str, parameter: str = "scales") -> list[int]:
     return scales
 
 
-def parse_locality(text: str | None) -> LocalitySchedule | None:
-    """Read the name of a preset, a .json file, or locality scales by time such as `3,3,5,7`."""
+def parse_locality(text: str | None, noise: str | NoiseSchedule = "cosine") -> LocalitySchedule | None:
+    """Read the name of a preset, a .json file, or scales such as `3,3,5,7` by time of a noise schedule."""
     if text is None:
         return None
     numbers = text.replace(",", "").replace(" ", "").isdigit()
-    return LocalitySchedule.of(parse_scales(text, "locality") if numbers else text)
+    return LocalitySchedule.of(parse_scales(text, "locality") if numbers else text, noise)
 
 
 def resized_locality(schedule: LocalitySchedule | None, size: tuple[int, int]) -> LocalitySchedule:
@@ -283,9 +283,14 @@ def resized_locality(schedule: LocalitySchedule | None, size: tuple[int, int]) -
     return schedule.resized(size)
 
 
-def choose_locality(options: SamplingOptions, index: PatchIndex) -> LocalitySchedule | None:
-    """Return the schedule of --locality, or else of the store, resized with --resize-locality."""
-    given, size = parse_locality(options.locality), index.training.size
+def choose_locality(
+    options: SamplingOptions, index: PatchIndex, noise: str | NoiseSchedule = "cosine"
+) -> LocalitySchedule | None:
+    """Return the schedule of --locality, or else of the store, resized with --resize-locality.
+
+    `noise` is the noise schedule of the denoiser, for scales by time.
+    """
+    given, size = parse_locality(options.locality, noise), index.training.size
     if not options.resize_locality:
         return given or index.locality
     if given is not None or index.locality is None:
