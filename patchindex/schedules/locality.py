@@ -259,7 +259,8 @@ class LocalitySchedule:
         if not isinstance(found, dict) or found.get("version") != FILE_VERSION:
             version = found.get("version") if isinstance(found, dict) else None
             raise _not_a_schedule(f"has version {version!r}; this release reads {FILE_VERSION}", path)
-        return cls.from_dict({name: value for name, value in found.items() if name != "version"}, path)
+        del found["version"]
+        return cls.from_dict({"pairs": None, **found}, path)  # scales by time are only in stores
 
     def as_dict(self) -> dict[str, Any]:
         """Return the schedule as plain data, as stores and files keep it."""

@@ -97,6 +97,12 @@ def test_a_file_that_is_no_schedule_is_refused(content, tmp_path):
         LocalitySchedule.load(path)
 
 
+def test_scales_by_time_are_not_read_from_a_file(tmp_path):
+    (tmp_path / "k.json").write_text('{"version": 1, "name": "old", "scales": [3, 5]}')
+    with pytest.raises(InputError, match=r"k.json: has an unknown field 'scales'"):
+        LocalitySchedule.load(tmp_path / "k.json")
+
+
 def test_scales_by_time_of_earlier_stores_are_read():
     found = LocalitySchedule.from_dict({"name": "custom", "scales": [9, 3, 5, 7]})
     assert found == LocalitySchedule.of([9, 3, 5, 7])
