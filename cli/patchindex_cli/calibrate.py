@@ -119,7 +119,8 @@ def calibrate(
     image options (--resize and others) apply to SOURCE and to --held-out; --limit and --labels to SOURCE.
 
     Writes schedule.json, which --locality of other commands takes; calibration.csv (one row per noise level,
-    sample and scale), calibration.json (settings and the table below) and calibration.png.
+    sample and scale), calibration.json (settings and the table below) and calibration.png. The folder parts
+    has the finished parts for --resume.
 
     \b
     Columns of the table that it prints:
@@ -137,7 +138,6 @@ def calibrate(
     """
     import patchindex
     from patchindex.study import CalibrationOptions
-    from patchindex.study.calibrate import JOURNAL
     from patchindex.study.calibration import FILES
     from patchindex.study.plots import figure_class
 
@@ -173,7 +173,6 @@ def calibrate(
             "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
         ) from None
     result.save(output, beside={name: each for name, each in schedules.items() if each}, overwrite=overwrite)
-    (output / JOURNAL).unlink(missing_ok=True)
     if run.as_json:
         files = [str(output / name) for name in FILES]
         print_json({"settings": result.settings, "summary": result.summary(), "files": files})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,13 @@ from patchindex.runtime import threads as use_threads
 from patchindex.sampling.samplers import check_least
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COLUMNS, Calibration
-from patchindex.study.journal import Journal
+from patchindex.study.parts import Parts
 from patchindex.study.scales import ScaleMachine, default_scales
-from patchindex.study.ways import CalibrationOptions, OnImages, OnNetwork, Step
+from patchindex.study.ways import CalibrationOptions, OnImages, OnNetwork
 
-__all__ = ["JOURNAL", "CalibrationOptions", "calibrate"]
+__all__ = ["CalibrationOptions", "calibrate"]
 
-JOURNAL = "units.jsonl"
+KIND = "measures"  # of the parts
 STAGE = "calibrating"
 SAMPLES, HELD_OUT = 10, 20  # images by default, on a network and without
 SAME_NETWORK = 1e-3  # relative difference of the norms of two scores of one network at the same image
@@ -88,9 +87,9 @@ def calibrate(
     options : CalibrationOptions
         All other options.
     folder : path, optional
-        Keep the finished units, a sample at a step, in a file in this folder.
+        Keep the finished parts, each a few samples at one step, in this folder.
     resume, overwrite : bool
-        Continue with, or replace, the units in the folder.
+        Continue with, or replace, the parts in the folder.
     progress : Progress, optional
         Called as `progress(stage, done, total)`.
 
@@ -101,7 +100,7 @@ def calibrate(
     Raises
     ------
     InputError
-        When the settings do not fit the images, the network, the index or the units in the folder.
+        When the settings do not fit the images, the network, the index or the parts in the folder.
 
     Examples
     --------
@@ -151,18 +150,12 @@ def calibrate(
         **{name: getattr(options, name) for name in ("label", "pixels", "ratio", "seed", "estimator")},
         "fingerprint": fingerprint(some_images(theory.training.source, FINGERPRINT_IMAGES)),
     }
-    journal = Journal(
-        None if folder is None else Path(folder) / JOURNAL, settings, resume=resume, overwrite=overwrite
-    )
+    parts = Parts(None if folder is None else Path(folder), settings, resume=resume, overwrite=overwrite)
     with use_threads(options.threads):
         load_kernel()
-        _run(way, ks, options, journal, progress or no_progress)
-    rows = [
-        {**dict.fromkeys(COLUMNS), **row}
-        for unit in sorted(journal.units)
-        for row in journal.units[unit]["rows"]
-    ]
-    return Calibration(rows, settings)
+        _check_network(way, parts, None if folder is None else Path(folder))
+        _run(way, ks, options.pixels, _batches(way, options.batch_size), parts, progress or no_progress)
+    return Calibration(list(_rows(way, ks, parts)), settings)
 
 
 def _machine_of(index: PatchIndex | None, machine: str | None, windows: str | None) -> tuple[str, str]:
@@ -206,88 +199,74 @@ def _scales_of(theory: ScaleMachine, scales: Sequence[int] | None) -> tuple[int,
     return tuple(sorted({theory.geometry(k).k for k in scales}))
 
 
+def _name(step: int) -> str:
+    return f"step-{step}"
+
+
+def _batches(way: OnNetwork | OnImages, size: int) -> list[list[int]]:
+    """Cut the numbers of the samples into batches of one label each."""
+    by_label: dict[int | None, list[int]] = {}
+    for j, label in enumerate(way.labels):
+        by_label.setdefault(label, []).append(j)
+    return [mine[first : first + size] for mine in by_label.values() for first in range(0, len(mine), size)]
+
+
 def _run(
     way: OnNetwork | OnImages,
     scales: Sequence[int],
-    options: CalibrationOptions,
-    journal: Journal,
+    pixels: int | None,
+    batches: Sequence[Sequence[int]],
+    parts: Parts,
     progress: Progress,
 ) -> None:
-    """Compare every sample at every step and scale that the journal does not have."""
-    _check_network(way, journal)
-    n, steps = len(way.labels), range(way.steps - 1, 0, -1)
-    batches = [
-        list(some[first : first + options.batch_size])
-        for _, group in groupby(
-            sorted(range(n), key=lambda j: str(way.labels[j])), key=lambda j: way.labels[j]
-        )
-        for some in [list(group)]
-        for first in range(0, len(some), options.batch_size)
-    ]
-    area = way.theory.training.size[0] * way.theory.training.size[1]
-    costs = [way.theory.cost(k, options.pixels or area) for k in scales]
-    whole, done = sum(costs) * n * len(steps), 0.0
+    """Compare every sample at every step and scale that the parts do not have."""
+    steps, size = range(1, way.steps), way.theory.training.size
+    costs = np.array([way.theory.cost(k, pixels or size[0] * size[1]) for k in scales])
+    share = costs / costs.sum() / len(way.labels) / len(steps)  # of a sample and step in all work
+    done = 0.0
     for samples in batches:
-        missing = {i for i in steps for j in samples if (i, j) not in journal.units}
-        if missing:
-            for step in way.trajectories(samples):
-                if step.i in missing:
-                    parts = _parts(progress, done, whole, [cost * len(samples) for cost in costs])
-                    _unit(way, step, samples, scales, journal, parts)
-                done += sum(costs) * len(samples)
-                progress(STAGE, done / whole, 1.0)
-        else:
-            done += sum(costs) * len(samples) * len(steps)
+        missing = {i for i in steps if parts.missing(_name(i), KIND, samples)}
+        for step in way.trajectories(samples) if missing else ():
+            if step.i in missing:
+                ends = np.cumsum([done, *share * len(samples)])
+                found, seconds = [], []
+                for number, k in enumerate(scales):
+                    start = time.perf_counter()
+                    part = part_of(progress, STAGE, float(ends[number]), float(ends[number + 1]))
+                    found.append(way.compare(step, k, part))
+                    seconds.append(
+                        np.full(len(samples), round((time.perf_counter() - start) / len(samples), 4))
+                    )
+                measures = {name: np.stack([each[name] for each in found], 1) for name in found[0]}
+                measures |= {"seconds": np.stack(seconds, 1), "norm": step.norms}
+                parts.add(_name(step.i), KIND, samples, **measures)
+            done += float(share.sum()) * len(samples)
+            progress(STAGE, done, 1.0)
+        if not missing:
+            done += float(share.sum()) * len(samples) * len(steps)
 
 
-def _parts(
-    progress: Progress, done: float, whole: float, costs: Sequence[float]
-) -> Callable[[int], Progress]:
-    """Return the progress of each scale of a unit."""
-    ends = np.cumsum([done, *costs]) / whole
-
-    def part(number: int) -> Progress:
-        return part_of(progress, STAGE, float(ends[number]), float(ends[number + 1]))
-
-    return part
-
-
-def _unit(
-    way: OnNetwork | OnImages,
-    step: Step,
-    samples: Sequence[int],
-    scales: Sequence[int],
-    journal: Journal,
-    progress: Callable[[int], Progress],
-) -> None:
-    """Compare some samples at a step, at all scales, and put their rows into the journal."""
-    rows: list[list[dict[str, Any]]] = [[] for _ in samples]
-    for number, k in enumerate(scales):
-        start = time.perf_counter()
-        found = way.compare(step, k, progress(number))
-        seconds = round((time.perf_counter() - start) / len(samples), 4)
-        for mine, j, measures in zip(rows, samples, found, strict=True):
-            place = {
-                "sample": j,
-                "label": way.labels[j],
-                "step": step.i,
-                "t": step.t,
-                "beta": step.noisy.beta,
-            }
-            mine.append({**place, "k": k, **measures, "seconds": seconds})
-    for mine, j, norm in zip(rows, samples, step.norms, strict=True):
-        journal.add((step.i, j), {"norm": norm, "rows": mine})
+def _rows(way: OnNetwork | OnImages, scales: Sequence[int], parts: Parts) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a `Calibration`."""
+    for i in range(1, way.steps):
+        found = parts.get(_name(i), KIND, range(len(way.labels)))
+        place = {"step": i, "t": i / way.steps, "beta": way.noise(i / way.steps)}
+        for j, label in enumerate(way.labels):
+            for number, k in enumerate(scales):
+                measures = {name: float(found[name][j, number]) for name in found if name != "norm"}
+                yield {**dict.fromkeys(COLUMNS), "sample": j, "label": label, **place, "k": k, **measures}
 
 
-def _check_network(way: OnNetwork | OnImages, journal: Journal) -> None:
-    """Refuse units of another network: at the first step two networks see the same noise."""
-    unit = next((unit for unit in journal.units if unit[0] == way.steps - 1), None)
-    if unit is None:
+def _check_network(way: OnNetwork | OnImages, parts: Parts, folder: Path | None) -> None:
+    """Refuse parts of another network: at the first step two networks see the same noise."""
+    name, samples = _name(way.steps - 1), range(len(way.labels))
+    missing = set(parts.missing(name, KIND, samples))
+    for j in (j for j in samples if j not in missing):
+        before, now = parts.get(name, KIND, [j])["norm"][0], next(way.trajectories([j])).norms[0]
+        if abs(before - now) > SAME_NETWORK * now:
+            raise InputError(
+                "the unfinished run is of another network",
+                where=folder,
+                remedy=["give the same network, or ", Option("overwrite", True)],
+            )
         return
-    before, now = journal.units[unit]["norm"], next(way.trajectories(unit[1:])).norms[0]
-    if abs(before - now) > SAME_NETWORK * now:
-        raise InputError(
-            "the unfinished run is of another network",
-            where=journal.path,
-            remedy=["give the same network, or ", Option("overwrite", True)],
-        )

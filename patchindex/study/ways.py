@@ -98,7 +98,7 @@ class Step:
     t: float
     noisy: Noisy
     target: Tensor  # (B, P, C): the posterior mean of the network, or the clean image
-    norms: list[float]  # of each image's score; tells networks apart
+    norms: np.ndarray  # (B,): of each image's score; tells networks apart
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class OnNetwork:
     network: Denoiser
     steps: int
     labels: list[int | None]  # of each sample
+    noise: NoiseSchedule
     options: CalibrationOptions
     settings: dict[str, Any]
 
@@ -145,7 +146,7 @@ class OnNetwork:
             "network_name": network.settings.get("name") or type(network).__name__,
             "noise": network.settings["noise"],
         }
-        return cls(theory, network, steps, labels, options, settings)
+        return cls(theory, network, steps, labels, network.noise, options, settings)
 
     def trajectories(self, samples: Sequence[int]) -> Iterator[Step]:
         """Yield the steps of the trajectories of some samples, highest noise first."""
@@ -165,20 +166,18 @@ class OnNetwork:
             pixels = _some_pixels(self.options, x, i, samples)
             noisy = Noisy(x.to(device, torch.float32), beta, label, samples, pixels)
             target = noisy.flat(mean)
-            norms = ((1 - beta) ** 0.5 * target - noisy.flat(x)).flatten(1).norm(dim=1).tolist()
+            norms = ((1 - beta) ** 0.5 * target - noisy.flat(x)).flatten(1).norm(dim=1).numpy(force=True)
             yield Step(i, t, noisy, target, norms)
 
-    def compare(self, step: Step, k: int, progress: Progress) -> list[dict[str, Any]]:
-        """Return the measures of each image at a scale."""
+    def compare(self, step: Step, k: int, progress: Progress) -> dict[str, np.ndarray]:
+        """Return measures of the images at a scale, each (B,)."""
         mean, ess = self.theory.mean(step.noisy, k, progress)
         a, x = (1 - step.noisy.beta) ** 0.5, step.noisy.flat(step.noisy.x)
         ours, theirs = ((a * each - x).flatten(1) for each in (mean, step.target))  # scores times beta
         cosine = (ours * theirs).sum(1) / (ours.norm(dim=1) * theirs.norm(dim=1))
         mse = (mean - step.target).square().flatten(1).mean(1)
-        return [
-            {"cosine": c, "mse": m, "ess": e}
-            for c, m, e in zip(cosine.tolist(), mse.tolist(), ess.flatten(1).mean(1).tolist(), strict=True)
-        ]
+        found = {"cosine": cosine, "mse": mse, "ess": ess.flatten(1).mean(1)}
+        return {name: values.numpy(force=True) for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -266,10 +265,10 @@ class OnImages:
             x = (1 - beta) ** 0.5 * clean + beta**0.5 * torch.from_numpy(np.stack(eps))
             pixels = _some_pixels(self.options, x, i, samples)
             noisy = Noisy(x.to(device), beta, self.labels[samples[0]], samples, pixels)
-            yield Step(i, t, noisy, noisy.flat(clean), [0.0] * len(x))
+            yield Step(i, t, noisy, noisy.flat(clean), np.zeros(len(x)))
 
-    def compare(self, step: Step, k: int, progress: Progress) -> list[dict[str, Any]]:
-        """Return the errors of each image at a scale: as it is, and as one more training image."""
+    def compare(self, step: Step, k: int, progress: Progress) -> dict[str, np.ndarray]:
+        """Return errors of the images at a scale, each (B,): as they are, and as one more training image."""
         theory, noisy = self.theory, step.noisy
         state = theory.state(noisy, k, progress)
         found = []
@@ -286,7 +285,7 @@ class OnImages:
                     "train_ess": float(seen.ess().mean()),
                 }
             )
-        return found
+        return {name: np.array([each[name] for each in found]) for name in found[0]}
 
 
 def _error(mean: Tensor, target: Tensor) -> float:

@@ -7,7 +7,7 @@ from commands import refused, run
 
 from patchindex.study.ways import OnImages
 
-FILES = ["calibration.csv", "calibration.json", "calibration.png", "schedule.json"]
+FILES = ["calibration.csv", "calibration.json", "calibration.png", "parts", "schedule.json"]
 SMALL = ("--resize", 12, "--scales", "3,5", "--steps", 3, "--threads", 1)
 
 
@@ -68,9 +68,9 @@ def test_an_interrupted_run_is_resumed(source, tmp_path, monkeypatch):
     monkeypatch.setattr(OnImages, "compare", interrupt)
     assert "interrupted; continue with --resume" in refused(*args, code=1)
     monkeypatch.undo()
-    assert names(out) == ["units.jsonl"]
-    assert "continue with --resume, or give --overwrite" in refused(*args)
-    assert "give the same settings, or --overwrite" in refused(*args, "--resume", "--seed", 1)
+    assert names(out) == ["parts"]
+    assert "continue with --resume, or use --overwrite" in refused(*args)
+    assert "use the same settings, another folder, or --overwrite" in refused(*args, "--resume", "--seed", 1)
     run(*args, "--resume")
     assert names(out) == FILES
 
