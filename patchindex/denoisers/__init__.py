@@ -4,6 +4,7 @@ from patchindex.denoisers.base import Call, Denoiser, DenoiserOptions, TrainingD
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.denoisers.nearest import NearestImage
 from patchindex.denoisers.pca_locality import PCALocality
+from patchindex.denoisers.pspc import PSPC
 from patchindex.denoisers.registry import (
     DENOISERS,
     denoiser,
@@ -16,6 +17,7 @@ from patchindex.denoisers.wiener import Wiener
 
 __all__ = [
     "DENOISERS",
+    "PSPC",
     "Call",
     "Denoiser",
     "DenoiserOptions",
