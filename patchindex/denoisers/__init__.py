@@ -2,6 +2,7 @@
 
 from patchindex.denoisers.base import Call, Denoiser, DenoiserOptions, TrainingDenoiser, is_store
 from patchindex.denoisers.machine import ScoreMachine
+from patchindex.denoisers.moments import ImageMoments, image_moments
 from patchindex.denoisers.nearest import NearestImage
 from patchindex.denoisers.pca_locality import PCALocality
 from patchindex.denoisers.pspc import PSPC
@@ -21,6 +22,7 @@ __all__ = [
     "Call",
     "Denoiser",
     "DenoiserOptions",
+    "ImageMoments",
     "NearestImage",
     "PCALocality",
     "ScoreMachine",
@@ -28,6 +30,7 @@ __all__ = [
     "TrainingDenoiser",
     "Wiener",
     "denoiser",
+    "image_moments",
     "is_store",
     "parse_denoiser",
     "register_denoiser",

@@ -100,7 +100,27 @@ def denoiser(
         raise InputError(
             f"unknown denoiser {name!r}", parameter="name", remedy=f"use one of {', '.join(DENOISERS)}"
         )
+    known = _options_of(DENOISERS[name])
+    for option in options:
+        if known is not None and option not in known:
+            raise InputError(
+                f"{name} has no option {option!r}", remedy=f"its options are {', '.join(sorted(known))}"
+            )
     return DENOISERS[name](source, labels, **options)
+
+
+def _options_of(factory: Factory) -> set[str] | None:
+    """Return the options that a class takes, with the options it hands on; None where they are unknown."""
+    if not inspect.isclass(factory):
+        return None
+    found: set[str] = set()
+    for each in inspect.getmro(factory):
+        if "__init__" in vars(each):
+            parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
+            found |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                return found - {"self", "source", "labels"}
+    return None
 
 
 def _machine(machine: str) -> Factory:

@@ -56,9 +56,9 @@ class Wiener(TrainingDenoiser):
 
     Notes
     -----
-    The first call with a label, or `prepare`, reads the training images once and decomposes S: seconds for D
-    = 784, half a minute for D = 3072 on two cores. After that a call takes two matrix products. The
-    decompositions of several labels are kept while they fit into `memory`.
+    The first call with a label, or `prepare`, reads the training images once and decomposes S: seconds for
+    D = 784, minutes for 50 000 images with D = 3072 on one core. After that a call takes two matrix products.
+    The decompositions of several labels are kept while they fit into `memory`.
 
     Examples
     --------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import patchindex as pi
-from patchindex.denoisers import TrainingDenoiser
+from patchindex.denoisers import TrainingDenoiser, parse_denoiser
 from patchindex.denoisers.registry import DENOISERS
 from patchindex.errors import InputError
 
@@ -30,6 +31,10 @@ def own_denoiser():
 
     @pi.register_denoiser("average")
     class Average(TrainingDenoiser):
+        def __init__(self, source, labels=None, *, shift: float = 0.0, **options):
+            super().__init__(source, labels, **options)
+            self.shift = shift
+
         def _estimate(self, x, beta, call):
             lo, hi = self.training.range_of(call.label)
             mean = torch.from_numpy(self.training.read(lo, hi).mean(0)).permute(2, 0, 1) / 127.5 - 1
@@ -75,6 +80,19 @@ def test_a_name_that_is_taken_is_refused():
 def test_an_unknown_name_is_refused_with_the_known_names(images):
     with pytest.raises(InputError, match=r"unknown denoiser 'ls'.* IS, LS, ELS, bbELS"):
         pi.denoiser("ls", images[0])
+
+
+@pytest.mark.parametrize("name", ["wiener", "smoothed", "nearest", "IS"])
+def test_an_unknown_option_is_refused(name, images):
+    with pytest.raises(InputError, match=r"has no option 'width'; (its options are|it has none)"):
+        pi.denoiser(name, images[0], width=3)
+
+
+def test_texts_have_the_options_of_a_class_and_not_those_that_all_share(own_denoiser):
+    assert parse_denoiser("average:shift=0.5") == ("average", {"shift": 0.5})
+    with pytest.raises(InputError, match="machine: average has no option 'threads'; its options are shift"):
+        parse_denoiser("average:threads=2")
+    assert pi.denoiser("average", np.zeros((2, 4, 4), np.uint8), shift=0.5, threads=1).shift == 0.5
 
 
 def test_a_label_that_no_image_has_is_refused(own_denoiser, images):
