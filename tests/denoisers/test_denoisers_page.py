@@ -53,4 +53,4 @@ def test_the_own_denoiser_works_on_the_command_line(names, tmp_path):
 def test_the_page_names_all_denoisers(names):
     rows = re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE)
     written = {name for row in rows for name in re.findall(r"`([\w-]+)", row)}
-    assert DENOISERS.keys() - {"pixelwise", "pspc"} <= written
+    assert DENOISERS.keys() - {"pixelwise"} <= written
