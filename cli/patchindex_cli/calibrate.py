@@ -27,7 +27,7 @@ from .output import new_table, print_json, print_table
 from .progress import stages
 
 if TYPE_CHECKING:
-    from patchindex import ImageSource, PatchIndex
+    from patchindex import ImageSource, LocalitySchedule, PatchIndex
     from patchindex.study import Calibration
 
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     "--network",
     metavar="RUN",
     type=click.Path(path_type=Path),
-    help="Folder of a network that `train` wrote: choose the scale whose score is most similar to the "
+    help="Folder that `train` wrote, or a diffusers folder: choose the scale whose score is most similar to the "
     "network's.  [default: no network; the scale of least denoising error on held-out images]",
 )
 @click.option(
@@ -90,7 +90,8 @@ if TYPE_CHECKING:
     "--beside",
     metavar="SCHEDULE",
     multiple=True,
-    help="Draw this schedule beside the result: a preset or a .json file. Repeat the option for more.",
+    help="Draw this schedule beside the result: a preset or a .json file. Its scales are scaled to the size "
+    "of the images. Repeat the option for more schedules.",
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
@@ -151,7 +152,7 @@ def calibrate(
     options = CalibrationOptions(
         label=_label(label, index), seed=run.seed, device=run.device, threads=run.threads, **values
     )
-    schedules = {text: parse_locality(text) for text in beside}
+    schedules = dict(_beside(text, training) for text in beside)
     try:
         with stages() as progress:
             result = patchindex.study.calibrate(
@@ -172,7 +173,7 @@ def calibrate(
         raise PatchIndexError(
             "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
         ) from None
-    result.save(output, beside={name: each for name, each in schedules.items() if each}, overwrite=overwrite)
+    result.save(output, beside=schedules, overwrite=overwrite)
     if run.as_json:
         files = [str(output / name) for name in FILES]
         print_json({"settings": result.settings, "summary": result.summary(), "files": files})
@@ -203,10 +204,24 @@ def _open(
     return index, index
 
 
-def _open_network(folder: Path, run: RunOptions) -> Any:
-    from patchindex.networks import open_run
+def _beside(text: str, training: ImageSource | PatchIndex) -> tuple[str, LocalitySchedule]:
+    """Return a schedule for the size of the images, with its name in the figure."""
+    from patchindex import PatchIndex
 
-    return open_run(folder, device=run.device)
+    schedule = parse_locality(text)
+    if schedule is None:
+        raise InputError("is empty", parameter="beside", remedy="give a preset or a .json file")
+    size = training.training.size if isinstance(training, PatchIndex) else training.shape[1:3]
+    known = None if schedule.provenance is None else schedule.provenance.image_size
+    if known is None or known == size:
+        return text, schedule
+    return f"{text}, scaled from {known[0]} x {known[1]}", schedule.resized((size[0], size[1]))
+
+
+def _open_network(folder: Path, run: RunOptions) -> Any:
+    from patchindex.networks import open_network
+
+    return open_network(folder, device=run.device, threads=run.threads)
 
 
 def _label(text: str | None, index: PatchIndex | None) -> int | None:
