@@ -167,7 +167,7 @@ def _multiply(part: _Part, masks: Tensor) -> SoftmaxState:
     near, beyond = part.near.to(dtype), part.beyond.to(dtype)
     batch, size = near.shape
     # An image takes its bytes twice, and floats: values, differences, logits, weights and three temporaries.
-    step = max(1, min(512, (part.memory - masks.nbytes) // (size * (2 + 7 * dtype.itemsize))))
+    step = max(1, min(512, part.memory // (size * (2 + 7 * dtype.itemsize))))
     state, done = SoftmaxState.empty((batch, size), 1, near.device), 0
     with read_ahead(request.training.blocks(part.lo, part.hi, step)) as blocks:
         for block in blocks:

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.denoisers.pca_locality import PCALocality, locality_masks
+from patchindex.denoisers.pca_locality import PCALocality
 from patchindex.errors import InputError
-from patchindex.exact.masked import MaskedRequest, list_masks, scan
 
 # float32 sums of a few hundred squared differences: logits of about 100 have errors of about 1e-5.
 TOLERANCE = 1e-4
@@ -100,30 +99,6 @@ def test_memory_threads_and_batches_do_not_change_the_result(case, t):
         torch.testing.assert_close(found.ess, expected.ess, rtol=1e-4, atol=0)
     one = PCALocality(images).posterior_mean(x[1:], t).mean
     torch.testing.assert_close(one, expected.mean[1:], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("sigma2", [1e-4, 1e-2, 1.0, 100.0])
-def test_lists_and_products_agree(case, sigma2):
-    """Masks that follow from the masks of neighbours, masks of their own, and a matrix product in float64."""
-    images, _, clean = case
-    d = PCALocality(images)
-    y = torch.from_numpy(brute.noisy(clean, 0.5)).double()
-    order = torch.arange(y[0].numel()).reshape(y.shape[1:]).permute(1, 2, 0).flatten()
-    covariance = torch.from_numpy(np.cov(flat(images).T, bias=True))[order][:, order]
-    for tau in (0.02, 0.5):
-        masks = locality_masks(covariance, sigma2, tau)
-        lists = list_masks(masks, d.shape, sigma2)
-        if sigma2 == 1e-4:
-            assert (lists.back == 0).all()
-        elif sigma2 >= 1 and tau == 0.02:
-            assert (lists.back > 0).mean() > 0.5
-        exact = scan(MaskedRequest(d.training, None, y, sigma2, masks, dtype=torch.float64))
-        found = scan(MaskedRequest(d.training, None, y, sigma2, lists))
-        # y is no noisy version of an image at the smallest sigma2: logits of 1e5 have errors of 0.01.
-        torch.testing.assert_close(
-            found.mean(), exact.mean(), rtol=0, atol=TOLERANCE if sigma2 >= 1e-2 else 0.02
-        )
-        assert torch.equal(found.count, exact.count)
 
 
 @pytest.mark.parametrize("t", [0.05, 0.9])
