@@ -11,7 +11,8 @@ Without --mnist the training images are drawn figures with four limbs; with it, 
     see first  patches as large as the image for t >= t*, BASE below
     see last   BASE for t >= t*, patches as large as the image below
 
-Each writes NAME.csv, NAME.json, NAME.png and NAME-images.png; `switch.png` has the two last experiments.
+Each experiment writes a .csv, a .json, a .png (counts) and an -images.png. Pictures that join experiments:
+-switch.png the last two, -both.png and -both-images.png some rows of the first two.
 """
 
 from __future__ import annotations
@@ -55,6 +56,12 @@ EXPERIMENTS: dict[str, dict[str, list[int]]] = {
     "see-first": {f"whole for t ≥ {t}": replace_scales(BASE, WHOLE, low=t) for t in TIMES},
     "see-last": {f"whole for t < {t}": replace_scales(BASE, WHOLE, high=t) for t in TIMES},
 }
+# The rows of -both.png.
+BOTH = (
+    *(REFERENCE, PUBLISHED),
+    *(f"k = {k} for t < {LATE}" for k in (1, 3, 9, 15, 21, 31)),
+    *(f"k = {k} for t ≥ {LATE}" for k in (3, 9, 17, 21, 31)),
+)
 
 
 class Shared(Denoiser):
@@ -99,6 +106,16 @@ def draw_switch(path: Path, studies: dict[str, FeatureCounts]) -> None:
     figure.savefig(path, dpi=100)
 
 
+def join(studies: dict[str, FeatureCounts]) -> FeatureCounts:
+    """Return the rows `BOTH` of the experiments on late and early locality as one study."""
+    late, early = studies["late"], studies["early"]
+    images = {**early.images, **late.images}
+    names = [name for name in BOTH if name in images]
+    rows = {(row["name"], row["image"]): row for row in (*early.rows, *late.rows)}
+    chosen = [row for name in names for (its_name, _), row in rows.items() if its_name == name]
+    return FeatureCounts(chosen, {name: images[name] for name in names}, late.settings)
+
+
 def main() -> None:
     parser = arguments(__doc__, source=False)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -122,6 +139,10 @@ def main() -> None:
     for kind in args.machines.split(","):
         for set_name, (images, counters) in sets.items():
             studies = run(args, kind, set_name, images, counters, found)
+            if {"late", "early"} <= studies.keys():
+                both = join(studies)
+                both.plot().savefig(args.output / f"{kind}-{set_name}-both.png", dpi=90)
+                both.plot_images(10).savefig(args.output / f"{kind}-{set_name}-both-images.png", dpi=72)
             if {"see-first", "see-last"} <= studies.keys():
                 draw_switch(args.output / f"{kind}-{set_name}-switch.png", studies)
     write_json(args.json, found=found)

@@ -95,6 +95,6 @@ def plot_memorisation(rows: Rows) -> Figure:
         for column, style in (("rmse_held_out", "-"), ("rmse_training", ":")):
             label = f"k = {k}" if column == "rmse_held_out" else None
             errors.plot(times, [table[k, t][column] for t in times], style, color=colour, label=label)
-    errors.set(title="RMSE on held-out (solid), training (dotted)", xlabel="t")
+    errors.set(title="RMSE (dotted: on training images)", xlabel="t")
     errors.legend(fontsize=8)
     return figure
