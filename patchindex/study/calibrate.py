@@ -125,7 +125,9 @@ def calibrate(
     memory = WORKING_MEMORY if options.memory is None else parse_memory(options.memory)
     theory = ScaleMachine(training, kind, windows, index if use_auto else None, memory)
     ks = _scales_of(theory, scales)
-    training.range_of(options.label)
+    wanted = training.range_of(options.label)
+    if index is not None:
+        index.check_images(*wanted)
     way: OnNetwork | OnImages
     if network is not None:
         if held_out is not None:

@@ -253,6 +253,14 @@ def test_scales_of_a_store_go_through_auto(store):
     assert found.settings["machine"] == store.machine
 
 
+def test_images_of_a_store_are_set_aside(store):
+    found = calibrate(store, None, scales=SCALES, n=2, steps=2, options=CalibrationOptions(by_label=True))
+    assert found.settings["images"] == 38
+    assert found.settings["train_windows"] == store.train_windows
+    ids = found.settings["held_out_ids"]
+    assert found.settings["labels"] == store.training.labels[ids].tolist()
+
+
 def test_the_default_grid_is_dense_below_and_fits():
     for size in (3, 5, 8, 14, 32, 64):
         scales = default_scales((size, size + 4))
