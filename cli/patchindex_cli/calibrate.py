@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     "--network",
     metavar="RUN",
     type=click.Path(path_type=Path),
-    help="Folder that `train` wrote, or a diffusers folder: choose the scale whose score is most similar to the "
-    "network's.  [default: no network; the scale of least denoising error on held-out images]",
+    help="Folder that `train` wrote, or a diffusers folder: choose the scale whose score is most similar to "
+    "the score of this network.  [default: the scale of least denoising error on held-out images]",
 )
 @click.option(
     "--held-out",
