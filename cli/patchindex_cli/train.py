@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from .options import (
     run_options,
 )
 from .output import count, print_json
-from .progress import stages
+from .progress import SECONDS_PER_LINE, stages
 
 SETTINGS = (  # options that are attributes of `TrainSettings`
     *("arch", "conditional", "noise", "lr", "lr_decay", "batch_size", "epochs", "steps", "minutes", "ema"),
@@ -44,6 +46,11 @@ SETTINGS = (  # options that are attributes of `TrainSettings`
     "--widths",
     metavar="N,N,...",
     help="unet: channels of each level, finest first.  [default: 64,128,256]",
+)
+@click.option(
+    "--attention",
+    metavar="N,N,...",
+    help="unet: levels with self-attention, 0 the finest.  [default: none; unet-attention: all but 0]",
 )
 @click.option(
     "--padding",
@@ -87,6 +94,7 @@ def train(
     channels: int | None,
     layers: int | None,
     widths: str | None,
+    attention: str | None,
     padding: str,
     resume: bool,
     overwrite: bool,
@@ -113,6 +121,7 @@ def train(
         "channels": channels,
         "layers": layers,
         "widths": None if widths is None else parse_integers(widths, "widths"),
+        "attention": None if attention is None else parse_integers(attention, "attention", "1,2"),
         "padding": padding,
     }
     settings = TrainSettings(
@@ -132,6 +141,7 @@ def train(
                 resume=resume,
                 overwrite=overwrite,
                 progress=progress,
+                report=_Report(),
             )
     except KeyboardInterrupt:
         raise PatchIndexError(
@@ -140,8 +150,25 @@ def train(
     if run.as_json:
         print_json(record)
         return
-    loss = "no step" if record["loss"] is None else f"loss {record['loss']:.4f}"
+    loss = "no loss yet" if record["loss"] is None else f"loss {record['loss']:.4f}"
     click.echo(
         f"{output}: {count(record['parameters'], 'parameter')}, {count(record['step'], 'step')} "
         f"({record['epochs']:.1f} epochs) in {record['seconds'] / 60:.1f} min, {loss}"
     )
+
+
+class _Report:
+    """Lines with the loss on stderr, at most one every ten seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._last < SECONDS_PER_LINE:
+            return
+        self._last = now
+        held_out = row["validation_loss"]
+        more = "" if held_out is None else f", {held_out:.4f} on held-out images"
+        # `click.echo` would write into the line of a progress bar.
+        print(f"step {row['step']:,}: loss {row['loss']:.4f}{more}", file=sys.stderr)

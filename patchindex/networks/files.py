@@ -40,6 +40,7 @@ __all__ = [
 FORMAT = 1
 WEIGHTS, STATE, RUN = "weights.safetensors", "state.safetensors", "run.json"
 LOSSES, PICTURE = "loss.csv", "loss.png"
+LOCK = "train.lock"  # held by the process that trains
 FILES = (WEIGHTS, STATE, RUN, LOSSES, PICTURE)
 HEADER = "patchindex"  # the key of the JSON data in the metadata of a safetensors file
 DTYPES = {torch.float32: ("F32", "F16"), torch.int64: ("I64",)}  # of tensors that a network or its state has

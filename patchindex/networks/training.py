@@ -20,14 +20,16 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from patchindex.build import parse_memory
+from patchindex.build.workdir import check_writable, hold_lock
 from patchindex.errors import InputError, Option, OutputExistsError, PatchIndexError
 from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
 from patchindex.images.by_label import as_tensor, to_unit
 from patchindex.networks.architectures import ResNet, UNet, make_network
+from patchindex.networks.batches import LEVELS, Batch, Batches, held_out_batches, weights_seed
 from patchindex.networks.files import (
     FILES,
     FORMAT,
+    LOCK,
     LOSSES,
     PICTURE,
     RUN,
@@ -46,12 +48,10 @@ from patchindex.schedules import noise_schedule
 
 __all__ = ["train"]
 
-LEVELS = 1000  # times in training: 0, 1, ..., LEVELS - 1, divided by LEVELS
 STEPS_PER_ROW = 100
 CHECKPOINT_SECONDS = 120.0
-READ_IMAGES = 4096  # at once, while all images are read
 
-WEIGHTS_STREAM, ORDER_STREAM, NOISE_STREAM, VALIDATION_STREAM = range(4)
+Report = Callable[[dict[str, Any]], None]
 
 
 def train(
@@ -65,6 +65,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Train a network to predict the noise of images, and write a run folder.
 
@@ -95,6 +96,8 @@ def train(
         Replace an earlier run.
     progress : Progress, optional
         Called as `progress(stage, done, total)`.
+    report : callable, optional
+        Called with each new row of `loss.csv`, a dict.
 
     Returns
     -------
@@ -133,18 +136,19 @@ def train(
                 Option("overwrite", True),
             ],
         )
-    found = resolve_device(device)
-    with use_threads(threads) as used:
-        training = _Training(images, held_out, settings, found)
+    training = _Training(images, held_out, settings, resolve_device(device))
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = InputError("another process trains in this folder", where=folder, remedy="wait until it ends")
+    with use_threads(threads) as used, hold_lock(folder / LOCK, busy):
         training.describe(used)
         if resume and (folder / STATE).exists():
             training.restore(folder)
-        else:
+        training.batches.keep_in_memory(progress)
+        if not resume:
             for name in existing:
                 (folder / name).unlink()
-        training.read_images(progress)
-        folder.mkdir(parents=True, exist_ok=True)
-        training.run(folder, progress)
+        training.run(folder, progress, report)
     return training.record
 
 
@@ -199,8 +203,9 @@ class _Training:
                 parameter="validation",
                 remedy="shuffle the images, or hold out others",
             )
+        self.batches = Batches(images, settings.batch_size, settings.seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(self._stream(WEIGHTS_STREAM, 0).integers(2**63)))
+            torch.manual_seed(weights_seed(settings.seed))
             network = make_network(
                 settings.arch, (channels, height, width), len(self.classes), settings.options
             )
@@ -212,27 +217,19 @@ class _Training:
         self.scheduler = ExponentialLR(self.optimiser, settings.lr_decay)
         noise = noise_schedule(settings.noise)
         self.betas = torch.tensor([noise(i / LEVELS) for i in range(LEVELS)], dtype=torch.float64).float()
-        self.read: Callable[[np.ndarray], np.ndarray] = images.read
         self.clock = _Clock()
         self.step, self.losses = 0, list[dict[str, Any]]()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the steps since the last row
 
     @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.images) / self.settings.batch_size)
-
-    @property
     def last_step(self) -> float:
         """The step at which the training ends, unless its time is over before; infinity without limits."""
         epochs, steps = self.settings.epochs, self.settings.steps
-        return min(math.inf if epochs is None else epochs * self.steps_per_epoch, steps or math.inf)
+        return min(math.inf if epochs is None else epochs * self.batches.per_epoch, steps or math.inf)
 
     @property
     def seconds_allowed(self) -> float:
         return math.inf if self.settings.minutes is None else 60 * self.settings.minutes
-
-    def _stream(self, kind: int, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.settings.seed, kind, number])
 
     def describe(self, threads: int) -> None:
         """Begin the record of the run: all that is known before the first step."""
@@ -255,21 +252,10 @@ class _Training:
             | {"python": platform.python_version()},
         }
 
-    def read_images(self, progress: Progress) -> None:
-        """Keep all images in memory if they fit into half of it."""
-        if math.prod(self.images.shape) > parse_memory(None):
-            return
-        pixels = np.empty(self.images.shape, np.uint8)
-        for start, block in self.images.chunks(READ_IMAGES):
-            pixels[start : start + len(block)] = block
-            progress("images", start + len(block), len(pixels))
-        self.read = lambda ids: pixels[ids]
-
-    def run(self, folder: Path, progress: Progress) -> None:
+    def run(self, folder: Path, progress: Progress, report: Report | None = None) -> None:
         """Train until a limit is reached, and write the files of the run."""
         self.clock.start()
         saved = -math.inf
-        epoch, order = -1, np.empty(0, np.int64)
         while True:
             seconds = self.clock.read()
             done = self.step >= self.last_step or seconds >= self.seconds_allowed
@@ -281,21 +267,18 @@ class _Training:
             )
             if done:
                 return
-            if self.step // self.steps_per_epoch != epoch:
-                epoch = self.step // self.steps_per_epoch
-                order = self._stream(ORDER_STREAM, epoch).permutation(len(self.images))
-            first = self.step % self.steps_per_epoch * self.settings.batch_size
-            self.loss_sum += self._train_on(order[first : first + self.settings.batch_size])
+            self.loss_sum += self._train_on(self.batches.at(self.step))
             self.step += 1
             if self.step % STEPS_PER_ROW == 0:
                 self.losses.append(self._row(STEPS_PER_ROW))
                 self.loss_sum.zero_()
+                if report is not None:
+                    report(self.losses[-1])
 
-    def _train_on(self, ids: np.ndarray) -> Tensor:
+    def _train_on(self, batch: Batch) -> Tensor:
         """Take one step, and return the loss."""
         self.network.train()
-        classes = None if self.images.labels is None else self.images.labels[ids]
-        loss = self._loss(self.network, self.read(ids), classes, self._stream(NOISE_STREAM, self.step))
+        loss = self._loss(self.network, batch)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -304,19 +287,18 @@ class _Training:
             self.average.update_parameters(self.network)
         return loss.detach().double()
 
-    def _loss(
-        self, network: nn.Module, pixels: np.ndarray, labels: np.ndarray | None, stream: np.random.Generator
-    ) -> Tensor:
-        x_0 = to_unit(as_tensor(pixels, self.device).permute(0, 3, 1, 2))  # channels last, as the network is
-        times = torch.from_numpy(stream.integers(0, LEVELS, len(pixels)))
-        eps = torch.from_numpy(stream.standard_normal(x_0.shape, dtype=np.float32)).to(self.device)
-        beta = self.betas[times].to(self.device)[:, None, None, None]
+    def _loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        # Channels last, as the network is.
+        x_0 = to_unit(as_tensor(batch.pixels, self.device).permute(0, 3, 1, 2))
+        levels = torch.from_numpy(batch.levels)
+        eps = torch.from_numpy(batch.eps).to(self.device)
+        beta = self.betas[levels].to(self.device)[:, None, None, None]
         x = (1 - beta).sqrt() * x_0 + beta.sqrt() * eps
         label = None
-        if self.settings.conditional and labels is not None:
-            label = torch.from_numpy(np.searchsorted(self.classes, labels)).to(self.device)
+        if self.settings.conditional and batch.labels is not None:
+            label = torch.from_numpy(np.searchsorted(self.classes, batch.labels)).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            predicted = network(x, (times / LEVELS).float().to(self.device), label)
+            predicted = network(x, (levels / LEVELS).float().to(self.device), label)
         return mse_loss(predicted.float(), eps)
 
     def _row(self, steps: int) -> dict[str, Any]:
@@ -328,10 +310,9 @@ class _Training:
                 where="training",
                 remedy=["give a smaller ", Option("lr")],
             )
-        whole, rest = divmod(self.step, self.steps_per_epoch)
         return {
             "step": self.step,
-            "images_seen": whole * len(self.images) + rest * self.settings.batch_size,
+            "images_seen": self.batches.images_seen(self.step),
             "loss": loss,
             "validation_loss": self._validation_loss(),
             "lr": self.scheduler.get_last_lr()[0],
@@ -346,11 +327,8 @@ class _Training:
         network = self._result()
         network.eval()
         total = 0.0
-        for number, (start, pixels) in enumerate(self.held_out.chunks(self.settings.batch_size)):
-            labels = self.held_out.labels
-            chosen = None if labels is None else labels[start : start + len(pixels)]
-            stream = self._stream(VALIDATION_STREAM, number)
-            total += float(self._loss(network, pixels, chosen, stream)) * len(pixels)
+        for batch in held_out_batches(self.held_out, self.settings.batch_size, self.settings.seed):
+            total += float(self._loss(network, batch)) * len(batch.pixels)
         return total / len(self.held_out)
 
     def _result(self) -> nn.Module:
@@ -365,7 +343,7 @@ class _Training:
         self.clock.read()
         self.record |= {
             "step": self.step,
-            "epochs": round(self.step / self.steps_per_epoch, 3),
+            "epochs": round(self.step / self.batches.per_epoch, 3),
             "seconds": round(self.clock.seconds, 3),
             "cpu_seconds": round(self.clock.cpu_seconds, 3),
             "loss": rows[-1]["loss"] if rows else None,

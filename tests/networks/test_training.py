@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
-from patchindex.networks import open_run, train, training
+from patchindex.networks import batches, open_run, train, training
 
 
 def weights(folder, name="weights.safetensors"):
@@ -73,7 +74,7 @@ def test_a_seed_determines_the_weights(pictures, small, tmp_path):
 
 def test_images_that_do_not_fit_into_memory_are_read_at_each_step(pictures, small, tmp_path, monkeypatch):
     train(pictures[0], tmp_path / "memory", small(), threads=1)
-    monkeypatch.setattr(training, "parse_memory", lambda memory: 100)
+    monkeypatch.setattr(batches, "parse_memory", lambda memory: 100)
     train(pictures[0], tmp_path / "disk", small(), threads=1)
     assert_same(weights(tmp_path / "memory"), weights(tmp_path / "disk"))
 
@@ -127,6 +128,12 @@ def test_a_run_is_not_replaced_by_accident(pictures, small, tmp_path):
     assert (tmp_path / "weights.safetensors").read_bytes() == before
     train(pictures[0], tmp_path, small(steps=1, seed=1), threads=1, overwrite=True)
     assert (tmp_path / "weights.safetensors").read_bytes() != before
+
+
+def test_two_processes_do_not_train_in_one_folder(pictures, small, tmp_path):
+    with FileLock(tmp_path / "train.lock"), pytest.raises(InputError, match="another process trains in this"):
+        train(pictures[0], tmp_path, small(), threads=1)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_other_settings_or_images_are_refused_on_resume(pictures, small, tmp_path):
