@@ -93,8 +93,9 @@ def test_time_ends_a_run_and_counts_over_its_parts(pictures, small, tmp_path):
     settings = small(steps=None, minutes=1e-6)
     first = train(pictures[0], tmp_path / "run", settings, threads=1)
     again = train(pictures[0], tmp_path / "run", settings, threads=1, resume=True)
-    assert (first["step"], again["step"]) == (1, 1)
-    assert again["seconds"] >= first["seconds"] > 0
+    assert first["seconds"] >= 6e-5
+    assert again["step"] == first["step"]
+    assert again["seconds"] >= first["seconds"]
 
 
 def test_epochs_end_a_run(pictures, small, tmp_path):
