@@ -31,6 +31,7 @@ import patchindex as pi
 from patchindex.denoisers import Call, Denoiser
 from patchindex.estimators import Estimate
 from patchindex.images.by_label import TrainingImages
+from patchindex.study import originality
 from patchindex.study.counters import count_holes, count_limbs, count_strokes, draw_figures
 from patchindex.study.limbs import REFERENCE, FeatureCounts, count_features, replace_scales
 
@@ -116,6 +117,21 @@ def join(studies: dict[str, FeatureCounts]) -> FeatureCounts:
     return FeatureCounts(chosen, {name: images[name] for name in names}, late.settings)
 
 
+def report_copies(
+    studies: dict[str, FeatureCounts], images: np.ndarray, heading: str
+) -> list[dict[str, Any]]:
+    """Print how far the images of late and early locality are from the training images."""
+    rows = []
+    for study in (studies["late"], studies["early"]):
+        for row in study.summary():
+            if row["name"] != REFERENCE and row["name"] not in [each["name"] for each in rows]:
+                found = originality(study.images[row["name"]], images, shift=2).summary()
+                copies, far = found["copies"] / found["images"], found["relative_shifted"]
+                rows.append({"name": row["name"], "right": row["right"], "copies": copies, "distance": far})
+    report(rows, {"name": "s", "right": ".2f", "copies": ".2f", "distance": ".2f"}, heading)
+    return rows
+
+
 def main() -> None:
     parser = arguments(__doc__, source=False)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -140,6 +156,8 @@ def main() -> None:
         for set_name, (images, counters) in sets.items():
             studies = run(args, kind, set_name, images, counters, found)
             if {"late", "early"} <= studies.keys():
+                copies = report_copies(studies, images, f"{kind}, {set_name}: originality")
+                found.append({"name": f"{kind}-{set_name}-originality", "rows": copies})
                 both = join(studies)
                 both.plot().savefig(args.output / f"{kind}-{set_name}-both.png", dpi=90)
                 both.plot_images(10).savefig(args.output / f"{kind}-{set_name}-both-images.png", dpi=72)

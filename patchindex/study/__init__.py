@@ -7,7 +7,8 @@ from patchindex.study.counters import count_holes, count_limbs, count_strokes, d
 from patchindex.study.limbs import FeatureCounts, count_features, replace_scales
 from patchindex.study.memorisation import Memorisation, memorisation
 from patchindex.study.metrics import accuracy, pearson_r, r2, rmse
-from patchindex.study.originality import Originality, originality
+from patchindex.study.originality import originality
+from patchindex.study.originality_results import Originality
 from patchindex.study.theory import TheoryOptions, theory
 from patchindex.study.theory_results import Theory
 
