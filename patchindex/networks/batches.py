@@ -13,10 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchindex.build import parse_memory
+from patchindex.errors import InputError, Option
 from patchindex.images import ImageSource
+from patchindex.networks.settings import TrainSettings
 from patchindex.runtime import Progress
 
-__all__ = ["LEVELS", "Batch", "Batches", "held_out_batches", "weights_seed"]
+__all__ = [
+    "LEVELS",
+    "Batch",
+    "Batches",
+    "class_labels",
+    "held_out_batches",
+    "split_images",
+    "weights_seed",
+]
 
 LEVELS = 1000  # times in training: 0, 1, ..., LEVELS - 1, divided by LEVELS
 READ_IMAGES = 4096  # at once, while all images are read
@@ -79,6 +89,37 @@ class Batches:
         pixels = self.images.read(ids) if self._pixels is None else self._pixels[ids]
         labels = None if self.images.labels is None else self.images.labels[ids]
         return _draw(pixels, labels, _stream(self.seed, NOISE_STREAM, step))
+
+
+def split_images(source: ImageSource, settings: TrainSettings) -> tuple[ImageSource, ImageSource | None]:
+    """Return the images to train on, and the last `settings.validation` images, which are held out.
+
+    Raises
+    ------
+    InputError
+        When no image is left for training, or a conditional network has no labels.
+    """
+    if settings.conditional and source.labels is None:
+        raise InputError(
+            "the images have no labels", parameter="conditional", remedy=["give ", Option("labels")]
+        )
+    if not settings.validation:
+        return source, None
+    kept = len(source) - settings.validation
+    if kept < 1:
+        raise InputError(
+            f"leaves none of {len(source)} images for training",
+            parameter="validation",
+            remedy="hold out fewer images",
+        )
+    return source.subset(kept), source.subset(np.arange(kept, len(source)))
+
+
+def class_labels(source: ImageSource, settings: TrainSettings) -> np.ndarray:
+    """Return the class labels of a conditional network, ascending; an empty array for another network."""
+    if not settings.conditional or source.labels is None:
+        return np.empty(0, np.int64)
+    return np.unique(source.labels)
 
 
 def held_out_batches(images: ImageSource, batch_size: int, seed: int) -> Iterator[Batch]:

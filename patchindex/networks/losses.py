@@ -10,7 +10,7 @@ from typing import Any
 
 from patchindex.store.atomic import atomic_write
 
-__all__ = ["plot_losses", "write_losses"]
+__all__ = ["COLUMNS", "plot_losses", "write_losses"]
 
 COLUMNS = ("step", "images_seen", "loss", "validation_loss", "lr", "seconds")
 

@@ -23,6 +23,7 @@ __all__ = ["open_network", "open_run"]
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 LARGEST_SIDE = 16384
+NUMBERS = ("parameters", "step", "epochs", "seconds", "cpu_seconds", "loss", "validation_loss")
 
 
 def open_run(
@@ -172,6 +173,9 @@ class _Record:
             take("labels", lambda v: v is None or isinstance(v, str), "a fingerprint, or null", images),
         )
 
+        for name in NUMBERS:
+            take(name, _is_number, "a number, or null")
+
     def network(self) -> ResNet | UNet:
         """Return the network of these settings, untrained."""
         try:
@@ -187,6 +191,10 @@ class _Record:
 
 def _is_integer(value: Any, least: int, most: float = float("inf")) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _is_shape(value: Any) -> bool:

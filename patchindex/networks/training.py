@@ -25,7 +25,15 @@ from patchindex.errors import InputError, Option, OutputExistsError, PatchIndexE
 from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
 from patchindex.images.by_label import as_tensor, to_unit
 from patchindex.networks.architectures import ResNet, UNet, make_network
-from patchindex.networks.batches import LEVELS, Batch, Batches, held_out_batches, weights_seed
+from patchindex.networks.batches import (
+    LEVELS,
+    Batch,
+    Batches,
+    class_labels,
+    held_out_batches,
+    split_images,
+    weights_seed,
+)
 from patchindex.networks.files import (
     FILES,
     FORMAT,
@@ -39,7 +47,7 @@ from patchindex.networks.files import (
     write_json,
     write_tensors,
 )
-from patchindex.networks.losses import plot_losses, write_losses
+from patchindex.networks.losses import COLUMNS, plot_losses, write_losses
 from patchindex.networks.provenance import ImagesRecord
 from patchindex.networks.settings import TrainSettings
 from patchindex.runtime import Progress, no_progress, resolve_device
@@ -122,7 +130,7 @@ def train(
     3
     """
     settings = settings or TrainSettings()
-    images, held_out = _split(open_images(source, labels=labels), settings)
+    images, held_out = split_images(open_images(source, labels=labels), settings)
     folder, progress = Path(run_folder), progress or no_progress
     existing = [name for name in FILES if (folder / name).exists()]
     if existing and not (resume or overwrite):
@@ -152,24 +160,6 @@ def train(
     return training.record
 
 
-def _split(source: ImageSource, settings: TrainSettings) -> tuple[ImageSource, ImageSource | None]:
-    """Return the images to train on, and the images that are held out."""
-    if settings.conditional and source.labels is None:
-        raise InputError(
-            "the images have no labels", parameter="conditional", remedy=["give ", Option("labels")]
-        )
-    if not settings.validation:
-        return source, None
-    kept = len(source) - settings.validation
-    if kept < 1:
-        raise InputError(
-            f"leaves none of {len(source)} images for training",
-            parameter="validation",
-            remedy="hold out fewer images",
-        )
-    return source.subset(kept), source.subset(np.arange(kept, len(source)))
-
-
 @dataclass
 class _Clock:
     """The time of a run over all of its parts, in seconds."""
@@ -194,9 +184,9 @@ class _Training:
     ) -> None:
         self.images, self.held_out, self.settings, self.device = images, held_out, settings, device
         height, width, channels = images.shape[1:]
-        self.classes = _classes_of(images, settings)
+        self.classes = class_labels(images, settings)
         if held_out is not None and len(
-            unknown := np.setdiff1d(_classes_of(held_out, settings), self.classes)
+            unknown := np.setdiff1d(class_labels(held_out, settings), self.classes)
         ):
             raise InputError(
                 f"label {unknown[0]} is in the held-out images only",
@@ -392,7 +382,8 @@ class _Training:
                     where=folder,
                     remedy="give the images that it was started with",
                 )
-            self.step, self.losses = int(before["step"]), list(state["losses"])
+            self.step = int(before["step"])
+            self.losses = [{name: row[name] for name in COLUMNS} for row in state["losses"]]
             self.loss_sum.fill_(float(state["loss_sum"]))
             self.clock = _Clock(float(before["seconds"]), float(before["cpu_seconds"]))
             self._continue_scheduler(float(state["lr"]))
@@ -412,10 +403,3 @@ class _Training:
         self.optimiser.param_groups[0]["lr"] = lr
         done = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": [lr]}
         self.scheduler.load_state_dict(self.scheduler.state_dict() | done)
-
-
-def _classes_of(source: ImageSource, settings: TrainSettings) -> np.ndarray:
-    """Return the class labels of a conditional network, ascending; an empty array for another network."""
-    if not settings.conditional or source.labels is None:
-        return np.empty(0, np.int64)
-    return np.unique(source.labels)

@@ -100,6 +100,7 @@ def test_a_missing_or_foreign_path_is_refused(tmp_path):
         ({"architecture": {"name": "resnet", "channels": 4096, "layers": 1}}, "the architecture has"),
         ({"architecture": {"name": "resnet", "depth": 3}}, "depth: resnet has no such option"),
         ({"images": None}, "images is None"),
+        ({"seconds": "many"}, "seconds is 'many', expected a number"),
         ({"images": {"source": "a", "count": 0, "fingerprint": "b", "labels": None}}, "count is 0"),
         ({"labels": None}, "has an unknown tensor embedding.classes.weight"),
     ],

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
@@ -191,3 +192,23 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(picture
     with pytest.raises(PatchIndexError, match="the loss is not finite at step 3; give a smaller lr"):
         train(pictures[0], tmp_path, small(steps=6, lr=1e30), threads=1, resume=True)
     assert_same(weights(tmp_path), before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": None},
+        {"losses": [{"step": 1}]},
+        {"lr": "fast"},
+        {"loss_sum": None},
+        {"run": {"settings": {}}},
+    ],
+)
+def test_a_damaged_state_is_refused_on_resume(pictures, small, tmp_path, change):
+    train(pictures[0], tmp_path, small(steps=1), threads=1)
+    path = tmp_path / "state.safetensors"
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["patchindex"])
+    save_file(load_file(path), path, {"patchindex": json.dumps({**header, **change})})
+    with pytest.raises(InputError, match=r"start again with overwrite=True|the run has None"):
+        train(pictures[0], tmp_path, small(), threads=1, resume=True)
