@@ -39,6 +39,8 @@ def plot_losses(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         axes.plot(steps, [row["validation_loss"] for row in rows], label="held-out images")
         axes.legend()
     axes.set(title=title, xlabel="step", ylabel="mean squared error of the noise", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(which="both", alpha=0.3)
     with atomic_write(path, durable=False) as file:
         figure.savefig(file, format="png", dpi=120)
