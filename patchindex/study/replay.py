@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ SAME = 0.001  # in [-1, 1]: devices and numbers of threads round differently
 KINDS = (TRAJECTORY, "training", "held-out")  # of noisy images; each has random draws of its own
 FIRST = 1_000_000  # number of the first image of a kind, for the draws of estimators, per kind
 
+T = TypeVar("T")
 Visit = Callable[[Tensor, Tensor], None]
 
 
@@ -81,7 +83,8 @@ class Replay:
         """Draw images by DDIM from the noise of the seed; each result has `images` and `seconds`."""
         kind = images_in(steps)
         noise = draw_noise(self.seed, n, denoiser.shape)
-        for label, batch, progress in self._batches(self.parts.missing(name, kind, range(n)), stage):
+        missing = self.parts.missing(name, kind, range(n))
+        for label, batch, progress in self._batches(missing, stage, self.label_of):
             start = time.perf_counter()
             images = self._ddim(denoiser, noise[batch], steps, label, batch, progress)
             seconds = np.full(len(batch), (time.perf_counter() - start) / len(batch))
@@ -92,7 +95,7 @@ class Replay:
         noise = draw_noise(self.seed, n, self.network.shape)
         stage = f"{NETWORK}: trajectory"
         missing = self.parts.missing(NETWORK, TRAJECTORY, range(n))
-        for label, batch, progress in self._batches(missing, stage):
+        for label, batch, progress in self._batches(missing, stage, self.label_of):
             seen: list[list[Tensor]] = [[], []]
 
             def keep(x: Tensor, mean: Tensor, seen: list[list[Tensor]] = seen) -> None:
@@ -108,7 +111,7 @@ class Replay:
         """Noise clean images, one noise per image for all times, and estimate them by the network."""
         noise = fresh_noise(self.seed, KINDS.index(kind), len(clean), self.network.shape)
         missing = self.parts.missing(NETWORK, kind, range(len(clean)))
-        for label, batch, _ in self._batches(missing, f"{NETWORK}: {kind} images"):
+        for label, batch, _ in self._batches(missing, f"{NETWORK}: {kind} images", self.label_of):
             x, means = [], []
             for t in self.times:
                 beta = self.network.noise(t)
@@ -121,39 +124,55 @@ class Replay:
         return Noised(**self.parts.get(NETWORK, kind, range(len(clean))))
 
     def estimate(self, name: str, denoiser: Denoiser, inputs: Mapping[str, Noised], stage: str) -> None:
-        """Compare the posterior means of a denoiser with the network's; results have a row for each time."""
-        for kind, noised in inputs.items():
-            missing = self.parts.missing(name, kind, range(len(noised)))
-            for label, batch, progress in self._batches(missing, f"{stage}, {kind}"):
-                found = self._estimate(denoiser, kind, noised, label, batch, progress)
-                self.parts.add(name, kind, batch, **found)
+        """Compare the posterior means of a denoiser with the network's; results have a row for each time.
+
+        A batch has images of all kinds, because some denoisers do much work once for all images of a label.
+        """
+        images = [
+            (kind, image)
+            for kind, noised in inputs.items()
+            for image in self.parts.missing(name, kind, range(len(noised)))
+        ]
+        for label, batch, progress in self._batches(images, stage, lambda each: self.label_of(each[1])):
+            mine = {kind: [image for its, image in batch if its == kind] for kind in inputs}
+            for kind, found in self._estimate(denoiser, inputs, mine, label, progress).items():
+                self.parts.add(name, kind, mine[kind], **found)
 
     def _estimate(
         self,
         denoiser: Denoiser,
-        kind: str,
-        noised: Noised,
+        inputs: Mapping[str, Noised],
+        images: Mapping[str, Sequence[int]],
         label: int | None,
-        batch: Sequence[int],
         progress: Progress,
-    ) -> dict[str, np.ndarray]:
-        """Return the measures of a batch, each of shape (images, times)."""
-        numbers = [(1 + KINDS.index(kind)) * FIRST + image for image in batch]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Return the measures of a batch by kind, each of shape (images, times)."""
+        kinds = [kind for kind in inputs if images[kind]]
+        numbers = [(1 + KINDS.index(kind)) * FIRST + image for kind in kinds for image in images[kind]]
         estimate = _Estimating(denoiser, label, self.seed, numbers, progress, len(self.times))
-        found: dict[str, list[np.ndarray]] = {}
+        found: dict[str, dict[str, list[np.ndarray]]] = {kind: {} for kind in kinds}
         for step, t in enumerate(self.times):
             start = time.perf_counter()
-            mean = estimate(torch.from_numpy(noised.x[batch, step]), t)
-            seconds = np.full(len(batch), (time.perf_counter() - start) / len(batch))
-            for key, values in {**noised.measures(batch, step, mean), "seconds": seconds}.items():
-                found.setdefault(key, []).append(values)
-        return {key: np.stack(values, 1) for key, values in found.items()}
+            x = np.concatenate([inputs[kind].x[images[kind], step] for kind in kinds])
+            means = estimate(torch.from_numpy(x), t).cpu().split([len(images[kind]) for kind in kinds])
+            seconds = (time.perf_counter() - start) / len(numbers)
+            for kind, mean in zip(kinds, means, strict=True):
+                values = inputs[kind].measures(images[kind], step, mean)
+                values["seconds"] = np.full(len(mean), seconds)
+                for key, each in values.items():
+                    found[kind].setdefault(key, []).append(each)
+        return {
+            kind: {key: np.stack(values, 1) for key, values in measures.items()}
+            for kind, measures in found.items()
+        }
 
-    def _batches(self, images: Sequence[int], stage: str) -> Iterator[tuple[int | None, list[int], Progress]]:
+    def _batches(
+        self, images: Sequence[T], stage: str, label_of: Callable[[T], int | None]
+    ) -> Iterator[tuple[int | None, list[T], Progress]]:
         """Yield batches of images that share their label, each with the progress of its share of a stage."""
         done = 0
-        for label in dict.fromkeys(map(self.label_of, images)):
-            mine = [image for image in images if self.label_of(image) == label]
+        for label in dict.fromkeys(map(label_of, images)):
+            mine = [image for image in images if label_of(image) == label]
             for first in range(0, len(mine), self.batch_size):
                 batch = mine[first : first + self.batch_size]
                 end = done + len(batch)

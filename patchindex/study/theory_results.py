@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +81,8 @@ class Theory:
             name=name,
             network=run.network,
             settings=self.settings,
+            versions={package: version(package) for package in ("patchindex", "torch", "numpy")},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=self.seconds(),
             summary=run.summary(),
             points=self.curves(),
