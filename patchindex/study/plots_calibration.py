@@ -62,7 +62,7 @@ def plot_calibration(
     floor = SMALLEST if on_network else min(row["value"] for row in summary) / DEEP
     axes[1].set(xlabel="locality scale k", yscale="log")
     axes[1].set_ylim(bottom=max(floor, 0.5 * min(float(np.min(each)) for each in values)))
-    axes[1].legend(fontsize="small", ncols=2)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     if on_network:
         like = "1 - cosine similarity" if settings["measure"] == "cosine" else "squared difference"
         axes[1].set(title=f"{like} to the network")
@@ -93,9 +93,9 @@ def _scales(
         axes.plot(*zip(*memorised, strict=True), "x", color="0.3", label="memorises from here up")
     axes.set(
         xlabel="t", ylabel="k", title=f"locality scale, {settings['machine']}", xlim=(0, 1),
-        ylim=(0, settings["scales"][-1] + 1),
     )  # fmt: skip
-    axes.legend(fontsize="small")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small", loc="upper left")
 
 
 def _colour(number: int, count: int) -> tuple[float, ...]:
