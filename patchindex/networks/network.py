@@ -128,7 +128,7 @@ class Network(Denoiser):
     def check_images(
         self, images: ImageSource | TrainingImages, *, remedy: str | Sequence[str | Option] | None = None
     ) -> None:
-        """Refuse images that are not the images that the network was trained on.
+        """Refuse images, and labels of a conditional network, that it was not trained on.
 
         Images of another shape are always refused; a network whose training images are not known accepts all
         other images.
@@ -155,13 +155,20 @@ class Network(Denoiser):
         if self.images is None:
             return
         given = ImagesRecord.of(images)
+        remedy = remedy or "give the images that it was trained on, with the same options"
         if given.fingerprint != self.images.fingerprint:
             raise InputError(
                 f"the network {self.name} was trained on other images "
                 f"({self.images.count} of {self.images.source}, fingerprint {self.images.fingerprint}; "
                 f"these are {given.count}, fingerprint {given.fingerprint})",
                 where=source.name,
-                remedy=remedy or "give the images that it was trained on, with the same options",
+                remedy=remedy,
+            )
+        if self.labels is not None and given.labels not in (None, self.images.labels):
+            raise InputError(
+                f"the network {self.name} was trained with other labels of these images",
+                where=source.name,
+                remedy=remedy,
             )
 
     @torch.no_grad()

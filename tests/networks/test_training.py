@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
+from patchindex.images.by_label import TrainingImages
 from patchindex.networks import batches, open_run, train, training
 
 
@@ -118,6 +119,16 @@ def test_a_network_knows_its_images_in_a_store_of_them(pictures, small, tmp_path
         network.check_images(pi.open_images(images[:-1]))
     with pytest.raises(InputError, match=r"images of shape \(1, 8, 8\), not \(1, 8, 6\)"):
         network.check_images(pi.open_images(images[:, :, :6]))
+
+
+def test_a_network_with_labels_knows_the_labels_of_its_images(pictures, run):
+    images, labels = pictures
+    network = open_run(run)
+    network.check_images(pi.open_images(images))
+    network.check_images(pi.open_images(images, labels=labels))
+    network.check_images(TrainingImages(images, labels))
+    with pytest.raises(InputError, match="was trained with other labels of these images"):
+        network.check_images(TrainingImages(images, labels + 1))
 
 
 def test_a_run_is_not_replaced_by_accident(pictures, small, tmp_path):
