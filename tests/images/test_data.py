@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from patchindex.images import KNOWN_SETS, open_images
+from patchindex.networks import open_run
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -35,3 +36,18 @@ def test_the_script_makes_the_same_arrays_and_the_same_bytes_twice(tmp_path):
     stored, again = open_images(DATA / "fashion_mnist_6k.npz"), open_images(tmp_path / "1.npz")
     np.testing.assert_array_equal(stored[:], again[:])
     np.testing.assert_array_equal(stored.labels, again.labels)
+
+
+def test_the_network_is_that_of_the_readme_and_knows_its_images():
+    folder = DATA / "fashion_resnet"
+    assert (folder / "weights.safetensors").stat().st_size <= 1_500_000
+    network = open_run(folder)
+    network.check_images(open_images(DATA / "fashion_mnist_6k.npz"))
+    readme, settings = (DATA / "README.md").read_text(), network.run["settings"]
+    command = readme.split("patchindex train ", 1)[1].split("\n\n", 1)[0]
+    for option in ("lr", "lr_decay", "steps", "seed"):
+        value = command.split(f"--{option.replace('_', '-')} ", 1)[1].split()[0]
+        assert float(value) == settings[option]
+    losses = np.genfromtxt(folder / "loss.csv", delimiter=",", names=True)["loss"]
+    assert losses[-5:].mean() < 0.5 * losses[:5].mean()
+
