@@ -38,7 +38,7 @@ def plot_scatter(runs: Sequence[Run]) -> Figure:
         every = [run.column(name, steps, "pearson_r") for name in run.denoisers]
         low, high = min(0.0, *(float(values.min()) for values in every)) - EDGE, 1 + EDGE
         for axes, name in zip(line, others or [first], strict=True):
-            if name not in run.denoisers:
+            if others and name not in run.denoisers[1:]:
                 axes.set_axis_off()
                 continue
             x = run.column(name, steps, "pearson_r")

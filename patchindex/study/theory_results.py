@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,13 +47,17 @@ class Theory:
     finals: dict[str, Tensor] = field(repr=False)
     settings: dict[str, Any]
 
+    @cached_property
+    def _run(self) -> Run:
+        return Run("network", {}, self.settings, self.images)
+
     def run(self, name: str = "network", network: Mapping[str, Any] | None = None) -> Run:
         """Return the part of the results that goes into a table, with a name and facts about the network."""
-        return Run(name, dict(network or {}), self.settings, self.images)
+        return replace(self._run, name=name, network=dict(network or {}))
 
     def summary(self) -> list[dict[str, Any]]:
         """Return a row per number of network steps and denoiser: see `Run.summary`."""
-        return self.run().summary()
+        return self._run.summary()
 
     def write(
         self, folder: str | Path, name: str = "network", network: Mapping[str, Any] | None = None

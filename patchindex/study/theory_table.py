@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from patchindex.study.files import write_csv
 __all__ = ["RESULTS", "Run", "markdown", "read_run", "wide_rows", "write_tables"]
 
 RESULTS = "results.json"
+FACTS = ("network", "parameters", "loss", "minutes", "images")  # the first columns of a main table
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,15 @@ class Run:
         intervals. `share` is the share of images where the first denoiser has the larger r, and `difference`
         the median of its r minus this denoiser's r, by image; None for the first denoiser.
         """
+        return self._summary
+
+    def row(self, denoiser: str, steps: int) -> dict[str, Any]:
+        """Return a row of the summary; empty if the run does not have the denoiser."""
+        place = denoiser, steps
+        return next((row for row in self._summary if (row["denoiser"], row["network_steps"]) == place), {})
+
+    @cached_property
+    def _summary(self) -> list[dict[str, Any]]:
         rows, seed = [], self.settings["seed"]
         for steps in self.grids:
             first = self.column(self.denoisers[0], steps, "pearson_r")
@@ -126,17 +137,12 @@ def wide_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     }  # fmt: skip
     rows = []
     for run in runs:
-        summary = run.summary()
-        for steps in run.grids:
-            row: dict[str, Any] = {
-                "network": run.name,
-                "network_steps": steps,
-                "steps": run.settings["steps"],
-            }
+        for grid in run.grids:
+            row = {"network": run.name, "network_steps": grid, "steps": run.settings["steps"]}
             row |= {"images": run.settings["n"]}
             row |= {name: run.network.get(name) for name in ("parameters", "loss", "minutes")}
             for name in names:
-                found = next((r for r in summary if (r["denoiser"], r["network_steps"]) == (name, steps)), {})
+                found = run.row(name, grid)
                 row |= {f"{name}{suffix}": found.get(key) for suffix, key in columns.items()}
             rows.append(row)
     return rows
@@ -144,63 +150,68 @@ def wide_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """Return the tables of some runs as Markdown, in the layout of Table 1 of the paper."""
-    first = runs[0]
-    names = _denoisers(runs)
-    steps = first.settings["steps"]
-    lines = ["# Theory against networks", ""]
-    text = (
-        "{} of final images against the network's [bootstrap 95 % interval of the median]; denoisers by DDIM"
-    )
-    for number in range(max(len(run.grids) for run in runs)):
-        grid = ", ".join(dict.fromkeys(str(run.grids[min(number, len(run.grids) - 1)]) for run in runs))
-        lines += [f"## Network in {grid} steps", ""]
-        for measure, title in (("pearson_r", "Median Pearson's r"), ("r2", "Median R2")):
-            lines += [f"{text.format(title)} in {steps} steps.", ""]
-            rows = [_cells(run, run.grids[min(number, len(run.grids) - 1)], names, measure) for run in runs]
-            lines += [*_table(["network", "parameters", "loss", "images", *names], rows), ""]
+    names, steps = _denoisers(runs), runs[0].settings["steps"]
+    lines = ["# Denoisers against networks", ""]
+    for position in range(max(len(run.grids) for run in runs)):
+        shown = [run for run in runs if position < len(run.grids)]
+        grids = ", ".join(dict.fromkeys(str(run.grids[position]) for run in shown))
+        for measure, title in (("pearson_r", "Pearson's r"), ("r2", "R2")):
+            lines += [
+                f"## {title}, networks in {grids} steps", "",
+                f"Median over final images with its bootstrap 95 % interval; denoisers in {steps} steps.", "",
+                *_table([*FACTS, *names], [_cells(run, position, names, measure) for run in shown]), "",
+            ]  # fmt: skip
     lines += [
-        f"## {first.denoisers[0]} against the others", "",
-        "Share of images where the first denoiser has the larger r, and median of its r minus the other's r,",
-        "by image [bootstrap 95 % interval].", "",
+        "## The first denoiser against the others", "",
+        "Share of images where the first denoiser has the larger r, and the median over images of its r",
+        "minus the other's r, with its bootstrap 95 % interval.", "",
+        *_table(
+            ["network", "network steps", "first", *names],
+            [
+                [
+                    *(run.name, str(grid), run.denoisers[0]),
+                    *[_against(run.row(name, grid)) for name in names],
+                ]
+                for run in runs
+                for grid in run.grids
+            ],
+        ), "",
+        "## Seconds per image", "",
+        *_table(
+            ["network", *names],
+            [
+                [run.name, *[_text(run.row(name, run.grids[0]), "seconds") for name in names]]
+                for run in runs
+            ],
+        ), "",
     ]  # fmt: skip
-    heading = ["network", "network steps", *[name for name in names if name != first.denoisers[0]]]
-    rows = []
-    for run in runs:
-        summary = run.summary()
-        for grid_steps in run.grids:
-            found = {row["denoiser"]: row for row in summary if row["network_steps"] == grid_steps}
-            rows.append([run.name, str(grid_steps), *[_against(found.get(name)) for name in heading[2:]]])
-    lines += [*_table(heading, rows), "", "## Seconds per image", ""]
-    rows = []
-    for run in runs:
-        found = {row["denoiser"]: row for row in run.summary()}
-        rows.append([run.name, *[f"{found[n]['seconds']:.2f}" if n in found else "" for n in names]])
-    return "\n".join([*lines, *_table(["network", *names], rows), ""])
+    return "\n".join(lines)
 
 
 def _denoisers(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.denoisers))
 
 
-def _cells(run: Run, steps: int, names: Sequence[str], measure: str) -> list[str]:
-    """Return the cells of a run in the main table."""
-    found = {row["denoiser"]: row for row in run.summary() if row["network_steps"] == steps}
-    parameters, loss = run.network.get("parameters"), run.network.get("loss")
-    cells = [run.name, "" if parameters is None else f"{parameters:,}", "" if loss is None else f"{loss:.4f}"]
-    cells.append(str(run.settings["n"]))
-    for name in names:
-        row = found.get(name)
-        cells.append("" if row is None else _with_interval(row, measure))
-    return cells
+def _cells(run: Run, position: int, names: Sequence[str], measure: str) -> list[str]:
+    """Return the cells of a run in a main table."""
+    parameters = run.network.get("parameters")
+    facts = ["" if parameters is None else f"{parameters:,}"]
+    facts += [_text(run.network, "loss", ".4f"), _text(run.network, "minutes", ".0f")]
+    rows = [run.row(name, run.grids[position]) for name in names]
+    return [run.name, *facts, str(run.settings["n"]), *[_with_interval(row, measure) for row in rows]]
+
+
+def _text(row: Mapping[str, Any], key: str, form: str = ".2f") -> str:
+    return "" if row.get(key) is None else format(row[key], form)
 
 
 def _with_interval(row: Mapping[str, Any], measure: str, form: str = ".3f") -> str:
-    value, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    value, low, high = (_text(row, f"{measure}{end}", form) for end in ("", "_low", "_high"))
+    return value and f"{value} [{low}, {high}]"
 
 
-def _against(row: Mapping[str, Any] | None) -> str:
-    if row is None or row["share"] is None:
+def _against(row: Mapping[str, Any]) -> str:
+    if row.get("share") is None:
         return ""
     return f"{100 * row['share']:.0f} %, {_with_interval(row, 'difference', '+.3f')}"
 

@@ -218,8 +218,8 @@ def test_files_hold_the_results(found, tmp_path):
     assert kept["settings"]["denoisers"]["bbELS"]["machine"] == "bbELS"
     assert kept["seconds"]["bbELS"]["images"] > 0
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "| network | parameters | loss | images | bbELS | LS | IS |" in text
-    assert "| fashion | 12,345 | 0.0316 | 5 | 0." in text
+    assert "| network | parameters | loss | minutes | images | bbELS | LS | IS |" in text
+    assert "| fashion | 12,345 | 0.0316 |  | 5 | 0." in text
     assert all((tmp_path / "out" / name).stat().st_size > 5_000 for name in FIGURES)
     with (tmp_path / "out" / "table.csv").open() as file:
         first, second = csv.DictReader(file)
@@ -234,8 +234,8 @@ def test_several_comparisons_join_into_one_table(found, denoisers, tmp_path):
     other.write(tmp_path / "two", "second")
     runs = [read_run(tmp_path / name) for name in ("one", "two")]
     lines = markdown(runs).splitlines()
-    assert any(line.startswith("| first |  |  | 5 | 0.") for line in lines)
-    assert any(line.startswith("| second |  |  | 2 | ") and line.endswith(" |  |  |") for line in lines)
+    assert any(line.startswith("| first |  |  |  | 5 | 0.") for line in lines)
+    assert any(line.startswith("| second |  |  |  | 2 | ") and line.endswith(" |  |  |") for line in lines)
     assert [row["IS"] is None for row in wide_rows(runs)] == [False, False, True, True]
     with pytest.raises(InputError, match=r"has no results\.json; give folders"):
         read_run(tmp_path)
