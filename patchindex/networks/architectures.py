@@ -53,14 +53,37 @@ class TimeEmbedding(nn.Module):
         return embedding if self.classes is None else embedding + self.classes(label)
 
 
+class _WrapBorders(torch.autograd.Function):
+    """Extend images by one pixel on each side, as if they wrapped around their borders."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return the extended images, (B, C, H + 2, W + 2)."""
+        y = functional.pad(x, (1, 1, 1, 1))
+        y[:, :, 0, 1:-1], y[:, :, -1, 1:-1] = x[:, :, -1], x[:, :, 0]
+        y[..., 0], y[..., -1] = y[..., -2], y[..., 1]
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient of the images: each border adds to the pixels that it repeats."""
+        gradient = gradient.clone()
+        gradient[..., -2] += gradient[..., 0]
+        gradient[..., 1] += gradient[..., -1]
+        gradient[:, :, -2] += gradient[:, :, 0]
+        gradient[:, :, 1] += gradient[:, :, -1]
+        return gradient[:, :, 1:-1, 1:-1]
+
+
 class CircularConv(nn.Conv2d):
     """A 3 x 3 convolution of images that wrap around their borders."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution, at the size of x."""
-        # `padding_mode="circular"` of torch leaves the channels-last format, which doubles the time.
-        x = torch.cat((x[:, :, -1:], x, x[:, :, :1]), 2)
-        return super().forward(torch.cat((x[..., -1:], x, x[..., :1]), 3))
+        # `padding_mode="circular"` of torch leaves the channels-last format: a step takes twice as long.
+        wrapped: Tensor = _WrapBorders.apply(x)
+        return super().forward(wrapped)
 
 
 class SelfAttention(nn.Module):

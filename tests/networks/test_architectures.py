@@ -5,6 +5,7 @@ import torch
 
 from patchindex.errors import InputError
 from patchindex.networks import ARCHITECTURES, ResNet, UNet, make_network
+from patchindex.networks.architectures import CircularConv
 
 SIDE = 17
 
@@ -64,6 +65,17 @@ def test_a_circular_unet_commutes_with_shifts_by_its_coarsest_pixel():
     x = torch.randn(2, 1, 16, 16)
     moved = predict(network, x.roll((4, 8), (2, 3))).roll((-4, -8), (2, 3))
     torch.testing.assert_close(moved, predict(network, x), atol=1e-5, rtol=0)
+
+
+def test_a_circular_convolution_is_that_of_torch():
+    torch.manual_seed(0)
+    ours = CircularConv(3, 4, 3).double()
+    reference = torch.nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular").double()
+    reference.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(ours(x), reference(x))
+    gradients = [torch.autograd.grad((conv(x) ** 2).sum(), x)[0] for conv in (ours, reference)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_self_attention_starts_as_nothing_and_then_sees_the_whole_image():
