@@ -10,8 +10,8 @@ from commands import DATA, refused, run
 from patchindex_cli.app import main
 
 COMMANDS = [
-    *("append", "build", "calibrate", "compare", "compare-table", "info", "sample", "study", "train"),
-    *("tune", "verify"),
+    *("append", "build", "calibrate", "compare", "compare-table", "info", "originality", "sample"),
+    *("study", "train", "tune", "verify"),
 ]
 HEAVY = ("numpy", "torch", "faiss", "numba", "zarr", "h5py", "PIL", "rich", "matplotlib", "distributed")
 
