@@ -58,7 +58,8 @@ def read_text(
     table : dict
         Factories by name.
     parameter : str
-        The parameter that the text comes from, for errors. It is also the word for an entry of the table.
+        The parameter that the text comes from, for errors. Without a final s, it is also the word for an
+        entry of the table.
     hidden : collection of str
         Parameters of factories that a text may not give.
 
@@ -82,7 +83,9 @@ def read_text(
     name = next((known for known in table if known.lower() == given.strip().lower()), None)
     if name is None:
         remedy = f"use one of {', '.join(table)}"
-        raise InputError(f"unknown {parameter} {given!r}", parameter=parameter, remedy=remedy)
+        raise InputError(
+            f"unknown {parameter.removesuffix('s')} {given!r}", parameter=parameter, remedy=remedy
+        )
     known = {option: t for option, t in plain_options(table[name]).items() if option not in hidden}
     options: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in rest.split(","))):

@@ -112,9 +112,10 @@ def compare(
     """
     import patchindex
     from patchindex.study import TheoryOptions
+    from patchindex.study.parts import PARTS
     from patchindex.study.plots import figure_class
 
-    if not resume:
+    if not (resume and (output / PARTS).is_dir()):
         check_output_folder(output, FILES, options.overwrite)
     figure_class()  # matplotlib is optional: without it, fail before any work
     network = patchindex.networks.open_network(network_path, device=run.device, threads=run.threads)

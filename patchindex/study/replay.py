@@ -111,6 +111,9 @@ class Replay:
         """Noise clean images, one noise per image for all times, and estimate them by the network."""
         noise = fresh_noise(self.seed, KINDS.index(kind), len(clean), self.network.shape)
         missing = self.parts.missing(NETWORK, kind, range(len(clean)))
+        kept = sorted({*range(len(clean))} - {*missing})
+        if kept and not np.array_equal(self.parts.get(NETWORK, kind, kept)["clean"], clean[kept].numpy()):
+            self.parts.refuse(f"has results of other {kind} images", overwrite=False)
         for label, batch, _ in self._batches(missing, f"{NETWORK}: {kind} images", self.label_of):
             x, means = [], []
             for t in self.times:

@@ -77,7 +77,7 @@ def test_comparisons_join_into_one_table(compared, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--machines", "best"], "--machines: unknown"),
+        (["--machines", "best"], "--machines: unknown machine 'best'; use one of IS, LS"),
         (["--machines", "IS,IS"], "--machines: IS is given twice; give it once"),
         (["--machines", "wiener:tau=2"], "wiener has no option 'tau'"),
         (["--network", "none"], "none: no such file or folder"),

@@ -131,6 +131,21 @@ def test_batches_change_only_the_time(found, denoisers, held_out):
                 assert mine[key] == its[key] or mine[key] == pytest.approx(its[key], rel=1e-3, abs=1e-6)
 
 
+class Reweighted(pi.Denoiser):
+    """A network with the settings of another one and other weights."""
+
+    def __init__(self, network):
+        super().__init__(network.shape)
+        self.network = network
+
+    @property
+    def settings(self):
+        return self.network.settings
+
+    def _estimate(self, x, beta, call):
+        return self.network.posterior_mean(x + 0.1, call.t)
+
+
 class StoppedError(Exception):
     """Raised by a denoiser that is interrupted."""
 
@@ -194,12 +209,20 @@ def test_images_and_denoisers_are_added_to_a_finished_comparison(denoisers, tmp_
     assert not list((tmp_path / "parts" / "IS").glob("*.npz"))
 
 
-def test_results_of_other_settings_are_refused(denoisers, images, tmp_path):
-    def run(machine=denoisers["IS"], **changed):
+def test_results_of_other_settings_are_refused(denoisers, images, held_out, tmp_path):
+    def run(machine=denoisers["IS"], network=denoisers["LS"], held_out=None, **changed):
         options = TheoryOptions(**{**vars(OPTIONS), **changed})
-        return theory(denoisers["LS"], {"IS": machine}, 2, options=options, folder=tmp_path, resume=True)
+        every = {"IS": machine}
+        return theory(network, every, 2, options=options, held_out=held_out, folder=tmp_path, resume=True)
 
     run()
+    run(held_out=held_out, noised=2)
+    run(held_out=held_out)
+    with pytest.raises(InputError, match="parts: has results of other held-out images; use the same"):
+        run(held_out=255 - np.asarray(held_out))
+    weights = Reweighted(denoisers["LS"])
+    with pytest.raises(InputError, match="parts: has results of a network with other weights; use the same"):
+        run(network=weights)
     with pytest.raises(
         InputError, match=r"has results of other settings: seed \(was 5, is 6\); use the same"
     ):
