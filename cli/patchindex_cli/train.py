@@ -111,8 +111,8 @@ def train(
     Examples:
       patchindex train data/fashion_mnist_6k.npz -o run --channels 64 --layers 6 --minutes 40 \\
           --precision bfloat16 --lr 1e-3
-      patchindex train mnist -o mnist-circular --resize 32 --padding circular --epochs 50 --device cuda
-      patchindex train cifar10 -o cifar-unet --arch unet-attention --conditional --ema 0.9999
+      patchindex train mnist.npz -o circular --resize 32 --padding circular --epochs 50 --device cuda
+      patchindex train cifar10.npz -o cifar-unet --arch unet-attention --conditional --ema 0.9999
     """
     import patchindex
     from patchindex.networks import TrainSettings
