@@ -23,9 +23,9 @@ from patchindex.runtime import threads as use_threads
 from patchindex.sampling.samplers import check_least
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COLUMNS, Calibration
+from patchindex.study.calibration_ways import CalibrationOptions, OnImages, OnNetwork
 from patchindex.study.parts import Parts
-from patchindex.study.scales import ScaleMachine, default_scales
-from patchindex.study.ways import CalibrationOptions, OnImages, OnNetwork
+from patchindex.study.scale_machine import ScaleMachine, default_scales
 
 __all__ = ["CalibrationOptions", "calibrate"]
 

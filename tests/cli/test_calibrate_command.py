@@ -5,7 +5,7 @@ import json
 import pytest
 from commands import refused, run
 
-from patchindex.study.ways import OnImages
+from patchindex.study.calibration_ways import OnImages
 
 FILES = ["calibration.csv", "calibration.json", "calibration.png", "parts", "schedule.json"]
 SMALL = ("--resize", 12, "--scales", "3,5", "--steps", 3, "--threads", 1)

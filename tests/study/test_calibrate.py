@@ -15,7 +15,7 @@ from patchindex.estimators import Estimate
 from patchindex.sampling import draw_noise
 from patchindex.study import Calibration, CalibrationOptions, calibrate
 from patchindex.study.calibration import FILES
-from patchindex.study.scales import default_scales
+from patchindex.study.scale_machine import default_scales
 
 SCALES = (3, 5, 7)
 

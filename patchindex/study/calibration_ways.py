@@ -20,7 +20,7 @@ from patchindex.sampling.samplers import check_least, ddim, draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COSINE, MSE
-from patchindex.study.scales import Noisy, ScaleMachine
+from patchindex.study.scale_machine import Noisy, ScaleMachine
 
 __all__ = ["CalibrationOptions", "OnImages", "OnNetwork", "Step"]
 
