@@ -93,16 +93,19 @@ def compare(
 ) -> None:
     """Compare a network with analytic denoisers of the images of a STORE, from the same noise.
 
-    Denoisers other than the store's machine are computed exactly, from the images of the store. Writes
-    table.md and table.csv (a row for the network, a column per denoiser), images.csv (r and R2 of each final
-    image), trajectory.csv (r, R2 and MSE of posterior means at each time), results.json (settings, versions,
-    times), scatter.png, curves.png and images.png.
+    Denoisers other than the store's machine are computed exactly, from the images of the store. For a network
+    with L labels, image i has the label i mod L, and denoisers use the training images of the label.
+
+    Writes table.md and table.csv (a row for the network, a column per denoiser), images.csv (r and R2 of each
+    final image), trajectory.csv (r, R2 and MSE of posterior means at each time), results.json (settings,
+    versions, times), scatter.png, curves.png and images.png.
 
     \b
     Columns of the table that it prints:
       r           Pearson's r of final images with the network's, median over images; the paper's "r^2"
       R2          coefficient of determination, median
-      best, ...   share of images where the first denoiser has the larger r, and median difference of r
+      NAME better share of images where the first denoiser, NAME, has a larger r than the row's
+      difference  its r minus the row's r, median over images
 
     \b
     Examples:

@@ -119,7 +119,10 @@ class Replay:
             for t in self.times:
                 beta = self.network.noise(t)
                 x.append((1 - beta) ** 0.5 * clean[batch] + beta**0.5 * noise[batch])
-                means.append(self.network.posterior_mean(x[-1], t, label=label, image_ids=batch).mean.cpu())
+                mean = self.network.posterior_mean(
+                    x[-1], t, label=label, seed=self.seed, image_ids=batch
+                ).mean
+                means.append(mean.cpu())
             self.parts.add(
                 NETWORK, kind, batch,
                 x=torch.stack(x, 1).numpy(), mean=torch.stack(means, 1).numpy(), clean=clean[batch].numpy(),
