@@ -8,15 +8,8 @@ from typing import Any
 import click
 
 from .building import run_build
-from .options import (
-    BuildOptions,
-    LocalPath,
-    RunOptions,
-    build_options,
-    image_options,
-    open_source,
-    run_options,
-)
+from .options import BuildOptions, LocalPath, RunOptions, build_options, run_options
+from .sources import image_options, open_source
 
 
 @click.command(short_help="Add images to a store.")

@@ -21,15 +21,14 @@ from .options import (
     RunOptions,
     build_options,
     count_option,
-    image_options,
     locality_option,
-    open_source,
     parse_locality,
     parse_scales,
     resized_locality,
     run_options,
 )
 from .output import shorten
+from .sources import image_options, open_source
 
 if TYPE_CHECKING:
     from patchindex import PatchIndex

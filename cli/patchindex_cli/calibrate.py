@@ -15,19 +15,16 @@ from .options import (
     RunOptions,
     check_output_folder,
     count_option,
-    image_options,
-    open_source,
-    parse_label,
     parse_locality,
     parse_scales,
     run_options,
-    store_path,
 )
 from .output import new_table, print_json, print_table
 from .progress import stages
+from .sources import Training, image_options, open_source, open_training, parse_label
 
 if TYPE_CHECKING:
-    from patchindex import ImageSource, LocalitySchedule, PatchIndex
+    from patchindex import LocalitySchedule
     from patchindex.study import Calibration
 
 
@@ -145,18 +142,18 @@ def calibrate(
     check_output_folder(output, FILES, overwrite)
     figure_class()  # matplotlib is optional: without it, fail before any work
     image = {name: values.pop(name) for name in _image_names()}
-    training, index = _open(source, image, held_out, run)
+    training = _open(source, image, held_out, run)
     if held_out is not None:
         more = {name: value for name, value in image.items() if name not in ("limit", "labels")}
         held_out_images = open_source(held_out, more)
     options = CalibrationOptions(
-        label=_label(label, index), seed=run.seed, device=run.device, threads=run.threads, **values
+        label=parse_label(label, training), seed=run.seed, device=run.device, threads=run.threads, **values
     )
     schedules = dict(_beside(text, training) for text in beside)
     try:
         with stages() as progress:
             result = patchindex.study.calibrate(
-                training,
+                training.source,
                 None if network is None else _open_network(network, run),
                 machine,
                 None if scales is None else parse_scales(scales),
@@ -188,50 +185,31 @@ def _image_names() -> list[str]:
     return ["labels", *ImageOptions.__annotations__]
 
 
-def _open(
-    source: str, image: dict[str, Any], held_out: str | None, run: RunOptions
-) -> tuple[ImageSource | PatchIndex, PatchIndex | None]:
-    """Open a source: as images, or as a store."""
-    import patchindex
+def _open(source: str, image: dict[str, Any], held_out: str | None, run: RunOptions) -> Training:
+    """Open SOURCE; with a store, the image options are for --held-out, except --limit and --labels."""
     from patchindex.denoisers import is_store
 
-    if not is_store(source):
-        return open_source(source, image), None
-    for name, value in image.items():
-        if value and (held_out is None or name in ("limit", "labels")):
-            raise InputError("is fixed in the store", parameter=name, remedy="leave it out, or give images")
-    index = patchindex.open_index(store_path(source), device=run.device)
-    return index, index
+    if held_out is not None and is_store(source):
+        image = {name: image[name] for name in ("limit", "labels")}
+    return open_training(source, image, run)
 
 
-def _beside(text: str, training: ImageSource | PatchIndex) -> tuple[str, LocalitySchedule]:
+def _beside(text: str, training: Training) -> tuple[str, LocalitySchedule]:
     """Return a schedule for the size of the images, with its name in the figure."""
-    from patchindex import PatchIndex
-
     schedule = parse_locality(text)
     if schedule is None:
         raise InputError("is empty", parameter="beside", remedy="give a preset or a .json file")
-    size = training.training.size if isinstance(training, PatchIndex) else training.shape[1:3]
+    size = training.size
     known = None if schedule.provenance is None else schedule.provenance.image_size
     if known is None or known == size:
         return text, schedule
-    return f"{text}, scaled from {known[0]} x {known[1]}", schedule.resized((size[0], size[1]))
+    return f"{text}, scaled from {known[0]} x {known[1]}", schedule.resized(size)
 
 
 def _open_network(folder: Path, run: RunOptions) -> Any:
     from patchindex.networks import open_network
 
     return open_network(folder, device=run.device, threads=run.threads)
-
-
-def _label(text: str | None, index: PatchIndex | None) -> int | None:
-    """Return the number of a label; only stores keep names of labels."""
-    if text is None or index is not None:
-        return None if index is None else parse_label(text, index)
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"{text!r} is not a number", parameter="label", remedy="give a number") from None
 
 
 def _print(result: Calibration) -> None:

@@ -16,19 +16,16 @@ from .options import (
     RunOptions,
     SamplingOptions,
     check_output_folder,
-    choose_locality,
     count_option,
-    open_denoiser,
-    parse_label,
     run_options,
     sampling_options,
-    store_path,
 )
 from .output import new_table, print_json, print_table
 from .progress import stages
+from .sources import Training, choose_locality, image_options, open_denoiser, open_training, parse_label
 
 if TYPE_CHECKING:
-    from patchindex import Denoiser, ImageSource, PatchIndex
+    from patchindex import Denoiser, ImageSource
     from patchindex.networks import Network
     from patchindex.study.theory_table import Run
 
@@ -37,11 +34,12 @@ FILES = (
     *("scatter.png", "curves.png", "images.png"),
 )
 JOINED = ("table.md", "table.csv", "scatter.png")
+SIZES = ("network_steps", "along", "noised")  # options that are attributes of `TheoryOptions`
 MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
 
 
 @click.command(short_help="Compare denoisers with a trained network.")
-@click.argument("store", type=store_path)
+@click.argument("source")
 @click.option(
     "--network",
     "network_path",
@@ -54,7 +52,7 @@ MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
     "--machines",
     metavar="NAME[:OPTION=VALUE,...],...",
     help="Denoisers to compare; the first one is compared with each other one.  "
-    f"[default: the store's machine, {', '.join(MACHINES)}]",
+    f"[default: the store's machine, or bbELS, {', '.join(MACHINES)}]",
 )
 @count_option("-n", "Number of images.", 100)
 @count_option("--network-steps", "Grid points for the network.", 150, least=2)
@@ -75,9 +73,10 @@ MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
 @click.option("--other-images", is_flag=True, help="Accept a network that was trained on other images.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; images and machines may be added.")
 @sampling_options(batch_size=16)
+@image_options
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
 def compare(
-    store: Path | str,
+    source: str,
     network_path: str,
     output: Path,
     machines: str | None,
@@ -89,12 +88,13 @@ def compare(
     resume: bool,
     options: SamplingOptions,
     run: RunOptions,
-    **sizes: int,
+    **values: Any,
 ) -> None:
-    """Compare a network with analytic denoisers of the images of a STORE, from the same noise.
+    """Compare a network with analytic denoisers of its training images, from the same noise.
 
-    Denoisers other than the store's machine are computed exactly, from the images of the store. For a network
-    with L labels, image i has the label i mod L, and denoisers use the training images of the label.
+    SOURCE is a store, or images as `build` takes them. Denoisers other than the store's machine are computed
+    exactly, from all images. For a network with L labels, image i has the label i mod L, and denoisers use
+    the training images of the label.
 
     Writes table.md and table.csv (a row for the network, a column per denoiser), images.csv (r and R2 of each
     final image), trajectory.csv (r, R2 and MSE of posterior means at each time), results.json (settings,
@@ -110,6 +110,8 @@ def compare(
     \b
     Examples:
       patchindex compare fashion.zarr --network runs/fashion -o compared
+      patchindex compare data/fashion_mnist_6k.npz --network data/fashion_resnet -o compared -n 10 \\
+          --locality fashion-mnist-resnet-zeros --resize-locality
       patchindex compare fashion.zarr --network runs/fashion -o compared -n 20 \\
           --machines bbELS,LS,IS,wiener,nearest --held-out data/fashion_mnist_6k.npz --resume
     """
@@ -122,16 +124,21 @@ def compare(
         check_output_folder(output, FILES, options.overwrite)
     figure_class()  # matplotlib is optional: without it, fail before any work
     network = patchindex.networks.open_network(network_path, device=run.device, threads=run.threads)
-    index = patchindex.open_index(store, device=run.device)
-    remedy: Sequence[str | Option] = ["give a store of its images, or ", Option("other_images", True)]
+    sizes = {name: values.pop(name) for name in SIZES}
+    training = open_training(source, values, run)
+    remedy: Sequence[str | Option] = [
+        "give its images with the same options, or ",
+        Option("other_images", True),
+    ]
     if not other_images:
-        network.check_images(index.training, remedy=remedy)
-    schedule = choose_locality(options, index, network.noise)
-    texts = split_machines(machines or ",".join(dict.fromkeys((index.machine, *MACHINES))))
-    denoisers = _open_all(texts, index, network, run, schedule, estimator)
+        images = training.images if training.index is None else training.index.training
+        network.check_images(images, remedy=remedy)
+    schedule = choose_locality(options, training, network.noise)
+    texts = split_machines(machines or ",".join(dict.fromkeys((_machine(training), *MACHINES))))
+    denoisers = _open_all(texts, training, network, run, schedule, estimator)
     theory_options = TheoryOptions(
         steps=options.steps,
-        labels="auto" if options.label is None else parse_label(options.label, index),
+        labels="auto" if options.label is None else parse_label(options.label, training),
         seed=run.seed,
         batch_size=options.batch_size,
         **sizes,
@@ -142,13 +149,13 @@ def compare(
             denoisers,
             n,
             options=theory_options,
-            held_out=None if held_out is None else _open_held_out(held_out, index),
+            held_out=None if held_out is None else _open_held_out(held_out, training),
             folder=output,
             resume=resume,
             overwrite=options.overwrite,
             progress=progress,
         )
-    found.write(output, name or _row_name(network, index), _facts(network))
+    found.write(output, name or _row_name(network, training), _facts(network))
     summary = found.summary()
     if run.as_json:
         files = [str(output / file) for file in FILES if (output / file).exists()]
@@ -200,7 +207,7 @@ def split_machines(text: str) -> list[str]:
 
 def _open_all(
     texts: Sequence[str],
-    index: PatchIndex,
+    training: Training,
     network: Network,
     run: RunOptions,
     schedule: Any,
@@ -214,23 +221,28 @@ def _open_all(
         if text in found:
             raise InputError(f"{text} is given twice", parameter="machines", remedy="give it once")
         settings: dict[str, Any] = {"noise": network.noise}
-        own = text.partition(":")[0].lower() == index.machine.lower() and "estimator=" not in text
+        own = text.partition(":")[0].lower() == _machine(training).lower() and "estimator=" not in text
         if estimator is not None and own:
             settings["estimator"], inside = parse_estimator(estimator)
             settings |= inside
         found[text] = open_denoiser(
-            text, index, run, locality=schedule, settings=settings, parameter="machines"
+            text, training, run, locality=schedule, settings=settings, parameter="machines"
         )
     return found
 
 
-def _open_held_out(source: str, index: PatchIndex) -> ImageSource:
-    """Open held-out images in the size and the colours of the store."""
+def _machine(training: Training) -> str:
+    """Return the score machine of the store; bbELS for images, as networks are mostly padded with zeros."""
+    return "bbELS" if training.index is None else training.index.machine
+
+
+def _open_held_out(source: str, training: Training) -> ImageSource:
+    """Open held-out images in the size and the colours of the training images."""
     import patchindex
 
     images = patchindex.open_images(source)
-    height, width = index.training.size
-    gray = index.training.channels == 1 < images.shape[3]
+    height, width = training.size
+    gray = training.images.shape[3] == 1 < images.shape[3]
     if images.shape[1:3] == (height, width) and not gray:
         return images
     return patchindex.open_images(
@@ -238,9 +250,9 @@ def _open_held_out(source: str, index: PatchIndex) -> ImageSource:
     )
 
 
-def _row_name(network: Network, index: PatchIndex) -> str:
+def _row_name(network: Network, training: Training) -> str:
     """Return the data set and the architecture, or the name of the network."""
-    data = Path(index.training.source.name).stem
+    data = Path(training.images.name).stem
     architecture = (network.run or {}).get("architecture")
     if architecture is None:
         return f"{data}, {Path(str(network.name)).name}"

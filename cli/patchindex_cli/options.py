@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -16,15 +16,10 @@ import click
 from patchindex.errors import InputError, Option, OutputExistsError
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule, NoiseSchedule
 
-from .output import count, shorten
-
 if TYPE_CHECKING:
-    from patchindex import ImageSource, PatchIndex
-    from patchindex.denoisers import TrainingDenoiser
+    pass
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-LABELS_SHOWN = 20
 
 
 def store_path(value: str) -> Path | str:
@@ -117,12 +112,12 @@ def _grouped(name: str, kind: type[Any], options: Sequence[Decorator]) -> Decora
             values[name] = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
             return command(**values)
 
-        return _add(options, run)
+        return add_options(options, run)
 
     return decorate
 
 
-def _add(options: Sequence[Decorator], command: Callable[..., Any]) -> Callable[..., Any]:
+def add_options(options: Sequence[Decorator], command: Callable[..., Any]) -> Callable[..., Any]:
     """Add options, the first on top in --help."""
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
@@ -175,55 +170,6 @@ build_options = _grouped(
 )
 
 
-def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `open_images`."""
-    options = [
-        count_option(
-            "--limit",
-            "Use the first N images only, in the order of file names. With one folder per class, these are "
-            "images of the first classes.",
-        ),
-        click.option(
-            "--labels",
-            metavar="FILE|folders|attr:NAMES",
-            help="Labels of the images: a file (.npy, .npz, .txt, .csv, IDX), one label per sub-folder "
-            "(numbered by name), or attributes of CelebA, such as attr:Smiling,Male.",
-        ),
-        click.option(
-            "--split",
-            metavar="NAME",
-            help="CelebA split: train, valid, test or all.  [default: train, if the folder lists the splits]",
-        ),
-        click.option("--skip-bad", is_flag=True, help="Skip image files that cannot be decoded."),
-        click.option(
-            "--dataset", metavar="NAME", help="Name of the images inside an HDF5 file or zarr group."
-        ),
-        click.option(
-            "--crop",
-            type=CropSize(),
-            metavar="PIXELS|square",
-            help="Crop to a centred square: PIXELS wide, or as large as the image. Comes before --resize.",
-        ),
-        count_option("--resize", "Resize to N x N pixels."),
-        click.option("--grayscale", is_flag=True, help="Convert to one channel."),
-    ]
-    return _add(options, command)
-
-
-def open_source(source: str, image: dict[str, Any]) -> ImageSource:
-    """Open images with the options of `image_options`; report skipped files and a too large limit."""
-    import patchindex
-
-    images = patchindex.open_images(source, **image)
-    if images.skipped:
-        files = count(len(images.skipped), "file")
-        click.echo(f"skipped {files} that cannot be decoded: {shorten(images.skipped)}", err=True)
-    limit = image.get("limit")
-    if limit is not None and len(images) < limit:
-        click.echo(f"--limit: {source} has {count(len(images), 'image')}, fewer than {limit:,}", err=True)
-    return images
-
-
 def locality_option(help_text: str) -> Decorator:
     """Return a decorator that adds --locality and --resize-locality; `parse_locality` reads the values."""
     presets = ", ".join(LOCALITY_PRESETS)
@@ -239,7 +185,7 @@ def locality_option(help_text: str) -> Decorator:
         help="Scale the locality schedule by the ratio of the size of the images to the size of the images "
         "that the schedule was calibrated on.",
     )
-    return functools.partial(_add, [schedule, resize])
+    return functools.partial(add_options, [schedule, resize])
 
 
 def parse_integers(text: str, parameter: str, example: str = "64,128") -> list[int]:
@@ -283,23 +229,6 @@ def resized_locality(schedule: LocalitySchedule | None, size: tuple[int, int]) -
     return schedule.resized(size)
 
 
-def choose_locality(
-    options: SamplingOptions, index: PatchIndex, noise: str | NoiseSchedule = "cosine"
-) -> LocalitySchedule | None:
-    """Return the schedule of --locality, or else of the store, resized with --resize-locality.
-
-    `noise` is the noise schedule of the denoiser, for scales by time.
-    """
-    given, size = parse_locality(options.locality, noise), index.training.size
-    if not options.resize_locality:
-        return given or index.locality
-    if given is not None or index.locality is None:
-        return resized_locality(given, size)
-    # The schedule as it was given to the build, so that scales are rounded only once.
-    schedule = LocalitySchedule.from_dict(index.attributes["locality"]).resized(size)
-    return schedule.nearest(index.scales) if index.scales else schedule
-
-
 def sampling_options(batch_size: int) -> Decorator:
     """Return a decorator that adds the options of `sample` and `study`, as `options`."""
     options: list[Decorator] = [
@@ -310,61 +239,6 @@ def sampling_options(batch_size: int) -> Decorator:
         click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run."),
     ]
     return _grouped("options", SamplingOptions, options)
-
-
-def parse_label(text: str | None, index: PatchIndex) -> int | None:
-    """Return the number of a label, given the number or the name that the store has for it."""
-    if text is None:
-        return None
-    if re.fullmatch(r"-?\d+", text):  # a number, even in a store whose labels are named by numbers
-        return int(text)
-    labels, names = index.attributes["labels"] or [], index.attributes["label_names"] or []
-    if text in names:
-        return int(names.index(text))
-    known = shorten([names[label] for label in labels] if names else labels, LABELS_SHOWN, "; ")
-    remedy = f"use one of: {known}" if known else "leave it out: the store has no labels"
-    raise InputError(f"the store has no label called {text!r}", parameter="label", remedy=remedy)
-
-
-def open_denoiser(
-    text: str,
-    index: PatchIndex,
-    run: RunOptions,
-    *,
-    locality: LocalitySchedule | None = None,
-    label: int | None = None,
-    settings: Mapping[str, Any] | None = None,
-    parameter: str = "machine",
-) -> TrainingDenoiser:
-    """Return the denoiser of a text such as `wiener:circulant=true`, for the images of a store.
-
-    Parameters
-    ----------
-    text : str
-        `NAME[:OPTION=VALUE,...]`, with the name of a registered denoiser.
-    locality : LocalitySchedule, optional
-        As `choose_locality` returns it. A denoiser without a locality schedule ignores the argument.
-    settings : dict, optional
-        More options, which the command line does not give in the text.
-    parameter : str
-        The parameter that the text comes from, for errors.
-
-    Raises
-    ------
-    InputError
-        When the name or an option is unknown, or does not fit the store.
-    """
-    from patchindex.denoisers import denoiser, parse_denoiser, takes_locality
-
-    name, options = parse_denoiser(text, parameter)
-    if takes_locality(name):
-        options["locality"] = locality
-        if locality is None and name != "IS":
-            raise InputError(
-                "the store has no schedule", parameter="locality", remedy="give a preset or locality scales"
-            )
-    common = {"label": label, "device": run.device, "threads": run.threads}
-    return denoiser(name, index, **options, **common, **(settings or {}))
 
 
 def check_output_folder(output: Path, files: Sequence[str], overwrite: bool) -> None:

@@ -23,16 +23,14 @@ from .options import (
     RunOptions,
     SamplingOptions,
     check_output_folder,
-    choose_locality,
     count_option,
-    open_denoiser,
-    parse_label,
     run_options,
     sampling_options,
     store_path,
 )
 from .output import count, print_json
 from .progress import stages
+from .sources import Training, choose_locality, open_denoiser, parse_label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,11 +123,12 @@ def sample(
     text = machine or index.machine
     settings = _score_settings(text, options, estimator, tolerance, nearest_scales)
     settings["memory"] = memory
-    schedule = choose_locality(options, index)
+    training = Training.of(index)
+    schedule = choose_locality(options, training)
     if schedule is not None and nearest_scales and index.scales:
         schedule = schedule.nearest(index.scales)
-    label = parse_label(options.label, index)
-    denoiser = open_denoiser(text, index, run, locality=schedule, label=label, settings=settings)
+    label = parse_label(options.label, training)
+    denoiser = open_denoiser(text, training, run, locality=schedule, label=label, settings=settings)
     noise = None if x_t is None else _read_noise(x_t)
     if noise is None and n is None:
         n = 16

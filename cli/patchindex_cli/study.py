@@ -12,15 +12,14 @@ from .options import (
     RunOptions,
     SamplingOptions,
     check_output_folder,
-    choose_locality,
     count_option,
-    parse_label,
     run_options,
     sampling_options,
     store_path,
 )
 from .output import new_table, print_json, print_table
 from .progress import stages
+from .sources import Training, choose_locality, parse_label
 
 if TYPE_CHECKING:
     from patchindex.study import Study
@@ -90,8 +89,9 @@ def study(
     check_output_folder(output, FILES, options.overwrite)
     figure_class()  # matplotlib is optional: without it, fail before any work
     index = patchindex.open_index(store, device=run.device)
-    schedule = choose_locality(options, index)
-    number = parse_label(options.label, index)
+    training = Training.of(index)
+    schedule = choose_locality(options, training)
+    number = parse_label(options.label, training)
     machines = {}
     for text in estimators:
         name, settings = parse_estimator(text)

@@ -11,18 +11,10 @@ import click
 
 from patchindex.errors import Option, PatchIndexError
 
-from .options import (
-    LocalPath,
-    NameIn,
-    RunOptions,
-    count_option,
-    image_options,
-    open_source,
-    parse_integers,
-    run_options,
-)
+from .options import LocalPath, NameIn, RunOptions, count_option, parse_integers, run_options
 from .output import count, print_json
 from .progress import SECONDS_PER_LINE, stages
+from .sources import image_options, open_source
 
 SETTINGS = (  # options that are attributes of `TrainSettings`
     *("arch", "conditional", "noise", "lr", "lr_decay", "batch_size", "epochs", "steps", "minutes", "ema"),

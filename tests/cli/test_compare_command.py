@@ -63,6 +63,19 @@ def test_compare_resumes_and_adds_images_and_machines(compared, store, network, 
     assert "parts: has results of a network with other weights; use the same" in refused(*args)
 
 
+def test_images_are_compared_without_a_store(compared, source, network, tmp_path):
+    args = ("compare", source, "--network", network, "-o", tmp_path / "out", *SIZES, "--machines", "ELS,IS")
+    assert "there is no schedule" in refused(*args)
+    assert "was trained on other images" in refused(*args, "--locality", "3,3,5", "--limit", 30)
+    printed = json.loads(run(*args, "--locality", "3,3,5", "--json").stdout)
+    exact, ideal = (
+        [row["pearson_r"] for row in printed["summary"] if row["denoiser"] == name] for name in ("ELS", "IS")
+    )
+    expected = [row["pearson_r"] for row in compared[0]["summary"] if row["denoiser"] == "IS"]
+    assert ideal == pytest.approx(expected, abs=1e-6)
+    assert all(-1 <= r <= 1 for r in exact)
+
+
 def test_comparisons_join_into_one_table(compared, tmp_path):
     out = tmp_path / "joined"
     printed = run("compare-table", compared[1], compared[1], "-o", out).stdout
@@ -110,7 +123,7 @@ def test_a_network_of_other_images_needs_an_option(store, tmp_path, fashion):
     )
     message = refused(*args)
     assert "was trained on other images" in message
-    assert "give a store of its images, or --other-images" in message
+    assert "give its images with the same options, or --other-images" in message
     assert "IS" in run(*args, "--other-images").stdout
 
 

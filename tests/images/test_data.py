@@ -50,4 +50,3 @@ def test_the_network_is_that_of_the_readme_and_knows_its_images():
         assert float(value) == settings[option]
     losses = np.genfromtxt(folder / "loss.csv", delimiter=",", names=True)["loss"]
     assert losses[-5:].mean() < 0.5 * losses[:5].mean()
-

@@ -1,0 +1,211 @@
+"""The training images of a command: a store, or images that are read as `build` reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchindex.errors import InputError
+from patchindex.schedules import LocalitySchedule, NoiseSchedule
+
+from .options import (
+    CropSize,
+    RunOptions,
+    SamplingOptions,
+    add_options,
+    count_option,
+    parse_locality,
+    resized_locality,
+    store_path,
+)
+from .output import count, shorten
+
+if TYPE_CHECKING:
+    from patchindex import ImageSource, PatchIndex
+    from patchindex.denoisers import TrainingDenoiser
+
+LABELS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Training:
+    """A store, or images.
+
+    Attributes
+    ----------
+    source : PatchIndex or ImageSource
+        The argument that denoisers take.
+    images : ImageSource
+        The images of the store, or the images.
+    index : PatchIndex or None
+        The store.
+    """
+
+    source: PatchIndex | ImageSource
+    images: ImageSource
+    index: PatchIndex | None = None
+
+    @classmethod
+    def of(cls, index: PatchIndex) -> Training:
+        """Return the training images of a store."""
+        return cls(index, index.training.source, index)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.images.shape[1], self.images.shape[2]
+
+    @property
+    def labels(self) -> list[int]:
+        """The labels in use, ascending; empty if there are none."""
+        import numpy as np
+
+        return [] if self.images.labels is None else np.unique(self.images.labels).tolist()
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Names of the labels 0, 1, ...; empty if there are none."""
+        names = self.images.label_names if self.index is None else self.index.attributes["label_names"]
+        return names or []
+
+
+def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `open_images`."""
+    options = [
+        count_option(
+            "--limit",
+            "Use the first N images only, in the order of file names. With one folder per class, these are "
+            "images of the first classes.",
+        ),
+        click.option(
+            "--labels",
+            metavar="FILE|folders|attr:NAMES",
+            help="Labels of the images: a file (.npy, .npz, .txt, .csv, IDX), one label per sub-folder "
+            "(numbered by name), or attributes of CelebA, such as attr:Smiling,Male.",
+        ),
+        click.option(
+            "--split",
+            metavar="NAME",
+            help="CelebA split: train, valid, test or all.  [default: train, if the folder lists the splits]",
+        ),
+        click.option("--skip-bad", is_flag=True, help="Skip image files that cannot be decoded."),
+        click.option(
+            "--dataset", metavar="NAME", help="Name of the images inside an HDF5 file or zarr group."
+        ),
+        click.option(
+            "--crop",
+            type=CropSize(),
+            metavar="PIXELS|square",
+            help="Crop to a centred square: PIXELS wide, or as large as the image. Comes before --resize.",
+        ),
+        count_option("--resize", "Resize to N x N pixels."),
+        click.option("--grayscale", is_flag=True, help="Convert to one channel."),
+    ]
+    return add_options(options, command)
+
+
+def open_source(source: str, image: dict[str, Any]) -> ImageSource:
+    """Open images with the options of `image_options`; report skipped files and a too large limit."""
+    import patchindex
+
+    images = patchindex.open_images(source, **image)
+    if images.skipped:
+        files = count(len(images.skipped), "file")
+        click.echo(f"skipped {files} that cannot be decoded: {shorten(images.skipped)}", err=True)
+    limit = image.get("limit")
+    if limit is not None and len(images) < limit:
+        click.echo(f"--limit: {source} has {count(len(images), 'image')}, fewer than {limit:,}", err=True)
+    return images
+
+
+def open_training(source: str, image: Mapping[str, Any], run: RunOptions) -> Training:
+    """Open a store, which takes no image options, or images with the options of `image_options`."""
+    import patchindex
+    from patchindex.denoisers import is_store
+
+    if is_store(source):
+        for name, value in image.items():
+            if value:
+                raise InputError(
+                    "is fixed in the store", parameter=name, remedy="leave it out, or give images"
+                )
+        return Training.of(patchindex.open_index(store_path(source), device=run.device))
+    images = open_source(source, dict(image))
+    return Training(images, images)
+
+
+def choose_locality(
+    options: SamplingOptions, training: Training, noise: str | NoiseSchedule = "cosine"
+) -> LocalitySchedule | None:
+    """Return the schedule of --locality, or else of the store, resized with --resize-locality.
+
+    `noise` is the noise schedule of the denoiser, for scales by time.
+    """
+    given = parse_locality(options.locality, noise)
+    own = None if training.index is None else training.index.locality
+    if not options.resize_locality:
+        return given or own
+    if given is not None or training.index is None or own is None:
+        return resized_locality(given, training.size)
+    # The schedule as it was given to the build, so that scales are rounded only once.
+    schedule = LocalitySchedule.from_dict(training.index.attributes["locality"]).resized(training.size)
+    return schedule.nearest(training.index.scales) if training.index.scales else schedule
+
+
+def parse_label(text: str | None, training: Training) -> int | None:
+    """Return the number of a label, given the number or the name of the label."""
+    if text is None:
+        return None
+    if re.fullmatch(r"-?\d+", text):  # a number, even in a store whose labels are named by numbers
+        return int(text)
+    labels, names = training.labels, list(training.label_names)
+    if text in names:
+        return names.index(text)
+    known = shorten([names[label] for label in labels] if names else labels, LABELS_SHOWN, "; ")
+    where = "the images have" if training.index is None else "the store has"
+    remedy = f"use one of: {known}" if known else f"leave it out: {where} no labels"
+    raise InputError(f"{where} no label called {text!r}", parameter="label", remedy=remedy)
+
+
+def open_denoiser(
+    text: str,
+    training: Training,
+    run: RunOptions,
+    *,
+    locality: LocalitySchedule | None = None,
+    label: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    parameter: str = "machine",
+) -> TrainingDenoiser:
+    """Return the denoiser of a text such as `wiener:circulant=true`, for the training images.
+
+    Parameters
+    ----------
+    text : str
+        `NAME[:OPTION=VALUE,...]`, with the name of a registered denoiser.
+    locality : LocalitySchedule, optional
+        As `choose_locality` returns it. A denoiser without a locality schedule ignores the argument.
+    settings : dict, optional
+        More options, which the command line does not give in the text.
+    parameter : str
+        The parameter that the text comes from, for errors.
+
+    Raises
+    ------
+    InputError
+        When the name or an option is unknown, or does not fit the images.
+    """
+    from patchindex.denoisers import denoiser, parse_denoiser, takes_locality
+
+    name, options = parse_denoiser(text, parameter)
+    if takes_locality(name):
+        options["locality"] = locality
+        if locality is None and name != "IS":
+            what = "there is no schedule" if training.index is None else "the store has no schedule"
+            raise InputError(what, parameter="locality", remedy="give a preset or locality scales")
+    common = {"label": label, "device": run.device, "threads": run.threads}
+    return denoiser(name, training.source, **options, **common, **(settings or {}))
