@@ -84,7 +84,7 @@ def test_an_interrupted_run_is_resumed(source, tmp_path, monkeypatch):
         (["-n", 0], "'-n': 0 is not in the range x>=1"),
         (["-n", 40], "-n: is 40, but there are 39 images"),
         (["--estimator", "auto"], "--estimator: auto needs a store with an index"),
-        (["--label", "shoe"], "--label: 'shoe' is not a number"),
+        (["--label", "shoe"], "--label: the images have no label called 'shoe'"),
         (["--label", 77], "--label: no image has label 77"),
         (["--beside", "best"], "unknown preset 'best'"),
         (["--network", "nowhere"], "nowhere"),
