@@ -39,7 +39,7 @@ def shifts_within(most: int, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Return all cyclic shifts (dy, dx) of at most `most` pixels along each axis, (0, 0) first.
 
     >>> shifts_within(1, (8, 8))[:4]
-    [(0, 0), (0, -1), (0, 1), (-1, -1)]
+    [(0, 0), (0, -1), (0, 1), (-1, 0)]
     >>> len(shifts_within(100, (8, 8)))  # every shift once
     64
     """

@@ -52,7 +52,7 @@ def plot_scatter(runs: Sequence[Run]) -> Figure:
 
 def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
     """Draw the medians of `Theory.curves` over t: r in the first row, mean square error in the second."""
-    kinds = [kind for kind in INPUTS if any(row["inputs"] == kind for row in curves)] or ["trajectory"]
+    kinds = [kind for kind in INPUTS if any(row["inputs"] == kind for row in curves)]
     figure = figure_class()(figsize=(4.2 * len(kinds), 7), layout="constrained")
     panels = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
     names = list(dict.fromkeys(row["denoiser"] for row in curves))
@@ -71,7 +71,7 @@ def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
         bottom.set(xlabel="t", yscale="log")
     panels[0, 0].set_ylabel("r of posterior means with the network's")
     panels[1, 0].set_ylabel("mean square difference from the network")
-    figure.legend(loc="outside upper center", ncols=min(max(len(names), 1), 8))
+    figure.legend(loc="outside upper center", ncols=min(len(names), 8))
     return figure
 
 

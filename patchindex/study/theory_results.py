@@ -64,6 +64,8 @@ class Theory:
     ) -> None:
         """Write all tables and figures to a folder; needs matplotlib.
 
+        Without posterior means, `trajectory.csv` and `curves.png` are left out.
+
         Parameters
         ----------
         folder : str or Path
@@ -73,11 +75,12 @@ class Theory:
             Facts about the network, such as `parameters` and `loss`.
         """
         folder, run = Path(folder), self.run(name, network)
-        figures = {"scatter": plot_scatter([run]), "curves": self.plot_curves(), "images": self.plot_images()}
+        figures = {"scatter": plot_scatter([run]), "images": self.plot_images()}
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / "images.csv", self.images)
         if self.points:
             write_csv(folder / "trajectory.csv", self.points)
+            figures["curves"] = self.plot_curves()
         write_tables(folder, [run])
         for kind, figure in figures.items():
             figure.savefig(folder / f"{kind}.png", dpi=150)

@@ -65,6 +65,7 @@ def test_compare_resumes_and_adds_images_and_machines(compared, store, network, 
 
 def test_images_are_compared_without_a_store(compared, source, network, tmp_path):
     args = ("compare", source, "--network", network, "-o", tmp_path / "out", *SIZES, "--machines", "ELS,IS")
+    args += ("--along", 0, "--noised", 0)
     assert "there is no schedule" in refused(*args)
     assert "was trained on other images" in refused(*args, "--locality", "3,3,5", "--limit", 30)
     printed = json.loads(run(*args, "--locality", "3,3,5", "--json").stdout)
@@ -74,6 +75,9 @@ def test_images_are_compared_without_a_store(compared, source, network, tmp_path
     expected = [row["pearson_r"] for row in compared[0]["summary"] if row["denoiser"] == "IS"]
     assert ideal == pytest.approx(expected, abs=1e-6)
     assert all(-1 <= r <= 1 for r in exact)
+    # There are no posterior means to write.
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [name for name in FILES if name not in ("curves.png", "trajectory.csv")]
 
 
 def test_comparisons_join_into_one_table(compared, tmp_path):
