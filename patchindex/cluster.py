@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from patchindex.dask_tasks import lost_workers, submit
-from patchindex.denoisers.base import is_store
+from patchindex.denoisers.from_images import is_store
 from patchindex.denoisers.machine import MachineOptions, ScoreMachine
 from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import ScoreRequest, scan

@@ -1,6 +1,7 @@
 """Denoisers: estimates of E[x_0 | x_t] under one contract."""
 
-from patchindex.denoisers.base import Call, Denoiser, DenoiserOptions, TrainingDenoiser, is_store
+from patchindex.denoisers.base import Call, Denoiser
+from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser, is_store
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.denoisers.moments import ImageMoments, image_moments
 from patchindex.denoisers.nearest import NearestImage

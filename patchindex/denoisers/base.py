@@ -5,27 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypedDict, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from patchindex.build import parse_memory
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
-from patchindex.exact.request import WORKING_MEMORY
-from patchindex.images import ImagesLike, LabelsLike
-from patchindex.images.by_label import TrainingImages
-from patchindex.index import PatchIndex, open_index
-from patchindex.index.layout import read_attributes
 from patchindex.runtime import Progress, check_threads, no_progress, part_of, resolve_device
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import NoiseSchedule, noise_schedule
-from patchindex.store.remote import Remote, is_url
 
-__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser", "DenoiserOptions", "TrainingDenoiser", "is_store"]
+__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser"]
 
 # float32 must order the squared distances of patches. Squares of differences from |x| = 100, summed over 3
 # channels of a 15 x 15 window, are 7e6 and rounded by about one; one grey level in one pixel moves them by
@@ -330,83 +322,3 @@ class Denoiser(ABC):
                     f"must lie in (0, 1), got {time}", parameter="t", remedy="t = 0 is data, t = 1 is noise"
                 )
         return times
-
-
-class DenoiserOptions(TypedDict, total=False):
-    """Options of every `TrainingDenoiser`, for type checkers."""
-
-    noise: str | NoiseSchedule
-    label: int | None
-    device: str | torch.device | None
-    threads: int | None
-    memory: int | str | None
-
-
-class TrainingDenoiser(Denoiser):
-    """A denoiser that is computed from training images.
-
-    Parameters
-    ----------
-    source : PatchIndex, or anything `open_images` takes
-        A patch index (or its path), or raw images. All images of a label are used.
-    labels : array of int or path, optional
-        Labels of raw images, shape (N,). An index has its own.
-    noise, label, device, threads
-        As for `Denoiser`.
-    memory : int or str, optional
-        Bytes for temporary arrays, or a size such as `"1G"`; 256 MiB by default.
-
-    Attributes
-    ----------
-    index : PatchIndex or None
-    training : TrainingImages
-
-    Raises
-    ------
-    InputError
-        When a setting is unknown or does not fit the images or the index.
-    """
-
-    def __init__(
-        self,
-        source: PatchIndex | ImagesLike,
-        labels: LabelsLike | None = None,
-        *,
-        noise: str | NoiseSchedule = "cosine",
-        label: int | None = None,
-        device: str | torch.device | None = None,
-        threads: int | None = None,
-        memory: int | str | None = None,
-    ) -> None:
-        check_threads(threads)
-        if is_store(source):
-            source = open_index(source, device=resolve_device(device))
-        if isinstance(source, PatchIndex):
-            if labels is not None:
-                raise InputError(
-                    "is fixed in the store",
-                    parameter="labels",
-                    remedy="leave it out, or give the images themselves",
-                )
-            self.index: PatchIndex | None = source
-            self.training = source.training
-        else:
-            self.index, self.training = None, TrainingImages(source, labels)
-        self._memory = WORKING_MEMORY if memory is None else parse_memory(memory)
-        shape = (self.training.channels, *self.training.size)
-        super().__init__(shape, noise=noise, label=label, device=device, threads=threads)
-
-    def check_label(self, label: int | None) -> None:
-        """Refuse a label that no training image has."""
-        self.training.range_of(label)
-
-    def _check_images(self, label: int | None) -> None:
-        if self.index is not None:
-            self.index.check_images(*self.training.range_of(label))
-
-
-def is_store(source: Any) -> TypeGuard[str | Path]:
-    """Return whether a source is the path or URL of a store, rather than of images."""
-    if is_url(source):
-        return Remote(source).is_store()
-    return isinstance(source, str | Path) and read_attributes(Path(source)) is not None

@@ -10,7 +10,8 @@ from typing import Any, Protocol, Unpack
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.base import Call, TrainingDenoiser
+from patchindex.denoisers.base import Call
+from patchindex.denoisers.from_images import TrainingDenoiser
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate, EstimatorOptions, ScoreContext, make_estimator
 from patchindex.exact import ScoreRequest, TrajectoryCache, scan

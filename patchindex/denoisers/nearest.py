@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.base import Call, TrainingDenoiser
+from patchindex.denoisers.base import Call
+from patchindex.denoisers.from_images import TrainingDenoiser
 from patchindex.denoisers.registry import register_denoiser
 from patchindex.estimators import Estimate
 from patchindex.exact.request import WORKING_MEMORY

@@ -7,7 +7,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.base import Call, DenoiserOptions, TrainingDenoiser
+from patchindex.denoisers.base import Call
+from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser
 from patchindex.denoisers.registry import register_denoiser
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate

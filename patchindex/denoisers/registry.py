@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from patchindex.denoisers.base import DenoiserOptions, TrainingDenoiser, is_store
+from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser, is_store
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, LabelsLike

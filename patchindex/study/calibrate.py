@@ -11,7 +11,8 @@ import numpy as np
 
 from patchindex.build import parse_memory
 from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
-from patchindex.denoisers.base import Denoiser, is_store
+from patchindex.denoisers.base import Denoiser
+from patchindex.denoisers.from_images import is_store
 from patchindex.errors import InputError, Option
 from patchindex.exact import load_kernel
 from patchindex.exact.request import WORKING_MEMORY
