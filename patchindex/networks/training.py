@@ -99,7 +99,8 @@ def train(
     threads : int, optional
         CPU threads; by default as many as torch uses.
     resume : bool
-        Continue an unfinished run, or a finished run with larger limits. Starts a run where there is none.
+        Continue an unfinished run, or a finished run with larger limits. Starts a run where there is none. A
+        network without `state.safetensors` cannot be continued, and is refused.
     overwrite : bool
         Replace an earlier run.
     progress : Progress, optional
@@ -143,6 +144,12 @@ def train(
                 ", or replace with ",
                 Option("overwrite", True),
             ],
+        )
+    if not overwrite and STATE not in existing and (WEIGHTS in existing or RUN in existing):
+        raise OutputExistsError(
+            f"has a network, and no {STATE} to continue from",
+            where=folder,
+            remedy=["use another folder, or replace with ", Option("overwrite", True)],
         )
     training = _Training(images, held_out, settings, resolve_device(device))
     check_writable(folder)

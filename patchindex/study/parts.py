@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -85,6 +86,11 @@ class Parts:
         folder.mkdir(exist_ok=True)
         self._write_settings(folder, wanted)
 
+    def any(self) -> bool:
+        """Return whether there is a result."""
+        on_disk = self._folder is not None and any(self._folder.rglob("*.npz"))
+        return on_disk or any(self._found.values())
+
     def refuse(self, what: str, *, overwrite: bool) -> None:
         """Refuse all results, for a reason; `overwrite` deletes them."""
         if not overwrite:
@@ -124,19 +130,31 @@ class Parts:
         if self._folder is not None:
             for path in sorted((self._folder / quote(name, safe="=,")).glob(f"{kind}.*.npz")):
                 try:
-                    with np.load(path, allow_pickle=False) as file:
+                    with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
                         arrays = {key: file[key] for key in file.files}
-                except (OSError, ValueError, EOFError) as error:
-                    raise StoreError(f"is damaged ({error})", where=path, remedy="delete it") from None
-                for row, image in enumerate(arrays.pop("numbers").tolist()):
-                    held[image] = {key: array[row] for key, array in arrays.items()}
+                    numbers = arrays.pop("numbers").tolist()
+                    rows = [{key: array[row] for key, array in arrays.items()} for row in range(len(numbers))]
+                except (OSError, ValueError, EOFError, LookupError, TypeError, BadZipFile) as error:
+                    what = f"is damaged ({' '.join(str(error).split())})"
+                    raise StoreError(what, where=path, remedy="delete it") from None
+                held |= dict(zip(numbers, rows, strict=True))
         self._found[name, kind] = held
         return held
 
     @staticmethod
     def _settings(folder: Path) -> Any:
         path = folder / SETTINGS
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise StoreError(
+                f"is damaged ({error})", where=path, remedy=f"delete the folder {folder}"
+            ) from None
+        if not isinstance(found, dict):
+            raise StoreError("has no settings", where=path, remedy=f"delete the folder {folder}")
+        return found
 
     @staticmethod
     def _write_settings(folder: Path, settings: Any) -> None:

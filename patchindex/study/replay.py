@@ -77,6 +77,8 @@ class Replay:
             if np.abs(before - mean).max() < SAME:
                 return
             self.parts.refuse("has results of a network with other weights", overwrite=overwrite)
+        elif self.parts.any():
+            self.parts.refuse("has results of another network", overwrite=overwrite)
         self.parts.add(NETWORK, PROBE, [0], mean=mean)
 
     def draw(self, name: str, denoiser: Denoiser, n: int, steps: int, stage: str) -> None:

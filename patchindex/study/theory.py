@@ -148,10 +148,15 @@ def theory(
         "shape": network.shape,
         "images": _images_record(training),
     }
+    labelled = labels[0] is not None or any(each.label is not None for each in denoisers.values())
+    if labelled and training.source.labels is not None:
+        shared["training_labels"] = fingerprint(training.source.labels)
     parts = Parts(None if folder is None else Path(folder), shared, resume=resume, overwrite=overwrite)
     every = {NETWORK: network, **denoisers}
     for name, denoiser in every.items():
         own = {key: value for key, value in denoiser.settings.items() if key not in NOT_COMPARED}
+        if denoiser.label is not None:
+            own["label"] = denoiser.label
         parts.check(name, own, overwrite=overwrite)
     replay = Replay(
         network, parts, labels, options.steps, options.seed, options.batch_size, progress or no_progress

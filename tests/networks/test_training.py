@@ -143,6 +143,16 @@ def test_a_run_is_not_replaced_by_accident(pictures, small, tmp_path):
     assert (tmp_path / "weights.safetensors").read_bytes() != before
 
 
+def test_a_network_without_the_state_to_continue_from_is_kept(pictures, small, tmp_path):
+    train(pictures[0], tmp_path, small(steps=2))
+    (tmp_path / "state.safetensors").unlink()
+    before = (tmp_path / "weights.safetensors").read_bytes()
+    with pytest.raises(OutputExistsError, match=r"has a network, and no state.safetensors to continue from"):
+        train(pictures[0], tmp_path, small(steps=1), resume=True)
+    assert (tmp_path / "weights.safetensors").read_bytes() == before
+    assert train(pictures[0], tmp_path, small(steps=1), resume=True, overwrite=True)["step"] == 1
+
+
 def test_two_processes_do_not_train_in_one_folder(pictures, small, tmp_path):
     with FileLock(tmp_path / "train.lock"), pytest.raises(InputError, match="another process trains in this"):
         train(pictures[0], tmp_path, small(), threads=1)

@@ -67,6 +67,8 @@ def test_a_missing_file_is_named():
         ({"pairs": [[0.0, 3]]}, r"beta must lie in \(0, 1\), got 0.0 in pair 1"),
         ({"pairs": [[0.2, 3], [1, 5]]}, r"beta must lie in \(0, 1\), got 1 in pair 2"),
         ({"pairs": [[float("nan"), 3]]}, r"beta must lie in \(0, 1\), got nan in pair 1"),
+        ({"pairs": [[0.5, 10**400 + 1]]}, "k must be odd and at least 1"),
+        ({"pairs": [[10**400, 3]]}, r"beta must lie in \(0, 1\)"),
         ({"pairs": [[0.5, float("inf")]]}, "k must be odd and at least 1, got inf in pair 1"),
         ({"pairs": [[0.5, 3], [0.2, 5]]}, "beta must increase from pair to pair, got 0.2 after 0.5"),
         ({"pairs": [[0.5, 3], [0.5, 5]]}, "beta must increase from pair to pair, got 0.5 after 0.5"),

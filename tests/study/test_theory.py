@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.errors import InputError, OutputExistsError
+from patchindex.errors import InputError, OutputExistsError, StoreError
 from patchindex.estimators import Estimate
 from patchindex.sampling.samplers import draw_noise
 from patchindex.study import TheoryOptions, theory
@@ -231,6 +231,57 @@ def test_results_of_other_settings_are_refused(denoisers, images, held_out, tmp_
     with pytest.raises(InputError, match=r"has results of IS with other settings: locality \(was "):
         run(other)
     run(batch_size=1)
+
+
+def test_no_result_of_an_earlier_network_is_left_when_another_network_replaces_it(images, tmp_path):
+    def run(network, folder=None, **options):
+        every = {"IS": pi.denoiser("IS", *images)}
+        rows = theory(network, every, 2, options=OPTIONS, folder=folder, **options).points
+        return [row["mse"] for row in rows]
+
+    first = pi.networks.wrap(lambda x, t: 0.5 * x, (1, SIZE, SIZE), predicts="x0")
+    second = pi.networks.wrap(lambda x, t: 0.2 * x, (1, SIZE, SIZE), predicts="v")
+    before = run(first, tmp_path)
+    with pytest.raises(InputError, match=r"has results of network with other settings: predicts"):
+        run(second, tmp_path, resume=True)
+    after = run(second, tmp_path, resume=True, overwrite=True)
+    assert after == pytest.approx(run(second), rel=1e-6)
+    assert after != pytest.approx(before, rel=1e-2)
+
+
+def test_results_of_another_label_and_of_other_labels_are_refused(images, tmp_path):
+    network = pi.networks.wrap(lambda x, t: 0.5 * x, (1, SIZE, SIZE), predicts="x0")
+
+    def run(label, labels):
+        every = {"wiener": pi.denoiser("wiener", images[0], labels, label=label)}
+        return theory(network, every, 2, options=OPTIONS, folder=tmp_path, resume=True)
+
+    run(1, images[1])
+    with pytest.raises(InputError, match=r"has results of wiener with other settings: label \(was 1, is 4\)"):
+        run(4, images[1])
+    with pytest.raises(InputError, match=r"has results of other settings: training_labels"):
+        run(1, np.roll(images[1], 1))
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "other", "settings", "settings of a list"])
+def test_damaged_results_are_named(denoisers, tmp_path, damage):
+    def run():
+        every = {"IS": denoisers["IS"]}
+        return theory(denoisers["LS"], every, 2, options=OPTIONS, folder=tmp_path, resume=True)
+
+    run()
+    path = next((tmp_path / "parts" / "IS").glob("images*.npz"))
+    if damage.startswith("settings"):
+        path = tmp_path / "parts" / "settings.json"
+        path.write_text("{" if damage == "settings" else "[]")
+    elif damage == "other":
+        np.savez(path, images=np.zeros(2))
+    else:
+        path.write_bytes(path.read_bytes()[: 200 if damage == "short" else 0])
+    with pytest.raises(StoreError, match=path.name) as caught:
+        run()
+    assert "; delete" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_files_hold_the_results(found, tmp_path):
