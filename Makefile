@@ -1,11 +1,14 @@
-# make demo | test | lint | format. Each target creates .venv if it is missing.
+# make demo | test | lint | format | study-mnist. Each target creates .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
+IMAGES := data/fashion_mnist_6k.npz
+NETWORK := data/fashion_resnet
+MNIST ?= mnist_train.npz
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format study-mnist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,15 +28,25 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: $(DEMO)/samples/grid.png
-	@echo "Look at $(DEMO)/samples/grid.png"
+demo: $(DEMO)/samples/grid.png $(DEMO)/compared/images.png
+	@echo "Look at $(DEMO)/samples/grid.png: images drawn from an index, without a network"
+	@echo "Look at $(DEMO)/compared/images.png: a trained network, and what the theory predicts from the same noise"
 
 $(DEMO)/fashion.zarr/zarr.json: | $(STAMP)
-	$(BIN)/patchindex build data/fashion_mnist_6k.npz -o $(DEMO)/fashion.zarr --limit 1500 \
-		--machine bbELS --locality fashion-mnist-resnet-zeros --scales 3,5,9,13,17 --resume --no-tune
+	$(BIN)/patchindex build $(IMAGES) -o $(DEMO)/fashion.zarr --limit 1500 --machine bbELS \
+		--locality $(NETWORK)/schedule.json --resume --no-tune
 
 $(DEMO)/samples/grid.png: $(DEMO)/fashion.zarr/zarr.json
 	$(BIN)/patchindex sample $(DEMO)/fashion.zarr -n 16 -o $(DEMO)/samples --overwrite
+
+$(DEMO)/compared/images.png: | $(STAMP)
+	$(BIN)/patchindex compare $(IMAGES) --network $(NETWORK) --machines bbELS,LS,IS,wiener -n 10 \
+		--locality $(NETWORK)/schedule.json --along 0 --noised 0 -o $(DEMO)/compared --resume
+
+# The comparison of the paper for MNIST, from nothing but the images: hours. It resumes where it was stopped.
+study-mnist: | $(STAMP)
+	$(BIN)/python benchmarks/table1.py --mnist $(MNIST) --work study-mnist \
+		--only mnist-resnet-zeros mnist-resnet-circular mnist-unet-zeros
 
 clean:
 	rm -rf $(DEMO) build dist *.egg-info
