@@ -118,7 +118,9 @@ def table_of(name: str, row: Row, source: str, work: Path, n: int, threads: tupl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for new files")
     parser.add_argument("--mnist", metavar="IMAGES")
     parser.add_argument("--cifar10", metavar="IMAGES")
