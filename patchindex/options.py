@@ -47,6 +47,7 @@ def read_text(
     table: Mapping[str, Callable[..., Any]],
     *,
     parameter: str,
+    entry: str | None = None,
     hidden: Collection[str] = (),
 ) -> tuple[str, dict[str, Any]]:
     """Read a name, in any case, and options.
@@ -58,8 +59,9 @@ def read_text(
     table : dict
         Factories by name.
     parameter : str
-        The parameter that the text comes from, for errors. Without a final s, it is also the word for an
-        entry of the table.
+        The parameter that the text comes from, for errors.
+    entry : str, optional
+        The word for an entry of the table, for errors; by default `parameter`.
     hidden : collection of str
         Parameters of factories that a text may not give.
 
@@ -84,7 +86,7 @@ def read_text(
     if name is None:
         remedy = f"use one of {', '.join(table)}"
         raise InputError(
-            f"unknown {parameter.removesuffix('s')} {given!r}", parameter=parameter, remedy=remedy
+            f"unknown {entry or parameter} {given!r}", parameter=parameter, remedy=remedy
         )
     known = {option: t for option, t in plain_options(table[name]).items() if option not in hidden}
     options: dict[str, Any] = {}

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--train-windows",
     type=NameIn("patchindex.geometry", "TRAIN_WINDOWS"),
-    help="ELS: valid or wrapped training windows.  [default: those of the store, or valid]",
+    help="ELS: valid or wrapped training windows.  [default: the windows of the store, or valid]",
 )
 @click.option(
     "--scales", metavar="K,K,...", help="Locality scales to compare.  [default: 3 to the image size]"
@@ -113,17 +113,17 @@ def calibrate(
 ) -> None:
     """Find the locality scale of each noise level, for a network or for the images of SOURCE alone.
 
-    SOURCE is a store, or images as `build` takes them. With a network these are its training images. The
+    SOURCE is a store, or images as `build` takes them. With a network, SOURCE holds its training images. The
     image options (--resize and others) apply to SOURCE and to --held-out; --limit and --labels to SOURCE.
 
     Writes schedule.json, which --locality of other commands takes; calibration.csv (one row per noise level,
     sample and scale), calibration.json (settings and the table below) and calibration.png. The folder parts
-    has the finished parts for --resume.
+    holds finished results for --resume.
 
     \b
     Columns of the table that it prints:
       k               scale of the noise level: median over samples, or least mean error
-      quartiles       of the best scales of single samples
+      quartiles       quartiles of the best scales of single samples
       memorises from  smallest scale whose error on held-out images is more than twice the error on
                       training images, as it is for all larger scales
 

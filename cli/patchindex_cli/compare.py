@@ -51,7 +51,7 @@ MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
 @click.option(
     "--machines",
     metavar="NAME[:OPTION=VALUE,...],...",
-    help="Denoisers to compare; the first one is compared with each other one.  "
+    help="Denoisers to compare; the first is compared with each of the others.  "
     f"[default: the store's machine, or bbELS, {', '.join(MACHINES)}]",
 )
 @count_option("-n", "Number of images.", 100)
@@ -102,10 +102,11 @@ def compare(
 
     \b
     Columns of the table that it prints:
-      r           Pearson's r of final images with the network's, median over images; the paper's "r^2"
-      R2          coefficient of determination, median
-      NAME better share of images where the first denoiser, NAME, has a larger r than the row's
-      difference  its r minus the row's r, median over images
+      r             Pearson's r of final images with the network's, median over images; the paper's "r^2"
+      R2            coefficient of determination, median over images
+      first better  share of images where the first denoiser has a larger r than the denoiser of the row
+      difference    r of the first denoiser minus r of the denoiser of the row, median over images
+      s / image     seconds that the denoiser takes for an image
 
     \b
     Examples:
@@ -261,7 +262,7 @@ def _row_name(network: Network, training: Training) -> str:
 
 
 def _facts(network: Network) -> dict[str, Any]:
-    """Return what the table says of a network, as far as it is known."""
+    """Return the parameters, losses, steps and minutes of a network, where they are known."""
     run = network.run or {}
     names = ("parameters", "loss", "validation_loss", "step", "epochs")
     facts = {name: run[name] for name in names if run.get(name) is not None}
@@ -271,11 +272,10 @@ def _facts(network: Network) -> dict[str, Any]:
 
 
 def _print_summary(summary: Sequence[dict[str, Any]]) -> None:
-    """Print a row per denoiser: against the network in all its steps."""
-    first = summary[0]
+    """Print a row per denoiser, with a column of r for each number of network steps."""
     grids = list(dict.fromkeys(row["network_steps"] for row in summary))
     headings = [f"r, {steps} steps" for steps in grids]
-    table = new_table(["denoiser", *headings, "R2", f"{first['denoiser']} better", "difference", "s / image"])
+    table = new_table(["denoiser", *headings, "R2", "first better", "difference", "s / image"])
     table.columns[0].justify, table.columns[0].overflow = "left", "fold"
     for row in summary:
         if row["network_steps"] != grids[0]:

@@ -81,8 +81,16 @@ def originality(
     Rows of the table that it prints, medians over images:
       nearest         root mean square distance per pixel to the nearest training image
       shifted         the same, when training images may be shifted by up to --shift pixels
-      held out        the same distances of training images to all others
-      relative        distance divided by that of held-out images
+      held out        distances of --baseline training images to all other training images
+      relative        distance of the images divided by the distance "held out"
+
+    \b
+    Columns of the second table, medians over images, one row per time of --times:
+      k               locality scale
+      training images training images that the whole image draws from
+      per pixel       training images that one pixel draws from
+      ESS             effective sample size of the softmax over patches
+      heaviest        largest weight of a training image
 
     \b
     Examples:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from patchindex.runtime import Progress
 
 SECONDS_PER_LINE = 10.0
-LEAST_SECONDS, LEAST_SHARE = 60.0, 0.02  # of a stage, before the time that is left is told
+LEAST_SECONDS, LEAST_SHARE = 60.0, 0.02  # of a stage, before its lines have the time that is left
 
 
 class Bars:

@@ -33,14 +33,14 @@ LABELS_SHOWN = 20
 
 @dataclass(frozen=True)
 class Training:
-    """A store, or images.
+    """The training images of a command: a store, or images.
 
     Attributes
     ----------
     source : PatchIndex or ImageSource
-        The argument that denoisers take.
+        The source that denoisers are made of.
     images : ImageSource
-        The images of the store, or the images.
+        The images, also of a store.
     index : PatchIndex or None
         The store.
     """

@@ -142,10 +142,12 @@ def train(
     if run.as_json:
         print_json(record)
         return
+    seconds = record["seconds"]
+    time_taken = f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
     loss = "no loss yet" if record["loss"] is None else f"loss {record['loss']:.4f}"
     click.echo(
         f"{output}: {count(record['parameters'], 'parameter')}, {count(record['step'], 'step')} "
-        f"({record['epochs']:.1f} epochs) in {record['seconds'] / 60:.1f} min, {loss}"
+        f"({record['epochs']:.1f} epochs) in {time_taken}, {loss}"
     )
 
 

@@ -80,7 +80,7 @@ class Denoiser(ABC):
     Raises
     ------
     InputError
-        When a setting is unknown.
+        When a setting is unknown or out of range.
 
     Examples
     --------
@@ -281,7 +281,7 @@ class Denoiser(ABC):
         return beta
 
     def check_x(self, x: Tensor, name: str = "x") -> Tensor:
-        """Return noisy images on the denoiser's device, in float32; refuse those that no call accepts."""
+        """Return noisy images on the denoiser's device, in float32; refuse images that no call accepts."""
         if not isinstance(x, Tensor) or x.dim() != 4 or tuple(x.shape[1:]) != self.shape or len(x) == 0:
             found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             expected = "(B, {}, {}, {})".format(*self.shape)

@@ -160,8 +160,8 @@ class _Best:
             self._centred, self._norms = centred.float(), centred.square().sum(1)
         values -= self._origin
         norms = values.square().sum(1)
-        # Squared distances without the norm of the query, and the largest possible error of each: of sums of
-        # that many products, and of the values, which are rounded when the origin is subtracted.
+        # Squared distances, without the norm of the query, which is the same for all images. `error` bounds
+        # their rounding: of the sums of products, and of the values after the origin is subtracted.
         distances = torch.addmm(norms[:, None], values, self._centred.T, alpha=-2).double()
         lengths = norms.double().sqrt()[:, None], self._norms.sqrt()
         numbers = values.shape[1]

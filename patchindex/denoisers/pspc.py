@@ -39,7 +39,7 @@ class PSPC(TrainingDenoiser):
         As for `TrainingDenoiser`.
     locality : str, path, int, sequence of int, or LocalitySchedule, optional
         Locality schedule: the side k of the windows, as for `ScoreMachine`. An index may have its own. A side
-        above that of the image means the whole image.
+        above the size of the image means the whole image.
     windows : str, optional
         `"inside"`: the (H - k + 1) (W - k + 1) windows inside the image, as in the authors' code, where a
         corner belongs to one window only; or `"padded"`: a window around each of the H W pixels, padded with

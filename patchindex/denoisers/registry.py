@@ -1,4 +1,4 @@
-"""The names of denoisers, and `denoiser`, which makes one from training images."""
+"""The names of denoisers, and `denoiser`, which makes a denoiser from training images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ DENOISERS: dict[str, Factory] = {}
 def register_denoiser(name: str) -> Callable[[F], F]:
     """Return a decorator that registers a class, or a function that makes a denoiser, under a name.
 
-    The class is called as `factory(source, labels, **options)`, and returns a `TrainingDenoiser`. Its own
-    parameters of type bool, int, float or str are its options on the command line: `NAME:OPTION=VALUE`.
+    The class or function is called as `factory(source, labels, **options)`, and returns a
+    `TrainingDenoiser`. Its own parameters of type bool, int, float or str are its options on the command line: `NAME:OPTION=VALUE`.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def register_denoiser(name: str) -> Callable[[F], F]:
 
 
 def parse_denoiser(text: str, parameter: str = "machine") -> tuple[str, dict[str, Any]]:
-    """Read the name and the options of a denoiser; `parameter` is named in errors.
+    """Read the name and the options of a denoiser; errors name `parameter`.
 
     The options that all denoisers share, such as `noise`, are not given in the text.
 
@@ -58,7 +58,8 @@ def parse_denoiser(text: str, parameter: str = "machine") -> tuple[str, dict[str
     >>> parse_denoiser("wiener:circulant=true")
     ('wiener', {'circulant': True})
     """
-    return read_text(text, DENOISERS, parameter=parameter, hidden={*DenoiserOptions.__annotations__})
+    hidden = {*DenoiserOptions.__annotations__}
+    return read_text(text, DENOISERS, parameter=parameter, entry="denoiser", hidden=hidden)
 
 
 def takes_locality(name: str) -> bool:

@@ -131,7 +131,7 @@ class SmoothedClosedForm(TrainingDenoiser):
         return self._average(x, total / self.draws, squares / self.draws, ess / self.draws, call)
 
     def _average(self, x: Tensor, mean: Tensor, square: Tensor, ess: Tensor, call: Call) -> Estimate:
-        """Return the estimate of averages over draws: of means, of their squares, and of sample sizes."""
+        """Return the estimate, given averages over draws of the mean, its square and the sample size."""
         batch, channels, height, width = x.shape
         one = torch.ones_like(x[:, 0])
         lo, hi = self.training.range_of(call.label)

@@ -145,7 +145,7 @@ def _gain(variances: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class _Dense:
-    """The covariance of flattened images: components and their variances, without those of variance zero."""
+    """The covariance of flattened images: components and their variances, without components of variance zero."""
 
     mean: Tensor  # (D,)
     basis: Tensor  # (D, components)
@@ -179,7 +179,7 @@ class _Dense:
     def _of_gram(
         cls, training: TrainingImages, lo: int, hi: int, device: torch.device, progress: Progress
     ) -> _Dense:
-        """Decompose the products of images instead: N x N, and the same components."""
+        """Decompose the N x N products of images, which give the same components."""
         count = hi - lo
         pixels = to_unit(as_tensor(training.read(lo, hi), device), torch.float64)
         pixels = pixels.permute(0, 3, 1, 2).flatten(1)

@@ -32,7 +32,7 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
 
 
 def image_bytes(numbers: int) -> int:
-    """Return the bytes of a query's state in `scan_images`, with copies, for images of so many numbers."""
+    """Return the bytes of a query's state in `scan_images`, with copies, for images of `numbers` numbers."""
     return 8 * (5 + 3 * numbers) * 4
 
 

@@ -26,9 +26,9 @@ from patchindex.softmax import SoftmaxState
 __all__ = ["WindowRequest", "WindowResult", "scan", "window_rows"]
 
 STAGE = "exact scan"
-TILE = 32  # images; with more of them a tile falls out of the cache
+TILE = 32  # images; a larger tile falls out of the cache
 
-# Smaller differences from the largest logit are raised to this one. It changes no mean, and arithmetic with
+# Logits further below the largest logit are raised to this difference. That changes no mean, and arithmetic with
 # smaller weights, which are not normal numbers of float32, takes ten times as long.
 NEGLIGIBLE = -60.0
 

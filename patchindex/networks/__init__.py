@@ -1,4 +1,4 @@
-"""Networks: training, and others' networks, as denoisers.
+"""Networks as denoisers: the training of networks, and networks that others trained.
 
 `train` trains the networks of Kamb & Ganguli (arXiv 2412.20292). `open_run`, `open_network` and `wrap` return
 a `Network`, a denoiser like the analytic ones.

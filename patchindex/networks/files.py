@@ -75,7 +75,7 @@ class TensorFile:
     Raises
     ------
     InputError
-        When there is no such file, or its header is not that of a training run.
+        When there is no such file, or its header was not written by a training run.
     """
 
     def __init__(self, path: Path) -> None:

@@ -150,7 +150,7 @@ class Network(Denoiser):
             raise InputError(
                 f"the network {self.name} is for images of shape {self.shape}, not {shape}",
                 where=source.name,
-                remedy="resize the images, or train a network on them",
+                remedy="give images of this shape, or train a network on these",
             )
         if self.images is None:
             return

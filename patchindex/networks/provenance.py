@@ -23,7 +23,7 @@ class ImagesRecord:
         The source as the user typed it.
     count : int
     fingerprint : str
-        Of up to 1024 images, spread evenly over the source: the same as in the settings of a store.
+        Fingerprint of up to 1024 images, spread evenly over the source, as in the settings of a store.
     labels : str or None
         Fingerprint of the labels.
     """

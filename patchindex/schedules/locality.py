@@ -153,7 +153,7 @@ class LocalitySchedule:
     def betas(self, k: int) -> list[float]:
         """Return the noise variances at which the schedule uses scale k, ascending.
 
-        They are those of its pairs, and those of the paper's sampling grid.
+        Both the noise variances of the pairs and of the paper's sampling grid are searched.
         """
         every = {beta for beta, _ in self.pairs} | {cosine(i / STEPS) for i in range(1, STEPS)}
         return sorted(beta for beta in every if self.k(beta) == k)

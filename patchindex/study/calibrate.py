@@ -84,7 +84,7 @@ def calibrate(
     n : int, optional
         Number of samples (10 by default) or held-out images (20 by default).
     steps : int
-        Points of the time grid: the noise levels are those of t = i / steps, i from 1 to steps - 1.
+        Points of the time grid: the noise levels are beta(i / steps), i from 1 to steps - 1.
     options : CalibrationOptions
         All other options.
     folder : path, optional
@@ -133,7 +133,7 @@ def calibrate(
     if network is not None:
         if held_out is not None:
             raise InputError(
-                "is of no use with a network",
+                "cannot be used with a network",
                 parameter="held_out",
                 remedy=["leave it or ", Option("network"), " out"],
             )
@@ -162,7 +162,7 @@ def calibrate(
 
 
 def _machine_of(index: PatchIndex | None, machine: str | None, windows: str | None) -> tuple[str, str]:
-    """Return the machine and its training windows: those asked for, else those of the index."""
+    """Return the machine and its training windows: as given, or else of the index."""
     if index is not None and index.machine != "IS":
         machine = machine or index.machine
         if machine == index.machine:

@@ -91,7 +91,7 @@ def nearest_images(
         image = torch.zeros((len(x), kept), dtype=torch.int64)
         shift = torch.zeros_like(image)
         done = 0
-        # In label order, so that numbers are those of `TrainingImages`.
+        # In label order, as `TrainingImages` numbers the images.
         blocks = (training.read(lo, min(lo + step, len(training))) for lo in range(0, len(training), step))
         with read_ahead(blocks) as ahead, full_precision(), torch.no_grad():
             for block in ahead:

@@ -47,7 +47,7 @@ def memorisation(
 
     `n` images, evenly spread, are held out: the machine does not have them. As many of the others are noised
     as well. Where the effective sample size is near 1, the posterior mean of a pixel is the centre of the
-    training patch that is nearest to its noisy window; on training images that patch is their own.
+    training patch that is nearest to its noisy window; for a training image this patch is its own.
 
     Parameters
     ----------

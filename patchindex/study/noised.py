@@ -18,7 +18,7 @@ from patchindex.study.metrics import pearson_r, r2, rmse
 
 __all__ = ["Noised", "fresh_noise", "held_out_images", "training_images", "unlike_one_colour"]
 
-CHOICE, HELD_OUT = 11, 12  # second entries of seeds; those of `fresh_noise` are smaller
+CHOICE, HELD_OUT = 11, 12  # second entries of seeds; the entries of `fresh_noise` are smaller
 BLOCK = 4096  # images in memory at once
 
 

@@ -42,12 +42,12 @@ def originality(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Originality:
-    """Compare images with all training images; with a score machine, also find what they draw from.
+    """Compare images with all training images, by distance and by weight in the softmax of a machine.
 
     Distances are root mean squares per pixel and channel, in units of [-1, 1]. A shifted training image is
     moved by up to `shift` pixels along each axis, cyclically: the symmetry of ELS, whose windows wrap around.
-    Where the borders are of one colour, a shift with padding gives the same. The baseline is training images
-    against all others, which is what held-out images of the same distribution would give.
+    Where the borders are of one colour, a shift with padding gives the same. The baseline is the distances of
+    training images to all others: held-out images of the same distribution have the same distances, up to chance.
 
     Parameters
     ----------
@@ -162,8 +162,13 @@ def read_images(
     # In this order of dimensions there are no uint8 images.
     if given is not None and given.is_floating_point() and given.dim() == 4 and given.shape[-1] > 3:
         _check_shape(tuple(given.shape[1:]), shape, parameter)
-        if not bool(torch.isfinite(given).all()) or float(given.abs().max()) > 2:
-            raise InputError("must be finite and about in [-1, 1]", parameter=parameter, remedy="scale them")
+        largest = float(given.abs().max())
+        if not largest <= 2:  # also NaN
+            raise InputError(
+                f"must be finite and about in [-1, 1], got values up to {largest:.3g}",
+                parameter=parameter,
+                remedy="scale or clamp them",
+            )
         return given.detach().cpu().float()
     opened = open_images(images)
     _check_shape((opened.shape[3], *opened.shape[1:3]), shape, parameter)

@@ -25,18 +25,18 @@ def plot_originality(rows: Rows, baseline: Rows, steps: Rows) -> Figure:
     panels = figure.subplots(1, 2 if steps else 1, squeeze=False)[0]
     for each, label, colour in ((rows, "images", "C1"), (baseline, "training images, left out", "0.5")):
         for column, style in (("nearest", "-"), ("shifted", "--")):
-            values = np.sort([row[column] for row in each])
-            shares = np.arange(1, len(values) + 1) / len(values)
+            values = np.sort([0.0, *(row[column] for row in each)])  # from a share of 0 at a distance of 0
+            shares = np.arange(len(values)) / (len(values) - 1)
             name = label if column == "nearest" else f"{label}: shifted"
             panels[0].step(values, shares, style, where="post", color=colour, label=name)
     panels[0].set(
         title="distance to the nearest training image",
-        xlabel="root mean square per pixel, in [-1, 1]",
+        xlabel="root mean square difference per pixel, in units of [-1, 1]",
         ylabel="share of images up to this distance",
         xlim=(0, None),
         ylim=(0, 1.02),
     )
-    panels[0].legend(fontsize=8)
+    panels[0].legend(fontsize=8, loc="upper left", framealpha=0.6)
     if steps:
         times = sorted({row["t"] for row in steps})
         for column, label, colour in (
@@ -49,7 +49,9 @@ def plot_originality(rows: Rows, baseline: Rows, steps: Rows) -> Figure:
             low, middle, high = ([np.quantile(some, q) for some in known] for q in (0.25, 0.5, 0.75))
             panels[1].plot(times, middle, "o-", color=colour, label=label)
             panels[1].fill_between(times, low, high, color=colour, alpha=0.2, linewidth=0)
-        panels[1].set(title="drawn from (median and quartiles)", xlabel="t", yscale="log", xlim=(0, 1))
+        panels[1].set(
+            title="number drawn from: median and quartiles over images", xlabel="t", yscale="log", xlim=(0, 1)
+        )
         panels[1].legend(fontsize=8)
     return figure
 
@@ -58,7 +60,7 @@ def plot_neighbours(images: Mapping[str, Tensor], rows: Rows) -> Figure:
     """Draw images above the nearest and the nearest shifted training image, with the distances."""
     names = {"images": "image", "nearest": "nearest\ntraining image", "shifted": "nearest,\nshifted"}
     columns = len(images["images"])
-    figure = figure_class()(figsize=(1.2 + 0.9 * columns, 3.2), layout="constrained")
+    figure = figure_class()(figsize=(1.4 + 0.9 * columns, 3.2), layout="constrained")
     panels = figure.subplots(len(names), columns, squeeze=False)
     for line, (key, label) in zip(panels, names.items(), strict=True):
         for axes, image, row in zip(line, images[key], rows, strict=False):

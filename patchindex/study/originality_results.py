@@ -28,11 +28,11 @@ class Originality:
         One row per image. `nearest` and `second`: distances to the two nearest training images, unshifted;
         `shifted`: distance to the nearest shifted training image. `nearest_image` and `shifted_image`:
         numbers of these training images in the source; `shift_y`, `shift_x`: how far down and to the right
-        the latter moves. `relative_nearest`, `relative_shifted`: distance over the median of the baseline; 1
+        the shifted image moves. `relative_nearest`, `relative_shifted`: distance over the median of the baseline; 1
         is as far as a held-out image. `copy`: whether nearest / second < 1/3 (Yoon et al., "Diffusion
         probabilistic models generalize when they fail to memorize", 2023).
     baseline : list of dict
-        The same for training images against all others.
+        The same distances, of training images to all others.
     steps : list of dict
         One row per image and time: `ess`, effective sample size of the softmax over patches, and
         `images_per_pixel`, the number of training images that a pixel draws from (both geometric means over

@@ -26,7 +26,7 @@ EDGE = 0.03  # of an axis beyond its values
 
 
 def plot_scatter(runs: Sequence[Run]) -> Figure:
-    """Draw r of a run's first denoiser against r of each other one: a row per run, a point per image."""
+    """Draw r of a run's first denoiser against r of each other denoiser: a row per run, a point per image."""
     others = list(dict.fromkeys(name for run in runs for name in run.denoisers[1:]))
     columns = max(1, len(others))
     size = (PANEL * columns + 0.5, PANEL * len(runs) + 0.5)
@@ -45,7 +45,7 @@ def plot_scatter(runs: Sequence[Run]) -> Figure:
             axes.plot([low, high], [low, high], color="0.7", linewidth=1)
             axes.scatter(x, y, s=14, alpha=0.7, linewidths=0)
             axes.set(xlim=(low, high), ylim=(low, high), xlabel=f"r of {name}", aspect="equal")
-            axes.set_title(f"{first} has the larger r: {100 * np.mean(y > x):.0f} %", fontsize=9)
+            axes.set_title(f"larger r with {first}:\n{100 * np.mean(y > x):.0f} % of images", fontsize=9)
         line[0].set_ylabel(f"{run.name}\nr of {first}" if len(runs) > 1 else f"r of {first}")
     return figure
 

@@ -66,7 +66,7 @@ class Replay:
         return self.labels[image % len(self.labels)]
 
     def check_network(self, *, overwrite: bool) -> None:
-        """Refuse results of a network that estimates another posterior mean now: other weights.
+        """Refuse results of a network with other weights: its posterior mean has changed.
 
         `overwrite` deletes the results of all denoisers.
         """

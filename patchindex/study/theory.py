@@ -38,7 +38,7 @@ class TheoryOptions:
     ----------
     steps : int
         Grid points of DDIM for the denoisers; `steps - 1` steps are taken. Posterior means are compared at
-        the times of this grid, among others along the network's own trajectory on this grid.
+        the times of this grid, and the network's own trajectory takes these steps.
     network_steps : int
         Grid points of DDIM for the network. Images of the network in `steps` are compared as well.
     labels : "auto", "each", int or None
@@ -91,7 +91,7 @@ def theory(
         A network, or any other denoiser to compare with.
     denoisers : mapping of str to Denoiser
         Denoisers by name, with the noise schedule of the network. The summary compares the first one with
-        each other one. The denoisers that are made of training images have the same images; at least one is.
+        each other denoiser. At least one is made of training images, and all of these have the same images.
     n : int
         Number of images.
     options : TheoryOptions
@@ -282,7 +282,7 @@ def _check_denoisers(
 
 
 def _images_record(training: TrainingImages) -> dict[str, Any]:
-    """Describe training images, so that other images are told apart."""
+    """Return a record of training images that differs from the record of other images."""
     source = training.source
     return {"count": len(source), "fingerprint": fingerprint(some_images(source, FINGERPRINT_IMAGES))}
 

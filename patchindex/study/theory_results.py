@@ -131,7 +131,7 @@ class Theory:
         return rows
 
     def plot_scatter(self) -> Figure:
-        """Draw r of the first denoiser against r of each other one, a point per image."""
+        """Draw r of the first denoiser against r of each other denoiser, a point per image."""
         return plot_scatter([self.run()])
 
     def plot_curves(self) -> Figure:

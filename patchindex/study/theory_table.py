@@ -30,7 +30,7 @@ class Run:
     name : str
         Data set and network.
     network : dict
-        `parameters`, `loss` and the like, as far as they are known.
+        `parameters`, `loss` and other known figures.
     settings : dict
         Settings of the comparison.
     images : list of dict
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def grids(self) -> list[int]:
-        """Grid points of the network's images, those of the main table first."""
+        """Numbers of network steps, the steps of the main table first."""
         return list(dict.fromkeys(row["network_steps"] for row in self.images))
 
     def column(self, denoiser: str, steps: int, measure: str) -> np.ndarray:

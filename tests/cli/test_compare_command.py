@@ -54,7 +54,7 @@ def test_compare_resumes_and_adds_images_and_machines(compared, store, network, 
     assert "already has table.md, table.csv" in refused(*args)
     before = (out / "parts" / "IS" / "images-3.000000.npz").read_bytes()
     printed = run(*args, "-n", 3, "--resume").stdout
-    assert "nearest better" in printed
+    assert "first better" in printed
     assert (out / "parts" / "IS" / "images-3.000000.npz").read_bytes() == before
     assert "has results of other settings: seed (was 0, is 1)" in refused(*args, "--resume", "--seed", 1)
     other = tmp_path / "other"
@@ -94,7 +94,7 @@ def test_comparisons_join_into_one_table(compared, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--machines", "best"], "--machines: unknown machine 'best'; use one of IS, LS"),
+        (["--machines", "best"], "--machines: unknown denoiser 'best'; use one of IS, LS"),
         (["--machines", "IS,IS"], "--machines: IS is given twice; give it once"),
         (["--machines", "wiener:tau=2"], "wiener has no option 'tau'"),
         (["--network", "none"], "none: no such file or folder"),

@@ -125,7 +125,7 @@ def test_a_machine_has_its_estimator_in_its_own_text(store, tmp_path):
         (["--estimator", "auto:tolerance=0"], "tolerance"),
         (["--estimator", "auto:tolerance=0.1", "--tolerance", 0.2], "--tolerance: is also in --estimator"),
         (["--estimator", "topk", "--tolerance", 0.2], "topk has no option 'tolerance'"),
-        (["--machine", "vienna"], "--machine: unknown machine 'vienna'; use one of IS, LS, ELS, bbELS, "),
+        (["--machine", "vienna"], "--machine: unknown denoiser 'vienna'; use one of IS, LS, ELS, bbELS, "),
         (["--machine", "wiener:width=3"], "--machine: wiener has no option 'width'; its options are circ"),
         (["--machine", "nearest:k=3"], "--machine: nearest has no option 'k'; it has none"),
         (["--machine", "wiener:circulant=3"], "--machine: circulant must be true or false, got '3'"),
