@@ -85,9 +85,7 @@ def read_text(
     name = next((known for known in table if known.lower() == given.strip().lower()), None)
     if name is None:
         remedy = f"use one of {', '.join(table)}"
-        raise InputError(
-            f"unknown {entry or parameter} {given!r}", parameter=parameter, remedy=remedy
-        )
+        raise InputError(f"unknown {entry or parameter} {given!r}", parameter=parameter, remedy=remedy)
     known = {option: t for option, t in plain_options(table[name]).items() if option not in hidden}
     options: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in rest.split(","))):

@@ -26,7 +26,8 @@ def register_denoiser(name: str) -> Callable[[F], F]:
     """Return a decorator that registers a class, or a function that makes a denoiser, under a name.
 
     The class or function is called as `factory(source, labels, **options)`, and returns a
-    `TrainingDenoiser`. Its own parameters of type bool, int, float or str are its options on the command line: `NAME:OPTION=VALUE`.
+    `TrainingDenoiser`. Its own parameters of type bool, int, float or str are its options on the command
+    line: `NAME:OPTION=VALUE`.
 
     Raises
     ------

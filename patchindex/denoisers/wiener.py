@@ -145,7 +145,7 @@ def _gain(variances: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class _Dense:
-    """The covariance of flattened images: components and their variances, without components of variance zero."""
+    """The covariance of flattened images: components of positive variance, and their variances."""
 
     mean: Tensor  # (D,)
     basis: Tensor  # (D, components)

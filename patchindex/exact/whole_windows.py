@@ -28,8 +28,8 @@ __all__ = ["WindowRequest", "WindowResult", "scan", "window_rows"]
 STAGE = "exact scan"
 TILE = 32  # images; a larger tile falls out of the cache
 
-# Logits further below the largest logit are raised to this difference. That changes no mean, and arithmetic with
-# smaller weights, which are not normal numbers of float32, takes ten times as long.
+# Logits further below the largest logit are raised to this difference. That changes no mean, and arithmetic
+# with smaller weights, which are not normal numbers of float32, takes ten times as long.
 NEGLIGIBLE = -60.0
 
 

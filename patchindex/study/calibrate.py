@@ -135,7 +135,7 @@ def calibrate(
             raise InputError(
                 "cannot be used with a network",
                 parameter="held_out",
-                remedy=["leave it or ", Option("network"), " out"],
+                remedy=["leave out this option, or ", Option("network")],
             )
         way = OnNetwork.of(theory, network, n or SAMPLES, steps, options)
     else:

@@ -75,7 +75,8 @@ def count_features(
     Parameters
     ----------
     denoisers : mapping of str to Denoiser
-        Denoisers by name, of images of one shape: for example score machines with different locality schedules.
+        Denoisers by name, of images of one shape, for example score machines with different locality
+        schedules.
     counter : callable
         Returns one whole number per image for images (n, C, H, W) in [-1, 1]: `count_limbs`, for example.
     n : int

@@ -47,7 +47,8 @@ def originality(
     Distances are root mean squares per pixel and channel, in units of [-1, 1]. A shifted training image is
     moved by up to `shift` pixels along each axis, cyclically: the symmetry of ELS, whose windows wrap around.
     Where the borders are of one colour, a shift with padding gives the same. The baseline is the distances of
-    training images to all others: held-out images of the same distribution have the same distances, up to chance.
+    training images to all others: held-out images of the same distribution have the same distances, up to
+    chance.
 
     Parameters
     ----------

@@ -27,10 +27,10 @@ class Originality:
     rows : list of dict
         One row per image. `nearest` and `second`: distances to the two nearest training images, unshifted;
         `shifted`: distance to the nearest shifted training image. `nearest_image` and `shifted_image`:
-        numbers of these training images in the source; `shift_y`, `shift_x`: how far down and to the right
-        the shifted image moves. `relative_nearest`, `relative_shifted`: distance over the median of the baseline; 1
-        is as far as a held-out image. `copy`: whether nearest / second < 1/3 (Yoon et al., "Diffusion
-        probabilistic models generalize when they fail to memorize", 2023).
+        numbers of these training images in the source; `shift_y`, `shift_x`: pixels that the shifted image
+        moves down and to the right. `relative_nearest`, `relative_shifted`: distance over the median of the
+        baseline; 1 is as far as a held-out image. `copy`: whether nearest / second < 1/3 (Yoon et al.,
+        "Diffusion probabilistic models generalize when they fail to memorize", 2023).
     baseline : list of dict
         The same distances, of training images to all others.
     steps : list of dict
