@@ -149,7 +149,7 @@ def _machine(index: PatchIndex, schedule: LocalitySchedule | None, run: RunOptio
 
     if schedule is None and index.machine != "IS":
         raise InputError(
-            "the store has no schedule", parameter="locality", remedy="give a preset or locality scales"
+            "the store has no schedule", parameter="locality", remedy="give a preset, a .json file or scales"
         )
     return patchindex.ScoreMachine(
         index, estimator="exact", locality=schedule, device=run.device, threads=run.threads

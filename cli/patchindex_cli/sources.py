@@ -206,6 +206,6 @@ def open_denoiser(
         options["locality"] = locality
         if locality is None and name != "IS":
             what = "there is no schedule" if training.index is None else "the store has no schedule"
-            raise InputError(what, parameter="locality", remedy="give a preset or locality scales")
+            raise InputError(what, parameter="locality", remedy="give a preset, a .json file or scales")
     common = {"label": label, "device": run.device, "threads": run.threads}
     return denoiser(name, training.source, **options, **common, **(settings or {}))

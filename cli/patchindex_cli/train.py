@@ -143,7 +143,7 @@ def train(
         print_json(record)
         return
     seconds = record["seconds"]
-    time_taken = f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+    time_taken = f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
     loss = "no loss yet" if record["loss"] is None else f"loss {record['loss']:.4f}"
     click.echo(
         f"{output}: {count(record['parameters'], 'parameter')}, {count(record['step'], 'step')} "

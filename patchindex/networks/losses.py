@@ -34,9 +34,10 @@ def plot_losses(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     steps = [row["step"] for row in rows]
-    axes.plot(steps, [row["loss"] for row in rows], label="training")
+    line = "o-" if len(rows) == 1 else "-"  # a line of one point is not visible
+    axes.plot(steps, [row["loss"] for row in rows], line, label="training")
     if rows[-1]["validation_loss"] is not None:
-        axes.plot(steps, [row["validation_loss"] for row in rows], label="held-out images")
+        axes.plot(steps, [row["validation_loss"] for row in rows], line, label="held-out images")
         axes.legend()
     axes.set(title=title, xlabel="step", ylabel="mean squared error of the noise", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")

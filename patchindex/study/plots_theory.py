@@ -46,7 +46,8 @@ def plot_scatter(runs: Sequence[Run]) -> Figure:
             axes.scatter(x, y, s=14, alpha=0.7, linewidths=0)
             axes.set(xlim=(low, high), ylim=(low, high), xlabel=f"r of {name}", aspect="equal")
             axes.set_title(f"larger r with {first}:\n{100 * np.mean(y > x):.0f} % of images", fontsize=9)
-        line[0].set_ylabel(f"{run.name}\nr of {first}" if len(runs) > 1 else f"r of {first}")
+        left = next(axes for axes in line if axes.axison)
+        left.set_ylabel(f"{run.name}\nr of {first}" if len(runs) > 1 else f"r of {first}")
     return figure
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch._dynamo  # noqa: F401  (torch.optim imports it: here once, before any fork)
 from safetensors.torch import load_file
 
-from patchindex.networks import TrainSettings, open_run, train, training
+from patchindex.networks import TrainSettings, loop, open_run, train
 
 STEPS = 2
 SETTINGS = {"options": {"channels": 16, "layers": 1}, "batch_size": 8, "ema": 0.9, "lr": 1e-3}
@@ -87,8 +87,8 @@ def in_a_child(work: Callable[[], str]) -> str:
 
 
 def main(folder: Path, points: int) -> None:
-    training.CHECKPOINT_SECONDS = 0.0
-    training.plot_losses = lambda *_: None  # takes most of the time
+    loop.CHECKPOINT_SECONDS = 0.0
+    loop.plot_losses = lambda *_: None  # takes most of the time
     run = Run(folder)
 
     def reset() -> None:

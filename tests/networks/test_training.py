@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
 from patchindex.images.by_label import TrainingImages
-from patchindex.networks import batches, open_run, train, training
+from patchindex.networks import batches, loop, open_run, train
 
 
 def weights(folder, name="weights.safetensors"):
@@ -32,7 +32,7 @@ def losses(folder):
 
 @pytest.fixture(autouse=True)
 def rows_every_three_steps(monkeypatch):
-    monkeypatch.setattr(training, "STEPS_PER_ROW", 3)
+    monkeypatch.setattr(loop, "STEPS_PER_ROW", 3)
 
 
 def test_training_lowers_the_loss_and_writes_a_run(pictures, small, tmp_path):
