@@ -45,7 +45,7 @@ def test_calibrate_on_a_trained_network(source, tmp_path):
     assert found["settings"]["machine"] == "ELS"
     assert json.loads((out / "schedule.json").read_text())["provenance"]["network"].endswith("run")
     run(*args, "-n", 1, "--label", 9, "--other-images", "--limit", 20, "--overwrite")
-    assert "no use with a network" in refused(*args, "--overwrite", "--held-out", source)
+    assert "cannot be used with a network" in refused(*args, "--overwrite", "--held-out", source)
 
 
 def test_calibrate_takes_a_store_and_other_held_out_images(store, source, tmp_path):
