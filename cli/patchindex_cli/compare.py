@@ -288,5 +288,12 @@ def _print_summary(summary: Sequence[dict[str, Any]]) -> None:
             difference = (
                 f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
             )
-        table.add_row(row["denoiser"], *r, f"{row['r2']:.3f}", better, difference, f"{row['seconds']:.2f}")
+        table.add_row(
+            row["denoiser"],
+            *r,
+            "-" if row["r2"] is None else f"{row['r2']:.3f}",
+            better,
+            difference,
+            f"{row['seconds']:.2f}",
+        )
     print_table(table)

@@ -79,8 +79,8 @@ def calibrate(
     labels : array of int or path, optional
         Labels of raw images.
     held_out : anything `open_images` takes, optional
-        Held-out images, of which `n` are drawn with the seed. By default `n` images of the source are set
-        aside, and are no training images.
+        Held-out images, of which `n` are drawn with the seed; training images among them are left out. By
+        default `n` images of the source are set aside: they and their copies are no training images.
     n : int, optional
         Number of samples (10 by default) or held-out images (20 by default).
     steps : int

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchindex.errors import Option, OutputExistsError
 from patchindex.schedules import LocalitySchedule, Provenance
 from patchindex.store.atomic import atomic_write
 from patchindex.study.plots_calibration import plot_calibration
@@ -171,6 +172,13 @@ class Calibration:
             "calibration.json": (json.dumps(result, indent=2, default=str) + "\n").encode(),
             "calibration.png": picture.getvalue(),
         }
+        for name in () if overwrite else FILES:
+            if (folder / name).exists():
+                raise OutputExistsError(
+                    "exists",
+                    where=folder / name,
+                    remedy=["use another folder, or ", Option("overwrite", True)],
+                )
         folder.mkdir(parents=True, exist_ok=True)
         self.schedule.save(folder / FILES[0], overwrite=overwrite)
         for name, content in contents.items():

@@ -20,6 +20,7 @@ from patchindex.sampling.samplers import check_least, ddim, draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COSINE, MSE
+from patchindex.study.noised import image_digests
 from patchindex.study.scale_machine import Noisy, ScaleMachine
 
 __all__ = ["CalibrationOptions", "OnImages", "OnNetwork", "Step"]
@@ -201,7 +202,7 @@ class OnImages:
         steps: int,
         options: CalibrationOptions,
     ) -> OnImages:
-        """Choose the held-out images, and leave them out of the training images."""
+        """Choose the held-out images; none of them, and no copy of them, is a training image."""
         source = theory.training.source
         mine = source if held_out is None else open_images(held_out)
         if mine.shape[1:] != source.shape[1:]:
@@ -217,17 +218,26 @@ class OnImages:
                     "the held-out images have no labels", parameter="held_out", remedy="give labels"
                 )
             usable = np.flatnonzero(mine.labels == options.label)
+        digests = np.fromiter(image_digests(source), "S16", len(source))
+        if held_out is not None:
+            mine_digests = np.fromiter(image_digests(mine), "S16", len(mine))
+            usable = usable[~np.isin(mine_digests[usable], digests)]
         left = len(usable) - (held_out is None)  # one training image has to be left
         if n > left:
+            unseen = "" if held_out is None else " that are not training images"
             raise InputError(
-                f"is {n}, but there are {left} images", parameter="n", remedy="use a smaller number"
+                f"is {n}, but there are {left} images{unseen}", parameter="n", remedy="use a smaller number"
             )
         rng = np.random.default_rng([options.seed, len(mine)])
         chosen = np.sort(rng.choice(usable, n, replace=False))
         if held_out is None:
-            theory = replace(
-                theory, training=TrainingImages(source.subset(np.delete(np.arange(len(source)), chosen)))
-            )
+            # Copies of a held-out image are no training images either.
+            kept = np.flatnonzero(~np.isin(digests, digests[chosen]))
+            if not len(kept):
+                raise InputError(
+                    "leaves no training image: all are equal", parameter="n", remedy="use a smaller number"
+                )
+            theory = replace(theory, training=TrainingImages(source.subset(kept)))
         labels: list[int | None] = [options.label] * n
         if options.by_label and options.label is None:
             if mine.labels is None:

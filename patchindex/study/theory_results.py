@@ -32,7 +32,7 @@ class Theory:
     images : list of dict
         A row per number of network steps, denoiser and image: `pearson_r`, `r2` and `mse` of the denoiser's
         final image against the network's, and the `seconds` that the denoiser took. An image of one colour
-        has `pearson_r` 0. r is what the paper calls r^2.
+        has `pearson_r` 0, and no `r2` if the network drew it. r is what the paper calls r^2.
     points : list of dict
         A row per denoiser, kind of noisy image (`inputs`: `trajectory`, `training` or `held-out`), image and
         time. `pearson_r`, `r2` and `mse` compare the posterior mean with the network's; `error` and

@@ -91,7 +91,9 @@ class Run:
 
 def _interval(name: str, values: np.ndarray | None, seed: int) -> dict[str, float | None]:
     keys = (name, f"{name}_low", f"{name}_high")
-    return dict(zip(keys, (None,) * 3 if values is None else median_interval(values, seed=seed), strict=True))
+    # NaN: the image of the network has one colour, and the measure does not apply.
+    known = np.empty(0) if values is None else values[np.isfinite(values)]
+    return dict(zip(keys, median_interval(known, seed=seed) if known.size else (None,) * 3, strict=True))
 
 
 def write_tables(folder: Path, runs: Sequence[Run]) -> None:
@@ -115,9 +117,36 @@ def read_run(folder: str | Path) -> Run:
         )
     try:
         found = json.loads(path.read_text())
-        return Run(found["name"], found["network"], found["settings"], found["images"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path, remedy="compare again") from None
+        run = Run(found["name"], found["network"], found["settings"], found["images"])
+        problem = _problem_of(run)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        problem = str(error)
+    if problem is not None:
+        raise InputError(f"cannot be read ({problem})", where=path, remedy="compare again")
+    return run
+
+
+def _problem_of(run: Run) -> str | None:
+    """Return the first problem of a run that was read from a file, or None."""
+    if not isinstance(run.name, str):
+        return "name is no text"
+    for where, names in (
+        (run.network, ("parameters", "loss", "minutes")),
+        (run.settings, ("seed", "steps", "n")),
+    ):
+        for name in names:
+            value = where[name] if where is run.settings else where.get(name)
+            if isinstance(value, bool | str | list | dict):
+                return f"{name} is no number"
+    places = {(row["network_steps"], row["denoiser"], row["image"]) for row in run.images}
+    pictures = {row["image"] for row in run.images}
+    whole = len(run.grids) * len(run.denoisers) * len(pictures)
+    if not whole or whole != len(places) or whole != len(run.images):
+        return "images has not one row for each number of network steps, denoiser and image"
+    if not all(isinstance(name, str) for name in run.denoisers):
+        return "a denoiser has no name"
+    run.summary()
+    return None
 
 
 def wide_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from commands import refused, run
 
@@ -49,7 +50,11 @@ def test_calibrate_on_a_trained_network(source, tmp_path):
 
 
 def test_calibrate_takes_a_store_and_other_held_out_images(store, source, tmp_path):
-    args = ("calibrate", store, "-o", tmp_path / "scales", "--held-out", source, "-n", 1, *SMALL[2:])
+    args = ("calibrate", store, "-o", tmp_path / "scales", "-n", 1, *SMALL[2:], "--held-out")
+    assert "there are 0 images that are not training images" in refused(*args, source)
+    with np.load(source) as file:
+        np.savez(tmp_path / "negatives.npz", images=255 - file["images"])
+    args += (tmp_path / "negatives.npz",)
     found = json.loads(run(*args, "--json").stdout)
     assert found["settings"]["images"] == 40
     assert found["settings"]["machine"] == "ELS"

@@ -11,6 +11,7 @@ import torch
 
 import patchindex as pi
 from patchindex.denoisers import Denoiser
+from patchindex.errors import InputError, OutputExistsError
 from patchindex.estimators import Estimate
 from patchindex.sampling import draw_noise
 from patchindex.study import Calibration, CalibrationOptions, calibrate
@@ -100,6 +101,35 @@ def test_errors_on_held_out_and_training_images_are_those_of_brute_force(real_im
             expected = np.square(truth.mean - clean).mean()
             assert row[f"{prefix}mse"] == pytest.approx(expected, rel=1e-2, abs=1e-7)
             assert row[f"{prefix}ess"] == pytest.approx(truth.ess.mean(), rel=1e-2)
+
+
+def test_training_images_among_the_held_out_images_are_left_out(real_images):
+    images, _ = real_images(30, 10)
+    others, _ = real_images(3, 10, skip=500)
+    mixed = np.concatenate([images[:20], others])
+    found = calibrate(images, None, "LS", SCALES, held_out=mixed, n=3, steps=3)
+    assert found.settings["held_out_ids"] == [20, 21, 22]
+    with pytest.raises(InputError, match=r"n: is 4, but there are 3 images that are not training images"):
+        calibrate(images, None, "LS", SCALES, held_out=mixed, n=4, steps=3)
+
+
+def test_copies_of_images_that_are_set_aside_are_no_training_images(real_images):
+    images, _ = real_images(15, 10)
+    found = calibrate(np.concatenate([images, images]), None, "LS", SCALES, n=3, steps=3)
+    aside = {number % 15 for number in found.settings["held_out_ids"]}
+    assert found.settings["images"] == 2 * (15 - len(aside))
+    with pytest.raises(InputError, match="n: leaves no training image: all are equal"):
+        calibrate(np.stack([images[0]] * 4), None, "LS", SCALES, n=1, steps=3)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_is_replaced_without_asking(name, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)
+    found = calibrate(images, Grey((1, 8, 8)), "LS", (3, 5), n=1, steps=2)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputExistsError, match=f"{name}: exists; use another folder, or overwrite=True"):
+        found.save(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_held_out_images_may_come_from_another_source(real_images):

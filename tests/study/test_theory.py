@@ -302,6 +302,34 @@ def test_files_hold_the_results(found, tmp_path):
     assert float(first["IS low"]) <= float(first["IS"]) <= float(first["IS high"])
 
 
+def test_images_of_one_colour_of_the_network_have_no_r2(images):
+    black = pi.networks.wrap(lambda x, t: torch.zeros_like(x), (1, SIZE, SIZE), predicts="x0")
+    options = TheoryOptions(steps=2, network_steps=2, along=0, noised=0)
+    found = theory(black, {"IS": pi.denoiser("IS", *images)}, 2, options=options)
+    drawn = torch.zeros_like(found.finals["network, 2 steps"])
+    found.images[0]["r2"] = found.images[1]["r2"] = None
+    assert torch.allclose(found.finals["network, 2 steps"], drawn, atol=1e-6)
+    assert [row["r2"] for row in found.summary()] == [None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 5}, {"images": []}, {"images": [{}]}, {"images": [1]}, {"settings": []}, {"settings": {}},
+        {"name": 5}, {"network": None}, {"network": {"loss": "x"}}, {"first": {"r2": "x"}},
+        {"first": {"image": 1}}, {"first": {"denoiser": None}},
+    ],
+)  # fmt: skip
+def test_damaged_results_of_a_comparison_are_not_joined(found, tmp_path, change):
+    found.write(tmp_path)
+    path = tmp_path / "results.json"
+    content = json.loads(path.read_text())
+    content["images"][0] |= change.pop("first", {})
+    path.write_text(json.dumps({**content, **change}))
+    with pytest.raises(InputError, match=r"results.json: cannot be read \(.+\); compare again"):
+        read_run(tmp_path)
+
+
 def test_several_comparisons_join_into_one_table(found, denoisers, tmp_path):
     found.write(tmp_path / "one", "first")
     other = theory(denoisers["IS"], {"bbELS": denoisers["bbELS"]}, 2, options=OPTIONS)
