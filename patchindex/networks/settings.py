@@ -107,15 +107,22 @@ class TrainSettings:
 
     def check_resumed(self, before: Mapping[str, Any], where: object) -> None:
         """Refuse settings that differ from the settings `before` of an unfinished run, except its limits."""
-        now = self.to_json()
-        for name in now:
-            if name not in LIMITS and now[name] != before.get(name):
+        now, then = _flat(self.to_json()), _flat(before)
+        for name in (*now, *before.get("options", {})):
+            if name not in LIMITS and now.get(name) != then.get(name):
                 raise InputError(
-                    f"the run has {before.get(name)!r}, not {now[name]!r}",
+                    f"the run has {then.get(name)!r}, not {now.get(name)!r}",
                     parameter=name,
                     remedy=["give the same settings, or replace ", str(where), " with ",
                             Option("overwrite", True)],
                 )  # fmt: skip
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the options of the architecture among them, so that errors name the option."""
+    flat = {**settings, **settings.get("options", {})}
+    flat.pop("options", None)
+    return flat
 
 
 def _check_integers(**values: tuple[Any, int]) -> None:

@@ -164,7 +164,7 @@ def test_other_settings_or_images_are_refused_on_resume(pictures, small, tmp_pat
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for settings, message in [
         ({"lr": 0.1}, "lr: the run has 0.001, not 0.1"),
-        ({"options": {"channels": 32, "layers": 1}}, "options: the run has"),
+        ({"options": {"channels": 32, "layers": 1}}, "channels: the run has 16, not 32"),
         ({"ema": 0.9}, "ema: the run has None, not 0.9"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -313,7 +313,7 @@ def test_the_default_grid_is_dense_below_and_fits():
         ({"network": Grey((1, 8, 8))}, "draws images of shape"),
         (
             {"network": Grey((1, 10, 10)), "held_out": np.zeros((1, 10, 10), np.uint8)},
-            "no use with a network",
+            "cannot be used with a network",
         ),
         ({"held_out": np.zeros((1, 8, 8), np.uint8)}, "images have shape"),
         ({"options": {"estimator": "auto"}}, "auto needs a store"),
