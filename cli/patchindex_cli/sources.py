@@ -160,7 +160,7 @@ def parse_label(text: str | None, training: Training) -> int | None:
     """Return the number of a label, given the number or the name of the label."""
     if text is None:
         return None
-    if re.fullmatch(r"-?\d+", text):  # a number, even in a store whose labels are named by numbers
+    if re.fullmatch(r"-?\d{1,18}", text):  # a number, even in a store whose labels are named by numbers
         return int(text)
     labels, names = training.labels, list(training.label_names)
     if text in names:

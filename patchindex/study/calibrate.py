@@ -156,7 +156,7 @@ def calibrate(
     parts = Parts(None if folder is None else Path(folder), settings, resume=resume, overwrite=overwrite)
     with use_threads(options.threads):
         load_kernel()
-        _check_network(way, parts, None if folder is None else Path(folder))
+        _check_network(way, parts, overwrite=overwrite)
         _run(way, ks, options.pixels, _batches(way, options.batch_size), parts, progress or no_progress)
     return Calibration(list(_rows(way, ks, parts)), settings)
 
@@ -260,16 +260,12 @@ def _rows(way: OnNetwork | OnImages, scales: Sequence[int], parts: Parts) -> Ite
                 yield {**dict.fromkeys(COLUMNS), "sample": j, "label": label, **place, "k": k, **measures}
 
 
-def _check_network(way: OnNetwork | OnImages, parts: Parts, folder: Path | None) -> None:
-    """Refuse parts of another network: at the first step two networks see the same noise."""
+def _check_network(way: OnNetwork | OnImages, parts: Parts, *, overwrite: bool) -> None:
+    """Refuse parts of another network, or delete them: at the first step two networks see the same noise."""
     name, samples = _name(way.steps - 1), range(len(way.labels))
     missing = set(parts.missing(name, KIND, samples))
     for j in (j for j in samples if j not in missing):
         before, now = parts.get(name, KIND, [j])["norm"][0], next(way.trajectories([j])).norms[0]
         if abs(before - now) > SAME_NETWORK * now:
-            raise InputError(
-                "the unfinished run is of another network",
-                where=folder,
-                remedy=["give the same network, or ", Option("overwrite", True)],
-            )
+            parts.refuse("the unfinished run is of another network", overwrite=overwrite)
         return

@@ -163,6 +163,8 @@ def read_images(
     # In this order of dimensions there are no uint8 images.
     if given is not None and given.is_floating_point() and given.dim() == 4 and given.shape[-1] > 3:
         _check_shape(tuple(given.shape[1:]), shape, parameter)
+        if not len(given):
+            raise InputError("holds no images", parameter=parameter, remedy="give at least one image")
         largest = float(given.abs().max())
         if not largest <= 2:  # also NaN
             raise InputError(

@@ -124,6 +124,7 @@ def test_copies_of_images_that_are_set_aside_are_no_training_images(real_images)
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_file_is_replaced_without_asking(name, tmp_path):
+    pytest.importorskip("matplotlib")
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)
     found = calibrate(images, Grey((1, 8, 8)), "LS", (3, 5), n=1, steps=2)
     (tmp_path / name).write_text("mine")
@@ -251,6 +252,8 @@ def test_an_interrupted_run_resumes_with_the_same_result(real_images, tmp_path):
     assert without_seconds(run(folder=tmp_path, resume=True)) == whole
     assert 0 < kept < len(list(tmp_path.rglob("step-*/*.npz"))) == 6
     assert without_seconds(run(folder=tmp_path, overwrite=True)) == whole
+    replaced = run(other, folder=tmp_path, resume=True, overwrite=True)
+    assert without_seconds(replaced) == without_seconds(run(other))
 
 
 def test_all_files_are_written_and_the_schedule_can_be_read(real_images, tmp_path):

@@ -104,6 +104,8 @@ def test_what_does_not_fit_is_refused(training, new):
         originality(new[:, :12, :12], training)
     with pytest.raises(InputError, match="images: must be finite and about"):
         originality(torch.full((1, 1, 14, 14), 9.0), training)
+    with pytest.raises(InputError, match="images: holds no images; give at least one"):
+        originality(np.zeros((0, 1, 14, 14), np.float32), training)
     with pytest.raises(InputError, match="machine: has other images than the source"):
         originality(new, training, pi.ScoreMachine(training[:30], locality=3))
     with pytest.raises(InputError, match="source: holds one image"):
