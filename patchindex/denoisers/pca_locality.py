@@ -94,7 +94,9 @@ class PCALocality(TrainingDenoiser):
         if tau is None:
             tau = 0.02 if max(height, width) > 32 else 0.05 if channels > 1 else 0.005
         if not 0 <= tau <= 1:
-            raise InputError(f"must lie in [0, 1], got {tau}", parameter="tau", remedy="use 0.05, say")
+            raise InputError(
+                f"must lie in [0, 1], got {tau}", parameter="tau", remedy="use 0.05, for example"
+            )
         if relative_to not in RELATIVE:
             raise InputError(
                 f"unknown maximum {relative_to!r}",

@@ -82,11 +82,15 @@ class SmoothedClosedForm(TrainingDenoiser):
     ) -> None:
         if not isinstance(draws, Integral) or isinstance(draws, bool) or draws < 1:
             raise InputError(
-                f"must be a whole number from 1, got {draws!r}", parameter="draws", remedy="use 16, say"
+                f"must be a whole number from 1, got {draws!r}",
+                parameter="draws",
+                remedy="use 16, for example",
             )
         if not isinstance(smoothing, Real) or not 0 <= float(smoothing) < math.inf:
             raise InputError(
-                f"must be a number from 0, got {smoothing!r}", parameter="smoothing", remedy="use 1.0, say"
+                f"must be a number from 0, got {smoothing!r}",
+                parameter="smoothing",
+                remedy="use 1.0, for example",
             )
         super().__init__(source, labels, **options)
         self.draws: int = int(draws)

@@ -64,7 +64,7 @@ class Auto:
                 remedy=["use ", Option("device", "cpu"), " or ", Option("estimator", "topk")],
             )
         self.index = index_of(context, "auto", probes=probes, candidates=candidates)
-        check_between("tolerance", tolerance, 0, math.inf, "use 0.01, say")
+        check_between("tolerance", tolerance, 0, math.inf, "use 0.01, for example")
         self.tolerance, self.policy = tolerance, policy
         self._context, self._probes, self._candidates = context, probes, candidates
 

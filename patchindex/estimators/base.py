@@ -105,7 +105,7 @@ def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchInd
         whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and (not whole or value < 1):
             what = f"must be {'at least 1' if whole else 'a whole number'}, got {value}"
-            raise InputError(what, parameter=option, remedy="use 256, say")
+            raise InputError(what, parameter=option, remedy="use 256, for example")
     return context.index
 
 

@@ -53,7 +53,7 @@ class TopK:
     ) -> None:
         self._context = context
         self._index = index_of(context, "topk", candidates=candidates, probes=probes)
-        check_between("quality", quality, 0, 1, "use 0.98, say")
+        check_between("quality", quality, 0, 1, "use 0.98, for example")
         self._candidates, self._probes, self._quality = candidates, probes, quality
 
     def __call__(self, request: ScoreRequest) -> Estimate:

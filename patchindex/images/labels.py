@@ -46,7 +46,9 @@ class LabelSpec:
             names = tuple(name for name in labels.removeprefix(ATTRIBUTES).split(",") if name)
             if not names:
                 raise InputError(
-                    f"{labels!r} names no attribute", parameter="labels", remedy='give "attr:Smiling", say'
+                    f"{labels!r} names no attribute",
+                    parameter="labels",
+                    remedy='give for example "attr:Smiling"',
                 )
             return cls("attributes", attributes=names)
         return cls("file", path=Path(labels))

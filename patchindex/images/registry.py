@@ -147,7 +147,9 @@ def open_images(
     if limit is None:
         return opened
     if not isinstance(limit, int | np.integer):
-        raise InputError(f"must be an integer, got {limit!r}", parameter="limit", remedy="use 1000, say")
+        raise InputError(
+            f"must be an integer, got {limit!r}", parameter="limit", remedy="use 1000, for example"
+        )
     return opened.subset(limit)
 
 

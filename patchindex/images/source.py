@@ -149,7 +149,9 @@ class ImageSource(ABC):
     def chunks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield all images in order, `size` at a time: the id of the first image, and uint8 (n, H, W, C)."""
         if size < 1:
-            raise InputError(f"must be at least 1, got {size}", parameter="size", remedy="use 256, say")
+            raise InputError(
+                f"must be at least 1, got {size}", parameter="size", remedy="use 256, for example"
+            )
         for start in range(0, len(self), size):
             yield start, self.read(slice(start, start + size))
 

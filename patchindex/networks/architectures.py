@@ -254,7 +254,9 @@ class UNet(nn.Module):
         super().__init__()
         widths, attention = _as_tuple("widths", widths), _as_tuple("attention", attention)
         if not 1 <= len(widths) <= 16:
-            raise InputError("must have 1 to 16 levels", parameter="widths", remedy="give 64,128,256, say")
+            raise InputError(
+                "must have 1 to 16 levels", parameter="widths", remedy="give 64,128,256, for example"
+            )
         for width in widths:
             _check_width("widths", width)
         for level in attention:
@@ -371,7 +373,7 @@ def _check_integer(name: str, value: Any, least: int, most: int) -> None:
         raise InputError(
             f"must be an integer from {least} to {most}, got {value!r}",
             parameter=name,
-            remedy=f"use {least}, say",
+            remedy=f"use {least}, for example",
         )
 
 

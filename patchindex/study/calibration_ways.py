@@ -81,7 +81,9 @@ class CalibrationOptions:
     def __post_init__(self) -> None:
         check_least(pixels=(self.pixels, 1), seed=(self.seed, 0), batch_size=(self.batch_size, 1))
         if not self.ratio > 1:
-            raise InputError(f"must be above 1, got {self.ratio}", parameter="ratio", remedy="use 2, say")
+            raise InputError(
+                f"must be above 1, got {self.ratio}", parameter="ratio", remedy="use 2, for example"
+            )
         for name, known in (("measure", (COSINE, MSE)), ("estimator", ("exact", "auto"))):
             if getattr(self, name) not in known:
                 raise InputError(

@@ -70,7 +70,9 @@ def compare(
     progress = progress or no_progress
     named = _named(machines)
     if repeats < 1:
-        raise InputError(f"must be at least 1, got {repeats}", parameter="repeats", remedy="use 1, say")
+        raise InputError(
+            f"must be at least 1, got {repeats}", parameter="repeats", remedy="use 1, for example"
+        )
     reference = next(iter(named.values())).exact()
     noise = starting_noise(reference, n, seed, x_T)
     label = reference.label if label is None else label

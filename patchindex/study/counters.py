@@ -57,7 +57,7 @@ def draw_figures(n: int, *, size: int = 32, limbs: int = 4, seed: int = 0) -> np
     if size < 32:
         raise InputError(f"must be at least 32, got {size}", parameter="size", remedy="use 32")
     if not 1 <= limbs <= 6:
-        raise InputError(f"must be 1 to 6, got {limbs}", parameter="limbs", remedy="use 4, say")
+        raise InputError(f"must be 1 to 6, got {limbs}", parameter="limbs", remedy="use 4, for example")
     return np.stack([_figure(size, limbs, np.random.default_rng([seed, i])) for i in range(n)])
 
 

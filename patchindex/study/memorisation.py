@@ -101,7 +101,9 @@ def memorisation(
     cells = [(k, t) for k in scales for t in times]
     for done, (k, t) in enumerate(cells):
         if not 0 < t < 1:
-            raise InputError(f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, say")
+            raise InputError(
+                f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, for example"
+            )
         beta = schedule(t)
         x = (1 - beta) ** 0.5 * clean + beta**0.5 * noises
         geometry = Geometry.of(machine, k, training.size, train_windows or "valid")

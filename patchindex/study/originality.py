@@ -240,7 +240,7 @@ def _sources(
 ) -> list[dict[str, Any]]:
     """Return one row per image: the training images that it draws from at time t."""
     if not 0 < t < 1:
-        raise InputError(f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, say")
+        raise InputError(f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, for example")
     beta, k = machine.noise(t), machine.scale_at(t)
     geometry = Geometry.of(machine.machine, k, machine.training.size, machine.train_windows)
     noisy = (1 - beta) ** 0.5 * x + beta**0.5 * noise
