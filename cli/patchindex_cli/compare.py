@@ -218,11 +218,17 @@ def _open_all(
     from patchindex.estimators import parse_estimator
 
     found: dict[str, Denoiser] = {}
+    if estimator is not None and texts and all(_name(text) != _machine(training).lower() for text in texts):
+        raise InputError(
+            f"{_machine(training)} is not among the denoisers",
+            parameter="estimator",
+            remedy=f"write {texts[0]}:estimator={estimator}, or leave it out",
+        )
     for text in texts:
         if text in found:
             raise InputError(f"{text} is given twice", parameter="machines", remedy="give it once")
         settings: dict[str, Any] = {"noise": network.noise}
-        own = text.partition(":")[0].lower() == _machine(training).lower() and "estimator=" not in text
+        own = _name(text) == _machine(training).lower() and "estimator=" not in text
         if estimator is not None and own:
             settings["estimator"], inside = parse_estimator(estimator)
             settings |= inside
@@ -230,6 +236,10 @@ def _open_all(
             text, training, run, locality=schedule, settings=settings, parameter="machines"
         )
     return found
+
+
+def _name(text: str) -> str:
+    return text.partition(":")[0].strip().lower()
 
 
 def _machine(training: Training) -> str:

@@ -99,6 +99,10 @@ def test_comparisons_join_into_one_table(compared, tmp_path):
         (["--machines", "wiener:tau=2"], "wiener has no option 'tau'"),
         (["--network", "none"], "none: no such file or folder"),
         (["--network", "weights.pt"], "weights.pt: is a pickled file"),
+        (
+            ["--machines", "IS", "--estimator", "exact"],
+            "--estimator: ELS is not among the denoisers; write IS:",
+        ),
         (["--label", "9" * 5000], "--label: "),
         (["--label", 1], "--label: the network was trained without labels"),
         (["-n", 0], "'-n': 0 is not in the range"),
