@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral, Real
 from typing import Any, Unpack
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.base import Call
+from patchindex.denoisers.base import LARGEST_X, Call
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser
 from patchindex.denoisers.registry import register_denoiser
 from patchindex.errors import InputError
@@ -46,8 +45,8 @@ class SmoothedClosedForm(TrainingDenoiser):
     draws : int
         Number M of displacements, at least 1. With few draws the paper's model mixes M training images.
     smoothing : float
-        Standard deviation s, at least 0; with 0 the denoiser is IS. The best s depends on the data set: s = 1
-        has the smallest denoising error of 0.5, 1, 2 and 4 on held-out Fashion-MNIST images.
+        Standard deviation s, from 0 to 100; with 0 the denoiser is IS. The best s depends on the data set:
+        s = 1 has the smallest denoising error of 0.5, 1, 2 and 4 on held-out Fashion-MNIST images.
     **options
         `noise`, `label`, `device`, `threads` and `memory`, as for `TrainingDenoiser`.
 
@@ -86,9 +85,9 @@ class SmoothedClosedForm(TrainingDenoiser):
                 parameter="draws",
                 remedy="use 16, for example",
             )
-        if not isinstance(smoothing, Real) or not 0 <= float(smoothing) < math.inf:
+        if not isinstance(smoothing, Real) or not 0 <= smoothing <= LARGEST_X:
             raise InputError(
-                f"must be a number from 0, got {smoothing!r}",
+                f"must be a number from 0 to {LARGEST_X:g}, got {smoothing!r}",
                 parameter="smoothing",
                 remedy="use 1.0, for example",
             )
