@@ -8,7 +8,7 @@ Images are 32 x 32, as in the paper: MNIST and Fashion-MNIST are resized. CIFAR-
 have class labels, as in the paper. For each network:
 
     DIR/runs/NAME       `patchindex train`
-    DIR/scales/NAME     `patchindex calibrate --network`, on `CALIBRATION` images or those of each label
+    DIR/scales/NAME     `patchindex calibrate --network`: 6 000 training images, or all images of a label
     DIR/stores/DATA     `patchindex build` without an index, for exact scores of all images
     DIR/NAME/SCHEDULE   `patchindex compare` by the calibrated schedule and by the published one
 

@@ -156,7 +156,7 @@ def compare(
             overwrite=options.overwrite,
             progress=progress,
         )
-    found.write(output, name or _row_name(network, training), _facts(network))
+    found.write(output, name or _row_name(network, training), _network_record(network))
     summary = found.summary()
     if run.as_json:
         files = [str(output / file) for file in FILES if (output / file).exists()]
@@ -271,7 +271,7 @@ def _row_name(network: Network, training: Training) -> str:
     return f"{data}, {architecture['name']}" + (f" ({padding})" if padding else "")
 
 
-def _facts(network: Network) -> dict[str, Any]:
+def _network_record(network: Network) -> dict[str, Any]:
     """Return the parameters, losses, steps and minutes of a network, where they are known."""
     run = network.run or {}
     names = ("parameters", "loss", "validation_loss", "step", "epochs")

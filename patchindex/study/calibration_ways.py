@@ -20,7 +20,7 @@ from patchindex.sampling.samplers import check_least, ddim, draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COSINE, MSE
-from patchindex.study.noised import image_digests
+from patchindex.study.noised import image_checksums
 from patchindex.study.scale_machine import Noisy, ScaleMachine
 
 __all__ = ["CalibrationOptions", "OnImages", "OnNetwork", "Step"]
@@ -220,9 +220,9 @@ class OnImages:
                     "the held-out images have no labels", parameter="held_out", remedy="give labels"
                 )
             usable = np.flatnonzero(mine.labels == options.label)
-        digests = np.fromiter(image_digests(source), "S16", len(source))
+        digests = np.fromiter(image_checksums(source), "S16", len(source))
         if held_out is not None:
-            mine_digests = np.fromiter(image_digests(mine), "S16", len(mine))
+            mine_digests = np.fromiter(image_checksums(mine), "S16", len(mine))
             usable = usable[~np.isin(mine_digests[usable], digests)]
         left = len(usable) - (held_out is None)  # one training image has to be left
         if n > left:

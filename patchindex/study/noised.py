@@ -20,7 +20,7 @@ __all__ = [
     "Noised",
     "fresh_noise",
     "held_out_images",
-    "image_digests",
+    "image_checksums",
     "training_images",
     "unlike_one_colour",
 ]
@@ -114,7 +114,7 @@ def held_out_images(
         )
     if labels[0] is not None and images.labels is None:
         raise InputError("the images have no labels", parameter="held_out", remedy="give images with labels")
-    known = set(image_digests(training.source))
+    known = set(image_checksums(training.source))
     wanted, found = Counter(labels), {label: list[np.ndarray]() for label in labels}
     for number in np.random.default_rng([seed, HELD_OUT]).permutation(len(images)).tolist():
         label = None if labels[0] is None or images.labels is None else int(images.labels[number])
@@ -137,7 +137,7 @@ def held_out_images(
     return _as_images(np.stack(order))
 
 
-def image_digests(source: ImageSource) -> Iterator[bytes]:
+def image_checksums(source: ImageSource) -> Iterator[bytes]:
     """Yield a digest of each image: equal images have equal digests."""
     for _, block in source.chunks(BLOCK):
         yield from map(_digest, block)
