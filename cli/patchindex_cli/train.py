@@ -11,7 +11,15 @@ import click
 
 from patchindex.errors import Option, PatchIndexError
 
-from .options import LocalPath, NameIn, RunOptions, count_option, parse_integers, run_options
+from .options import (
+    LocalPath,
+    NameIn,
+    RunOptions,
+    check_output_folder,
+    count_option,
+    parse_integers,
+    run_options,
+)
 from .output import count, print_json
 from .progress import SECONDS_PER_LINE, stages
 from .sources import image_options, open_source
@@ -121,6 +129,7 @@ def train(
         seed=run.seed,
         **{name: values.pop(name) for name in SETTINGS},
     )
+    check_output_folder(output, (), overwrite=True)  # `train` itself looks for an earlier run
     images = open_source(source, values)
     try:
         with stages() as progress:

@@ -236,6 +236,10 @@ class Denoiser(ABC):
                 parameter="image_ids",
                 remedy="give one number for each image",
             )
+        if seed < 0:
+            raise InputError(
+                f"must be at least 0, got {seed}", parameter="seed", remedy="use a larger number"
+            )
         self._check_images(label)
         progress = progress or no_progress
         distinct = list(dict.fromkeys(times))

@@ -73,3 +73,8 @@ def test_class_labels_need_labels(tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((4, 8, 8), np.uint8))
     line = refused("train", tmp_path / "images.npy", "-o", tmp_path / "run", "--conditional")
     assert "--conditional: the images have no labels; give --labels" in line
+
+
+def test_a_file_is_no_folder_for_a_run(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is not a folder that you can write to" in refused("train", source, "-o", tmp_path / "file")

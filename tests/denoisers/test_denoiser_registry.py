@@ -101,3 +101,19 @@ def test_a_label_that_no_image_has_is_refused(own_denoiser, images):
     m = pi.denoiser("average", images[0], images[1])
     with pytest.raises(InputError, match="no image has label 3"):
         m.posterior_mean(torch.zeros(1, 1, 10, 10), 0.5, label=3)
+
+
+def test_damaged_images_of_a_store_are_found_by_another_machine(images, tmp_path):
+    path = tmp_path / "s.zarr"
+    pi.build_index(images[0], path, machine="IS")
+    file = max((f for f in (path / "images").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(pi.PatchIndexError, match="damaged"):
+        pi.denoiser("LS", path, locality=3)
+
+
+def test_a_negative_seed_is_refused(images):
+    with pytest.raises(InputError, match="seed"):
+        pi.denoiser("IS", images[0]).posterior_mean(torch.zeros(1, 1, 10, 10), 0.5, seed=-1)
