@@ -96,19 +96,20 @@ def test_a_list_larger_than_a_bucket_is_merged_in_parts(tmp_path, request):
 
 
 def test_merging_more_patches_takes_no_more_memory(tmp_path, small_shards, monkeypatch):
-    peaks, real = [], ScaleBuild._merge
+    peaks, real = {500: [], 1500: []}, ScaleBuild._merge
 
     def traced(self, progress):
         tracemalloc.start()
         try:
             return real(self, progress)
         finally:
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            peaks[n].append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
 
     monkeypatch.setattr(ScaleBuild, "_merge", traced)
-    for n in (500, 1500):  # the smaller build has full buckets too
-        store = pi.build_index(alike(n), tmp_path / f"{n}.zarr", scales=[3], lists=20, pca_dims=8)
+    for i, n in enumerate((500, 1500, 500, 1500)):  # the smaller build has full buckets too
+        store = pi.build_index(alike(n), tmp_path / f"{i}.zarr", scales=[3], lists=20, pca_dims=8)
     largest = int(store.scale(3).list_sizes().max()) * 16
     assert largest > 3e6
-    assert peaks[1] < peaks[0] + largest / 8
+    # The smaller of two peaks, as other threads of the process allocate memory, too.
+    assert min(peaks[1500]) < min(peaks[500]) + largest / 8
