@@ -163,7 +163,7 @@ def test_a_callable_is_a_noise_schedule(images, x):
 
 def test_the_scale_of_a_preset_depends_on_the_noise_and_not_on_the_time(real_images):
     images = np.pad(real_images(3, 28)[0], ((0, 0), (2, 2), (2, 2), (0, 0)))
-    # beta is .49 and .25 at t = 1/2 and 1/3 of the cosine schedule, .92 and .68 at those of DDPM.
+    # At t = 1/2 and 1/3, beta is .49 and .25 in the cosine schedule, and .92 and .68 in DDPM's schedule.
     for noise, scales in (("cosine", [7, 5]), ("linear", [15, 9])):
         machine = pi.ScoreMachine(images, locality="cifar10-resnet-circular", noise=noise)
         assert [machine.scale_at(t) for t in (1 / 2, 1 / 3)] == scales

@@ -107,7 +107,7 @@ def test_blocks_are_as_wide_as_the_registers_allow(features, block):
 
 
 def narrowed(*without: str) -> str:
-    """Return numba's setting of this processor's features, without those that begin so."""
+    """Return numba's setting of this processor's features, without features that have this prefix."""
     features = llvmlite.binding.get_host_cpu_features()
     if not features.get("avx2"):
         pytest.skip("no x86 processor with AVX2")

@@ -132,7 +132,7 @@ def test_batches_change_only_the_time(found, denoisers, held_out):
 
 
 class Reweighted(pi.Denoiser):
-    """A network with the settings of another one and other weights."""
+    """A network that has the settings of another network, and other weights."""
 
     def __init__(self, network):
         super().__init__(network.shape)
