@@ -34,7 +34,7 @@ demo: $(DEMO)/samples/grid.png $(DEMO)/compared/images.png
 
 $(DEMO)/fashion.zarr/zarr.json: | $(STAMP)
 	$(BIN)/patchindex build $(IMAGES) -o $(DEMO)/fashion.zarr --limit 1500 --machine bbELS \
-		--locality $(NETWORK)/schedule.json --resume --no-tune
+		--locality fashion-mnist-resnet-zeros --resize-locality --scales 3,5,7,11,15 --resume --no-tune
 
 $(DEMO)/samples/grid.png: $(DEMO)/fashion.zarr/zarr.json
 	$(BIN)/patchindex sample $(DEMO)/fashion.zarr -n 16 -o $(DEMO)/samples --overwrite

@@ -50,7 +50,7 @@ def read_text(
     entry: str | None = None,
     hidden: Collection[str] = (),
 ) -> tuple[str, dict[str, Any]]:
-    """Read a name, in any case, and options.
+    """Read a name, in upper or lower case, and options.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ class NameIn(click.ParamType):
         self._module, self._table = module, table
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the library's spelling of a name that is given in any case."""
+        """Return a name as the library spells it; upper and lower case are equal."""
         names = getattr(import_module(self._module), self._table)
         found = next((name for name in names if name.lower() == str(value).lower()), None)
         if found is None:

@@ -76,8 +76,8 @@ def build_index(
     train_windows : str
         `"valid"` or `"wrapped"`, for ELS.
     locality : str, path, int, sequence of int, or LocalitySchedule, optional
-        The name of a published preset, or a schedule, as for `LocalitySchedule.of`; the times of a list are
-        those of the cosine noise schedule. The store keeps the schedule as the default for sampling, with
+        The name of a published preset, or a schedule, as for `LocalitySchedule.of`; a list is read at the
+        times of the cosine noise schedule. The store keeps the schedule as the default for sampling, with
         each entry moved to the nearest scale of the store.
     pca_dims : int, optional
         Number of principal components in a code. By default, at the lowest noise at which `locality` or any

@@ -109,8 +109,9 @@ class OperatingCurve:
     ) -> float:
         """Return the seconds per pixel that `auto` is expected to take with a near field.
 
-        With a `part` of the training images, those of a label, a scan takes less time and a sample varies
-        more. With `steps`, of a trajectory, about half of them find the heavy patches of the step before.
+        With a `part` of the training images, such as the images of one label, a scan takes less time and a
+        sample varies more. With `steps`, of a trajectory, about half of them find the heavy patches of the
+        step before.
         """
         retrieval = (point.seconds + point.again) / 2 if steps else point.seconds
         one = np.array(point.variance) / part

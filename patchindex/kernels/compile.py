@@ -11,7 +11,7 @@ clone with other kernels, never runs old machine code. Clones with equal kernels
         MODULE.FUNCTION-HASH            SHA-256 of the rest, then numba's pickle; the hash in the name is of
                                         the signature and the processor
 
-A process that makes a new folder removes old folders: it keeps the newest `KEPT` and those of the last day.
+A process that makes a new folder removes old folders, but the newest `KEPT` and all folders of the last day.
 A process that uses a removed folder is not disturbed: its machine code is in memory, and a kernel that it
 has not loaded yet is compiled again. Where no parent can be written to, every process compiles for itself.
 """
