@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from stand_ins import Fragile, Reweighted, StoppedError
 
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, StoreError
-from patchindex.estimators import Estimate
 from patchindex.sampling.samplers import draw_noise
 from patchindex.study import TheoryOptions, theory
 from patchindex.study.theory_table import markdown, read_run, wide_rows
@@ -131,41 +131,6 @@ def test_batches_change_only_the_time(found, denoisers, held_out):
                 assert mine[key] == its[key] or mine[key] == pytest.approx(its[key], rel=1e-3, abs=1e-6)
 
 
-class Reweighted(pi.Denoiser):
-    """A network that has the settings of another network, and other weights."""
-
-    def __init__(self, network):
-        super().__init__(network.shape)
-        self.network = network
-
-    @property
-    def settings(self):
-        return self.network.settings
-
-    def _estimate(self, x, beta, call):
-        return self.network.posterior_mean(x + 0.1, call.t)
-
-
-class StoppedError(Exception):
-    """Raised by a denoiser that is interrupted."""
-
-
-class Fragile(pi.Denoiser):
-    """A denoiser of black images that stops after some calls."""
-
-    def __init__(self, calls):
-        super().__init__((1, SIZE, SIZE))
-        self.calls = calls
-
-    def _estimate(self, x, beta, call):
-        self.calls -= 1
-        if self.calls < 0:
-            raise StoppedError
-        one = torch.ones_like(x[:, 0])
-        black = -1 + 0.1 * x.mean(dim=1, keepdim=True)
-        return Estimate(black, 0 * one, one, one, patches_evaluated=0)
-
-
 def tables(folder):
     """Return all tables without the seconds."""
 
@@ -178,7 +143,7 @@ def tables(folder):
 
 def test_a_killed_comparison_resumes_with_the_same_tables(denoisers, tmp_path):
     def run(folder, calls, **options):
-        every = {"IS": denoisers["IS"], "a/b:c": Fragile(calls)}
+        every = {"IS": denoisers["IS"], "a/b:c": Fragile((1, SIZE, SIZE), calls)}
         found = theory(denoisers["LS"], every, 5, options=OPTIONS, folder=folder, **options)
         found.write(folder)
 
@@ -388,7 +353,7 @@ def test_comparisons_that_are_not_possible_are_refused(denoisers, images, held_o
 
     refused("denoisers: there are none", {})
     refused("'network' is the name of the network", {"network": network})
-    refused("none is made of training images", {"black": Fragile(9)})
+    refused("none is made of training images", {"black": Fragile((1, SIZE, SIZE), 9)})
     small = pi.denoiser("IS", images[0][:, :8, :8])
     refused(r"'IS' has images of shape \(1, 8, 8\), the network of \(1, 10, 10\)", {"IS": small})
     refused("'b' has another noise schedule", {"b": pi.denoiser("IS", images[0], noise=lambda t: t**2)})
