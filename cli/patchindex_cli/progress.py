@@ -55,14 +55,15 @@ def lines(
 
     Lines of a stage that runs for a minute have the time that is left.
     """
-    line, running, began, ended = "", "", 0.0, Event()
+    line, running, ended = "", "", Event()
+    began = first = 0.0  # time and share of the first report of the stage
 
     def show(stage: str, done: float, total: float, /) -> None:
-        nonlocal line, running, began
+        nonlocal line, running, began, first
         now, share = clock(), done / (total or 1)
         if stage != running:
-            running, began = stage, now
-        line = f"{stage}: {100 * share:.0f} %{_time_left(now - began, share)}"
+            running, began, first = stage, now, share  # a resumed stage does not begin at 0
+        line = f"{stage}: {100 * share:.0f} %{_time_left(now - began, share, share - first)}"
 
     def repeat() -> None:
         while not ended.wait(seconds):
@@ -78,11 +79,11 @@ def lines(
         thread.join()
 
 
-def _time_left(elapsed: float, share: float) -> str:
-    """Return the time that is left, if the stage has run long enough to tell."""
-    if elapsed < LEAST_SECONDS or share < LEAST_SHARE:
+def _time_left(elapsed: float, share: float, gained: float) -> str:
+    """Return the time that is left, if `elapsed` seconds, which gained a share of the stage, tell it."""
+    if elapsed < LEAST_SECONDS or gained < LEAST_SHARE:
         return ""
-    minutes = math.ceil(elapsed * (1 - share) / share / 60)
+    minutes = math.ceil(elapsed * (1 - share) / gained / 60)
     return f", {minutes} min left" if minutes < 120 else f", {minutes / 60:.0f} h left"
 
 

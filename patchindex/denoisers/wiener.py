@@ -59,7 +59,7 @@ class Wiener(TrainingDenoiser):
     -----
     The first call with a label, or `prepare`, reads the training images once and decomposes S: seconds for
     D = 784, minutes for 50 000 images with D = 3072 on one core. After that a call takes two matrix products.
-    The decompositions of several labels are kept while they fit into `memory`.
+    The decompositions of several labels are kept while they and the next decomposition fit into `memory`.
 
     Examples
     --------
@@ -95,16 +95,21 @@ class Wiener(TrainingDenoiser):
         """Refuse a covariance that is too large for the memory."""
         if self.circulant:
             return
-        lo, hi = self.training.range_of(label)
-        numbers = self.training.channels * self.training.size[0] * self.training.size[1]
-        needed = min(_covariance_bytes(numbers), _gram_bytes(hi - lo, numbers))
+        needed, (channels, height, width) = self._needed(label), self.shape
         if needed > self._memory:
+            numbers = channels * height * width
             raise InputError(
                 f"the covariance of {numbers:,} numbers per image needs {_size(needed)}, more than the "
                 f"{_size(self._memory)} allowed",
                 parameter="memory",
                 remedy=["give more, or use ", Option("circulant", True), " or smaller images"],
             )
+
+    def _needed(self, label: int | None) -> int:
+        """Return the bytes that the decomposition of the covariance takes."""
+        lo, hi = self.training.range_of(label)
+        numbers = self.training.channels * self.training.size[0] * self.training.size[1]
+        return min(_covariance_bytes(numbers), _gram_bytes(hi - lo, numbers))
 
     def _prepare(self, label: int | None, progress: Progress) -> None:
         self._filter(label, progress)
@@ -113,11 +118,11 @@ class Wiener(TrainingDenoiser):
         """Return the filter of a label; make it if it is not kept."""
         if label not in self._filters:
             self._check_memory(label)
-            make = _Circulant.of if self.circulant else _Dense.of
-            made = make(self.training, label, self.device, self._memory, progress)
-            self._filters[label] = made
-            while len(self._filters) > 1 and sum(f.bytes for f in self._filters.values()) > self._memory:
+            room = self._memory - (0 if self.circulant else self._needed(label))
+            while self._filters and sum(each.bytes for each in self._filters.values()) > room:
                 self._filters.popitem(last=False)
+            make = _Circulant.of if self.circulant else _Dense.of
+            self._filters[label] = make(self.training, label, self.device, self._memory, progress)
         self._filters.move_to_end(label)
         return self._filters[label]
 

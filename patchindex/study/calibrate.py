@@ -153,6 +153,10 @@ def calibrate(
         **{name: getattr(options, name) for name in ("label", "pixels", "ratio", "seed", "estimator")},
         "fingerprint": fingerprint(some_images(theory.training.source, FINGERPRINT_IMAGES)),
     }
+    if training.source.labels is not None:
+        settings["training_labels"] = fingerprint(training.source.labels)
+    if use_auto and index is not None:
+        settings["build_ids"] = {k: index.scale(k).build_id for k in ks if k in index.scales}
     parts = Parts(None if folder is None else Path(folder), settings, resume=resume, overwrite=overwrite)
     with use_threads(options.threads):
         load_kernel()

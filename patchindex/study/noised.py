@@ -18,14 +18,15 @@ from patchindex.study.metrics import pearson_r, r2, rmse
 
 __all__ = [
     "Noised",
+    "correlation",
     "fresh_noise",
     "held_out_images",
     "image_checksums",
     "training_images",
-    "unlike_one_colour",
 ]
 
 CHOICE, HELD_OUT = 11, 12  # second entries of seeds; the entries of `fresh_noise` are smaller
+ONE_COLOUR = 1e-5  # standard deviation; float32 rounds posterior means by up to about 1e-6
 BLOCK = 4096  # images in memory at once
 
 
@@ -57,7 +58,7 @@ class Noised:
         rows = list(images)
         mean, network = mean.cpu(), torch.from_numpy(self.mean[rows, step])
         found = {
-            "pearson_r": unlike_one_colour(pearson_r(mean, network)),
+            "pearson_r": correlation(mean, network),
             "r2": r2(mean, network),
             "mse": rmse(mean, network).square(),
             "error": torch.full((len(rows),), torch.nan),
@@ -70,9 +71,10 @@ class Noised:
         return {name: values.double().numpy() for name, values in found.items()}
 
 
-def unlike_one_colour(r: Tensor) -> Tensor:
-    """Return correlations with 0 for images of one colour, which have none."""
-    return r.nan_to_num(0.0)
+def correlation(images: Tensor, reference: Tensor) -> Tensor:
+    """Return Pearson's r of each image (n, C, H, W); 0 where an image has one colour up to rounding."""
+    one_colour = [each.double().flatten(1).std(1, correction=0) <= ONE_COLOUR for each in (images, reference)]
+    return pearson_r(images, reference).masked_fill(one_colour[0] | one_colour[1], 0.0)
 
 
 def fresh_noise(seed: int, kind: int, n: int, shape: tuple[int, ...]) -> Tensor:

@@ -19,8 +19,8 @@ from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import Progress, no_progress
 from patchindex.sampling.samplers import check_least
 from patchindex.store.checksums import fingerprint
-from patchindex.study.metrics import pearson_r, r2, rmse
-from patchindex.study.noised import Noised, held_out_images, training_images, unlike_one_colour
+from patchindex.study.metrics import r2, rmse
+from patchindex.study.noised import Noised, correlation, held_out_images, training_images
 from patchindex.study.parts import Parts
 from patchindex.study.replay import NETWORK, Replay, images_in
 from patchindex.study.theory_results import Theory
@@ -219,7 +219,7 @@ def _image_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each image of a denoiser, against the network's image in some steps."""
     values: dict[str, Any] = {
-        "pearson_r": unlike_one_colour(pearson_r(drawn, reference)),
+        "pearson_r": correlation(drawn, reference),
         "r2": r2(drawn, reference),
         "mse": rmse(drawn, reference).square(),
         "seconds": replay.parts.get(name, images_in(replay.steps), range(len(drawn)))["seconds"],

@@ -68,6 +68,17 @@ def test_lines_of_a_long_stage_have_the_time_left():
                 pass
 
 
+def test_the_time_left_of_a_resumed_stage_counts_the_resumed_work_only():
+    now = [0.0]
+    echoed = Queue()
+    with lines(echoed.put, seconds=0.001, clock=lambda: now[0]) as show:
+        for done, time, line in ((70, 0.0, "training: 70 %"), (80, 600.0, "training: 80 %, 20 min left")):
+            now[0] = time
+            show("training", done, 100)
+            while echoed.get(timeout=60) != line:
+                pass
+
+
 def test_a_build_without_a_terminal_prints_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("patchindex_cli.progress.SECONDS_PER_LINE", 0.001)
     args = ("--limit", 20, "--scales", "3", "--no-tune", "-o", tmp_path / "s.zarr")

@@ -277,6 +277,14 @@ def test_images_of_one_colour_of_the_network_have_no_r2(images):
     assert [row["r2"] for row in found.summary()] == [None]
 
 
+def test_images_of_one_colour_up_to_rounding_have_r_0(images):
+    nearly = torch.randn(1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 1e-6
+    grey = pi.networks.wrap(lambda x, t: (0.5 + nearly).expand_as(x), (1, SIZE, SIZE), predicts="x0")
+    options = TheoryOptions(steps=2, network_steps=2, along=1, noised=0)
+    found = theory(grey, {"IS": pi.denoiser("IS", *images)}, 2, options=options)
+    assert {row["pearson_r"] for row in (*found.images, *found.points)} == {0.0}
+
+
 @pytest.mark.parametrize(
     "change",
     [
