@@ -8,18 +8,22 @@ Images are 32 x 32, as in the paper: MNIST and Fashion-MNIST are resized. CIFAR-
 have class labels, as in the paper. For each network:
 
     DIR/runs/NAME       `patchindex train`
-    DIR/scales/NAME     `patchindex calibrate --network`: 6 000 training images, or all images of a label
-    DIR/stores/DATA     `patchindex build` without an index, for exact scores of all images
+    DIR/scales/NAME     `patchindex calibrate --network`
+    DIR/stores/DATA     `patchindex build`
     DIR/NAME/SCHEDULE   `patchindex compare` by the calibrated schedule and by the published one
 
-and last DIR/table.md, with a row for each comparison. Each command is printed, and resumes when the script is
-run again. With --only, other networks are left out. Long: about 40 minutes of training on two cores for each
-network, and as long again for the comparisons.
+and last DIR/joined/table.md, with a row for each comparison. Scores are exact and of all training images, but
+bbELS on MNIST takes `auto` and an index: MNIST networks have no labels, and each pixel is compared with the
+patches of 60 000 images. DIR/NAME/exact compares the first images by `exact`; the script prints how far r is.
+
+Each command is printed, and resumes when the script is run again. With --only, other networks are left out.
+Long: 40 to 50 minutes of training on two cores for each network, and as long again for the comparisons.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import shlex
 import subprocess
 import sys
@@ -27,13 +31,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-MACHINES = ("LS", "IS", "wiener", "pca-locality", "pspc", "smoothed", "nearest")
+import patchindex as pi
+
+OTHERS = ("LS", "IS", "wiener", "pca-locality", "pspc", "smoothed", "nearest")
 # The masks that suit MNIST, whose border pixels hardly vary; chosen on held-out images, not by the paper.
 MNIST_MASKS = "pca-locality:tau=0.05,relative_to=pixel"
-CALIBRATION = 6000
+CHECKED = 3  # images that are drawn by `exact` as well as by `auto`
 TRAINING = ("--precision", "bfloat16", "--seed", "0")
 RESNET = ("--arch", "resnet", "--channels", "64", "--lr", "1e-3", "--lr-decay", "0.9995", "--steps", "8000")
-UNET = ("--lr", "5e-4", "--lr-decay", "0.99935", "--steps", "6000")
+UNET = ("--arch", "unet", "--lr", "5e-4", "--lr-decay", "0.99935", "--steps", "6000")
+ATTENTION = ("--arch", "unet-attention", "--lr", "5e-4", "--lr-decay", "0.9987", "--steps", "3000")
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,10 @@ ROWS = {
         "fashion_mnist", "Fashion-MNIST, ResNet (zeros)", RESNET, "fashion-mnist-resnet-zeros"
     ),
     "cifar10-resnet-zeros": Row("cifar10", "CIFAR-10, ResNet (zeros)", RESNET, "cifar10-resnet-zeros"),
-    "mnist-unet-zeros": Row("mnist", "MNIST, UNet (zeros)", ("--arch", "unet", *UNET), "mnist-unet-zeros"),
-    "cifar10-unet-zeros": Row(
-        "cifar10", "CIFAR-10, UNet (zeros)", ("--arch", "unet", *UNET), "cifar10-unet-zeros"
-    ),
+    "mnist-unet-zeros": Row("mnist", "MNIST, UNet (zeros)", UNET, "mnist-unet-zeros"),
+    "cifar10-unet-zeros": Row("cifar10", "CIFAR-10, UNet (zeros)", UNET, "cifar10-unet-zeros"),
     "cifar10-unet-attention": Row(
-        "cifar10", "CIFAR-10, UNet with attention", ("--arch", "unet-attention", *UNET), "cifar10-unet-zeros"
+        "cifar10", "CIFAR-10, UNet with attention", ATTENTION, "cifar10-unet-zeros"
     ),
     "mnist-resnet-circular": Row(
         "mnist",
@@ -70,6 +75,7 @@ ROWS = {
 }
 SIZE = {"mnist": ("--resize", "32"), "fashion_mnist": ("--resize", "32"), "cifar10": ()}
 LABELS = {"fashion_mnist", "cifar10"}  # networks of these data have class labels
+INDEXED = ("mnist", "bbELS")
 
 
 def patchindex(*command: str | Path) -> None:
@@ -83,38 +89,109 @@ def patchindex(*command: str | Path) -> None:
         sys.exit(code)
 
 
-def table_of(name: str, row: Row, source: str, work: Path, n: int, threads: tuple[str, ...]) -> list[Path]:
-    """Make the comparisons of one network; return their folders."""
-    size = SIZE[row.data]
-    labels = ("--conditional",) if row.data in LABELS else ()
-    run, store, scales = work / "runs" / name, work / "stores" / f"{row.data}.zarr", work / "scales" / name
-    patchindex("train", source, "-o", run, *size, *labels, *row.training, *TRAINING, *threads, "--resume")
-    if not store.exists():
-        patchindex("build", source, "-o", store, *size, "--machine", "IS", "--resume", *threads)
-    if not (scales / "schedule.json").exists():
-        # A network without labels is compared with some images only: all of them would take hours.
-        some = () if labels else ("--limit", str(CALIBRATION), "--other-images")
-        beside = ("--beside", row.preset) if row.preset else ()
+@dataclass(frozen=True)
+class Study:
+    """The commands of one network."""
+
+    name: str
+    source: str
+    work: Path
+    options: tuple[str, ...]  # of all commands
+
+    @property
+    def row(self) -> Row:
+        """The row of the network in the table."""
+        return ROWS[self.name]
+
+    @property
+    def run(self) -> Path:
+        """The folder of the network."""
+        return self.work / "runs" / self.name
+
+    @property
+    def store(self) -> Path:
+        """The store of the training images."""
+        return self.work / "stores" / f"{self.row.data}.zarr"
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the store has an index, for `auto`."""
+        return (self.row.data, self.row.machine) == INDEXED
+
+    @property
+    def schedules(self) -> dict[str, str]:
+        """Locality schedules by kind: a file or the name of a preset."""
+        own = {"calibrated": str(self.work / "scales" / self.name / "schedule.json")}
+        return own if self.row.preset is None else own | {"published": self.row.preset}
+
+    def train(self) -> None:
+        """Train the network, from its last checkpoint."""
+        size = SIZE[self.row.data]
+        labels = ("--conditional",) if self.row.data in LABELS else ()
+        settings = (*size, *labels, *self.row.training, *TRAINING)
+        patchindex("train", self.source, "-o", self.run, *settings, *self.options, "--resume")
+
+    def calibrate(self) -> None:
+        """Measure the locality schedule on six samples and some training images, unless that is done."""
+        folder = self.work / "scales" / self.name
+        if (folder / "schedule.json").exists():
+            return
+        some = ("--limit", "30000" if self.row.data in LABELS else "6000", "--other-images")
+        beside = ("--beside", self.row.preset) if self.row.preset else ()
         patchindex(
-            *("calibrate", source, "--network", run, "-o", scales, "--machine", row.machine, *size),
-            *("--pixels", "256", *some, *beside, *threads, "--resume"),
+            *("calibrate", self.source, "--network", self.run, "-o", folder, "--machine", self.row.machine),
+            *(*SIZE[self.row.data], *some, "-n", "6", "--pixels", "256", *beside, *self.options, "--resume"),
         )
-    masks = (MNIST_MASKS,) if row.data == "mnist" else ()
-    machines = ",".join([row.machine, *MACHINES, *masks])
-    folders = []
-    for kind, locality in (("calibrated", scales / "schedule.json"), ("published", row.preset)):
-        if locality is None:
-            continue
-        folder = work / name / kind
-        # Only these denoisers have a locality schedule.
-        chosen = machines if kind == "calibrated" else f"{row.machine},LS,pspc,IS"
+
+    def build(self) -> None:
+        """Build the store; index the scales of the schedules if the network takes `auto`."""
+        if not self.store.exists():
+            patchindex(
+                *("build", self.source, "-o", self.store, *SIZE[self.row.data], *self.options, "--resume"),
+                *self._scales(("--machine", self.row.machine, "--scales"), ("--machine", "IS")),
+            )
+        elif missing := self._scales((), ()):
+            patchindex("build", "-o", self.store, "--add-scales", *missing, *self.options, "--resume")
+
+    def _scales(self, before: tuple[str, ...], without: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the scales that an index has to have, after some options; `without` if it has them all."""
+        held = set(pi.open_index(self.store).scales) if self.store.exists() else set()
+        wanted = {k for each in self.schedules.values() for k in pi.LocalitySchedule.of(each).distinct}
+        missing = sorted(wanted - held) if self.indexed else []
+        return (*before, ",".join(map(str, missing))) if missing else without
+
+    def compare(self, n: int) -> list[Path]:
+        """Compare by each schedule; return the folders."""
+        masks = (MNIST_MASKS,) if self.row.data == "mnist" else ()
+        folders = []
+        for kind, schedule in self.schedules.items():
+            # Only these denoisers have a locality schedule.
+            others = (*OTHERS, *masks) if kind == "calibrated" else ("LS", "pspc", "IS")
+            folders.append(self._compare(kind, schedule, n, (self.row.machine, *others), "--along", "5"))
+        if self.indexed:
+            first = f"{self.row.machine}:estimator=exact"
+            exact = self._compare(
+                "exact", self.schedules["calibrated"], CHECKED, (first, "nearest"), "--along", "0"
+            )
+            pairs = list(zip(r_of(folders[0], self.row.machine), r_of(exact, first), strict=False))
+            print(f"# auto and exact: r differs by {max(abs(a - b) for a, b in pairs):.5f} at most")
+        return folders
+
+    def _compare(self, kind: str, schedule: str, n: int, machines: tuple[str, ...], *options: str) -> Path:
+        folder = self.work / self.name / kind
         patchindex(
-            *("compare", store, "--network", run, "-o", folder, "--machines", chosen, "-n", str(n)),
-            *("--locality", locality, "--along", "5", "--noised", "5", *threads),
-            *("--name", f"{row.title}, {kind} schedule", "--resume"),
+            *("compare", self.store, "--network", self.run, "-o", folder, "--machines", ",".join(machines)),
+            *("-n", str(n), "--locality", schedule, "--noised", "0", *options, *self.options),
+            *("--name", f"{self.row.title}, {kind} schedule", "--resume"),
         )
-        folders.append(folder)
-    return folders
+        return folder
+
+
+def r_of(folder: Path, denoiser: str) -> list[float]:
+    """Return r of the images of a denoiser with the network's in 150 steps."""
+    with (folder / "images.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["denoiser"] == denoiser]
+    return [float(row["pearson_r"]) for row in rows if row["network_steps"] == "150"]
 
 
 def main() -> None:
@@ -134,10 +211,14 @@ def main() -> None:
         flags = ", ".join(f"--{data.replace('_', '-')}" for data in sorted(missing))
         parser.error(f"give the images of {flags}, or leave out their networks with --only")
     threads = ("--threads", args.threads) if args.threads else ()
+    studies = [Study(name, getattr(args, ROWS[name].data), args.work, threads) for name in args.only]
+    for study in studies:
+        study.train()
+        study.calibrate()
     folders = []
-    for name in args.only:
-        row = ROWS[name]
-        folders += table_of(name, row, getattr(args, row.data), args.work, args.n, threads)
+    for study in studies:
+        study.build()
+        folders += study.compare(args.n)
     joined = args.work / "joined"
     patchindex("compare-table", *folders, "-o", joined, "--overwrite")
     print(f"\n{joined / 'table.md'}")
