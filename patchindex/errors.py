@@ -7,6 +7,7 @@ that a caller would expect: `InputError` is a `ValueError`. `exit_code` is the e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,25 @@ __all__ = [
     "PatchIndexWarning",
     "SourceNotFoundError",
     "StoreError",
+    "printable",
 ]
+
+
+def printable(text: object) -> str:
+    r"""Return a text that a terminal prints as it is: all other characters are escaped, as in Python.
+
+    File names and the strings of a store come from outside. Escape sequences in them could move the cursor,
+    change the title of the window or hide text, and lone surrogates cannot be printed at all.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[2Jb\nc\u202ed \u00e9"))
+    a\x1b[2Jb\nc\u202ed é
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,11 @@ class Option:
         if self.python is not None:
             return self.python
         return self.name if self.value is None else f"{self.name}={self.value!r}"
+
+
+def _one_line(text: str) -> str:
+    """Join the lines of a message, of another library for example, and escape what is not printable."""
+    return printable(re.sub(r"\s*\n\s*", " ", text.strip()))
 
 
 class _Message(Exception):  # noqa: N818  (also the base of warnings)
@@ -53,11 +77,13 @@ class _Message(Exception):  # noqa: N818  (also the base of warnings)
     def describe(self, spell: Callable[[Option], str] = str) -> str:
         """Return the message; `spell` writes the parameter and the options of the remedy."""
         where = self.where if self.parameter is None else spell(Option(self.parameter))
-        message = self.what if where is None else f"{where}: {self.what}"
+        message = _one_line(self.what)
+        if where is not None:
+            message = f"{printable(where)}: {message}"
         if self.remedy is None:
             return message
         parts = [self.remedy] if isinstance(self.remedy, str) else self.remedy
-        return f"{message}; {''.join(p if isinstance(p, str) else spell(p) for p in parts)}"
+        return f"{message}; {_one_line(''.join(p if isinstance(p, str) else spell(p) for p in parts))}"
 
     # Some subclasses are also an OSError, which prints its arguments in another form.
     def __str__(self) -> str:

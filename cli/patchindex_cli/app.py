@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
+from io import TextIOWrapper
 from typing import Any
 
 import click
 
-from patchindex.errors import Option, PatchIndexError, PatchIndexWarning
+from patchindex.errors import Option, PatchIndexError, PatchIndexWarning, printable
 
 from .append import append
 from .build import build
@@ -16,6 +17,7 @@ from .calibrate import calibrate
 from .compare import compare, compare_table
 from .info import info
 from .originality import originality
+from .output import echo
 from .sample import sample
 from .study import study
 from .train import train
@@ -31,12 +33,15 @@ class _Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command, and end the process with the exit code."""
         code, message = 0, ""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # names that the encoding does not have
         try:
             with warnings.catch_warnings():
                 self._print_warnings()
                 code = super().main(*args, **{**kwargs, "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message())
+            echo(error.format_message())
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "patchindex"
             code, message = 2, f"{error.format_message().rstrip('.')}; see {command} --help"
@@ -50,7 +55,7 @@ class _Group(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             code, message = 1, f"{where}{error.strerror or error}"
         if message:
-            click.echo(f"Error: {' '.join(message.split())}", err=True)
+            echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(code)
 
     def resolve_command(
@@ -68,10 +73,10 @@ class _Group(click.Group):
 
         def show(message: Warning | str, *where: Any, **options: Any) -> None:
             if not isinstance(message, PatchIndexWarning):
-                others(message, *where, **options)
+                others(printable(message), *where, **options)
             elif (text := message.describe(self._spell)) not in printed:
                 printed.add(text)
-                click.echo(f"Warning: {text}", err=True)
+                echo(f"Warning: {text}", err=True)
 
         warnings.showwarning = show
 

@@ -27,7 +27,7 @@ from .options import (
     resized_locality,
     run_options,
 )
-from .output import shorten
+from .output import echo, shorten
 from .sources import image_options, open_source
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def build(
             raise InputError(f"{store.machine} has no index", parameter="add_scales", remedy="leave it out")
         new = sorted(set(asked) - set(store.scales))
         if not new:
-            click.echo(f"nothing to add: {output} has k = {shorten(asked)} already", err=True)
+            echo(f"nothing to add: {output} has k = {shorten(asked)} already", err=True)
             if dry_run or not (options.tune and untuned_scales(store)):
                 return
         if dry_run:

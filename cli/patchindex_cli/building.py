@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from patchindex.errors import Option, PatchIndexError
 
 from .options import BuildOptions, RunOptions
-from .output import byte_size, count, print_json, shorten
+from .output import byte_size, count, echo, print_json, shorten
 from .progress import stages
 
 if TYPE_CHECKING:
@@ -57,18 +55,18 @@ def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: boo
         print_json({**info, "seconds": round(seconds, 2)} | ({"added": added} if appended else {}))
         return
     patches = sum(scale["patches"] for scale in info["indexes"].values())
-    click.echo(
+    echo(
         f"{output}: {count(info['images'], 'image')}{f' ({added:,} added)' if appended else ''}, "
         f"{count(patches, 'patch')} at {count(len(index.scales), 'scale')}, {byte_size(info['bytes'])}, "
         f"in {seconds:.1f} s"
     )
     if appended:
         for k, scale in info["indexes"].items():
-            click.echo(f"k = {k}: new patches: {describe_drift(scale['drift'][-1])}")
+            echo(f"k = {k}: new patches: {describe_drift(scale['drift'][-1])}")
     if index.locality is None and index.machine != "IS":
-        click.echo("the store has no locality schedule: give --locality to sample")
+        echo("the store has no locality schedule: give --locality to sample")
     elif unused := sorted(set(index.scales) - set(index.locality.distinct if index.locality else ())):
-        click.echo(f"the locality schedule does not use k = {shorten(unused)}: give --locality to sample")
+        echo(f"the locality schedule does not use k = {shorten(unused)}: give --locality to sample")
 
 
 def describe_drift(drift: dict[str, Any]) -> str:

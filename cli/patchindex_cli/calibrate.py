@@ -19,7 +19,7 @@ from .options import (
     parse_scales,
     run_options,
 )
-from .output import new_table, print_json, print_table
+from .output import add_row, echo, new_table, print_json, print_table
 from .progress import stages
 from .sources import Training, image_options, open_source, open_training, parse_label
 
@@ -176,7 +176,7 @@ def calibrate(
         print_json({"settings": result.settings, "summary": result.summary(), "files": files})
         return
     _print(result)
-    click.echo(f"{output / 'schedule.json'}, {output / 'calibration.png'}")
+    echo(f"{output / 'schedule.json'}, {output / 'calibration.png'}")
 
 
 def _image_names() -> list[str]:
@@ -221,5 +221,5 @@ def _print(result: Calibration) -> None:
         cells.append(f"{row['value']:.5f}")
         if not on_network:
             cells.append("-" if row["memorises_from"] is None else str(row["memorises_from"]))
-        table.add_row(*cells)
+        add_row(table, *cells)
     print_table(table)

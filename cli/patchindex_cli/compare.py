@@ -20,7 +20,7 @@ from .options import (
     run_options,
     sampling_options,
 )
-from .output import new_table, print_json, print_table
+from .output import add_row, echo, new_table, print_json, print_table
 from .progress import stages
 from .sources import Training, choose_locality, image_options, open_denoiser, open_training, parse_label
 
@@ -163,7 +163,7 @@ def compare(
         print_json({"summary": summary, "seconds": found.seconds(), "files": files})
         return
     _print_summary(summary)
-    click.echo(f"{output / 'table.md'}, {output / 'images.png'}")
+    echo(f"{output / 'table.md'}, {output / 'images.png'}")
 
 
 @click.command(name="compare-table", short_help="Join comparisons into one table.")
@@ -188,7 +188,7 @@ def compare_table(folders: Sequence[str], output: Path, overwrite: bool) -> None
     output.mkdir(parents=True, exist_ok=True)
     write_tables(output, runs)
     figure.savefig(output / "scatter.png", dpi=120)
-    click.echo(markdown(runs))
+    echo(markdown(runs))
 
 
 def split_machines(text: str) -> list[str]:
@@ -298,7 +298,8 @@ def _print_summary(summary: Sequence[dict[str, Any]]) -> None:
             difference = (
                 f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
             )
-        table.add_row(
+        add_row(
+            table,
             row["denoiser"],
             *r,
             "-" if row["r2"] is None else f"{row['r2']:.3f}",

@@ -7,12 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from patchindex.errors import InputError
 
 from .options import BuildOptions, RunOptions
-from .output import byte_size, count, new_table, print_json, print_table
+from .output import add_row, byte_size, count, echo, new_table, print_json, print_table
 
 if TYPE_CHECKING:
     from patchindex import PatchIndex
@@ -56,7 +54,7 @@ def report_plan(
     elif (
         existing_output(path, settings, overwrite=overwrite, resume=options.resume) is ExistingOutput.FINISHED
     ):
-        click.echo(f"{output} is complete: --resume has nothing to do", err=True)
+        echo(f"{output} is complete: --resume has nothing to do", err=True)
         return
     check_limits(path, plan, budget)
 
@@ -64,18 +62,18 @@ def report_plan(
 def _print_plan(plan: BuildPlan, budget: int, free: int) -> None:
     n, height, width, channels = plan.images
     size = f"{height} x {width} x {channels}"
-    click.echo(f"{plan.machine}, {count(n, 'image')} of {size}; all numbers are upper bounds")
+    echo(f"{plan.machine}, {count(n, 'image')} of {size}; all numbers are upper bounds")
     table = new_table(("k", "patches", "lists", "code", "on disk", "memory"))
     for s in plan.scales:
         row = (s.k, f"{s.patches:,}", f"{s.lists:,}", f"{s.dims} B", byte_size(s.disk_bytes))
-        table.add_row(*map(str, row), byte_size(s.memory_bytes))
+        add_row(table, *map(str, row), byte_size(s.memory_bytes))
     print_table(table)
     disk = plan.disk_bytes + plan.scratch_bytes
     for name, need, text, have in (
         ("memory", plan.memory_bytes, f"a budget of {byte_size(budget)}", budget),
         ("disk", disk, f"{byte_size(free)} free; the store keeps {byte_size(plan.disk_bytes)}", free),
     ):
-        click.echo(f"{name}: {byte_size(need)} of {text}: {'fits' if need <= have else 'DOES NOT FIT'}")
+        echo(f"{name}: {byte_size(need)} of {text}: {'fits' if need <= have else 'DOES NOT FIT'}")
 
 
 def codes_of(index: PatchIndex, scales: Iterable[int]) -> list[tuple[int, int, int]]:
@@ -97,4 +95,4 @@ def report_clamped(
             ("--pca-dims", actual_dims, pca_dims, "a patch has no more values"),
         ):
             if asked is not None and actual != asked:
-                click.echo(f"{flag}: {actual:,} instead of {asked:,} at k = {k}: {reason}", err=True)
+                echo(f"{flag}: {actual:,} instead of {asked:,} at k = {k}: {reason}", err=True)

@@ -10,7 +10,7 @@ import click
 
 from .building import describe_drift
 from .options import json_option, store_path
-from .output import byte_size, count, new_table, print_json, print_table, shorten
+from .output import add_row, byte_size, count, echo, echo_field, new_table, print_json, print_table, shorten
 
 LABELS_SHOWN = 12
 
@@ -53,7 +53,7 @@ def info(store: Path | str, as_json: bool) -> None:
         return
     for name, value in _summary(found).items():
         if value:
-            click.echo(f"{click.style(f'{name:<12}', bold=True)}{value}")
+            echo_field(name, value)
     scales = found["indexes"]
     if not scales:
         return
@@ -61,11 +61,11 @@ def info(store: Path | str, as_json: bool) -> None:
     for k, scale in scales.items():
         for drift in scale.get("drift", []):
             added = count(drift["images"], "appended image")
-            click.echo(f"k = {k}: {added}: {describe_drift(drift)}")
+            echo(f"k = {k}: {added}: {describe_drift(drift)}")
     _print_curves(scales)
     if missing := [k for k, scale in scales.items() if "operating_curve" not in scale]:
         where = "the original store" if "://" in str(store) else store
-        click.echo(f"not tuned: k = {shorten(missing, len(missing))}; run patchindex tune {where}")
+        echo(f"not tuned: k = {shorten(missing, len(missing))}; run patchindex tune {where}")
 
 
 def _summary(found: dict[str, Any]) -> dict[str, str]:
@@ -118,10 +118,11 @@ def _labels(labels: list[int] | None, names: list[str] | None) -> str:
 
 def _print_scales(scales: dict[str, dict[str, Any]]) -> None:
     columns = ("k", "patches", "lists", "classes", "code", "variance", "size", "per patch", "build")
-    click.echo("\npatch index")
+    echo("\npatch index")
     table = new_table(columns)
     for k, scale in scales.items():
-        table.add_row(
+        add_row(
+            table,
             k,
             f"{scale['patches']:,}",
             f"{scale['lists']:,}",
@@ -152,9 +153,9 @@ def _print_curves(scales: dict[str, dict[str, Any]]) -> None:
             top = curve.search(beta, candidates, quality)
             auto = ("exact", "", "") if near is None else (_micro(seconds), near.probes, near.candidates)
             row = (k, f"{beta:.3f}", _micro(curve.exact), *auto, _micro(top.seconds), top.probes)
-            table.add_row(*map(str, row), f"{top.mass:.3f}")
+            add_row(table, *map(str, row), f"{top.mass:.3f}")
     if table.row_count:
-        click.echo(
+        echo(
             f"operating curve: microseconds per pixel; auto to a tolerance of {tolerance}, "
             f"topk with {candidates} candidates to a quality of {quality}"
         )

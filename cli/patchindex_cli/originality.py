@@ -20,7 +20,7 @@ from .options import (
     run_options,
     store_path,
 )
-from .output import count, new_table, print_json, print_table
+from .output import add_row, count, echo, new_table, print_json, print_table
 from .progress import stages
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def originality(
         print_json({"settings": found.settings, "summary": found.summary(), "files": files})
         return
     _print(found.summary())
-    click.echo(", ".join(file for file in files if file.endswith(".png")))
+    echo(", ".join(file for file in files if file.endswith(".png")))
 
 
 def _parse_times(text: str) -> list[float]:
@@ -181,10 +181,10 @@ def _print(summary: dict[str, Any]) -> None:
         ("relative", "relative_"),
     ):
         values = (summary[f"{key}{column}"] for column in ("nearest", "shifted"))
-        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
+        add_row(table, name, *("-" if value is None else f"{value:.3f}" for value in values))
     print_table(table)
     copies = summary["copies"]
-    click.echo(
+    echo(
         f"{count(copies, 'image')} {'is a copy' if copies == 1 else 'are copies'}"
         ": three times nearer to the nearest training image than to the second"
     )
@@ -194,5 +194,5 @@ def _print(summary: dict[str, Any]) -> None:
             cells = (row["images"], row["images_per_pixel"], row["ess"])
             known = ["-" if value is None else f"{value:,.1f}" for value in cells]
             heaviest = "-" if row["heaviest"] is None else f"{row['heaviest']:.3f}"
-            steps.add_row(f"{row['t']:g}", str(row["k"]), *known, heaviest)
+            add_row(steps, f"{row['t']:g}", str(row["k"]), *known, heaviest)
         print_table(steps)

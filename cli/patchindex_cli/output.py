@@ -1,4 +1,7 @@
-"""Text that all commands print alike: counts, sizes, shortened lists, tables, JSON."""
+"""Text that all commands print alike: lines, counts, sizes, shortened lists, tables, JSON.
+
+All commands print by the functions of this file, which escape control characters of names from outside.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patchindex.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 NAMES_SHOWN = 10
 FILE_WIDTH = 120  # characters per line of a table in a file or a pipe
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print lines on stdout or stderr; names of files and strings of a store may be in them."""
+    click.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
+
+
+def echo_field(name: str, value: object) -> None:
+    """Print a name in bold, and its value in the same line."""
+    click.echo(f"{click.style(f'{name:<12}', bold=True)}{printable(value)}")
 
 
 def count(n: int, noun: str) -> str:
@@ -47,18 +62,24 @@ def new_table(columns: Sequence[str]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(printable(name), justify="right")
     return table
+
+
+def add_row(table: Table, *cells: object) -> None:
+    """Add a row of texts to a table."""
+    table.add_row(*map(printable, cells))
 
 
 def print_table(table: Table) -> None:
     """Print a table, as wide as the terminal or, without a terminal, 120 characters."""
     from rich.console import Console
 
-    console = Console()
-    (console if console.is_terminal else Console(width=FILE_WIDTH)).print(table)
+    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}  # cells are no markup
+    console = Console(**plain)
+    (console if console.is_terminal else Console(width=FILE_WIDTH, **plain)).print(table)
 
 
 def print_json(data: Any) -> None:
     """Print data as indented JSON."""
-    click.echo(json.dumps(data, indent=2, default=str))
+    echo(json.dumps(data, indent=2, default=str))

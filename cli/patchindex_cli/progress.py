@@ -9,7 +9,9 @@ from threading import Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import click
+from patchindex.errors import printable
+
+from .output import echo
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -35,7 +37,7 @@ class Bars:
         """Show that `done` of `total` units of a stage are completed."""
         if stage not in self._tasks:
             self.end()
-            self._tasks[stage] = self._progress.add_task(stage, total=total if done else None)
+            self._tasks[stage] = self._progress.add_task(printable(stage), total=total if done else None)
         elif done:
             self._progress.update(self._tasks[stage], total=total)
         self._progress.update(self._tasks[stage], completed=done)
@@ -95,7 +97,7 @@ def stages() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        with lines(lambda line: click.echo(line, err=True), SECONDS_PER_LINE) as show:
+        with lines(lambda line: echo(line, err=True), SECONDS_PER_LINE) as show:
             yield show
         return
     columns = (
@@ -104,7 +106,9 @@ def stages() -> Iterator[Progress]:
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
     )
-    with rich.Progress(rich.TextColumn("{task.description:<28}"), *columns, console=console) as progress:
+    with rich.Progress(
+        rich.TextColumn("{task.description:<28}", markup=False), *columns, console=console
+    ) as progress:
         bars = Bars(progress)
         yield bars
         bars.end()  # not after an error: the bars then show where it happened

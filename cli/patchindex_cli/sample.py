@@ -28,7 +28,7 @@ from .options import (
     sampling_options,
     store_path,
 )
-from .output import count, print_json
+from .output import count, echo, print_json
 from .progress import stages
 from .sources import Training, choose_locality, open_denoiser, parse_label
 
@@ -160,9 +160,9 @@ def sample(
     if run.as_json:
         print_json({**record, "files": [str(output / name) for name in FILES]})
         return
-    click.echo(f"{output / FILES[0]}: {count(len(result.images), 'image')} in {seconds:.1f} s")
+    echo(f"{output / FILES[0]}: {count(len(result.images), 'image')} in {seconds:.1f} s")
     if compile_seconds is not None:
-        click.echo(f"compiled the exact kernels for this machine in {compile_seconds:.1f} s (only once)")
+        echo(f"compiled the exact kernels for this machine in {compile_seconds:.1f} s (only once)")
 
 
 def _score_settings(

@@ -22,7 +22,7 @@ from .options import (
     resized_locality,
     store_path,
 )
-from .output import count, shorten
+from .output import count, echo, shorten
 
 if TYPE_CHECKING:
     from patchindex import ImageSource, PatchIndex
@@ -115,10 +115,10 @@ def open_source(source: str, image: dict[str, Any]) -> ImageSource:
     images = patchindex.open_images(source, **image)
     if images.skipped:
         files = count(len(images.skipped), "file")
-        click.echo(f"skipped {files} that cannot be decoded: {shorten(images.skipped)}", err=True)
+        echo(f"skipped {files} that cannot be decoded: {shorten(images.skipped)}", err=True)
     limit = image.get("limit")
     if limit is not None and len(images) < limit:
-        click.echo(f"--limit: {source} has {count(len(images), 'image')}, fewer than {limit:,}", err=True)
+        echo(f"--limit: {source} has {count(len(images), 'image')}, fewer than {limit:,}", err=True)
     return images
 
 

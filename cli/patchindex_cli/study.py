@@ -17,7 +17,7 @@ from .options import (
     sampling_options,
     store_path,
 )
-from .output import new_table, print_json, print_table
+from .output import add_row, echo, new_table, print_json, print_table
 from .progress import stages
 from .sources import Training, choose_locality, parse_label
 
@@ -118,9 +118,9 @@ def study(
     table.columns[0].justify, table.columns[0].min_width, table.columns[0].overflow = "left", 16, "fold"
     for row in result.summary():
         known = {name: value for name, value in row.items() if value is not None}
-        table.add_row(row["estimator"], *(_format(text, known) for text in COLUMNS.values()))
+        add_row(table, row["estimator"], *(_format(text, known) for text in COLUMNS.values()))
     print_table(table)
-    click.echo(f"{output / 'study.png'}, {output / 'study.csv'}")
+    echo(f"{output / 'study.png'}, {output / 'study.csv'}")
 
 
 def _write(output: Path, result: Study, columns: int) -> None:

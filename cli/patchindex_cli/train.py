@@ -20,7 +20,7 @@ from .options import (
     parse_integers,
     run_options,
 )
-from .output import count, print_json
+from .output import count, echo, print_json
 from .progress import SECONDS_PER_LINE, stages
 from .sources import image_options, open_source
 
@@ -154,7 +154,7 @@ def train(
     seconds = record["seconds"]
     time_taken = f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
     loss = "no loss yet" if record["loss"] is None else f"loss {record['loss']:.4f}"
-    click.echo(
+    echo(
         f"{output}: {count(record['parameters'], 'parameter')}, {count(record['step'], 'step')} "
         f"({record['epochs']:.1f} epochs) in {time_taken}, {loss}"
     )

@@ -8,7 +8,7 @@ import click
 
 from .building import untuned_scales
 from .options import LocalPath, json_option, seed_option, threads_option
-from .output import print_json, shorten
+from .output import echo, print_json, shorten
 from .progress import stages
 
 
@@ -39,7 +39,7 @@ def tune(store: Path, overwrite: bool, seed: int, threads: int | None, as_json: 
         curves = {k: index.scale(k).attributes["operating_curve"] for k in index.scales}
         print_json({"path": str(store), "measured": todo, "operating_curves": curves})
     elif todo:
-        click.echo(f"{store}: tuned k = {shorten(todo, len(todo))}; see patchindex info {store}")
+        echo(f"{store}: tuned k = {shorten(todo, len(todo))}; see patchindex info {store}")
     else:
         reason = "all scales are tuned" if index.scales else "the store has no index"
-        click.echo(f"{store}: nothing to do: {reason}")
+        echo(f"{store}: nothing to do: {reason}")

@@ -9,7 +9,7 @@ import click
 from patchindex.errors import StoreError
 
 from .options import json_option, store_path
-from .output import byte_size, count, print_json
+from .output import byte_size, count, echo, print_json
 from .progress import stages
 
 PROBLEMS_SHOWN = 20
@@ -36,10 +36,10 @@ def verify(store: Path | str, as_json: bool) -> None:
         print_json(report.as_dict())
     else:
         for where, what in report.problems[:PROBLEMS_SHOWN]:
-            click.echo(f"{where}: {what}")
+            echo(f"{where}: {what}")
         if len(report.problems) > PROBLEMS_SHOWN:
-            click.echo(f"... and {len(report.problems) - PROBLEMS_SHOWN} more; --json prints all")
-        click.echo(
+            echo(f"... and {len(report.problems) - PROBLEMS_SHOWN} more; --json prints all")
+        echo(
             f"{store}: checked {count(report.files, 'file')} ({byte_size(report.bytes)}) and "
             f"{count(report.patches, 'patch')}; encoded {count(report.encoded, 'patch')} again"
         )
