@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.dask_tasks import lost_workers, submit
 from patchindex.denoisers.from_images import is_store
 from patchindex.denoisers.machine import MachineOptions, ScoreMachine
@@ -28,7 +29,7 @@ from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, o
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import open_index
 from patchindex.runtime import check_threads
-from patchindex.sampling.samplers import SampleResult, check_least, starting_noise
+from patchindex.sampling.samplers import SampleResult, starting_noise
 from patchindex.sampling.samplers import sample as draw
 from patchindex.softmax import SoftmaxState
 from patchindex.store.checksums import fingerprint
@@ -173,7 +174,7 @@ class ImageShards:
         images: int | None = None,
         **options: Unpack[ImageOptions],
     ) -> None:
-        check_least(images=(images, 1))
+        check_least(images=(1 if images is None else images, 1))
         self._client = client
         where = _place(source)
         labels = None if labels is None else LabelSpec.parse(labels).absolute()

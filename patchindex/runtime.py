@@ -1,4 +1,4 @@
-"""Settings of the machine: threads, devices, FAISS and callbacks for progress.
+"""Settings of the machine and of the process: threads, memory, devices, FAISS, callbacks for progress.
 
 torch is imported before FAISS: both bring an OpenMP runtime, and with torch loaded first they share its
 settings. All modules get FAISS from `load_faiss` or `require_faiss`, which import it on first use.
@@ -7,17 +7,21 @@ settings. All modules get FAISS from `load_faiss` or `require_faiss`, which impo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import resource
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
-from patchindex.errors import DeviceError, InputError
+from patchindex.checks import is_whole
+from patchindex.errors import DeviceError, InputError, PatchIndexWarning
 
 __all__ = [
     "Progress",
@@ -26,8 +30,10 @@ __all__ = [
     "faiss_gpus",
     "full_precision",
     "load_faiss",
+    "memory_limit",
     "no_progress",
     "part_of",
+    "plain_state",
     "pool",
     "require_faiss",
     "resolve_device",
@@ -122,17 +128,64 @@ def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = Fal
 
 
 def check_threads(n: int | None) -> None:
-    """Refuse a number of threads below 1 or above 1024."""
-    if n is not None and not 1 <= n <= MAX_THREADS:
+    """Refuse a number of threads below 1 or above 1024, and several threads in a forked process."""
+    if n is None:
+        return
+    most = 1 if _forked else MAX_THREADS
+    if not is_whole(n) or not 1 <= n <= most:
+        here = " in a forked process" if _forked else ""
         raise InputError(
-            f"must be 1 to {MAX_THREADS}, got {n}", parameter="threads", remedy=f"use 1 to {os.cpu_count()}"
+            f"must be a whole number from 1 to {most}{here}, got {n!r}",
+            parameter="threads",
+            remedy=SPAWN if _forked else f"use 1 to {os.cpu_count()}",
         )
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this process may use.
+
+    The least of the machine's memory, the limit of the address space (`ulimit -v`) and the limits of the
+    control groups (version 1 or 2) that the process is in, which containers and batch systems set. `root` is
+    the folder that has `proc` and `sys`.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(address_space)
+    for file in _control_files(root):
+        with suppress(OSError, ValueError):  # no such group here, or its limit is "max"
+            limits.append(int(file.read_text()))
+    return min(limits)
+
+
+def _control_files(root: Path) -> Iterator[Path]:
+    """Yield the files with the memory limits of a process's control groups and of the groups above."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in groups:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            top, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # A container may see its own group as the top: then the path of the group is not there.
+        inside = Path(group.lstrip("/"))
+        for part in (inside, *inside.parents):
+            yield top / part / name
 
 
 @contextmanager
 def threads(n: int | None) -> Iterator[int]:
-    """Run torch and FAISS on `n` CPU threads inside the block, and yield n; None changes nothing."""
+    """Run torch and FAISS on `n` CPU threads inside the block, and yield n; None changes nothing.
+
+    A forked process has one thread.
+    """
     check_threads(n)
+    _use_one_thread_after_fork()
     if n is None:
         yield torch.get_num_threads()
         return
@@ -162,11 +215,55 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "patchindex-pool")
 
 
-def _precisions() -> list[tuple[Any, str, Any]]:
-    """Return torch's settings that allow rounding of float32 products, and the value that forbids it."""
+SPAWN = "start processes with the method 'spawn' of multiprocessing"
+_forked, _warned = False, False
+
+
+def _note_fork() -> None:
+    """Forget the parent's other threads, which a forked process does not have."""
+    global _forked, _inside, _counting
+    _forked, _inside, _counting = True, min(_inside, 1), Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _use_one_thread_after_fork() -> None:
+    """Set one thread in a forked process: OpenMP would wait for ever for threads of the parent."""
+    global _warned
+    if not _forked:
+        return
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        if not _warned:
+            warning = PatchIndexWarning("a forked process computes on one thread", remedy=SPAWN)
+            warnings.warn(warning, stacklevel=2)
+        _warned = True
+    if (faiss := load_faiss()) is not None:
+        faiss.omp_set_num_threads(1)
+
+
+class _Setting(NamedTuple):
+    """A setting of the process, and the value that it has inside `full_precision`."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], None]
+    wanted: Any
+
+
+def _settings() -> list[_Setting]:
+    """Return torch's settings that allow rounding of float32 products, and its default type."""
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
-        return [(b.matmul, "fp32_precision", "ieee") for b in (torch.backends.cuda, torch.backends.mkldnn)]
-    return [(torch.backends.cuda.matmul, "allow_tf32", False)]
+        precisions = [
+            (b.matmul, "fp32_precision", "ieee") for b in (torch.backends.cuda, torch.backends.mkldnn)
+        ]
+    else:
+        precisions = [(torch.backends.cuda.matmul, "allow_tf32", False)]  # type: ignore[list-item]
+    return [
+        _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+        *(_Setting(partial(getattr, b, name), partial(setattr, b, name), v) for b, name, v in precisions),
+    ]
 
 
 _inside = 0  # running blocks of `full_precision`, in all threads
@@ -178,14 +275,16 @@ _counting = Lock()
 def full_precision() -> Iterator[None]:
     """Multiply float32 matrices in float32 inside the block, even where TF32 or bfloat16 are allowed.
 
-    The setting belongs to the process: the last block to end restores it.
+    The settings belong to the process: the last block to end restores them.
     """
     global _inside, _before
+    _use_one_thread_after_fork()
     with _counting:
         if _inside == 0:
-            _before = [getattr(settings, name) for settings, name, _ in _precisions()]
-            for settings, name, exact in _precisions():
-                setattr(settings, name, exact)
+            settings = _settings()
+            _before = [setting.get() for setting in settings]
+            for setting in settings:
+                setting.set(setting.wanted)
         _inside += 1
     try:
         yield
@@ -193,5 +292,27 @@ def full_precision() -> Iterator[None]:
         with _counting:
             _inside -= 1
             if _inside == 0:
-                for (settings, name, _), value in zip(_precisions(), _before, strict=True):
-                    setattr(settings, name, value)
+                for setting, value in zip(_settings(), _before, strict=True):
+                    setting.set(value)
+
+
+# NumPy's defaults: a program that raises at each underflow gets the same numbers as any other.
+ERRORS: dict[str, Any] = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+
+
+@contextmanager
+def plain_state() -> Iterator[None]:
+    """Compute inside the block as if the program around had changed no settings.
+
+    Switched off: `torch.autocast`, another default type or device of torch, lower precision of float32
+    products, and errors that `numpy.seterr` raises. Also a decorator.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        stack.enter_context(np.errstate(**ERRORS))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield

@@ -156,7 +156,7 @@ build_options = _grouped(
         click.option(
             "--memory",
             metavar="SIZE",
-            help="Memory budget, such as 500M or 4G.  [default: half of the machine's memory]",
+            help="Memory budget, such as 500M or 4G.  [default: half of the memory that the process may use]",
         ),
         click.option(
             "--tune/--no-tune",

@@ -33,12 +33,13 @@ from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device
+from patchindex.runtime import Progress, no_progress, plain_state, require_faiss, resolve_device
 from patchindex.runtime import threads as use_threads
 
 __all__ = ["build_index"]
 
 
+@plain_state()
 def build_index(
     images: ImagesLike,
     path: str | os.PathLike[str],
@@ -91,8 +92,8 @@ def build_index(
     threads : int, optional
         CPU threads. Stores built with different numbers of threads differ by rounding.
     memory : int or str, optional
-        Memory budget in bytes, or as `"4G"`; by default half of the machine's memory. A build that needs more
-        is refused before it starts.
+        Memory budget in bytes, or as `"4G"`; by default half of the memory that the process may use,
+        in a container for example. A build that needs more is refused before it starts.
     device : str or torch.device, optional
         `"cpu"` (default) or `"cuda"`: the device that trains lists and assigns patches.
     overwrite : bool

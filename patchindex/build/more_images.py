@@ -29,12 +29,13 @@ from patchindex.images.by_label import TrainingImages
 from patchindex.images.concat import ConcatSource
 from patchindex.index.layout import replaced_path
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device
+from patchindex.runtime import Progress, no_progress, plain_state, require_faiss, resolve_device
 from patchindex.runtime import threads as use_threads
 
 __all__ = ["append"]
 
 
+@plain_state()
 def append(
     store: str | os.PathLike[str],
     images: ImagesLike,

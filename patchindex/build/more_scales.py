@@ -19,7 +19,7 @@ from patchindex.errors import InputError, Option
 from patchindex.images import ImageSource
 from patchindex.index.layout import scales_of
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, require_faiss, resolve_device
+from patchindex.runtime import Progress, no_progress, plain_state, require_faiss, resolve_device
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, write_scales
@@ -27,6 +27,7 @@ from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, wr
 __all__ = ["add_scales", "labelled_images", "plan_scales"]
 
 
+@plain_state()
 def add_scales(
     store: str | os.PathLike[str],
     scales: Sequence[int] | int,

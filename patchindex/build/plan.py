@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from patchindex.index.lists import TRAINING_PATCHES_PER_LIST, list_counts, most_
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.index.patch_index import PatchIndex
 from patchindex.index.pca import fit_pca
+from patchindex.runtime import memory_limit
 from patchindex.schedules import LocalitySchedule, noise_levels
 
 __all__ = ["BuildPlan", "ScalePlan", "parse_memory", "plan_append", "plan_build"]
@@ -180,10 +180,10 @@ def _forecast(
 def parse_memory(memory: int | str | None) -> int:
     """Return a memory budget in bytes; `memory` is a number, `"500M"`, `"4G"`, or `"4GiB"`.
 
-    The default is half of the machine's memory.
+    The default is half of the memory that the process may use.
     """
     if memory is None:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return memory_limit() // 2
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(memory).strip(), re.IGNORECASE)
     value = float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ") if found else 0
     if value < 1:

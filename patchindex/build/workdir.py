@@ -20,6 +20,7 @@ import zarr
 from filelock import FileLock, Timeout
 
 from patchindex.build.settings import changed_settings
+from patchindex.checks import check_path
 from patchindex.errors import InputError, Option, OutputExistsError, PatchIndexError, StoreError
 from patchindex.index.layout import attributes_of, read_attributes, replaced_path, scales_of
 from patchindex.store.atomic import sync, sync_file
@@ -166,6 +167,7 @@ def has_images(folder: Path) -> bool:
 
 def real_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a store without symbolic links, so that each store has one lock; refuse a URL."""
+    check_path(path)
     if is_url(path):
         raise InputError("is a URL", where=path, remedy="build on a local disk, and copy the store there")
     return Path(os.path.realpath(path))

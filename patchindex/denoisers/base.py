@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError
+from patchindex.checks import check_least, is_whole
+from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
-from patchindex.runtime import Progress, check_threads, no_progress, part_of, resolve_device
+from patchindex.runtime import Progress, check_threads, no_progress, part_of, plain_state, resolve_device
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import NoiseSchedule, noise_schedule
 
@@ -24,6 +25,7 @@ __all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser"]
 # 2 |x| / 127.5 = 1.6. Noisy images lie within about 6.
 LARGEST_X = 100.0
 LEAST_BETA = 1e-20  # smaller noise variances make float32 logits overflow
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Denoiser(ABC):
         """
         label = self.label if label is None else label
         self.check_label(label)
-        with use_threads(self._threads):
+        with plain_state(), use_threads(self._threads):
             self._prepare(label, progress or no_progress)
 
     def _prepare(self, label: int | None, progress: Progress) -> None:  # noqa: B027  (a hook that few need)
@@ -211,9 +213,12 @@ class Denoiser(ABC):
         InputError
             When x has a wrong shape, is not finite or too large; when t is outside (0, 1) or its noise
             variance is below `LEAST_BETA`; when the label is unknown, or there are not B `image_ids`.
+        PatchIndexError
+            When the posterior mean is not finite, because a store or a network is damaged for example.
         """
         return self._posterior_mean(x, t, label, None, seed, image_ids, progress, cache)
 
+    @plain_state()
     def _posterior_mean(
         self,
         x: Tensor,
@@ -230,16 +235,8 @@ class Denoiser(ABC):
         times = self._check_t(t, len(x))
         label = self.label if label is None else label
         self.check_label(label)
-        if image_ids is not None and len(image_ids) != len(x):
-            raise InputError(
-                f"there are {len(image_ids)} numbers for {len(x)} images",
-                parameter="image_ids",
-                remedy="give one number for each image",
-            )
-        if seed < 0:
-            raise InputError(
-                f"must be at least 0, got {seed}", parameter="seed", remedy="use a larger number"
-            )
+        numbers = _numbers(image_ids, len(x))
+        check_least(seed=(seed, 0))
         self._check_images(label)
         progress = progress or no_progress
         distinct = list(dict.fromkeys(times))
@@ -248,12 +245,35 @@ class Denoiser(ABC):
             for i, time in enumerate(distinct):
                 mine = [row for row, its_time in enumerate(times) if its_time == time]
                 part = part_of(progress, "posterior mean", i / len(distinct), (i + 1) / len(distinct))
-                numbers = mine if image_ids is None else [image_ids[row] for row in mine]
-                call = Call(time, label, numbers, seed, part, cache, k)
-                parts.append(self._estimate(x[mine], self._beta(time), call))
+                call = Call(time, label, [numbers[row] for row in mine], seed, part, cache, k)
+                estimate = self._estimate(x[mine], self._beta(time), call)
+                self._check_mean(estimate.mean, len(mine), time)
+                parts.append(estimate)
                 rows += mine
-        joined = Estimate.cat(parts)
-        return joined[torch.argsort(torch.tensor(rows, device=self.device))]
+            joined = Estimate.cat(parts)
+            return joined[torch.argsort(torch.tensor(rows, device=self.device))]
+
+    def _check_mean(self, mean: Tensor, batch: int, t: float) -> None:
+        """Refuse a posterior mean that is not finite or has another shape than the noisy images."""
+        if tuple(mean.shape) != (batch, *self.shape):
+            what = f"is of shape {tuple(mean.shape)}, not {(batch, *self.shape)}"
+        elif not bool(torch.isfinite(mean).all()):
+            what = "is not finite"
+        else:
+            return
+        raise PatchIndexError(
+            f"the posterior mean at t = {t:.4g} {what}", where=self._who, remedy=self._if_not_finite
+        )
+
+    @property
+    def _who(self) -> str:
+        """The name of the denoiser in errors."""
+        return f"denoiser {type(self).__name__}"
+
+    @property
+    def _if_not_finite(self) -> str:
+        """The remedy for a posterior mean that is not finite."""
+        return "check the function that computes it"
 
     def score(self, x: Tensor, t: float | Tensor, *, label: int | None = None) -> Tensor:
         """Return `(a mu - x) / beta`, (B, C, H, W); mu is the `posterior_mean` and a = sqrt(1 - beta)."""
@@ -263,6 +283,7 @@ class Denoiser(ABC):
         """Return the `score`."""
         return self.score(x, t, *args, **options)
 
+    @plain_state()
     def score_of(self, mean: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         """Return the score that goes with a posterior mean at (x, t)."""
         x = self.check_x(x)
@@ -292,7 +313,13 @@ class Denoiser(ABC):
             raise InputError(
                 f"must be a tensor of shape {expected}, got {found}", parameter=name, remedy="reshape it"
             )
-        if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+        if x.layout != torch.strided or x.device.type == "meta" or x.dtype not in FLOATS:
+            raise InputError(
+                f"must be finite floats in a dense tensor, got {x.dtype} ({x.layout}, {x.device})",
+                parameter=name,
+                remedy="give float32",
+            )
+        if not bool(torch.isfinite(x).all()):
             raise InputError("must be finite floats", parameter=name, remedy="check for NaN and infinity")
         x = x.detach()
         largest = float(x.abs().max())
@@ -326,3 +353,18 @@ class Denoiser(ABC):
                     f"must lie in (0, 1), got {time}", parameter="t", remedy="t = 0 is data, t = 1 is noise"
                 )
         return times
+
+
+def _numbers(image_ids: Sequence[int] | None, batch: int) -> list[int]:
+    """Return the numbers of the images of a batch."""
+    try:
+        numbers = list(range(batch) if image_ids is None else image_ids)
+    except TypeError:
+        numbers = []
+    if len(numbers) != batch:
+        what = f"there are {len(numbers)} numbers for {batch} images"
+    elif not all(map(is_whole, numbers)):
+        what = f"must be whole numbers, got {numbers[:3]}"
+    else:
+        return numbers
+    raise InputError(what, parameter="image_ids", remedy="give one number for each image")

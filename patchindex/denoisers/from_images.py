@@ -86,6 +86,20 @@ class TrainingDenoiser(Denoiser):
         shape = (self.training.channels, *self.training.size)
         super().__init__(shape, noise=noise, label=label, device=device, threads=threads)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the images of a store, which opens again by its path."""
+        return {name: value for name, value in vars(self).items() if self.index is None or name != "training"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the images from the store."""
+        vars(self).update(state)
+        if self.index is not None:
+            self.training = self.index.training
+
+    @property
+    def _if_not_finite(self) -> str:
+        return "check the images" if self.index is None else "check the store with patchindex verify"
+
     def check_label(self, label: int | None) -> None:
         """Refuse a label that no training image has."""
         self.training.range_of(label)

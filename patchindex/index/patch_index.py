@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import zarr
 
+from patchindex.checks import check_path
 from patchindex.errors import InputError, Option, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
@@ -81,6 +82,7 @@ def open_index(
     >>> open_index(path).scales
     (3,)
     """
+    check_path(path)
     where, remote = resolve_device(device, needs_faiss=True), None
     if is_url(path):
         remote = Remote(str(path), storage_options)
@@ -179,6 +181,12 @@ class PatchIndex:
         n, (height, width) = len(self.training), self.training.size
         scales = f", scales {', '.join(map(str, self.scales))}" if self.scales else ""
         return f"PatchIndex({self.path}: {self.machine}, {n} images of {height} x {width}{scales})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path: another process opens the store again, if it is the same store."""
+        options = None if self._remote is None else self._remote.options
+        path = self.path if self._remote is None else self._remote.url
+        return _open_same, (path, self.attributes["fingerprint"], str(self.device), options)
 
     def geometry(self, k: int | None) -> Geometry:
         """Return the geometry of this store's machine at locality scale k."""
@@ -290,6 +298,16 @@ class PatchIndex:
             "bytes": _bytes(self.path) + sum(scale["bytes"] for scale in scales.values()),
             "indexes": scales,
         }
+
+
+def _open_same(
+    path: str | Path, fingerprint: str, device: str, storage_options: dict[str, Any] | None
+) -> PatchIndex:
+    """Open the store that was pickled."""
+    index = open_index(path, device=device, storage_options=storage_options)
+    if index.attributes["fingerprint"] != fingerprint:
+        raise StoreError("is another store than the pickled one", where=path, remedy="open it again")
+    return index
 
 
 def _scale_info(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from patchindex.checks import check_path
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import gather_patches
 from patchindex.index.layout import scale_group, scales_of
@@ -98,6 +99,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
             where=path,
             remedy="verify a local copy; opening a URL checks each file that it copies",
         )
+    check_path(path)
     path, progress = Path(path), progress or no_progress
     problems: list[tuple[str, str]] = []
     files = size = patches = encoded = 0

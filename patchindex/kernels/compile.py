@@ -42,6 +42,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from patchindex.errors import InputError
 from patchindex.runtime import cache_folder
 
 __all__ = ["compiled", "inlined", "lean"]
@@ -50,6 +51,13 @@ PREFIX = "patchindex-kernels-"
 KEPT = 8  # cache folders, of 2 MB each
 DAY = 24 * 3600  # seconds
 CHECKSUM_BYTES = 32
+
+if config.DISABLE_JIT:
+    raise InputError(
+        "is set: the kernels would run as plain Python, a thousand times slower",
+        where="NUMBA_DISABLE_JIT",
+        remedy="unset it before Python starts",
+    )
 
 # Numba counts references to the arrays of every tuple that is passed on, ten atomic additions per call,
 # unless it is told that the function allocates and frees nothing.

@@ -70,7 +70,7 @@ class Batches:
         return epochs * len(self.images) + rest * self.batch_size
 
     def keep_in_memory(self, progress: Progress) -> None:
-        """Read all images, if they fit into half of the machine's memory."""
+        """Read all images, if they fit into half of the memory that the process may use."""
         if math.prod(self.images.shape) > parse_memory(None):
             return
         pixels = np.empty(self.images.shape, np.uint8)

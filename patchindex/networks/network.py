@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchindex.denoisers import Call, Denoiser
-from patchindex.errors import InputError, Option, PatchIndexError
+from patchindex.errors import InputError, Option
 from patchindex.estimators import Estimate
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages
@@ -171,6 +171,14 @@ class Network(Denoiser):
                 remedy=remedy,
             )
 
+    @property
+    def _who(self) -> str:
+        return f"network {self.name}"
+
+    @property
+    def _if_not_finite(self) -> str:
+        return "check its weights"
+
     @torch.no_grad()
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
         if self.labels is not None and call.label is None:
@@ -187,16 +195,10 @@ class Network(Denoiser):
             found = tuple(predicted.shape) if isinstance(predicted, Tensor) else type(predicted).__name__
             raise InputError(
                 f"returned {found}, expected a tensor of shape {tuple(x.shape)}",
-                where=f"network {self.name}",
+                where=self._who,
                 remedy="check the function that you wrapped",
             )
         mean = mean_of(predicted.float(), x, beta, self._predicts, self._time)
-        if not bool(torch.isfinite(mean).all()):
-            raise PatchIndexError(
-                f"predicts values that are not finite at t = {call.t:.4g}",
-                where=f"network {self.name}",
-                remedy="check its weights",
-            )
         unknown = torch.full_like(x[:, 0], torch.nan)
         return Estimate(mean.contiguous(), unknown, unknown, unknown, patches_evaluated=0)
 

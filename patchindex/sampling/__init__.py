@@ -3,11 +3,10 @@
 from patchindex.sampling.samplers import (
     SAMPLERS,
     SampleResult,
-    check_least,
     ddim,
     draw_noise,
     sample,
     starting_noise,
 )
 
-__all__ = ["SAMPLERS", "SampleResult", "check_least", "ddim", "draw_noise", "sample", "starting_noise"]
+__all__ = ["SAMPLERS", "SampleResult", "ddim", "draw_noise", "sample", "starting_noise"]

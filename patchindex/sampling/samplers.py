@@ -12,22 +12,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.denoisers.base import Denoiser
-from patchindex.errors import InputError
+from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import Progress, memory_limit, no_progress, part_of, plain_state
 from patchindex.schedules import NoiseSchedule
 
-__all__ = ["SAMPLERS", "SampleResult", "check_least", "ddim", "draw_noise", "sample", "starting_noise"]
+__all__ = ["SAMPLERS", "SampleResult", "ddim", "draw_noise", "sample", "starting_noise"]
+
+IMAGE_BYTES = 8  # per value: the noise and the image, float32
 
 Callback = Callable[[dict[str, Any]], None]
 
 
 def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw standard normal noise (n, C, H, W) in float32; image i depends on the seed and on i only."""
-    images = [np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32) for i in range(n)]
-    return torch.from_numpy(np.stack(images))
+    """Draw standard normal noise (n, C, H, W) in float32; image i depends on the seed and on i only.
+
+    Raises InputError when noise and images need more memory than the process may use.
+    """
+    check_least(n=(n, 0), seed=(seed, 0))
+    need, limit = IMAGE_BYTES * n * math.prod(shape), memory_limit()
+    if need > limit:
+        raise InputError(
+            f"{n} images take {need / 2**30:,.0f} GiB, and this process may use {limit / 2**30:,.1f}",
+            parameter="n",
+            remedy="draw fewer at a time",
+        )
+    noise = np.empty((n, *shape), np.float32)
+    for i in range(n):
+        noise[i] = np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(noise)
 
 
 def ddim(
@@ -150,7 +166,10 @@ def sample(
     Raises
     ------
     InputError
-        When a setting is unknown, or `x_T` does not fit.
+        When a setting is unknown or out of range, `x_T` does not fit, or the images take more memory than
+        the process may use.
+    PatchIndexError
+        When an image is not finite.
 
     Examples
     --------
@@ -161,11 +180,11 @@ def sample(
     >>> bool((r.images[0, 0] - torch.from_numpy(images[0] / 127.5 - 1)).abs().max() < 1e-3)
     True
     """
-    if sampler not in SAMPLERS:
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise InputError(
             f"unknown sampler {sampler!r}", parameter="sampler", remedy=f"use {', '.join(SAMPLERS)}"
         )
-    check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0))
+    check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0), seed=(seed, 0))
     noise = starting_noise(denoiser, n, seed, x_T)
     progress = progress or no_progress
     denoiser.prepare(label, progress)
@@ -240,7 +259,11 @@ class _Drawing:
             if self.callback is not None:
                 self.callback({**step, "estimate": estimates[0], "first": first})
 
-        return self.sampler(model, noise, self.steps, denoiser.noise, report), records
+        with plain_state():
+            images = self.sampler(model, noise, self.steps, denoiser.noise, report)
+        if not bool(torch.isfinite(images).all()):
+            raise PatchIndexError("an image is not finite", where="sample", remedy="check the sampler")
+        return images, records
 
 
 def _rounded(average: Tensor, digits: int) -> float | None:
@@ -249,27 +272,25 @@ def _rounded(average: Tensor, digits: int) -> float | None:
     return None if math.isnan(value) else round(value, digits)
 
 
-def check_least(**limits: tuple[int | None, int]) -> None:
-    """Refuse a number below its least value, given as `name=(value, least)`; None is accepted."""
-    for name, (value, least) in limits.items():
-        if value is not None and value < least:
-            raise InputError(
-                f"must be at least {least}, got {value}", parameter=name, remedy="use a larger number"
-            )
-
-
 def starting_noise(denoiser: Denoiser, n: int | None, seed: int, x_T: Tensor | np.ndarray | None) -> Tensor:
     """Return the noise that `sample` starts from, on the denoiser's device: `x_T`, or the seed's."""
-    check_least(n=(n, 1), seed=(seed, 0))
+    check_least(n=(1 if n is None else n, 1), seed=(seed, 0))
     if x_T is None:
         return draw_noise(seed, 1 if n is None else n, denoiser.shape).to(denoiser.device)
-    try:
-        given = torch.as_tensor(x_T)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(
-            f"is not an array: {type(x_T).__name__}", parameter="x_T", remedy="give floats"
-        ) from None
-    noise = denoiser.check_x(given, "x_T")
+    noise = denoiser.check_x(x_T if isinstance(x_T, Tensor) else _as_tensor(x_T), "x_T")
     if n is not None and n != len(noise):
         raise InputError(f"is {n}, but x_T has {len(noise)} images", parameter="n", remedy="leave n out")
     return noise
+
+
+def _as_tensor(x_T: Any) -> Tensor:
+    """Return an array of floats, of any byte order, strides and width, as a tensor."""
+    try:
+        array = np.asarray(x_T)
+    except ValueError:  # lists of different lengths
+        array = np.empty(0, object)
+    if array.dtype.kind != "f":
+        raise InputError(
+            f"is no array of floats: {type(x_T).__name__}", parameter="x_T", remedy="give floats"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array, np.float64 if array.itemsize > 4 else np.float32))

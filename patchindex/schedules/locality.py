@@ -115,7 +115,12 @@ class LocalitySchedule:
                 )
             preset = cls.of(LOCALITY_PRESETS[locality])
             return replace(preset, name=locality, provenance=provenance_of(locality))
-        entries = (int(locality),) if is_int(locality) else tuple(locality)  # type: ignore[arg-type]
+        try:
+            entries = (int(locality),) if is_int(locality) else tuple(locality)  # type: ignore[arg-type]
+        except TypeError:
+            raise InputError(
+                f"is no locality schedule: {locality!r}", parameter="locality", remedy="give a list of scales"
+            ) from None
         if not entries:
             raise InputError("the schedule is empty", parameter="locality", remedy="give at least one scale")
         for k in entries:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from numbers import Real
 
 from patchindex.errors import InputError
 
@@ -49,10 +50,48 @@ NOISE_SCHEDULES: dict[str, NoiseSchedule] = {"cosine": cosine, "linear": linear}
 
 
 def noise_schedule(noise: str | NoiseSchedule) -> NoiseSchedule:
-    """Return the noise schedule of this name; a function from t to beta is returned as it is."""
+    """Return the noise schedule of this name, or a function from t to beta after a check of its values.
+
+    Raises
+    ------
+    InputError
+        When the name is unknown; or when the function fails, returns anything but a real number in (0, 1] (or
+        0 at t = 0), or falls, at one of 200 times in [0, 1).
+    """
     if callable(noise):
+        if noise not in NOISE_SCHEDULES.values():
+            _check_function(noise)
         return noise
-    if noise not in NOISE_SCHEDULES:
+    if not isinstance(noise, str) or noise not in NOISE_SCHEDULES:
         known = ", ".join(sorted(NOISE_SCHEDULES))
         raise InputError(f"unknown noise schedule {noise!r}", parameter="noise", remedy=f"use {known}")
     return NOISE_SCHEDULES[noise]
+
+
+CHECKED_TIMES = [i / 200 for i in range(200)]  # the sampler starts below t = 1 and ends at t = 0
+
+
+def _check_function(noise: NoiseSchedule) -> None:
+    def refuse(what: str, remedy: str) -> InputError:
+        return InputError(what, parameter="noise", remedy=remedy)
+
+    betas: list[float] = []
+    for t in CHECKED_TIMES:
+        try:
+            beta = noise(t)
+        except Exception as error:
+            what = f"the function fails at t = {t:g} ({type(error).__name__}: {error})"
+            raise refuse(what, "give a function from a float t in [0, 1) to beta") from error
+        if not isinstance(beta, Real) or isinstance(beta, bool):
+            raise refuse(
+                f"gives {type(beta).__name__} at t = {t:g}", "return a number: float(beta) of a tensor"
+            )
+        if not (0 < beta <= 1 or (t == 0 and beta == 0)):
+            raise refuse(f"gives beta = {beta} at t = {t:g}", "give beta in (0, 1), or 0 at t = 0")
+        betas.append(float(beta))
+    for (t, beta), (later, above) in pairwise(zip(CHECKED_TIMES, betas, strict=True)):
+        if above < beta:
+            raise refuse(
+                f"falls from {beta:.6g} at t = {t:g} to {above:.6g} at t = {later:g}",
+                "give a function that grows from data at t = 0 to noise at t = 1",
+            )

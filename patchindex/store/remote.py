@@ -64,7 +64,7 @@ class Remote:
     def __init__(self, url: str, options: dict[str, Any] | None = None) -> None:
         import fsspec
 
-        self.url = url.rstrip("/")
+        self.url, self.options = url.rstrip("/"), options
         try:
             self._files, self._root = fsspec.core.url_to_fs(self.url, **(options or {}))
         except (ImportError, TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from patchindex.build import parse_memory
 from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
+from patchindex.checks import check_least
 from patchindex.denoisers.base import Denoiser
 from patchindex.denoisers.from_images import is_store
 from patchindex.errors import InputError, Option
@@ -21,7 +22,6 @@ from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
 from patchindex.runtime import Progress, no_progress, part_of
 from patchindex.runtime import threads as use_threads
-from patchindex.sampling.samplers import check_least
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COLUMNS, Calibration
 from patchindex.study.calibration_ways import CalibrationOptions, OnImages, OnNetwork
@@ -122,7 +122,7 @@ def calibrate(
     training = TrainingImages(source, labels) if index is None else index.training  # type: ignore[arg-type]
     kind, windows = _machine_of(index, machine, options.train_windows)
     use_auto = _use_auto(options, index, kind, network)
-    check_least(n=(n, 1), steps=(steps, 2))
+    check_least(n=(1 if n is None else n, 1), steps=(steps, 2))
     memory = WORKING_MEMORY if options.memory is None else parse_memory(options.memory)
     theory = ScaleMachine(training, kind, windows, index if use_auto else None, memory)
     ks = _scales_of(theory, scales)

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.denoisers.base import Denoiser
 from patchindex.errors import InputError, Option
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.networks.network import Network
 from patchindex.runtime import Progress, resolve_device
-from patchindex.sampling.samplers import check_least, ddim, draw_noise
+from patchindex.sampling.samplers import ddim, draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COSINE, MSE
@@ -79,7 +80,8 @@ class CalibrationOptions:
     memory: int | str | None = None
 
     def __post_init__(self) -> None:
-        check_least(pixels=(self.pixels, 1), seed=(self.seed, 0), batch_size=(self.batch_size, 1))
+        check_least(pixels=(1 if self.pixels is None else self.pixels, 1))
+        check_least(seed=(self.seed, 0), batch_size=(self.batch_size, 1))
         if not self.ratio > 1:
             raise InputError(
                 f"must be above 1, got {self.ratio}", parameter="ratio", remedy="use 2, for example"

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.denoisers import Denoiser
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import as_tensor, to_unit
 from patchindex.runtime import Progress, no_progress, part_of
-from patchindex.sampling.samplers import check_least, sample, starting_noise
+from patchindex.sampling.samplers import sample, starting_noise
 from patchindex.study.files import write_csv, write_json
 from patchindex.study.limb_plots import plot_counts, plot_examples
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from patchindex.checks import check_least
 from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.runtime import Progress, no_progress, part_of
-from patchindex.sampling.samplers import check_least, draw_noise
+from patchindex.sampling.samplers import draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.study.contributions import some_pixels
 from patchindex.study.files import write_csv, write_json

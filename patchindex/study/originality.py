@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.denoisers import ScoreMachine, is_store
 from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest
@@ -19,7 +20,7 @@ from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.images.npz import read_arrays
 from patchindex.index import PatchIndex, open_index
 from patchindex.runtime import Progress, no_progress, part_of
-from patchindex.sampling.samplers import check_least, draw_noise
+from patchindex.sampling.samplers import draw_noise
 from patchindex.study.contributions import contributions, some_pixels
 from patchindex.study.distances import Nearest, nearest_images, shifts_within
 from patchindex.study.originality_results import Originality

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
+from patchindex.checks import check_least
 from patchindex.denoisers import Denoiser, TrainingDenoiser
 from patchindex.errors import InputError
 from patchindex.exact import load_kernel
 from patchindex.images import ImagesLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import Progress, no_progress
-from patchindex.sampling.samplers import check_least
 from patchindex.store.checksums import fingerprint
 from patchindex.study.metrics import r2, rmse
 from patchindex.study.noised import Noised, correlation, held_out_images, training_images

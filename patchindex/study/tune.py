@@ -21,7 +21,7 @@ from patchindex.estimators import EstimatorOptions
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.layout import scale_group
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import Progress, no_progress, part_of, plain_state
 from patchindex.runtime import threads as use_threads
 from patchindex.sampling.samplers import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
@@ -31,6 +31,7 @@ from patchindex.study.measure import DEFAULT_SETTINGS, TuneSettings, measure_cur
 __all__ = ["tune"]
 
 
+@plain_state()
 def tune(
     store: str | Path,
     *,

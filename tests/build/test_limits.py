@@ -29,7 +29,7 @@ def images():
         ({"scales": [4]}, "k must be odd"),
         ({}, "scales"),
         ({"scales": [3], "labels": [1, 2]}, "2 labels for 8 images"),
-        ({"scales": [3], "threads": 0}, "threads: must be 1 to 1024"),
+        ({"scales": [3], "threads": 0}, "threads: must be a whole number from 1 to 1024"),
         ({"scales": [3], "device": "tpu"}, "device"),
     ],
 )

@@ -89,7 +89,7 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
         ({"estimator": "topk", "probes": -1}, {}, "probes: must be at least 1, got -1"),
         ({"estimator": "topk", "dtype": torch.float64}, {}, "dtype: topk computes in float32 only"),
         ({"label": "4"}, {}, "label: '4' is not an integer"),
-        ({"threads": 0}, {}, "threads: must be 1 to 1024"),
+        ({"threads": 0}, {}, "threads: must be a whole number from 1 to 1024"),
         ({}, {"label": "4"}, "label: '4' is not an integer"),
         ({}, {"image_ids": [0]}, "image_ids: there are 1 numbers for 2 images"),
         ({}, {"image_ids": [0, 1, 2]}, "image_ids: there are 3 numbers for 2 images"),

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.errors import InputError
-from patchindex.sampling.samplers import ddim, draw_noise
+from patchindex.errors import InputError, PatchIndexError
+from patchindex.sampling.samplers import SAMPLERS, ddim, draw_noise
 from patchindex.schedules import cosine
 
 # 19 steps of float32, each dividing a rounding by beta, which is small at the end; images are 2 wide.
@@ -223,6 +223,16 @@ def test_sampling_from_a_store(images, tmp_path, estimator):
     ("settings", "words"),
     [
         ({"n": 0}, "n: must be at least 1, got 0"),
+        ({"n": 10**9}, "n: 1000000000 images take 745 GiB, and this process may use .*; draw fewer"),
+        ({"n": 1.5}, "n: must be a whole number, got 1.5"),
+        ({"n": "3"}, "n: must be a whole number, got '3'"),
+        ({"n": True}, "n: must be a whole number, got True"),
+        ({"steps": 2.5}, "steps: must be a whole number, got 2.5"),
+        ({"seed": None}, "seed: must be a whole number, got None"),
+        ({"seed": 0.5}, "seed: must be a whole number, got 0.5"),
+        ({"batch_size": 2.5}, "batch_size: must be a whole number, got 2.5"),
+        ({"first": "a"}, "first: must be a whole number, got 'a'"),
+        ({"sampler": []}, r"sampler: unknown sampler \[\]"),
         ({"steps": 1}, "steps: must be at least 2, got 1"),
         ({"seed": -1}, "seed: must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
@@ -236,8 +246,36 @@ def test_sampling_from_a_store(images, tmp_path, estimator):
         ({"x_T": torch.zeros(2, 1, 10, 10), "n": 3}, "n: is 3, but x_T has 2 images; leave n out"),
         ({"x_T": torch.full((2, 1, 10, 10), torch.nan)}, "x_T: must be finite floats"),
         ({"x_T": torch.zeros(2, 1, 10, 10, dtype=torch.int32)}, "x_T: must be finite floats"),
+        ({"x_T": torch.zeros(2, 1, 10, 10, dtype=torch.complex64)}, "x_T: must be finite floats"),
+        ({"x_T": torch.zeros(2, 1, 10, 10).to_sparse()}, "x_T: must be finite floats in a dense tensor"),
+        ({"x_T": np.zeros((2, 1, 10, 10), int)}, "x_T: is no array of floats: ndarray"),
+        ({"x_T": [[1.0], [1.0, 2.0]]}, "x_T: is no array of floats: list"),
+        ({"x_T": "noise"}, "x_T: is no array of floats: str"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(machine, settings, words):
     with pytest.raises(InputError, match=words):
         pi.sample(machine, **settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.astype(">f4"),
+        lambda x: x[::-1].copy()[::-1],
+        lambda x: np.asfortranarray(x.astype(np.longdouble)),
+        lambda x: x.tolist(),
+        lambda x: torch.from_numpy(x).double().requires_grad_(),
+    ],
+    ids=["big-endian", "negative-stride", "long-double", "list", "tensor"],
+)
+def test_noise_of_any_layout_is_accepted(machine, change):
+    noise = draw_noise(0, 2, (1, 10, 10)).numpy()
+    expected = pi.sample(machine, steps=3, x_T=noise).images
+    torch.testing.assert_close(pi.sample(machine, steps=3, x_T=change(noise)).images, expected)
+
+
+def test_an_image_that_is_not_finite_is_refused(machine, monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "broken", lambda model, x, *_: model(x, 0.5) * torch.inf)
+    with pytest.raises(PatchIndexError, match="an image is not finite; check the sampler"):
+        pi.sample(machine, steps=3, sampler="broken")

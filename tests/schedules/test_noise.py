@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from patchindex.errors import InputError
-from patchindex.schedules import NOISE_SCHEDULES, cosine, linear, noise_schedule
+from patchindex.schedules import NOISE_SCHEDULES, LocalitySchedule, cosine, linear, noise_schedule
 
 
 def test_cosine_has_the_values_of_the_paper():
@@ -55,3 +56,32 @@ def test_noise_schedule_by_name_or_as_a_function():
 def test_a_noise_schedule_that_is_added_has_a_name(monkeypatch):
     monkeypatch.setitem(NOISE_SCHEDULES, "half", lambda t: t / 2)
     assert noise_schedule("half")(0.5) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("noise", "words"),
+    [
+        (torch.tensor, "gives Tensor at t = 0; return a number"),
+        (lambda t: t + 0j, "gives complex at t = 0"),
+        (lambda t: None, "gives NoneType at t = 0"),
+        (lambda t: np.array(t), "gives ndarray at t = 0"),
+        (lambda t: t or -1e-17, "gives beta = -1e-17 at t = 0"),
+        (lambda t: 1.2 * t, "gives beta = 1.002 at t = 0.835"),
+        (lambda t: math.nan, "gives beta = nan at t = 0"),
+        (lambda t: 1 - t if t else 0.0, "falls from 0.995 at t = 0.005 to 0.99 at t = 0.01"),
+        (lambda t: 1 / 0, "the function fails at t = 0 .ZeroDivisionError: division by zero"),
+        (lambda t, more: t, "the function fails at t = 0 .TypeError"),
+        (torch.sin, "the function fails at t = 0 .TypeError"),
+        (None, "unknown noise schedule None"),
+        ([], r"unknown noise schedule \[\]"),
+    ],
+)
+def test_a_function_that_is_no_noise_schedule_is_refused_when_it_is_given(noise, words):
+    for use in (noise_schedule, lambda noise: LocalitySchedule.of([3, 3, 5], noise)):
+        with pytest.raises(InputError, match=f"noise: {words}"):
+            use(noise)
+
+
+@pytest.mark.parametrize("noise", [np.float32, lambda t: 0.5, lambda t: min(1.0, 1.2 * t)])
+def test_real_numbers_that_do_not_fall_are_accepted(noise):
+    assert noise_schedule(noise) is noise
