@@ -83,18 +83,36 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--labels",
-            metavar="FILE|folders|attr:NAMES",
+            metavar="FILE|folders|attr:NAMES|none",
             help="Labels of the images: a file (.npy, .npz, .txt, .csv, IDX), one label per sub-folder "
-            "(numbered by name), or attributes of CelebA, such as attr:Smiling,Male.",
+            "(numbered by name), attributes of CelebA, such as attr:Smiling,Male, or none.  [default: the "
+            "labels that are stored with the images]",
         ),
         click.option(
             "--split",
             metavar="NAME",
             help="CelebA split: train, valid, test or all.  [default: train, if the folder lists the splits]",
         ),
-        click.option("--skip-bad", is_flag=True, help="Skip image files that cannot be decoded."),
+        click.option(
+            "--skip-bad",
+            is_flag=True,
+            help="Skip image files that cannot be decoded, and files of several pictures. Other images are "
+            "turned upright by their EXIF orientation, and transparent pixels are blended with white.",
+        ),
+        count_option("--max-pixels", "Pixels of the largest image file.  [default: 178956970]"),
         click.option(
             "--dataset", metavar="NAME", help="Name of the images inside an HDF5 file or zarr group."
+        ),
+        click.option("--external-links", is_flag=True, help="Follow links of an HDF5 file to other files."),
+        click.option(
+            "--axes",
+            metavar="NHW|NHWC|NCHW|HW|HWC|CHW",
+            help="Order of the axes of an array, when its shape does not tell. Without N, it is one image.",
+        ),
+        click.option(
+            "--values",
+            metavar="unit|signed",
+            help="Range of floats, [0, 1] or [-1, 1], when the values do not tell.",
         ),
         click.option(
             "--crop",
@@ -157,14 +175,27 @@ def choose_locality(
 
 
 def parse_label(text: str | None, training: Training) -> int | None:
-    """Return the number of a label, given the number or the name of the label."""
+    """Return the number of a label, given the name or the number of the label.
+
+    A name wins: folders of classes may be called 0, 1, 10, 2, ..., which are the labels 0, 1, 2, 3. For a
+    number of named labels, a line on stderr says which label is taken.
+    """
+    from patchindex.images.unreadable import plain_name
+
     if text is None:
         return None
-    if re.fullmatch(r"-?\d{1,18}", text):  # a number, even in a store whose labels are named by numbers
-        return int(text)
-    labels, names = training.labels, list(training.label_names)
-    if text in names:
-        return names.index(text)
+    labels, names = training.labels, [plain_name(name) for name in training.label_names]
+    is_number = re.fullmatch("-?[0-9]{1,18}", text) is not None
+    if plain_name(text) in names:
+        label = names.index(plain_name(text))
+        if is_number and label != int(text):
+            click.echo(f"--label {text}: the label called {text!r}, which has the number {label}", err=True)
+        return label
+    if is_number:
+        label = int(text)
+        if 0 <= label < len(names):
+            click.echo(f"--label {text}: the label with this number, called {names[label]!r}", err=True)
+        return label
     known = shorten([names[label] for label in labels] if names else labels, LABELS_SHOWN, "; ")
     where = "the images have" if training.index is None else "the store has"
     remedy = f"use one of: {known}" if known else f"leave it out: {where} no labels"

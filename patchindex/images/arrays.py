@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
+from patchindex.images.axes import in_axes
+from patchindex.images.float_values import FloatValues, Scaling, choose_scaling
 from patchindex.images.source import ImageSource
 from patchindex.images.unreadable import first_line
+from patchindex.images.untrusted import check_announced, check_regular
 
-__all__ = ["ArraySource"]
+__all__ = ["ArraySource", "choose_values"]
 
-
-class Scaling(NamedTuple):
-    """A scaling of uint8 images to floats x: `(x + offset) * factor` gives the uint8 image back.
-
-    Messages name the range of x, `span`, and the formula, `code`.
-    """
-
-    offset: float
-    factor: float
-    span: str
-    code: str
-
-
-UNIT = Scaling(0.0, 255.0, "[0, 1]", "(x * 255)")
-SIGNED = Scaling(1.0, 127.5, "[-1, 1]", "((x + 1) * 127.5)")
 
 VALUES_PER_CHUNK = 2**22  # float values that are checked at once
 
@@ -39,12 +29,14 @@ class ArraySource(ImageSource):
     ----------
     array : array-like
         Shape (N, H, W) or (N, H, W, C), where C is 1 or 3. Values are uint8, or floats that are uint8 images
-        scaled to [0, 1] or, if any value is negative, to [-1, 1]. The constructor checks all float values. An
+        scaled to [0, 1] or to [-1, 1]. The constructor checks all float values. An
         object with `shape`, `dtype` and slices (memory map, HDF5 dataset, zarr array) is read by slices; any
         other object is converted by `numpy.asarray`.
     name : str, optional
         The name of the source in messages and in the settings of a store.
     labels : array-like of int, shape (N,), optional
+    axes : {"NHW", "NHWC", "NCHW", "HW", "HWC", "CHW"}, optional
+        The order of the axes. An array without N holds one image.
 
     Raises
     ------
@@ -53,26 +45,39 @@ class ArraySource(ImageSource):
         scaled uint8 images.
     """
 
-    def __init__(self, array: Any, *, name: str = "array", labels: Any = None) -> None:
+    def __init__(
+        self, array: Any, *, name: str = "array", labels: Any = None, axes: str | None = None
+    ) -> None:
         array = _as_sliceable(array, name)
         _check_dtype(array.dtype, name)
-        super().__init__(name, _image_shape(tuple(array.shape or ()), name), labels=labels)
+        array, shape, self._channels_first = in_axes(array, axes, name)
+        super().__init__(name, shape, labels=labels)
         self._array = array
+        self._map = _map_below(array)
         chunks = getattr(array, "chunks", None)  # of zarr and HDF5
         self.chunk = int(chunks[0]) if chunks and isinstance(chunks[0], int) else 1
-        self._scaling = None if array.dtype == np.uint8 else self._find_scaling()
+        # None for uint8, and until `choose_values` is called.
+        self._scaling: Scaling | None = None
+        self.floats = None if array.dtype == np.uint8 else self._find_floats()
 
     def _open(self) -> AbstractContextManager[Any]:
         """Return the array in a context; a subclass opens a file here."""
+        if self._map is not None:
+            _check_map(self._map, self.name)
         return nullcontext(self._array)
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         with self._open() as array:
             images = self._copy(array, index) if isinstance(index, slice) else self._gather(array, index)
-        if self._scaling is not None:
+        if self.floats is not None:
+            if self._scaling is None:
+                choose_values([self])
+            assert self._scaling is not None
             # float16 is too coarse for 0..255 and the fractions in between: it is widened to float32.
             wide: np.ndarray = images.astype(np.float64 if images.dtype.itemsize == 8 else np.float32)
-            images = np.rint((wide + self._scaling.offset) * self._scaling.factor).astype(np.uint8)
+            images = np.rint(self._scaling.levels(wide)).astype(np.uint8)
+        if self._channels_first:
+            images = np.moveaxis(images, 1, 3)
         return np.ascontiguousarray(images).reshape(-1, *self.shape[1:])
 
     def _copy(self, array: Any, index: slice) -> np.ndarray:
@@ -98,50 +103,72 @@ class ArraySource(ImageSource):
         parts = [self._copy(array, slice(int(g[0]), int(g[-1]) + 1))[g - g[0]] for g in groups]
         return np.concatenate(parts)[inverse]
 
-    def _find_scaling(self) -> Scaling:
-        """Check all float images in one pass and return their scaling."""
-        eps = float(np.finfo(self._array.dtype).eps)
-        low, high = np.inf, -np.inf
-        inexact: dict[Scaling, int] = {}  # the first image that this scaling does not explain
+    def _find_floats(self) -> FloatValues:
+        """Check all float images in one pass."""
         step = max(1, VALUES_PER_CHUNK // int(np.prod(self.shape[1:])))
-        for start in range(0, len(self), step):
-            with self._open() as array:
-                raw = self._copy(array, slice(start, min(start + step, len(self))))
-            x = raw.astype(np.float64).reshape(len(raw), -1)
-            finite = np.isfinite(x).all(axis=1)
-            if not finite.all():
-                raise InputError(
-                    f"image {start + int(np.argmin(finite))} holds NaN or infinity",
-                    where=self.name,
-                    remedy="remove or repair it: images must be finite",
-                )
-            low, high = min(low, float(x.min())), max(high, float(x.max()))
-            if low < -1 - 2 * eps or high > 1 + 2 * eps:
-                continue  # the message below needs the range of all images
-            # Until a negative value is found, both scalings are possible.
-            for scaling in [SIGNED] if low < 0 else [UNIT, SIGNED]:
-                if scaling not in inexact:
-                    levels = (x + scaling.offset) * scaling.factor
-                    # The user scaled in the dtype of the array: rounding leaves errors under 255 eps.
-                    wrong = (np.abs(levels - np.rint(levels)) > 255 * eps).any(axis=1)
-                    if wrong.any():
-                        inexact[scaling] = start + int(np.argmax(wrong))
-        if low < -1 - 2 * eps or high > 1 + 2 * eps:
+
+        def blocks() -> Iterator[tuple[int, np.ndarray]]:
+            for start in range(0, len(self), step):
+                with self._open() as array:
+                    yield start, self._copy(array, slice(start, min(start + step, len(self))))
+
+        return FloatValues.find(blocks(), self._array.dtype, self.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self._map is not None and self._map is self._array:
+            # A process that gets the source maps the file again, instead of getting a copy of all images.
+            array = self._map
+            order = "C" if array.flags.c_contiguous else "F"
+            state["_array"] = state["_map"] = None
+            state["_mapped"] = (array.filename, array.dtype, array.offset, array.shape, order)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        mapped = state.pop("_mapped", None)
+        self.__dict__.update(state)
+        if mapped is not None:
+            path, dtype, offset, shape, order = mapped
+            size = check_regular(path).st_size
+            check_announced(offset + dtype.itemsize * math.prod(shape), size, self.name)
+            self._array = self._map = np.memmap(path, dtype, "r", offset, shape, order)
+
+
+def choose_values(sources: Sequence[ImageSource], values: str | None = None) -> None:
+    """Choose one reading of the floats of several sources, which are the files of one source.
+
+    `values` is "unit", "signed", or None to find out.
+    """
+    floats = [s for s in sources if isinstance(s, ArraySource) and s.floats is not None]
+    if not floats:
+        if values is not None:
             raise InputError(
-                f"float values from {low:.9g} to {high:.9g} are neither in [0, 1] nor in [-1, 1]",
-                where=self.name,
-                remedy="give uint8 images: x.round().astype(np.uint8)"
-                if low >= 0 and high <= 255
-                else "scale the images to uint8",
+                "images are not floats", where=sources[0].name, remedy=["leave out ", Option("values")]
             )
-        scaling = SIGNED if low < 0 else UNIT
-        if scaling in inexact:
-            raise InputError(
-                f"image {inexact[scaling]} is not exactly a uint8 image scaled to {scaling.span}",
-                where=self.name,
-                remedy=f"round to uint8 yourself: {scaling.code}.round().astype(np.uint8)",
-            )
-        return scaling
+        return
+    scaling = choose_scaling([s.floats for s in floats if s.floats is not None], values)
+    for source in floats:
+        source._scaling = scaling
+
+
+def _map_below(array: Any) -> np.memmap | None:
+    """Return the memory map that an array is a view of, None if there is none."""
+    if not isinstance(array, np.memmap):
+        return None
+    while isinstance(array.base, np.memmap):
+        array = array.base
+    return array
+
+
+def _check_map(array: np.memmap, name: str) -> None:
+    """Refuse a mapped file that is shorter than it was: reading behind its end would kill the process."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and mapped.size() < array.offset + array.nbytes:
+        raise InputError(
+            "has become shorter since it was opened",
+            where=name,
+            remedy="do not write to the file while it is read; copy it again",
+        )
 
 
 def _as_sliceable(array: Any, name: str) -> Any:
@@ -167,24 +194,3 @@ def _check_dtype(dtype: np.dtype, name: str) -> None:
         "u": "if the values are 0 to 255, give x.astype(np.uint8)",
     }.get(dtype.kind, "give a uint8 array with values 0 to 255")
     raise InputError(f"dtype {dtype} is not uint8 or float", where=name, remedy=remedy)
-
-
-def _image_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
-    """Return (N, H, W, C); `ImageSource` refuses empty dimensions."""
-    if len(shape) == 3:
-        return (*shape, 1)
-    if len(shape) != 4:
-        raise InputError(
-            f"shape {shape} is not (N, H, W) or (N, H, W, C)",
-            where=name,
-            remedy="reshape the images, for example x.reshape(-1, 28, 28)",
-        )
-    if shape[3] not in (1, 3):
-        if shape[1] in (1, 3):
-            remedy = "it looks like (N, C, H, W), so transpose it: x.transpose(0, 2, 3, 1)"
-        elif shape[3] == 4:
-            remedy = "drop the alpha channel: x[..., :3]"
-        else:
-            remedy = "give images with 1 or 3 channels, the channels last"
-        raise InputError(f"shape {shape} is not (N, H, W, 1) or (N, H, W, 3)", where=name, remedy=remedy)
-    return shape

@@ -16,13 +16,19 @@ from patchindex.images.files import Files, files_at
 from patchindex.images.folder import FolderSource
 from patchindex.images.format import Format, Options
 from patchindex.images.source import ImageSource
-from patchindex.images.unreadable import unreadable
+from patchindex.images.untrusted import read_text
 
 __all__ = ["FORMAT", "SPLITS"]
 
 SPLITS = {"train": 0, "valid": 1, "test": 2}
+PARTS = {f"{part}{ending}": part for part in SPLITS.values() for ending in ("", ".0")}  # as files spell them
 FACES, PARTITION, ATTRIBUTES = "img_align_celeba", "list_eval_partition", "list_attr_celeba"
 FOLDERS = ("", "Img", "Eval", "Anno", "img_align_celeba")
+FLAGS = {
+    **dict.fromkeys(("1", "+1", "1.0", "true", "yes"), True),
+    **dict.fromkeys(("-1", "0", "-1.0", "0.0", "false", "no"), False),
+}
+LARGEST_LIST = 1 << 28  # bytes; the list of attributes has 27 MB
 MOST_ATTRIBUTES = 10  # every combination of attributes gets a label name
 
 
@@ -71,7 +77,7 @@ FORMAT = Format(
     "folder of CelebA (img_align_celeba, list_eval_partition.txt, list_attr_celeba.txt)",
     matches,
     open_celeba,
-    features=("split", "attributes", "transform"),
+    features=("split", "attributes", "pictures", "transform"),
 )
 
 
@@ -117,7 +123,12 @@ def _faces_of_split(path: Path, split: str | None, name_of: Mapping[str, str]) -
     if split == "all":
         return sorted({row[0] for row in rows} | set(name_of))
     _check_listed(list(name_of), {row[0]: row for row in rows}, file)
-    return sorted({row[0] for row in rows if row[1] == str(SPLITS[split])})
+    unknown = next((row for row in rows if row[1] not in PARTS), None)
+    if unknown is not None:
+        raise InputError(
+            f"the split of {unknown[0]} is {unknown[1][:40]!r}", where=file, remedy="write 0, 1 or 2"
+        )
+    return sorted({row[0] for row in rows if PARTS[row[1]] == SPLITS[split]})
 
 
 def _labels(names: Sequence[str], path: Path, wanted: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -131,13 +142,25 @@ def _labels(names: Sequence[str], path: Path, wanted: Sequence[str]) -> tuple[np
             f"has no attribute {unknown[0]}", where=file, remedy=f"use some of {', '.join(columns)}"
         )
     places = [1 + columns.index(name) for name in wanted]
-    value_of = {row[0]: sum((row[i] == "1") << bit for bit, i in enumerate(places)) for row in rows}
+    value_of = {
+        row[0]: sum(_flag(row[i], row[0], file) << bit for bit, i in enumerate(places)) for row in rows
+    }
     _check_listed(names, value_of, file)
     label_names = (
         ", ".join(name if value >> bit & 1 else f"not {name}" for bit, name in enumerate(wanted))
         for value in range(1 << len(wanted))
     )
     return np.array([value_of[_base(name)] for name in names], np.int64), tuple(label_names)
+
+
+def _flag(text: str, face: str, file: Path) -> bool:
+    """Return the value of an attribute."""
+    try:
+        return FLAGS[text.lower()]
+    except KeyError:
+        raise InputError(
+            f"an attribute of {face} is {text[:40]!r}", where=file, remedy="write 1 or -1 for each attribute"
+        ) from None
 
 
 def _base(name: str) -> str:
@@ -156,10 +179,7 @@ def _check_listed(names: Sequence[str], listed: Mapping[str, object], file: Path
 
 def _read_list(file: Path) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns, without the column of file names, and the rows."""
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(error, "not a readable text file", where=file, remedy="download it again") from error
+    lines = read_text(file, LARGEST_LIST, remedy="download it again").splitlines()
     rows = [line.replace(",", " ").split() for line in lines if line.strip()]
     if rows and len(rows[0]) == 1 and rows[0][0].isdigit():
         rows = rows[1:]  # the number of rows

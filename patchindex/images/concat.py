@@ -8,6 +8,7 @@ import numpy as np
 
 from patchindex.errors import InputError
 from patchindex.images.source import ImageSource
+from patchindex.images.unreadable import plain_name
 
 __all__ = ["ConcatSource"]
 
@@ -56,7 +57,7 @@ class ConcatSource(ImageSource):
 
 def _joined_labels(parts: Sequence[ImageSource]) -> tuple[np.ndarray, list[str] | None]:
     """Return all labels and their names: equal names get the same number, new names get the next one."""
-    names = None if parts[0].label_names is None else list(parts[0].label_names)
+    names = None if parts[0].label_names is None else list(map(plain_name, parts[0].label_names))
     joined = []
     for part in parts:
         labels = np.asarray(part.labels)
@@ -67,8 +68,9 @@ def _joined_labels(parts: Sequence[ImageSource]) -> tuple[np.ndarray, list[str] 
                     where=part.name,
                     remedy="give a file of numbers",
                 )
-            names += [name for name in part.label_names if name not in names]
-            labels = np.array([names.index(name) for name in part.label_names], np.int64)[labels]
+            own = list(map(plain_name, part.label_names))
+            names += [name for name in own if name not in names]
+            labels = np.array([names.index(name) for name in own], np.int64)[labels]
         elif names is not None and not ((labels >= 0) & (labels < len(names))).all():
             raise InputError(
                 f"labels have no names, and the labels before have {len(names)}",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 from patchindex.images.format import Options
 from patchindex.images.pictures import BadImageError, PictureSource, check_depth, decoding, is_gray
 
@@ -36,7 +36,7 @@ class DatasetSource(PictureSource):
 
     def __init__(self, dataset: Any, options: Options) -> None:
         transform, skip_bad = options.transform, options.skip_bad
-        self._items, self._transform = _Items(dataset), transform
+        self._items, self._transform = _Items(dataset, options.axes), transform
         name, count = self._items.name, len(dataset)
         if not count:
             raise InputError("holds no images", where=name, remedy="give at least one image")
@@ -88,7 +88,10 @@ class DatasetSource(PictureSource):
 class _Items:
     """The items of a data set, read by one thread at a time: many data sets share one file handle."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, axes: str | None) -> None:
+        if axes not in (None, "HW", "HWC", "CHW"):
+            raise InputError(f"items have no axes {axes}", parameter="axes", remedy="give HW, HWC or CHW")
+        self._axes = axes
         self.name = f"{type(dataset).__module__.partition('.')[0]}.{type(dataset).__name__}"
         self._dataset, self._lock = dataset, threading.Lock()
         # The columns of a table; None if an item is an image, or a tuple that begins with an image.
@@ -119,7 +122,7 @@ class _Items:
                 item, label = item[self._image], item.get(self._label)
             elif isinstance(item, tuple | list):
                 item, label = item[0], item[1] if len(item) > 1 else None
-            image = _as_image(item, i, self.name)
+            image = _as_image(item, i, self.name, self._axes)
             check_depth(image, where)
             image.load()
         return image, None if isinstance(label, str) or np.ndim(label) else label
@@ -141,13 +144,24 @@ class _Items:
         )
 
 
-def _as_image(item: Any, i: int, name: str) -> Image.Image:
+def _as_image(item: Any, i: int, name: str, axes: str | None) -> Image.Image:
     if isinstance(item, Image.Image):
         return item
     try:
         array = np.asarray(item)
-        if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-            array = np.moveaxis(array, 0, 2)  # a tensor
+        if axes is None and array.ndim == 3:
+            first, last = array.shape[0] in (1, 3), array.shape[2] in (1, 3)
+            if first and last and array.shape != (1, 1, 1):
+                raise InputError(
+                    f"shape {array.shape} of item {i} may be (H, W, C) or (C, H, W)",
+                    where=name,
+                    remedy=["say which, with ", Option("axes", "HWC"), " or ", Option("axes", "CHW")],
+                )
+            axes = "CHW" if first else "HWC"  # a tensor of torch, or an array
+        if array.ndim != len(axes or "HW"):
+            raise ValueError(f"it has {array.ndim} axes, not {axes or 'HW'}")
+        if axes == "CHW":
+            array = np.moveaxis(array, 0, 2)
         if array.dtype != np.uint8:
             levels = array.astype(np.float64) * 255
             exact = (np.abs(levels - np.rint(levels)) < 0.01).all()
@@ -155,6 +169,8 @@ def _as_image(item: Any, i: int, name: str) -> Image.Image:
                 raise ValueError("its floats are not a uint8 image over 255")
             array = np.rint(levels).astype(np.uint8)
         return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(
             f"item {i} is not an image ({error})", where=name, remedy="give Pillow images or uint8 arrays"

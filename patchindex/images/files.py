@@ -4,16 +4,57 @@ from __future__ import annotations
 
 import os
 import posixpath
-import zipfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TypeAlias
 
-from patchindex.errors import InputError
-from patchindex.images.unreadable import unreadable
+from patchindex.errors import InputError, PatchIndexWarning
+from patchindex.images.pictures import BadImageError
+from patchindex.images.untrusted import LARGEST_CHUNK, open_regular
+from patchindex.images.zipped import ZipFile, check_member
 
-__all__ = ["SUFFIXES", "Archive", "Files", "Folder", "files_at"]
+__all__ = ["OTHER_SUFFIXES", "SUFFIXES", "Archive", "Files", "Folder", "files_at"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# Images that are not read. A source warns of them, so that no image is left out without a word.
+OTHER_SUFFIXES = (
+    *(
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jxr",
+        ".psd",
+        ".exr",
+        ".hdr",
+        ".svg",
+        ".ico",
+        ".pcx",
+    ),
+    *(
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".raf",
+        ".orf",
+        ".rw2",
+        ".pfm",
+        ".qoi",
+        ".dcm",
+        ".fits",
+        ".eps",
+    ),
+)
+MOST_VISITS = 64  # of one folder, by links; more would multiply the images without end
 
 
 class Folder:
@@ -24,22 +65,42 @@ class Folder:
 
     def names(self) -> list[str]:
         """Return the relative names of image files, sorted, without hidden files."""
+        return _image_names(self._walk(self.root, "", ()), self.root)
 
-        def refuse(error: OSError) -> None:
+    def _walk(
+        self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...], visits: Counter | None = None
+    ) -> Iterator[str]:
+        """Yield all relative names; links to folders are followed, except to a folder that holds them.
+
+        The folders of classes are often links. A link to a folder above it would never end.
+        """
+        visits = Counter() if visits is None else visits
+        try:
+            status = os.stat(folder)
+            key = (status.st_dev, status.st_ino)
+            if key in above:
+                return
+            visits[key] += 1
+            entries = list(os.scandir(folder))
+        except OSError as error:
             raise InputError(
-                f"cannot be listed ({error.strerror})", where=error.filename, remedy="check its permissions"
+                f"cannot be listed ({error.strerror})", where=folder, remedy="check its permissions"
             ) from error
-
-        names = []
-        # Links are followed, because the folders of classes are often links.
-        for folder, folders, files in os.walk(self.root, followlinks=True, onerror=refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            names += [(Path(folder) / file).relative_to(self.root).as_posix() for file in files]
-        return sorted(filter(_is_image, names))
+        if visits[key] > MOST_VISITS:
+            raise InputError(
+                f"links lead here from more than {MOST_VISITS} places",
+                where=folder,
+                remedy="remove the links, or give the folder itself",
+            )
+        for entry in entries:
+            if not entry.is_dir():
+                yield prefix + entry.name
+            elif not entry.name.startswith("."):
+                yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, key), visits)
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading; several threads may call this at once."""
-        return (self.root / name).open("rb")
+        return open_regular(self.root / name, kind=BadImageError)
 
 
 class Archive:
@@ -47,18 +108,23 @@ class Archive:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        try:
-            self._zip = zipfile.ZipFile(root)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise unreadable(
-                error, "not a readable zip archive", where=root, remedy="download it again, or unpack it"
-            ) from error
+        self._zip = ZipFile(root)
         # A second entry of the same name replaces the first.
-        self._entries = {_plain(info.filename): info for info in self._zip.infolist() if not info.is_dir()}
+        self._entries = {_plain(info.filename): info for info in self._zip.members()}
 
     def names(self) -> list[str]:
         """Return the relative names of image files, sorted, without hidden files."""
-        return sorted(filter(_is_image, self._entries))
+        names = _image_names(self._entries, self.root)
+        for name in names:
+            info, where = self._entries[name], self.root / name
+            check_member(info, where)
+            if info.file_size > LARGEST_CHUNK:
+                raise InputError(
+                    f"has {info.file_size} bytes, more than {LARGEST_CHUNK}",
+                    where=where,
+                    remedy="unpack the archive, and give the folder",
+                )
+        return names
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading; several threads may call this at once."""
@@ -78,7 +144,28 @@ def _plain(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
-def _is_image(name: str) -> bool:
-    """Return whether a path is an image that is not hidden, and not from the `__MACOSX` folder of a Mac."""
-    parts = name.split("/")
-    return name.lower().endswith(SUFFIXES) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
+def _image_names(names: Iterable[str], root: Path) -> list[str]:
+    """Return the names of images that are read, sorted; warn of images in other formats."""
+    found, others = [], Counter[str]()
+    for name in filter(_is_visible, names):
+        suffix = posixpath.splitext(name)[1].lower()
+        if suffix in SUFFIXES:
+            found.append(name)
+        elif suffix in OTHER_SUFFIXES:
+            others[suffix] += 1
+    if others:
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        warnings.warn(
+            PatchIndexWarning(
+                f"images in formats that are not read are left out: {listed}",
+                where=root,
+                remedy="convert them to PNG, or remove them",
+            ),
+            stacklevel=2,
+        )
+    return sorted(found)
+
+
+def _is_visible(name: str) -> bool:
+    """Return whether a path is not hidden, and not from the `__MACOSX` folder of a Mac."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -16,12 +16,13 @@ from patchindex.images.format import Format, Options
 from patchindex.images.pictures import (
     BadImageError,
     PictureSource,
-    check_depth,
     decoding,
     in_parallel,
     is_gray,
+    open_picture,
 )
 from patchindex.images.source import ImageSource
+from patchindex.images.unreadable import plain_name, printable
 
 __all__ = ["FORMAT", "FolderSource"]
 
@@ -31,10 +32,13 @@ class FolderSource(PictureSource):
 
     The constructor reads the headers of all files; with `options.skip_bad` it decodes every file, and leaves
     files that cannot be decoded out of `names`. Images have one channel if all files have one or if grayscale
-    is asked for. An animation gives its first frame, and EXIF orientation is ignored, as in torchvision.
+    is asked for. Images are turned as their EXIF orientation says. A file of several pictures is refused.
     """
 
+    _turned = True
+
     def __init__(self, files: Files, names: Sequence[str], options: Options) -> None:
+        self._max_pixels = options.max_pixels
         self._files, self._transform, self.names = files, options.transform, tuple(names)
         if not names:
             raise InputError(
@@ -57,9 +61,9 @@ class FolderSource(PictureSource):
         for i, (other, _) in enumerate(headers):
             self._check_size(i, other, size)
         gray = options.transform.grayscale or all(gray for _, gray in headers)
-        super().__init__(str(files.root), (len(self.names), *size, 1 if gray else 3))
+        super().__init__(printable(files.root), (len(self.names), *size, 1 if gray else 3))
         if not good.all():
-            self.kept, self.skipped = np.flatnonzero(good), tuple(compress(names, ~good))
+            self.kept, self.skipped = np.flatnonzero(good), tuple(map(printable, compress(names, ~good)))
 
     def _where(self, i: int) -> Path:
         return self._files.root / self.names[i]
@@ -67,8 +71,12 @@ class FolderSource(PictureSource):
     @contextmanager
     def _picture(self, i: int) -> Iterator[Image.Image]:
         where = self._where(i)
-        with decoding(where), self._files.open(self.names[i]) as file, Image.open(file) as image:
-            check_depth(image, where)
+        # Pillow raises errors of any type for damage.
+        with (
+            decoding(where, errors=(Exception,), max_pixels=self._max_pixels),
+            self._files.open(self.names[i]) as file,
+            open_picture(file, self.names[i], where, self._max_pixels) as image,
+        ):
             yield image
 
     def _can_be_decoded(self, i: int) -> bool:
@@ -107,7 +115,7 @@ FORMAT = Format(
     f"folder or .zip of images ({' '.join(SUFFIXES)})",
     matches,
     open_folder,
-    features=("folders", "transform"),
+    features=("folders", "pictures", "transform"),
 )
 
 
@@ -124,5 +132,5 @@ def _folder_labels(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...],
     # Archives often hold one folder, which holds the folders of the classes.
     while len({path[depth] for path in paths}) == 1 and all(len(path) > depth + 1 for path in paths):
         depth += 1
-    classes, labels = np.unique([path[depth] for path in paths], return_inverse=True)
+    classes, labels = np.unique([plain_name(path[depth]) for path in paths], return_inverse=True)
     return tuple(classes.tolist()), labels

@@ -10,10 +10,13 @@ from typing import Literal
 from patchindex.images.labels import LabelSpec
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import Transform
+from patchindex.images.unreadable import printable
 
 __all__ = ["Format", "Options"]
 
-Feature = Literal["dataset", "split", "folders", "attributes", "transform"]
+Feature = Literal[
+    "arrays", "dataset", "external_links", "split", "folders", "attributes", "pictures", "transform"
+]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Options:
 
     `dataset` is the path of the images inside a file that holds several arrays; `split` the part of a set
     that has a partition, "train", "valid", "test" or "all"; `skip_bad` leaves out image files that cannot be
-    decoded.
+    decoded; `axes` is the order of the axes of an array, and `values` the range of its floats;
+    `external_links` follows links to other HDF5 files; `max_pixels` is the size of the largest image file.
     """
 
     dataset: str | None = None
@@ -30,10 +34,14 @@ class Options:
     transform: Transform = field(default_factory=Transform)
     skip_bad: bool = False
     split: str | None = None
+    axes: str | None = None
+    values: str | None = None
+    external_links: bool = False
+    max_pixels: int | None = None
 
     def name_of(self, path: object) -> str:
         """Return the name of the source at a path: the path, and the dataset inside."""
-        return str(path) if self.dataset is None else f"{path}::{self.dataset}"
+        return printable(path if self.dataset is None else f"{path}::{self.dataset}")
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,9 @@ class Format:
     open : callable
         `open(path, options)` returns an `ImageSource` or raises `InputError`.
     features : tuple, optional
-        The options that `open` takes care of: "dataset", "split", labels from "folders", labels from
-        "attributes", "transform". `open_images` refuses an option that the format does not name; it applies
+        The options that `open` takes care of: "dataset", "external_links", "split", labels from "folders",
+        labels from "attributes", "transform"; "arrays" for `axes` (`open_images` sees to `values`);
+        "pictures" for `max_pixels`. `open_images` refuses an option that the format does not name; it applies
         the transform itself if the format does not name it.
     """
 

@@ -20,10 +20,12 @@ from patchindex.images.arrays import ArraySource
 from patchindex.images.format import Format, Options
 from patchindex.images.source import ImageSource
 from patchindex.images.unreadable import unreadable
+from patchindex.images.untrusted import DEFLATE_RATIO, check_announced, open_regular
 
 __all__ = ["FORMAT", "matches", "read_array"]
 
 GZIP_MAGIC = b"\x1f\x8b"
+BLOCK = 1 << 20  # bytes that are unpacked at once
 
 
 def matches(path: Path) -> bool:
@@ -39,7 +41,7 @@ def open_idx(path: Path, options: Options) -> ImageSource:
     images = read_array(path, dimensions=3)
     labels_path = _labels_beside(path) if options.labels.kind == "stored" else None
     labels = None if labels_path is None else read_array(labels_path, dimensions=1)
-    return ArraySource(images, name=str(path), labels=labels)
+    return ArraySource(images, name=str(path), labels=labels, axes="NHW")
 
 
 FORMAT = Format("IDX (*-images-idx3-ubyte, also .gz)", matches, open_idx)
@@ -48,25 +50,42 @@ FORMAT = Format("IDX (*-images-idx3-ubyte, also .gz)", matches, open_idx)
 def read_array(path: Path, *, dimensions: int) -> np.ndarray:
     """Return the read-only uint8 array of an IDX file; images have 3 dimensions, labels 1."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
             if file.read(2) == GZIP_MAGIC:
                 file.seek(0)
                 with gzip.GzipFile(fileobj=file) as unzipped:
-                    shape = _read_shape(unzipped.read(4 + 4 * dimensions), path, dimensions)
-                    data = unzipped.read(math.prod(shape) + 1)  # the extra byte shows that there is more
-                _check_length(len(data), shape, path)
-                return np.frombuffer(data, np.uint8).reshape(shape)
+                    return _unpack(unzipped, size, path, dimensions)
             file.seek(0)
             header = file.read(4 + 4 * dimensions)
         shape = _read_shape(header, path, dimensions)
-        _check_length(path.stat().st_size - len(header), shape, path)
-        if math.prod(shape) == 0:
-            return np.empty(shape, np.uint8)  # an empty file cannot be mapped
+        _check_length(size - len(header), shape, path)
+        if math.prod(shape) == 0:  # an empty file cannot be mapped
+            return np.empty([min(n, 1) for n in shape], np.uint8)
         return np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape)
-    except (OSError, EOFError, zlib.error) as error:
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise unreadable(
             error, "cannot be read (truncated or damaged)", where=path, remedy="download or copy it again"
         ) from error
+
+
+def _unpack(file: gzip.GzipFile, packed: int, path: Path, dimensions: int) -> np.ndarray:
+    """Return the array of an unzipped file, whose packed size bounds what is allocated."""
+    shape = _read_shape(file.read(4 + 4 * dimensions), path, dimensions)
+    nbytes = math.prod(shape)
+    check_announced(nbytes, packed, path, ratio=DEFLATE_RATIO)
+    if not nbytes:
+        shape, nbytes = tuple(min(n, 1) for n in shape), 0
+    data, found = np.empty(nbytes, np.uint8), 0
+    while block := file.read(min(BLOCK, nbytes - found)):
+        data[found : found + len(block)] = np.frombuffer(block, np.uint8)
+        found += len(block)
+    _check_length(found + len(file.read(1)), shape, path)  # the extra byte shows that there is more
+    data.flags.writeable = False
+    return data.reshape(shape)
 
 
 def _read_shape(header: bytes, path: Path, dimensions: int) -> tuple[int, ...]:

@@ -22,11 +22,11 @@ ATTRIBUTES = "attr:"
 class LabelSpec:
     """Where the labels of images come from.
 
-    "stored": with the images, if there are any; "folders": the sub-folders of image files; "attributes" of
-    CelebA; "file": the file `path`; "array": `values` of shape (N,).
+    "stored": with the images, if there are any; "none": no labels; "folders": the sub-folders of image files;
+    "attributes" of CelebA; "file": the file `path`; "array": `values` of shape (N,).
     """
 
-    kind: Literal["stored", "folders", "attributes", "file", "array"] = "stored"
+    kind: Literal["stored", "none", "folders", "attributes", "file", "array"] = "stored"
     attributes: tuple[str, ...] = ()
     path: Path | None = None
     values: ArrayLike | None = None
@@ -40,8 +40,8 @@ class LabelSpec:
             return labels
         if not isinstance(labels, str | os.PathLike):
             return cls("array", values=labels)
-        if labels == "folders":
-            return cls("folders")
+        if labels == "folders" or labels == "none":
+            return cls("folders" if labels == "folders" else "none")
         if isinstance(labels, str) and labels.startswith(ATTRIBUTES):
             names = tuple(name for name in labels.removeprefix(ATTRIBUTES).split(",") if name)
             if not names:
@@ -67,14 +67,31 @@ LabelsLike: TypeAlias = LabelSpec | ArrayLike | str | os.PathLike[str]  # a para
 
 
 def as_labels(values: Any, count: int, *, where: object = None) -> np.ndarray:
-    """Return labels as a new int64 array of shape (count,); integral floats are accepted.
+    """Return labels as a new int64 array of shape (count,), of integers or integral floats.
 
+    Labels of shape (count, 1) are accepted. Other shapes and types are refused before values are read.
     `where` is the file of the labels, for messages; by default the parameter `labels`.
     """
 
     def refused(what: str, remedy: str) -> InputError:
         return InputError(what, parameter="labels" if where is None else None, where=where, remedy=remedy)
 
+    def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if len(shape) != 1 and shape[1:] != (1,):
+            raise refused(f"labels have shape {shape}, expected ({count},)", "give one integer per image")
+        if shape[0] != count:
+            raise refused(
+                f"{shape[0]} labels for {count} images",
+                "give one label per image, in the order of the images",
+            )
+        if dtype.kind not in "iuf":
+            raise refused(
+                f"labels have dtype {dtype}, expected integers",
+                "number the classes: np.unique(labels, return_inverse=True)[1]",
+            )
+
+    if isinstance(getattr(values, "dtype", None), np.dtype):  # also of a file that is not read yet
+        check(tuple(values.shape or ()), values.dtype)
     try:
         array = np.asarray(values)
     except (InputError, MemoryError):
@@ -83,17 +100,8 @@ def as_labels(values: Any, count: int, *, where: object = None) -> np.ndarray:
         raise refused(
             f"labels cannot be read as an array ({first_line(error)})", "give one integer per image"
         ) from error
-    if array.ndim != 1:
-        raise refused(f"labels have shape {array.shape}, expected ({count},)", "give one integer per image")
-    if len(array) != count:
-        raise refused(
-            f"{len(array)} labels for {count} images", "give one label per image, in the order of the images"
-        )
-    if array.dtype.kind not in "iuf":
-        raise refused(
-            f"labels have dtype {array.dtype}, expected integers",
-            "number the classes: np.unique(labels, return_inverse=True)[1]",
-        )
+    check(array.shape, array.dtype)
+    array = array.reshape(count)
     if array.dtype.kind != "i":
         # From 2**53 on, a float cannot tell neighbouring integers apart; int64 ends at 2**63.
         bound = 2.0**53 if array.dtype.kind == "f" else 2.0**63

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import struct
-import zipfile
-import zlib
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,8 +20,18 @@ from patchindex.errors import InputError, Option, SourceNotFoundError
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import Transform
 from patchindex.images.unreadable import first_line, unreadable
+from patchindex.images.zipped import ZIP_DAMAGE
 
-__all__ = ["BadImageError", "PictureSource", "check_depth", "decoding", "in_parallel", "is_gray"]
+__all__ = [
+    "BadImageError",
+    "PictureSource",
+    "check_depth",
+    "decoding",
+    "in_parallel",
+    "is_gray",
+    "open_picture",
+    "upright",
+]
 
 GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 # Without modes of more than 8 bits ("I", "I;16", "F"): Pillow clips them to 255 when it converts.
@@ -29,21 +39,23 @@ MODES = GRAY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr",
 # Pillow silently keeps the high byte of colours with 16 bits per channel; only the raw mode of its decoder
 # shows them. A raw mode that ends in ;16 alone is a BMP with 5, 6 and 5 bits.
 DEEP = re.compile(r";16[BLN]")
+PIXELS = re.compile(r"\d+")  # the first number of Pillow's message
 TIFF_BITS = 258  # the TIFF tag with the bits per channel
-# The errors of Pillow's decoders, zipfile and zlib for damaged files; zipfile raises RuntimeError for
-# encryption and unknown compression.
-DAMAGE = (
-    OSError,
-    KeyError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    RuntimeError,
-    Image.DecompressionBombError,
-)
+# The errors that items of a data set raise for damaged files. Other errors are bugs of the data set.
+DAMAGE = (*ZIP_DAMAGE, KeyError, SyntaxError)
+# Without EPS, for which Pillow runs Ghostscript. A TGA has no signature, so that any file may pass for one.
+PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = 5  # this orientation and all after it exchange height and width
 
 PIECE = 16  # items per task of a thread
 
@@ -59,6 +71,7 @@ class PictureSource(ImageSource):
     """Images that are decoded one by one and then transformed; a subclass sets `_transform` first."""
 
     _transform: Transform
+    _turned = False  # whether images are turned as their EXIF data say
 
     @abstractmethod
     def _picture(self, i: int) -> AbstractContextManager[Image.Image]:
@@ -69,8 +82,11 @@ class PictureSource(ImageSource):
         """Return the place of image i, for messages."""
 
     def _size(self, i: int, image: Image.Image) -> tuple[int, int]:
-        """Return (height, width) of image i after the transform."""
-        return self._transform.size(image.height, image.width, where=self._where(i))
+        """Return (height, width) of image i after it is turned upright and transformed."""
+        height, width = image.height, image.width
+        if self._turned and _orientation(image) >= SIDEWAYS:
+            height, width = width, height
+        return self._transform.size(height, width, where=self._where(i))
 
     def _check_size(self, i: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
         if size != expected:
@@ -88,7 +104,10 @@ class PictureSource(ImageSource):
         def decode(row: int) -> None:
             i = ids[row]
             with self._picture(i) as image:
+                image.load()  # only then the EXIF data of each PNG are known
                 self._check_size(i, self._size(i, image), self.shape[1:3])
+                if self._turned:
+                    image = upright(image)
                 if gray and not self._transform.grayscale and not is_gray(image):
                     raise InputError(
                         "has colours, and had none when the source was opened",
@@ -121,18 +140,112 @@ def check_depth(image: Image.Image, where: object) -> None:
         )
 
 
+def open_picture(file: IO[bytes], name: str, where: object, max_pixels: int | None = None) -> Image.Image:
+    """Open one picture of at most 8 bits per channel; raise `BadImageError` for others and for stacks."""
+    formats = (*PILLOW_FORMATS, "TGA") if name.lower().endswith(".tga") else PILLOW_FORMATS
+    image = Image.open(file, formats=[each for each in formats if each in _known_formats()])
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise _too_large(image.width * image.height, where)
+    check_depth(image, where)
+    # An MPO is a photograph with a preview, a depth map or a second view behind it.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise BadImageError(
+            f"holds {getattr(image, 'n_frames', 'several')} pictures, expected one",
+            where=where,
+            remedy=["save each picture in a file, or leave out the file with ", Option("skip_bad", True)],
+        )
+    return image
+
+
+@functools.cache
+def _known_formats() -> frozenset[str]:
+    """Return the formats of this Pillow; asking it for others is an error."""
+    Image.init()
+    return frozenset(Image.OPEN)
+
+
+def _too_large(pixels: int, where: object) -> InputError:
+    return InputError(
+        f"is too large ({pixels:,} pixels)",
+        where=where,
+        remedy=["if the file is what you expect, allow it with ", Option("max_pixels", pixels)],
+    )
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a picture turned and mirrored as its EXIF orientation says."""
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if there is none, or if the EXIF data are damaged."""
+    exif = image.info.get("exif")
+    # Pillow turns a TIFF itself. `Image.getexif` would decode a PNG, and warn of damaged data.
+    if not exif or image.format == "TIFF":
+        return 1
+    body = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(body[:2])
+    if order is None or len(body) < 8:
+        return 1
+    (start,) = struct.unpack_from(f"{order}I", body, 4)
+    entries = body[start + 2 :]
+    if len(entries) < 12:
+        return 1
+    (tags,) = struct.unpack_from(f"{order}H", body, start)
+    for entry in range(0, min(12 * tags, len(entries) - 11), 12):
+        tag, kind, count, value = struct.unpack_from(f"{order}HHIH", entries, entry)
+        if tag == ORIENTATION:
+            return value if (kind, count) == (3, 1) and 1 <= value <= 8 else 1
+    return 1
+
+
+class _PixelLimit:
+    """Pillow's limit of pixels, raised while images are decoded, and restored behind the last of them."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    @contextmanager
+    def raised(self, pixels: int | None) -> Iterator[None]:
+        if pixels is None:
+            yield
+            return
+        with self._lock:
+            if not self._users:
+                self._before = Image.MAX_IMAGE_PIXELS
+            self._users += 1
+            if Image.MAX_IMAGE_PIXELS is not None:
+                Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, pixels)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    Image.MAX_IMAGE_PIXELS = self._before
+
+
+_limit = _PixelLimit()
+
+
 @contextmanager
-def decoding(where: object) -> Iterator[None]:
+def decoding(
+    where: object, *, errors: tuple[type[Exception], ...] = DAMAGE, max_pixels: int | None = None
+) -> Iterator[None]:
     """Turn errors of decoders into `BadImageError` and errors of the system into `InputError`."""
     try:
-        yield
-    except InputError:
+        with _limit.raised(max_pixels):
+            yield
+    except (InputError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise SourceNotFoundError(
             "is not there any more", where=where, remedy="do not move the images while they are read"
         ) from error
-    except DAMAGE as error:
+    except Image.DecompressionBombError as error:
+        raise _too_large(int(PIXELS.findall(str(error))[0]), where) from error
+    except errors as error:
         raise unreadable(
             error,
             f"not a readable image ({first_line(error)})",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import glob
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypedDict
@@ -13,14 +14,18 @@ import numpy as np
 
 from patchindex.errors import InputError, Option, SourceNotFoundError
 from patchindex.images import celeba, folder, hdf5, idx, npz, zarr
-from patchindex.images.arrays import ArraySource
+from patchindex.images.arrays import ArraySource, choose_values
+from patchindex.images.axes import AXES
 from patchindex.images.concat import ConcatSource
 from patchindex.images.datasets import DatasetSource, is_dataset
+from patchindex.images.float_values import VALUES
 from patchindex.images.format import Format, Options
-from patchindex.images.label_files import read_label_file
+from patchindex.images.label_files import check_order, read_label_file
 from patchindex.images.labels import LabelsLike, LabelSpec, as_labels
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import Size, Transform, transformed
+from patchindex.images.unreadable import printable
+from patchindex.images.untrusted import check_regular, missing
 
 __all__ = ["FORMATS", "KNOWN_SETS", "ImageOptions", "ImagesLike", "open_images"]
 
@@ -65,6 +70,10 @@ class ImageOptions(TypedDict, total=False):
     grayscale: bool
     split: str | None
     skip_bad: bool
+    axes: str | None
+    values: str | None
+    max_pixels: int | None
+    external_links: bool
 
 
 def open_images(
@@ -78,6 +87,10 @@ def open_images(
     grayscale: bool = False,
     split: str | None = None,
     skip_bad: bool = False,
+    axes: str | None = None,
+    values: str | None = None,
+    max_pixels: int | None = None,
+    external_links: bool = False,
 ) -> ImageSource:
     """Open images of any kind that this package reads.
 
@@ -85,7 +98,8 @@ def open_images(
     ----------
     source : str, Path, sequence of paths, array-like, data set or ImageSource
         - An array or CPU tensor of shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, or a uint8 image scaled
-          exactly to floats in [0, 1] or [-1, 1].
+          exactly to floats in [0, 1] or [-1, 1].  A shape such as (20, 24, 3), which may also be one image in
+          colour, needs `axes`.
         - A path: .npz, .npy, HDF5 (`file.h5` or `file.h5::path/in/file`), zarr, IDX (also .gz), CelebA as it
           is distributed, a folder or .zip of image files. Several paths: a list, or a pattern with `*`.
         - The URL of a zarr array or group, opened with `fsspec` (`s3://...`).
@@ -93,9 +107,9 @@ def open_images(
         - The name of a known set: "fashion-mnist".
     labels : array-like of int, str or Path, optional
         An array of shape (N,) for all images of `source`, also for images that `skip_bad` leaves out; a file
-        of labels (.npy, .npz, .txt, .csv, IDX); "folders", the sub-folders of a folder of image files; or
+        of labels (.npy, .npz, .txt, .csv, IDX); "folders", the sub-folders of a folder of image files;
         "attr:NAME,NAME", attributes of CelebA, each of which is one bit of the label; the first is the least
-        significant. By default the labels that are stored with the images, if there are any.
+        significant; or "none". By default the labels that are stored with the images, if there are any.
     dataset : str, optional
         Path of the images inside an HDF5 file or a zarr group.
     limit : int, optional
@@ -110,6 +124,16 @@ def open_images(
     skip_bad : bool, optional
         Leave out images that cannot be decoded; `skipped` of the result names them. Every image is decoded
         once more for that. Errors of the disk or the system are raised all the same.
+    axes : {"NHW", "NHWC", "NCHW", "HW", "HWC", "CHW"}, optional
+        The order of the axes of an array, or of the items of a data set. An array without N is one image.
+    values : {"unit", "signed"}, optional
+        The range of floats: [0, 1] or [-1, 1]. By default [-1, 1] if any value is below 0, and [0, 1] if any
+        value is not an odd multiple of 1/255; otherwise both fit, which is an error. All files of a source
+        have one range.
+    max_pixels : int, optional
+        The number of pixels of the largest image file; by default 178 956 970, the limit of Pillow.
+    external_links : bool, optional
+        Follow links of an HDF5 file to other HDF5 files.
 
     Returns
     -------
@@ -122,7 +146,13 @@ def open_images(
     SourceNotFoundError
         No such file, or a known set that is not installed.
     InputError
-        An unknown format, a damaged file, images or labels that are not acceptable.
+        An unknown format, a damaged file, a file that is not regular (a FIFO, a device), images or labels
+        that are not acceptable.
+
+    Warns
+    -----
+    PatchIndexWarning
+        Image files in formats that are not read; separate labels of files whose names sort as text.
 
     Examples
     --------
@@ -132,25 +162,46 @@ def open_images(
     ((4, 28, 28, 1), [0, 1, 2, 3])
     """
     options = Options(
-        dataset, LabelSpec.parse(labels), Transform.parse(crop, resize, grayscale), skip_bad, split
+        dataset,
+        LabelSpec.parse(labels),
+        Transform.parse(crop, resize, grayscale),
+        skip_bad,
+        split,
+        _one_of("axes", axes, AXES),
+        _one_of("values", values, VALUES),
+        external_links,
+        _count("max_pixels", max_pixels),
     )
     paths = _paths(source)
-    if paths is None:
-        opened = _open_object(source, options)
-    elif len(paths) == 1:
-        opened = _open_path(paths[0], options)
-    else:
-        parts = [_open_path(path, options) for path in paths]
-        opened = ConcatSource(parts, f"{paths[0]} and {len(paths) - 1} more")
+    found = [_open_object(source, options)] if paths is None else [_open_path(p, options) for p in paths]
+    choose_values([part for part, _ in found], options.values)
+    if options.labels.separate:
+        check_order([part for part, _ in found], paths or [])
+    parts = [transformed(part, transform) for part, transform in found]
+    opened = parts[0] if paths is None or len(paths) == 1 else ConcatSource(parts, _joint_name(paths))
     if options.labels.separate:
         opened = _with_labels(opened, options.labels, just_opened=opened is not source)
     if limit is None:
         return opened
-    if not isinstance(limit, int | np.integer):
+    return opened.subset(_count("limit", limit) or 0)
+
+
+def _one_of(parameter: str, value: str | None, known: Collection[str]) -> str | None:
+    if value is not None and value not in known:
+        raise InputError(f"there is no {value!r}", parameter=parameter, remedy=f"use {', '.join(known)}")
+    return value
+
+
+def _count(parameter: str, value: int | None) -> int | None:
+    if value is not None and not isinstance(value, int | np.integer):
         raise InputError(
-            f"must be an integer, got {limit!r}", parameter="limit", remedy="use 1000, for example"
+            f"must be an integer, got {value!r}", parameter=parameter, remedy="use 1000, for example"
         )
-    return opened.subset(limit)
+    return None if value is None else int(value)
+
+
+def _joint_name(paths: Sequence[object]) -> str:
+    return printable(f"{paths[0]} and {len(paths) - 1} more")
 
 
 def _paths(source: Any) -> list[str | os.PathLike[str]] | None:
@@ -167,9 +218,16 @@ def _paths(source: Any) -> list[str | os.PathLike[str]] | None:
     return [source] if isinstance(source, str | os.PathLike) else None
 
 
-def _open_object(source: Any, options: Options) -> ImageSource:
-    labels = None if options.labels.separate or options.labels.kind == "stored" else options.labels.kind
-    for parameter, value in (("dataset", options.dataset), ("split", options.split), ("labels", labels)):
+def _open_object(source: Any, options: Options) -> tuple[ImageSource, Transform]:
+    """Return the images of an object, and the transform that is still to be done."""
+    kind = options.labels.kind
+    for parameter, value in (
+        ("dataset", options.dataset),
+        ("split", options.split),
+        ("labels", kind if kind in ("folders", "attributes") else None),
+        ("max_pixels", options.max_pixels),
+        ("external_links", options.external_links or None),
+    ):
         if value is not None:
             raise InputError(
                 f"{value!r} needs a path, got an array",
@@ -177,7 +235,14 @@ def _open_object(source: Any, options: Options) -> ImageSource:
                 remedy=["leave out ", Option(parameter)],
             )
     if isinstance(source, ImageSource):
-        return transformed(source, options.transform)
+        for parameter in ("axes", "values"):
+            if getattr(options, parameter) is not None:
+                raise InputError(
+                    "the images are open already",
+                    parameter=parameter,
+                    remedy=["leave out ", Option(parameter)],
+                )
+        return source, options.transform
     if hasattr(source, "keys"):  # an HDF5 file, a group of zarr, the result of np.load, a dict of data sets
         names = [str(name) for name in source.keys()]  # noqa: SIM118
         one = "images" if "images" in names or not names else names[0]
@@ -188,24 +253,26 @@ def _open_object(source: Any, options: Options) -> ImageSource:
             remedy=f"give one of them: source[{one!r}], or the path of the file",
         )
     if is_dataset(source):
-        return DatasetSource(source, options)
-    return transformed(ArraySource(source), options.transform)
+        return DatasetSource(source, options), Transform()
+    return ArraySource(source, axes=options.axes), options.transform
 
 
-def _open_path(source: str | os.PathLike[str], options: Options) -> ImageSource:
+def _open_path(source: str | os.PathLike[str], options: Options) -> tuple[ImageSource, Transform]:
+    """Return the images at a path, and the transform that is still to be done."""
     if isinstance(source, str) and "://" in source:
         _check_features(zarr.FORMAT, options, source)
-        return transformed(zarr.open_zarr(source, options), options.transform)
+        return zarr.open_zarr(source, options), options.transform
     path, dataset = _locate(source, options.dataset)
     options = replace(options, dataset=dataset)
     fmt = next((fmt for fmt in FORMATS if fmt.matches(path)), None)
     if fmt is None:
+        check_regular(path)
         known = "; ".join(fmt.description for fmt in FORMATS)
         raise InputError("not a known format", where=path, remedy=f"give one of: {known}")
     _check_features(fmt, options, path)
     opened = fmt.open(path, options)
     opened.name = options.name_of(source if dataset is None else path)
-    return opened if "transform" in fmt.features else transformed(opened, options.transform)
+    return opened, Transform() if "transform" in fmt.features else options.transform
 
 
 def _check_features(fmt: Format, options: Options, where: object) -> None:
@@ -213,6 +280,16 @@ def _check_features(fmt: Format, options: Options, where: object) -> None:
     dataset, kind, file = options.dataset, options.labels.kind, ("give ", Option("labels", "FILE"))
     for feature, asked, what, remedy in (
         ("split", options.split is not None, "has no splits", ("leave out ", Option("split"))),
+        ("arrays", options.axes is not None, "has no choice of axes", ("leave out ", Option("axes"))),
+        ("arrays", options.values is not None, "has no floats", ("leave out ", Option("values"))),
+        (
+            *("pictures", options.max_pixels is not None, "is not a folder of image files"),
+            ("leave out ", Option("max_pixels")),
+        ),
+        (
+            *("external_links", options.external_links, "has no links to other files"),
+            ("leave out ", Option("external_links")),
+        ),
         ("dataset", dataset is not None, f"has no dataset {dataset!r}", ("leave out ", Option("dataset"))),
         ("folders", kind == "folders", "is not a folder of image files", file),
         ("attributes", kind == "attributes", "is not a folder of CelebA", file),
@@ -247,6 +324,8 @@ def _locate(source: str | os.PathLike[str], dataset: str | None) -> tuple[Path, 
             where=source,
             remedy="check the path and its permissions",
         ) from error
+    if path.is_symlink():
+        raise missing(path)
     raise SourceNotFoundError(
         "no such file or folder",
         where=source if str(source) else "''",

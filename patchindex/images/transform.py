@@ -18,6 +18,7 @@ __all__ = ["Size", "Transform", "TransformedSource", "transformed"]
 Size: TypeAlias = int | Sequence[int]  # of a square, or (height, width), in pixels
 Square = Literal["square"]  # a crop to the shorter side of each image
 
+BACKGROUND = "white"  # under transparent pixels
 LARGEST_SIDE = 16384  # pixels; a larger number is a typing mistake
 
 
@@ -57,15 +58,17 @@ class Transform:
     def apply(self, image: Image.Image, mode: str) -> np.ndarray:
         """Return an image of any 8-bit mode, transformed: uint8, (H, W, 1) for mode "L", (H, W, 3) for "RGB".
 
-        Transparency is dropped, not blended.
+        Transparent pixels are blended with white.
         """
         if self.crop is not None:
             height, width = self._crop(image.height, image.width)
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
+        if image.has_transparency_data:
+            # Editors leave any colours under transparent pixels.
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
         if image.mode != mode:
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # Pillow warns about a transparent palette otherwise
             image = image.convert(mode)
         if self.resize is not None:
             image = image.resize((self.resize[1], self.resize[0]), Image.Resampling.LANCZOS)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import unicodedata
 from collections.abc import Sequence
 
 from patchindex.errors import InputError, Option
 
-__all__ = ["first_line", "unreadable"]
+__all__ = ["first_line", "plain_name", "printable", "unreadable"]
 
 REMEDIES = {
     errno.EMFILE: "allow more open files, with ulimit -n",
@@ -17,6 +18,16 @@ REMEDIES = {
     errno.EPERM: "check its permissions",
     errno.EAGAIN: "close the program that writes it",  # the file is locked
 }
+
+
+def printable(name: object) -> str:
+    r"""Return a name as text that can be written as UTF-8: bytes that are not UTF-8 become \xff."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a label in the composed form of Unicode; file systems of Macs decompose names."""
+    return unicodedata.normalize("NFC", printable(name))
 
 
 def first_line(error: BaseException) -> str:

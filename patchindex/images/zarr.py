@@ -1,4 +1,7 @@
-"""Zarr: an array of images, or a group with `images` and, optionally, `labels`."""
+"""Zarr: an array of images, or a group with `images` and, optionally, `labels`.
+
+Formats 2 and 3. Only numbers, packed by codecs of an allow-list: a codec for objects could run code.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ import zarr
 from patchindex.errors import InputError
 from patchindex.images.arrays import ArraySource
 from patchindex.images.format import Format, Options
+from patchindex.images.labels import as_labels
 from patchindex.images.source import ImageSource
 from patchindex.images.unreadable import first_line, unreadable
+from patchindex.images.zarr_data import check_array, checked_store
 
 __all__ = ["FORMAT", "open_zarr"]
 
@@ -30,23 +35,27 @@ def open_zarr(path: Path | str, options: Options) -> ImageSource:
 
     Stored labels are an array `labels` beside the images. A URL is opened with `fsspec`.
     """
-    path, labels = str(path), None
+    path, labels, name = str(path), None, options.name_of(path)
     with _damage_refused(path):
-        node: Any = zarr.open(path, mode="r")
+        store = checked_store(path)
+        node: Any = zarr.open(store=store, mode="r")
     if isinstance(node, zarr.Group):
         node, labels = _choose(node, options.dataset or "images", path)
     elif options.dataset is not None:
         raise InputError(
             f"is one array, without a dataset {options.dataset}", where=path, remedy=f"give {path} alone"
         )
-    return ArraySource(
-        node,
-        name=options.name_of(path),
-        labels=labels if isinstance(labels, zarr.Array) and options.labels.kind == "stored" else None,
-    )
+    with _damage_refused(path):
+        check_array(node, store, name)
+    source = ArraySource(node, name=name, axes=options.axes)
+    if isinstance(labels, zarr.Array) and options.labels.kind == "stored":
+        with _damage_refused(path):
+            check_array(labels, store, f"{name}: labels")
+        source.labels = as_labels(labels, len(source), where=name)
+    return source
 
 
-FORMAT = Format(".zarr folder, or its URL", matches, open_zarr, features=("dataset",))
+FORMAT = Format(".zarr folder, or its URL", matches, open_zarr, features=("arrays", "dataset"))
 
 
 def _choose(group: zarr.Group, name: str, path: str) -> tuple[zarr.Array, Any]:
@@ -67,7 +76,7 @@ def _choose(group: zarr.Group, name: str, path: str) -> tuple[zarr.Array, Any]:
 def _damage_refused(path: str) -> Iterator[None]:
     try:
         yield
-    except MemoryError:
+    except (InputError, MemoryError):
         raise
     except ImportError as error:
         raise InputError(

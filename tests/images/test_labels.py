@@ -42,7 +42,7 @@ def test_labels_are_copied():
     ("values", "words"),
     [
         ([1, 2], "2 labels for 3 images"),
-        ([[1], [2], [3]], "shape (3, 1)"),
+        ([[1, 2], [2, 1], [3, 3]], "shape (3, 2)"),
         ([[1], [2, 3]], "cannot be read"),
         ([0.5, 1.0, 2.0], "label 0 is 0.5"),
         ([0.0, np.nan, 2.0], "label 1 is nan"),
@@ -97,7 +97,10 @@ def test_text_is_read_as_editors_leave_it(tmp_path, text):
         (b"1\n\n2\n", "line 2 "),
         (b"1,0\n", "one integer per line"),
         (b"\xff\xfe\x00", "UTF-8"),
-        (b"1\n2\n99999999999999999999999\n", "labels"),
+        (b"1\n2\n99999999999999999999999\n", "line 3 "),
+        (b"1_0\n", "line 1 is '1_0'"),
+        ("\u0661\n".encode(), "line 1 "),
+        (b"1\n" * 10**6, "more than"),
     ],
 )
 def test_text_of_other_things_is_refused(tmp_path, data, words, refused):
