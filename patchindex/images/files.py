@@ -12,7 +12,7 @@ from typing import IO, TypeAlias
 
 from patchindex.errors import InputError, PatchIndexWarning
 from patchindex.images.pictures import BadImageError
-from patchindex.images.untrusted import LARGEST_CHUNK, open_regular
+from patchindex.images.untrusted import LARGEST_CHUNK, open_file
 from patchindex.images.zipped import ZipFile, check_member
 
 __all__ = ["OTHER_SUFFIXES", "SUFFIXES", "Archive", "Files", "Folder", "files_at"]
@@ -100,7 +100,7 @@ class Folder:
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading; several threads may call this at once."""
-        return open_regular(self.root / name, kind=BadImageError)
+        return open_file(self.root / name, kind=BadImageError)
 
 
 class Archive:

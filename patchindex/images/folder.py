@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError, Option
+from patchindex.errors import InputError, Option, printable
 from patchindex.images.files import SUFFIXES, Files, files_at
 from patchindex.images.format import Format, Options
 from patchindex.images.pictures import (
@@ -22,7 +22,7 @@ from patchindex.images.pictures import (
     open_picture,
 )
 from patchindex.images.source import ImageSource
-from patchindex.images.unreadable import plain_name, printable
+from patchindex.images.unreadable import plain_name
 
 __all__ = ["FORMAT", "FolderSource"]
 

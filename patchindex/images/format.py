@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from patchindex.errors import printable
 from patchindex.images.labels import LabelSpec
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import Transform
-from patchindex.images.unreadable import printable
 
 __all__ = ["Format", "Options"]
 

@@ -20,7 +20,7 @@ from patchindex.images.arrays import ArraySource
 from patchindex.images.format import Format, Options
 from patchindex.images.source import ImageSource
 from patchindex.images.unreadable import unreadable
-from patchindex.images.untrusted import DEFLATE_RATIO, check_announced, open_regular
+from patchindex.images.untrusted import DEFLATE_RATIO, check_announced, open_file
 
 __all__ = ["FORMAT", "matches", "read_array"]
 
@@ -50,7 +50,7 @@ FORMAT = Format("IDX (*-images-idx3-ubyte, also .gz)", matches, open_idx)
 def read_array(path: Path, *, dimensions: int) -> np.ndarray:
     """Return the read-only uint8 array of an IDX file; images have 3 dimensions, labels 1."""
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             if file.read(2) == GZIP_MAGIC:

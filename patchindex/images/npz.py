@@ -15,7 +15,7 @@ from patchindex.images.arrays import ArraySource
 from patchindex.images.format import Format, Options
 from patchindex.images.source import ImageSource
 from patchindex.images.unreadable import unreadable
-from patchindex.images.untrusted import check_announced, open_regular
+from patchindex.images.untrusted import check_announced, open_file
 from patchindex.images.zipped import ZIP_DAMAGE, check_member
 
 __all__ = ["NPY", "NPZ", "read_array", "read_arrays"]
@@ -101,7 +101,7 @@ MOST_ITEMS = 2**48  # along an axis; NumPy itself counts to 2**63
 def read_array(path: Path) -> np.ndarray:
     """Return the array of an .npy as a read-only memory map; pickled objects are never loaded."""
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             header = _read_header(file, size, path)
@@ -118,7 +118,7 @@ def read_array(path: Path) -> np.ndarray:
 def read_arrays(path: Path, *, required: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Return arrays of an .npz by key; pickled objects are never loaded."""
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if required in members:
                 return {

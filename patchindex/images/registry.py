@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
-from patchindex.errors import InputError, Option, SourceNotFoundError
+from patchindex.errors import InputError, Option, SourceNotFoundError, printable
 from patchindex.images import celeba, folder, hdf5, idx, npz, zarr
 from patchindex.images.arrays import ArraySource, choose_values
 from patchindex.images.axes import AXES
@@ -24,7 +24,6 @@ from patchindex.images.label_files import check_order, read_label_file
 from patchindex.images.labels import LabelsLike, LabelSpec, as_labels
 from patchindex.images.source import ImageSource
 from patchindex.images.transform import Size, Transform, transformed
-from patchindex.images.unreadable import printable
 from patchindex.images.untrusted import check_regular, missing
 
 __all__ = ["FORMATS", "KNOWN_SETS", "ImageOptions", "ImagesLike", "open_images"]

@@ -7,9 +7,9 @@ import os
 import unicodedata
 from collections.abc import Sequence
 
-from patchindex.errors import InputError, Option
+from patchindex.errors import InputError, Option, printable
 
-__all__ = ["first_line", "plain_name", "printable", "unreadable"]
+__all__ = ["first_line", "plain_name", "unreadable"]
 
 REMEDIES = {
     errno.EMFILE: "allow more open files, with ulimit -n",
@@ -18,11 +18,6 @@ REMEDIES = {
     errno.EPERM: "check its permissions",
     errno.EAGAIN: "close the program that writes it",  # the file is locked
 }
-
-
-def printable(name: object) -> str:
-    r"""Return a name as text that can be written as UTF-8: bytes that are not UTF-8 become \xff."""
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def plain_name(name: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 import zlib
 from pathlib import Path
 from typing import IO
 
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.images.unreadable import unreadable
+from patchindex.regular_files import IrregularFileError, open_regular
 
 __all__ = [
     "DEFLATE_RATIO",
@@ -22,7 +22,7 @@ __all__ = [
     "check_stored",
     "may_fill_memory",
     "missing",
-    "open_regular",
+    "open_file",
     "read_text",
 ]
 
@@ -35,30 +35,31 @@ GZIP_MAGIC = b"\x1f\x8b"
 # are there, are refused.
 LARGE_ARRAY, SPARSE_RATIO = 1 << 28, 1 << 16
 
-KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
-
-def check_regular(path: Path, *, kind: type[InputError] = InputError) -> os.stat_result:
-    """Return the status of a regular file, links followed; raise `kind` for FIFOs, devices and sockets.
+def open_file(path: Path, *, kind: type[InputError] = InputError) -> IO[bytes]:
+    """Open a regular file, links followed; raise `kind` for FIFOs, devices and sockets, and else `OSError`.
 
     Such files never end, or never begin. A missing file raises `SourceNotFoundError`.
     """
     try:
-        status = os.stat(path)
+        return open_regular(path, follow_links=True)
+    except IrregularFileError as error:
+        raise kind(error.what, where=path, remedy="give a file, or remove it") from error
     except FileNotFoundError as error:
         raise missing(path) from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise unreadable(error, "is not the name of a file", where=path, remedy="check the name") from error
-    if not stat.S_ISREG(status.st_mode):
-        found = next((name for is_kind, name in KINDS if is_kind(status.st_mode)), "no file")
-        raise kind(f"is {found}, not a regular file", where=path, remedy="give a file, or remove it")
-    return status
+    except ValueError as error:  # a null byte in the name
+        raise InputError("is not the name of a file", where=path, remedy="check the name") from error
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """Return the status of a file that a library opens by its name; raise `InputError` as `open_file`."""
+    try:
+        with open_file(path) as file:
+            return os.fstat(file.fileno())
+    except InputError:
+        raise
+    except OSError as error:
+        raise unreadable(error, "cannot be opened", where=path, remedy="check the name") from error
 
 
 def missing(path: Path) -> SourceNotFoundError:
@@ -70,25 +71,22 @@ def missing(path: Path) -> SourceNotFoundError:
             remedy="copy the file to which it should lead, or remove the link",
         )
     return SourceNotFoundError(
-        "is not there any more", where=path, remedy="check the path, and do not move files while they are read"
+        "is not there any more",
+        where=path,
+        remedy="check the path, and do not move files while they are read",
     )
-
-
-def open_regular(path: Path, *, kind: type[InputError] = InputError) -> IO[bytes]:
-    """Open a regular file for reading; raise what `check_regular` raises, and `OSError`."""
-    check_regular(path, kind=kind)
-    # If the file is replaced by a FIFO meanwhile, a blocking open would wait for a writer.
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
 def read_text(path: Path, most: int, *, remedy: str) -> str:
     """Return a text file in UTF-8, of at most `most` bytes."""
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             data = file.read(most + 1)
         if len(data) > most:
             raise InputError(f"has more than {most:,} bytes", where=path, remedy=remedy)
         return data.decode("utf-8-sig")  # spreadsheets start UTF-8 files with a byte-order mark
+    except InputError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(error, "not a readable text file in UTF-8", where=path, remedy=remedy) from error
 

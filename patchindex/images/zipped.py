@@ -8,11 +8,11 @@ import weakref
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from patchindex.errors import InputError
 from patchindex.images.unreadable import unreadable
-from patchindex.images.untrusted import DEFLATE_RATIO, check_announced, open_regular
+from patchindex.images.untrusted import DEFLATE_RATIO, check_announced, open_file
 
 __all__ = ["ZIP_DAMAGE", "ZipFile", "check_member"]
 
@@ -46,27 +46,26 @@ def check_member(info: zipfile.ZipInfo, where: object) -> None:
 class ZipFile:
     """A zip archive that several threads and processes may read.
 
-    A process that is forked gets a file handle of its own: with a shared handle, the processes would move
-    one position. A pickled archive holds the path, and opens the archive again.
+    Each process opens the file by itself: with a shared handle, processes would move one position. So a
+    pickled archive holds the path, and a process that is forked opens the archive again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._zip, self._state = self._opened()
-        self._process = os.getpid()
+        self._process: int | None = os.getpid()
 
     def _opened(self) -> tuple[zipfile.ZipFile, tuple[int, int]]:
+        """Return the open archive, and the size and time by which a change is seen."""
         file = None
         try:
-            file = open_regular(self.path)
+            file = open_file(self.path)
             weakref.finalize(self, file.close)
             status = os.fstat(file.fileno())
             return zipfile.ZipFile(file), (status.st_size, status.st_mtime_ns)
+        except InputError:
+            raise
         except ZIP_DAMAGE as error:
-            if file is not None:
-                file.close()
-            if isinstance(error, InputError):
-                raise
             raise unreadable(
                 error, "not a readable zip archive", where=self.path, remedy="download it again, or unpack it"
             ) from error
@@ -78,12 +77,11 @@ class ZipFile:
     def open(self, info: zipfile.ZipInfo) -> IO[bytes]:
         """Open a member for reading; several threads may call this at once."""
         if self._process != os.getpid():
-            state = self._state
-            self._zip, self._state = self._opened()
-            self._process = os.getpid()
-            if self._state != state:
+            archive, state = self._opened()
+            if state != self._state:
                 raise InputError("has changed since it was opened", where=self.path, remedy="open it again")
+            self._zip, self._process = archive, os.getpid()
         return self._zip.open(info)
 
-    def __reduce__(self) -> tuple[type[ZipFile], tuple[Path]]:
-        return ZipFile, (self.path.absolute(),)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path.absolute(), "_zip": None, "_state": self._state, "_process": None}

@@ -196,3 +196,30 @@ def test_a_face_that_is_there_twice_is_refused(celeba, folder, faces, refused):
     faces[0].save(folder / "copy" / "000001.jpg")
     with refused(folder, "has a face twice, 000001.jpg and copy/000001.jpg"):
         open_images(celeba)
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("1", "-1"), ("1", "0"), ("True", "False"), ("1.0", "-1.0"), ("yes", "No")]
+)
+def test_attributes_are_read_as_people_spell_them(yes, no, tmp_path, faces, refused):
+    save_faces(tmp_path / "img_align_celeba", faces)
+    lines = ["image_id,Smiling", *(f"{n},{yes if s else no}" for n, s in zip(NAMES, SMILING, strict=True))]
+    path = tmp_path / "list_attr_celeba.csv"
+    path.write_text("\n".join(lines))
+    assert open_images(tmp_path, labels="attr:Smiling").labels.tolist() == [int(bit) for bit in SMILING]
+    for other in ("2", "si", "nan", "1_0"):
+        path.write_text("\n".join([*lines[:5], f"{NAMES[4]},{other}", *lines[6:]]))
+        with refused(path, f"an attribute of {NAMES[4]} is {other!r}", "write 1 or -1"):
+            open_images(tmp_path, labels="attr:Smiling")
+
+
+def test_an_unknown_split_is_refused(tmp_path, faces, refused):
+    save_faces(tmp_path / "img_align_celeba", faces)
+    path = tmp_path / "list_eval_partition.txt"
+    for part, words in (("0.0", None), ("train", "is 'train'"), ("3", "is '3'")):
+        path.write_text("".join(f"{name} {part}\n" for name in NAMES))
+        if words is None:
+            assert len(open_images(tmp_path)) == 12
+        else:
+            with refused(path, f"the split of {NAMES[0]} {words}", "write 0, 1 or 2"):
+                open_images(tmp_path)

@@ -3,11 +3,13 @@
 import gzip
 import struct
 
+import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 
-from patchindex.errors import SourceNotFoundError
+from patchindex.errors import PatchIndexWarning, SourceNotFoundError
 from patchindex.images import LabelSpec, open_images
 from patchindex.images.label_files import read_label_file
 from patchindex.images.labels import as_labels
@@ -128,3 +130,53 @@ def test_a_label_spec_is_found_from_another_folder(tmp_path, gray, labels, monke
     np.testing.assert_array_equal(open_images(gray, labels=spec).labels, labels)
     with refused("labels", "names no attribute"):
         LabelSpec.parse("attr:")
+
+
+@pytest.mark.parametrize("kind", ["file", "array"])
+def test_labels_of_names_that_sort_as_text_are_doubted(kind, tmp_path, gray, write_pictures):
+    write_pictures(tmp_path / "set", gray[:12], [f"{i}.png" for i in range(12)])
+    write(tmp_path / "l.txt", np.arange(12))
+    labels = tmp_path / "l.txt" if kind == "file" else np.arange(12)
+    with pytest.warns(PatchIndexWarning, match=r"10\.png comes before 2\.png; check that the labels"):
+        open_images(tmp_path / "set", labels=labels)
+    for i in range(12):
+        np.save(tmp_path / f"part-{i}.npy", gray[i : i + 1])
+    with pytest.warns(PatchIndexWarning, match=r"part-10\.npy comes before .*part-2\.npy"):
+        open_images(str(tmp_path / "part-*.npy"), labels=labels)
+    # In the order of their numbers, or without labels: no warning.
+    open_images(tmp_path / "set")
+    open_images([tmp_path / f"part-{i}.npy" for i in range(12)], labels=labels)
+    write_pictures(tmp_path / "padded", gray[:12])
+    open_images(tmp_path / "padded", labels=labels)
+
+
+def test_labels_of_all_formats_follow_one_rule(tmp_path, gray, refused):
+    def write_npz(path, labels):
+        np.savez(path, images=gray, labels=labels)
+
+    def write_hdf5(path, labels):
+        with h5py.File(path, "w") as file:
+            file["images"], file["labels"] = gray, labels
+
+    def write_zarr(path, labels):
+        group = zarr.open_group(str(path), mode="w")
+        group.create_array("images", data=gray)
+        group.create_array("labels", data=labels)
+
+    for name, write_as in (("a.npz", write_npz), ("a.h5", write_hdf5), ("a.zarr", write_zarr)):
+        path = tmp_path / name
+        for labels in (np.arange(20), np.arange(20.0), np.arange(20)[:, None]):
+            write_as(path, labels)
+            assert open_images(path).labels.tolist() == list(range(20))
+        for labels, words in (
+            (np.arange(7), "7 labels for 20 images"),
+            (np.zeros((20, 10), int), "shape (20, 10)"),
+            (np.array(7), "shape ()"),
+            (np.arange(20) > 3, "dtype bool"),
+            (np.arange(20) / 3, "label 1 is 0.333"),
+        ):
+            write_as(path, labels)
+            with refused(name, words):
+                open_images(path)
+            assert open_images(path, labels="none").labels is None
+            assert open_images(path, labels=np.arange(20)).labels.tolist() == list(range(20))
