@@ -33,6 +33,7 @@ from patchindex.images.by_label import to_unit
 
 __all__ = [
     "INDEXED_MACHINES",
+    "LARGEST_SCALE",
     "MACHINES",
     "TRAIN_WINDOWS",
     "Axis",

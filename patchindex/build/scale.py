@@ -27,6 +27,7 @@ from patchindex.build.train import keep_model, train_scale
 from patchindex.build.workdir import hold_lock
 from patchindex.errors import PatchIndexError
 from patchindex.geometry import Geometry
+from patchindex.index.attributes import check_scale_numbers
 from patchindex.index.faiss_file import code_ranges, empty_index
 from patchindex.index.layout import (
     BUILD_ID,
@@ -38,6 +39,7 @@ from patchindex.index.layout import (
 )
 from patchindex.index.model import ScaleModel
 from patchindex.runtime import Progress, no_progress
+from patchindex.store.arrays import read_array
 from patchindex.store.atomic import publish, sync, sync_file
 from patchindex.store.checksums import write_manifest
 from patchindex.store.raw import open_raw, raw_checksum, write_raw
@@ -93,7 +95,9 @@ class ScaleBuild:
 
     @cached_property
     def _model(self) -> ScaleModel:
-        return ScaleModel.load(zarr.open_group(self._folder, mode="r"), self.device)
+        attributes, channels = self._attributes, self._pixels.shape[3]
+        check_scale_numbers(attributes, self.geometry, len(self._pixels), channels, self._folder)
+        return ScaleModel.load(self._folder, self.geometry, channels, attributes, self.device)
 
     @property
     def _attributes(self) -> dict[str, Any]:
@@ -246,10 +250,9 @@ class ScaleBuild:
         )
 
     def _label_indexes(self) -> np.ndarray:
-        group = zarr.open_group(self.root, mode="r")
-        if "labels" not in group:
+        if not (self.root / "labels").exists():
             return np.zeros(len(self._pixels), np.int64)
-        labels = np.asarray(group["labels"][:])  # type: ignore[index]
+        labels = read_array(self.root, "labels", "int64", (len(self._pixels),))
         return np.unique(labels, return_inverse=True)[1]
 
     def _record(self, attributes: dict[str, Any]) -> None:

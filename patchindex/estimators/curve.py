@@ -16,13 +16,15 @@ import numpy as np
 from patchindex.errors import StoreError
 from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
 from patchindex.index import ScaleIndex
+from patchindex.index.attributes import CURVE_MOVES, CURVE_VERSION
 from patchindex.index.scale import MEASURE_AGAIN
 
 __all__ = ["MOVES", "NearPoint", "OperatingCurve", "TopPoint", "best_share"]
 
 ATTRIBUTE = "operating_curve"  # of a scale's group in the store
-VERSION = 2  # of the layout of this attribute
-MOVES = tuple(2.0**-j for j in range(2, 12))  # of the mean, by a single patch; the columns of `missed`
+MOVES = tuple(
+    2.0**-j for j in range(2, 2 + CURVE_MOVES)
+)  # of the mean, by a single patch; the columns of `missed`
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class OperatingCurve:
     @classmethod
     def read(cls, found: Any, where: object) -> OperatingCurve | None:
         """Return the curve that `as_dict` wrote; None for other data. Raises as `of` does."""
-        if not isinstance(found, dict) or found.get("version") != VERSION:
+        if not isinstance(found, dict) or found.get("version") != CURVE_VERSION:
             return None
         found = {name: value for name, value in found.items() if name != "version"}
         try:
@@ -97,7 +99,7 @@ class OperatingCurve:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the curve as plain data."""
-        return {"version": VERSION, **asdict(self)}
+        return {"version": CURVE_VERSION, **asdict(self)}
 
     def expected(
         self,

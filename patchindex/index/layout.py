@@ -23,12 +23,13 @@ store.zarr/
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-import zarr
-
 from patchindex.errors import StoreError
+from patchindex.store.arrays import METADATA, read_group
+from patchindex.store.checksums import MANIFEST
 
 __all__ = [
     "BUILD_ID",
@@ -49,8 +50,7 @@ FAISS_ARRAY = "faiss"
 BUILD_ID = "of"  # the build that wrote the scale
 IMAGES_CHECKSUM = "images"  # checksum of the store's images
 HEADER_CHECKSUM = "head_checksum"  # checksum of the FAISS file in front of its lists
-# Exceptions that zarr raises for a damaged zarr.json.
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, zarr.errors.BaseZarrError)
+SCALE_NAME = re.compile(r"k[0-9]{3,4}")
 
 
 def scale_group(k: int) -> str:
@@ -61,7 +61,7 @@ def scale_group(k: int) -> str:
 def scales_of(path: Path) -> list[int]:
     """Return the scales with a finished index, ascending."""
     names = (folder.name for folder in (path / "scales").glob("k*"))
-    numbers = (int(name[1:]) for name in names if name[1:].isdigit())
+    numbers = (int(name[1:]) for name in names if SCALE_NAME.fullmatch(name))
     return sorted({k for k in numbers if (path / scale_group(k)).is_dir()})
 
 
@@ -72,22 +72,20 @@ def replaced_path(path: Path) -> Path:
 
 def read_attributes(path: Path) -> dict[str, Any] | None:
     """Return the attributes of a store, or None when the path is no finished store."""
-    if not (path / "zarr.json").is_file():
+    if not (path / METADATA).is_file():
         return None
     try:
-        found = zarr.open_group(path, mode="r").attrs.get("patchindex")
-    except (zarr.errors.ContainsArrayError, zarr.errors.NodeTypeValidationError):
-        return None  # an array: images, not a store
-    except UNREADABLE as error:
-        raise StoreError(
-            f"zarr.json cannot be read ({error})", where=path, remedy="build the store again"
-        ) from error
+        found = (read_group(path) or {}).get("patchindex")
+    except StoreError:
+        if (path / MANIFEST).is_file():
+            raise
+        return None  # metadata of other software
     return found if isinstance(found, dict) else None
 
 
 def attributes_of(folder: Path) -> dict[str, Any]:
     """Return the attributes of a group, empty when the group is absent or damaged."""
     try:
-        return dict(zarr.open_group(folder, mode="r").attrs)
-    except (FileNotFoundError, *UNREADABLE):
+        return read_group(folder) or {}
+    except StoreError:
         return {}

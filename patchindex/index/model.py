@@ -6,10 +6,11 @@ per dimension, over the range of the training sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from patchindex.geometry import Geometry
 from patchindex.images.by_label import to_unit
 from patchindex.index.lists import InvertedLists
 from patchindex.index.pca import PCA
+from patchindex.index.values import model_arrays
 from patchindex.runtime import require_faiss
 
 __all__ = ["CHUNK_BYTES", "ScaleModel", "fit_ranges", "project_all"]
@@ -31,36 +33,40 @@ CHUNK_BYTES = 64 << 20  # memory of one step of a stage
 class ScaleModel:
     """The trained model of a locality scale, which puts a patch into a list and makes its code."""
 
-    ARRAYS: ClassVar = (
-        "pca_components",
-        "pca_mean",
-        "centroids",
-        "list_bounds",
-        "cells",
-        "cell_bounds",
-        "code_ranges",
-    )
-
     pca: PCA
     lists: InvertedLists
     ranges: np.ndarray  # float32 (2, dims): lowest value and width of the codes' range in each dimension
 
     def save(self, group: zarr.Group) -> None:
         """Write the arrays into the group of a scale, over any that are there."""
-        of_pca = self.pca.components, self.pca.mean
-        of_lists = self.lists.centroids, self.lists.bounds, self.lists.cells, self.lists.cell_bounds
-        for name, array in zip(self.ARRAYS, (*of_pca, *of_lists, self.ranges), strict=True):
+        arrays = {
+            "pca_components": self.pca.components,
+            "pca_mean": self.pca.mean,
+            "centroids": self.lists.centroids,
+            "list_bounds": self.lists.bounds,
+            "cells": self.lists.cells,
+            "cell_bounds": self.lists.cell_bounds,
+            "code_ranges": self.ranges,
+        }
+        for name, array in arrays.items():
             group.create_array(name, data=array, overwrite=True)
 
     @classmethod
-    def load(cls, group: zarr.Group, device: torch.device) -> ScaleModel:
-        """Read the arrays that `save` wrote, and the energy of the components."""
-        components, mean, centroids, bounds, cells, cell_bounds, ranges = (
-            np.asarray(group[name][:])  # type: ignore[index]
-            for name in cls.ARRAYS
+    def load(
+        cls,
+        folder: Path,
+        geometry: Geometry,
+        channels: int,
+        attributes: Mapping[str, Any],
+        device: torch.device,
+    ) -> ScaleModel:
+        """Read and check the arrays that `save` wrote; the `attributes` of the scale are checked already."""
+        found = model_arrays(folder, geometry, channels, attributes)
+        pca = PCA(found["pca_components"], found["pca_mean"], float(attributes["pca_energy"]))
+        lists = InvertedLists(
+            found["centroids"], found["list_bounds"], found["cells"], found["cell_bounds"], device
         )
-        pca = PCA(components, mean, float(group.attrs["pca_energy"]))  # type: ignore[arg-type]
-        return cls(pca, InvertedLists(centroids, bounds, cells, cell_bounds, device), ranges)
+        return cls(pca, lists, found["code_ranges"])
 
     def encode(
         self, pixels: Tensor, geometry: Geometry, images: np.ndarray

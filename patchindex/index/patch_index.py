@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 
 from patchindex.checks import check_path
 from patchindex.errors import InputError, Option, SourceNotFoundError, StoreError
-from patchindex.geometry import Geometry
+from patchindex.geometry import LARGEST_SCALE, Geometry
 from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
+from patchindex.index.attributes import CURVE_VERSION, check_curve, check_scale, check_store
 from patchindex.index.layout import (
     FORMAT_VERSION,
     read_attributes,
@@ -24,13 +24,15 @@ from patchindex.index.layout import (
     scales_of,
 )
 from patchindex.index.scale import ScaleIndex
+from patchindex.index.values import image_columns
+from patchindex.regular_files import IrregularFileError, refuse_links
 from patchindex.runtime import resolve_device
 from patchindex.schedules import LocalitySchedule
+from patchindex.store.arrays import REMEDY, read_file, read_group
 from patchindex.store.checksums import (
     CHECKSUMMED,
     CURVE,
     MANIFEST,
-    REMEDY,
     SCALES,
     check_small_files,
     crc32c,
@@ -114,6 +116,7 @@ def open_index(
             remedy="build it again, or use the version of patchindex that made it",
         )
     check_small_files(path)
+    check_store(attributes, path)
     return PatchIndex(path, attributes, where, remote)
 
 
@@ -149,30 +152,25 @@ class PatchIndex:
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
         # A scale that was lost stays listed: without it the schedule would change silently.
-        self.scales: tuple[int, ...] = tuple(sorted({*read_checksummed(path / SCALES), *scales_of(path)}))
+        self.scales: tuple[int, ...] = tuple(sorted({*_listed_scales(path), *scales_of(path)}))
+        shape = tuple(attributes["shape"])
+        images = open_raw(path, "images", "uint8", shape)
+        self._check_scales(shape[1:3])
         schedule = attributes["locality"]
         self.locality = LocalitySchedule.from_dict(schedule) if schedule else None
         if self.locality is not None and self.scales:
             self.locality = self.locality.nearest(self.scales)
-        images = open_raw(path, "images")
         self._images_checksum = raw_checksum(path, "images")
         self.pixels: torch.Tensor = torch.from_numpy(images)
         source = open_images(images)
         source.name = attributes["source"]
-        group = zarr.open_group(path, mode="r")
-
-        def column(name: str) -> np.ndarray:
-            array = group.get(name)
-            if not isinstance(array, zarr.Array) or array.shape != (len(images),):
-                raise StoreError(
-                    f"the array {name!r} is missing or damaged", where=path, remedy="build the store again"
-                )
-            return np.asarray(array[:])
-
-        self._image_checksums = np.asarray(group["image_checksums"][:])  # type: ignore[index]
-        self._checked = np.zeros(len(self._image_checksums), bool)
-        labels = column("labels") if attributes["labels"] is not None else None
-        self.training = TrainingImages(source, labels, column("source_ids"))
+        blocks = -(-shape[0] // image_block(shape[1:3], shape[3]))
+        self._image_checksums, labels, ids = image_columns(path, shape[0], blocks, attributes["labels"])
+        self._checked = np.zeros(blocks, bool)
+        self.training = TrainingImages(source, labels, ids)
+        self._images_by_label = (
+            np.array([shape[0]]) if labels is None else np.unique(labels, return_counts=True)[1]
+        )
         self._scales: dict[int, ScaleIndex] = {}
         self._lists_checked: dict[int, np.ndarray] = {}  # `ScaleIndex.checked`, kept when a scale is closed
         self._copies: dict[torch.device, torch.Tensor] = {}
@@ -187,6 +185,14 @@ class PatchIndex:
         options = None if self._remote is None else self._remote.options
         path = self.path if self._remote is None else self._remote.url
         return _open_same, (path, self.attributes["fingerprint"], str(self.device), options)
+
+    def _check_scales(self, size: tuple[int, int]) -> None:
+        """Raise StoreError when the machine has no such training windows, or no such scale at this size."""
+        for k in self.scales or (1,):
+            try:
+                Geometry.of(self.machine, k, size, self.train_windows)
+            except InputError as error:
+                raise StoreError(error.what, where=self.path, remedy=REMEDY) from None
 
     def geometry(self, k: int | None) -> Geometry:
         """Return the geometry of this store's machine at locality scale k."""
@@ -219,17 +225,20 @@ class PatchIndex:
                 self._scales.pop(next(iter(self._scales)))
             group = scale_group(k)
             self._check_not_replaced()
+            if self._remote is None:
+                _refuse_linked(self.path, group)
             folder = self.path / group if self._remote is None else self._remote.fetch(group)
             if not folder.is_dir():
                 raise StoreError(
                     "is missing", where=folder, remedy=["add it again with ", Option("add_scales")]
                 )
-            scale = ScaleIndex(folder, self.geometry(k), self.device, self._lists_checked.get(k))
+            scale = ScaleIndex(
+                folder, self.geometry(k), self.device, self._images_by_label, self.training.channels,
+                self._lists_checked.get(k),
+            )  # fmt: skip
             self._check_not_replaced()
-            if (scale.attributes.get("k"), scale.images_checksum) != (k, self._images_checksum):
-                raise StoreError(
-                    "is of other images or of another locality scale", where=folder, remedy=REMEDY
-                )
+            if scale.images_checksum != self._images_checksum:
+                raise StoreError("is of other images", where=folder, remedy=REMEDY)
             self._scales[k], self._lists_checked[k] = scale, scale.checked
         return self._scales[k]
 
@@ -286,8 +295,8 @@ class PatchIndex:
         for k in self.scales:
             group, remote = scale_group(k), self._remote
             with TemporaryDirectory(prefix="patchindex-") as folder:
-                scales[str(k)] = _scale_info(
-                    self.path / group if remote is None else remote.fetch_attributes(group, Path(folder))
+                scales[str(k)] = self._scale_info(
+                    k, self.path / group if remote is None else remote.fetch_attributes(group, Path(folder))
                 )
         return {
             "path": str(self.path),
@@ -299,6 +308,21 @@ class PatchIndex:
             "indexes": scales,
         }
 
+    def _scale_info(self, k: int, folder: Path) -> dict[str, Any]:
+        """Return the attributes, the bytes and the operating curve of a scale."""
+        attributes = folder / ATTRIBUTES
+        content = read_file(folder, ATTRIBUTES)
+        if f"{crc32c(content):08x}" != read_manifest(folder).get(ATTRIBUTES, (0, ""))[1]:
+            raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
+        found = read_group(folder) or {}
+        check_scale(found, self.geometry(k), len(self.training), self.training.channels, folder)
+        info: dict[str, Any] = {**found, "bytes": _bytes(folder)}
+        if (folder / CURVE).exists():
+            info["operating_curve"] = dict(read_checksummed(folder / CURVE))
+            info["operating_curve"].pop("scale", None)
+            if info["operating_curve"].get("version") == CURVE_VERSION:
+                check_curve(info["operating_curve"], folder / CURVE, REMEDY)
+        return info
 
 def _open_same(
     path: str | Path, fingerprint: str, device: str, storage_options: dict[str, Any] | None
@@ -310,17 +334,20 @@ def _open_same(
     return index
 
 
-def _scale_info(folder: Path) -> dict[str, Any]:
-    """Return the attributes, the bytes and the operating curve of a scale."""
-    attributes = folder / ATTRIBUTES
-    content = attributes.read_bytes() if attributes.is_file() else b""
-    if f"{crc32c(content):08x}" != read_manifest(folder).get(ATTRIBUTES, (0, ""))[1]:
-        raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
-    info: dict[str, Any] = {**zarr.open_group(folder, mode="r").attrs, "bytes": _bytes(folder)}
-    if (folder / CURVE).exists():
-        info["operating_curve"] = dict(read_checksummed(folder / CURVE))
-        info["operating_curve"].pop("scale", None)
-    return info
+
+def _listed_scales(path: Path) -> list[int]:
+    """Return the scales that a store lists."""
+    listed = read_checksummed(path / SCALES)
+    if not isinstance(listed, list) or not all(type(k) is int and 1 <= k <= LARGEST_SCALE for k in listed):
+        raise StoreError("is no list of scales", where=path / SCALES, remedy=REMEDY)
+    return listed
+
+
+def _refuse_linked(path: Path, group: str) -> None:
+    try:
+        refuse_links(path, f"{group}/{ATTRIBUTES}")
+    except IrregularFileError as error:
+        raise StoreError(error.what, where=path / group, remedy=REMEDY) from None
 
 
 def _bytes(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -9,21 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 
 from patchindex.errors import InputError, Option, StoreError
 from patchindex.geometry import Geometry
-from patchindex.index.faiss_file import ID_BYTES, code_ranges, lists_offset
+from patchindex.index.attributes import CURVE_VERSION, check_curve, check_scale
+from patchindex.index.faiss_file import ID_BYTES, head_bytes, problem_of_head
 from patchindex.index.layout import BUILD_ID, FAISS_ARRAY, HEADER_CHECKSUM, IMAGES_CHECKSUM
 from patchindex.index.lists import to_gpu
 from patchindex.index.model import ScaleModel
 from patchindex.index.moments import ListMoments
+from patchindex.index.values import list_arrays
 from patchindex.kernels.codes import Codes
+from patchindex.kernels.list_ids import first_wrong_list
 from patchindex.kernels.simd import LANES
 from patchindex.runtime import MAX_GPU_SELECTION, require_faiss
+from patchindex.store.arrays import REMEDY, read_group
 from patchindex.store.checksums import (
     CURVE,
-    REMEDY,
     check_small_files,
     crc32c,
     read_checksummed,
@@ -33,8 +36,6 @@ from patchindex.store.raw import open_raw, raw_path
 
 __all__ = ["ScaleIndex"]
 
-LIST_ARRAYS = ("list_counts", "list_means", "list_variances", "list_checksums")
-NUMBERS = ("patches", "pca_energy", HEADER_CHECKSUM)  # required attributes
 MEASURE_AGAIN = ("measure it again: tune with ", Option("overwrite", True))
 
 
@@ -60,38 +61,54 @@ class ScaleIndex:
     """
 
     def __init__(
-        self, path: Path, geometry: Geometry, device: torch.device, checked: np.ndarray | None = None
+        self,
+        path: Path,
+        geometry: Geometry,
+        device: torch.device,
+        images_by_label: np.ndarray,
+        channels: int,
+        checked: np.ndarray | None = None,
     ) -> None:
+        """Open and check a scale; `images_by_label`, int64 (labels or 1,), are the images of each label."""
         self.path, self.geometry, self.device = path, geometry, device
         check_small_files(path)
-        group = zarr.open_group(path, mode="r")
-        self.attributes: dict[str, Any] = dict(group.attrs)
+        self.attributes: dict[str, Any] = read_group(path) or {}
+        images = int(images_by_label.sum())
+        check_scale(self.attributes, geometry, images, channels, path)
         self.images_checksum, self.build_id = map(self.attributes.get, (IMAGES_CHECKSUM, BUILD_ID))
-        if (path / CURVE).exists():
-            self.attributes["operating_curve"] = self._curve()
-        arrays = (*ScaleModel.ARRAYS, *LIST_ARRAYS)
-        missing = [name for name in arrays if not isinstance(group.get(name), zarr.Array)]
-        missing += [name for name in NUMBERS if not isinstance(self.attributes.get(name), int | float)]
-        if missing:
-            raise StoreError(f"is without {', '.join(missing)}", where=path, remedy="build the store again")
-        self.model = ScaleModel.load(group, device)
-        self.pca, self.lists = self.model.pca, self.model.lists
-        counts, means, variances, self._checksums = (np.asarray(group[name][:]) for name in LIST_ARRAYS)  # type: ignore[index]
-        self.moments = ListMoments(self.lists, counts, means, variances)
+        self.attributes |= self._curve()
+        # The size of the FAISS file bounds all arrays of the scale.
+        lists, dims = self.attributes["lists"], self.attributes["pca_dims"]
+        self._head_bytes = head_bytes(lists, dims)
+        size = self._head_bytes + self.attributes["patches"] * (dims + ID_BYTES)
         # A memory map of the FAISS file, which stays the same when another store replaces this one.
-        self._raw, self._file = open_raw(path, FAISS_ARRAY), raw_path(path, FAISS_ARRAY, 1)
+        self._raw, self._file = open_raw(path, FAISS_ARRAY, "uint8", (size,)), raw_path(path, FAISS_ARRAY, 1)
         self._inode = self._file.stat().st_ino
+        self.model = ScaleModel.load(path, geometry, channels, self.attributes, device)
+        self.pca, self.lists = self.model.pca, self.model.lists
+        found = list_arrays(path, geometry, channels, images_by_label, self.lists.bounds, self.pca.dims)
+        self.moments = ListMoments(
+            self.lists, found["list_counts"], found["list_means"], found["list_variances"]
+        )
+        self._checksums = found["list_checksums"]
+        self._label_ends = np.cumsum(images_by_label) * geometry.patches_per_image
+        self._head_is_checked = False
         self.checked = np.zeros(len(self._checksums), bool) if checked is None else checked
 
     def _curve(self) -> dict[str, Any]:
+        """Return the operating curve as an attribute; an empty dict if there is none."""
         file = self.path / CURVE
+        if not os.path.lexists(file):
+            return {}
         try:
             curve = read_checksummed(file)
         except StoreError as error:
             raise StoreError(error.what, where=file, remedy=MEASURE_AGAIN) from error
         if not isinstance(curve, dict) or curve.pop("scale", None) != self._measured_scale:
             raise StoreError("is of another scale", where=file, remedy=MEASURE_AGAIN)
-        return curve
+        if curve.get("version") == CURVE_VERSION:  # others are ignored
+            check_curve(curve, file, MEASURE_AGAIN)
+        return {"operating_curve": curve}
 
     def save_curve(self, curve: dict[str, Any]) -> None:
         """Write the operating curve of this scale, over any that is there."""
@@ -112,9 +129,8 @@ class ScaleIndex:
 
     @cached_property
     def _faiss_file(self) -> Any:
+        self.check_head()
         faiss, file = require_faiss(), self._file
-        if crc32c(self._raw[: self._list_offsets[0]]) != self.attributes[HEADER_CHECKSUM]:
-            raise StoreError("its header is damaged (checksum mismatch)", where=file, remedy=REMEDY)
         try:
             index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
@@ -124,19 +140,38 @@ class ScaleIndex:
             ) from error
         if not file.exists() or file.stat().st_ino != self._inode:
             raise StoreError("was replaced since it was opened", where=self.path, remedy="open it again")
-        if index.ntotal != self.attributes["patches"]:
-            raise StoreError(
-                f"holds {index.ntotal} patches, not {self.attributes['patches']}",
-                where=file,
-                remedy="build the store again",
-            )
         return index
+
+    def check_head(self) -> None:
+        """Compare the head of the FAISS file with its checksum, and with the model and the list sizes.
+
+        Raises
+        ------
+        StoreError
+            When the head is damaged, or is that of another index.
+        """
+        if self._head_is_checked:
+            return
+        head = self._raw[: self._head_bytes].tobytes()
+        if crc32c(head) != self.attributes[HEADER_CHECKSUM]:
+            raise StoreError("its header is damaged (checksum mismatch)", where=self._file, remedy=REMEDY)
+        ranges = self.model.ranges
+        problem = problem_of_head(head, self.lists.centroids, ranges, self.list_sizes())
+        if problem is not None:
+            what = f"its header is of another index: {problem}"
+            raise StoreError(what, where=self._file, remedy=REMEDY)
+        self._head_is_checked = True
 
     @cached_property
     def _list_offsets(self) -> np.ndarray:
         """First byte of each list, and the end of the last."""
-        bytes_before = np.concatenate([[0], np.cumsum(self.list_sizes())]) * (self.pca.dims + ID_BYTES)
-        return bytes_before + lists_offset(len(self._raw), self.list_sizes(), self.pca.dims)
+        before = np.concatenate([[0], np.cumsum(self.list_sizes())])
+        return self._head_bytes + before * (self.pca.dims + ID_BYTES)
+
+    @cached_property
+    def _class_of_list(self) -> np.ndarray:
+        """The position class of each list, int64."""
+        return np.repeat(np.arange(self.geometry.n_classes), np.diff(self.lists.bounds))
 
     def members(self, lo: int = 0, hi: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield number, patch ids, int64 (n,), and codes, uint8 (n, dims), of the lists lo to hi - 1."""
@@ -155,15 +190,32 @@ class ScaleIndex:
         )
 
     def _check_lists(self, lists: np.ndarray) -> None:
-        """Compare the lists that were not checked before with their checksums."""
-        for c in lists[~self.checked[lists]].tolist():
-            if crc32c(self._raw[self._list_offsets[c] : self._list_offsets[c + 1]]) != self._checksums[c]:
+        """Compare the lists that were not checked before with their checksums, then check their ids."""
+        new = lists[~self.checked[lists]]
+        if not len(new):
+            return
+        offsets = self._list_offsets
+        for c in new.tolist():
+            if crc32c(self._raw[offsets[c] : offsets[c + 1]]) != self._checksums[c]:
                 raise StoreError(
                     f"list {c} is damaged (checksum mismatch)",
                     where=self._file,
                     remedy=REMEDY,
                 )
-            self.checked[c] = True
+        wrong, one_class = np.zeros(1, np.int64), self.geometry.n_classes == 1
+        first_wrong_list(
+            self._raw, offsets[:-1] + self.list_sizes() * self.pca.dims, new, self._class_of_list,
+            self.geometry.train_classes[: 0 if one_class else None], self._label_ends, self.moments.counts,
+            wrong,
+        )  # fmt: skip
+        if wrong[0] >= 0:
+            raise StoreError(
+                f"list {wrong[0]} has wrong patch ids: they must ascend, belong to its position class, and "
+                "be as many of each label as the store says",
+                where=self._file,
+                remedy=REMEDY,
+            )
+        self.checked[new] = True
 
     def search(
         self, vectors: np.ndarray, keys: np.ndarray, candidates: int, images: tuple[int, int] | None
@@ -248,6 +300,8 @@ class ScaleIndex:
     @cached_property
     def _code_file(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The FAISS file, and lowest value and step of each dimension, padded to whole vectors."""
-        low, step = code_ranges(self._faiss_file)
+        self.check_head()
+        low, width = self.model.ranges
+        step = width / 255
         padding = (0, -len(low) % LANES)
         return self._raw, np.pad(low, padding), np.pad(step, padding)

@@ -11,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
 
 from patchindex.errors import StoreError
+from patchindex.regular_files import open_regular
+from patchindex.store.arrays import REMEDY, open_file, parse_json, read_file
 from patchindex.store.atomic import atomic_write
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "crc32c",
     "fingerprint",
     "image_block",
+    "is_stray",
     "read_checksummed",
     "read_manifest",
     "write_checksummed",
@@ -53,7 +57,8 @@ IMAGE_BLOCK_BYTES = 1 << 20  # images that share a checksum
 READ_BYTES = 8 << 20
 # The crc32c of any bytes that their own crc32c follows, little endian, as in raw arrays and shards.
 CHECKSUM_OF_CHECKED = "48674bc7"
-REMEDY = "build the store again, or copy it again from an intact one"
+# Files that operating systems put into folders.
+STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
 MISMATCH = "is damaged (checksum mismatch)"
 
 
@@ -90,13 +95,11 @@ def _with_checksum(content: Any) -> bytes:
 
 def read_checksummed(path: Path) -> Any:
     """Read the content of a checksummed file; raise StoreError when it is missing or damaged."""
+    data = read_file(path.parent, path.name)
     try:
-        data = path.read_bytes()
-        content = json.loads(data)["content"]
+        content = parse_json(data)["content"]
         intact = _with_checksum(content) == data
-    except FileNotFoundError:
-        raise StoreError("is missing", where=path, remedy=REMEDY) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise StoreError(MISMATCH, where=path, remedy=REMEDY)
@@ -127,7 +130,7 @@ def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         if "\\" in name or ":" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
             raise StoreError(f"has an invalid file name {name!r}", where=path, remedy=REMEDY)
         match entry:
-            case [int(), str()]:
+            case [int(size), str()] if 0 <= size < 1 << 63:
                 pass
             case _:
                 raise StoreError(f"has no size and checksum of {name!r}", where=path, remedy=REMEDY)
@@ -139,17 +142,27 @@ def _files(folder: Path) -> Iterator[str]:
         at = Path(root).relative_to(folder)
         if at == Path(PARTS):
             folders.clear()
-        for file in files:
-            if at != Path() or file.removesuffix(".tmp") not in CHECKSUMMED:
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for file in files + links:
+            if (at != Path() or file.removesuffix(".tmp") not in CHECKSUMMED) and not is_stray(file):
                 yield (at / file).as_posix()
 
 
+def is_stray(name: str) -> bool:
+    """Return whether a file is of the operating system, and not of the store."""
+    return STRAY.fullmatch(name) is not None
+
+
 def checksum_of_file(path: Path) -> str:
-    """Return the crc32c of a file, in hexadecimal."""
+    """Return the crc32c of a regular file, in hexadecimal."""
+    with open_regular(path) as file:
+        return _checksum_of(file)
+
+
+def _checksum_of(file: BinaryIO) -> str:
     checksum = 0
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            checksum = crc32c(piece, checksum)
+    while piece := file.read(READ_BYTES):
+        checksum = crc32c(piece, checksum)
     return f"{checksum:08x}"
 
 
@@ -161,17 +174,20 @@ def image_block(size: tuple[int, int], channels: int) -> int:
 def check_small_files(folder: Path) -> None:
     """Refuse a folder with a missing or damaged file; of large arrays, compare only the size."""
     for name, (size, checksum) in read_manifest(folder).items():
-        problem = _problem(folder / name, size, None if name.startswith(LARGE) else checksum)
+        problem = _problem(folder, name, size, None if name.startswith(LARGE) else checksum)
         if problem is not None:
             raise StoreError(problem, where=folder / name, remedy=REMEDY)
 
 
-def _problem(path: Path, size: int, checksum: str | None) -> str | None:
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != size:
-        return f"holds {path.stat().st_size} bytes, not {size}"
-    intact = checksum is None or checksum_of_file(path) == checksum
+def _problem(folder: Path, name: str, size: int, checksum: str | None) -> str | None:
+    try:
+        with open_file(folder, name) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                return f"holds {found} bytes, not {size}"
+            intact = checksum is None or _checksum_of(file) == checksum
+    except StoreError as error:
+        return error.what
     return None if intact else MISMATCH
 
 
@@ -185,6 +201,6 @@ def check_files(folder: Path) -> Iterator[tuple[str, str | None]]:
     yield MANIFEST, None
     found = set(_files(folder))
     for name, (size, checksum) in expected.items():
-        yield name, _problem(folder / name, size, checksum)
+        yield name, _problem(folder, name, size, checksum)
     for name in sorted(found - set(expected)):
         yield name, "does not belong to the store"

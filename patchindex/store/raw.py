@@ -18,6 +18,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from patchindex.errors import StoreError
+from patchindex.store.arrays import METADATA, REMEDY, ArrayHead, open_file, read_head
 from patchindex.store.atomic import atomic_write
 
 __all__ = ["CHECKSUM_BYTES", "ChecksumWriter", "open_raw", "raw_checksum", "raw_path", "write_raw"]
@@ -84,23 +85,37 @@ def write_raw(group: Path, name: str, dtype: str, shape: tuple[int, ...] = ()) -
 
 def raw_checksum(group: Path, name: str) -> str:
     """Return the crc32c of an array, in hexadecimal, from the last four bytes of its file."""
-    file = next(path for path in (group / name / "c").rglob("0") if path.is_file())
-    with file.open("rb") as handle:
-        handle.seek(-CHECKSUM_BYTES, os.SEEK_END)
-        return handle.read()[::-1].hex()
+    with open_file(group, _raw_head(group, name)[1]) as file:
+        file.seek(-CHECKSUM_BYTES, os.SEEK_END)
+        return file.read()[::-1].hex()
 
 
-def open_raw(group: Path, name: str) -> np.memmap:
-    """Map a raw array into memory, without reading it.
+def _raw_head(group: Path, name: str) -> tuple[ArrayHead, str]:
+    """Return the metadata of a raw array, and the name of its file in the group."""
+    if not (group / name / METADATA).exists():
+        raise StoreError(f"the array {name!r} is missing", where=group, remedy="build the store again")
+    head = read_head(group, name)
+    if not head.raw or head.chunks != head.shape:
+        raise StoreError("is not one raw file", where=head.path, remedy=REMEDY)
+    return head, head.chunk((0,) * len(head.shape))
+
+
+def open_raw(
+    group: Path, name: str, dtype: str | None = None, shape: tuple[int, ...] | None = None
+) -> np.memmap:
+    """Map a raw array into memory, without reading it; refuse another dtype or shape than those given.
 
     The map is copy-on-write, so that torch takes it without a copy. Nothing writes to it.
     """
-    array = zarr.open_group(group, mode="r").get(name)
-    if not isinstance(array, zarr.Array):
-        raise StoreError(f"the array {name!r} is missing", where=group, remedy="build the store again")
-    path = raw_path(group, name, array.ndim)
-    expected = int(np.prod(array.shape, dtype=int)) * array.dtype.itemsize + CHECKSUM_BYTES
-    found = path.stat().st_size if path.exists() else 0
-    if found != expected:
-        raise StoreError(f"holds {found} bytes, not {expected}", where=path, remedy="build the store again")
-    return np.memmap(path, dtype=array.dtype, mode="c", shape=array.shape)
+    head, file_name = _raw_head(group, name)
+    head.require(dtype or head.dtype.name, shape or head.shape)
+    expected = head.bytes_of(head.shape) + CHECKSUM_BYTES
+    where = group / file_name
+    if not where.exists():
+        raise StoreError(f"holds 0 bytes, not {expected}", where=where, remedy="build the store again")
+    with open_file(group, file_name) as file:
+        found = os.fstat(file.fileno()).st_size
+        if found != expected:
+            what = f"holds {found} bytes, not {expected}"
+            raise StoreError(what, where=where, remedy="build the store again")
+        return np.memmap(file, dtype=head.dtype, mode="c", shape=head.shape)

@@ -15,7 +15,7 @@ from patchindex.build import shards
 from patchindex.build.merge import write_index
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.shards import Shards
-from patchindex.index.faiss_file import empty_index, lists_offset
+from patchindex.index.faiss_file import empty_index, head_bytes
 from patchindex.index.model import fit_ranges
 from patchindex.store.raw import raw_path, write_raw
 
@@ -54,7 +54,7 @@ def test_the_bytes_equal_those_that_faiss_writes(tmp_path, vectors):
     index.add_core(len(vectors), *(faiss.swig_ptr(a) for a in (vectors, ids, lists)))
     assert found == faiss.serialize_index(index).tobytes()
     first = index.invlists.get_codes(0)
-    begin = lists_offset(len(found), sizes, DIMS)
+    begin = head_bytes(LISTS, DIMS)
     expected = faiss.rev_swig_ptr(first, int(sizes[0]) * DIMS).tobytes()
     assert found[begin : begin + len(expected)] == expected
 

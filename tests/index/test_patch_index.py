@@ -42,7 +42,7 @@ def another_format(file):
         ("images/c/0/0/0/0", shorten, "bytes, not"),
         ("labels/zarr.json", remove, "labels/zarr.json: is missing"),
         ("source_ids/zarr.json", remove, "source_ids/zarr.json: is missing"),
-        ("zarr.json", no_json, r"zarr\.json cannot be read"),
+        ("zarr.json", no_json, r"zarr\.json: cannot be read"),
         ("zarr.json", another_format, "has format 99; this version reads"),
     ],
 )

@@ -172,11 +172,11 @@ def rebuilt(labelled, path, monkeypatch, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda ids, codes: ids.__setitem__(0, ids[1]), ["ids do not ascend", "1 patches are in no list"]),
+        (lambda ids, codes: ids.__setitem__(0, ids[1]), ["has wrong patch ids: they must ascend"]),
         (lambda ids, codes: codes.__iadd__(40), ["are not found by their code"]),
         (
             lambda ids, codes: ids.__setitem__(slice(None), np.roll(np.sort(ids), 9)),
-            ["are not found by their code"],
+            ["has wrong patch ids"],
         ),
     ],
 )
