@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import INDEXED_MACHINES, LARGEST_SCALE, MACHINES, TRAIN_WINDOWS, Geometry
@@ -18,9 +21,30 @@ from patchindex.index.layout import BUILD_ID, HEADER_CHECKSUM, IMAGES_CHECKSUM
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import REMEDY
 
-__all__ = ["CURVE_MOVES", "CURVE_VERSION", "check_curve", "check_scale", "check_scale_numbers", "check_store"]
+__all__ = [
+    "CURVE_MOVES",
+    "CURVE_VERSION",
+    "IndexedImages",
+    "check_curve",
+    "check_scale",
+    "check_scale_numbers",
+    "check_store",
+]
 
 Check = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class IndexedImages:
+    """The images that a scale indexes: `by_label`, int64 (labels or 1,), are the images of each label."""
+
+    by_label: np.ndarray
+    channels: int
+    checksum: str
+
+    def __len__(self) -> int:
+        return int(self.by_label.sum())
+
 
 CURVE_VERSION = 2  # of the layout of an operating curve
 CURVE_MOVES = 10  # entries of `missed`
@@ -159,13 +183,13 @@ def check_store(found: Mapping[str, Any], where: object) -> None:
     _refuse(settings, {name: check for name, check in optional.items() if name in settings}, where)
 
 
-def check_scale(
-    found: Mapping[str, Any], geometry: Geometry, images: int, channels: int, where: object
-) -> None:
-    """Check the attributes of a scale of a store of N images; raise StoreError for the first wrong one."""
-    patches = images * geometry.patches_per_image
+def check_scale(found: Mapping[str, Any], geometry: Geometry, images: IndexedImages, where: object) -> None:
+    """Check the attributes of a scale; raise StoreError for the first wrong one."""
+    if (found.get("k"), found.get(IMAGES_CHECKSUM)) != (geometry.k, images.checksum):
+        raise StoreError("is of other images or of another locality scale", where=where, remedy=REMEDY)
+    patches = len(images) * geometry.patches_per_image
     _refuse(found, SCALE | {"patches": whole(patches, patches)}, where)
-    check_scale_numbers(found, geometry, images, channels, where)
+    check_scale_numbers(found, geometry, len(images), images.channels, where)
     if "drift" in found:
         _refuse(found, {"drift": sequence(DRIFT)}, where)
 

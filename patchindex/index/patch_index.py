@@ -15,7 +15,7 @@ from patchindex.errors import InputError, Option, SourceNotFoundError, StoreErro
 from patchindex.geometry import LARGEST_SCALE, Geometry
 from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
-from patchindex.index.attributes import CURVE_VERSION, check_curve, check_scale, check_store
+from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale, check_store
 from patchindex.index.layout import (
     FORMAT_VERSION,
     read_attributes,
@@ -160,7 +160,6 @@ class PatchIndex:
         self.locality = LocalitySchedule.from_dict(schedule) if schedule else None
         if self.locality is not None and self.scales:
             self.locality = self.locality.nearest(self.scales)
-        self._images_checksum = raw_checksum(path, "images")
         self.pixels: torch.Tensor = torch.from_numpy(images)
         source = open_images(images)
         source.name = attributes["source"]
@@ -168,9 +167,8 @@ class PatchIndex:
         self._image_checksums, labels, ids = image_columns(path, shape[0], blocks, attributes["labels"])
         self._checked = np.zeros(blocks, bool)
         self.training = TrainingImages(source, labels, ids)
-        self._images_by_label = (
-            np.array([shape[0]]) if labels is None else np.unique(labels, return_counts=True)[1]
-        )
+        by_label = np.array([shape[0]]) if labels is None else np.unique(labels, return_counts=True)[1]
+        self._images = IndexedImages(by_label, shape[3], raw_checksum(path, "images"))
         self._scales: dict[int, ScaleIndex] = {}
         self._lists_checked: dict[int, np.ndarray] = {}  # `ScaleIndex.checked`, kept when a scale is closed
         self._copies: dict[torch.device, torch.Tensor] = {}
@@ -232,13 +230,9 @@ class PatchIndex:
                 raise StoreError(
                     "is missing", where=folder, remedy=["add it again with ", Option("add_scales")]
                 )
-            scale = ScaleIndex(
-                folder, self.geometry(k), self.device, self._images_by_label, self.training.channels,
-                self._lists_checked.get(k),
-            )  # fmt: skip
+            checked = self._lists_checked.get(k)
+            scale = ScaleIndex(folder, self.geometry(k), self.device, self._images, checked)
             self._check_not_replaced()
-            if scale.images_checksum != self._images_checksum:
-                raise StoreError("is of other images", where=folder, remedy=REMEDY)
             self._scales[k], self._lists_checked[k] = scale, scale.checked
         return self._scales[k]
 
@@ -315,7 +309,7 @@ class PatchIndex:
         if f"{crc32c(content):08x}" != read_manifest(folder).get(ATTRIBUTES, (0, ""))[1]:
             raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
         found = read_group(folder) or {}
-        check_scale(found, self.geometry(k), len(self.training), self.training.channels, folder)
+        check_scale(found, self.geometry(k), self._images, folder)
         info: dict[str, Any] = {**found, "bytes": _bytes(folder)}
         if (folder / CURVE).exists():
             info["operating_curve"] = dict(read_checksummed(folder / CURVE))

@@ -13,7 +13,7 @@ import torch
 
 from patchindex.errors import InputError, Option, StoreError
 from patchindex.geometry import Geometry
-from patchindex.index.attributes import CURVE_VERSION, check_curve, check_scale
+from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale
 from patchindex.index.faiss_file import ID_BYTES, head_bytes, problem_of_head
 from patchindex.index.layout import BUILD_ID, FAISS_ARRAY, HEADER_CHECKSUM, IMAGES_CHECKSUM
 from patchindex.index.lists import to_gpu
@@ -65,16 +65,13 @@ class ScaleIndex:
         path: Path,
         geometry: Geometry,
         device: torch.device,
-        images_by_label: np.ndarray,
-        channels: int,
+        images: IndexedImages,
         checked: np.ndarray | None = None,
     ) -> None:
-        """Open and check a scale; `images_by_label`, int64 (labels or 1,), are the images of each label."""
         self.path, self.geometry, self.device = path, geometry, device
         check_small_files(path)
         self.attributes: dict[str, Any] = read_group(path) or {}
-        images = int(images_by_label.sum())
-        check_scale(self.attributes, geometry, images, channels, path)
+        check_scale(self.attributes, geometry, images, path)
         self.images_checksum, self.build_id = map(self.attributes.get, (IMAGES_CHECKSUM, BUILD_ID))
         self.attributes |= self._curve()
         # The size of the FAISS file bounds all arrays of the scale.
@@ -84,16 +81,17 @@ class ScaleIndex:
         # A memory map of the FAISS file, which stays the same when another store replaces this one.
         self._raw, self._file = open_raw(path, FAISS_ARRAY, "uint8", (size,)), raw_path(path, FAISS_ARRAY, 1)
         self._inode = self._file.stat().st_ino
-        self.model = ScaleModel.load(path, geometry, channels, self.attributes, device)
+        self.model = ScaleModel.load(path, geometry, images.channels, self.attributes, device)
         self.pca, self.lists = self.model.pca, self.model.lists
-        found = list_arrays(path, geometry, channels, images_by_label, self.lists.bounds, self.pca.dims)
+        found = list_arrays(path, geometry, images, self.lists.bounds, self.pca.dims)
         self.moments = ListMoments(
             self.lists, found["list_counts"], found["list_means"], found["list_variances"]
         )
         self._checksums = found["list_checksums"]
-        self._label_ends = np.cumsum(images_by_label) * geometry.patches_per_image
+        self._label_ends = np.cumsum(images.by_label) * geometry.patches_per_image
         self._head_is_checked = False
-        self.checked = np.zeros(len(self._checksums), bool) if checked is None else checked
+        same = checked is not None and len(checked) == lists
+        self.checked: np.ndarray = checked if same else np.zeros(lists, bool)  # type: ignore[assignment]
 
     def _curve(self) -> dict[str, Any]:
         """Return the operating curve as an attribute; an empty dict if there is none."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from patchindex.errors import StoreError
 from patchindex.geometry import Geometry
+from patchindex.index.attributes import IndexedImages
 from patchindex.index.faiss_file import ID_BYTES
 from patchindex.store.arrays import REMEDY, read_array, read_head
 
@@ -107,26 +108,20 @@ def _radius(geometry: Geometry, channels: int) -> float:
 
 
 def list_arrays(
-    folder: Path,
-    geometry: Geometry,
-    channels: int,
-    images_by_label: np.ndarray,
-    bounds: np.ndarray,
-    dims: int,
+    folder: Path, geometry: Geometry, images: IndexedImages, bounds: np.ndarray, dims: int
 ) -> Arrays:
-    """Return sizes, moments and checksums of the lists of a scale, by name.
+    """Return sizes, moments and checksums of the lists of a scale, by name; `bounds` are the list bounds.
 
-    `images_by_label`, int64 (labels or 1,), are the images of each label; `bounds` are the list bounds. The
-    lists of a position class hold each patch of the class once, so their sizes have a known sum.
+    The lists of a position class hold each patch of the class once, so their sizes have a known sum.
     """
-    lists, labels = int(bounds[-1]), len(images_by_label)
+    lists, labels = int(bounds[-1]), len(images.by_label)
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "list_counts": ("int64", (labels, lists)),
         "list_means": ("float32", (lists, dims)),
         "list_variances": ("float32", (lists, dims)),
         "list_checksums": ("uint32", (lists,)),
     }
-    patches = int(images_by_label.sum()) * geometry.patches_per_image
+    patches = len(images) * geometry.patches_per_image
     if 8 * labels * lists > COUNTS_BYTES + COUNTS_SHARE * patches * (dims + ID_BYTES):
         # An array of zeros takes no bytes on disk: the FAISS file does.
         raise _refuse(folder, "list_counts", f"counts {labels} labels in {lists} lists: too many")
@@ -134,10 +129,10 @@ def list_arrays(
     counts = found["list_counts"]
     _within(folder, "list_counts", counts, 0, patches)
     by_class = np.bincount(geometry.train_classes, minlength=geometry.n_classes)
-    wanted = images_by_label[:, None] * by_class
+    wanted = images.by_label[:, None] * by_class
     if (np.add.reduceat(counts, bounds[:-1], axis=1) != wanted).any():
         raise _refuse(folder, "list_counts", f"does not count each of {patches} patches once")
-    radius = _radius(geometry, channels)
+    radius = _radius(geometry, images.channels)
     _within(folder, "list_means", found["list_means"], -2 * radius, 2 * radius)
     _within(folder, "list_variances", found["list_variances"], 0, (2 * radius) ** 2)
     return found
