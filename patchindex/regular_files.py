@@ -51,7 +51,7 @@ def open_regular(path: str | os.PathLike[str], *, follow_links: bool = False) ->
     _refuse(os.stat(path) if follow_links else os.lstat(path))
     # The path may have changed since: neither wait for a writer nor follow a new link.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
-    file = os.fdopen(os.open(path, flags), "rb")
+    file = open(os.fspath(path), "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
     try:
         _refuse(os.fstat(file.fileno()))
     except BaseException:

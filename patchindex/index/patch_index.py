@@ -318,6 +318,7 @@ class PatchIndex:
                 check_curve(info["operating_curve"], folder / CURVE, REMEDY)
         return info
 
+
 def _open_same(
     path: str | Path, fingerprint: str, device: str, storage_options: dict[str, Any] | None
 ) -> PatchIndex:
@@ -326,7 +327,6 @@ def _open_same(
     if index.attributes["fingerprint"] != fingerprint:
         raise StoreError("is another store than the pickled one", where=path, remedy="open it again")
     return index
-
 
 
 def _listed_scales(path: Path) -> list[int]:

@@ -79,8 +79,9 @@ def open_file(folder: Path, name: str) -> BinaryIO:
         return open_regular(folder / name)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # no file can have such a name
         raise StoreError("is missing", where=folder / name, remedy=REMEDY) from None
-    except IrregularFileError as error:
-        raise StoreError(error.what, where=folder / name, remedy=REMEDY) from None
+    except OSError as error:
+        what = error.what if isinstance(error, IrregularFileError) else f"cannot be opened ({error.strerror})"
+        raise StoreError(what, where=folder / name, remedy=REMEDY) from error
 
 
 def read_file(folder: Path, name: str, most: int = JSON_BYTES) -> bytes:
