@@ -28,6 +28,7 @@ from .options import (
     run_options,
 )
 from .output import echo, shorten
+from .outputs import check_output
 from .sources import image_options, open_source
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def build(
     else:
         if source is None:
             raise click.UsageError("Missing argument 'SOURCE'.")
+        check_output(output, sources=[source], inputs=[image["labels"]], own="store")
         if machine not in INDEXED_MACHINES:
             needless = ("scales", "pca_dims", "lists", "cluster")
             _refuse_given(needless, f"{machine} builds no index", "leave it out")

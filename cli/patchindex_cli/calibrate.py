@@ -13,13 +13,13 @@ from .options import (
     LocalPath,
     NameIn,
     RunOptions,
-    check_output_folder,
     count_option,
     parse_locality,
     parse_scales,
     run_options,
 )
 from .output import add_row, echo, new_table, print_json, print_table
+from .outputs import check_output
 from .progress import stages
 from .sources import Training, image_options, open_source, open_training, parse_label
 
@@ -139,7 +139,9 @@ def calibrate(
     from patchindex.study.calibration import FILES
     from patchindex.study.plots import figure_class
 
-    check_output_folder(output, FILES, overwrite)
+    check_output(
+        output, FILES, overwrite=overwrite, sources=[source, held_out], inputs=[network, values["labels"]]
+    )
     figure_class()  # matplotlib is optional: without it, fail before any work
     image = {name: values.pop(name) for name in _image_names()}
     training = _open(source, image, held_out, run)

@@ -15,12 +15,12 @@ from .options import (
     LocalPath,
     RunOptions,
     SamplingOptions,
-    check_output_folder,
     count_option,
     run_options,
     sampling_options,
 )
 from .output import add_row, echo, new_table, print_json, print_table
+from .outputs import check_output
 from .progress import stages
 from .sources import Training, choose_locality, image_options, open_denoiser, open_training, parse_label
 
@@ -121,8 +121,13 @@ def compare(
     from patchindex.study.parts import PARTS
     from patchindex.study.plots import figure_class
 
-    if not (resume and (output / PARTS).is_dir()):
-        check_output_folder(output, FILES, options.overwrite)
+    check_output(
+        output,
+        FILES,
+        overwrite=options.overwrite or (resume and (output / PARTS).is_dir()),
+        sources=[source, held_out],
+        inputs=[network_path, values["labels"]],
+    )
     figure_class()  # matplotlib is optional: without it, fail before any work
     network = patchindex.networks.open_network(network_path, device=run.device, threads=run.threads)
     sizes = {name: values.pop(name) for name in SIZES}
@@ -182,7 +187,7 @@ def compare_table(folders: Sequence[str], output: Path, overwrite: bool) -> None
     from patchindex.study.plots_theory import plot_scatter
     from patchindex.study.theory_table import markdown, read_run, write_tables
 
-    check_output_folder(output, JOINED, overwrite)
+    check_output(output, JOINED, overwrite=overwrite)
     runs: list[Run] = [read_run(folder) for folder in folders]
     figure = plot_scatter(runs)
     output.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchindex.errors import InputError, Option, OutputExistsError
+from patchindex.errors import InputError
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule, NoiseSchedule
 
 if TYPE_CHECKING:
@@ -239,17 +238,3 @@ def sampling_options(batch_size: int) -> Decorator:
         click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run."),
     ]
     return _grouped("options", SamplingOptions, options)
-
-
-def check_output_folder(output: Path, files: Sequence[str], overwrite: bool) -> None:
-    """Refuse a folder that cannot be written to, or that already has one of the files."""
-    existing = [name for name in files if (output / name).exists()]
-    if existing and not overwrite:
-        raise OutputExistsError(
-            f"already has {', '.join(existing)}",
-            where=output,
-            remedy=["use another folder, or ", Option("overwrite", True)],
-        )
-    parent = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError("is not a folder that you can write to", where=parent, remedy="use another path")

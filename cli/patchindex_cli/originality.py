@@ -12,7 +12,6 @@ from patchindex.errors import InputError
 from .options import (
     LocalPath,
     RunOptions,
-    check_output_folder,
     count_option,
     locality_option,
     parse_locality,
@@ -21,6 +20,7 @@ from .options import (
     store_path,
 )
 from .output import add_row, count, echo, new_table, print_json, print_table
+from .outputs import check_output
 from .progress import stages
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def originality(
     from patchindex.study.originality import read_images
     from patchindex.study.plots import figure_class
 
-    check_output_folder(output, (*FILES, *(MEMORISATION if memorise else ())), overwrite)
+    planned = (*FILES, *(MEMORISATION if memorise else ()))
+    check_output(output, planned, overwrite=overwrite, sources=[samples, store])
     figure_class()  # matplotlib is optional: without it, fail before any work
     index = patchindex.open_index(store, device=run.device)
     training = index.training

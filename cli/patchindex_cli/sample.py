@@ -22,13 +22,13 @@ from .options import (
     NameIn,
     RunOptions,
     SamplingOptions,
-    check_output_folder,
     count_option,
     run_options,
     sampling_options,
     store_path,
 )
 from .output import count, echo, print_json
+from .outputs import check_output
 from .progress import stages
 from .sources import Training, choose_locality, open_denoiser, parse_label
 
@@ -118,7 +118,7 @@ def sample(
     """
     import patchindex
 
-    check_output_folder(output, FILES, options.overwrite)
+    check_output(output, FILES, overwrite=options.overwrite, sources=[store], inputs=[x_t])
     index = patchindex.open_index(store, device=run.device)
     text = machine or index.machine
     settings = _score_settings(text, options, estimator, tolerance, nearest_scales)

@@ -11,13 +11,13 @@ from .options import (
     LocalPath,
     RunOptions,
     SamplingOptions,
-    check_output_folder,
     count_option,
     run_options,
     sampling_options,
     store_path,
 )
 from .output import add_row, echo, new_table, print_json, print_table
+from .outputs import check_output
 from .progress import stages
 from .sources import Training, choose_locality, parse_label
 
@@ -86,7 +86,7 @@ def study(
     from patchindex.estimators import parse_estimator
     from patchindex.study.plots import figure_class
 
-    check_output_folder(output, FILES, options.overwrite)
+    check_output(output, FILES, overwrite=options.overwrite, sources=[store])
     figure_class()  # matplotlib is optional: without it, fail before any work
     index = patchindex.open_index(store, device=run.device)
     training = Training.of(index)

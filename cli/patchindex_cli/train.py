@@ -15,12 +15,12 @@ from .options import (
     LocalPath,
     NameIn,
     RunOptions,
-    check_output_folder,
     count_option,
     parse_integers,
     run_options,
 )
 from .output import count, echo, print_json
+from .outputs import check_output
 from .progress import SECONDS_PER_LINE, stages
 from .sources import image_options, open_source
 
@@ -129,7 +129,7 @@ def train(
         seed=run.seed,
         **{name: values.pop(name) for name in SETTINGS},
     )
-    check_output_folder(output, (), overwrite=True)  # `train` itself looks for an earlier run
+    check_output(output, sources=[source], inputs=[values["labels"]], own="run")
     images = open_source(source, values)
     try:
         with stages() as progress:
