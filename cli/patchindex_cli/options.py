@@ -14,6 +14,7 @@ import click
 
 from patchindex.errors import InputError
 from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule, NoiseSchedule
+from patchindex.schedules.checks import problem_of_scale
 
 if TYPE_CHECKING:
     pass
@@ -210,6 +211,9 @@ def parse_scales(text: str, parameter: str = "scales") -> list[int]:
         ) from None
     if not scales:
         raise InputError("the list is empty", parameter=parameter, remedy="write for example 3,5,7")
+    for k in scales:
+        if (problem := problem_of_scale(k)) is not None:
+            raise InputError(problem, parameter=parameter, remedy="write for example 3,5,7")
     return scales
 
 

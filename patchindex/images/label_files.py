@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchindex.errors import InputError, PatchIndexWarning, SourceNotFoundError
+from patchindex.errors import InputError, Option, PatchIndexWarning, SourceNotFoundError
 from patchindex.images import idx, npz
 from patchindex.images.labels import as_labels
 from patchindex.images.source import ImageSource
@@ -28,7 +28,7 @@ def read_label_file(path: Path, count: int) -> np.ndarray:
         raise SourceNotFoundError(
             "no such file of labels",
             where=path,
-            remedy='check the path, or give labels as an array or "folders"',
+            remedy=["check the path, or use ", Option("labels", "folders")],
         )
     check_regular(path)
     suffix = path.suffix.lower()
