@@ -91,6 +91,8 @@ def plot(rows: list[dict[str, Any]], names: list[str], path: Path) -> None:
     axes.set(
         xscale="log", xlabel="training time of the network (core minutes)", ylabel="median r with the network"
     )
+    axes.set_xticks(minutes, [f"{each:.0f}" for each in minutes])
+    axes.minorticks_off()
     axes.set_ylim(top=1)
     axes.grid(alpha=0.3)
     axes.legend()
