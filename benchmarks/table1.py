@@ -179,10 +179,13 @@ class Study:
 
     def _compare(self, kind: str, schedule: str, n: int, machines: tuple[str, ...], *options: str) -> Path:
         folder = self.work / self.name / kind
+        # The images of most denoisers are the same for all networks of the same images.
+        done = [self.work / name / kind for name, row in ROWS.items() if row.data == self.row.data]
+        reuse = [("--reuse", each) for each in done if each != folder and (each / "results.json").exists()]
         patchindex(
             *("compare", self.store, "--network", self.run, "-o", folder, "--machines", ",".join(machines)),
             *("-n", str(n), "--locality", schedule, "--noised", "0", *options, *self.options),
-            *("--name", f"{self.row.title}, {kind} schedule", "--resume"),
+            *("--name", f"{self.row.title}, {kind} schedule", "--resume", *(reuse[0] if reuse else ())),
         )
         return folder
 

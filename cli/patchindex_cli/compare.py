@@ -72,6 +72,13 @@ MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
 @click.option("--name", help="Name of the row in the table.  [default: data set and architecture]")
 @click.option("--other-images", is_flag=True, help="Accept a network that was trained on other images.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; images and machines may be added.")
+@click.option(
+    "--reuse",
+    type=LocalPath(),
+    metavar="DIR",
+    help="Take images from DIR, the output of a comparison with another network of the same training images, "
+    "for denoisers with the same settings.",
+)
 @sampling_options(batch_size=16)
 @image_options
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
@@ -86,6 +93,7 @@ def compare(
     name: str | None,
     other_images: bool,
     resume: bool,
+    reuse: Path | None,
     options: SamplingOptions,
     run: RunOptions,
     **values: Any,
@@ -159,6 +167,7 @@ def compare(
             folder=output,
             resume=resume,
             overwrite=options.overwrite,
+            reuse=reuse,
             progress=progress,
         )
     found.write(output, name or _row_name(network, training), _network_record(network))

@@ -72,6 +72,13 @@ class Parts:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write_settings(self._folder, wanted)
 
+    @classmethod
+    def of(cls, folder: Path, settings: dict[str, Any]) -> Parts:
+        """Return the results of another study with these settings; refuse a folder that has none."""
+        if not (folder / PARTS / SETTINGS).is_file():
+            raise InputError("has no results", where=folder, remedy="give the folder of a comparison")
+        return cls(folder, settings, resume=True)
+
     def check(self, name: str, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         """Refuse results of a denoiser whose settings have changed; `overwrite` deletes them."""
         if self._folder is None:
@@ -85,6 +92,16 @@ class Parts:
             self._clear(folder)
         folder.mkdir(exist_ok=True)
         self._write_settings(folder, wanted)
+
+    def reuse(self, other: Parts, name: str, kind: str, images: Iterable[int]) -> None:
+        """Copy results that are missing from another study, if they have the same settings."""
+        if self._folder is not None and other._folder is not None:
+            folder = quote(name, safe="=,")
+            if self._settings(self._folder / folder) != self._settings(other._folder / folder):
+                return
+        missing = self.missing(name, kind, images)
+        if known := sorted({*missing} - {*other.missing(name, kind, missing)}):
+            self.add(name, kind, known, **other.get(name, kind, known))
 
     def any(self) -> bool:
         """Return whether there is a result."""

@@ -77,6 +77,7 @@ def theory(
     folder: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    reuse: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Theory:
     """Compare analytic denoisers with a network.
@@ -105,6 +106,9 @@ def theory(
         Continue from the finished results in the folder. Images and denoisers may be added.
     overwrite : bool
         Replace the finished results in the folder.
+    reuse : str or Path, optional
+        Folder of a comparison with another network of the same training images: take the images of
+        denoisers with the same settings from there. They do not depend on the network.
     progress : Progress, optional
         Called as `progress(stage, done, total)`.
 
@@ -116,7 +120,7 @@ def theory(
     ------
     InputError
         When shapes, noise schedules or training images differ, a number or a label is not possible, there are
-        too few held-out images, or the results in the folder have other settings.
+        too few held-out images, or the results in the folder, or in the folder to reuse, have other settings.
     OutputExistsError
         When the folder has results, and neither `resume` nor `overwrite` is given.
 
@@ -151,6 +155,7 @@ def theory(
     labelled = labels[0] is not None or any(each.label is not None for each in denoisers.values())
     if labelled and training.source.labels is not None:
         shared["training_labels"] = fingerprint(training.source.labels)
+    other = None if reuse is None else Parts.of(Path(reuse), shared)
     parts = Parts(None if folder is None else Path(folder), shared, resume=resume, overwrite=overwrite)
     every = {NETWORK: network, **denoisers}
     for name, denoiser in every.items():
@@ -162,6 +167,9 @@ def theory(
         network, parts, labels, options.steps, options.seed, options.batch_size, progress or no_progress
     )
     replay.check_network(overwrite=overwrite)
+    if other is not None:
+        for name in denoisers:
+            parts.reuse(other, name, images_in(options.steps), range(n))
     inputs = _run(replay, denoisers, n, options, training, held_out)
     settings = {
         "n": n,

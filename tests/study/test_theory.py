@@ -18,6 +18,7 @@ from patchindex.study.theory_table import markdown, read_run, wide_rows
 
 SIZE = 10
 OPTIONS = TheoryOptions(steps=4, network_steps=6, along=2, noised=3, batch_size=2, seed=5)
+SHORT = TheoryOptions(steps=2, network_steps=2, along=0, noised=0, seed=5)
 FILES = {"images.csv", "trajectory.csv", "table.md", "table.csv", "results.json"}
 FIGURES = {"scatter.png", "curves.png", "images.png"}
 
@@ -283,6 +284,50 @@ def test_images_of_one_colour_up_to_rounding_have_r_0(images):
     options = TheoryOptions(steps=2, network_steps=2, along=1, noised=0)
     found = theory(grey, {"IS": pi.denoiser("IS", *images)}, 2, options=options)
     assert {row["pearson_r"] for row in (*found.images, *found.points)} == {0.0}
+
+
+def test_images_of_denoisers_are_reused_with_another_network(images, denoisers, tmp_path):
+    def run(network, folder, calls, **options):
+        fragile = Fragile((1, SIZE, SIZE), calls)
+        every = {"black": fragile, "IS": denoisers["IS"], "LS": pi.denoiser("LS", *images, **options)}
+        return theory(
+            network, every, 3, options=SHORT, folder=tmp_path / folder, reuse=reuse, resume=folder == "second"
+        )
+
+    reuse = None
+    first = run(denoisers["LS"], "first", 1000, locality=3)
+    reuse = tmp_path / "first"
+    with pytest.raises(StoppedError):  # one image more than there is to reuse
+        theory(
+            denoisers["bbELS"], {"black": Fragile((1, SIZE, SIZE), 0), "IS": denoisers["IS"]}, 4,
+            options=SHORT, folder=tmp_path / "second", reuse=reuse,
+        )  # fmt: skip
+    second = run(denoisers["bbELS"], "second", 0, locality=5)
+    assert torch.equal(second.finals["black"], first.finals["black"])
+    assert not torch.equal(second.finals["LS"], first.finals["LS"])  # it has another schedule
+    assert not torch.equal(second.finals["network, 2 steps"], first.finals["network, 2 steps"])
+
+
+def test_only_results_of_the_same_images_and_settings_are_reused(denoisers, tmp_path):
+    def run(folder, **options):
+        settings = TheoryOptions(steps=2, network_steps=2, along=0, noised=0, **options)
+        return theory(
+            denoisers["LS"],
+            {"IS": denoisers["IS"]},
+            2,
+            options=settings,
+            folder=tmp_path / folder,
+            reuse=reuse,
+        )
+
+    reuse = tmp_path / "none"
+    with pytest.raises(InputError, match=r"none: has no results; give the folder of a comparison"):
+        run("first")
+    reuse = None
+    run("first", seed=1)
+    reuse = tmp_path / "first"
+    with pytest.raises(InputError, match=r"has results of other settings: seed \(was 1, is 2\)"):
+        run("second", seed=2)
 
 
 @pytest.mark.parametrize(
