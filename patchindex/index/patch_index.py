@@ -40,7 +40,7 @@ from patchindex.store.checksums import (
     read_checksummed,
     read_manifest,
 )
-from patchindex.store.raw import open_raw, raw_checksum
+from patchindex.store.raw import is_shorter, open_raw, raw_checksum, raw_path
 from patchindex.store.remote import ATTRIBUTES, Remote, is_url
 
 __all__ = ["PatchIndex", "open_index"]
@@ -160,6 +160,7 @@ class PatchIndex:
         self.locality = LocalitySchedule.from_dict(schedule) if schedule else None
         if self.locality is not None and self.scales:
             self.locality = self.locality.nearest(self.scales)
+        self._map, self._file = images, raw_path(path, "images", len(shape))
         self.pixels: torch.Tensor = torch.from_numpy(images)
         source = open_images(images)
         source.name = attributes["source"]
@@ -231,7 +232,7 @@ class PatchIndex:
                     "is missing", where=folder, remedy=["add it again with ", Option("add_scales")]
                 )
             checked = self._lists_checked.get(k)
-            scale = ScaleIndex(folder, self.geometry(k), self.device, self._images, checked)
+            scale = ScaleIndex(folder, self.geometry(k), self.device, self._images, checked, self._mend)
             self._check_not_replaced()
             self._scales[k], self._lists_checked[k] = scale, scale.checked
         return self._scales[k]
@@ -245,17 +246,26 @@ class PatchIndex:
     def check_images(self, lo: int, hi: int) -> None:
         """Compare the images [lo, hi) that were not checked before with their checksums.
 
+        A damaged copy of a remote store is fetched again once. The sizes of all mapped files are compared.
+
         Raises
         ------
         StoreError
-            When an image is damaged.
+            When an image is damaged, or a mapped file became shorter.
         """
+        for array, file in ((self._map, self._file), *(scale.mapped for scale in self._scales.values())):
+            if is_shorter(array) and not self._mend(file):
+                raise StoreError(
+                    "became shorter while it was in use", where=file, remedy="restore it, and open it again"
+                )
         _, height, width, channels = self.pixels.shape
         block = image_block((height, width), channels)
         first, last = lo // block, -(-hi // block)
         for i in first + np.flatnonzero(~self._checked[first:last]):
             images = self.pixels[i * block : (i + 1) * block].numpy()
-            if crc32c(images) != self._image_checksums[i]:
+            while crc32c(images) != self._image_checksums[i]:
+                if self._mend(self._file):
+                    continue
                 last_image = i * block + len(images) - 1
                 raise StoreError(
                     f"images {i * block} to {last_image} are damaged (checksum mismatch)",
@@ -263,6 +273,10 @@ class PatchIndex:
                     remedy=REMEDY,
                 )
             self._checked[i] = True
+
+    def _mend(self, file: Path) -> bool:
+        """Fetch a damaged file of a remote store again; return False where that cannot help."""
+        return self._remote is not None and self._remote.mend(file)
 
     def pixels_on(self, device: torch.device) -> torch.Tensor:
         """Return the images as a uint8 tensor (N, H, W, C) in label order, on a device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,9 @@ class ScaleIndex:
         device: torch.device,
         images: IndexedImages,
         checked: np.ndarray | None = None,
+        mend: Callable[[Path], bool] = lambda file: False,
     ) -> None:
+        self._mend = mend
         self.path, self.geometry, self.device = path, geometry, device
         check_small_files(path)
         self.attributes: dict[str, Any] = read_group(path) or {}
@@ -140,6 +142,11 @@ class ScaleIndex:
             raise StoreError("was replaced since it was opened", where=self.path, remedy="open it again")
         return index
 
+    @property
+    def mapped(self) -> tuple[np.memmap, Path]:
+        """The memory map of the FAISS file, and its path."""
+        return self._raw, self._file
+
     def check_head(self) -> None:
         """Compare the head of the FAISS file with its checksum, and with the model and the list sizes.
 
@@ -151,6 +158,8 @@ class ScaleIndex:
         if self._head_is_checked:
             return
         head = self._raw[: self._head_bytes].tobytes()
+        if crc32c(head) != self.attributes[HEADER_CHECKSUM] and self._mend(self._file):
+            head = self._raw[: self._head_bytes].tobytes()
         if crc32c(head) != self.attributes[HEADER_CHECKSUM]:
             raise StoreError("its header is damaged (checksum mismatch)", where=self._file, remedy=REMEDY)
         ranges = self.model.ranges
@@ -194,7 +203,9 @@ class ScaleIndex:
             return
         offsets = self._list_offsets
         for c in new.tolist():
-            if crc32c(self._raw[offsets[c] : offsets[c + 1]]) != self._checksums[c]:
+            while crc32c(self._raw[offsets[c] : offsets[c + 1]]) != self._checksums[c]:
+                if self._mend(self._file):
+                    continue
                 raise StoreError(
                     f"list {c} is damaged (checksum mismatch)",
                     where=self._file,

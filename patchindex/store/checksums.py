@@ -38,6 +38,7 @@ __all__ = [
     "crc32c",
     "fingerprint",
     "image_block",
+    "problem_of_file",
     "is_stray",
     "read_checksummed",
     "read_manifest",
@@ -174,12 +175,13 @@ def image_block(size: tuple[int, int], channels: int) -> int:
 def check_small_files(folder: Path) -> None:
     """Refuse a folder with a missing or damaged file; of large arrays, compare only the size."""
     for name, (size, checksum) in read_manifest(folder).items():
-        problem = _problem(folder, name, size, None if name.startswith(LARGE) else checksum)
+        problem = problem_of_file(folder, name, size, None if name.startswith(LARGE) else checksum)
         if problem is not None:
             raise StoreError(problem, where=folder / name, remedy=REMEDY)
 
 
-def _problem(folder: Path, name: str, size: int, checksum: str | None) -> str | None:
+def problem_of_file(folder: Path, name: str, size: int, checksum: str | None) -> str | None:
+    """Compare a file with its size and, if given, its checksum; return the problem or None."""
     try:
         with open_file(folder, name) as file:
             found = os.fstat(file.fileno()).st_size
@@ -201,6 +203,6 @@ def check_files(folder: Path) -> Iterator[tuple[str, str | None]]:
     yield MANIFEST, None
     found = set(_files(folder))
     for name, (size, checksum) in expected.items():
-        yield name, _problem(folder, name, size, checksum)
+        yield name, problem_of_file(folder, name, size, checksum)
     for name in sorted(found - set(expected)):
         yield name, "does not belong to the store"

@@ -21,7 +21,15 @@ from patchindex.errors import StoreError
 from patchindex.store.arrays import METADATA, REMEDY, ArrayHead, open_file, read_head
 from patchindex.store.atomic import atomic_write
 
-__all__ = ["CHECKSUM_BYTES", "ChecksumWriter", "open_raw", "raw_checksum", "raw_path", "write_raw"]
+__all__ = [
+    "CHECKSUM_BYTES",
+    "ChecksumWriter",
+    "is_shorter",
+    "open_raw",
+    "raw_checksum",
+    "raw_path",
+    "write_raw",
+]
 
 CHECKSUM_BYTES = 4
 PIECE = 1 << 20
@@ -98,6 +106,12 @@ def _raw_head(group: Path, name: str) -> tuple[ArrayHead, str]:
     if not head.raw or head.chunks != head.shape:
         raise StoreError("is not one raw file", where=head.path, remedy=REMEDY)
     return head, head.chunk((0,) * len(head.shape))
+
+
+def is_shorter(array: np.memmap) -> bool:
+    """Return whether the file of a memory map became shorter: to read on would end the process (SIGBUS)."""
+    # The size of the mapped file, also when another file has its name.
+    return bool(array._mmap.size() < array.nbytes)  # type: ignore[attr-defined]
 
 
 def open_raw(

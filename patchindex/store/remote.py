@@ -33,9 +33,9 @@ from patchindex.store.checksums import (
     CURVE,
     MANIFEST,
     SCALES,
-    check_files,
     check_small_files,
     fingerprint,
+    problem_of_file,
     read_checksummed,
     read_manifest,
 )
@@ -44,6 +44,8 @@ __all__ = ["ATTRIBUTES", "Remote", "is_url"]
 
 ATTRIBUTES = "zarr.json"
 COPY_AGAIN = "copy the store there again"
+COPY_BYTES = 8 << 20
+ARRIVING = ".arriving"
 
 
 def is_url(path: object) -> bool:
@@ -76,6 +78,7 @@ class Remote:
         name = self._root.rpartition("/")[2] or "store"
         self._home = cache_folder() / f"{fingerprint(self.url.encode())}-{name}"
         self._folders: dict[str, Path] = {}
+        self._mended: set[Path] = set()
         self._offline: _UnreachableError | None = None  # set when copies are used as they are
 
     def is_store(self) -> bool:
@@ -95,6 +98,35 @@ class Remote:
         if part not in self._folders:
             self._folders[part] = self._newest(part)
         return self._folders[part]
+
+    def mend(self, file: Path) -> bool:
+        """Fetch a damaged file of a copy again, and return True; False the second time, or without a network.
+
+        The new bytes are written over the old, so that memory maps of the file see them.
+
+        Raises
+        ------
+        StoreError
+            When the file at the URL is damaged as well.
+        """
+        if file in self._mended or self._offline is not None:
+            return False
+        self._mended.add(file)
+        part, folder = next(each for each in self._folders.items() if file.is_relative_to(each[1]))
+        arriving, name = file.with_name(file.name + ARRIVING), file.relative_to(folder).as_posix()
+        with self._locked():
+            try:
+                self._get(part, name, arriving)
+                size, checksum = read_manifest(folder)[name]
+                problem = problem_of_file(folder, f"{name}{ARRIVING}", size, checksum)
+                if problem is None:
+                    with arriving.open("rb") as new, file.open("r+b") as old:
+                        shutil.copyfileobj(new, old, COPY_BYTES)
+            finally:
+                arriving.unlink(missing_ok=True)
+        if problem is not None:
+            raise self._damaged(part, name, problem)
+        return True
 
     def fetch_attributes(self, part: str, folder: Path) -> Path:
         """Copy the attributes, manifest and operating curve of a part into an empty folder, and return it.
@@ -190,32 +222,47 @@ class Remote:
             ) from error
 
     def _copy(self, part: str, manifest: bytes, folder: Path) -> None:
-        root, url = (f"{where}/{part}".rstrip("/") for where in (self._root, self.url))
-        arriving = folder.with_name(folder.name + ".arriving")
-        problem = None
+        """Copy a part; a file that arrives damaged is fetched once more."""
+        arriving = folder.with_name(folder.name + ARRIVING)
+        shutil.rmtree(arriving, ignore_errors=True)
+        arriving.mkdir()
+        (arriving / MANIFEST).write_bytes(manifest)
         try:
-            shutil.rmtree(arriving, ignore_errors=True)
-            arriving.mkdir()
-            (arriving / MANIFEST).write_bytes(manifest)
-            for name in read_manifest(arriving):
-                (arriving / name).parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(f"{root}/{name}", str(arriving / name))
-            problem = next(((name, what) for name, what in check_files(arriving) if what is not None), None)
-            if problem is None:
-                shutil.rmtree(folder, ignore_errors=True)  # a damaged copy
-                publish(arriving, folder)
-        except StoreError as error:  # the manifest
-            raise StoreError(error.what, where=f"{url}/{MANIFEST}", remedy=COPY_AGAIN) from error
+            entries = read_manifest(arriving)
+        except StoreError as error:
+            raise self._damaged(part, MANIFEST, error.what) from error
+        for name, (size, checksum) in entries.items():
+            file = arriving / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            problem = None
+            for _ in range(2):
+                self._get(part, name, file)
+                if (problem := problem_of_file(arriving, name, size, checksum)) is None:
+                    break
+            else:
+                raise self._damaged(part, name, str(problem))
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged copy
+        publish(arriving, folder)
+
+    def _damaged(self, part: str, name: str, what: str) -> StoreError:
+        where = "/".join(filter(None, (self.url, part, name)))
+        return StoreError(what, where=where, remedy=COPY_AGAIN)
+
+    def _get(self, part: str, name: str, file: Path) -> None:
+        """Copy a file of a part."""
+        source = "/".join(filter(None, (self._root, part, name)))
+        try:
+            self._files.get_file(source, str(file))
         except FileNotFoundError as error:
-            raise StoreError("a file is missing", where=error.filename or url, remedy=COPY_AGAIN) from error
+            raise StoreError(
+                "a file is missing", where=error.filename or source, remedy=COPY_AGAIN
+            ) from error
         except Exception as error:  # of the disk, or of the protocol
             raise PatchIndexError(
                 f"cannot be copied ({_one_line(error)})",
                 where=self.url,
                 remedy=f"check the network, the credentials and the free space in {self._home}",
             ) from error
-        if problem is not None:
-            raise StoreError(problem[1], where=f"{url}/{problem[0]}", remedy=COPY_AGAIN)
 
 
 def _one_line(error: Exception) -> str:

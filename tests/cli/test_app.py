@@ -104,7 +104,10 @@ def test_wrong_usage_is_one_line_with_the_help_command(args):
         (["build", "SOURCE", "-o", "new", "--scales", "3", "--device", "tpu"], "Error: --device: "),
         (["build", "SOURCE", "-o", "new", "--scales", "three"], "Error: --scales: 'three' is not a list"),
         (["build", "SOURCE", "-o", "new", "--scales", "3,4"], "Error: --scales: k must be odd .*, got 4"),
-        (["build", "SOURCE", "-o", "new", "--scales", "3", "--labels", "gone.npy"], "or use --labels folders"),
+        (
+            ["build", "SOURCE", "-o", "new", "--scales", "3", "--labels", "gone.npy"],
+            "or use --labels folders",
+        ),
         (["build", "SOURCE", "-o", "new", "--locality", "none"], "Error: --locality: unknown preset 'none'"),
         (["build", "-o", "STORE", "--add-scales", "9,x"], "Error: --add-scales: '9,x' is not a list"),
         (["build", "-o", "STORE", "--add-scales", "9", "--scales", "3"], "Error: --scales: is fixed in the"),

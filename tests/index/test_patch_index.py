@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 import zarr
 
 import patchindex as pi
 from patchindex.errors import InputError, SourceNotFoundError, StoreError
+from patchindex.store.raw import raw_path
 
 
 @pytest.fixture
@@ -75,3 +78,21 @@ def test_missing_path_is_refused(tmp_path):
 def test_missing_scale_is_refused_with_what_python_can_do(own_store):
     with pytest.raises(InputError, match=r"for 3; index it with add_scales, .* LocalitySchedule\.nearest$"):
         pi.open_index(own_store).scale(5)
+
+
+@pytest.mark.parametrize("part", ["images", "faiss"])
+def test_a_mapped_file_that_becomes_shorter_is_refused_at_the_next_step(labelled, tmp_path, part):
+    store = pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], locality=[3, 3])
+    machines = [pi.ScoreMachine(store, estimator=name) for name in pi.ESTIMATORS]
+    x = torch.ones(1, 1, 14, 14)
+    for machine in machines:
+        machine.posterior_mean(x, 0.5)
+    file = (
+        raw_path(store.path, "images", 4) if part == "images" else raw_path(store.scale(3).path, "faiss", 1)
+    )
+    os.truncate(file, 4096)
+    for machine in machines:
+        with pytest.raises(StoreError, match=r"became shorter while it was in use; restore it"):
+            machine.posterior_mean(x, 0.5)
+    with pytest.raises(StoreError, match="became shorter"):
+        store.check_images(0, 1)

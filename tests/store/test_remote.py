@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -15,6 +17,7 @@ from patchindex_cli import main
 import patchindex as pi
 from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
 from patchindex.store.checksums import CURVE, MANIFEST, crc32c, read_checksummed, write_checksummed
+from patchindex.store.raw import raw_path
 
 moto = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
@@ -81,7 +84,7 @@ URL = "memory://s.zarr"
 
 def copies(tmp_path):
     """Return the parts in the cache, without the fingerprints in their names."""
-    return sorted(p.name.partition("-")[0] for p in (tmp_path / "cache").glob("*/*-*"))
+    return sorted(p.name.partition("-")[0] for p in (tmp_path / "cache").glob("*.zarr/*-*"))
 
 
 def fail(*_, **__):
@@ -316,3 +319,95 @@ def test_info_copies_no_scales(small, put, tmp_path):
     files.pipe_file("/s.zarr/scales/k003/zarr.json", b"{}")
     with pytest.raises(StoreError, match=r"zarr\.json: is missing or damaged"):
         pi.open_index(URL).info()
+
+
+def flip(file, at):
+    """Change a byte of a file in place, as a failing disk does."""
+    with file.open("r+b") as opened:
+        opened.seek(at)
+        byte = opened.read(1)[0]
+        opened.seek(at)
+        opened.write(bytes([byte ^ 1]))
+
+
+def means_of(index):
+    x = torch.ones(1, 1, 14, 14)
+    return [
+        pi.ScoreMachine(index, estimator=name).posterior_mean(x, 0.5).mean
+        for name in ("exact", "topk", "auto")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "at"), [("images", 50), ("faiss", 10), ("faiss", -2000)], ids=["images", "head", "list"]
+)
+def test_a_copy_that_is_damaged_after_opening_is_fetched_again_once(small, put, part, at):
+    files = put(small)
+    expected = means_of(pi.open_index(small))
+    remote = pi.open_index(URL)
+    large = raw_path(
+        remote.path if part == "images" else remote.scale(3).path, part, 4 if part == "images" else 1
+    )
+    at %= large.stat().st_size
+    for found, wanted in zip(means_of(remote), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    remote = pi.open_index(URL)
+    remote.scale(3)
+    flip(large, at)
+    for found, wanted in zip(means_of(remote), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    again = pi.open_index(URL)  # the copy on disk is intact again
+    again.scale(3)
+    again._remote.mend = fail
+    means_of(again)
+    again = pi.open_index(URL)
+    again.scale(3)
+    flip(large, at)
+    there = (
+        "/s.zarr/" + large.relative_to(remote.path if part == "images" else remote.scale(3).path).as_posix()
+    )
+    there = there if part == "images" else there.replace("s.zarr", "s.zarr/scales/k003")
+    content = bytearray(files.cat_file(there))
+    content[at] ^= 1
+    files.pipe_file(there, bytes(content))
+    with pytest.raises(StoreError, match=r"is damaged .checksum mismatch.; copy the store there again"):
+        means_of(again)
+    with pytest.raises(StoreError, match="checksum mismatch"):  # it is not fetched again and again
+        means_of(again)
+
+
+def test_a_file_that_arrives_damaged_is_fetched_once_more(small, put, monkeypatch):
+    files = put(small)
+    get, calls = type(files).get_file, []
+
+    def first_damaged(self, source, target):
+        get(self, source, target)
+        calls.append(source)
+        if calls.count(source) == 1:
+            flip(Path(target), 0)
+
+    monkeypatch.setattr(type(files), "get_file", first_damaged)
+    means_of(pi.open_index(URL))
+    assert {calls.count(source) for source in calls} == {2}
+
+
+def test_a_damaged_copy_is_refused_without_a_network(small, put, monkeypatch):
+    files = put(small)
+    copy = pi.open_index(URL)
+    copy.scale(3)
+    monkeypatch.setattr(type(files), "cat_file", fail)
+    offline = pi.open_index(URL)
+    offline.scale(3)
+    flip(raw_path(copy.path, "images", 4), 50)
+    with pytest.raises(StoreError, match="images 0 to 39 are damaged"):
+        means_of(offline)
+
+
+def test_a_copy_that_becomes_shorter_is_fetched_again(small, put):
+    put(small)
+    remote = pi.open_index(URL)
+    expected = means_of(remote)
+    for file in (raw_path(remote.path, "images", 4), raw_path(remote.scale(3).path, "faiss", 1)):
+        os.truncate(file, 10)
+    for found, wanted in zip(means_of(remote), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
