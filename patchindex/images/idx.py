@@ -25,7 +25,7 @@ from patchindex.images.untrusted import DEFLATE_RATIO, check_announced, open_fil
 __all__ = ["FORMAT", "matches", "read_array"]
 
 GZIP_MAGIC = b"\x1f\x8b"
-BLOCK = 1 << 20  # bytes that are unpacked at once
+BLOCK = 1 << 18  # bytes that are unpacked at once
 
 
 def matches(path: Path) -> bool:

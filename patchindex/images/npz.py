@@ -21,7 +21,7 @@ from patchindex.images.zipped import ZIP_DAMAGE, check_member
 __all__ = ["NPY", "NPZ", "read_array", "read_arrays"]
 
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-BLOCK = 1 << 20  # bytes of a member that are unpacked at once
+BLOCK = 1 << 18  # bytes of a member that are unpacked at once
 
 
 def open_npz(path: Path, options: Options) -> ImageSource:

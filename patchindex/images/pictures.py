@@ -10,7 +10,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import IO, TypeVar
 
 import numpy as np
@@ -142,8 +142,7 @@ def check_depth(image: Image.Image, where: object) -> None:
 
 def open_picture(file: IO[bytes], name: str, where: object, max_pixels: int | None = None) -> Image.Image:
     """Open one picture of at most 8 bits per channel; raise `BadImageError` for others and for stacks."""
-    formats = (*PILLOW_FORMATS, "TGA") if name.lower().endswith(".tga") else PILLOW_FORMATS
-    image = Image.open(file, formats=[each for each in formats if each in _known_formats()])
+    image = Image.open(file, formats=_formats(is_tga=name.lower().endswith(".tga")))
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise _too_large(image.width * image.height, where)
     check_depth(image, where)
@@ -158,10 +157,10 @@ def open_picture(file: IO[bytes], name: str, where: object, max_pixels: int | No
 
 
 @functools.cache
-def _known_formats() -> frozenset[str]:
-    """Return the formats of this Pillow; asking it for others is an error."""
+def _formats(*, is_tga: bool) -> tuple[str, ...]:
+    """Return the formats that this Pillow has; asking it for others is an error."""
     Image.init()
-    return frozenset(Image.OPEN)
+    return tuple(each for each in (*PILLOW_FORMATS, *["TGA"] * is_tga) if each in Image.OPEN)
 
 
 def _too_large(pixels: int, where: object) -> InputError:
@@ -207,10 +206,7 @@ class _PixelLimit:
         self._lock, self._users, self._before = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
 
     @contextmanager
-    def raised(self, pixels: int | None) -> Iterator[None]:
-        if pixels is None:
-            yield
-            return
+    def raised(self, pixels: int) -> Iterator[None]:
         with self._lock:
             if not self._users:
                 self._before = Image.MAX_IMAGE_PIXELS
@@ -235,7 +231,7 @@ def decoding(
 ) -> Iterator[None]:
     """Turn errors of decoders into `BadImageError` and errors of the system into `InputError`."""
     try:
-        with _limit.raised(max_pixels):
+        with nullcontext() if max_pixels is None else _limit.raised(max_pixels):
             yield
     except (InputError, MemoryError):
         raise

@@ -6,11 +6,13 @@ import errno
 import os
 import unicodedata
 from collections.abc import Sequence
+from textwrap import shorten
 
 from patchindex.errors import InputError, Option, printable
 
 __all__ = ["first_line", "plain_name", "unreadable"]
 
+LONGEST = 200  # characters of another library's message, which may quote a file
 REMEDIES = {
     errno.EMFILE: "allow more open files, with ulimit -n",
     errno.ENFILE: "allow more open files, with ulimit -n",
@@ -26,9 +28,9 @@ def plain_name(name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if there is no message."""
+    """Return the first line of an error's message, cut if it is long; its type if there is no message."""
     lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return shorten(lines[0], LONGEST, placeholder=" ...") if lines else type(error).__name__
 
 
 def unreadable(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +54,35 @@ class CheckedStore(WrapperStore[Any]):
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """Return the bytes of a file, None if there is none."""
-        if self.root is not None:
-            path = Path(self.root, key)
-            if not os.path.lexists(path):
-                return None
-            self._check_file(path)
+        if self.root is not None and not self._has_file(key):
+            return None
         found = await self._store.get(key, prototype, byte_range)
         if found is not None:
             self._check_bytes(key, found, whole=byte_range is None)
         return found
 
-    def _check_file(self, path: Path) -> None:
-        real = os.path.realpath(path)
-        if os.path.commonpath([real, str(self.root)]) != self.root:
-            raise InputError(
-                f"leads out of the folder, to {real}", where=path, remedy="copy the file into the folder"
-            )
-        if os.path.isdir(real):
-            return  # zarr takes it for a file that is missing
-        self._check_length(check_regular(path).st_size, path)
+    def _has_file(self, key: str) -> bool:
+        """Return whether a file is there; refuse a file outside the folder, or that is not regular."""
+        path, linked = str(self.root), False
+        try:
+            for part in key.split("/"):
+                path = f"{path}/{part}"
+                status = os.lstat(path)
+                linked |= stat.S_ISLNK(status.st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if linked:
+            real = os.path.realpath(path)
+            if os.path.commonpath([real, str(self.root)]) != self.root:
+                raise InputError(
+                    f"leads out of the folder, to {real}", where=path, remedy="copy the file into the folder"
+                )
+        if linked or not stat.S_ISREG(status.st_mode):
+            if os.path.isdir(path):  # zarr takes it for a file that is missing
+                return False
+            status = check_regular(Path(path))
+        self._check_length(status.st_size, path)
+        return True
 
     def _check_length(self, nbytes: int, where: object) -> None:
         if nbytes > self.most:
