@@ -51,12 +51,14 @@ def test_the_name_of_a_number_is_said(tmp_path, capsys):
 
 
 def test_errors_name_the_options_of_images(tmp_path):
-    np.save(tmp_path / "axes.npy", np.zeros((20, 24, 3), np.uint8))
-    np.save(tmp_path / "values.npy", np.full((5, 8, 8), 51 / 255))
-    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    np.save(folder / "axes.npy", np.zeros((20, 24, 3), np.uint8))
+    np.save(folder / "values.npy", np.full((5, 8, 8), 51 / 255))
+    Image.new("L", (20, 20)).save(folder / "a.png")
     for options, words in (
-        ([tmp_path / "axes.npy"], "say which, with --axes NHW or --axes HWC"),
-        ([tmp_path / "values.npy"], "say which, with --values unit or --values signed"),
-        ([tmp_path, "--max-pixels", 399], "allow it with --max-pixels 400"),
+        ([folder / "axes.npy"], "say which, with --axes NHW or --axes HWC"),
+        ([folder / "values.npy"], "say which, with --values unit or --values signed"),
+        ([folder, "--max-pixels", 399], "allow it with --max-pixels 400"),
     ):
         assert words in run("build", *options, "-o", tmp_path / "s.zarr", "--dry-run", code=2).stderr
