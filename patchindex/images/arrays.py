@@ -37,6 +37,8 @@ class ArraySource(ImageSource):
     labels : array-like of int, shape (N,), optional
     axes : {"NHW", "NHWC", "NCHW", "HW", "HWC", "CHW"}, optional
         The order of the axes. An array without N holds one image.
+    saved : bool, optional
+        The array is that of a file, which may hold one image of shape (3, H, W): this shape needs `axes`.
 
     Raises
     ------
@@ -46,11 +48,17 @@ class ArraySource(ImageSource):
     """
 
     def __init__(
-        self, array: Any, *, name: str = "array", labels: Any = None, axes: str | None = None
+        self,
+        array: Any,
+        *,
+        name: str = "array",
+        labels: Any = None,
+        axes: str | None = None,
+        saved: bool = False,
     ) -> None:
         array = _as_sliceable(array, name)
         _check_dtype(array.dtype, name)
-        array, shape, self._channels_first = in_axes(array, axes, name)
+        array, shape, self._channels_first = in_axes(array, axes, name, saved=saved)
         super().__init__(name, shape, labels=labels)
         self._array = array
         self._map = _map_below(array)

@@ -14,15 +14,17 @@ AXES = ("NHW", "NHWC", "NCHW", "HW", "HWC", "CHW")
 CHANNELS = (1, 3)
 
 
-def in_axes(array: Any, axes: str | None, name: str) -> tuple[Any, tuple[int, int, int, int], bool]:
+def in_axes(
+    array: Any, axes: str | None, name: str, *, saved: bool
+) -> tuple[Any, tuple[int, int, int, int], bool]:
     """Return the array with the axis of images, its shape as (N, H, W, C), and whether channels come first.
 
     Without `axes`, (N, H, W) and (N, H, W, C) are expected. A shape that fits another order as well raises
-    `InputError`.
+    `InputError`. An array that is `saved` in a file may be one image with its channels first.
     """
     shape = tuple(array.shape or ())
     if axes is None:
-        axes = _guess(shape, name)
+        axes = _guess(shape, name, saved)
     elif len(axes) != len(shape):
         raise InputError(
             f"shape {shape} has {len(shape)} axes, not the {len(axes)} of {axes}",
@@ -39,7 +41,7 @@ def in_axes(array: Any, axes: str | None, name: str) -> tuple[Any, tuple[int, in
     return array, shape, False
 
 
-def _guess(shape: tuple[int, ...], name: str) -> str:
+def _guess(shape: tuple[int, ...], name: str, saved: bool) -> str:
     """Return the axes of a shape, or refuse it."""
     if len(shape) not in (3, 4):
         remedy: list[str | Option] = ["reshape the images, for example x.reshape(-1, 28, 28)"]
@@ -49,6 +51,8 @@ def _guess(shape: tuple[int, ...], name: str) -> str:
     if len(shape) == 3:
         if shape[2] in CHANNELS and shape[1:] != (1, 1):
             raise _unclear(shape, name, "NHW", "HWC")
+        if saved and shape[0] == 3:
+            raise _unclear(shape, name, "NHW", "CHW")
         return "NHW"
     first, last = shape[1] in CHANNELS, shape[3] in CHANNELS
     # One pixel wide and high, with as many channels: both readings are the same.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError, Option
+from patchindex.errors import InputError, Option, PatchIndexWarning
 from patchindex.images.format import Options
 from patchindex.images.pictures import BadImageError, PictureSource, check_depth, decoding, is_gray
 
@@ -44,6 +45,7 @@ class DatasetSource(PictureSource):
         first, gray = None, True
         kept: list[int] = []
         labels: list[Any] = []
+        lost = False
         skipped: list[str] = []
         for i in range(count):
             try:
@@ -54,6 +56,8 @@ class DatasetSource(PictureSource):
                 skipped.append(f"item {i}")
                 continue
             kept.append(i)
+            if isinstance(label, str) or np.ndim(label):
+                label, lost = None, True
             labels.append(label)
             first = first or image
             gray = gray and is_gray(image)
@@ -71,6 +75,15 @@ class DatasetSource(PictureSource):
         own: Any = None
         if labels[0] is not None:
             own = labels if stored is None else stored[self._ids]
+        if lost and options.labels.kind == "stored":
+            warnings.warn(
+                PatchIndexWarning(
+                    "labels that are text or arrays are left out",
+                    where=name,
+                    remedy=["number the classes, and give ", Option("labels")],
+                ),
+                stacklevel=4,
+            )
         channels = 1 if gray or transform.grayscale else 3
         super().__init__(name, (len(self._ids), *size, channels), labels=own)
         if skipped:
@@ -125,7 +138,7 @@ class _Items:
             image = _as_image(item, i, self.name, self._axes)
             check_depth(image, where)
             image.load()
-        return image, None if isinstance(label, str) or np.ndim(label) else label
+        return image, label
 
     def stored_labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
         """Return the labels that are stored apart from the items, and their names; each may be None."""

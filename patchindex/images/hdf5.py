@@ -69,7 +69,7 @@ class Hdf5Source(ArraySource):
             check_data(opened, self._path)
             self._stored = opened.shape, opened.dtype
             self._deflated = DeflatedChunks(opened, f"{path}::{dataset}")
-            super().__init__(opened, name=name, axes=axes)
+            super().__init__(opened, name=name, axes=axes, saved=True)
             if self._array is opened:  # not one image, in memory
                 self._array = None
 

@@ -29,12 +29,14 @@ def open_npz(path: Path, options: Options) -> ImageSource:
     arrays = read_arrays(
         path, required="images", optional=["labels"] if options.labels.kind == "stored" else []
     )
-    return ArraySource(arrays["images"], name=str(path), labels=arrays.get("labels"), axes=options.axes)
+    return ArraySource(
+        arrays["images"], name=str(path), labels=arrays.get("labels"), axes=options.axes, saved=True
+    )
 
 
 def open_npy(path: Path, options: Options) -> ImageSource:
     """Map the images of an .npy into memory."""
-    return ArraySource(read_array(path), name=str(path), axes=options.axes)
+    return ArraySource(read_array(path), name=str(path), axes=options.axes, saved=True)
 
 
 NPZ = Format(

@@ -55,6 +55,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# A damaged header may announce pixels that would fill the memory before the damage is found. A PNG of one bit
+# per pixel, the densest format in use, holds 8256 pixels per byte.
+MANY_PIXELS, PIXELS_PER_BYTE = 1 << 24, 1 << 14
 SIDEWAYS = 5  # this orientation and all after it exchange height and width
 
 PIECE = 16  # items per task of a thread
@@ -143,8 +146,15 @@ def check_depth(image: Image.Image, where: object) -> None:
 def open_picture(file: IO[bytes], name: str, where: object, max_pixels: int | None = None) -> Image.Image:
     """Open one picture of at most 8 bits per channel; raise `BadImageError` for others and for stacks."""
     image = Image.open(file, formats=_formats(is_tga=name.lower().endswith(".tga")))
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        raise _too_large(image.width * image.height, where)
+    pixels = image.width * image.height
+    if max_pixels is not None and pixels > max_pixels:
+        raise _too_large(pixels, where)
+    if pixels > MANY_PIXELS and pixels > (size := file.seek(0, os.SEEK_END)) * PIXELS_PER_BYTE:
+        raise BadImageError(
+            f"announces {pixels:,} pixels in {size:,} bytes",
+            where=where,
+            remedy="copy it again, or remove it",
+        )
     check_depth(image, where)
     # An MPO is a photograph with a preview, a depth map or a second view behind it.
     if image.format != "MPO" and getattr(image, "is_animated", False):
@@ -233,8 +243,12 @@ def decoding(
     try:
         with nullcontext() if max_pixels is None else _limit.raised(max_pixels):
             yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:  # a damaged file too may announce a block of gigabytes
+        raise InputError(
+            "needs more memory than there is", where=where, remedy="repair or remove it, or free memory"
+        ) from error
     except FileNotFoundError as error:
         raise SourceNotFoundError(
             "is not there any more", where=where, remedy="do not move the images while they are read"

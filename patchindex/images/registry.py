@@ -180,6 +180,9 @@ def open_images(
     opened = parts[0] if paths is None or len(paths) == 1 else ConcatSource(parts, _joint_name(paths))
     if options.labels.separate:
         opened = _with_labels(opened, options.labels, just_opened=opened is not source)
+    elif options.labels.kind == "none" and opened.labels is not None:
+        opened = copy.copy(opened)
+        opened.labels = opened.label_names = None
     if limit is None:
         return opened
     return opened.subset(_count("limit", limit) or 0)

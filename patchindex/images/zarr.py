@@ -47,7 +47,7 @@ def open_zarr(path: Path | str, options: Options) -> ImageSource:
         )
     with _damage_refused(path):
         check_array(node, store, name)
-    source = ArraySource(node, name=name, axes=options.axes)
+    source = ArraySource(node, name=name, axes=options.axes, saved=True)
     if isinstance(labels, zarr.Array) and options.labels.kind == "stored":
         with _damage_refused(path):
             check_array(labels, store, f"{name}: labels")

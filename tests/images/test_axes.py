@@ -98,3 +98,12 @@ def test_items_of_a_data_set_are_told_apart(colour, refused):
     np.testing.assert_array_equal(open_images(Items(), axes="CHW")[:], colour.transpose(0, 2, 3, 1))
     with refused("axes", "no axes NHW"):
         open_images(Items(), axes="NHW")
+
+
+def test_three_gray_images_and_one_tensor_in_a_file_are_told_apart(gray, tmp_path, refused):
+    np.save(tmp_path / "a.npy", gray[:3])
+    with refused("a.npy", "may be (N, H, W) or (C, H, W)", "axes='NHW' or axes='CHW'"):
+        open_images(tmp_path / "a.npy")
+    assert open_images(tmp_path / "a.npy", axes="NHW").shape == (3, 28, 28, 1)
+    np.testing.assert_array_equal(open_images(tmp_path / "a.npy", axes="CHW")[0], gray[:3].transpose(1, 2, 0))
+    assert open_images(gray[:3]).shape == (3, 28, 28, 1)  # in memory

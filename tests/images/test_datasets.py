@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from patchindex.errors import PatchIndexWarning
 from patchindex.images import open_images
 
 
@@ -230,3 +231,19 @@ def test_items_are_read_by_one_thread_at_a_time(real_images, tmp_path):
         for some, found in zip(ids, pool.map(source.read, ids), strict=True):
             np.testing.assert_array_equal(found, images[some])
     dataset.file.close()
+
+
+def test_labels_that_are_no_numbers_are_left_out_with_a_warning(real_images):
+    images, labels = real_images(4, 14)
+    for own in (["a", "b", "a", "c"], np.eye(4)):
+        items = Items(*zip(pictures(images), own, strict=True))
+        with pytest.warns(
+            PatchIndexWarning, match=r"Items: labels that are text or arrays are left out; number"
+        ):
+            assert open_images(items).labels is None
+        for given, expected in (("none", None), (labels, labels.tolist())):
+            found = open_images(items, labels=given).labels
+            assert expected == (None if found is None else found.tolist())
+    source = open_images(OfTorch(images, labels), labels="none")
+    assert source.labels is None
+    assert source.label_names is None

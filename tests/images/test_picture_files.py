@@ -229,8 +229,22 @@ def test_a_large_picture_is_not_called_damaged(large, refused):
     for options in ({}, {"skip_bad": True}, {"max_pixels": 195_999_999}):
         with refused("a.png", "is too large (196,000,000 pixels)", "max_pixels=196000000"):
             open_images(large, **options)
+    (large / "a.png").write_bytes((large / "a.png").read_bytes() + bytes(20_000))
     assert open_images(large, max_pixels=196_000_000, resize=8).shape == (1, 8, 8, 1)
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_header_that_announces_too_many_pixels_is_damage(tmp_path, gray, refused):
+    save(tmp_path / "a.png", gray[0])
+    for name, header in (("b.ppm", b"P6 9000 9000 255\n"), ("c.tga", bytes([*[0] * 2, 2, *[0] * 9]))):
+        header += struct.pack("<HHBB", 9000, 9000, 24, 0) if name == "c.tga" else b""
+        (tmp_path / name).write_bytes(header + bytes(200))
+        with refused(name, "announces 81,000,000 pixels in 2"):
+            open_images(tmp_path)
+        assert open_images(tmp_path, skip_bad=True).skipped == (name,)
+        (tmp_path / name).unlink()
+    Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
+    assert open_images(tmp_path, resize=4)[:].sum() == 0
 
 
 def test_a_large_picture_is_read_when_it_is_allowed(gray, tmp_path, refused):
