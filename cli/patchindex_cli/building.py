@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from patchindex import PatchIndex
     from patchindex.runtime import Progress
 
-# The lists were trained before the append. A search misses too many appended patches if their squared
-# distance to centroids is over FARTHER times that of the trained patches, or if the share of their codes that
-# are clipped is over CLIPPED.
-FARTHER, CLIPPED = 1.2, 0.01
-
 
 def run_build(
     build: Callable[[Progress], PatchIndex],
@@ -62,21 +57,23 @@ def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: boo
     )
     if appended:
         for k, scale in info["indexes"].items():
-            echo(f"k = {k}: new patches: {describe_drift(scale['drift'][-1])}")
+            drift = describe_drift(scale["drift"][-1], scale["pca_energy"])
+            echo(f"k = {k}: new patches: {drift}")
     if index.locality is None and index.machine != "IS":
         echo("the store has no locality schedule: give --locality to sample")
     elif unused := sorted(set(index.scales) - set(index.locality.distinct if index.locality else ())):
         echo(f"the locality schedule does not use k = {shorten(unused)}: give --locality to sample")
 
 
-def describe_drift(drift: dict[str, Any]) -> str:
+def describe_drift(drift: dict[str, Any], energy: float) -> str:
     """Say how far appended patches differ from the patches that the lists were trained on."""
+    from patchindex.index.drift import CLIPPED, FARTHER, is_far
+
     distance, clipped = drift["distance"], drift["clipped"]
     text = f"{clipped:.2%} of their codes out of range (limit {CLIPPED:.0%})"
     if distance is not None:
         text = f"squared distance to centroids {distance - 1:+.1%} (limit {FARTHER - 1:+.0%}), {text}"
-    too_far = (distance or 0) > FARTHER or clipped > CLIPPED
-    return f"{text}; rebuild the store" if too_far else text
+    return f"{text}; rebuild the store" if is_far(drift, energy) else text
 
 
 def untuned_scales(index: PatchIndex) -> list[int]:

@@ -61,7 +61,7 @@ def info(store: Path | str, as_json: bool) -> None:
     for k, scale in scales.items():
         for drift in scale.get("drift", []):
             added = count(drift["images"], "appended image")
-            echo(f"k = {k}: {added}: {describe_drift(drift)}")
+            echo(f"k = {k}: {added}: {describe_drift(drift, scale['pca_energy'])}")
     _print_curves(scales)
     if missing := [k for k, scale in scales.items() if "operating_curve" not in scale]:
         where = "the original store" if "://" in str(store) else store

@@ -57,8 +57,9 @@ def append(
     - `left_out`: the share of variance that codes leave out, over that of the old patches;
     - `clipped`: the share of code values out of range, minus that of the old patches.
 
-    If `distance` exceeds 1.2 or `clipped` exceeds 0.01, build the store anew: estimates stay correct, but
-    retrieval misses more patches, and `auto` takes longer.
+    If `distance` exceeds 1.2, if `clipped` exceeds 0.01, or if `left_out` exceeds 2 and the codes leave out
+    more than 2 %, build the store anew: retrieval misses more patches, and `auto` takes longer. Beyond the
+    limits of `clipped` and `left_out`, standard errors may be too small, and estimators warn.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patchindex.geometry import Geometry, gather_patches
+from patchindex.index.drift import ratio
 from patchindex.index.lists import TRAINING_PATCHES_PER_LIST, InvertedLists, list_counts, train_lists
 from patchindex.index.model import ScaleModel, fit_ranges, project_all
 from patchindex.index.pca import PCA, fit_pca
@@ -124,8 +125,8 @@ def keep_model(
     _, _, clipped_before = _fit(model, pixels, old.geometry, old_images)
     drift = {
         "images": len(new_images),
-        "distance": _ratio(distance, old.moments.mean_distance()),
-        "left_out": _ratio(left_out, 1 - model.pca.energy),
+        "distance": ratio(distance, old.moments.mean_distance()),
+        "left_out": ratio(left_out, 1 - model.pca.energy),
         "clipped": round(max(0.0, clipped - clipped_before), 6),
     }
     drifts = {"drift": [*old.attributes.get("drift", []), drift], "seconds": {"train": 0.0}}
@@ -148,8 +149,3 @@ def _fit(
     energy = float((patches - torch.from_numpy(model.pca.mean)).square().flatten(1).sum(1).mean())
     left_out = 1 - float(np.square(y).sum(1).mean()) / energy if energy > 0 else 0.0
     return float(distance), left_out, float(((y < low) | (y > low + width)).mean())
-
-
-def _ratio(new: float, old: float) -> float | None:
-    """Return `new / old`; None when `old` is 0."""
-    return round(new / old, 4) if old > 1e-9 else None

@@ -116,6 +116,7 @@ def label_index(index: PatchIndex, request: ScoreRequest) -> int | None:
 
 def project(scale: ScaleIndex, request: ScoreRequest) -> Tensor:
     """Return the projected queries of all pixels of a request, (B * H * W, dims)."""
+    scale.warn_of_drift()
     # One image at a time: products of another shape would round otherwise.
     return torch.cat([scale.pca.project_queries(x[None], scale.geometry, request.a) for x in request.x])
 

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from patchindex.errors import StoreError
-from patchindex.store.arrays import METADATA, read_group
-from patchindex.store.checksums import MANIFEST
+from patchindex.geometry import LARGEST_SCALE
+from patchindex.store.arrays import METADATA, REMEDY, read_group
+from patchindex.store.checksums import MANIFEST, SCALES, read_checksummed
 
 __all__ = [
     "BUILD_ID",
@@ -38,6 +39,7 @@ __all__ = [
     "HEADER_CHECKSUM",
     "IMAGES_CHECKSUM",
     "attributes_of",
+    "listed_scales",
     "read_attributes",
     "replaced_path",
     "scale_group",
@@ -63,6 +65,14 @@ def scales_of(path: Path) -> list[int]:
     names = (folder.name for folder in (path / "scales").glob("k*"))
     numbers = (int(name[1:]) for name in names if SCALE_NAME.fullmatch(name))
     return sorted({k for k in numbers if (path / scale_group(k)).is_dir()})
+
+
+def listed_scales(path: Path) -> list[int]:
+    """Return the scales that a store lists; each was finished once."""
+    listed = read_checksummed(path / SCALES)
+    if not isinstance(listed, list) or not all(type(k) is int and 1 <= k <= LARGEST_SCALE for k in listed):
+        raise StoreError("is no list of scales", where=path / SCALES, remedy=REMEDY)
+    return listed
 
 
 def replaced_path(path: Path) -> Path:

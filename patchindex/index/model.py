@@ -27,6 +27,8 @@ from patchindex.runtime import require_faiss
 __all__ = ["CHUNK_BYTES", "ScaleModel", "fit_ranges", "project_all"]
 
 CHUNK_BYTES = 64 << 20  # memory of one step of a stage
+NO_VARIANCE = 1e-5  # largest width of a dimension that holds rounding errors only
+FULL_WIDTH = 2.0  # of pixels: for images of one colour
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,17 @@ class ScaleModel:
 
 
 def fit_ranges(sample: np.ndarray) -> np.ndarray:
-    """Return lowest value and width of vectors (n, dims) in each dimension: float32, shape (2, dims)."""
-    low = sample.min(0)
-    return np.stack([low, sample.max(0) - low]).astype(np.float32)
+    """Return lowest value and width of vectors (n, dims) in each dimension: float32, shape (2, dims).
+
+    A dimension without variance gets the width of the widest one: its range would hold rounding errors, and
+    the codes of images that are appended later would be clipped.
+    """
+    low, high = sample.min(0).astype(np.float64), sample.max(0).astype(np.float64)
+    widest = float((high - low).max())
+    flat = high - low <= NO_VARIANCE * max(1.0, widest)
+    half = (widest if widest > NO_VARIANCE else FULL_WIDTH) / 2
+    low, high = np.where(flat, [low - half, low + half], [low, high])
+    return np.stack([low, high - low]).astype(np.float32)
 
 
 def project_all(

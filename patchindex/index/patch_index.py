@@ -12,12 +12,13 @@ import torch
 
 from patchindex.checks import check_path
 from patchindex.errors import InputError, Option, SourceNotFoundError, StoreError
-from patchindex.geometry import LARGEST_SCALE, Geometry
+from patchindex.geometry import Geometry
 from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale, check_store
 from patchindex.index.layout import (
     FORMAT_VERSION,
+    listed_scales,
     read_attributes,
     replaced_path,
     scale_group,
@@ -33,7 +34,6 @@ from patchindex.store.checksums import (
     CHECKSUMMED,
     CURVE,
     MANIFEST,
-    SCALES,
     check_small_files,
     crc32c,
     image_block,
@@ -152,7 +152,7 @@ class PatchIndex:
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
         # A scale that was lost stays listed: without it the schedule would change silently.
-        self.scales: tuple[int, ...] = tuple(sorted({*_listed_scales(path), *scales_of(path)}))
+        self.scales: tuple[int, ...] = tuple(sorted({*listed_scales(path), *scales_of(path)}))
         shape = tuple(attributes["shape"])
         images = open_raw(path, "images", "uint8", shape)
         self._check_scales(shape[1:3])
@@ -341,14 +341,6 @@ def _open_same(
     if index.attributes["fingerprint"] != fingerprint:
         raise StoreError("is another store than the pickled one", where=path, remedy="open it again")
     return index
-
-
-def _listed_scales(path: Path) -> list[int]:
-    """Return the scales that a store lists."""
-    listed = read_checksummed(path / SCALES)
-    if not isinstance(listed, list) or not all(type(k) is int and 1 <= k <= LARGEST_SCALE for k in listed):
-        raise StoreError("is no list of scales", where=path / SCALES, remedy=REMEDY)
-    return listed
 
 
 def _refuse_linked(path: Path, group: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchindex.errors import InputError, Option, StoreError
+from patchindex.errors import InputError, Option, PatchIndexWarning, StoreError
 from patchindex.geometry import Geometry
 from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale
+from patchindex.index.drift import has_blind_codes
 from patchindex.index.faiss_file import ID_BYTES, head_bytes, problem_of_head
 from patchindex.index.layout import BUILD_ID, FAISS_ARRAY, HEADER_CHECKSUM, IMAGES_CHECKSUM
 from patchindex.index.lists import to_gpu
@@ -91,7 +93,7 @@ class ScaleIndex:
         )
         self._checksums = found["list_checksums"]
         self._label_ends = np.cumsum(images.by_label) * geometry.patches_per_image
-        self._head_is_checked = False
+        self._head_is_checked = self._has_warned = False
         same = checked is not None and len(checked) == lists
         self.checked: np.ndarray = checked if same else np.zeros(lists, bool)  # type: ignore[assignment]
 
@@ -109,6 +111,19 @@ class ScaleIndex:
         if curve.get("version") == CURVE_VERSION:  # others are ignored
             check_curve(curve, file, MEASURE_AGAIN)
         return {"operating_curve": curve}
+
+    def warn_of_drift(self) -> None:
+        """Warn, once, when images were appended that estimators may miss."""
+        drifts, energy = self.attributes.get("drift", []), self.pca.energy
+        if not self._has_warned and any(has_blind_codes(drift, energy) for drift in drifts):
+            warning = PatchIndexWarning(
+                "its codes tell patches of appended images apart badly: auto and topk may miss them, and "
+                "standard errors may be too small",
+                where=self.path,
+                remedy="build the store again from all images",
+            )
+            warnings.warn(warning, stacklevel=2)
+        self._has_warned = True
 
     def save_curve(self, curve: dict[str, Any]) -> None:
         """Write the operating curve of this scale, over any that is there."""

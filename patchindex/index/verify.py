@@ -12,7 +12,7 @@ import torch
 from patchindex.checks import check_path
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import gather_patches
-from patchindex.index.layout import scale_group, scales_of
+from patchindex.index.layout import listed_scales, scale_group, scales_of
 from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.runtime import Progress, no_progress
 from patchindex.store.checksums import CURVE, SCALES, check_files, is_stray, read_checksummed
@@ -148,7 +148,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
 def _wrong_scales(path: Path) -> list[tuple[str, str]]:
     """Compare the scales of a store with the list of its scales; unfinished scales are ignored."""
     try:
-        given = read_checksummed(path / SCALES)
+        given = listed_scales(path)
     except StoreError as error:
         return [(str(path / SCALES), error.what)]
     found = {

@@ -56,6 +56,7 @@ LARGE = ("images/c/", "faiss/c/")
 PARTS = "scales"  # the folder whose sub-folders have their own manifests
 IMAGE_BLOCK_BYTES = 1 << 20  # images that share a checksum
 READ_BYTES = 8 << 20
+LONGEST_NAME = 200  # bytes
 # The crc32c of any bytes that their own crc32c follows, little endian, as in raw arrays and shards.
 CHECKSUM_OF_CHECKED = "48674bc7"
 # Files that operating systems put into folders.
@@ -128,7 +129,8 @@ def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         raise StoreError("is not a manifest", where=path, remedy=REMEDY)
     for name, entry in entries.items():
         # A backslash and a colon lead out of the folder on Windows.
-        if "\\" in name or ":" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        outside = "\\" in name or ":" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
+        if outside or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
             raise StoreError(f"has an invalid file name {name!r}", where=path, remedy=REMEDY)
         match entry:
             case [int(size), str()] if 0 <= size < 1 << 63:
