@@ -10,9 +10,9 @@ from typing import Any
 
 __all__ = ["CLIPPED", "FARTHER", "has_blind_codes", "is_far", "ratio"]
 
-# Codes tell appended patches apart badly if more than the share CLIPPED of their values is out of range, or if
-# components leave out LEFT_OUT_MORE times as much variance as of the trained patches, and more than
-# LEFT_OUT. Lists hold them badly if their squared distance to centroids is over FARTHER times as large.
+# Codes tell appended patches apart badly if more than CLIPPED of their values are out of range, or if
+# components leave out LEFT_OUT_MORE times as much variance as of the trained patches and more than LEFT_OUT.
+# Lists hold them badly if their squared distance to centroids is over FARTHER times as large.
 FARTHER, CLIPPED = 1.2, 0.01
 LEFT_OUT_MORE, LEFT_OUT = 2.0, 0.02
 LEAST = 1e-9  # smaller distances and shares are rounding errors
