@@ -15,6 +15,8 @@ __all__ = ["ImageSource", "Index", "SubsetSource"]
 
 Index = slice | np.ndarray | Sequence[int]
 
+LARGEST_AXIS = 1 << 40  # images, or pixels; a larger number is a damaged header
+
 
 class ImageSource(ABC):
     """N uint8 images of one size, with or without labels.
@@ -76,6 +78,12 @@ class ImageSource(ABC):
                 f"images of {height}×{width} pixels are empty",
                 where=name,
                 remedy="give images of at least one pixel",
+            )
+        if max(shape) > LARGEST_AXIS:
+            raise InputError(
+                f"announces an array of shape {shape}",
+                where=name,
+                remedy="copy it again, or repair its header",
             )
         if channels not in (1, 3):
             raise InputError(

@@ -203,6 +203,12 @@ def test_huge_arrays_of_zarr_of_which_nothing_is_stored_are_refused(tmp_path, re
     write_metadata(tmp_path / "a.zarr", shape=[10**13, 28, 28])
     with refused("a.zarr", "of which only"):
         open_images(tmp_path / "a.zarr")
+    write_metadata(tmp_path / "c.zarr", shape=[10**30, 28, 28])
+    with refused("c.zarr", "of which only"):
+        open_images(tmp_path / "c.zarr")
+    write_metadata(tmp_path / "d.zarr", 2, shape=[6, 10**30, 28])
+    with refused("d.zarr"):
+        open_images(tmp_path / "d.zarr")
     grid = {"name": "regular", "configuration": {"chunk_shape": [10**9, 28, 28]}}
     write_metadata(tmp_path / "b.zarr", shape=[10**9, 28, 28], chunk_grid=grid)
     with refused("b.zarr", "has chunks of"):
