@@ -221,18 +221,13 @@ def _read_noise(path: Path) -> np.ndarray:
     """Read the noise to start from."""
     import numpy as np
 
-    from patchindex.images.npz import read_arrays
+    from patchindex.images.npz import read_array, read_arrays
 
     if not path.is_file():
         raise SourceNotFoundError("no such file", where=path, remedy="check --x-t")
     if path.suffix == ".npz":
         return read_arrays(path, required="x_T")["x_T"]
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(
-            f"cannot be read ({error})", where=path, remedy="give .npy, or .npz with the key x_T"
-        ) from None
+    return np.array(read_array(path))
 
 
 def _write(output: Path, result: SampleResult, record: dict[str, Any]) -> None:

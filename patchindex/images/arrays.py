@@ -123,6 +123,12 @@ class ArraySource(ImageSource):
         return FloatValues.find(blocks(), self._array.dtype, self.name)
 
     def __getstate__(self) -> dict[str, Any]:
+        if type(self._array).__module__.partition(".")[0] == "h5py":
+            raise InputError(
+                "an open dataset of HDF5 cannot be given to another process",
+                where=self.name,
+                remedy="open the images by the path of the file, FILE.h5::path/in/file",
+            )
         state = self.__dict__.copy()
         if self._map is not None and self._map is self._array:
             # A process that gets the source maps the file again, instead of getting a copy of all images.

@@ -140,6 +140,12 @@ class _Items:
             image.load()
         return image, label
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def stored_labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
         """Return the labels that are stored apart from the items, and their names; each may be None."""
         labels, names = None, getattr(self._dataset, "classes", None)

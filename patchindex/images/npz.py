@@ -96,7 +96,7 @@ def _read_header(file: IO[bytes], size: int, where: object) -> _Header:
 
 
 _DAMAGED = ("not a readable .npy (empty, truncated or another kind of file)",)
-_SAVE_AGAIN = "save the array again with np.save, as uint8"
+_SAVE_AGAIN = "save the array again with np.save"
 MOST_ITEMS = 2**48  # along an axis; NumPy itself counts to 2**63
 
 

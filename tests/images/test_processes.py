@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 from patchindex.images import open_images
 
@@ -51,13 +52,51 @@ def test_a_pickled_source_opens_its_file_again(name, sources, gray, tmp_path, mo
     assert again.labels.tolist() == list(range(3, 9))
 
 
-def test_a_zip_is_read_by_forked_processes(sources, gray, recwarn):
-    source = sources("a.zip")
-    orders = [np.random.default_rng(i).permutation(20) for i in range(60)]
+forked = None  # the source that forked processes inherit
+
+
+def read_inherited(ids):
+    return forked.read(ids)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.zarr", "a.npy", "folder", "a.zip"])
+def test_forked_processes_read_a_source_that_was_used_before(name, sources, gray, recwarn, monkeypatch):
+    source = sources(name)
+    np.testing.assert_array_equal(source[:][..., 0], gray)
+    monkeypatch.setattr("test_processes.forked", source)
+    orders = [np.random.default_rng(i).permutation(20) for i in range(40)]
     with ProcessPoolExecutor(4, get_context("fork")) as processes:
-        for ids, images in zip(orders, processes.map(source.read, orders), strict=True):
+        for ids, images in zip(orders, processes.map(read_inherited, orders, timeout=60), strict=True):
             np.testing.assert_array_equal(images[..., 0], gray[ids])
     np.testing.assert_array_equal(source[:][..., 0], gray)
+
+
+class Pictures:
+    """A data set of Pillow images with labels."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return Image.fromarray(self.images[i]), i
+
+
+def test_a_data_set_is_pickled_with_its_items(gray):
+    again = pickle.loads(pickle.dumps(open_images(Pictures(gray))))
+    np.testing.assert_array_equal(again[:][..., 0], gray)
+    assert again.labels.tolist() == list(range(20))
+
+
+def test_an_open_dataset_of_hdf5_is_not_pickled(tmp_path, gray, refused):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = gray
+        source = open_images(file["images"])
+        np.testing.assert_array_equal(source[:][..., 0], gray)
+        with refused("array", "cannot be given to another process", "FILE.h5::path/in/file"):
+            pickle.dumps(source)
 
 
 def test_a_zip_that_changed_is_refused_by_a_new_process(sources, tmp_path):
