@@ -7,11 +7,26 @@ import brute
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 import patchindex as pi
 
 ROOT = Path(__file__).parents[1]
 
+# Machines differ in speed. The default draws the same cases in every run; `--hypothesis-profile long` others.
+settings.register_profile(
+    "short",
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate, Phase.target],  # a failing case is as small as it is drawn
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "long", settings.get_profile("short"), max_examples=5000, derandomize=False, phases=list(Phase)
+)
+settings.load_profile("short")
 
 RealImages = Callable[..., tuple[np.ndarray, np.ndarray]]
 

@@ -1,0 +1,135 @@
+r"""Long use of one store: memory and time of a thousand images, and readers while images are appended.
+
+    python benchmarks/soak.py data/fashion_mnist_6k.npz --work DIR --plot FILE
+
+Builds a store of the first 1 500 images. One process draws 1 000 images by `auto`, ten at a time; the memory
+(RSS) and the time of the last batches are compared with those after 50 images. Then eight processes draw the
+same two images again and again, each time from the store as they find it, while 500 images are appended. Each
+drawn image has to be the image of the old store or of the new store; a reader whose store was replaced while
+it draws gets one clear error, and opens the store again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import arguments, report, write_json
+from matplotlib.figure import Figure
+
+import patchindex as pi
+
+LOCALITY, SCALES, MACHINE = "fashion-mnist-resnet-zeros", (3, 7, 13), "bbELS"
+FIRST, MORE, BATCH, EARLY = 1500, 500, 10, 50
+READER = """
+import json, sys
+import patchindex as pi
+path, count = sys.argv[1], 0
+while True:
+    try:
+        images = pi.sample(pi.ScoreMachine(path, estimator="topk"), 2, 5, seed=0).images
+        found = [round(float(v), 3) for v in images.abs().sum((1, 2, 3))]
+    except pi.PatchIndexError as error:
+        found = str(error).splitlines()[0]
+    print(json.dumps(found), flush=True)
+"""
+
+
+def rss_mebibytes() -> float:
+    """Return the resident memory of this process."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+
+def main() -> None:
+    parser = arguments(__doc__, work=True)
+    parser.add_argument("-n", type=int, default=1000)
+    parser.add_argument("--readers", type=int, default=8)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    path = args.work / "soak.zarr"
+    images = pi.open_images(args.source, limit=FIRST)
+    locality = pi.LocalitySchedule.of(LOCALITY).resized(images.shape[1])
+    pi.build_index(images, path, scales=SCALES, machine=MACHINE, locality=locality, overwrite=True)
+    batches = draw(path, args.n)
+    early, late = batches[EARLY // BATCH - 1], batches[-1]
+    times = [float(np.median([each["seconds"] for each in some])) for some in (batches[4:14], batches[-10:])]
+    print(f"RSS: {early['rss']:.0f} MiB after {early['images']} images, {late['rss']:.0f} MiB after "
+          f"{late['images']}: {late['rss'] / early['rss'] - 1:+.1%}")  # fmt: skip
+    print(f"time per image: {times[0]:.3f} s, then {times[1]:.3f} s: {times[1] / times[0] - 1:+.1%}")
+    answers = read_while_appending(path, args.source, args.readers)
+    report(answers, {"answer": "", "times": ","}, f"{args.readers} readers")
+    if args.json:
+        write_json(args.json, batches=batches, answers=answers)
+    if args.plot:
+        plot(batches, args.plot)
+
+
+def draw(path: Path, n: int) -> list[dict[str, Any]]:
+    """Draw n images; return the memory and the time per image after each batch."""
+    m, rows = pi.ScoreMachine(path, estimator="auto"), []
+    for first in range(0, n, BATCH):
+        start = time.perf_counter()
+        pi.sample(m, BATCH, seed=0, first=first)
+        seconds = (time.perf_counter() - start) / BATCH
+        rows.append({"images": first + BATCH, "rss": rss_mebibytes(), "seconds": seconds})
+        if rows[-1]["images"] % 100 == 0:
+            print(f"{rows[-1]['images']} images", flush=True)
+    return rows
+
+
+def read_while_appending(path: Path, source: Path, readers: int) -> list[dict[str, Any]]:
+    """Append images while processes draw from the store; return how often each answer came."""
+    reader = [sys.executable, "-c", READER, str(path)]
+    before = ask(reader)
+    running = [subprocess.Popen(reader, stdout=subprocess.PIPE, text=True) for _ in range(readers)]
+    try:
+        for process in running:  # all of them draw before the append starts
+            process.stdout.readline()
+        every = pi.open_images(source, limit=FIRST + MORE)
+        labels = None if every.labels is None else every.labels[FIRST:]
+        pi.append(path, every.read(slice(FIRST, FIRST + MORE)), labels)
+        time.sleep(10)
+    finally:
+        for process in running:
+            process.terminate()
+    after = ask(reader)
+    found = Counter[str]()
+    for process in running:
+        for line in process.communicate()[0].splitlines():
+            answer = json.loads(line)
+            found["old" if answer == before else "new" if answer == after else f"{answer}"] += 1
+    return [{"answer": answer, "times": times} for answer, times in found.most_common()]
+
+
+def ask(reader: list[str]) -> Any:
+    """Return the first answer of a reader."""
+    with subprocess.Popen(reader, stdout=subprocess.PIPE, text=True) as process:
+        answer = json.loads(process.stdout.readline())
+        process.terminate()
+    return answer
+
+
+def plot(batches: list[dict[str, Any]], path: Path) -> None:
+    """Draw memory and time per image against the number of images."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    images = [each["images"] for each in batches]
+    for axes, key, label in zip(
+        figure.subplots(2, sharex=True), ("rss", "seconds"), ("RSS (MiB)", "seconds per image"), strict=True
+    ):
+        axes.plot(images, [each[key] for each in batches])
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("images drawn by one process")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
