@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import glob
 import os
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -47,6 +48,8 @@ KNOWN_SETS = {
     ),
 }
 
+# File systems may hold a name in another form than the keyboard writes: an accent may be a character of its own.
+UNICODE_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 NAMES_SHOWN = 4  # in a message
 
 
@@ -311,6 +314,10 @@ def _locate(source: str | os.PathLike[str], dataset: str | None) -> tuple[Path, 
     try:
         if str(source) and path.exists():
             return path, dataset
+        for form in UNICODE_FORMS:
+            same = Path(unicodedata.normalize(form, str(source)))
+            if str(source) and same.exists():
+                return same, dataset
         before, colons, inside = str(source).partition("::")
         if colons and before and inside and Path(before).exists():
             if dataset is not None and dataset != inside:

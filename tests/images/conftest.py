@@ -52,13 +52,13 @@ def write_pictures() -> Callable[..., Path]:
 
 @pytest.fixture
 def deadline() -> Iterator[None]:
-    """End a test that hangs, by an error after ten seconds."""
+    """End a test that hangs, by an error after a minute."""
 
     def stop(*_: object) -> None:
         raise TimeoutError("the test hangs")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(10)
+    signal.alarm(60)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

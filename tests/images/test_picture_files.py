@@ -80,6 +80,8 @@ def test_a_label_is_found_in_each_form_of_unicode(gray, tmp_path):
         save(tmp_path / f"{i}" / name / "0.png", gray[i])
         save(tmp_path / f"{i}" / "a" / "0.png", gray[i])
     assert open_images(tmp_path / "both", labels="folders").label_names == (names[1],)
+    for name in names:
+        assert len(open_images(tmp_path / "0" / name)) == len(open_images(tmp_path / "1" / name)) == 1
     joined = open_images([tmp_path / "0", tmp_path / "1"], labels="folders")
     assert joined.label_names == ("a", names[1])
     assert joined.labels.tolist() == [0, 1, 0, 1]
