@@ -173,8 +173,9 @@ def check_store(found: Mapping[str, Any], where: object) -> None:
         "train_windows": lambda windows: windows == "valid" or found["machine"] == "ELS",
         "scales": lambda scales: not scales or found["machine"] in INDEXED_MACHINES,
         "labels": lambda _: labels != [],
+        # A label of -1 is common for "unknown", and has no name of its own.
         "label_names": lambda _: (
-            names is None or (labels is not None and labels[0] >= 0 and labels[-1] < len(names))
+            names is None or labels is None or (labels[0] >= -len(names) and labels[-1] < len(names))
         ),
     }
     _refuse(found, more, where)
