@@ -115,7 +115,7 @@ class Study:
 
     @property
     def indexed(self) -> bool:
-        """Whether the store has an index, for `auto`."""
+        """True if the store has an index, for `auto`."""
         return (self.row.data, self.row.machine) == INDEXED
 
     @property

@@ -48,7 +48,7 @@ KNOWN_SETS = {
     ),
 }
 
-# File systems may hold a name in another form than the keyboard writes: an accent may be a character of its own.
+# File systems may hold a name in another form than the keyboard writes: an accent may be a character.
 UNICODE_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 NAMES_SHOWN = 4  # in a message
 
