@@ -12,88 +12,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import select
 import shutil
-import signal
 import socket
 import struct
 import sys
 import tempfile
-import time
-import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import zarr
-from click.testing import CliRunner
+from forged_uses import bases, in_a_child, use
 from numcodecs.zstd import Zstd
-from patchindex_cli import main as command_line
 
-import patchindex as pi
-from patchindex.errors import PatchIndexError
-from patchindex.estimators import AutoPolicy
 from patchindex.store import checksums
 from patchindex.store.checksums import crc32c, image_block, read_checksummed, write_checksummed
 
-SECONDS = 30  # until a process hangs: others use the machine too
-MEMORY = 1 << 30
-T = 0.4
-EVERYTHING: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "auto": {"tolerance": 1e-6, "probes": 8, "candidates": 16, "policy": AutoPolicy(cost_limit=1e9)},
-    "topk": {"probes": 10**4, "candidates": 10**5},
-}
-APART = 2e-3  # of pictures: logits are float32
 NUMBERS = [-1, 0, 1, 2, 3, 1000, 2**31, 2**40, 2**62, 2**63, -(2**40), 10**30, 0.5, 1e30, -1e30, 1e300]
 VALUES = [None, True, *NUMBERS, "", "x", "\x1b[2J", "\0", [], [1], [[]], {}, {"a": 1}, "uint8", "bbELS", "LS"]
 FLOATS = [np.nan, np.inf, -np.inf, 1e30, -1e30, 3e38, -1.0, 0.0, 1.0, 5.0]
 INTEGERS = [-1, 0, 1, 2, 2**31 - 1, 2**31, 2**40, -(2**40), 2**62, -(2**62)]
 
 Change = Callable[[Path, np.random.Generator], str]
-
-
-class Base(NamedTuple):
-    """A store that is right, its labels to draw, and the exact pictures."""
-
-    path: Path
-    draws: list[tuple[int, int | None]]  # scale and label
-    pictures: list[np.ndarray]
-
-
-def bases(folder: Path) -> list[Base]:
-    """Build the stores that are forged: of both machines with an index, with and without labels."""
-    with np.load(Path(__file__).parents[1] / "data" / "fashion_mnist_6k.npz") as data:
-        images, labels = data["images"][:24, 8:18, 8:18].copy(), data["labels"][:24].astype(int) // 4
-    found: list[Base] = []
-    for name, scales, given in (("bbELS", [3], labels), ("ELS", [3, 5], None)):
-        path = folder / f"{name}.zarr"
-        index = pi.build_index(images, path, scales, given, machine=name, locality=scales, lists=30)
-        index.scale(3).save_curve(a_curve())
-        draws = [(k, None) for k in scales] + ([] if given is None else [(3, 1)])
-        exact = draw(pi.open_index(path), "exact", draws)
-        found.append(Base(path, draws, exact))
-    return found
-
-
-def a_curve() -> dict[str, Any]:
-    sizes = {"beta": 0.3, "probes": 8, "candidates": 16, "seconds": 1e-5}
-    near = {**sizes, "again": 1e-5, "variance": [1e-4, 1e-3], "missed": [0.0] * 10}
-    costs = {"exact": 1.0, "scan": 1e-3, "single": 1e-2, "least": 0.1}
-    return {"version": 2, "images": 24, **costs, "near": [near], "top": [{**sizes, "mass": 0.9}]}
-
-
-def draw(index: pi.PatchIndex, estimator: str, draws: list[tuple[int, int | None]]) -> list[np.ndarray]:
-    machine = pi.ScoreMachine(index, estimator=estimator, **EVERYTHING[estimator])
-    height, width = index.training.size
-    x = np.random.default_rng(0).standard_normal((1, index.training.channels, height, width))
-    noisy = torch.from_numpy(x).float()
-    return [machine.posterior_mean(noisy, T, k=k, label=label).mean.numpy() for k, label in draws]
 
 
 def leaves(found: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -336,73 +279,6 @@ def seal_scale(folder: Path, images: str) -> None:
     metadata = json.loads((folder / "zarr.json").read_text())
     metadata["attributes"] |= {"head_checksum": crc32c(data[:begin]), "images": images}
     (folder / "zarr.json").write_text(json.dumps(metadata))
-
-
-def use(path: Path, base: Base, is_same: bool) -> str:
-    """Return the outcome of using a mutant; `is_same` says that its images and labels are the base's."""
-    warnings.simplefilter("ignore")
-    whole, refusals = False, []
-
-    def attempt(work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except PatchIndexError as error:
-            refusals.append(str(error))
-            return None
-
-    if (report := attempt(lambda: pi.verify(path))) is not None:
-        whole = report.whole
-    shown = CliRunner().invoke(command_line, ["info", str(path)])
-    if shown.exit_code not in (0, 1, 2) or not isinstance(shown.exception, SystemExit | None):
-        return f"traceback: info: {shown.exception!r}"
-    drawn = {}
-    for estimator in EVERYTHING:
-        found = attempt(lambda estimator=estimator: draw(pi.open_index(path), estimator, base.draws))
-        if found is not None:
-            drawn[estimator] = found
-    if whole and refusals:
-        return f"wrong: verify says whole, but {refusals[0]}"
-    wanted = base.pictures if is_same else drawn.get("exact")
-    for estimator, pictures in drawn.items():
-        for picture, right in zip(pictures, wanted or pictures, strict=True):
-            trusted = whole or estimator != "topk"  # topk lacks the patches that no list has
-            if not np.isfinite(picture).all() or abs(picture).max() > 1 + APART:
-                return f"wrong: {estimator} draws {picture.min()} to {picture.max()}"
-            if trusted and picture.shape == right.shape and abs(picture - right).max() > APART:
-                return f"wrong: {estimator} is {abs(picture - right).max():.3g} apart"
-    return "right" if whole else "right, and refused by verify" if drawn else "refused"
-
-
-def in_a_child(work: Callable[[], str]) -> str:
-    """Return what a function returns in a forked process, or the way in which the process failed."""
-    reading, writing = os.pipe()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    child = os.fork()
-    if child == 0:
-        try:
-            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (size + 3 * MEMORY, size + 3 * MEMORY))
-            result = work()
-        except BaseException as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            result = f"traceback: {error!r} in {where.filename}:{where.lineno}"
-        os.write(writing, result.encode(errors="replace")[:4000])
-        os._exit(0)
-    os.close(writing)
-    started = time.monotonic()
-    ready = select.select([reading], [], [], SECONDS)[0]
-    if not ready:
-        os.kill(child, signal.SIGKILL)
-    with os.fdopen(reading, errors="replace") as pipe:
-        result = pipe.read()
-    _, status, usage = os.wait4(child, 0)
-    if not ready:
-        return f"hang: {time.monotonic() - started:.0f} s"
-    if os.WIFSIGNALED(status):
-        return f"signal: {signal.Signals(os.WTERMSIG(status)).name}"
-    if (usage.ru_maxrss - before) * 1024 > MEMORY:
-        return f"memory: {(usage.ru_maxrss - before) >> 10} MiB"
-    return result
 
 
 def fuzz(cases: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:

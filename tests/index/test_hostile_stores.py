@@ -6,20 +6,20 @@ import json
 import os
 import shutil
 import struct
-import warnings
 
 import numpy as np
 import pytest
 import torch
 import zarr
 from forge import seal
+from forged_uses import a_curve
 from numcodecs.zstd import Zstd
 
 import patchindex as pi
-from patchindex.errors import PatchIndexWarning, StoreError
+from patchindex.errors import StoreError
 from patchindex.index.faiss_file import head_bytes, problem_of_head
-from patchindex.index.model import ScaleModel
 from patchindex.store.arrays import read_array, read_head
+from patchindex.store.checksums import read_checksummed, write_checksummed, write_manifest
 
 SCALE = "scales/k003"
 FAISS = f"{SCALE}/faiss/c/0"
@@ -332,8 +332,6 @@ def test_a_store_is_used_through_a_link_but_its_scales_are_not(store, tmp_path):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\0b", "\ud800", "x" * 300, "a\\b", "c:x"])
 def test_a_manifest_names_files_of_the_store_only(store, name):
-    from patchindex.store.checksums import read_checksummed, write_checksummed
-
     entries = read_checksummed(store / "manifest.json")
     write_checksummed(store / "manifest.json", entries | {name: [1, "0"]})
     refused(store, "has an invalid file name")
@@ -341,8 +339,6 @@ def test_a_manifest_names_files_of_the_store_only(store, name):
 
 @pytest.mark.parametrize("listed", [[0.5], [1e30], [[3]], {}, "3", [2000], [-3], [None]])
 def test_a_list_of_scales_that_is_none_is_refused(store, listed):
-    from patchindex.store.checksums import write_checksummed
-
     write_checksummed(store / "scales.json", listed)
     refused(store, "scales.json: is no list of scales")
 
@@ -361,8 +357,6 @@ def test_a_list_of_scales_that_is_none_is_refused(store, listed):
     ],
 )
 def test_an_operating_curve_that_cannot_be_is_refused(store, field, value):
-    from forge import a_curve
-
     curve = a_curve()
     curve[field] = value
     if field in ("beta", "probes", "candidates", "missed"):
@@ -375,8 +369,6 @@ def test_an_operating_curve_that_cannot_be_is_refused(store, field, value):
 def test_checksums_of_images_are_compared_by_verify(store):
     group = zarr.open_group(store, mode="r+")
     group.create_array("image_checksums", data=np.array([1], np.uint32), overwrite=True)
-    from patchindex.store.checksums import write_manifest
-
     write_manifest(store)
     assert "images 0 to 23 are damaged" in refused(store, "images 0 to 23 are damaged")
 
@@ -387,69 +379,3 @@ def test_files_of_the_operating_system_are_no_damage(store, name):
         (store / folder / name).write_bytes(b"x")
     assert pi.verify(store).whole
     use(store)
-
-
-def grey_in_colour(real_images, n):
-    return np.repeat(real_images(n, 10)[0], 3, axis=3)
-
-
-def one_colour(n):
-    return np.full((n, 10, 10, 3), 50, np.uint8)
-
-
-@pytest.mark.parametrize("machine", ["ELS", "bbELS"])
-def test_stores_of_images_without_variance_are_whole(real_images, tmp_path, machine):
-    grey = grey_in_colour(real_images, 20)
-    for name, images in {
-        "grey": grey,
-        "one": grey[:1],
-        "copies": np.repeat(grey[:1], 8, 0),
-        "one colour": one_colour(4),
-        "colours": np.broadcast_to(np.arange(0, 240, 30, dtype=np.uint8)[:, None, None], (8, 10, 10)).copy(),
-    }.items():
-        index = pi.build_index(images, tmp_path / f"{name}.zarr", [3, 5], machine=machine)
-        assert pi.verify(index.path).problems == (), name
-        again = pi.append(index.path, images)
-        assert pi.verify(again.path).problems == (), name
-
-
-def test_codes_of_rounding_errors_are_no_damage(real_images, tmp_path, monkeypatch):
-    """Earlier versions gave a component without variance a range of rounding errors."""
-
-    def narrow(sample):
-        low = sample.min(0)
-        return np.stack([low, sample.max(0) - low]).astype(np.float32)
-
-    monkeypatch.setattr("patchindex.build.train.fit_ranges", narrow)
-    index = pi.build_index(grey_in_colour(real_images, 20), tmp_path / "s.zarr", [3], pca_dims=24)
-    assert index.scale(3).model.ranges[1].min() < 1e-5
-    assert pi.verify(index.path).problems == ()
-
-
-def test_codes_of_grey_images_have_room_for_colours(real_images, tmp_path):
-    index = pi.build_index(grey_in_colour(real_images, 20), tmp_path / "s.zarr", [3], pca_dims=24)
-    widths = index.scale(3).model.ranges[1]
-    assert widths.min() > 0.05
-    assert isinstance(index.scale(3).model, ScaleModel)
-
-
-def test_estimators_warn_of_appended_images_that_the_lists_do_not_fit(real_images, tmp_path):
-    index = pi.build_index(grey_in_colour(real_images, 20), tmp_path / "s.zarr", [3])
-    x = torch.zeros(1, 3, 10, 10)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pi.append(index.path, grey_in_colour(real_images, 30)[20:])
-        pi.ScoreMachine(index.path, estimator="topk").posterior_mean(x, 0.5, k=3)
-    pi.append(index.path, real_images(20, 10, channels=3)[0])
-    for estimator in ("topk", "auto"):
-        machine = pi.ScoreMachine(
-            index.path, estimator=estimator, probes=4, candidates=8, **auto_always(estimator)
-        )
-        with pytest.warns(PatchIndexWarning, match="standard errors may be too small; build the store again"):
-            machine.posterior_mean(x, 0.5, k=3)
-
-
-def auto_always(estimator):
-    from patchindex.estimators import AutoPolicy
-
-    return {"policy": AutoPolicy(cost_limit=np.inf)} if estimator == "auto" else {}
