@@ -2,7 +2,7 @@
 
 A noisy image is a *query*, and a few training images are a *tile*. A *task* compares one tile with a part of
 the queries. Unless memory is short, the cut into tasks depends on the data and not on the number of threads.
-Each thread keeps float32 sums for a task, and adds them to shared float64 sums.
+Each thread keeps float32 sums for a task, which are added to float64 sums in the order of the tasks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from threading import Event, Lock
+from threading import Condition, Event
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 
 from patchindex.exact.costs import full_cost, lanes, pixel_cost, plan_of
 from patchindex.exact.frame import SAMPLE, Frame
+from patchindex.exact.in_order import InOrder
 from patchindex.exact.request import ScoreRequest
 from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
@@ -32,6 +33,7 @@ __all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "sca
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # the longest task: Ctrl-C stops threads only between tasks
+LEAST_LAG = 4  # tiles in a row that threads can work on without waiting for one another
 LEAST_TASKS = 32  # with many tasks, threads wait little for the last task to end
 
 
@@ -44,9 +46,9 @@ class Piece(NamedTuple):
 
 
 def query_bytes(geometry: Geometry, channels: int) -> int:
-    """Return the bytes that a query takes: a maximum per thread, float64 sums, and states with copies."""
-    pixels = geometry.size[0] * geometry.size[1]
-    return pixels * (4 * torch.get_num_threads() + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
+    """Return the bytes that a query takes: float64 sums, also those that wait, and states with copies."""
+    pixels, waiting = geometry.size[0] * geometry.size[1], 8 * (3 + channels) * torch.get_num_threads()
+    return pixels * (waiting + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
 
 
 def scan(request: ScoreRequest) -> SoftmaxState:
@@ -66,7 +68,7 @@ def load_kernel() -> float | None:
 
     `patchindex.kernels.compile` says where machine code is kept.
     """
-    functions = (kernel.prepare, kernel.scan_all, kernel.scan_pixels, kernel.flush)
+    functions = (kernel.prepare, kernel.scan_all, kernel.scan_pixels, kernel.flush, kernel.merge)
 
     def misses() -> int:
         return sum(sum(function.stats.cache_misses.values()) for function in functions)
@@ -115,49 +117,98 @@ def _cut(plan: Plan, pixels: list[np.ndarray | None], tiles: int) -> list[list[P
     return [pieces for pieces in cut if pieces]
 
 
-class _Open(NamedTuple):
-    """A tile that threads work on, with its remaining tasks."""
+class _Task(NamedTuple):
+    """The work of one thread for a moment: pieces of a tile, and the number of the task in all tiles."""
 
     images: np.ndarray
-    left: deque[list[Piece]]
+    tops: np.ndarray  # float32 (queries, pixels): maxima to start from
+    pieces: list[Piece]
+    number: int
+
+
+class _Found(NamedTuple):
+    """The sums of a piece, relative to 2^tops, as `kernel.flush` writes them."""
+
+    query: int
+    tops: np.ndarray
+    totals: np.ndarray
 
 
 class _Tasks:
-    """Give tasks to threads one at a time, and keep the sums of all tasks, as `kernel.flush` writes them.
+    """Give tasks to threads one at a time, and merge their sums in the order of the tasks.
 
     Each thread first takes the tasks of a tile of its own, because each thread that works on a tile must
     prepare the tile. When no new tile is left, a thread takes tasks from the tiles of other threads.
+
+    The sums of a task do not depend on the thread or on the time, so that equal requests give equal bytes: a
+    task starts from the maxima of the logits in about two thirds of the tiles before.
     """
 
     def __init__(self, frame: Frame, tiles: Iterator[np.ndarray], cut: list[list[Piece]]) -> None:
-        self._tiles, self._cut = tiles, cut
-        self._open: list[_Open] = []
-        self._taking, self._adding = Lock(), Lock()
+        self._tiles, self._cut, self._number = tiles, cut, 0
+        self._open: list[deque[_Task]] = []
+        self._taking = Condition()
+        self._merging = InOrder(self._merge)
         self.stop = Event()
-        self.done = 0
-        self.tops = np.full((len(frame.queries), frame.counts.size), float(kernel.NOTHING_YET))
-        self.totals = np.zeros((*self.tops.shape, 2 + frame.plan.channels))
+        shape = len(frame.queries), frame.counts.size
+        self._starts = {0: np.full(shape, kernel.NOTHING_YET)}  # by the number of tiles that they are of
+        self.tops = np.full(shape, float(kernel.NOTHING_YET))
+        self.totals = np.zeros((*shape, 2 + frame.plan.channels))
 
-    def take(self, tile: _Open | None) -> tuple[_Open, list[Piece]] | None:
-        """Return a thread's next task, from its own tile if that has tasks left; None at the end."""
+    @property
+    def done(self) -> int:
+        """Number of tasks whose sums are merged."""
+        return self._merging.done
+
+    def take(self, own: deque[_Task] | None) -> tuple[deque[_Task], _Task] | None:
+        """Return the tasks of a tile, and one of them; None at the end."""
         with self._taking:
-            if tile is None or not tile.left:
-                self._open = [other for other in self._open if other.left]
-                images = next(self._tiles, None)
-                if images is not None:
-                    self._open.append(tile := _Open(images, deque(self._cut)))
-                else:
-                    tile = max(self._open, key=lambda other: len(other.left), default=None)
-            return None if tile is None or self.stop.is_set() else (tile, tile.left.popleft())
+            while not own:
+                if self.stop.is_set():
+                    return None
+                self._open = [tasks for tasks in self._open if tasks]
+                if self._start() in self._starts:
+                    own = self._next_tile()
+                    if own is None and not self._open:
+                        return None
+                if not own and self._open:
+                    own = max(self._open, key=len)
+                elif not own:
+                    self._taking.wait(POLL)  # for sums that the next tile starts from
+            return None if self.stop.is_set() else (own, own.popleft())
 
-    def add(self, query: int, sums: kernel.Sums, channels: int) -> None:
-        """Add a thread's sums for a query."""
-        with self._adding:
-            kernel.flush(sums, channels, self.tops[query], self.totals[query])
+    def _start(self) -> int:
+        """Return the number of tiles whose maxima the next tile starts from: about 2/3 of those before."""
+        most = min(self._number * 3 // 4, self._number - LEAST_LAG)
+        if most < 1:
+            return 0
+        power = 1 << (most.bit_length() - 1)
+        return max(each for each in (power, power * 3 // 2) if each <= most)
 
-    def finished(self) -> None:
-        with self._adding:
-            self.done += 1
+    def _next_tile(self) -> deque[_Task] | None:
+        images = next(self._tiles, None)
+        if images is None:
+            return None
+        tops, first = self._starts[self._start()], self._number * len(self._cut)
+        tasks = deque(_Task(images, tops, pieces, first + i) for i, pieces in enumerate(self._cut))
+        self._number += 1
+        self._open.append(tasks)
+        return tasks
+
+    def finish(self, task: _Task, found: list[_Found]) -> None:
+        """Take the sums of a task."""
+        self._merging.add(task.number, found)
+
+    def _merge(self, found: list[_Found]) -> None:
+        for query, tops, totals in found:
+            kernel.merge(tops, totals, self.tops[query], self.totals[query])
+        tiles, rest = divmod(self._merging.done + 1, len(self._cut))
+        if rest == 0 and tiles // (tiles & -tiles) in (1, 3):  # 1, 2, 3, 4, 6, 8, 12, ...
+            with self._taking:
+                self._starts[tiles] = self.tops.astype(np.float32)
+                needed = self._start()
+                self._starts = {n: tops for n, tops in self._starts.items() if n >= needed}
+                self._taking.notify_all()
 
 
 def _run(request: ScoreRequest, frame: Frame, pixels: list[np.ndarray | None]) -> _Tasks:
@@ -196,25 +247,28 @@ def _thread_bytes(plan: Plan) -> int:
 
 def _work(frame: Frame, pixels: list[np.ndarray | None], tasks: _Tasks) -> None:
     """Take tasks until there are none."""
-    plan = frame.plan
+    plan, images = frame.plan, None
     tile, down = new_tile(plan)
-    tops = np.full(tasks.tops.shape, kernel.NOTHING_YET)
-    sums = new_sums(plan, tops[0], frame.threshold)
-    at: _Open | None = None
-    while (task := tasks.take(at)) is not None:
-        opened, pieces = task
-        if at is not opened:
-            at = opened
-            prepare(frame, at.images, tile, down)
-        for query, first, last in pieces:
-            mine = sums._replace(top=tops[query])
+    sums = new_sums(plan, np.empty(frame.counts.size, np.float32), frame.threshold)
+    own: deque[_Task] | None = None
+    while (taken := tasks.take(own)) is not None:
+        own, task = taken
+        if images is not task.images:
+            images = task.images
+            prepare(frame, images, tile, down)
+        found = []
+        for query, first, last in task.pieces:
+            sums.top[:] = task.tops[query]
             some, image = pixels[query], frame.queries[query]
             if some is None:
-                kernel.scan_all(tile, image, plan.full, np.arange(first, last), mine)
+                kernel.scan_all(tile, image, plan.full, np.arange(first, last), sums)
             else:
-                kernel.scan_pixels(tile, image, plan.windows, plan.singles, some[first:last], mine)
-            tasks.add(query, mine, plan.channels)
-        tasks.finished()
+                kernel.scan_pixels(tile, image, plan.windows, plan.singles, some[first:last], sums)
+            tops = np.full(frame.counts.size, float(kernel.NOTHING_YET))
+            totals = np.zeros((frame.counts.size, 2 + plan.channels))
+            kernel.flush(sums, plan.channels, tops, totals)
+            found.append(_Found(query, tops, totals))
+        tasks.finish(task, found)
 
 
 def new_tile(plan: Plan) -> tuple[kernel.Tile, np.ndarray]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from patchindex.exact.costs import lanes, plan_of
 from patchindex.exact.cpu import new_sums, new_tile, prepare
 from patchindex.exact.frame import SAMPLE, Frame
+from patchindex.exact.in_order import InOrder
 from patchindex.exact.request import ScoreRequest
 from patchindex.exact.tables import Plan
 from patchindex.kernels import scan as kernel
@@ -133,14 +134,14 @@ class SampledScan:
         self.scanned += len(chosen)
         self._since[slice(None) if self._asked is None else self._asked] += len(chosen)
         known = self._place(chosen)
-        tiles = deque(list(group) for _, group in groupby(chosen, lambda stratum: stratum // self._classes))
+        groups = groupby(chosen, lambda stratum: stratum // self._classes)
+        tiles = deque((number, list(group)) for number, (_, group) in enumerate(groups))
+        merging = InOrder(self._merge)
         threads = torch.get_num_threads()
         try:
-            parts = list(pool(threads).map(lambda _: self._work(tiles, known), range(threads)))
+            list(pool(threads).map(lambda _: self._work(tiles, known, merging), range(threads)))
         finally:
             tiles.clear()  # after an error or Ctrl-C, threads end with their current tile
-        for tops, totals, squares in parts:
-            self._merge(tops, totals, squares)
         members = _members_of_classes(self._frame.plan)
         if self._asked is not None:
             members = members.sum(0, keepdims=True)
@@ -150,7 +151,9 @@ class SampledScan:
             mine = slice(None) if self._asked is None else self._asked
             self._counts.reshape(-1)[mine] += n * members[offsets].reshape(-1)[mine]
 
-    def _merge(self, tops: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> None:
+    def _merge(self, sums: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        """Add the sums of a tile."""
+        tops, totals, squares = sums
         top = np.maximum(self._tops, tops)
         before, added = (np.exp2(np.maximum(each - top, -500.0))[:, None] for each in (self._tops, tops))
         factors = [np.broadcast_to(f, totals.shape).copy() for f in (before, added)]
@@ -160,15 +163,15 @@ class SampledScan:
         self._squares = self._squares * before**2 + squares * added**2
         self._tops = top
 
-    def _work(self, tiles: deque[list[int]], known: Placed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Take the strata of a tile at a time until there are none; return a thread's sums."""
+    def _work(self, tiles: deque[tuple[int, list[int]]], known: Placed, merging: InOrder) -> None:
+        """Take the strata of a tile at a time until there are none."""
         frame, plan = self._frame, self._frame.plan
         channels = plan.channels
-        tops = np.full(self._tops.shape, float(kernel.NOTHING_YET))
-        totals, squares = np.zeros(self._totals.shape), np.zeros(self._squares.shape)
         tile, down = new_tile(plan)
         mine = new_sums(plan, self._top.copy(), frame.threshold)
-        for strata in _taken(tiles):
+        for number, strata in _taken(tiles):
+            tops = np.full(self._tops.shape, float(kernel.NOTHING_YET))
+            totals, squares = np.zeros(self._totals.shape), np.zeros(self._squares.shape)
             first = strata[0] // self._classes * plan.lanes
             order = self._image_order[first : first + plan.lanes]
             prepare(frame, self._images[order], tile, down)
@@ -181,7 +184,7 @@ class SampledScan:
                 lo, hi = np.searchsorted(known.stratum, (stratum, stratum + 1))
                 remove(mine, channels, *(array[lo:hi] for array in known[1:]))
                 kernel.flush_sample(mine, channels, tops, totals, squares)
-        return tops, totals, squares
+            merging.add(number, (tops, totals, squares))
 
     def state(self) -> SoftmaxState:
         """Return the estimated state of all patches except the known ones, shape (H, W), with its variance.
@@ -209,7 +212,7 @@ class SampledScan:
         return state
 
 
-def _taken(tiles: deque[list[int]]) -> Iterator[list[int]]:
+def _taken(tiles: deque[tuple[int, list[int]]]) -> Iterator[tuple[int, list[int]]]:
     with suppress(IndexError):  # another thread may take the last tile
         while True:
             yield tiles.popleft()

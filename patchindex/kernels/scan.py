@@ -58,6 +58,7 @@ __all__ = [
     "add_block",
     "flush",
     "flush_sample",
+    "merge",
     "prepare",
     "scan_all",
     "scan_pixels",
@@ -340,6 +341,20 @@ def flush(sums, channels, tops, totals):  # type: ignore[no-untyped-def]
             else:
                 totals[pixel, e] = totals[pixel, e] * before + new * added
             store(sums.sums, at + e * LANES, splat_lanes(np.float32(0)))
+
+
+@compiled
+def merge(found_tops, found, tops, totals):  # type: ignore[no-untyped-def]
+    """Add totals (pixels, 2 + C), relative to 2^found_tops, to totals relative to 2^tops."""
+    for pixel in range(len(tops)):
+        if found[pixel, 0] == 0.0:
+            continue
+        top = max(tops[pixel], found_tops[pixel])
+        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(found_tops[pixel] - top, -500.0)
+        tops[pixel] = top
+        for e in range(found.shape[1]):
+            b, a = (before * before, added * added) if e == 1 else (before, added)
+            totals[pixel, e] = totals[pixel, e] * b + found[pixel, e] * a
 
 
 @compiled

@@ -1,0 +1,111 @@
+"""Equal requests give equal bytes: sums of threads merge in a fixed order."""
+
+from __future__ import annotations
+
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+
+import patchindex as pi
+from patchindex.exact.in_order import InOrder
+from patchindex.runtime import threads
+
+T = 0.3
+
+
+def test_results_merge_in_the_order_of_their_numbers():
+    merged = []
+    merging = InOrder(merged.append)
+    numbers = np.random.default_rng(0).permutation(200)
+    workers = [
+        Thread(target=lambda some: [merging.add(int(n), int(n)) for n in some], args=(part,))
+        for part in np.array_split(numbers, 4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert merged == list(range(200))
+    assert merging.done == 200
+
+
+@pytest.fixture(scope="module")
+def images(real_images):
+    return real_images(400, 14)[0]  # 25 tiles
+
+
+@pytest.fixture(scope="module")
+def index(images, tmp_path_factory):
+    return pi.build_index(images, tmp_path_factory.mktemp("s") / "s.zarr", machine="bbELS", scales=[3, 7])
+
+
+@pytest.fixture(scope="module")
+def x(real_images):
+    clean = torch.from_numpy(real_images(3, 14, skip=900)[0].transpose(0, 3, 1, 2) / 127.5 - 1)
+    noise = np.random.default_rng(0).standard_normal(clean.shape)
+    return (0.9 * clean + 0.45 * torch.from_numpy(noise)).float()
+
+
+def assert_equal_bytes(a, b):
+    for name in ("mean", "stderr", "ess", "captured_mass"):
+        assert getattr(a, name).numpy().tobytes() == getattr(b, name).numpy().tobytes()
+    assert a.patches_evaluated == b.patches_evaluated
+
+
+@pytest.mark.parametrize("machine", ["LS", "ELS", "bbELS"])
+@pytest.mark.parametrize("k", [3, 7])
+def test_exact_gives_equal_bytes_on_any_number_of_threads(images, x, machine, k):
+    means = [
+        pi.ScoreMachine(images, machine=machine, threads=n).posterior_mean(x, T, k) for n in (1, 2, 3, 7, 2)
+    ]
+    for other in means[1:]:
+        assert_equal_bytes(means[0], other)
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.005])
+def test_auto_gives_equal_bytes_on_any_number_of_threads(index, x, tolerance):
+    options = {"estimator": "auto", "tolerance": tolerance, "probes": 8, "candidates": 32}
+    means = [
+        pi.ScoreMachine(index, threads=n, **options).posterior_mean(x, T, 7, seed=1) for n in (1, 2, 3, 2)
+    ]
+    for other in means[1:]:
+        assert_equal_bytes(means[0], other)
+
+
+@pytest.mark.parametrize("name", pi.ESTIMATORS)
+def test_samples_of_equal_settings_have_equal_bytes(index, name):
+    machine = pi.ScoreMachine(index, estimator=name, locality=[3, 3, 7, 7], threads=2)
+    first, second = (pi.sample(machine, n=2, steps=6, seed=3).images for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", sorted(pi.DENOISERS))
+def test_denoisers_of_equal_settings_give_equal_bytes(images, x, name):
+    options = {"locality": [3, 3, 7, 7]} if name in ("LS", "ELS", "bbELS", "pspc") else {}
+    first, second = (
+        pi.denoiser(name, images[:60], threads=2, **options).posterior_mean(x, T, seed=3) for _ in range(2)
+    )
+    assert_equal_bytes(first, second)
+
+
+@pytest.mark.parametrize("name", sorted(pi.DENOISERS))
+def test_denoisers_agree_to_a_tolerance_on_other_threads_and_batches(images, x, name):
+    options = {"locality": [3, 3, 7, 7]} if name in ("LS", "ELS", "bbELS", "pspc") else {}
+    expected = pi.denoiser(name, images[:60], threads=1, **options).posterior_mean(x, T, seed=3).mean
+    machine = pi.denoiser(name, images[:60], threads=2, **options)
+    one_by_one = [machine.posterior_mean(x[i : i + 1], T, seed=3, image_ids=[i]).mean for i in range(3)]
+    for found in (machine.posterior_mean(x, T, seed=3).mean, torch.cat(one_by_one)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)  # sums of float32 in another order
+
+
+def test_a_thread_that_fails_ends_the_scan(images, x, monkeypatch):
+    """The other threads wait for the sums of the tile that failed: they end, too."""
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("patchindex.exact.cpu.prepare", broken)
+    with threads(3), pytest.raises(ZeroDivisionError):
+        pi.ScoreMachine(images, machine="ELS").posterior_mean(x, T, 3)
