@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Any
 
@@ -37,7 +41,7 @@ class _Group(click.Group):
             if isinstance(stream, TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # names that the encoding does not have
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _interrupted_by_sigterm():
                 self._print_warnings()
                 code = super().main(*args, **{**kwargs, "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
@@ -118,6 +122,19 @@ def _options_inside(parameter: str) -> set[str]:
 
         return {option for factory in DENOISERS.values() for option in plain_options(factory)}
     return set()
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """End a block by SIGTERM as by Ctrl-C: files are closed, and temporary folders removed."""
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -32,7 +32,6 @@ __all__ = ["NOTHING", "PAIR_BYTES", "NeighbourRefiner"]
 
 PAIR_BYTES = 64  # that a pixel and a patch take while they are compared
 NOTHING = np.empty(0, np.int64)
-RANGES = 32  # of images, which threads share out
 SAMPLE = 61  # every 61st patch id is looked at, to share out the images
 BINS = 256  # of the histogram of logits that finds the heaviest members
 
@@ -80,7 +79,7 @@ class NeighbourRefiner:
             known = self._keys(members, np.full(area, -np.inf, np.float32), wanted)
             return self._compare(heavy, known, lines, REACH)
 
-        # Each range of images is the work of one thread.
+        # Each thread has images of its own.
         parts = self._add(list(self._workers.map(retrieved, self._shares(ids))), top, sums, compared)
         more = [_room(0)] * len(parts)
         if around:
@@ -116,16 +115,13 @@ class NeighbourRefiner:
         return top - (bins * (DEPTH / BINS)).astype(np.float32)
 
     def _shares(self, ids: np.ndarray) -> list[tuple[int, int]]:
-        """Cut the images into ranges, each with about the same number of these patches.
-
-        The number of ranges does not depend on the threads: sums over ranges round differently.
-        """
+        """Cut the images into one range per thread, each with about the same number of these patches."""
         some = ids.reshape(-1)[::SAMPLE]
         some = np.sort(some[some >= 0]) // self._request.geometry.patches_per_image
-        edges = [0] * (RANGES + 1)
+        edges = [0] * (self._threads + 1)
         edges[-1] = self._n
-        for j in range(1, RANGES):
-            edges[j] = int(some[j * len(some) // RANGES]) if len(some) else 0
+        for j in range(1, self._threads):
+            edges[j] = int(some[j * len(some) // self._threads]) if len(some) else 0
         return list(pairwise(edges))
 
     def _add(

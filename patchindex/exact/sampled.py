@@ -153,15 +153,7 @@ class SampledScan:
 
     def _merge(self, sums: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         """Add the sums of a tile."""
-        tops, totals, squares = sums
-        top = np.maximum(self._tops, tops)
-        before, added = (np.exp2(np.maximum(each - top, -500.0))[:, None] for each in (self._tops, tops))
-        factors = [np.broadcast_to(f, totals.shape).copy() for f in (before, added)]
-        for f in factors:
-            f[:, 1] **= 2
-        self._totals = self._totals * factors[0] + totals * factors[1]
-        self._squares = self._squares * before**2 + squares * added**2
-        self._tops = top
+        kernel.merge_sample(*sums, self._tops, self._totals, self._squares)
 
     def _work(self, tiles: deque[tuple[int, list[int]]], known: Placed, merging: InOrder) -> None:
         """Take the strata of a tile at a time until there are none."""

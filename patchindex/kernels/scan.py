@@ -59,6 +59,7 @@ __all__ = [
     "flush",
     "flush_sample",
     "merge",
+    "merge_sample",
     "prepare",
     "scan_all",
     "scan_pixels",
@@ -387,3 +388,19 @@ def flush_sample(sums, channels, tops, totals, squares):  # type: ignore[no-unty
                 j += channels
                 squares[pixel, j] = squares[pixel, j] * before * before + two * added * added
             store(sums.sums, at + e * LANES, splat_lanes(np.float32(0)))
+
+
+@compiled
+def merge_sample(found_tops, found, found_squares, tops, totals, squares):  # type: ignore[no-untyped-def]
+    """Add the totals and squares of `flush_sample`, relative to 2^found_tops, to others, as `merge` does."""
+    for pixel in range(len(tops)):
+        if found_tops[pixel] <= NOTHING_YET:
+            continue
+        top = max(tops[pixel], found_tops[pixel])
+        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(found_tops[pixel] - top, -500.0)
+        tops[pixel] = top
+        for e in range(found.shape[1]):
+            b, a = (before * before, added * added) if e == 1 else (before, added)
+            totals[pixel, e] = totals[pixel, e] * b + found[pixel, e] * a
+        for e in range(found_squares.shape[1]):
+            squares[pixel, e] = squares[pixel, e] * before * before + found_squares[pixel, e] * added * added

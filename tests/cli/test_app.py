@@ -1,8 +1,11 @@
 """The command group: start-up, help, and errors as one line with the flags of the command line."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import patchindex_cli
 import pytest
@@ -67,6 +70,19 @@ def test_an_interrupted_command_is_one_line(store, monkeypatch):
     monkeypatch.delitem(sys.modules, "patchindex.study.plots", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     assert run("study", store, "-o", "unused", code=1).stderr.strip() == "Error: interrupted"
+
+
+def test_a_terminated_command_ends_as_an_interrupted_one(store, tmp_path, monkeypatch):
+    def terminated(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("patchindex.sample", terminated)
+    said = run("sample", store, "-o", tmp_path / "out", "-n", 1, code=1)
+    assert said.stderr.strip() == "Error: interrupted"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
