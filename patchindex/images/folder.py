@@ -65,8 +65,8 @@ class FolderSource(PictureSource):
         if not good.all():
             self.kept, self.skipped = np.flatnonzero(good), tuple(map(printable, compress(names, ~good)))
 
-    def _where(self, i: int) -> Path:
-        return self._files.root / self.names[i]
+    def _where(self, i: int) -> str:
+        return f"{self._files.root}/{self.names[i]}"
 
     @contextmanager
     def _picture(self, i: int) -> Iterator[Image.Image]:

@@ -36,7 +36,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 LARGE_ARRAY, SPARSE_RATIO = 1 << 28, 1 << 16
 
 
-def open_file(path: Path, *, kind: type[InputError] = InputError) -> IO[bytes]:
+def open_file(path: str | Path, *, kind: type[InputError] = InputError) -> IO[bytes]:
     """Open a regular file, links followed; raise `kind` for FIFOs, devices and sockets, and else `OSError`.
 
     Such files never end, or never begin. A missing file raises `SourceNotFoundError`.
@@ -62,7 +62,7 @@ def check_regular(path: Path) -> os.stat_result:
         raise unreadable(error, "cannot be opened", where=path, remedy="check the name") from error
 
 
-def missing(path: Path) -> SourceNotFoundError:
+def missing(path: str | Path) -> SourceNotFoundError:
     """Return the error for a path at which there is nothing; it names the target of a dangling link."""
     if os.path.islink(path):
         return SourceNotFoundError(
