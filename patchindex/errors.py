@@ -7,9 +7,13 @@ that a caller would expect: `InputError` is a `ValueError`. `exit_code` is the e
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = [
     "DeviceError",
@@ -21,7 +25,11 @@ __all__ = [
     "SourceNotFoundError",
     "StoreError",
     "printable",
+    "warn",
 ]
+
+# Decorators made of context managers have a frame of their own between two frames of this package.
+INSIDE = (str(Path(__file__).parent), contextlib.__file__)
 
 
 def printable(text: object) -> str:
@@ -145,3 +153,11 @@ class PatchIndexWarning(_Message, UserWarning):
 
     Takes the parameters of `PatchIndexError`.
     """
+
+
+def warn(warning: Warning | str) -> None:
+    """Issue a warning that names the nearest caller outside this package."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(warning, stacklevel=level)

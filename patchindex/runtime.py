@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from patchindex.checks import is_whole
-from patchindex.errors import DeviceError, InputError, PatchIndexWarning
+from patchindex.errors import DeviceError, InputError, PatchIndexWarning, warn
 
 __all__ = [
     "Progress",
@@ -238,7 +237,7 @@ def _use_one_thread_after_fork() -> None:
         torch.set_num_threads(1)
         if not _warned:
             warning = PatchIndexWarning("a forked process computes on one thread", remedy=SPAWN)
-            warnings.warn(warning, stacklevel=2)
+            warn(warning)
         _warned = True
     if (faiss := load_faiss()) is not None:
         faiss.omp_set_num_threads(1)

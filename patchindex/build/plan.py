@@ -99,7 +99,7 @@ def plan_build(
     if schedule is not None and scales is not None:
         schedule = schedule.nearest(sorted({*wanted, *beside}))
     if schedule is not None and machine != "IS":
-        schedule.check_image_size((height, width), stacklevel=3)
+        schedule.check_image_size((height, width))
     indexed = [geometry for geometry in geometries if not geometry.is_exact]
     survey = (
         None if settings.pca_dims or not indexed else torch.from_numpy(some_images(source, SURVEY_IMAGES))

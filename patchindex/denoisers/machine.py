@@ -152,7 +152,7 @@ class ScoreMachine(TrainingDenoiser):
         self._score_pixels = make_estimator(self.estimator, self._context, **options)
         self.locality = None if locality is None else LocalitySchedule.of(locality, self.noise)
         if self.locality is not None and self.machine != "IS":
-            self.locality.check_image_size(self.training.size, stacklevel=2)
+            self.locality.check_image_size(self.training.size)
         self._options, self._dtype = dict[str, Any](options), dtype
         for k in self.locality.distinct if self.locality else (1,):
             self._geometry(k)

@@ -88,7 +88,7 @@ class PSPC(TrainingDenoiser):
                 "there is none", parameter="locality", remedy="give a locality schedule, or one scale"
             )
         self.locality, self.windows = LocalitySchedule.of(locality, self.noise), windows
-        self.locality.check_image_size(self.training.size, stacklevel=2)
+        self.locality.check_image_size(self.training.size)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from patchindex.errors import InputError, Option, PatchIndexWarning
+from patchindex.errors import InputError, Option, PatchIndexWarning, warn
 from patchindex.images.format import Options
 from patchindex.images.pictures import BadImageError, PictureSource, check_depth, decoding, is_gray
 
@@ -76,13 +75,12 @@ class DatasetSource(PictureSource):
         if labels[0] is not None:
             own = labels if stored is None else stored[self._ids]
         if lost and options.labels.kind == "stored":
-            warnings.warn(
+            warn(
                 PatchIndexWarning(
                     "labels that are text or arrays are left out",
                     where=name,
                     remedy=["number the classes, and give ", Option("labels")],
-                ),
-                stacklevel=4,
+                )
             )
         channels = 1 if gray or transform.grayscale else 3
         super().__init__(name, (len(self._ids), *size, channels), labels=own)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import posixpath
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TypeAlias
 
-from patchindex.errors import InputError, PatchIndexWarning
+from patchindex.errors import InputError, PatchIndexWarning, warn
 from patchindex.images.pictures import BadImageError
 from patchindex.images.untrusted import LARGEST_CHUNK, open_file
 from patchindex.images.zipped import ZipFile, check_member
@@ -155,13 +154,12 @@ def _image_names(names: Iterable[str], root: Path) -> list[str]:
             others[suffix] += 1
     if others:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        warnings.warn(
+        warn(
             PatchIndexWarning(
                 f"images in formats that are not read are left out: {listed}",
                 where=root,
                 remedy="convert them to PNG, or remove them",
-            ),
-            stacklevel=2,
+            )
         )
     return sorted(found)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from patchindex.errors import InputError, Option, PatchIndexWarning, SourceNotFoundError
+from patchindex.errors import InputError, Option, PatchIndexWarning, SourceNotFoundError, warn
 from patchindex.images import idx, npz
 from patchindex.images.labels import as_labels
 from patchindex.images.source import ImageSource
@@ -56,13 +55,12 @@ def check_order(parts: Sequence[ImageSource], paths: Sequence[object]) -> None:
         by_number = sorted(names, key=_number_parts)
         if list(names) == sorted(names) != by_number:
             i = next(i for i, name in enumerate(names) if name != by_number[i])
-            warnings.warn(
+            warn(
                 PatchIndexWarning(
                     f"file names sort as text: {names[i]} comes before {by_number[i]}",
                     parameter="labels",
                     remedy="check that the labels are in this order, or write numbers as 001, 002, ...",
-                ),
-                stacklevel=3,
+                )
             )
             return
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchindex.errors import InputError, Option, PatchIndexWarning, StoreError
+from patchindex.errors import InputError, Option, PatchIndexWarning, StoreError, warn
 from patchindex.geometry import Geometry
 from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale
 from patchindex.index.drift import has_blind_codes
@@ -122,7 +121,7 @@ class ScaleIndex:
                 where=self.path,
                 remedy="build the store again from all images",
             )
-            warnings.warn(warning, stacklevel=2)
+            warn(warning)
         self._has_warned = True
 
     def save_curve(self, curve: dict[str, Any]) -> None:

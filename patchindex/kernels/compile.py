@@ -26,7 +26,6 @@ import sys
 import tempfile
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -42,7 +41,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, warn
 from patchindex.runtime import cache_folder
 
 __all__ = ["compiled", "inlined", "lean"]
@@ -108,7 +107,7 @@ class _KernelCache(NullCache):
             unfinished.write_bytes(hashlib.sha256(code).digest() + code)
             unfinished.replace(file)
         except OSError as error:
-            warnings.warn(f"{self._folder}: cannot keep compiled kernels ({error})", stacklevel=2)
+            warn(f"{self._folder}: cannot keep compiled kernels ({error})")
 
     def _file(self, signature: Any, codegen: Any) -> Path:
         key = hashlib.sha256(f"{signature} {codegen.magic_tuple()}".encode()).hexdigest()[:16]

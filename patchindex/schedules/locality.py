@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from patchindex.errors import InputError, Option, OutputExistsError, PatchIndexWarning, SourceNotFoundError
+from patchindex.errors import (
+    InputError,
+    Option,
+    OutputExistsError,
+    PatchIndexWarning,
+    SourceNotFoundError,
+    warn,
+)
 from patchindex.schedules.checks import (
     is_int,
     problem_of_pairs,
@@ -220,11 +226,8 @@ class LocalitySchedule:
         pairs = tuple((beta, k) for (beta, _), k in zip(self.pairs, scales, strict=True))
         return LocalitySchedule(f"{self.name}/{change}", pairs, provenance or self.provenance)
 
-    def check_image_size(self, size: tuple[int, int], stacklevel: int = 1) -> None:
-        """Warn when the scales were calibrated on images of another size than (height, width).
-
-        The warning names the line that calls this method, or with `stacklevel` 2, 3, ... a caller further up.
-        """
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        """Warn when the scales were calibrated on images of another size than (height, width)."""
         known = self.provenance and self.provenance.image_size
         if known and known != size:
             warning = PatchIndexWarning(
@@ -232,7 +235,7 @@ class LocalitySchedule:
                 where=f"locality schedule {self.name!r}",
                 remedy=["scale it with ", Option("resize_locality", python="LocalitySchedule.resized")],
             )
-            warnings.warn(warning, stacklevel=stacklevel + 1)
+            warn(warning)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the schedule to a JSON file, which `load` and `--locality` read."""

@@ -18,7 +18,6 @@ copy are not disturbed.
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError
+from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError, warn
 from patchindex.runtime import cache_folder
 from patchindex.store.atomic import atomic_write, publish
 from patchindex.store.checksums import (
@@ -203,7 +202,7 @@ class Remote:
             raise error
         if self._offline is None:
             self._offline = error
-            warnings.warn(f"{self.url}: {error.what}; using the copy in {self._home}", stacklevel=2)
+            warn(f"{self.url}: {error.what}; using the copy in {self._home}")
         return folder
 
     @contextmanager
