@@ -237,6 +237,7 @@ class Denoiser(ABC):
         self.check_label(label)
         numbers = _numbers(image_ids, len(x))
         check_least(seed=(seed, 0))
+        seed = int(seed)
         self._check_images(label)
         progress = progress or no_progress
         distinct = list(dict.fromkeys(times))
@@ -357,6 +358,8 @@ class Denoiser(ABC):
 
 def _numbers(image_ids: Sequence[int] | None, batch: int) -> list[int]:
     """Return the numbers of the images of a batch."""
+    if isinstance(image_ids, Tensor):
+        image_ids = image_ids.tolist()
     try:
         numbers = list(range(batch) if image_ids is None else image_ids)
     except TypeError:
@@ -366,5 +369,5 @@ def _numbers(image_ids: Sequence[int] | None, batch: int) -> list[int]:
     elif not all(map(is_whole, numbers)):
         what = f"must be whole numbers, got {numbers[:3]}"
     else:
-        return numbers
+        return list(map(int, numbers))  # numbers of NumPy would overflow
     raise InputError(what, parameter="image_ids", remedy="give one number for each image")

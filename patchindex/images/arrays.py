@@ -130,7 +130,8 @@ class ArraySource(ImageSource):
                 remedy="open the images by the path of the file, FILE.h5::path/in/file",
             )
         state = self.__dict__.copy()
-        if self._map is not None and self._map is self._array:
+        # The map of a temporary file has no name.
+        if self._map is not None and self._map is self._array and self._map.filename is not None:
             # A process that gets the source maps the file again, instead of getting a copy of all images.
             array = self._map
             order = "C" if array.flags.c_contiguous else "F"

@@ -19,6 +19,7 @@ from patchindex.images.pictures import (
     decoding,
     in_parallel,
     is_gray,
+    load_late_exif,
     open_picture,
 )
 from patchindex.images.source import ImageSource
@@ -90,6 +91,7 @@ class FolderSource(PictureSource):
     def _header(self, i: int) -> tuple[tuple[int, int], bool]:
         """Return the size after the transform, and whether the image is gray, without decoding."""
         with self._picture(i) as image:
+            load_late_exif(image)
             return self._size(i, image), is_gray(image)
 
 

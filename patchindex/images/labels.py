@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 from patchindex.images.unreadable import first_line
 
 __all__ = ["LabelSpec", "LabelsLike", "as_labels"]
@@ -73,12 +73,15 @@ def as_labels(values: Any, count: int, *, where: object = None) -> np.ndarray:
     `where` is the file of the labels, for messages; by default the parameter `labels`.
     """
 
-    def refused(what: str, remedy: str) -> InputError:
+    def refused(what: str, remedy: str | list[str | Option]) -> InputError:
         return InputError(what, parameter="labels" if where is None else None, where=where, remedy=remedy)
 
     def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
         if len(shape) != 1 and shape[1:] != (1,):
-            raise refused(f"labels have shape {shape}, expected ({count},)", "give one integer per image")
+            remedy: list[str | Option] = ["give one integer per image"]
+            if where is not None:
+                remedy += [", or leave the labels out with ", Option("labels", "none")]
+            raise refused(f"labels have shape {shape}, expected ({count},)", remedy)
         if shape[0] != count:
             raise refused(
                 f"{shape[0]} labels for {count} images",

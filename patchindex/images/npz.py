@@ -29,9 +29,10 @@ def open_npz(path: Path, options: Options) -> ImageSource:
     arrays = read_arrays(
         path, required="images", optional=["labels"] if options.labels.kind == "stored" else []
     )
-    return ArraySource(
-        arrays["images"], name=str(path), labels=arrays.get("labels"), axes=options.axes, saved=True
-    )
+    images, labels = arrays["images"], arrays.get("labels")
+    # As many labels as entries of the first axis show that it is the axis of images.
+    is_one_image = labels is None or labels.shape[:1] != images.shape[:1]
+    return ArraySource(images, name=str(path), labels=labels, axes=options.axes, saved=is_one_image)
 
 
 def open_npy(path: Path, options: Options) -> ImageSource:

@@ -29,6 +29,7 @@ __all__ = [
     "decoding",
     "in_parallel",
     "is_gray",
+    "load_late_exif",
     "open_picture",
     "upright",
 ]
@@ -59,6 +60,7 @@ TURNS = {
 # per pixel, the densest format in use, holds 8256 pixels per byte.
 MANY_PIXELS, PIXELS_PER_BYTE = 1 << 24, 1 << 14
 SIDEWAYS = 5  # this orientation and all after it exchange height and width
+LATE_EXIF = 1 << 16  # bytes at the end of a PNG that may hold EXIF data, which ImageMagick writes there
 
 PIECE = 16  # items per task of a thread
 
@@ -185,6 +187,19 @@ def upright(image: Image.Image) -> Image.Image:
     """Return a picture turned and mirrored as its EXIF orientation says."""
     turn = TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def load_late_exif(image: Image.Image) -> None:
+    """Load a PNG whose EXIF data come after its pixels and may exchange height and width."""
+    if image.format != "PNG" or image.width == image.height or image.info.get("exif"):
+        return
+    file: IO[bytes] = image.fp
+    at, size = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(max(at, size - LATE_EXIF))
+    is_late = b"eXIf" in file.read()
+    file.seek(at)
+    if is_late:
+        image.load()
 
 
 def _orientation(image: Image.Image) -> int:

@@ -182,7 +182,8 @@ class PatchIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path: another process opens the store again, if it is the same store."""
         options = None if self._remote is None else self._remote.options
-        path = self.path if self._remote is None else self._remote.url
+        # The other process may have another working directory.
+        path = self.path.absolute() if self._remote is None else self._remote.url
         return _open_same, (path, self.attributes["fingerprint"], str(self.device), options)
 
     def _check_scales(self, size: tuple[int, int]) -> None:

@@ -128,6 +128,14 @@ def test_a_pickled_machine_opens_its_store_again(make, x, name):
     torch.testing.assert_close(found.mean, machine.posterior_mean(x, T, seed=1).mean, rtol=0, atol=1e-5)
 
 
+def test_a_store_with_a_relative_path_is_unpickled_in_another_folder(images, tmp_path, monkeypatch):
+    pi.build_index(images[:8], tmp_path / "s.zarr", scales=[3])
+    monkeypatch.chdir(tmp_path)
+    content = pickle.dumps(pi.open_index("s.zarr"))
+    monkeypatch.chdir("/")
+    assert len(pickle.loads(content).training) == 8
+
+
 def test_a_pickled_store_that_was_replaced_is_refused(images, tmp_path):
     path = tmp_path / "s.zarr"
     content = pickle.dumps(pi.build_index(images[:8], path, scales=[3]))

@@ -65,6 +65,12 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
         held_out(0.5), 0.5, k=3.0, label=np.int64(4), image_ids=[-1, 2**70], seed=2**70
     )
     assert torch.isfinite(found.mean).all()
+    means = [
+        machine.posterior_mean(held_out(0.5), 0.5, k=3, image_ids=ids).mean
+        for ids in ([4, 9], torch.tensor([4, 9]), np.array([4, 9]))
+    ]
+    assert torch.equal(means[0], means[1]) and torch.equal(means[0], means[2])
+    assert torch.equal(*(machine.posterior_mean(held_out(0.5), 0.5, k=3, seed=s).mean for s in (7, np.int64(7))))
 
 
 @pytest.mark.parametrize(

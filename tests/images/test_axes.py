@@ -107,3 +107,8 @@ def test_three_gray_images_and_one_tensor_in_a_file_are_told_apart(gray, tmp_pat
     assert open_images(tmp_path / "a.npy", axes="NHW").shape == (3, 28, 28, 1)
     np.testing.assert_array_equal(open_images(tmp_path / "a.npy", axes="CHW")[0], gray[:3].transpose(1, 2, 0))
     assert open_images(gray[:3]).shape == (3, 28, 28, 1)  # in memory
+    np.savez(tmp_path / "a.npz", images=gray[:3], labels=[5, 6, 7])  # as many labels as images
+    assert open_images(tmp_path / "a.npz").shape == (3, 28, 28, 1)
+    np.savez(tmp_path / "a.npz", images=gray[:3], labels=[5])
+    with refused("a.npz", "may be (N, H, W) or (C, H, W)"):
+        open_images(tmp_path / "a.npz")

@@ -170,7 +170,7 @@ def test_labels_of_all_formats_follow_one_rule(tmp_path, gray, refused):
             assert open_images(path).labels.tolist() == list(range(20))
         for labels, words in (
             (np.arange(7), "7 labels for 20 images"),
-            (np.zeros((20, 10), int), "shape (20, 10)"),
+            (np.zeros((20, 10), int), "shape (20, 10), expected (20,); give one integer per image, or leave"),
             (np.array(7), "shape ()"),
             (np.arange(20) > 3, "dtype bool"),
             (np.arange(20) / 3, "label 1 is 0.333"),

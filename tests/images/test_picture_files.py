@@ -5,6 +5,7 @@ import os
 import struct
 import unicodedata
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -172,6 +173,19 @@ def test_images_are_turned_as_their_exif_data_say(suffix, orientation, rgb, tmp_
     assert expected.shape == ((28, 20, 3) if orientation < 5 else (20, 28, 3))
     np.testing.assert_array_equal(source[0], expected)
     np.testing.assert_array_equal(source[1], expected)
+
+
+def test_exif_data_behind_the_pixels_of_a_png_turn_the_image(rgb, tmp_path):
+    tall = rgb[0][:, 4:24]
+    save(tmp_path / "a.png", tall)
+    content, data = (tmp_path / "a.png").read_bytes(), b"eXIf" + exif(6)[6:]
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    (tmp_path / "a.png").write_bytes(content[:-12] + chunk + content[-12:])  # IEND takes 12 bytes
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    for source in (open_images(tmp_path), open_images(tmp_path / "a.zip")):
+        assert source.shape == (1, 20, 28, 3)
+        np.testing.assert_array_equal(source[0], np.rot90(tall, -1))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Sources in other processes: pickled, or forked."""
 
 import pickle
+import tempfile
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -50,6 +51,14 @@ def test_a_pickled_source_opens_its_file_again(name, sources, gray, tmp_path, mo
     again = pickle.loads(data)
     np.testing.assert_array_equal(again[:][..., 0], gray[3:9])
     assert again.labels.tolist() == list(range(3, 9))
+
+
+def test_the_map_of_a_temporary_file_is_pickled_with_its_images(gray):
+    with tempfile.TemporaryFile() as file:
+        images = np.memmap(file, np.uint8, "w+", shape=gray.shape)
+        images[:] = gray
+        again = pickle.loads(pickle.dumps(open_images(images)))
+    np.testing.assert_array_equal(again[:][..., 0], gray)
 
 
 forked = None  # the source that forked processes inherit
