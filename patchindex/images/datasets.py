@@ -23,6 +23,9 @@ def is_dataset(source: Any) -> bool:
     return hasattr(source, "__len__") and hasattr(source, "__getitem__")
 
 
+_NO_NUMBERS = (str, bytes, dict, list, tuple)  # labels of captions, attributes, and boxes
+
+
 class DatasetSource(PictureSource):
     """The images of a map-style data set.
 
@@ -55,7 +58,7 @@ class DatasetSource(PictureSource):
                 skipped.append(f"item {i}")
                 continue
             kept.append(i)
-            if isinstance(label, str) or np.ndim(label):
+            if isinstance(label, _NO_NUMBERS) or getattr(label, "ndim", 0):
                 label, lost = None, True
             labels.append(label)
             first = first or image
@@ -77,7 +80,7 @@ class DatasetSource(PictureSource):
         if lost and options.labels.kind == "stored":
             warn(
                 PatchIndexWarning(
-                    "labels that are text or arrays are left out",
+                    "labels that are no numbers are left out",
                     where=name,
                     remedy=["number the classes, and give ", Option("labels")],
                 )

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from zipfile import BadZipFile
 
 import numpy as np
 
 from patchindex.errors import InputError, Option, OutputExistsError, StoreError
+from patchindex.images.zipped import ZIP_DAMAGE
+from patchindex.regular_files import open_regular
 from patchindex.store.atomic import atomic_write
 
 __all__ = ["PARTS", "Parts"]
@@ -147,11 +148,14 @@ class Parts:
         if self._folder is not None:
             for path in sorted((self._folder / quote(name, safe="=,")).glob(f"{kind}.*.npz")):
                 try:
-                    with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+                    with (
+                        open_regular(path, follow_links=True) as content,
+                        np.load(content, allow_pickle=False) as file,
+                    ):
                         arrays = {key: file[key] for key in file.files}
                     numbers = arrays.pop("numbers").tolist()
                     rows = [{key: array[row] for key, array in arrays.items()} for row in range(len(numbers))]
-                except (OSError, ValueError, EOFError, LookupError, TypeError, BadZipFile) as error:
+                except (*ZIP_DAMAGE, LookupError, TypeError) as error:
                     what = f"is damaged ({' '.join(str(error).split())})"
                     raise StoreError(what, where=path, remedy="delete it") from None
                 held |= dict(zip(numbers, rows, strict=True))

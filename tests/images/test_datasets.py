@@ -235,11 +235,11 @@ def test_items_are_read_by_one_thread_at_a_time(real_images, tmp_path):
 
 def test_labels_that_are_no_numbers_are_left_out_with_a_warning(real_images):
     images, labels = real_images(4, 14)
-    for own in (["a", "b", "a", "c"], np.eye(4)):
+    boxes = [{"boxes": [i]} for i in range(4)]
+    ragged = [[np.zeros(2), np.zeros(i)] for i in range(4)]
+    for own in (["a", "b", "a", "c"], np.eye(4), boxes, ragged):
         items = Items(*zip(pictures(images), own, strict=True))
-        with pytest.warns(
-            PatchIndexWarning, match=r"Items: labels that are text or arrays are left out; number"
-        ):
+        with pytest.warns(PatchIndexWarning, match=r"Items: labels that are no numbers are left out; number"):
             assert open_images(items).labels is None
         for given, expected in (("none", None), (labels, labels.tolist())):
             found = open_images(items, labels=given).labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -229,7 +230,9 @@ def test_results_of_another_label_and_of_other_labels_are_refused(images, tmp_pa
         run(1, np.roll(images[1], 1))
 
 
-@pytest.mark.parametrize("damage", ["short", "empty", "other", "settings", "settings of a list"])
+@pytest.mark.parametrize(
+    "damage", ["short", "empty", "other", "method", "fifo", "settings", "settings of a list"]
+)
 def test_damaged_results_are_named(denoisers, tmp_path, damage):
     def run():
         every = {"IS": denoisers["IS"]}
@@ -242,6 +245,13 @@ def test_damaged_results_are_named(denoisers, tmp_path, damage):
         path.write_text("{" if damage == "settings" else "[]")
     elif damage == "other":
         np.savez(path, images=np.zeros(2))
+    elif damage == "method":  # an unknown compression, in the directory of the archive
+        content = bytearray(path.read_bytes())
+        content[content.rindex(b"PK\1\2") + 10] = 99
+        path.write_bytes(content)
+    elif damage == "fifo":
+        path.unlink()
+        os.mkfifo(path)
     else:
         path.write_bytes(path.read_bytes()[: 200 if damage == "short" else 0])
     with pytest.raises(StoreError, match=path.name) as caught:
