@@ -189,12 +189,12 @@ def parse_label(text: str | None, training: Training) -> int | None:
     if plain_name(text) in names:
         label = names.index(plain_name(text))
         if is_number and label != int(text):
-            click.echo(f"--label {text}: the label called {text!r}, which has the number {label}", err=True)
+            echo(f"--label {text}: the label called {text!r}, which has the number {label}", err=True)
         return label
     if is_number:
         label = int(text)
         if 0 <= label < len(names):
-            click.echo(f"--label {text}: the label with this number, called {names[label]!r}", err=True)
+            echo(f"--label {text}: the label with this number, called {names[label]!r}", err=True)
         return label
     known = shorten([names[label] for label in labels] if names else labels, LABELS_SHOWN, "; ")
     where = "the images have" if training.index is None else "the store has"
