@@ -58,7 +58,7 @@ class DatasetSource(PictureSource):
                 skipped.append(f"item {i}")
                 continue
             kept.append(i)
-            if isinstance(label, _NO_NUMBERS) or getattr(label, "ndim", 0):
+            if isinstance(label, _NO_NUMBERS) or np.ndim(label) > 0:
                 label, lost = None, True
             labels.append(label)
             first = first or image

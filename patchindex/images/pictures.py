@@ -15,6 +15,7 @@ from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from patchindex.errors import InputError, Option, SourceNotFoundError
 from patchindex.images.source import ImageSource
@@ -191,9 +192,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 def load_late_exif(image: Image.Image) -> None:
     """Load a PNG whose EXIF data come after its pixels and may exchange height and width."""
-    if image.format != "PNG" or image.width == image.height or image.info.get("exif"):
+    if not isinstance(image, PngImageFile) or image.width == image.height or image.info.get("exif"):
         return
-    file: IO[bytes] = image.fp
+    if (file := image.fp) is None:  # the pixels are loaded
+        return
     at, size = file.tell(), file.seek(0, os.SEEK_END)
     file.seek(max(at, size - LATE_EXIF))
     is_late = b"eXIf" in file.read()

@@ -69,7 +69,8 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
         machine.posterior_mean(held_out(0.5), 0.5, k=3, image_ids=ids).mean
         for ids in ([4, 9], torch.tensor([4, 9]), np.array([4, 9]))
     ]
-    assert torch.equal(means[0], means[1]) and torch.equal(means[0], means[2])
+    assert torch.equal(means[0], means[1])
+    assert torch.equal(means[0], means[2])
     assert torch.equal(
         *(machine.posterior_mean(held_out(0.5), 0.5, k=3, seed=s).mean for s in (7, np.int64(7)))
     )
