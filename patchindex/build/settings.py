@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from patchindex.checks import check_least
 from patchindex.errors import InputError
 from patchindex.images import ImageSource
 from patchindex.schedules import LocalitySchedule
@@ -42,8 +43,13 @@ class BuildSettings:
                     parameter=name,
                     remedy="leave it out for the default",
                 )
-        if self.seed < 0:
-            raise InputError(f"must be at least 0, got {self.seed}", parameter="seed", remedy="use 0 or more")
+        check_least(seed=(self.seed, 0))
+        if self.scales is not None and not isinstance(self.scales, Iterable):
+            raise InputError(
+                f"must be a sequence, got {self.scales!r}",
+                parameter="scales",
+                remedy="give for example [3, 5]",
+            )
         locality = None if self.locality is None else LocalitySchedule.of(self.locality)
         object.__setattr__(self, "locality", locality)
 

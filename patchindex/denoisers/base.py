@@ -336,7 +336,7 @@ class Denoiser(ABC):
     def _check_t(t: float | Tensor, batch: int) -> list[float]:
         try:
             times = torch.as_tensor(t, dtype=torch.float64).flatten().tolist()
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise InputError(
                 f"is not a time: {t!r}", parameter="t", remedy="give a float, or one for each image"
             ) from None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.estimators.base import COSTS
@@ -69,10 +70,7 @@ def compare(
     """
     progress = progress or no_progress
     named = _named(machines)
-    if repeats < 1:
-        raise InputError(
-            f"must be at least 1, got {repeats}", parameter="repeats", remedy="use 1, for example"
-        )
+    check_least(repeats=(repeats, 1), steps=(steps, 2), batch_size=(batch_size, 1))
     reference = next(iter(named.values())).exact()
     noise = starting_noise(reference, n, seed, x_T)
     label = reference.label if label is None else label

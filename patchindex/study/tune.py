@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from patchindex.build.workdir import locked, real_path
+from patchindex.checks import check_least
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import EstimatorOptions
@@ -78,6 +79,7 @@ def tune(
     ['exact', 'images', 'least', 'near', 'scan', 'single', 'top', 'version']
     """
     progress = progress or no_progress
+    check_least(seed=(seed, 0))
     index = open_index(store)
     todo = _unmeasured(index, overwrite)
     if not todo:

@@ -81,6 +81,7 @@ def test_a_lost_scale_can_be_added_again(labelled, tmp_path):
         ([4], {}, "k must be odd"),
         ([15], {}, "larger than the images"),
         ([7], {"seed": -1}, "seed: must be"),
+        ([7], {"seed": None}, "seed: must be"),
         ([7], {"pca_dims": "8"}, "pca_dims: must be"),
     ],
 )

@@ -233,6 +233,7 @@ def test_a_bad_x_is_refused(images, bad, words):
         *((t, r"must lie in \(0, 1\)") for t in (0, 1, -0.1, 1.5, float("nan"))),
         (torch.tensor([0.5, 0.5, 0.5, 1.0]), r"must lie in \(0, 1\), got 1.0"),
         (torch.full((3,), 0.5), "there are 3 times for 4 images"),
+        (10**400, "is not a time"),
         (1e-12, "beta = 2.4e-24 at t = 1.0e-12 is below 1e-20; use a larger t"),
     ],
 )

@@ -210,3 +210,8 @@ def test_a_read_only_store_is_refused_before_any_work(tuned, monkeypatch):
 def test_a_missing_store_is_refused(tmp_path):
     with pytest.raises(SourceNotFoundError, match="no such store"):
         pi.tune(tmp_path / "none.zarr")
+
+
+def test_a_seed_that_is_no_whole_number_is_refused(tuned):
+    with pytest.raises(InputError, match="seed: must be a whole number, got None"):
+        pi.tune(tuned, seed=None)
