@@ -170,5 +170,5 @@ def test_machines_that_differ_in_more_than_the_estimator_are_refused(index, real
         compare({"a": topk, "b": other})
     with pytest.raises(InputError, match="repeats: must be at least 1"):
         compare([topk], repeats=0)
-    with pytest.raises(InputError, match="repeats: must be a whole number, got 1.5"):
+    with pytest.raises(InputError, match=r"repeats: must be a whole number, got 1\.5"):
         compare([topk], repeats=1.5)
