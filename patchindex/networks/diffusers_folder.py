@@ -104,11 +104,17 @@ def _load(folder: Path) -> tuple[Any, Any]:
             "in your own code, save the pipeline by save_pretrained(folder, safe_serialization=True)",
         )
     try:
-        model = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
+        model, report = UNet2DModel.from_pretrained(
+            folder / "unet", use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         line = " ".join(str(error).split())[:200]
         raise _refused(folder, f"diffusers cannot load it ({line})", "copy the folder again") from None
+    # diffusers draws weights at random where the files have none.
+    if missing := sorted(report["missing_keys"]):
+        what = f"its files lack {len(missing)} weights of config.json, {missing[0]} first"
+        raise _refused(folder / "unet", what, "copy the folder again")
     return model, scheduler
 
 

@@ -90,3 +90,11 @@ def test_a_damaged_pipeline_is_one_line(tmp_path):
     with pytest.raises(InputError) as error:
         open_network(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_pipeline_without_all_weights_is_refused(tmp_path):
+    save(tmp_path)
+    config = tmp_path / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
+    with pytest.raises(InputError, match=r"unet: its files lack \d+ weights of config\.json, down_blocks"):
+        open_network(tmp_path)
