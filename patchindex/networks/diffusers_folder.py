@@ -16,7 +16,8 @@ from patchindex.runtime import resolve_device
 
 __all__ = ["is_diffusers_folder", "open_diffusers"]
 
-PIPELINE, MODEL = "model_index.json", "config.json"
+PIPELINE, MODEL, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+MOST_STEPS = 100_000  # the scheduler makes several arrays of this length; 1000 are common
 PREDICTS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 
 
@@ -55,6 +56,9 @@ def open_diffusers(
             f"is not a pipeline of a UNet2DModel and a scheduler, but a {parts.get('_class_name')}",
             "wrap its model by patchindex.networks.wrap",
         )
+    steps = _read_json(folder / "scheduler" / SCHEDULER).get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise _refused(folder / "scheduler", f"has {steps!r:.40} time steps", "copy the folder again")
     model, scheduler = _load(folder)
     config = model.config
     prediction = scheduler.config.prediction_type

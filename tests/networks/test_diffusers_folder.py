@@ -98,3 +98,12 @@ def test_a_pipeline_without_all_weights_is_refused(tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
     with pytest.raises(InputError, match=r"unet: its files lack \d+ weights of config\.json, down_blocks"):
         open_network(tmp_path)
+
+
+@pytest.mark.parametrize("steps", [10**9, 0, "100"])
+def test_a_pipeline_of_too_many_steps_is_refused(tmp_path, steps):
+    save(tmp_path)
+    config = tmp_path / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_train_timesteps": steps}))
+    with pytest.raises(InputError, match=f"scheduler: has {steps!r} time steps"):
+        open_network(tmp_path)
