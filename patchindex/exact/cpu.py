@@ -27,6 +27,7 @@ from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages, read_ahead
 from patchindex.kernels import scan as kernel
 from patchindex.kernels.simd import BLOCK, LANES, aligned
+from patchindex.kernels.totals import flush, merge
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "scan"]
@@ -46,7 +47,7 @@ class Piece(NamedTuple):
 
 
 def query_bytes(geometry: Geometry, channels: int) -> int:
-    """Return the bytes that a query takes: float64 sums, also those that wait, and states with copies."""
+    """Return the bytes of a query: its sums in float64, the sums that wait to be merged, and three states."""
     pixels, waiting = geometry.size[0] * geometry.size[1], 8 * (3 + channels) * torch.get_num_threads()
     return pixels * (waiting + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
 
@@ -68,7 +69,7 @@ def load_kernel() -> float | None:
 
     `patchindex.kernels.compile` says where machine code is kept.
     """
-    functions = (kernel.prepare, kernel.scan_all, kernel.scan_pixels, kernel.flush, kernel.merge)
+    functions = (kernel.prepare, kernel.scan_all, kernel.scan_pixels, flush, merge)
 
     def misses() -> int:
         return sum(sum(function.stats.cache_misses.values()) for function in functions)
@@ -127,7 +128,7 @@ class _Task(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The sums of a piece, relative to 2^tops, as `kernel.flush` writes them."""
+    """The sums of a piece, relative to 2^tops, as `flush` writes them."""
 
     query: int
     tops: np.ndarray
@@ -201,7 +202,7 @@ class _Tasks:
 
     def _merge(self, found: list[_Found]) -> None:
         for query, tops, totals in found:
-            kernel.merge(tops, totals, self.tops[query], self.totals[query])
+            merge(tops, totals, self.tops[query], self.totals[query])
         tiles, rest = divmod(self._merging.done + 1, len(self._cut))
         if rest == 0 and tiles // (tiles & -tiles) in (1, 3):  # 1, 2, 3, 4, 6, 8, 12, ...
             with self._taking:
@@ -266,7 +267,7 @@ def _work(frame: Frame, pixels: list[np.ndarray | None], tasks: _Tasks) -> None:
                 kernel.scan_pixels(tile, image, plan.windows, plan.singles, some[first:last], sums)
             tops = np.full(frame.counts.size, float(kernel.NOTHING_YET))
             totals = np.zeros((frame.counts.size, 2 + plan.channels))
-            kernel.flush(sums, plan.channels, tops, totals)
+            flush(sums, plan.channels, tops, totals)
             found.append(_Found(query, tops, totals))
         tasks.finish(task, found)
 

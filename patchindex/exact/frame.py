@@ -57,7 +57,7 @@ class Frame:
         )
 
     def state(self, tops: np.ndarray, totals: np.ndarray, counts: np.ndarray) -> SoftmaxState:
-        """Turn sums by `kernel.flush` into a state (B, H, W); `counts` (H, W) are the members of pixels."""
+        """Turn sums by `flush` into a state (B, H, W); `counts` (H, W) are the members of pixels."""
         shape, channels = self.norms.shape, len(self.grey)
         state = SoftmaxState.empty(shape, channels)
         logits = np.where(totals[..., 0] == 0, -np.inf, tops * math.log(2))

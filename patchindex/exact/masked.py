@@ -26,8 +26,9 @@ from patchindex.exact.frame import NEGLIGIBLE
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to_unit
 from patchindex.kernels import masked as kernel
-from patchindex.kernels.scan import NOTHING_YET, Sums, Tile, flush
+from patchindex.kernels.scan import NOTHING_YET, Sums, Tile
 from patchindex.kernels.simd import BLOCK, LANES, aligned
+from patchindex.kernels.totals import flush
 from patchindex.runtime import Progress, full_precision, no_progress, part_of
 from patchindex.softmax import SoftmaxState
 

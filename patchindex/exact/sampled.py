@@ -29,6 +29,7 @@ from patchindex.exact.tables import Plan
 from patchindex.kernels import scan as kernel
 from patchindex.kernels.known_patches import KnownPatches, Placed, StratumTables, find_members, remove
 from patchindex.kernels.simd import LANES
+from patchindex.kernels.totals import flush_sample, merge_sample
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
@@ -153,7 +154,7 @@ class SampledScan:
 
     def _merge(self, sums: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         """Add the sums of a tile."""
-        kernel.merge_sample(*sums, self._tops, self._totals, self._squares)
+        merge_sample(*sums, self._tops, self._totals, self._squares)
 
     def _work(self, tiles: deque[tuple[int, list[int]]], known: Placed, merging: InOrder) -> None:
         """Take the strata of a tile at a time until there are none."""
@@ -175,7 +176,7 @@ class SampledScan:
                     kernel.scan_pixels(tile, frame.queries[0], plan.windows, plan.singles, self._asked, mine)
                 lo, hi = np.searchsorted(known.stratum, (stratum, stratum + 1))
                 remove(mine, channels, *(array[lo:hi] for array in known[1:]))
-                kernel.flush_sample(mine, channels, tops, totals, squares)
+                flush_sample(mine, channels, tops, totals, squares)
             merging.add(number, (tops, totals, squares))
 
     def state(self) -> SoftmaxState:

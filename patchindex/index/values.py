@@ -23,7 +23,7 @@ __all__ = ["image_columns", "list_arrays", "model_arrays"]
 
 SLACK = 2.0  # k-means moves centroids of empty lists; rounding moves all numbers
 UNIT = 1.001  # largest norm of a component
-# Most memory of the counts by label: so much, and so many times the bytes of the lists.
+# The counts by label may take COUNTS_BYTES and COUNTS_SHARE times the bytes of the lists.
 COUNTS_BYTES, COUNTS_SHARE = 64 << 20, 256
 
 Arrays = dict[str, np.ndarray]
@@ -50,7 +50,7 @@ def image_columns(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Return checksums, uint32 (blocks,), labels, int64 (N,) or None, and source ids, int64 (N,), of images.
 
-    Labels ascend and are those of `labels`; source ids are a permutation of 0 to N - 1.
+    Refuse labels that do not ascend or are not in `labels`, and source ids that do not number the N images.
     """
     checksums = read_array(folder, "image_checksums", "uint32", (blocks,))
     found = None

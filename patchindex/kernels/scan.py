@@ -46,7 +46,6 @@ from patchindex.kernels.simd import (
     splat_block,
     splat_lanes,
     store,
-    total,
 )
 from patchindex.kernels.windows import REACH
 
@@ -56,10 +55,6 @@ __all__ = [
     "Sums",
     "Tile",
     "add_block",
-    "flush",
-    "flush_sample",
-    "merge",
-    "merge_sample",
     "prepare",
     "scan_all",
     "scan_pixels",
@@ -321,86 +316,3 @@ def scan_pixels(tile, query, windows, singles, pixels, sums):  # type: ignore[no
                 add_block(s_1 - norm + lost_1, one, sums, tile, centres)
                 if two != one:
                     add_block(s_2 - norm + lost_2, two, sums, tile, centres)
-
-
-@compiled
-def flush(sums, channels, tops, totals):  # type: ignore[no-untyped-def]
-    """Move a thread's sums into float64 totals (pixels, 2 + C), relative to 2^tops, and set them to 0."""
-    for pixel in range(len(sums.top)):
-        at = pixel * (2 + channels) * LANES
-        weight = total(load_lanes(sums.sums, at))
-        if weight == 0.0:
-            continue
-        # Another thread's maximum may be larger. A power of two, so scaling is exact.
-        top = max(tops[pixel], np.float64(sums.top[pixel]))
-        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(sums.top[pixel] - top, -500.0)
-        tops[pixel] = top
-        for e in range(2 + channels):
-            new = total(load_lanes(sums.sums, at + e * LANES))
-            if e == 1:
-                totals[pixel, e] = totals[pixel, e] * before * before + new * added * added
-            else:
-                totals[pixel, e] = totals[pixel, e] * before + new * added
-            store(sums.sums, at + e * LANES, splat_lanes(np.float32(0)))
-
-
-@compiled
-def merge(found_tops, found, tops, totals):  # type: ignore[no-untyped-def]
-    """Add totals (pixels, 2 + C), relative to 2^found_tops, to totals relative to 2^tops."""
-    for pixel in range(len(tops)):
-        if found[pixel, 0] == 0.0:
-            continue
-        top = max(tops[pixel], found_tops[pixel])
-        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(found_tops[pixel] - top, -500.0)
-        tops[pixel] = top
-        for e in range(found.shape[1]):
-            b, a = (before * before, added * added) if e == 1 else (before, added)
-            totals[pixel, e] = totals[pixel, e] * b + found[pixel, e] * a
-
-
-@compiled
-def flush_sample(sums, channels, tops, totals, squares):  # type: ignore[no-untyped-def]
-    """Move the sums as `flush` does, and add the products of the sums of each lane to `squares`.
-
-    A lane has the images of one part of the sample; the standard error comes from the differences between
-    lanes. `squares` (pixels, 1 + 2 C) has W^2, W times the sum of each channel, and the squares of these.
-    """
-    for pixel in range(len(sums.top)):
-        if sums.top[pixel] == NOTHING_YET:
-            continue
-        at = pixel * (2 + channels) * LANES
-        top = max(tops[pixel], np.float64(sums.top[pixel]))
-        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(sums.top[pixel] - top, -500.0)
-        tops[pixel] = top
-        weight = load_lanes(sums.sums, at)
-        squares[pixel, 0] = squares[pixel, 0] * before * before + total(weight * weight) * added * added
-        for e in range(2 + channels):
-            part = load_lanes(sums.sums, at + e * LANES)
-            new = total(part)
-            if e == 1:
-                totals[pixel, e] = totals[pixel, e] * before * before + new * added * added
-            else:
-                totals[pixel, e] = totals[pixel, e] * before + new * added
-            if e > 1:
-                one, two = total(weight * part), total(part * part)
-                j = e - 1
-                squares[pixel, j] = squares[pixel, j] * before * before + one * added * added
-                j += channels
-                squares[pixel, j] = squares[pixel, j] * before * before + two * added * added
-            store(sums.sums, at + e * LANES, splat_lanes(np.float32(0)))
-
-
-@compiled
-def merge_sample(found_tops, found, found_squares, tops, totals, squares):  # type: ignore[no-untyped-def]
-    """Add the totals and squares of `flush_sample`, relative to 2^found_tops, to others, as `merge` does."""
-    for pixel in range(len(tops)):
-        if found_tops[pixel] <= NOTHING_YET:
-            continue
-        top = max(tops[pixel], found_tops[pixel])
-        before, added = 2.0 ** max(tops[pixel] - top, -500.0), 2.0 ** max(found_tops[pixel] - top, -500.0)
-        tops[pixel] = top
-        for e in range(found.shape[1]):
-            b, a = (before * before, added * added) if e == 1 else (before, added)
-            totals[pixel, e] = totals[pixel, e] * b + found[pixel, e] * a
-        for e in range(found_squares.shape[1]):
-            squares[pixel, e] = squares[pixel, e] * before * before + found_squares[pixel, e] * added * added

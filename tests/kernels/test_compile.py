@@ -16,6 +16,7 @@ import patchindex
 from patchindex import exact
 from patchindex.kernels import scan as kernel
 from patchindex.kernels import simd
+from patchindex.kernels.totals import flush
 
 PACKAGE = Path(patchindex.__file__).parent
 SCAN = """
@@ -39,7 +40,8 @@ print(simd.BLOCK, first is not None, second is None, worst)
 # `flush` adds up the lanes of each sum with `total` of simd.py: here 16 ones.
 FLUSH = """
 import numpy as np
-from patchindex.kernels.scan import Sums, flush
+from patchindex.kernels.scan import Sums
+from patchindex.kernels.totals import flush
 totals = np.zeros((1, 3))
 empty = np.zeros(0, np.float32)
 flush(Sums(np.zeros(1, np.float32), np.ones(48, np.float32), empty, np.float32(0)), 1, np.zeros(1), totals)
@@ -97,7 +99,7 @@ def copied_package(tmp_path: Path) -> Path:
 def test_loading_compiles_both_kernels():
     exact.load_kernel()
     assert exact.load_kernel() is None
-    for function in (kernel.prepare, kernel.scan_all, kernel.scan_pixels, kernel.flush):
+    for function in (kernel.prepare, kernel.scan_all, kernel.scan_pixels, flush):
         assert len(function.signatures) == 1
 
 
@@ -153,7 +155,7 @@ def test_edited_helper_and_damaged_machine_code_are_compiled_again(copied_packag
 
     assert flush() == ["16.0", "1"]
     assert [folder.exists() for folder in old] == [True] * 7 + [False] * 3  # with the new folder, eight
-    (code,) = cache.glob("*/patchindex.kernels.scan.flush-*")
+    (code,) = cache.glob("*/patchindex.kernels.totals.flush-*")
 
     original = simd_file.read_text()
     start = "zero = ir.Constant(F64, 0.0)"
