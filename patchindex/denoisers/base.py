@@ -332,6 +332,29 @@ class Denoiser(ABC):
             )
         return x.to(self.device, torch.float32)
 
+    def check_course(self, x: Tensor, t: float, step: int) -> None:
+        """Refuse noisy images that the steps of a sampler made and no call accepts: the trajectory diverged.
+
+        Parameters
+        ----------
+        x : Tensor
+            The noisy images at time t, before step `step`; the first step is 1.
+        t : float
+        step : int
+
+        Raises
+        ------
+        PatchIndexError
+            When a value is not finite or beyond `LARGEST_X`. It names the denoiser: the values are its own.
+        """
+        largest = float(x.abs().max())
+        if not largest <= LARGEST_X:  # NaN is not
+            raise PatchIndexError(
+                f"the trajectory diverged: at step {step}, t = {t:.4g}, a value is {largest:.3g}",
+                where=self._who,
+                remedy=self._if_not_finite,
+            )
+
     @staticmethod
     def _check_t(t: float | Tensor, batch: int) -> list[float]:
         try:

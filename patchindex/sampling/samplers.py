@@ -169,7 +169,7 @@ def sample(
         When a setting is unknown or out of range, `x_T` does not fit, or the images take more memory than
         the process may use.
     PatchIndexError
-        When an image is not finite.
+        When an image is not finite, or the denoiser's trajectory diverges.
 
     Examples
     --------
@@ -229,6 +229,7 @@ class _Drawing:
 
         def model(x: Tensor, t: float) -> Tensor:
             start, done = time.perf_counter(), len(records)
+            denoiser.check_course(x, t, done + 1)
             estimate = denoiser.posterior_mean(
                 x,
                 t,
@@ -263,6 +264,7 @@ class _Drawing:
             images = self.sampler(model, noise, self.steps, denoiser.noise, report)
         if not bool(torch.isfinite(images).all()):
             raise PatchIndexError("an image is not finite", where="sample", remedy="check the sampler")
+        denoiser.check_course(images, 0.0, len(records) + 1)
         return images, records
 
 

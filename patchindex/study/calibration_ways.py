@@ -160,6 +160,7 @@ class OnNetwork:
         taken: list[tuple[float, Tensor, Tensor]] = []
 
         def model(x: Tensor, t: float) -> Tensor:
+            network.check_course(x, t, len(taken) + 1)
             mean = network.posterior_mean(x, t, label=label, seed=self.options.seed, image_ids=samples).mean
             taken.append((t, x.cpu(), mean.cpu()))
             return network.score_of(mean, x, t)

@@ -201,12 +201,15 @@ class Replay:
         estimate = _Estimating(denoiser, label, self.seed, numbers, progress, steps - 1)
 
         def model(x: Tensor, t: float) -> Tensor:
+            denoiser.check_course(x, t, estimate.done + 1)
             mean = estimate(x, t)
             if visit is not None:
                 visit(x, mean)
             return denoiser.score_of(mean, x, t)
 
-        return ddim(model, noise.to(denoiser.device), steps, denoiser.noise)
+        images = ddim(model, noise.to(denoiser.device), steps, denoiser.noise)
+        denoiser.check_course(images, 0.0, estimate.done + 1)
+        return images
 
 
 class _Estimating:
@@ -222,12 +225,12 @@ class _Estimating:
         steps: int,
     ) -> None:
         self._denoiser, self._label, self._seed, self._numbers = denoiser, label, seed, numbers
-        self._progress, self._steps, self._done = progress, steps, 0
+        self._progress, self._steps, self.done = progress, steps, 0
         self._cache: TrajectoryCache = {}
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Return the posterior means."""
-        step = part_of(self._progress, "step", self._done / self._steps, (self._done + 1) / self._steps)
+        step = part_of(self._progress, "step", self.done / self._steps, (self.done + 1) / self._steps)
         mean = self._denoiser.posterior_mean(
             x,
             t,
@@ -237,7 +240,7 @@ class _Estimating:
             progress=step,
             cache=self._cache,
         ).mean
-        self._done += 1
+        self.done += 1
         step("step", 1.0, 1.0)
         return mean
 

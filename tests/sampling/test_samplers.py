@@ -9,6 +9,7 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError, PatchIndexError
+from patchindex.networks import wrap
 from patchindex.sampling.samplers import SAMPLERS, ddim, draw_noise
 from patchindex.schedules import cosine
 
@@ -279,3 +280,14 @@ def test_an_image_that_is_not_finite_is_refused(machine, monkeypatch):
     monkeypatch.setitem(SAMPLERS, "broken", lambda model, x, *_: model(x, 0.5) * torch.inf)
     with pytest.raises(PatchIndexError, match="an image is not finite; check the sampler"):
         pi.sample(machine, steps=3, sampler="broken")
+
+
+@pytest.mark.parametrize(("explodes", "words"), [(0.625, "step 4, t = 0.5"), (0.125, "step 8, t = 0")])
+def test_a_trajectory_that_diverges_names_the_denoiser_and_the_step(explodes, words):
+    def diverges(x, t):
+        return torch.where(t[:, None, None, None] <= explodes, 1e6, 0.0) * torch.ones_like(x)
+
+    network = wrap(diverges, (1, 8, 8), predicts="x0", name="unstable")
+    with pytest.raises(PatchIndexError, match=f"network unstable: .* diverged: at {words}") as refused:
+        pi.sample(network, steps=8)
+    assert refused.value.exit_code == 1
