@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from patchindex.errors import InputError
+from patchindex.regular_files import open_regular
 from patchindex.store.atomic import atomic_write
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "STATE",
     "WEIGHTS",
     "TensorFile",
+    "read_header",
     "write_json",
     "write_tensors",
 ]
@@ -42,6 +44,7 @@ WEIGHTS, STATE, RUN = "weights.safetensors", "state.safetensors", "run.json"
 LOSSES, PICTURE = "loss.csv", "loss.png"
 LOCK = "train.lock"  # held by the process that trains
 FILES = (WEIGHTS, STATE, RUN, LOSSES, PICTURE)
+AGAIN = "copy the file again, or train again"
 HEADER = "patchindex"  # the key of the JSON data in the metadata of a safetensors file
 DTYPES = {torch.float32: ("F32", "F16"), torch.int64: ("I64",)}  # of tensors that a network or its state has
 
@@ -58,6 +61,22 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON data, atomically."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_header(path: Path, remedy: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
+    """Return the dtype and shape of each tensor of a safetensors file, and its metadata; reads no tensor.
+
+    The library compares the sizes of the tensors with the size of the file. Raises InputError with `remedy`
+    for any other file.
+    """
+    try:
+        open_regular(path, follow_links=True).close()
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            return found, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"is not a safetensors file ({error})", where=path, remedy=remedy) from None
 
 
 class TensorFile:
@@ -82,17 +101,9 @@ class TensorFile:
         self.path = path
         if not path.is_file():
             raise InputError("no such file", where=path, remedy="give the folder of a training run")
+        self._found, metadata = read_header(path, AGAIN)
         try:
-            with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get(HEADER)
-                self._found = {
-                    name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape()))
-                    for name in file.keys()  # noqa: SIM118  (the file is no mapping)
-                }
-        except (SafetensorError, OSError) as error:
-            raise self._refused(f"is not a safetensors file ({error})") from None
-        try:
-            header = json.loads(text or "")
+            header = json.loads(metadata.get(HEADER, ""))
         except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict):
@@ -132,7 +143,7 @@ class TensorFile:
                 raise self._refused(f"tensor {name} has dtype {dtype}, expected {known}")
 
     def _refused(self, what: str) -> InputError:
-        return InputError(what, where=self.path, remedy="copy the file again, or train again")
+        return InputError(what, where=self.path, remedy=AGAIN)
 
 
 def _first(names: Iterable[str]) -> str:

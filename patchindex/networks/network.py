@@ -19,7 +19,9 @@ from patchindex.networks.provenance import ImagesRecord
 from patchindex.runtime import full_precision
 from patchindex.schedules import NoiseSchedule
 
-__all__ = ["Network", "wrap"]
+__all__ = ["LARGEST_SIDE", "Network", "wrap"]
+
+LARGEST_SIDE = 16384  # pixels of a side of an image, as files of networks may say
 
 Predict = Callable[..., Tensor]  # (x, time) or, with labels, (x, time, label)
 

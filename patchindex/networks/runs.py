@@ -14,7 +14,7 @@ from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.networks.architectures import ResNet, UNet, make_network
 from patchindex.networks.diffusers_folder import is_diffusers_folder, open_diffusers
 from patchindex.networks.files import FORMAT, WEIGHTS, TensorFile
-from patchindex.networks.network import Network
+from patchindex.networks.network import LARGEST_SIDE, Network
 from patchindex.networks.provenance import ImagesRecord
 from patchindex.runtime import resolve_device
 from patchindex.schedules import NOISE_SCHEDULES
@@ -22,7 +22,6 @@ from patchindex.schedules import NOISE_SCHEDULES
 __all__ = ["open_network", "open_run"]
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-LARGEST_SIDE = 16384
 NUMBERS = ("parameters", "step", "epochs", "seconds", "cpu_seconds", "loss", "validation_loss")
 
 

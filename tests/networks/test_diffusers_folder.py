@@ -1,11 +1,14 @@
 """Pipelines of diffusers from a local folder."""
 
 import json
+import os
+import resource
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, PatchIndexError
 from patchindex.networks import open_network
 
 diffusers = pytest.importorskip("diffusers")
@@ -92,18 +95,81 @@ def test_a_damaged_pipeline_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def change(path, **settings):
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
 def test_a_pipeline_without_all_weights_is_refused(tmp_path):
     save(tmp_path)
-    config = tmp_path / "unet" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
-    with pytest.raises(InputError, match=r"unet: its files lack \d+ weights of config\.json, down_blocks"):
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["surplus"] = weights.pop("conv_in.bias")
+    save_file(weights, file)
+    with pytest.raises(
+        InputError, match=r"unet: its files lack 1 weights of config\.json, conv_in.bias first"
+    ):
+        open_network(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers_per_block": 2}, r"describes a model of [\d,]+ values, and its files have"),
+        ({"block_out_channels": [2**20, 2**20]}, r"describes a model of [\d,]+ values, and its files have"),
+        ({"block_out_channels": [2**62, 2**62]}, "diffusers cannot make the model"),
+        ({"time_embedding_dim": 2**40}, "describes a model|cannot make the model"),
+        ({"num_class_embeds": 2**40}, "describes a model"),
+        ({"layers_per_block": 10**9}, r"has 1000000000 layers per block, and the files have \d+ tensors"),
+        ({"layers_per_block": "2"}, "has '2' layers per block"),
+        ({"down_block_types": ["DownBlock2D"] * 10**5}, "has 1 layers per block"),
+        ({"add_attention": True, "attention_head_dim": 0}, "cannot make the model .ZeroDivisionError"),
+        ({"norm_num_groups": 3}, "cannot make the model"),
+        ({"act_fn": []}, "cannot make the model"),
+        ({"sample_size": 10**9}, "has sample_size 1000000000"),
+        ({"sample_size": [8, 8, 8]}, r"has sample_size \[8, 8, 8\]"),
+        ({"sample_size": "large"}, "has sample_size 'large'"),
+        ({"in_channels": 10**12, "out_channels": 10**12}, "describes a model|cannot make the model"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "has quantised weights"),
+    ],
+    ids=str,
+)
+def test_a_model_larger_than_its_files_takes_no_memory(tmp_path, settings, words):
+    save(tmp_path)
+    change(tmp_path / "unet" / "config.json", **settings)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=words) as refused:
+        open_network(tmp_path)
+    assert refused.value.exit_code == 2
+    assert str(refused.value).isprintable()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+
+
+def test_a_size_of_images_that_the_model_cannot_halve_is_one_line(tmp_path):
+    save(tmp_path)
+    change(tmp_path / "unet" / "config.json", sample_size=[8, 7])
+    with pytest.raises(PatchIndexError, match=r"the model cannot compute images of shape \(1, 1, 8, 7\)"):
+        open_network(tmp_path).posterior_mean(torch.zeros(1, 1, 8, 7), 0.5)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_a_fifo_in_a_pipeline_is_not_waited_for(tmp_path, name):
+    save(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="is a FIFO, not a regular file"):
+        open_network(tmp_path)
+
+
+def test_a_noise_schedule_that_no_sampler_can_use_is_refused(tmp_path):
+    save(tmp_path)
+    change(tmp_path / "scheduler" / "scheduler_config.json", trained_betas=[0.5, 2.0])
+    with pytest.raises(InputError, match=r"scheduler_config.json: its noise variances must be"):
         open_network(tmp_path)
 
 
 @pytest.mark.parametrize("steps", [10**9, 0, "100"])
 def test_a_pipeline_of_too_many_steps_is_refused(tmp_path, steps):
     save(tmp_path)
-    config = tmp_path / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_train_timesteps": steps}))
+    change(tmp_path / "scheduler" / "scheduler_config.json", num_train_timesteps=steps)
     with pytest.raises(InputError, match=f"scheduler: has {steps!r} time steps"):
         open_network(tmp_path)
