@@ -118,17 +118,22 @@ def read_array(path: Path) -> np.ndarray:
         raise unreadable(error, *_DAMAGED, where=path, remedy=_SAVE_AGAIN) from error
 
 
-def read_arrays(path: Path, *, required: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Return arrays of an .npz by key; pickled objects are never loaded."""
+def read_arrays(
+    path: Path, *, required: str, optional: Sequence[str] = (), packed: bool = True
+) -> dict[str, np.ndarray]:
+    """Return arrays of an .npz by key; pickled objects are never loaded.
+
+    Without `packed`, deflated members are refused, so that the arrays are no larger than the file.
+    """
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if required in members:
-                return {
-                    key: _read_member(archive, members[key], f"{path}::{key}")
-                    for key in (required, *optional)
-                    if key in members
-                }
+                wanted = [key for key in (required, *optional) if key in members]
+                for key in wanted:
+                    if not packed and members[key].compress_type != zipfile.ZIP_STORED:
+                        raise InputError("is packed", where=f"{path}::{key}", remedy="save it with np.savez")
+                return {key: _read_member(archive, members[key], f"{path}::{key}") for key in wanted}
     except InputError:
         raise
     except ZIP_DAMAGE as error:

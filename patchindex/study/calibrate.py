@@ -157,7 +157,10 @@ def calibrate(
         settings["training_labels"] = fingerprint(training.source.labels)
     if use_auto and index is not None:
         settings["build_ids"] = {k: index.scale(k).build_id for k in ks if k in index.scales}
-    parts = Parts(None if folder is None else Path(folder), settings, resume=resume, overwrite=overwrite)
+    place = None if folder is None else Path(folder)
+    shapes: dict[str, tuple[int, ...]] = {name: (len(ks),) for name in (*way.MEASURES, "seconds")}
+    shapes["norm"] = ()
+    parts = Parts(place, settings, lambda *_: shapes, resume=resume, overwrite=overwrite)
     with use_threads(options.threads):
         load_kernel()
         _check_network(way, parts, overwrite=overwrite)

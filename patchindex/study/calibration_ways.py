@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -175,8 +175,10 @@ class OnNetwork:
             norms = ((1 - beta) ** 0.5 * target - noisy.flat(x)).flatten(1).norm(dim=1).numpy(force=True)
             yield Step(i, t, noisy, target, norms)
 
+    MEASURES: ClassVar = ("cosine", "mse", "ess")
+
     def compare(self, step: Step, k: int, progress: Progress) -> dict[str, np.ndarray]:
-        """Return measures of the images at a scale, each (B,)."""
+        """Return the measures of the images at a scale, each (B,)."""
         mean, ess = self.theory.mean(step.noisy, k, progress)
         a, x = (1 - step.noisy.beta) ** 0.5, step.noisy.flat(step.noisy.x)
         ours, theirs = ((a * each - x).flatten(1) for each in (mean, step.target))  # scores times beta
@@ -281,6 +283,8 @@ class OnImages:
             pixels = _some_pixels(self.options, x, i, samples)
             noisy = Noisy(x.to(device), beta, self.labels[samples[0]], samples, pixels)
             yield Step(i, t, noisy, noisy.flat(clean), np.zeros(len(x)))
+
+    MEASURES: ClassVar = ("mse", "train_mse", "ess", "train_ess")
 
     def compare(self, step: Step, k: int, progress: Progress) -> dict[str, np.ndarray]:
         """Return errors of the images at a scale, each (B,): as they are, and as one more training image."""

@@ -17,6 +17,7 @@ from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.study.metrics import pearson_r, r2, rmse
 
 __all__ = [
+    "MEASURES",
     "Noised",
     "correlation",
     "fresh_noise",
@@ -25,6 +26,7 @@ __all__ = [
     "training_images",
 ]
 
+MEASURES = ("pearson_r", "r2", "mse", "error", "network_error")
 CHOICE, HELD_OUT = 11, 12  # second entries of seeds; the entries of `fresh_noise` are smaller
 ONE_COLOUR = 1e-5  # standard deviation; float32 rounds posterior means by up to about 1e-6
 BLOCK = 4096  # images in memory at once

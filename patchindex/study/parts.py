@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,17 +11,19 @@ from urllib.parse import quote
 import numpy as np
 
 from patchindex.errors import InputError, Option, OutputExistsError, StoreError
-from patchindex.images.zipped import ZIP_DAMAGE
-from patchindex.regular_files import open_regular
+from patchindex.images.npz import read_arrays
+from patchindex.regular_files import read_regular
 from patchindex.store.atomic import atomic_write
 
-__all__ = ["PARTS", "Parts"]
+__all__ = ["PARTS", "Layout", "Parts"]
 
 PARTS = "parts"  # folder of the finished results
-SETTINGS = "settings.json"
+SETTINGS, MOST_SETTINGS = "settings.json", 1 << 25  # bytes
+NUMBERS = "numbers"  # the array of a file with the numbers of its images
 REMEDY: Sequence[str | Option] = ["use the same settings, another folder, or ", Option("overwrite", True)]
 
 Result = dict[str, np.ndarray]
+Layout = Callable[[str, str], Mapping[str, tuple[int, ...]]]  # shapes of a result, by denoiser and kind
 
 
 class Parts:
@@ -34,6 +36,9 @@ class Parts:
         batch, and is written atomically.
     settings : dict
         The settings that all results share, as plain data.
+    layout : callable
+        `layout(denoiser, kind)` returns the shape of each array of a result. Arrays are float32 or float64;
+        NaN stands for a measure that does not apply, and an image has none.
     resume : bool
         Use the results that the folder has.
     overwrite : bool
@@ -44,41 +49,53 @@ class Parts:
     OutputExistsError
         When the folder has results, and neither `resume` nor `overwrite` is given.
     InputError
-        When the results in the folder have other settings.
+        When the results in the folder have other settings, or none.
     """
 
     def __init__(
-        self, folder: Path | None, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        folder: Path | None,
+        settings: dict[str, Any],
+        layout: Layout,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
+        self._layout = layout
         self._folder = None if folder is None else folder / PARTS
         self._found: dict[tuple[str, str], dict[int, Result]] = {}
         if self._folder is None:
             return
-        found = self._settings(self._folder) if any(self._folder.rglob("*.npz")) else None
+        has_results = any(self._folder.rglob("*.npz"))
+        found = self._settings(self._folder) if has_results else None
         wanted = _as_json(settings)
-        if found is not None and not resume and not overwrite:
-            raise OutputExistsError(
-                "already has results",
-                where=self._folder,
-                remedy=["continue with ", Option("resume", True), ", or use ", Option("overwrite", True)],
-            )
-        if found is not None and found != wanted and resume and not overwrite:
-            raise InputError(
-                f"has results of other settings: {', '.join(_differences(found, wanted))}",
-                where=self._folder,
-                remedy=REMEDY,
-            )
-        if found is not None and not (resume and found == wanted):
-            self._clear(self._folder)
+        if has_results and not overwrite:
+            if found is None:
+                raise InputError("has results without settings", where=self._folder, remedy=REMEDY)
+            if not resume:
+                raise OutputExistsError(
+                    "already has results",
+                    where=self._folder,
+                    remedy=["continue with ", Option("resume", True), ", or use ", Option("overwrite", True)],
+                )
+            if found != wanted:
+                raise InputError(
+                    f"has results of other settings: {', '.join(_differences(found, wanted))}",
+                    where=self._folder,
+                    remedy=REMEDY,
+                )
+        if resume and found == wanted:
+            return
+        self._clear(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write_settings(self._folder, wanted)
 
     @classmethod
-    def of(cls, folder: Path, settings: dict[str, Any]) -> Parts:
+    def of(cls, folder: Path, settings: dict[str, Any], layout: Layout) -> Parts:
         """Return the results of another study with these settings; refuse a folder that has none."""
         if not (folder / PARTS / SETTINGS).is_file():
             raise InputError("has no results", where=folder, remedy="give the folder of a comparison")
-        return cls(folder, settings, resume=True)
+        return cls(folder, settings, layout, resume=True)
 
     def check(self, name: str, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         """Refuse results of a denoiser whose settings have changed; `overwrite` deletes them."""
@@ -132,7 +149,7 @@ class Parts:
             folder = self._folder / quote(name, safe="=,")
             folder.mkdir(exist_ok=True)
             with atomic_write(folder / f"{kind}.{numbers[0]:06d}.npz") as file:
-                np.savez(file, numbers=np.asarray(numbers, np.int64), **arrays)  # type: ignore[arg-type]
+                np.savez(file, **{NUMBERS: np.asarray(numbers, np.int64)}, **arrays)  # type: ignore[arg-type]
 
     def get(self, name: str, kind: str, images: Iterable[int]) -> Result:
         """Return the results of some images, stacked along a first axis."""
@@ -147,29 +164,45 @@ class Parts:
         held: dict[int, Result] = {}
         if self._folder is not None:
             for path in sorted((self._folder / quote(name, safe="=,")).glob(f"{kind}.*.npz")):
-                try:
-                    with (
-                        open_regular(path, follow_links=True) as content,
-                        np.load(content, allow_pickle=False) as file,
-                    ):
-                        arrays = {key: file[key] for key in file.files}
-                    numbers = arrays.pop("numbers").tolist()
-                    rows = [{key: array[row] for key, array in arrays.items()} for row in range(len(numbers))]
-                except (*ZIP_DAMAGE, LookupError, TypeError) as error:
-                    what = f"is damaged ({' '.join(str(error).split())})"
-                    raise StoreError(what, where=path, remedy="delete it") from None
-                held |= dict(zip(numbers, rows, strict=True))
+                held |= self._read(path, self._layout(name, kind))
         self._found[name, kind] = held
         return held
 
     @staticmethod
+    def _read(path: Path, layout: Mapping[str, tuple[int, ...]]) -> dict[int, Result]:
+        """Return the results of a file by image; refuse arrays of other shapes than the layout's."""
+        try:
+            # Results are never packed: a small file would unpack to any size.
+            arrays = read_arrays(path, required=NUMBERS, optional=[*layout], packed=False)
+        except InputError as error:
+            raise StoreError(f"is damaged ({error.what})", where=path, remedy="delete it") from None
+        numbers = arrays.pop(NUMBERS)
+        damage = None
+        if numbers.dtype != np.int64 or numbers.ndim != 1:
+            damage = "its images have no numbers"
+        for key, shape in layout.items():
+            found = arrays.get(key)
+            if found is None or found.dtype not in (np.float32, np.float64):
+                damage = f"it has no floats called {key}"
+            elif found.shape != (*numbers.shape, *shape):
+                damage = f"{key} has shape {found.shape}, not {(*numbers.shape, *shape)}"
+            elif np.isinf(found).any() or (len(shape) > 1 and np.isnan(found).any()):
+                damage = f"{key} is not finite"
+        if damage is not None:
+            raise StoreError(f"is damaged ({damage})", where=path, remedy="delete it")
+        return {
+            number: {key: array[row] for key, array in arrays.items()}
+            for row, number in enumerate(numbers.tolist())
+        }
+
+    @staticmethod
     def _settings(folder: Path) -> Any:
         path = folder / SETTINGS
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
+            found = json.loads(read_regular(path, MOST_SETTINGS, follow_links=True))
+        except (ValueError, OSError, RecursionError) as error:
             raise StoreError(
                 f"is damaged ({error})", where=path, remedy=f"delete the folder {folder}"
             ) from None

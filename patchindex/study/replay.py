@@ -15,10 +15,10 @@ from patchindex.denoisers import Denoiser
 from patchindex.exact import TrajectoryCache
 from patchindex.runtime import Progress, no_progress, part_of
 from patchindex.sampling.samplers import ddim, draw_noise
-from patchindex.study.noised import Noised, fresh_noise
-from patchindex.study.parts import Parts
+from patchindex.study.noised import MEASURES, Noised, fresh_noise
+from patchindex.study.parts import Layout, Parts
 
-__all__ = ["NETWORK", "Replay"]
+__all__ = ["NETWORK", "Replay", "images_in", "layout"]
 
 NETWORK = "network"  # name of the network in results
 TRAJECTORY = "trajectory"
@@ -245,6 +245,26 @@ class _Estimating:
         return mean
 
 
+IMAGES = "images-"
+
+
 def images_in(steps: int) -> str:
     """Return the kind of the results that are images drawn on a grid of `steps` points."""
-    return f"images-{steps}"
+    return f"{IMAGES}{steps}"
+
+
+def layout(shape: tuple[int, int, int], steps: int) -> Layout:
+    """Return the shapes of all results, for images of a shape and a grid of `steps` points."""
+
+    def shapes(name: str, kind: str) -> dict[str, tuple[int, ...]]:
+        times = steps - 1
+        if kind == PROBE:
+            return {"mean": shape}
+        if kind.startswith(IMAGES):
+            return {"images": shape, "seconds": ()}
+        if name != NETWORK:
+            return {measure: (times,) for measure in (*MEASURES, "seconds")}
+        noised: dict[str, tuple[int, ...]] = {"x": (times, *shape), "mean": (times, *shape)}
+        return noised if kind == TRAJECTORY else {**noised, "clean": shape}
+
+    return shapes

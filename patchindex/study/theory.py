@@ -22,7 +22,7 @@ from patchindex.store.checksums import fingerprint
 from patchindex.study.metrics import r2, rmse
 from patchindex.study.noised import Noised, correlation, held_out_images, training_images
 from patchindex.study.parts import Parts
-from patchindex.study.replay import NETWORK, Replay, images_in
+from patchindex.study.replay import NETWORK, Replay, images_in, layout
 from patchindex.study.theory_results import Theory
 
 __all__ = ["TheoryOptions", "theory"]
@@ -155,8 +155,10 @@ def theory(
     labelled = labels[0] is not None or any(each.label is not None for each in denoisers.values())
     if labelled and training.source.labels is not None:
         shared["training_labels"] = fingerprint(training.source.labels)
-    other = None if reuse is None else Parts.of(Path(reuse), shared)
-    parts = Parts(None if folder is None else Path(folder), shared, resume=resume, overwrite=overwrite)
+    shapes = layout(network.shape, options.steps)
+    other = None if reuse is None else Parts.of(Path(reuse), shared, shapes)
+    place = None if folder is None else Path(folder)
+    parts = Parts(place, shared, shapes, resume=resume, overwrite=overwrite)
     every = {NETWORK: network, **denoisers}
     for name, denoiser in every.items():
         own = {key: value for key, value in denoiser.settings.items() if key not in NOT_COMPARED}

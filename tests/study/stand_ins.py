@@ -1,4 +1,4 @@
-"""Denoisers that stand in for a network or a denoiser in the tests of `theory`."""
+"""Settings of small comparisons, and denoisers that stand in for others, in the tests of `theory`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import torch
 
 import patchindex as pi
 from patchindex.estimators import Estimate
+from patchindex.study import TheoryOptions
+
+SIZE = 10
+OPTIONS = TheoryOptions(steps=4, network_steps=6, along=2, noised=3, batch_size=2, seed=5)
+SHORT = TheoryOptions(steps=2, network_steps=2, along=0, noised=0, seed=5)
 
 
 class Reweighted(pi.Denoiser):

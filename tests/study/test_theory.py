@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
-from stand_ins import Fragile, Reweighted, StoppedError
+from stand_ins import OPTIONS, SIZE, Fragile
 
 import patchindex as pi
-from patchindex.errors import InputError, OutputExistsError, StoreError
+from patchindex.errors import InputError
 from patchindex.sampling.samplers import draw_noise
 from patchindex.study import TheoryOptions, theory
 from patchindex.study.theory_table import markdown, read_run, wide_rows
 
-SIZE = 10
-OPTIONS = TheoryOptions(steps=4, network_steps=6, along=2, noised=3, batch_size=2, seed=5)
-SHORT = TheoryOptions(steps=2, network_steps=2, along=0, noised=0, seed=5)
 FILES = {"images.csv", "trajectory.csv", "table.md", "table.csv", "results.json"}
 FIGURES = {"scatter.png", "curves.png", "images.png"}
-
-
-@pytest.fixture(scope="module")
-def images(real_images):
-    return real_images(60, SIZE, classes=(1, 4, 9))
-
-
-@pytest.fixture(scope="module")
-def held_out(real_images):
-    """Sixty training images, and thirty that are not."""
-    images, labels = real_images(90, SIZE, classes=(1, 4, 9))
-    return pi.open_images(images, labels=labels)
-
-
-@pytest.fixture(scope="module")
-def denoisers(images):
-    return {name: pi.denoiser(name, *images, locality=3) for name in ("bbELS", "LS", "IS")}
 
 
 class Labelled(pi.Denoiser):
@@ -133,133 +112,6 @@ def test_batches_change_only_the_time(found, denoisers, held_out):
                 assert mine[key] == its[key] or mine[key] == pytest.approx(its[key], rel=1e-3, abs=1e-6)
 
 
-def tables(folder):
-    """Return all tables without the seconds."""
-
-    def known(row):
-        return {key: value for key, value in row.items() if "seconds" not in key}
-
-    with (folder / "images.csv").open() as file, (folder / "trajectory.csv").open() as other:
-        return [known(row) for reader in (csv.DictReader(file), csv.DictReader(other)) for row in reader]
-
-
-def test_a_killed_comparison_resumes_with_the_same_tables(denoisers, tmp_path):
-    def run(folder, calls, **options):
-        every = {"IS": denoisers["IS"], "a/b:c": Fragile((1, SIZE, SIZE), calls)}
-        found = theory(denoisers["LS"], every, 5, options=OPTIONS, folder=folder, **options)
-        found.write(folder)
-
-    run(tmp_path / "whole", 1000)
-    for calls in (4, 8, 5):  # each run goes on where the one before stopped
-        with pytest.raises(StoppedError):
-            run(tmp_path / "killed", calls, resume=True)
-    kept = {path: path.read_bytes() for path in (tmp_path / "killed").rglob("*.npz")}
-    run(tmp_path / "killed", 1000, resume=True)
-    assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
-    assert len(kept) > 10
-    assert all(path.read_bytes() == content for path, content in kept.items())
-
-
-def test_images_and_denoisers_are_added_to_a_finished_comparison(denoisers, tmp_path):
-    def run(names, n, **options):
-        every = {name: denoisers[name] for name in names}
-        return theory(denoisers["LS"], every, n, options=OPTIONS, folder=tmp_path, **options)
-
-    first = run(["IS"], 3)
-    second = run(["bbELS", "IS"], 5, resume=True)
-    assert torch.equal(second.finals["IS"][:3], first.finals["IS"])
-    assert len(second.finals["bbELS"]) == 5
-    with pytest.raises(OutputExistsError, match=r"already has results; continue with resume=True, or use"):
-        run(["IS"], 3)
-    again = run(["LS"], 2, overwrite=True)
-    assert list(again.finals) == ["network, 6 steps", "network, 4 steps", "LS"]
-    assert not list((tmp_path / "parts" / "IS").glob("*.npz"))
-
-
-def test_results_of_other_settings_are_refused(denoisers, images, held_out, tmp_path):
-    def run(machine=denoisers["IS"], network=denoisers["LS"], held_out=None, **changed):
-        options = TheoryOptions(**{**vars(OPTIONS), **changed})
-        every = {"IS": machine}
-        return theory(network, every, 2, options=options, held_out=held_out, folder=tmp_path, resume=True)
-
-    run()
-    run(held_out=held_out, noised=2)
-    run(held_out=held_out)
-    with pytest.raises(InputError, match="parts: has results of other held-out images; use the same"):
-        run(held_out=255 - np.asarray(held_out))
-    weights = Reweighted(denoisers["LS"])
-    with pytest.raises(InputError, match="parts: has results of a network with other weights; use the same"):
-        run(network=weights)
-    with pytest.raises(
-        InputError, match=r"has results of other settings: seed \(was 5, is 6\); use the same"
-    ):
-        run(seed=6)
-    other = pi.denoiser("IS", *images, estimator="exact", noise=denoisers["LS"].noise, locality=5)
-    with pytest.raises(InputError, match=r"has results of IS with other settings: locality \(was "):
-        run(other)
-    run(batch_size=1)
-
-
-def test_no_result_of_an_earlier_network_is_left_when_another_network_replaces_it(images, tmp_path):
-    def run(network, folder=None, **options):
-        every = {"IS": pi.denoiser("IS", *images)}
-        rows = theory(network, every, 2, options=OPTIONS, folder=folder, **options).points
-        return [row["mse"] for row in rows]
-
-    first = pi.networks.wrap(lambda x, t: 0.5 * x, (1, SIZE, SIZE), predicts="x0")
-    second = pi.networks.wrap(lambda x, t: 0.2 * x, (1, SIZE, SIZE), predicts="v")
-    before = run(first, tmp_path)
-    with pytest.raises(InputError, match=r"has results of network with other settings: predicts"):
-        run(second, tmp_path, resume=True)
-    after = run(second, tmp_path, resume=True, overwrite=True)
-    assert after == pytest.approx(run(second), rel=1e-6)
-    assert after != pytest.approx(before, rel=1e-2)
-
-
-def test_results_of_another_label_and_of_other_labels_are_refused(images, tmp_path):
-    network = pi.networks.wrap(lambda x, t: 0.5 * x, (1, SIZE, SIZE), predicts="x0")
-
-    def run(label, labels):
-        every = {"wiener": pi.denoiser("wiener", images[0], labels, label=label)}
-        return theory(network, every, 2, options=OPTIONS, folder=tmp_path, resume=True)
-
-    run(1, images[1])
-    with pytest.raises(InputError, match=r"has results of wiener with other settings: label \(was 1, is 4\)"):
-        run(4, images[1])
-    with pytest.raises(InputError, match=r"has results of other settings: training_labels"):
-        run(1, np.roll(images[1], 1))
-
-
-@pytest.mark.parametrize(
-    "damage", ["short", "empty", "other", "method", "fifo", "settings", "settings of a list"]
-)
-def test_damaged_results_are_named(denoisers, tmp_path, damage):
-    def run():
-        every = {"IS": denoisers["IS"]}
-        return theory(denoisers["LS"], every, 2, options=OPTIONS, folder=tmp_path, resume=True)
-
-    run()
-    path = next((tmp_path / "parts" / "IS").glob("images*.npz"))
-    if damage.startswith("settings"):
-        path = tmp_path / "parts" / "settings.json"
-        path.write_text("{" if damage == "settings" else "[]")
-    elif damage == "other":
-        np.savez(path, images=np.zeros(2))
-    elif damage == "method":  # an unknown compression, in the directory of the archive
-        content = bytearray(path.read_bytes())
-        content[content.rindex(b"PK\1\2") + 10] = 99
-        path.write_bytes(content)
-    elif damage == "fifo":
-        path.unlink()
-        os.mkfifo(path)
-    else:
-        path.write_bytes(path.read_bytes()[: 200 if damage == "short" else 0])
-    with pytest.raises(StoreError, match=path.name) as caught:
-        run()
-    assert "; delete" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_files_hold_the_results(found, tmp_path):
     found.write(tmp_path / "out", "fashion", {"parameters": 12345, "loss": 0.0316})
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | FIGURES
@@ -294,50 +146,6 @@ def test_images_of_one_colour_up_to_rounding_have_r_0(images):
     options = TheoryOptions(steps=2, network_steps=2, along=1, noised=0)
     found = theory(grey, {"IS": pi.denoiser("IS", *images)}, 2, options=options)
     assert {row["pearson_r"] for row in (*found.images, *found.points)} == {0.0}
-
-
-def test_images_of_denoisers_are_reused_with_another_network(images, denoisers, tmp_path):
-    def run(network, folder, calls, **options):
-        fragile = Fragile((1, SIZE, SIZE), calls)
-        every = {"black": fragile, "IS": denoisers["IS"], "LS": pi.denoiser("LS", *images, **options)}
-        return theory(
-            network, every, 3, options=SHORT, folder=tmp_path / folder, reuse=reuse, resume=folder == "second"
-        )
-
-    reuse = None
-    first = run(denoisers["LS"], "first", 1000, locality=3)
-    reuse = tmp_path / "first"
-    with pytest.raises(StoppedError):  # one image more than there is to reuse
-        theory(
-            denoisers["bbELS"], {"black": Fragile((1, SIZE, SIZE), 0), "IS": denoisers["IS"]}, 4,
-            options=SHORT, folder=tmp_path / "second", reuse=reuse,
-        )  # fmt: skip
-    second = run(denoisers["bbELS"], "second", 0, locality=5)
-    assert torch.equal(second.finals["black"], first.finals["black"])
-    assert not torch.equal(second.finals["LS"], first.finals["LS"])  # it has another schedule
-    assert not torch.equal(second.finals["network, 2 steps"], first.finals["network, 2 steps"])
-
-
-def test_only_results_of_the_same_images_and_settings_are_reused(denoisers, tmp_path):
-    def run(folder, **options):
-        settings = TheoryOptions(steps=2, network_steps=2, along=0, noised=0, **options)
-        return theory(
-            denoisers["LS"],
-            {"IS": denoisers["IS"]},
-            2,
-            options=settings,
-            folder=tmp_path / folder,
-            reuse=reuse,
-        )
-
-    reuse = tmp_path / "none"
-    with pytest.raises(InputError, match=r"none: has no results; give the folder of a comparison"):
-        run("first")
-    reuse = None
-    run("first", seed=1)
-    reuse = tmp_path / "first"
-    with pytest.raises(InputError, match=r"has results of other settings: seed \(was 1, is 2\)"):
-        run("second", seed=2)
 
 
 @pytest.mark.parametrize(
