@@ -18,6 +18,7 @@ __all__ = [
     "DENOISERS",
     "ESTIMATORS",
     "LOCALITY_PRESETS",
+    "Attribution",
     "Denoiser",
     "Estimate",
     "ImageSource",
@@ -49,7 +50,14 @@ __all__ = [
 if TYPE_CHECKING:
     from patchindex import cluster, networks, study
     from patchindex.build import add_scales, append, build_index
-    from patchindex.denoisers import DENOISERS, Denoiser, ScoreMachine, denoiser, register_denoiser
+    from patchindex.denoisers import (
+        DENOISERS,
+        Attribution,
+        Denoiser,
+        ScoreMachine,
+        denoiser,
+        register_denoiser,
+    )
     from patchindex.errors import PatchIndexError, PatchIndexWarning
     from patchindex.estimators import ESTIMATORS, Estimate
     from patchindex.images import ImageSource, open_images
@@ -63,7 +71,14 @@ if TYPE_CHECKING:
 else:
     _NAMES = {
         "build": ["add_scales", "append", "build_index"],
-        "denoisers": ["DENOISERS", "Denoiser", "ScoreMachine", "denoiser", "register_denoiser"],
+        "denoisers": [
+            "DENOISERS",
+            "Attribution",
+            "Denoiser",
+            "ScoreMachine",
+            "denoiser",
+            "register_denoiser",
+        ],
         "errors": ["PatchIndexError", "PatchIndexWarning"],
         "estimators": ["ESTIMATORS", "Estimate"],
         "images": ["ImageSource", "open_images"],

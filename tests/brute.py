@@ -116,3 +116,30 @@ def _store(truth: Truth, y: int, x: int, logits: np.ndarray, centres: np.ndarray
     truth.ess[y, x] = w.sum() ** 2 / (w**2).sum()
     truth.log_weight[y, x] = top + math.log(w.sum())
     truth.count[y, x] = len(w)
+
+
+def weights(
+    images: np.ndarray, x: np.ndarray, beta: float, machine: str, pixel: tuple[int, int], k: int | None = None
+) -> dict[tuple[int, int, int], float]:
+    """Return the softmax weight of each patch (image, y, x) that a pixel of x is compared with."""
+    v = images.astype(np.float64) / 127.5 - 1
+    q = x.astype(np.float64).transpose(1, 2, 0)
+    height, width, _ = q.shape
+    a = math.sqrt(1 - beta)
+    if machine == "IS":
+        distances = {(i, *pixel): ((q - a * image) ** 2).sum() for i, image in enumerate(v)}
+    else:
+        assert k is not None
+        query_padding = "circular" if machine.startswith("ELS") else "zeros"
+        train_padding = {"ELS": "valid", "ELS-wrapped": "circular"}.get(machine, "zeros")
+        mine = window(q, *pixel, k, query_padding)
+        own = position_class(machine, k, *pixel, height, width)
+        distances = {
+            (i, *place): ((mine - a * window(image, *place, k, train_padding)) ** 2).sum()
+            for place in train_positions(machine, k, height, width)
+            if position_class(machine, k, *place, height, width) == own
+            for i, image in enumerate(v)
+        }
+    logits = -np.array(list(distances.values())) / (2 * beta)
+    w = np.exp(logits - logits.max())
+    return dict(zip(distances, (w / w.sum()).tolist(), strict=True))

@@ -1,5 +1,6 @@
 """Denoisers: estimates of E[x_0 | x_t] under one contract."""
 
+from patchindex.denoisers.attribution import Attribution, Attributions
 from patchindex.denoisers.base import Call, Denoiser
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser, is_store
 from patchindex.denoisers.machine import ScoreMachine
@@ -20,6 +21,8 @@ from patchindex.denoisers.wiener import Wiener
 __all__ = [
     "DENOISERS",
     "PSPC",
+    "Attribution",
+    "Attributions",
     "Call",
     "Denoiser",
     "DenoiserOptions",

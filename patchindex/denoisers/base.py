@@ -18,7 +18,7 @@ from patchindex.runtime import Progress, check_threads, no_progress, part_of, pl
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import NoiseSchedule, noise_schedule
 
-__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser"]
+__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser", "image_numbers"]
 
 # float32 must order the squared distances of patches. Squares of differences from |x| = 100, summed over 3
 # channels of a 15 x 15 window, are 7e6 and rounded by about one; one grey level in one pixel moves them by
@@ -235,7 +235,7 @@ class Denoiser(ABC):
         times = self._check_t(t, len(x))
         label = self.label if label is None else label
         self.check_label(label)
-        numbers = _numbers(image_ids, len(x))
+        numbers = image_numbers(image_ids, len(x))
         check_least(seed=(seed, 0))
         seed = int(seed)
         self._check_images(label)
@@ -379,7 +379,7 @@ class Denoiser(ABC):
         return times
 
 
-def _numbers(image_ids: Sequence[int] | None, batch: int) -> list[int]:
+def image_numbers(image_ids: Sequence[int] | None, batch: int) -> list[int]:
     """Return the numbers of the images of a batch."""
     if isinstance(image_ids, Tensor):
         image_ids = image_ids.tolist()

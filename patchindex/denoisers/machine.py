@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any, Protocol, Unpack
 
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.base import Call
+from patchindex.checks import check_least
+from patchindex.denoisers.attribution import Attributions, check_pixels
+from patchindex.denoisers.base import Call, image_numbers
 from patchindex.denoisers.from_images import TrainingDenoiser
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate, EstimatorOptions, ScoreContext, make_estimator
@@ -19,7 +21,8 @@ from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex
-from patchindex.runtime import Progress
+from patchindex.runtime import Progress, no_progress, plain_state
+from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalityLike, LocalitySchedule, NoiseSchedule
 from patchindex.softmax import SoftmaxState
 
@@ -216,8 +219,85 @@ class ScoreMachine(TrainingDenoiser):
         """
         return self._posterior_mean(x, t, label, k, seed, image_ids, progress, cache)
 
+    @plain_state()
+    def explain(
+        self,
+        x: Tensor,
+        t: float,
+        pixels: Sequence[tuple[int, int]] | None = None,
+        *,
+        k: int | None = None,
+        label: int | None = None,
+        top: int = 16,
+        seed: int = 0,
+        image_ids: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> Attributions:
+        """Name the training patches behind pixels of noisy images, the heaviest first.
+
+            weight_j = softmax_j(-|W_k(x, p) - a P_j|^2 / (2 beta))
+
+        over all training patches P_j that pixel p is compared with. The posterior mean of p is
+        `sum_j weight_j c_j`. The estimator of the machine decides the method: `exact` compares every patch;
+        `auto` and `topk` retrieve patches from the index, and estimate the sum of all weights. For exact
+        weights, call `machine.exact().explain(...)`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, H, W)
+            Noisy images.
+        t : float
+            Time in (0, 1).
+        pixels : sequence of (y, x), optional
+            Pixels of each noisy image; all pixels in raster order by default.
+        k : int, optional
+            Locality scale, in place of the schedule's.
+        top : int
+            Patches per pixel.
+        label, seed, image_ids, progress
+            As for `posterior_mean`.
+
+        Returns
+        -------
+        Attributions
+            A sequence with one `Attribution` per image and pixel: all pixels of image 0, then of image 1, ...
+
+        Raises
+        ------
+        InputError
+            As for `posterior_mean`, and when a pixel is outside the image.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> images = np.random.default_rng(0).integers(0, 256, (20, 16, 16), np.uint8)
+        >>> m = ScoreMachine(images, machine="ELS", locality=[3, 3, 5, 7])
+        >>> found = m.explain(torch.randn(1, 1, 16, 16), 0.3, [(8, 3), (0, 0)])
+        >>> len(found), found[0].pixel, found[0].image.shape, found[0].method
+        (2, (8, 3), (16,), 'exact')
+        >>> bool(abs(found[0].weight.sum() + found[0].rest - 1) < 1e-9)
+        True
+        """
+        x = self.check_x(x)
+        check_least(top=(top, 1), seed=(seed, 0))
+        (time,) = set(self._check_t(float(t), len(x)))
+        label = self.label if label is None else label
+        self.check_label(label)
+        self._check_images(label)
+        size = self.training.size
+        chosen = check_pixels(pixels, size)
+        numbers = torch.from_numpy(chosen[:, 0] * size[1] + chosen[:, 1]).to(x.device)
+        ids = image_numbers(image_ids, len(x))
+        call = Call(time, label, ids, int(seed), progress or no_progress, k=k)
+        request = replace(self._request(x, self._beta(time), call), pixels=[numbers] * len(x))
+        with use_threads(self._threads):
+            return Attributions.of(self._score_pixels.heaviest(request, top), chosen, len(x), self.training)
+
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
-        request = ScoreRequest(
+        return self._score_pixels(self._request(x, beta, call))
+
+    def _request(self, x: Tensor, beta: float, call: Call) -> ScoreRequest:
+        return ScoreRequest(
             self.training,
             self._geometry(self.scale_at(call.t, call.k)),
             x,
@@ -230,7 +310,6 @@ class ScoreMachine(TrainingDenoiser):
             image_ids=call.image_ids,
             cache=call.cache,
         )
-        return self._score_pixels(request)
 
     def score(self, x: Tensor, t: float | Tensor, k: int | None = None, label: int | None = None) -> Tensor:
         """Return `(a mu - x) / beta`, shape (B, C, H, W), with mu the `posterior_mean`."""

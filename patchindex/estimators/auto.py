@@ -16,8 +16,10 @@ from patchindex.estimators.curve import OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
 from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
-from patchindex.exact import ScoreRequest, expected_seconds, scan
+from patchindex.exact import HeaviestPatches, ScoreRequest, expected_seconds, heaviest, scan
+from patchindex.exact.heaviest import largest_first, wanted_pixels
 from patchindex.exact.sampled import SampledScan
+from patchindex.kernels.known_patches import KnownPatches
 from patchindex.runtime import no_progress
 from patchindex.softmax import SoftmaxState
 
@@ -82,14 +84,30 @@ class Auto:
             mine = request.select(slice(first, first + group))
             field = self.retrieve(mine, *chosen)
             for i in range(len(mine.x)):
-                image = _Image(self, mine.select(slice(i, i + 1)), field, i)
-                image.grow_sample()
-                image.retrieve_deeper()
-                image.finish_pixels()
+                image = _Image(self, mine.select(slice(i, i + 1)), field, i).grow_to_tolerance()
                 parts.append(image.estimate())
                 self.remember(mine, i, image.near)
                 request.progress("posterior mean", len(parts), batch)
         return Estimate.cat(parts)
+
+    def heaviest(self, request: ScoreRequest, top: int) -> HeaviestPatches:
+        """Return the heaviest patches of the near field, with their weights among all patches.
+
+        The near field and the sample of whole images give the sum of all weights, whichever pixels are
+        wanted. Where exact scores are expected to be cheaper, every patch is compared.
+        """
+        whole = replace(request, x=request.x.detach(), pixels=None)
+        chosen = self.choose(whole)
+        if chosen is None:
+            return heaviest(request, top)
+        image, place = wanted_pixels(request)
+        parts = []
+        for i in range(len(request.x)):
+            one = whole.select(slice(i, i + 1))
+            drawn = _Image(self, one, self.retrieve(one, *chosen), 0).grow_to_tolerance()
+            parts.append(drawn.heaviest(place[image == i], top))
+            request.progress("heaviest patches", i + 1, len(request.x))
+        return HeaviestPatches.cat(parts)
 
     def choose(self, request: ScoreRequest) -> tuple[int, int] | None:
         """Return probes and candidates for a request; None where exact scores are expected to be cheaper."""
@@ -154,6 +172,13 @@ class _Image:
         self.codes, self.exact = self.near.codes, 0
         self.dropped = 0  # patches of samples that a larger near field replaced
 
+    def grow_to_tolerance(self) -> _Image:
+        """Take the three steps; return the image."""
+        self.grow_sample()
+        self.retrieve_deeper()
+        self.finish_pixels()
+        return self
+
     def grow_sample(self) -> None:
         """Step 1: grow the sample for all pixels, as long as that is cheaper than single pixels."""
         sample, pixels = self.sample, self._request.x[0, 0].numel()
@@ -196,13 +221,34 @@ class _Image:
         if (left := self._left()).any():
             self._sample_single(left, self.near, [self.sample])
 
+    def captured_mass(self) -> Tensor:
+        """Return the share of the softmax that the near field and the sample hold, (H, W)."""
+        near_mass = (self.near_weight - self.state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)
+        return near_mass + self.shares * (1 - near_mass)
+
+    def heaviest(self, place: Tensor, top: int) -> HeaviestPatches:
+        """Return the heaviest members of the near field of some pixels, raster numbers."""
+        wanted = torch.zeros(self.state.weight.numel(), dtype=torch.bool)
+        wanted[place] = True
+        members = KnownPatches(
+            *(array[wanted.numpy()[self.near.members.pixel]] for array in self.near.members)
+        )
+        total = self.state.log_weight().flatten()
+        table = largest_first(members, total, top)[place]
+        spread = self.state.variance[..., 0].sqrt() / self.state.weight
+        return replace(
+            table,
+            ess=self.state.ess().flatten()[place],
+            captured_mass=self.captured_mass().flatten()[place],
+            relative_error=spread.flatten()[place],
+        )
+
     def estimate(self) -> Estimate:
         """Return the estimate of the image."""
-        near_mass = (self.near_weight - self.state.log_weight()).exp().nan_to_num(1.0).clamp(0, 1)
         estimate = Estimate.from_state(
             self.state[None],
             stderr=_variance(self.state).sqrt()[None],
-            captured_mass=(near_mass + self.shares * (1 - near_mass))[None],
+            captured_mass=self.captured_mass()[None],
             codes_scanned=self.codes,
             exact_pixels=self.exact,
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError, Option
-from patchindex.exact import ScoreRequest, scan
+from patchindex.exact import HeaviestPatches, ScoreRequest, scan
 from patchindex.index import PatchIndex, ScaleIndex
 from patchindex.softmax import SoftmaxState
 
@@ -138,3 +138,6 @@ class Estimator(Protocol):
 
     def __call__(self, request: ScoreRequest) -> Estimate:
         """Estimate the posterior mean at every pixel of the request."""
+
+    def heaviest(self, request: ScoreRequest, top: int) -> HeaviestPatches:
+        """Return the `top` heaviest patches of the wanted pixels, with their weights among all patches."""

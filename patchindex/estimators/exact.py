@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from patchindex.estimators.base import Estimate, ScoreContext
-from patchindex.exact import ScoreRequest
+from patchindex.exact import HeaviestPatches, ScoreRequest, heaviest
 from patchindex.runtime import part_of
 
 __all__ = ["Exact"]
@@ -38,3 +38,7 @@ class Exact:
                 Estimate.from_state(state, stderr=zero, captured_mass=zero + 1, exact_pixels=zero.numel())
             )
         return Estimate.cat(parts)
+
+    def heaviest(self, request: ScoreRequest, top: int) -> HeaviestPatches:
+        """Return the heaviest patches of the wanted pixels, by comparison with every patch."""
+        return heaviest(request, top)

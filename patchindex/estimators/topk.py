@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from torch import Tensor
 from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of, label_index, project
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.neighbours import NOTHING, PAIR_BYTES, NeighbourRefiner
-from patchindex.exact import ScoreRequest
+from patchindex.exact import HeaviestPatches, ScoreRequest
+from patchindex.exact.heaviest import wanted_pixels
 from patchindex.geometry import gather_patches, query_windows
 from patchindex.index import ScaleIndex
 from patchindex.softmax import SoftmaxState
@@ -64,6 +67,25 @@ class TopK:
             parts.append(self._estimate(request.select(slice(first, last))))
             request.progress("posterior mean", last, batch)
         return Estimate.cat(parts)
+
+    def heaviest(self, request: ScoreRequest, top: int) -> HeaviestPatches:
+        """Return the heaviest candidates, with their weights among all patches.
+
+        The captured mass gives the sum of all weights; its error is unknown.
+        """
+        image, place = wanted_pixels(request)
+        rows = (image * request.x[0, 0].numel() + place).cpu().numpy()
+        z = project(self._index.scale(request.geometry.k), request)[image * request.x[0, 0].numel() + place]
+        pixels = self._index.pixels_on(self._context.device)
+        step = max(1, request.memory // (RESULT_BYTES * self._kept(request)))
+        parts = []
+        for first in range(0, len(rows), step):
+            mine = rows[first : first + step]
+            ids, distances, _ = self.search(request, z[first : first + step], mine)
+            captured = self._captured(request, z[first : first + step], mine, ids, distances)
+            parts.append(_heaviest_of(pixels, request, mine, ids, captured, top))
+            request.progress("heaviest patches", first + len(mine), len(rows))
+        return HeaviestPatches.cat(parts)
 
     def _estimate(self, request: ScoreRequest) -> Estimate:
         scale = self._index.scale(request.geometry.k)
@@ -182,6 +204,47 @@ def _rerank_by_torch(
     pixels: Tensor, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray
 ) -> SoftmaxState:
     """Do as `rerank` with copies of the patches, on the device of the images `pixels` (N, H, W, C)."""
+    parts = _compare(pixels, request, rows, ids)
+    return SoftmaxState.cat([
+        SoftmaxState.of(logits, centres, valid=part >= 0) for part, logits, centres in parts
+    ])  # fmt: skip
+
+
+def _heaviest_of(
+    pixels: Tensor, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray, captured: Tensor, top: int
+) -> HeaviestPatches:
+    """Return the heaviest of the candidates `ids`, which hold the share `captured` of all weights."""
+    parts = list(_compare(pixels, request, rows, ids))
+    found, logits = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    logits = logits.double().masked_fill(found < 0, -torch.inf)
+    total = logits.logsumexp(1) - captured.double().log()
+    logits, order = logits.sort(dim=1, descending=True, stable=True)
+    weight, found = (logits - total[:, None]).exp(), found.gather(1, order)
+    image, y, x = request.geometry.position(found)
+    empty = torch.full((len(found), max(0, top - found.shape[1])), -1, device=found.device)
+    image, place = (
+        torch.cat([part.masked_fill(found < 0, -1), empty], 1)[:, :top]
+        for part in (image, y * request.geometry.size[1] + x)
+    )
+    weight = torch.cat([weight, torch.zeros_like(empty, dtype=weight.dtype)], 1)[:, :top]
+    unknown = torch.full_like(total, torch.nan)
+    return HeaviestPatches(
+        image=image,
+        place=place,
+        weight=weight,
+        rest=(1 - weight.sum(1)).clamp_min(0),
+        ess=unknown,
+        entropy=unknown,
+        captured_mass=captured.double(),
+        relative_error=torch.where(captured == 1, 0.0, unknown),
+        method="topk",
+    )
+
+
+def _compare(
+    pixels: Tensor, request: ScoreRequest, rows: np.ndarray, ids: np.ndarray
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield patch ids (n, candidates), logits and centres of some rows after the other."""
     geometry, a, beta = request.geometry, request.a, request.beta
     mine, found = (torch.from_numpy(array).to(pixels.device) for array in (rows, ids))
     windows = query_windows(request.x, geometry)[mine]
@@ -189,12 +252,8 @@ def _rerank_by_torch(
     per_query = ids.shape[1] * geometry.k**2 * (13 * windows.shape[3] + 16)
     step = max(1, min(request.memory, RERANK_BYTES) // per_query)
     middle = geometry.k // 2
-    states = []
     for part, window in zip(found.split(step), windows.split(step), strict=True):
-        valid = part >= 0
         patches = gather_patches(pixels, geometry, part.clamp_min(0))
         centres = patches[:, :, middle, middle].clone()
         difference = patches.mul_(a).sub_(window.unsqueeze(1)).flatten(2)
-        logits = torch.linalg.vector_norm(difference, dim=-1).square() / (-2 * beta)
-        states.append(SoftmaxState.of(logits, centres, valid=valid))
-    return SoftmaxState.cat(states)
+        yield part, torch.linalg.vector_norm(difference, dim=-1).square() / (-2 * beta), centres

@@ -3,6 +3,15 @@
 from patchindex.exact.costs import expected_seconds
 from patchindex.exact.cpu import load_kernel
 from patchindex.exact.engine import scan
+from patchindex.exact.heaviest import HeaviestPatches, heaviest
 from patchindex.exact.request import ScoreRequest, TrajectoryCache
 
-__all__ = ["ScoreRequest", "TrajectoryCache", "expected_seconds", "load_kernel", "scan"]
+__all__ = [
+    "HeaviestPatches",
+    "ScoreRequest",
+    "TrajectoryCache",
+    "expected_seconds",
+    "heaviest",
+    "load_kernel",
+    "scan",
+]

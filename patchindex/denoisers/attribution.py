@@ -1,0 +1,195 @@
+"""`Attribution`: the training patches behind a pixel, with their weights in the posterior mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from torch import Tensor
+
+from patchindex.checks import is_whole
+from patchindex.errors import InputError
+from patchindex.exact import HeaviestPatches
+from patchindex.images.by_label import TrainingImages
+
+__all__ = ["Attribution", "Attributions", "check_pixels"]
+
+
+@dataclass(frozen=True, repr=False)
+class Attribution:
+    """The training patches behind one pixel of a noisy image, the heaviest first.
+
+    The posterior mean of the pixel is the mean of the centres of all training patches of its class, weighted
+    by the softmax. The arrays name the heaviest patches; `rest` is the weight of all others.
+
+    Attributes
+    ----------
+    sample : int
+        Number of the noisy image in the batch.
+    pixel : tuple of int
+        The pixel, (y, x).
+    image : numpy.ndarray, shape (n,), int64
+        Number of the training image in the source.
+    y, x : numpy.ndarray, shape (n,), int64
+        Position of the centre of the patch in the training image.
+    label : numpy.ndarray, shape (n,), int64
+        Label of the training image, -1 without labels.
+    weight : numpy.ndarray, shape (n,), float64
+        Weight in the softmax over all patches, descending.
+    rest : float
+        Weight of the patches that are not named: `weight.sum() + rest` is 1.
+    ess : float
+        Effective sample size of the whole softmax, `1 / sum w^2`; NaN for `"topk"`.
+    entropy : float
+        Entropy of the whole softmax in nats, `-sum w log w`; NaN unless the method is `"exact"`.
+    captured_mass : float
+        Share of the softmax weights that the evaluated patches hold, as in `Estimate`: 1 if exact, else
+        estimated.
+    relative_error : float
+        Standard error of the sum of all weights, divided by the sum: all weights share this error. 0 if
+        exact, NaN if unknown.
+    method : str
+        `"exact"`: every patch was compared. `"near field"` or `"topk"`: the patches were retrieved from the
+        index, which may miss one, and the sum of all weights is an estimate.
+    """
+
+    sample: int
+    pixel: tuple[int, int]
+    image: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    rest: float
+    ess: float
+    entropy: float
+    captured_mass: float
+    relative_error: float
+    method: str
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def __repr__(self) -> str:
+        heaviest = ", ".join(
+            f"{w:.3f} of image {i} at ({y}, {x})"
+            for w, i, y, x in zip(self.weight[:3], self.image, self.y, self.x, strict=False)
+        )
+        more = ", ..." if len(self) > 3 else ""
+        sample, pixel, n = self.sample, self.pixel, len(self)
+        return (
+            f"Attribution(sample {sample}, pixel {pixel}: {n} patches: {heaviest}{more}; "
+            f"rest {self.rest:.3f}; ESS {self.ess:.4g}; {self.method})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Attributions(Sequence[Attribution]):
+    """The `Attribution` of each of M pixels, and the same numbers as arrays.
+
+    Attributes
+    ----------
+    sample : numpy.ndarray, shape (M,), int64
+        Number of the noisy image in the batch: all pixels of image 0, then of image 1, ...
+    pixel : numpy.ndarray, shape (M, 2), int64
+        The pixels, (y, x).
+    image, y, x, label : numpy.ndarray, shape (M, top), int64
+        As in `Attribution`; -1 where a pixel is compared with fewer than `top` patches.
+    weight : numpy.ndarray, shape (M, top), float64
+        As in `Attribution`; 0 where there is no patch.
+    rest, ess, entropy, captured_mass, relative_error : numpy.ndarray, shape (M,), float64
+        As in `Attribution`.
+    method : str
+        As in `Attribution`.
+    """
+
+    sample: np.ndarray
+    pixel: np.ndarray
+    image: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    rest: np.ndarray
+    ess: np.ndarray
+    entropy: np.ndarray
+    captured_mass: np.ndarray
+    relative_error: np.ndarray
+    method: str
+
+    @classmethod
+    def of(
+        cls, found: HeaviestPatches, pixels: np.ndarray, batch: int, training: TrainingImages
+    ) -> Attributions:
+        """Name the patches of the pixels (n, 2) of each noisy image by the numbers of the source."""
+        number, place = found.image.cpu().numpy(), found.place.cpu().numpy()
+        there, width = number >= 0, training.size[1]
+        labels = np.full(len(training), -1) if training.labels is None else training.labels
+        one = {
+            name: getattr(found, name).cpu().numpy()
+            for name in ("weight", "rest", "ess", "entropy", "captured_mass", "relative_error")
+        }
+        return cls(
+            sample=np.repeat(np.arange(batch), len(pixels)),
+            pixel=np.tile(pixels, (batch, 1)),
+            image=np.where(there, training.source_ids[number], -1),
+            y=np.where(there, place // width, -1),
+            x=np.where(there, place % width, -1),
+            label=np.where(there, labels[number], -1),
+            **one,
+            method=found.method,
+        )
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    @overload
+    def __getitem__(self, index: int) -> Attribution: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Attribution]: ...
+    def __getitem__(self, index: int | slice) -> Attribution | list[Attribution]:
+        """Return the attribution of one pixel, or of several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        there = self.image[index] >= 0
+        return Attribution(
+            sample=int(self.sample[index]),
+            pixel=(int(self.pixel[index, 0]), int(self.pixel[index, 1])),
+            image=self.image[index][there],
+            y=self.y[index][there],
+            x=self.x[index][there],
+            label=self.label[index][there],
+            weight=self.weight[index][there],
+            rest=float(self.rest[index]),
+            ess=float(self.ess[index]),
+            entropy=float(self.entropy[index]),
+            captured_mass=float(self.captured_mass[index]),
+            relative_error=float(self.relative_error[index]),
+            method=self.method,
+        )
+
+    def __iter__(self) -> Iterator[Attribution]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Attributions({len(self)} pixels, {self.weight.shape[1]} patches each, {self.method})"
+
+
+def check_pixels(pixels: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return pixels (y, x) as an array (n, 2), all in raster order for None; refuse what is no pixel."""
+    if pixels is None:
+        return np.indices(size).reshape(2, -1).T
+    remedy = f"give pairs (y, x) from (0, 0) to ({size[0] - 1}, {size[1] - 1})"
+    given = pixels.tolist() if isinstance(pixels, np.ndarray | Tensor) else list(pixels)
+    if len(given) == 2 and all(map(is_whole, given)):
+        given = [given]
+    for pair in given:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(map(is_whole, pair)):
+            raise InputError(f"{pair!r} is not a pixel", parameter="pixels", remedy=remedy)
+        if not all(0 <= value < n for value, n in zip(pair, size, strict=True)):
+            raise InputError(f"{tuple(pair)} is outside the image", parameter="pixels", remedy=remedy)
+    if not given:
+        raise InputError("is empty", parameter="pixels", remedy=remedy)
+    return np.array(given, np.int64)

@@ -1,0 +1,345 @@
+"""The heaviest patches of pixels, with their weights in the softmax over all patches: exact.
+
+    weight_j = exp(logit_j) / sum_i exp(logit_i)      i: every training patch of the pixel's class
+
+One pass over the training images compares the windows of the pixels with blocks of patches, class by class,
+in float32 matrix products. The `top + SPARE` largest logits of each pixel are computed again in float64: at
+low noise float32 rounds logits of some thousands by 1e-3. All other logits are summed as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchindex.exact.request import ScoreRequest
+from patchindex.geometry import windows
+from patchindex.images.by_label import as_tensor, read_ahead, to_unit
+from patchindex.kernels.known_patches import KnownPatches
+from patchindex.runtime import Progress, full_precision, part_of
+from patchindex.softmax import SoftmaxState
+
+__all__ = ["HeaviestPatches", "heaviest", "largest_first", "wanted_pixels"]
+
+STAGE = "heaviest patches"
+SAMPLE = 64  # images whose mean colour is subtracted: sums of smaller values have smaller rounding errors
+SPARE = 48  # patches beyond `top` whose logits are computed in float64
+IMAGES = 64  # of a tile: fewer cost more calls than they save memory
+COLUMNS, LOGITS = 4096, 1 << 18  # patches and logits at a time, for the processor's cache
+NEGLIGIBLE = 60.0  # nats below the largest logit: 1e15 of these patches would weigh less than 1e-10
+
+
+@dataclass(frozen=True)
+class HeaviestPatches:
+    """The heaviest patches of M pixels, the heaviest first.
+
+    Attributes
+    ----------
+    image : Tensor, shape (M, top), int64
+        Training image of each patch, in the order of `TrainingImages`; -1 where there is no patch.
+    place : Tensor, shape (M, top), int64
+        Raster number `y * W + x` of the centre of the patch in its image; -1 where there is no patch.
+    weight : Tensor, shape (M, top), float64
+        Weight in the softmax over all patches; 0 where there is no patch.
+    rest : Tensor, shape (M,), float64
+        Weight of all other patches.
+    ess, entropy : Tensor, shape (M,), float64
+        Effective sample size `1 / sum w^2` and entropy `-sum w log w` in nats, over all patches; NaN where
+        the method does not give the number.
+    captured_mass : Tensor, shape (M,), float64
+        Share of the softmax weights that the evaluated patches hold: 1 if the sum is over all patches.
+    relative_error : Tensor, shape (M,), float64
+        Standard error of the sum of all weights, divided by the sum: 0 for an exact sum, NaN if unknown.
+    method : str
+        `"exact"`: every patch was compared. `"near field"` and `"topk"`: the patches were retrieved from the
+        index, and the sum of all weights was estimated.
+    """
+
+    image: Tensor
+    place: Tensor
+    weight: Tensor
+    rest: Tensor
+    ess: Tensor
+    entropy: Tensor
+    captured_mass: Tensor
+    relative_error: Tensor
+    method: str
+
+    def __getitem__(self, rows: Tensor) -> HeaviestPatches:
+        """Return the patches of some pixels."""
+        fields = {name: value[rows] for name, value in vars(self).items() if name != "method"}
+        return HeaviestPatches(**fields, method=self.method)
+
+    @classmethod
+    def cat(cls, parts: Sequence[HeaviestPatches]) -> HeaviestPatches:
+        """Join the pixels of several results of one method."""
+        names = [name for name in vars(parts[0]) if name != "method"]
+        fields = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**fields, method=parts[0].method)
+
+
+def wanted_pixels(request: ScoreRequest) -> tuple[Tensor, Tensor]:
+    """Return image and raster number of the wanted pixels, image after image: two of int64, shape (M,)."""
+    batch, area, device = len(request.x), request.x[0, 0].numel(), request.x.device
+    pixels = request.pixels
+    if pixels is None:
+        lists = [torch.arange(area, device=device)] * batch
+    elif isinstance(pixels, Tensor):
+        lists = [row.nonzero()[:, 0] for row in pixels.flatten(1)]
+    else:
+        lists = [torch.as_tensor(numbers, dtype=torch.int64, device=device) for numbers in pixels]
+    image = torch.cat([torch.full_like(numbers, i) for i, numbers in enumerate(lists)])
+    return image, torch.cat(lists)
+
+
+def heaviest(request: ScoreRequest, top: int) -> HeaviestPatches:
+    """Return the `top` heaviest patches of the wanted pixels of a request, in the order of `wanted_pixels`.
+
+    Among patches of equal weight, the patches that come first in the training images are taken. The time is
+    that of a matrix product of all windows and all patches.
+    """
+    image, place = wanted_pixels(request)
+    if request.geometry.machine == "IS":  # all pixels of an image share their softmax
+        images, rows = image.unique(return_inverse=True)
+        found = _in_groups(request, images, torch.zeros_like(images), top)[rows]
+        own = torch.where(found.image >= 0, place[:, None], -1)
+        return HeaviestPatches(**{**vars(found), "place": own})
+    return _in_groups(request, image, place, top)
+
+
+def _in_groups(request: ScoreRequest, image: Tensor, place: Tensor, top: int) -> HeaviestPatches:
+    """Search for as many pixels at a time as half of the memory holds."""
+    kept, channels = top + SPARE, request.x.shape[1]
+    numbers = channels * min(request.geometry.k**2, request.x[0].numel())
+    group = max(1, request.memory // 2 // (3 * 24 * kept + 24 * numbers))
+    parts = []
+    with full_precision(), torch.no_grad():
+        for first in range(0, len(image), group):
+            last = min(first + group, len(image))
+            progress = part_of(request.progress, STAGE, first / len(image), last / len(image))
+            search = _Search(request, image[first:last], place[first:last], kept)
+            search.run(progress)
+            parts.append(search.found(top))
+    return HeaviestPatches.cat(parts)
+
+
+class _Search:
+    """A search for the heaviest patches of some pixels: one row per pixel.
+
+    Logits lack the term `-|window|^2 / (2 beta)` of the row until the end. Patches are numbered by training
+    image and place of the centre, `image * H * W + place`.
+    """
+
+    def __init__(self, request: ScoreRequest, image: Tensor, place: Tensor, kept: int) -> None:
+        self._request, self._kept = request, kept
+        self._a, self._beta, geometry = request.a, request.beta, request.geometry
+        x, device = request.x, request.x.device
+        width, channels = geometry.size[1], x.shape[1]
+        lo, hi = request.image_range
+        sample = as_tensor(request.training.read(lo, min(lo + SAMPLE, hi)), device)
+        grey = to_unit(sample).mean((0, 1, 2))
+        whole = geometry.machine == "IS"
+        if whole:
+            windows_ = x[image].flatten(1)
+        else:
+            windows_ = windows(x, geometry, query=True)[image, :, place // width, place % width].flatten(1)
+        self._grey = grey.repeat_interleave(windows_.shape[1] // channels)
+        self._windows = windows_.double()
+        centred = self._windows - self._a * self._grey.double()
+        self._norms = centred.square().sum(1) / (2 * self._beta)
+        self._queries = (centred * (self._a / self._beta)).to(request.dtype)
+        rows = len(image)
+        self._state = SoftmaxState.empty((rows,), 1, device)
+        # Entropies are sums of weight times logit: logits near zero keep their rounding errors small.
+        self._reference = torch.zeros(rows, dtype=request.dtype, device=device)
+        self._logit = torch.full((rows, kept), -torch.inf, dtype=request.dtype, device=device)
+        self._precise = torch.full((rows, kept), -torch.inf, dtype=torch.float64, device=device)
+        self._patch = torch.full((rows, kept), -1, device=device)
+        self._count = torch.full((rows,), hi - lo, device=device)
+        self._classes: list[tuple[Tensor, Tensor]] = []
+        if whole:
+            self._classes = [(torch.arange(rows, device=device), torch.zeros(1, dtype=torch.int64))]
+            return
+        of_row = torch.from_numpy(geometry.query_classes.reshape(-1)).to(device)[place]
+        members = torch.from_numpy(geometry.train_classes).to(device)
+        for number in of_row.unique():
+            mine = (of_row == number).nonzero()[:, 0]
+            self._classes.append((mine, (members == number).nonzero()[:, 0]))
+            self._count[mine] *= len(self._classes[-1][1])
+
+    def run(self, progress: Progress) -> None:
+        """Compare the pixels with all training images of the request."""
+        request, geometry = self._request, self._request.geometry
+        training, (lo, hi) = request.training, request.image_range
+        (height, width), channels = geometry.size, request.x.shape[1]
+        members = max(len(members) for _, members in self._classes)
+        # In memory: an image as floats with its padding, and the patches of a class three times.
+        padded = channels * (height + geometry.k) * (width + geometry.k)
+        an_image = 4 * (padded + 3 * members * self._queries.shape[1])
+        step = max(1, min(max(IMAGES, COLUMNS // members), request.memory // 4 // an_image))
+        numbers = _numbers(training.source_ids[lo:hi], training.ids_of_blocks(lo, hi)) + lo
+        done = 0
+        with read_ahead(training.blocks(lo, hi, 8 * step, multiple=step)) as blocks:
+            for block in blocks:
+                for first in range(0, len(block), step):
+                    tile = as_tensor(block[first : first + step], request.x.device).permute(0, 3, 1, 2)
+                    ids = torch.from_numpy(numbers[done : done + len(tile)]).to(tile.device)
+                    self._add(to_unit(tile), ids)
+                    done += len(tile)
+                    progress(STAGE, done, hi - lo)
+
+    def _add(self, tile: Tensor, ids: Tensor) -> None:
+        """Compare all rows with the patches of images (n, C, H, W), whose numbers are `ids`."""
+        geometry = self._request.geometry
+        if geometry.machine == "IS":
+            rows, _ = self._classes[0]
+            self._compare(rows, tile.flatten(1), ids * tile[0, 0].numel())
+            return
+        patches = windows(tile, geometry, query=False)
+        below, right = geometry.y.train_positions[0], geometry.x.train_positions[0]
+        columns, (height, width) = len(geometry.x.train_positions), geometry.size
+        for rows, members in self._classes:
+            most = max(1, self._request.memory // 4 // (12 * len(tile) * self._queries.shape[1]))
+            for some in members.split(most):
+                y, x = some // columns, some % columns
+                mine = patches[:, :, y, x].transpose(1, 2).flatten(0, 1).flatten(1)
+                place = (y + below) * width + x + right
+                self._compare(rows, mine, (ids[:, None] * height * width + place).flatten())
+
+    def _compare(self, rows: Tensor, patches: Tensor, numbers: Tensor) -> None:
+        """Compare rows with patches (n, D) in [-1, 1]."""
+        for some, ids in zip(patches.split(COLUMNS), numbers.split(COLUMNS), strict=True):
+            centred = (some - self._grey).to(self._queries.dtype)
+            norms = centred.square().sum(1) * (-0.5 * self._a**2 / self._beta)
+            for mine in rows.split(max(1, LOGITS // len(some))):
+                logits = torch.addmm(norms, self._queries[mine], centred.T)
+                best = logits.amax(1)
+                self._sum(mine, logits, best)
+                self._keep(mine, logits, best, some, ids)
+
+    def _sum(self, rows: Tensor, logits: Tensor, best: Tensor) -> None:
+        """Add logits to the softmax of each row."""
+        known = self._state.max_logit[rows]
+        first = known == -torch.inf
+        self._reference[rows[first]] = best[first]
+        near = (best > known - NEGLIGIBLE).nonzero()[:, 0]
+        if len(near):
+            rows, logits = rows[near], logits[near]
+            values = (logits - self._reference[rows, None]).unsqueeze(-1)
+            self._state.merge(SoftmaxState.of(logits, values), (rows,))
+
+    def _keep(self, rows: Tensor, logits: Tensor, best: Tensor, patches: Tensor, numbers: Tensor) -> None:
+        """Keep the largest logits of each row, with their float64 values."""
+        bar = self._logit[rows, -1]
+        better = (best > bar).nonzero()[:, 0]
+        if not len(better):
+            return
+        rows, logits, bar = rows[better], logits[better], bar[better]
+        most = min(self._kept, logits.shape[1])
+        if bool((bar == -torch.inf).any()):
+            # Few rows have all of their places taken by a block: the block's own largest logits are enough.
+            least = logits.topk(most).values[:, -1]
+            bar = torch.maximum(bar, torch.nextafter(least, torch.full_like(least, -torch.inf)))
+        row, column = (logits > bar[:, None]).nonzero(as_tuple=True)
+        counts = torch.bincount(row, minlength=len(rows))
+        at = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        shape = (len(rows), int(counts.max()))
+        offered = torch.full(shape, -torch.inf, dtype=logits.dtype, device=row.device)
+        columns = torch.zeros(shape, dtype=torch.int64, device=row.device)
+        offered[row, at], columns[row, at] = logits[row, column], column
+        # A stable sort keeps the first of equal logits.
+        joined, order = torch.cat([self._logit[rows], offered], 1).sort(dim=1, descending=True, stable=True)
+        joined, order = joined[:, : self._kept], order[:, : self._kept]
+        new = (order >= self._kept) & (joined > -torch.inf)
+        kept = order.clamp_max(self._kept - 1)
+        column = columns.gather(1, (order - self._kept).clamp(0, shape[1] - 1))
+        patch = torch.where(new, numbers[column], self._patch[rows].gather(1, kept))
+        precise = self._precise[rows].gather(1, kept)
+        row, place = new.nonzero(as_tuple=True)
+        precise[row, place] = self._logits(rows[row], patches, column[row, place])
+        empty = joined == -torch.inf
+        self._logit[rows], self._patch[rows] = joined, patch.masked_fill(empty, -1)
+        self._precise[rows] = precise.masked_fill(empty, -torch.inf)
+
+    def _logits(self, rows: Tensor, patches: Tensor, columns: Tensor) -> Tensor:
+        """Return the logits of pairs of a row and a patch in float64, with all terms."""
+        step = max(1, self._request.memory // 8 // (32 * patches.shape[1]))
+        parts = [torch.empty(0, dtype=torch.float64, device=patches.device)]
+        for some, column in zip(rows.split(step), columns.split(step), strict=True):
+            # Values are multiples of 1/255 of the range, also the zeros of padding: undo their rounding.
+            exact = ((patches[column].double() + 1) * 255).round_().div_(255).sub_(1)
+            parts.append((self._windows[some] - self._a * exact).square_().sum(1) / (-2 * self._beta))
+        return torch.cat(parts)
+
+    def found(self, top: int) -> HeaviestPatches:
+        """Return the result: float64 logits in place of the float32 logits that were kept."""
+        state, reference = self._state, self._reference.double()
+        largest = state.max_logit
+        rough = torch.exp(self._logit.double() - largest[:, None])
+        offset = self._logit.double() - reference[:, None]
+        precise = self._precise + self._norms[:, None]
+        weight = torch.exp(precise - largest[:, None])
+        moved = precise - reference[:, None]
+        complete = self._count <= self._kept
+        rest = (state.weight - rough.sum(1)).clamp_min(0).masked_fill(complete, 0)
+        square = (state.weight_sq - rough.square().sum(1)).clamp_min(0).masked_fill(complete, 0)
+        product = state.centre[:, 0] - _product(rough, offset)
+        product = product.masked_fill(complete, 0) + _product(weight, moved)
+        total = rest + weight.sum(1)
+        ess = total.square() / (square + weight.square().sum(1))
+        entropy = total.log() + largest - reference - product / total
+        weight, order = (weight / total[:, None]).sort(dim=1, descending=True, stable=True)
+        patch = self._patch.gather(1, order)[:, :top]
+        area = self._request.x[0, 0].numel()
+        one = torch.ones_like(rest)
+        return HeaviestPatches(
+            image=torch.where(patch >= 0, patch // area, -1),
+            place=torch.where(patch >= 0, patch % area, -1),
+            weight=weight[:, :top],
+            rest=rest / total + weight[:, top:].sum(1),
+            ess=ess.clamp_min(1),
+            entropy=entropy.clamp_min(0),
+            captured_mass=one,
+            relative_error=0 * one,
+            method="exact",
+        )
+
+
+def largest_first(members: KnownPatches, total: Tensor, top: int) -> HeaviestPatches:
+    """Return the heaviest of the patches that pixels are known to be compared with.
+
+    `total` (pixels,) is the logarithm of the sum of all weights. Effective sample size and captured mass,
+    which the members do not tell, are NaN.
+    """
+    # The heaviest first; among equals, the first in the images.
+    order = np.lexsort((members.place, members.image, -members.logit, members.pixel))
+    pixel, image, place, logit = (torch.from_numpy(array[order]) for array in members)
+    pixel = pixel.long()
+    counts = torch.bincount(pixel, minlength=len(total))
+    rank = torch.arange(len(pixel)) - (counts.cumsum(0) - counts)[pixel]
+    named = rank < top
+    pixel, rank = pixel[named], rank[named]
+    images = torch.full((len(total), top), -1)
+    places, logits = images.clone(), torch.full((len(total), top), -torch.inf, dtype=torch.float64)
+    images[pixel, rank], places[pixel, rank] = image[named].long(), place[named].long()
+    logits[pixel, rank] = logit[named].double()
+    # Sums of float32 weights are rounded: the named patches hold the whole sum at most.
+    weights = (logits - torch.maximum(total, logits.logsumexp(1))[:, None]).exp()
+    unknown = torch.full_like(total, torch.nan)
+    rest = (1 - weights.sum(1)).clamp_min(0)
+    return HeaviestPatches(images, places, weights, rest, *(unknown,) * 4, method="near field")
+
+
+def _product(weight: Tensor, logit: Tensor) -> Tensor:
+    """Return the sum of weight times logit, without places that hold no patch."""
+    return torch.where(weight > 0, weight * logit, 0.0).sum(1)
+
+
+def _numbers(source_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the position of each wanted number among the numbers of the source."""
+    order = np.argsort(source_ids, kind="stable")
+    return order[np.searchsorted(source_ids[order], wanted)].astype(np.int64)

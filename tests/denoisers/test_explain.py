@@ -1,0 +1,119 @@
+"""`ScoreMachine.explain`: the patches behind a pixel, named by image and position in the source."""
+
+from __future__ import annotations
+
+import brute
+import numpy as np
+import pytest
+
+import patchindex as pi
+from patchindex.errors import InputError
+
+PIXELS = [(0, 0), (6, 7), (13, 4)]
+
+
+@pytest.mark.parametrize("label", [None, 4])
+@pytest.mark.parametrize("name", brute.MACHINES)
+def test_patches_are_named_by_image_and_position_in_the_source(labelled, held_out, name, label):
+    images, labels = labelled
+    m = pi.ScoreMachine(images, labels, **brute.settings_of(name))
+    x = held_out(0.3)
+    found = m.explain(x, 0.3, PIXELS, k=5, label=label, top=6)
+    assert len(found) == 6
+    chosen = np.flatnonzero(labels == label) if label is not None else np.arange(len(images))
+    for one in found:
+        truth = brute.weights(images[chosen], x[one.sample].numpy(), brute.beta_of(0.3), name, one.pixel, k=5)
+        truth = {(int(chosen[i]), y, x_): weight for (i, y, x_), weight in truth.items()}
+        named = zip(one.image.tolist(), one.y.tolist(), one.x.tolist(), strict=True)
+        np.testing.assert_allclose([truth[patch] for patch in named], one.weight, rtol=0, atol=1e-4)
+        assert one.weight.sum() + one.rest == pytest.approx(1, abs=1e-9)
+        assert (one.label == labels[one.image]).all()
+        assert one.method == "exact"
+        assert (one.captured_mass, one.relative_error) == (1, 0)
+
+
+@pytest.mark.parametrize("name", brute.MACHINES)
+def test_all_patches_together_give_the_posterior_mean(labelled, held_out, name):
+    images, labels = labelled
+    m = pi.ScoreMachine(images, labels, **brute.settings_of(name))
+    x = held_out(0.5)
+    e = m.posterior_mean(x, 0.5, k=3)
+    v = images / 127.5 - 1
+    for one in m.explain(x, 0.5, PIXELS, k=3, top=40 * 14 * 14):
+        mean = one.weight @ v[one.image, one.y, one.x]
+        truth = e.mean[one.sample, :, one.pixel[0], one.pixel[1]]
+        np.testing.assert_allclose(mean, truth, rtol=0, atol=1e-4)
+        assert one.rest == pytest.approx(0, abs=1e-9)
+        assert one.ess == pytest.approx(float(e.ess[one.sample, one.pixel[0], one.pixel[1]]), rel=1e-3)
+
+
+@pytest.mark.parametrize("label", [None, 4])
+@pytest.mark.parametrize("t", [0.05, 0.5])
+def test_the_near_field_names_the_heaviest_patches(store, held_out, t, label, monkeypatch):
+    monkeypatch.setattr("patchindex.estimators.auto._scan_seconds", lambda *args: 1e9)  # never exact
+    m = pi.ScoreMachine(store, tolerance=0.01, probes=150, candidates=512)
+    x = held_out(t)
+    near = m.explain(x, t, PIXELS, k=5, label=label, top=4)
+    exact = m.exact().explain(x, t, PIXELS, k=5, label=label, top=4)
+    assert (near.method, exact.method) == ("near field", "exact")
+    for mine, truth in zip(near, exact, strict=True):
+        assert mine.weight.sum() + mine.rest == pytest.approx(1, abs=1e-9)
+        error = max(5 * mine.relative_error, 0.02)
+        n = len(mine)  # patches below e^-20 of the heaviest are not kept
+        np.testing.assert_allclose(mine.weight, truth.weight[:n], rtol=error, atol=1e-4)
+        assert n == 4 or truth.weight[n] < 1e-8
+        assert 0 < mine.captured_mass <= 1
+        clear = len(truth) == 1 or truth.weight[0] > 1.01 * truth.weight[1]
+        if clear:
+            assert (mine.image[0], mine.y[0], mine.x[0]) == (truth.image[0], truth.y[0], truth.x[0])
+
+
+@pytest.mark.parametrize("label", [None, 4])
+def test_topk_names_the_heaviest_patches(store, held_out, label):
+    m = pi.ScoreMachine(store, estimator="topk", probes=150, candidates=256)
+    x = held_out(0.2)
+    found = m.explain(x, 0.2, PIXELS, k=5, label=label, top=4)
+    exact = m.exact().explain(x, 0.2, PIXELS, k=5, label=label, top=4)
+    assert found.method == "topk"
+    for mine, truth in zip(found, exact, strict=True):
+        assert mine.weight.sum() + mine.rest == pytest.approx(1, abs=1e-9)
+        assert 0 < mine.captured_mass <= 1
+        # The estimated sum changes all weights alike.
+        heavy = truth.weight[: len(mine)] > 1e-3
+        ratios = (mine.weight / truth.weight[: len(mine)])[heavy]
+        np.testing.assert_allclose(ratios, ratios[0], rtol=2e-3)
+        assert 0.5 < ratios[0] < 1.1
+        assert np.isnan(mine.ess)
+
+
+def test_all_pixels_are_explained_by_default(labelled, held_out):
+    m = pi.ScoreMachine(labelled[0], machine="LS", locality=3)
+    found = m.explain(held_out(0.3), 0.3, top=1)
+    assert len(found) == 2 * 14 * 14
+    assert (found.sample == np.repeat([0, 1], 14 * 14)).all()
+    assert (found.y[:, 0] == found.pixel[:, 0]).all()
+    assert (found.x[:, 0] == found.pixel[:, 1]).all()
+    assert (found.label == -1).all()
+
+
+def test_one_pixel_may_be_given_alone(labelled, held_out):
+    m = pi.ScoreMachine(labelled[0], machine="LS", locality=3)
+    assert [one.pixel for one in m.explain(held_out(0.3)[:1], 0.3, (2, 5))] == [(2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        ([(0, 14)], r"pixels: \(0, 14\) is outside the image; give pairs"),
+        ([(-1, 0)], "is outside the image"),
+        ([3], "3 is not a pixel"),
+        ([(0.5, 1)], "is not a pixel"),
+        ([], "is empty"),
+    ],
+)
+def test_pixels_outside_the_image_are_refused(labelled, held_out, pixels, message):
+    m = pi.ScoreMachine(labelled[0], machine="LS", locality=3)
+    with pytest.raises(InputError, match=message):
+        m.explain(held_out(0.3), 0.3, pixels)
+    with pytest.raises(InputError, match="top"):
+        m.explain(held_out(0.3), 0.3, [(0, 0)], top=0)
