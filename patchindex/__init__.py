@@ -35,6 +35,7 @@ __all__ = [
     "build_index",
     "cluster",
     "denoiser",
+    "explain",
     "networks",
     "open_images",
     "open_index",
@@ -48,7 +49,7 @@ __all__ = [
 # Type checkers read the imports. At run time each name is imported on first use (PEP 562), because torch,
 # numba and zarr take seconds to import.
 if TYPE_CHECKING:
-    from patchindex import cluster, networks, study
+    from patchindex import cluster, explain, networks, study
     from patchindex.build import add_scales, append, build_index
     from patchindex.denoisers import (
         DENOISERS,

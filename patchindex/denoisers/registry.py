@@ -142,7 +142,7 @@ def _machine(machine: str) -> Factory:
             locality = source.locality if locality is None else locality
             if source.machine != machine or train_windows not in (None, source.train_windows):
                 source.check_images(0, len(source.training))  # nothing else compares them with checksums
-                source = source.training.source
+                source = source.training.in_source_order()  # which numbers the images as the user did
         if tolerance is not None:
             options["tolerance"] = tolerance
         return ScoreMachine(

@@ -226,11 +226,14 @@ def _heaviest_of(
         torch.cat([part.masked_fill(found < 0, -1), empty], 1)[:, :top]
         for part in (image, y * request.geometry.size[1] + x)
     )
-    weight = torch.cat([weight, torch.zeros_like(empty, dtype=weight.dtype)], 1)[:, :top]
+    none = torch.zeros_like(empty, dtype=weight.dtype)
+    weight = torch.cat([weight, none], 1)[:, :top]
+    logits = torch.cat([logits, none - torch.inf], 1)[:, :top]
     unknown = torch.full_like(total, torch.nan)
     return HeaviestPatches(
         image=image,
         place=place,
+        logit=logits,
         weight=weight,
         rest=(1 - weight.sum(1)).clamp_min(0),
         ess=unknown,

@@ -43,6 +43,8 @@ class HeaviestPatches:
         Training image of each patch, in the order of `TrainingImages`; -1 where there is no patch.
     place : Tensor, shape (M, top), int64
         Raster number `y * W + x` of the centre of the patch in its image; -1 where there is no patch.
+    logit : Tensor, shape (M, top), float64
+        `-|window - a patch|^2 / (2 beta)`; minus infinity where there is no patch.
     weight : Tensor, shape (M, top), float64
         Weight in the softmax over all patches; 0 where there is no patch.
     rest : Tensor, shape (M,), float64
@@ -61,6 +63,7 @@ class HeaviestPatches:
 
     image: Tensor
     place: Tensor
+    logit: Tensor
     weight: Tensor
     rest: Tensor
     ess: Tensor
@@ -181,7 +184,7 @@ class _Search:
         padded = channels * (height + geometry.k) * (width + geometry.k)
         an_image = 4 * (padded + 3 * members * self._queries.shape[1])
         step = max(1, min(max(IMAGES, COLUMNS // members), request.memory // 4 // an_image))
-        numbers = _numbers(training.source_ids[lo:hi], training.ids_of_blocks(lo, hi)) + lo
+        numbers = training.numbers_of(training.ids_of_blocks(lo, hi))
         done = 0
         with read_ahead(training.blocks(lo, hi, 8 * step, multiple=step)) as blocks:
             for block in blocks:
@@ -299,6 +302,7 @@ class _Search:
         return HeaviestPatches(
             image=torch.where(patch >= 0, patch // area, -1),
             place=torch.where(patch >= 0, patch % area, -1),
+            logit=self._precise.gather(1, order)[:, :top],
             weight=weight[:, :top],
             rest=rest / total + weight[:, top:].sum(1),
             ess=ess.clamp_min(1),
@@ -331,15 +335,9 @@ def largest_first(members: KnownPatches, total: Tensor, top: int) -> HeaviestPat
     weights = (logits - torch.maximum(total, logits.logsumexp(1))[:, None]).exp()
     unknown = torch.full_like(total, torch.nan)
     rest = (1 - weights.sum(1)).clamp_min(0)
-    return HeaviestPatches(images, places, weights, rest, *(unknown,) * 4, method="near field")
+    return HeaviestPatches(images, places, logits, weights, rest, *(unknown,) * 4, method="near field")
 
 
 def _product(weight: Tensor, logit: Tensor) -> Tensor:
     """Return the sum of weight times logit, without places that hold no patch."""
     return torch.where(weight > 0, weight * logit, 0.0).sum(1)
-
-
-def _numbers(source_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the position of each wanted number among the numbers of the source."""
-    order = np.argsort(source_ids, kind="stable")
-    return order[np.searchsorted(source_ids[order], wanted)].astype(np.int64)

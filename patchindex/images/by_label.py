@@ -84,6 +84,15 @@ class TrainingImages:
         """Return images [lo, hi) in label order: uint8, shape (hi - lo, H, W, C)."""
         return self.source.read(slice(lo, hi) if self._order is None else self._order[lo:hi])
 
+    def numbers_of(self, source_ids: np.ndarray) -> np.ndarray:
+        """Return the positions in label order of images that the source numbers `source_ids`: int64."""
+        order = np.argsort(self.source_ids, kind="stable")
+        return order[np.searchsorted(self.source_ids, source_ids, sorter=order)]
+
+    def read_some(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the images at some positions in label order: uint8, shape (n, H, W, C)."""
+        return self.source.read(numbers if self._order is None else self._order[numbers])
+
     def in_source_order(self) -> ImageSource:
         """Return the images and their labels in the order of the source, also from a sorted store."""
         if self._order is not None or self.labels is None:
