@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from patchindex.build.contents import write_attributes, write_images
+from patchindex.build.contents import check_attributes, write_attributes, write_images
 from patchindex.build.limits import check_limits, failing_disk
 from patchindex.build.on_cluster import build_scale
 from patchindex.build.plan import parse_memory, plan_build
@@ -140,6 +140,7 @@ def build_index(
     if plan.scales:
         require_faiss()
     stored = settings.to_json(source, [scale.k for scale in plan.scales], schedule)
+    check_attributes(stored, source, source.skipped)
     if not path.parent.exists():  # a refused build leaves nothing, not even the parent folders
         check_limits(path, plan, budget)
     with use_threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):

@@ -14,16 +14,21 @@ import numpy as np
 import zarr
 
 from patchindex.build.workdir import IMAGES, has_images
+from patchindex.errors import InputError, StoreError
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages
+from patchindex.index.attributes import check_store
 from patchindex.index.layout import FAISS_ARRAY, FORMAT_VERSION, scale_group, scales_of
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.runtime import Progress, require_faiss
+from patchindex.store.arrays import JSON_BYTES
 from patchindex.store.atomic import sync, sync_file
 from patchindex.store.checksums import crc32c, fingerprint, image_block, write_manifest, write_scales
 from patchindex.store.raw import raw_checksum, write_raw
 
-__all__ = ["write_attributes", "write_images"]
+__all__ = ["check_attributes", "write_attributes", "write_images"]
+
+OTHER_BYTES = 1 << 20  # of the metadata of a store, besides the attributes
 
 
 def write_images(folder: Path, training: TrainingImages, progress: Progress) -> None:
@@ -61,10 +66,38 @@ def write_attributes(
     scales = scales_of(folder)
     content = json.dumps(settings, sort_keys=True) + raw_checksum(folder, "images")
     content += "".join(raw_checksum(folder / scale_group(k), FAISS_ARRAY) for k in scales)
+    found = fingerprint(content.encode())
+    zarr.open_group(folder, mode="a").attrs["patchindex"] = _attributes(settings, source, skipped, found)
+    write_manifest(folder)
+    write_scales(folder, scales)
+
+
+def check_attributes(settings: dict[str, Any], source: ImageSource, skipped: Sequence[str]) -> None:
+    """Refuse, before any work, attributes that `open_index` would refuse, for their number or length."""
+    attributes = _attributes(settings, source, skipped, "")
+    try:
+        check_store(attributes, source.name)
+    except StoreError as error:
+        raise InputError(error.what, where=source.name, remedy="give other images or labels") from None
+    nbytes = len(json.dumps({"attributes": {"patchindex": attributes}}, indent=2))  # as zarr writes them
+    if nbytes > JSON_BYTES - OTHER_BYTES:
+        labels = len(attributes["labels"] or ())
+        raise InputError(
+            f"the names of {len(skipped):,} skipped files and {labels:,} labels take {nbytes:,} bytes in the "
+            f"store, over the limit of {JSON_BYTES - OTHER_BYTES:,}",
+            where=source.name,
+            remedy="remove the files that cannot be decoded, or give fewer labels",
+        )
+
+
+def _attributes(
+    settings: dict[str, Any], source: ImageSource, skipped: Sequence[str], contents: str
+) -> dict[str, Any]:
+    """Return the attributes of a store; `contents` is the fingerprint of its contents."""
     copied = ("machine", "train_windows", "scales", "locality", "source", "shape")
-    attributes = {
+    return {
         "format": FORMAT_VERSION,
-        "fingerprint": fingerprint(content.encode()),
+        "fingerprint": contents,
         **{name: settings[name] for name in copied},
         "labels": None if source.labels is None else np.unique(source.labels).tolist(),
         "label_names": None if source.label_names is None else list(source.label_names),
@@ -72,8 +105,5 @@ def write_attributes(
         "settings": settings,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("patchindex", "torch", "numpy", "zarr")}
-        | {"faiss": str(require_faiss().__version__) if scales else None},
+        | {"faiss": str(require_faiss().__version__) if settings["scales"] else None},
     }
-    zarr.open_group(folder, mode="a").attrs["patchindex"] = attributes
-    write_manifest(folder)
-    write_scales(folder, scales)

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import torch
 
-from patchindex.build.contents import write_attributes, write_images
+from patchindex.build.contents import check_attributes, write_attributes, write_images
 from patchindex.build.limits import check_limits, failing_disk
 from patchindex.build.more_scales import labelled_images
 from patchindex.build.plan import parse_memory, plan_append
@@ -105,6 +105,8 @@ def append(
         old = open_index(path)
         both = ConcatSource([labelled_images(old), source])
         settings = appended_settings(old.attributes["settings"], old.scales, both, source)
+        skipped = [*old.attributes["skipped"], *source.skipped]
+        check_attributes(settings, both, skipped)
         existing = existing_append(path, settings, resume=resume)
         if existing is ExistingOutput.FINISHED:
             return open_index(path, device=device)
@@ -119,7 +121,7 @@ def append(
             for scale in plan.scales:
                 trained, geometry = OldLists(old.scale(scale.k), old_places), old.geometry(scale.k)
                 ScaleBuild(folder, geometry, scale, 0, where, build_id, trained, new_places).run(progress)
-            write_attributes(folder, settings, both, [*old.attributes["skipped"], *source.skipped])
+            write_attributes(folder, settings, both, skipped)
             move_into_place(folder, path, replace=True)
         return open_index(path, device=device)
 

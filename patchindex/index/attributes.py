@@ -24,6 +24,7 @@ from patchindex.store.checksums import REMEDY
 __all__ = [
     "CURVE_MOVES",
     "CURVE_VERSION",
+    "MOST_SIZE",
     "IndexedImages",
     "check_curve",
     "check_scale",

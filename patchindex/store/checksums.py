@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 
-from patchindex.errors import StoreError
+from patchindex.errors import PatchIndexError, StoreError
 from patchindex.regular_files import open_regular
-from patchindex.store.arrays import REMEDY, open_file, parse_json, read_file
+from patchindex.store.arrays import JSON_BYTES, REMEDY, open_file, parse_json, read_file
 from patchindex.store.atomic import atomic_write
 
 __all__ = [
@@ -80,9 +80,13 @@ def fingerprint(content: Any) -> str:
 
 
 def write_checksummed(path: Path, content: Any) -> None:
-    """Write JSON data with its checksum, atomically."""
+    """Write JSON data with its checksum, atomically; refuse more bytes than can be read again."""
+    data = _with_checksum(content)
+    if len(data) > JSON_BYTES:
+        what = f"would hold {len(data):,} bytes, over the limit of {JSON_BYTES:,}"
+        raise PatchIndexError(what, where=path, remedy="store fewer or shorter values")
     with atomic_write(path) as file:
-        file.write(_with_checksum(content))
+        file.write(data)
 
 
 def write_scales(store: Path, scales: Iterable[int]) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import is_whole
+from patchindex.errors import InputError
 from patchindex.estimators import AutoPolicy, ScoreContext
 from patchindex.estimators.auto import Auto, combine
 from patchindex.estimators.base import project
@@ -22,6 +24,7 @@ from patchindex.exact import ScoreRequest, expected_seconds, scan
 from patchindex.geometry import pad, query_windows
 from patchindex.images.by_label import TrainingImages, to_unit
 from patchindex.index import PatchIndex
+from patchindex.index.attributes import MOST_SIZE
 from patchindex.kernels.known_patches import KnownPatches
 from patchindex.softmax import SoftmaxState
 
@@ -53,6 +56,14 @@ class TuneSettings:
     # Quantiles over pixels that are kept of the variance.
     quantiles: int = 32
     policy: AutoPolicy = DEFAULT_POLICY
+
+    def __post_init__(self) -> None:
+        sizes = {"near": sum(self.near, ()), "probes": self.probes, "candidates": self.candidates}
+        for name, values in sizes.items():
+            for value in values:
+                if not is_whole(value) or not 1 <= value <= MOST_SIZE:
+                    what = f"must be whole numbers from 1 to {MOST_SIZE:,}, got {value!r}"
+                    raise InputError(what, parameter=name, remedy="give other sizes")
 
 
 DEFAULT_SETTINGS = TuneSettings()

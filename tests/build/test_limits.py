@@ -90,6 +90,22 @@ def test_a_build_resumes_after_a_disk_failure(images, tmp_path, monkeypatch, fil
     assert names_in(tmp_path) == ["s.zarr"]
 
 
+def test_more_names_of_skipped_files_than_a_store_can_hold_are_refused_before_the_build(images, tmp_path):
+    def source(files):
+        found = pi.open_images(images)
+        found.skipped = ("x" * 400,) * files
+        return found
+
+    with pytest.raises(InputError, match=r"the names of 100,000 skipped files .* over the limit of"):
+        pi.build_index(source(100_000), tmp_path / "s.zarr", (3,))
+    assert names_in(tmp_path) == []
+    pi.build_index(source(75_000), tmp_path / "s.zarr", (3,))
+    assert len(pi.open_index(tmp_path / "s.zarr").attributes["skipped"]) == 75_000
+    with pytest.raises(InputError, match=r"the names of 85,000 skipped files"):
+        pi.append(tmp_path / "s.zarr", source(10_000))
+    assert names_in(tmp_path) == ["s.zarr"]
+
+
 def test_a_damaged_image_that_is_found_during_the_build_leaves_nothing(tmp_path):
     class Damaged(pi.ImageSource):
         reads = 0
