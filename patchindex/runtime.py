@@ -24,6 +24,7 @@ from patchindex.errors import DeviceError, InputError, PatchIndexWarning, warn
 
 __all__ = [
     "Progress",
+    "as_progress",
     "cache_folder",
     "check_threads",
     "faiss_gpus",
@@ -52,6 +53,25 @@ class Progress(Protocol):
 
 def no_progress(stage: str, done: float, total: float, /) -> None:
     """Ignore the progress."""
+
+
+def as_progress(progress: Progress | None) -> Progress:
+    """Return a callback for progress, `no_progress` for None; refuse what cannot be called.
+
+    Examples
+    --------
+    >>> as_progress(3)
+    Traceback (most recent call last):
+        ...
+    patchindex.errors.InputError: progress: cannot be called, got 3; give a function of (stage, done, total)
+    """
+    if progress is not None and not callable(progress):
+        raise InputError(
+            f"cannot be called, got {progress!r:.40}",
+            parameter="progress",
+            remedy="give a function of (stage, done, total)",
+        )
+    return progress or no_progress
 
 
 def part_of(progress: Progress, stage: str, first: float, last: float) -> Progress:

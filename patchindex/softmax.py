@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
+from patchindex.runtime import plain_state
 
 __all__ = ["SoftmaxState"]
 
@@ -98,6 +99,7 @@ class SoftmaxState:
         )
 
     @classmethod
+    @plain_state()
     def of(cls, logits: Tensor, centres: Tensor, valid: Tensor | None = None) -> SoftmaxState:
         """Return the state of `n` members per pixel.
 

@@ -33,7 +33,7 @@ from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, plain_state, require_faiss, resolve_device
+from patchindex.runtime import Progress, as_progress, plain_state, require_faiss, resolve_device
 from patchindex.runtime import threads as use_threads
 
 __all__ = ["build_index"]
@@ -127,7 +127,7 @@ def build_index(
     >>> build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=(3, 5)).scales
     (3, 5)
     """
-    path, progress = real_path(path), progress or no_progress
+    path, progress = real_path(path), as_progress(progress)
     if not path.name:
         raise InputError(
             "is not a name for a store", where=path, remedy="give a folder that does not exist yet"

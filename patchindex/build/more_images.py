@@ -29,7 +29,7 @@ from patchindex.images.by_label import TrainingImages
 from patchindex.images.concat import ConcatSource
 from patchindex.index.layout import replaced_path
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, plain_state, require_faiss, resolve_device
+from patchindex.runtime import Progress, as_progress, plain_state, require_faiss, resolve_device
 from patchindex.runtime import threads as use_threads
 
 __all__ = ["append"]
@@ -97,7 +97,7 @@ def append(
     >>> len(index.training), sorted(index.scale(3).attributes["drift"][0])
     (8, ['clipped', 'distance', 'images', 'left_out'])
     """
-    path, where, progress = real_path(store), resolve_device(device), progress or no_progress
+    path, where, progress = real_path(store), resolve_device(device), as_progress(progress)
     source = open_images(images, labels=labels)
     if not replaced_path(path).exists():
         open_index(path)  # refuse what is not a store before a lock is made

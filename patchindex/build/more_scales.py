@@ -19,7 +19,7 @@ from patchindex.errors import InputError, Option
 from patchindex.images import ImageSource
 from patchindex.index.layout import scales_of
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, plain_state, require_faiss, resolve_device
+from patchindex.runtime import Progress, as_progress, plain_state, require_faiss, resolve_device
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, write_scales
@@ -72,7 +72,7 @@ def add_scales(
     >>> pi.add_scales(index.path, [5, 7]).scales
     (3, 5, 7)
     """
-    path = real_path(store)
+    path, progress = real_path(store), as_progress(progress)
     index = open_index(path)  # refuse what is not a store before a lock is made
     settings = _settings(index, scales, pca_dims, lists, seed)
     if not settings.scales and read_checksummed(path / SCALES) == list(index.scales):
@@ -92,7 +92,7 @@ def add_scales(
         build_id = fingerprint([index.attributes["fingerprint"], pca_dims, lists, seed])
         for scale in plan.scales:
             work = ScaleBuild(path, index.geometry(scale.k), scale, seed, where, build_id)
-            build_scale(work, progress or no_progress, client, threads)
+            build_scale(work, progress, client, threads)
             write_scales(path, {*index.scales, scale.k})
             index = open_index(path)
         return open_index(path, device=device)

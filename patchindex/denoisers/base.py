@@ -14,7 +14,15 @@ from patchindex.checks import check_least, is_whole
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
-from patchindex.runtime import Progress, check_threads, no_progress, part_of, plain_state, resolve_device
+from patchindex.runtime import (
+    Progress,
+    as_progress,
+    check_threads,
+    no_progress,
+    part_of,
+    plain_state,
+    resolve_device,
+)
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import NoiseSchedule, noise_schedule
 
@@ -166,7 +174,7 @@ class Denoiser(ABC):
         label = self.label if label is None else label
         self.check_label(label)
         with plain_state(), use_threads(self._threads):
-            self._prepare(label, progress or no_progress)
+            self._prepare(label, as_progress(progress))
 
     def _prepare(self, label: int | None, progress: Progress) -> None:  # noqa: B027  (a hook that few need)
         """Do the work that all calls with a label share, unless it is done; the label is known."""
@@ -239,7 +247,7 @@ class Denoiser(ABC):
         check_least(seed=(seed, 0))
         seed = int(seed)
         self._check_images(label)
-        progress = progress or no_progress
+        progress = as_progress(progress)
         distinct = list(dict.fromkeys(times))
         parts, rows = [], []
         with use_threads(self._threads):

@@ -21,7 +21,7 @@ from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex
-from patchindex.runtime import Progress, no_progress, plain_state
+from patchindex.runtime import Progress, as_progress, plain_state
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalityLike, LocalitySchedule, NoiseSchedule
 from patchindex.softmax import SoftmaxState
@@ -288,7 +288,7 @@ class ScoreMachine(TrainingDenoiser):
         chosen = check_pixels(pixels, size)
         numbers = torch.from_numpy(chosen[:, 0] * size[1] + chosen[:, 1]).to(x.device)
         ids = image_numbers(image_ids, len(x))
-        call = Call(time, label, ids, int(seed), progress or no_progress, k=k)
+        call = Call(time, label, ids, int(seed), as_progress(progress), k=k)
         request = replace(self._request(x, self._beta(time), call), pixels=[numbers] * len(x))
         with use_threads(self._threads):
             return Attributions.of(self._score_pixels.heaviest(request, top), chosen, len(x), self.training)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead
-from patchindex.runtime import Progress, full_precision, no_progress
+from patchindex.runtime import Progress, no_progress, plain_state
 
 __all__ = ["ImageMoments", "image_moments"]
 
@@ -32,6 +32,7 @@ class ImageMoments(NamedTuple):
     covariance: Tensor
 
 
+@plain_state()
 def image_moments(
     training: TrainingImages,
     label: int | None = None,
@@ -80,7 +81,7 @@ def image_moments(
     total = torch.zeros(size, dtype=torch.float64, device=device)
     products = torch.zeros((size, size), dtype=torch.float64, device=device)
     done = 0
-    with full_precision(), torch.no_grad(), read_ahead(training.blocks(lo, hi, step)) as blocks:
+    with torch.no_grad(), read_ahead(training.blocks(lo, hi, step)) as blocks:
         for block in blocks:
             pixels = as_tensor(block, device).permute(0, 3, 1, 2).flatten(1).float() - GREY
             total += pixels.sum(0, dtype=torch.float64)

@@ -13,7 +13,7 @@ from patchindex.denoisers.registry import register_denoiser
 from patchindex.estimators import Estimate
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to_unit
-from patchindex.runtime import Progress, full_precision, no_progress
+from patchindex.runtime import Progress, no_progress, plain_state
 
 __all__ = ["Nearest", "NearestImage", "find_nearest"]
 
@@ -87,6 +87,7 @@ class Nearest(NamedTuple):
     images: Tensor
 
 
+@plain_state()
 def find_nearest(
     training: TrainingImages,
     y: Tensor,
@@ -132,7 +133,7 @@ def find_nearest(
     ids = as_tensor(training.ids_of_blocks(lo, hi), y.device)
     best = _Best(queries, pairs)
     done = 0
-    with full_precision(), torch.no_grad(), read_ahead(training.blocks(lo, hi, step)) as blocks:
+    with torch.no_grad(), read_ahead(training.blocks(lo, hi, step)) as blocks:
         for block in blocks:
             best.add(as_tensor(block, y.device).flatten(1), ids[done : done + len(block)])
             done += len(block)

@@ -14,7 +14,7 @@ from patchindex.exact import offsets as anywhere
 from patchindex.exact import whole_images as ideal
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry
-from patchindex.runtime import full_precision, part_of
+from patchindex.runtime import part_of, plain_state
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Engine", "scan"]
@@ -34,6 +34,7 @@ class Engine(Protocol):
         ...
 
 
+@plain_state()
 def scan(request: ScoreRequest) -> SoftmaxState:
     """Compare every pixel with every training patch of its position class.
 
@@ -78,7 +79,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
             if not len(rows):
                 progress(STAGE, 1.0, 1.0)
                 continue
-        with full_precision(), torch.no_grad():
+        with torch.no_grad():
             state = engine.scan(part)
         if rows is not None:
             state = state.reshape((-1,))[rows]

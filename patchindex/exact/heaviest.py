@@ -20,7 +20,7 @@ from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import windows
 from patchindex.images.by_label import as_tensor, read_ahead, to_unit
 from patchindex.kernels.known_patches import KnownPatches
-from patchindex.runtime import Progress, full_precision, part_of
+from patchindex.runtime import Progress, part_of, plain_state
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["HeaviestPatches", "heaviest", "largest_first", "wanted_pixels"]
@@ -99,6 +99,7 @@ def wanted_pixels(request: ScoreRequest) -> tuple[Tensor, Tensor]:
     return image, torch.cat(lists)
 
 
+@plain_state()
 def heaviest(request: ScoreRequest, top: int) -> HeaviestPatches:
     """Return the `top` heaviest patches of the wanted pixels of a request, in the order of `wanted_pixels`.
 
@@ -120,7 +121,7 @@ def _in_groups(request: ScoreRequest, image: Tensor, place: Tensor, top: int) ->
     numbers = channels * min(request.geometry.k**2, request.x[0].numel())
     group = max(1, request.memory // 2 // (3 * 24 * kept + 24 * numbers))
     parts = []
-    with full_precision(), torch.no_grad():
+    with torch.no_grad():
         for first in range(0, len(image), group):
             last = min(first + group, len(image))
             progress = part_of(request.progress, STAGE, first / len(image), last / len(image))

@@ -14,7 +14,7 @@ from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, heaviest
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
-from patchindex.runtime import Progress, full_precision, no_progress, part_of
+from patchindex.runtime import Progress, as_progress, full_precision, no_progress, part_of, plain_state
 
 __all__ = ["TOLERANCE", "Mosaic", "mosaic"]
 
@@ -24,6 +24,7 @@ LEAST_SEGMENT = 4  # pixels of a segment that is counted as a piece of an image
 NOISE = 0.5  # of the nearest patches: their order does not depend on the noise variance
 
 
+@plain_state()
 def mosaic(
     machine: ScoreMachine,
     x: Tensor,
@@ -85,7 +86,7 @@ def mosaic(
     (1, 1, 7)
     """
     _sparse()  # without scipy, fail before any work
-    progress = progress or no_progress
+    progress = as_progress(progress)
     x = machine.check_x(x if x.dim() == 4 else x[None])
     if len(x) != 1:
         raise InputError(f"has {len(x)} images", parameter="x", remedy="give one image")
@@ -109,6 +110,7 @@ def mosaic(
     )
 
 
+@plain_state()
 def mosaic_of(
     machine: ScoreMachine,
     found: Attributions,

@@ -14,7 +14,7 @@ from patchindex.errors import InputError, StoreError
 from patchindex.geometry import gather_patches
 from patchindex.index.layout import listed_scales, scale_group, scales_of
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress
+from patchindex.runtime import Progress, as_progress, plain_state
 from patchindex.store.checksums import CURVE, SCALES, check_files, is_stray, read_checksummed
 from patchindex.store.remote import is_url
 
@@ -62,6 +62,7 @@ class Report:
         return asdict(self) | {"whole": self.whole}
 
 
+@plain_state()
 def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     """Check every file of a store against its checksum, and every list against the images.
 
@@ -101,7 +102,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
             remedy="verify a local copy; opening a URL checks each file that it copies",
         )
     check_path(path)
-    path, progress = Path(path), progress or no_progress
+    path, progress = Path(path), as_progress(progress)
     problems: list[tuple[str, str]] = []
     files = size = patches = encoded = 0
     try:

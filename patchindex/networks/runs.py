@@ -16,7 +16,7 @@ from patchindex.networks.diffusers_folder import is_diffusers_folder, open_diffu
 from patchindex.networks.files import FORMAT, WEIGHTS, TensorFile
 from patchindex.networks.network import LARGEST_SIDE, Network
 from patchindex.networks.provenance import ImagesRecord
-from patchindex.runtime import resolve_device
+from patchindex.runtime import plain_state, resolve_device
 from patchindex.schedules import NOISE_SCHEDULES
 
 __all__ = ["open_network", "open_run"]
@@ -25,6 +25,7 @@ PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 NUMBERS = ("parameters", "step", "epochs", "seconds", "cpu_seconds", "loss", "validation_loss")
 
 
+@plain_state()
 def open_run(
     run: str | os.PathLike[str],
     *,
@@ -88,6 +89,7 @@ def open_run(
     )  # fmt: skip
 
 
+@plain_state()
 def open_network(
     path: str | os.PathLike[str],
     *,

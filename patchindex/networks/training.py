@@ -14,12 +14,13 @@ from patchindex.networks.batches import split_images
 from patchindex.networks.files import FILES, LOCK, RUN, STATE, WEIGHTS
 from patchindex.networks.loop import Report, Training
 from patchindex.networks.settings import TrainSettings
-from patchindex.runtime import Progress, no_progress, resolve_device
+from patchindex.runtime import Progress, as_progress, plain_state, resolve_device
 from patchindex.runtime import threads as use_threads
 
 __all__ = ["train"]
 
 
+@plain_state()
 def train(
     source: ImagesLike,
     run_folder: str | Path,
@@ -91,7 +92,7 @@ def train(
     """
     settings = settings or TrainSettings()
     images, held_out = split_images(open_images(source, labels=labels), settings)
-    folder, progress = Path(run_folder), progress or no_progress
+    folder, progress = Path(run_folder), as_progress(progress)
     existing = [name for name in FILES if (folder / name).exists()]
     if existing and not (resume or overwrite):
         raise OutputExistsError(

@@ -17,7 +17,7 @@ from patchindex.denoisers.base import Denoiser
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
-from patchindex.runtime import Progress, memory_limit, no_progress, part_of, plain_state
+from patchindex.runtime import Progress, as_progress, memory_limit, part_of, plain_state
 from patchindex.schedules import NoiseSchedule
 
 __all__ = ["SAMPLERS", "SampleResult", "ddim", "draw_noise", "sample", "starting_noise"]
@@ -186,7 +186,7 @@ def sample(
         )
     check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0), seed=(seed, 0))
     noise = starting_noise(denoiser, n, seed, x_T)
-    progress = progress or no_progress
+    progress = as_progress(progress)
     denoiser.prepare(label, progress)
     drawing = _Drawing(denoiser, SAMPLERS[sampler], steps, label, seed, callback)
     images, records = [], []

@@ -20,7 +20,7 @@ from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.runtime import threads as use_threads
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COLUMNS, Calibration
@@ -38,6 +38,7 @@ SAME_NETWORK = 1e-3  # relative difference of the norms of two scores of one net
 DEFAULT_OPTIONS = CalibrationOptions()
 
 
+@plain_state()
 def calibrate(
     source: PatchIndex | ImagesLike,
     network: Denoiser | None = None,
@@ -114,6 +115,7 @@ def calibrate(
     >>> [row["k"] for row in found.summary()]
     [5, 5]
     """
+    progress = as_progress(progress)
     if is_store(source):
         source = open_index(source)
     index = source if isinstance(source, PatchIndex) else None
@@ -164,7 +166,7 @@ def calibrate(
     with use_threads(options.threads):
         load_kernel()
         _check_network(way, parts, overwrite=overwrite)
-        _run(way, ks, options.pixels, _batches(way, options.batch_size), parts, progress or no_progress)
+        _run(way, ks, options.pixels, _batches(way, options.batch_size), parts, progress)
     return Calibration(list(_rows(way, ks, parts)), settings)
 
 

@@ -15,7 +15,7 @@ from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.estimators.base import COSTS
 from patchindex.exact import load_kernel
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling.samplers import sample, starting_noise
 from patchindex.study.metrics import accuracy, pearson_r, r2, rmse, root_mean_square
 from patchindex.study.table import COLUMNS, PLACE, Study
@@ -25,6 +25,7 @@ __all__ = ["Study", "compare"]
 REFERENCE = "exact"
 
 
+@plain_state()
 def compare(
     machines: Mapping[str, ScoreMachine] | Sequence[ScoreMachine],
     n: int | None = None,
@@ -68,7 +69,7 @@ def compare(
     >>> [(row["estimator"], row["trajectory"], row["step"], row["rmse"]) for row in study.rows[:2]]
     [('float64', 'exact', 2, 0.0), ('float64', 'exact', 1, 0.0)]
     """
-    progress = progress or no_progress
+    progress = as_progress(progress)
     named = _named(machines)
     check_least(repeats=(repeats, 1), steps=(steps, 2), batch_size=(batch_size, 1))
     reference = next(iter(named.values())).exact()

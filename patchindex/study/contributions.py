@@ -15,7 +15,7 @@ from torch import Tensor
 from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import windows
 from patchindex.images.by_label import as_tensor, read_ahead, to_unit
-from patchindex.runtime import full_precision, part_of
+from patchindex.runtime import part_of, plain_state
 
 __all__ = ["Contributions", "contributions", "some_pixels", "textured"]
 
@@ -47,6 +47,7 @@ class Contributions:
     ess: Tensor
 
 
+@plain_state()
 def textured(images: Tensor) -> Tensor:
     """Return the pixels, (n, H, W) bool, whose 5 x 5 neighbourhood has a standard deviation from 0.1 on.
 
@@ -69,6 +70,7 @@ def some_pixels(images: Tensor, most: int, seed: int = 0) -> list[Tensor]:
     return chosen
 
 
+@plain_state()
 def contributions(request: ScoreRequest) -> Contributions:
     """Return the weight of each training image at the request's `pixels`: lists of raster numbers.
 
@@ -96,7 +98,7 @@ def contributions(request: ScoreRequest) -> Contributions:
     step = max(1, min(64, request.memory // 2 // patch_bytes))
     blocks = (request.training.read(at, min(at + step, hi)) for at in range(lo, hi, step))
     done = 0
-    with read_ahead(blocks) as ahead, full_precision(), torch.no_grad():
+    with read_ahead(blocks) as ahead, torch.no_grad():
         for block in ahead:
             tile = to_unit(as_tensor(block)).permute(0, 3, 1, 2)
             patches = windows(tile, geometry, query=False).permute(0, 2, 3, 1, 4, 5)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to_unit
-from patchindex.runtime import Progress, full_precision, no_progress
+from patchindex.runtime import Progress, no_progress, plain_state
 
 __all__ = ["Nearest", "nearest_images", "shifts_within"]
 
@@ -50,6 +50,7 @@ def shifts_within(most: int, size: tuple[int, int]) -> list[tuple[int, int]]:
     return [(dy, dx) for dy in along[0] for dx in along[1]]
 
 
+@plain_state()
 def nearest_images(
     images: Tensor,
     training: TrainingImages,
@@ -93,7 +94,7 @@ def nearest_images(
         done = 0
         # In label order, as `TrainingImages` numbers the images.
         blocks = (training.read(lo, min(lo + step, len(training))) for lo in range(0, len(training), step))
-        with read_ahead(blocks) as ahead, full_precision(), torch.no_grad():
+        with read_ahead(blocks) as ahead, torch.no_grad():
             for block in ahead:
                 v = to_unit(as_tensor(block)).reshape(len(block), numbers)
                 # The image's own norm is the same for all, and is left out.

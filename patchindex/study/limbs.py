@@ -19,7 +19,7 @@ from patchindex.denoisers import Denoiser
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import as_tensor, to_unit
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling.samplers import sample, starting_noise
 from patchindex.study.files import write_csv, write_json
 from patchindex.study.limb_plots import plot_counts, plot_examples
@@ -58,6 +58,7 @@ def replace_scales(scales: Sequence[int], k: int, *, low: float = 0.0, high: flo
     return [k if low <= i / n < high else int(each) for i, each in enumerate(scales)]
 
 
+@plain_state()
 def count_features(
     denoisers: Mapping[str, Denoiser],
     counter: Counter,
@@ -109,7 +110,7 @@ def count_features(
     >>> [(row["name"], row["images"]) for row in found.summary()]
     [('training images', 8), ('k = 3', 2), ('k = 31', 2)]
     """
-    progress = progress or no_progress
+    progress = as_progress(progress)
     check_least(n=(n, 1), batch_size=(batch_size, 1))
     _check(denoisers)
     images: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling.samplers import draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.study.contributions import some_pixels
@@ -31,6 +31,7 @@ __all__ = ["Memorisation", "memorisation"]
 SINGLE = 1.5  # effective sample size below which one patch has at least 79 % of the weight
 
 
+@plain_state()
 def memorisation(
     source: ImagesLike,
     scales: Sequence[int] = (3, 5, 9, 13, 17),
@@ -80,7 +81,7 @@ def memorisation(
     >>> [(row["k"], row["t"], row["single"] > 0.5) for row in found.rows]
     [(3, 0.05, True), (3, 0.9, False), (9, 0.05, True), (9, 0.9, False)]
     """
-    progress = progress or no_progress
+    progress = as_progress(progress)
     check_least(n=(n, 1), pixels=(pixels, 1), seed=(seed, 0))
     opened, schedule = open_images(source), noise_schedule(noise)
     if len(opened) <= 2 * n:

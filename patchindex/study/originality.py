@@ -19,7 +19,7 @@ from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.images.npz import read_arrays
 from patchindex.index import PatchIndex, open_index
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling.samplers import draw_noise
 from patchindex.study.contributions import contributions, some_pixels
 from patchindex.study.distances import Nearest, nearest_images, shifts_within
@@ -31,6 +31,7 @@ TIMES = (0.05, 0.25, 0.5, 0.75)
 COPY = 1 / 3  # Yoon et al. 2023: nearest distance over second nearest below which an image is a copy
 
 
+@plain_state()
 def originality(
     images: ImagesLike | Tensor,
     source: PatchIndex | ImagesLike,
@@ -92,7 +93,7 @@ def originality(
     >>> found.rows[0]["nearest"] > 0.1
     True
     """
-    progress = progress or no_progress
+    progress = as_progress(progress)
     check_least(shift=(shift, 0), pixels=(pixels, 1), baseline=(baseline, 1), seed=(seed, 0))
     training = _training(source)
     x = read_images(images, (training.channels, *training.size))

@@ -17,7 +17,7 @@ from patchindex.errors import InputError
 from patchindex.exact import load_kernel
 from patchindex.images import ImagesLike
 from patchindex.images.by_label import TrainingImages
-from patchindex.runtime import Progress, no_progress
+from patchindex.runtime import Progress, as_progress, plain_state
 from patchindex.store.checksums import fingerprint
 from patchindex.study.metrics import r2, rmse
 from patchindex.study.noised import Noised, correlation, held_out_images, training_images
@@ -67,6 +67,7 @@ class TheoryOptions:
 DEFAULT_OPTIONS = TheoryOptions()
 
 
+@plain_state()
 def theory(
     network: Denoiser,
     denoisers: Mapping[str, Denoiser],
@@ -134,6 +135,7 @@ def theory(
     >>> [(row["denoiser"], round(row["pearson_r"], 3)) for row in found.summary()][0]
     ('ELS', 1.0)
     """
+    progress = as_progress(progress)
     check_least(
         n=(n, 1),
         steps=(options.steps, 2),
@@ -165,9 +167,7 @@ def theory(
         if denoiser.label is not None:
             own["label"] = denoiser.label
         parts.check(name, own, overwrite=overwrite)
-    replay = Replay(
-        network, parts, labels, options.steps, options.seed, options.batch_size, progress or no_progress
-    )
+    replay = Replay(network, parts, labels, options.steps, options.seed, options.batch_size, progress)
     replay.check_network(overwrite=overwrite)
     if other is not None:
         for name in denoisers:

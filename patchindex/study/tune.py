@@ -22,7 +22,7 @@ from patchindex.estimators import EstimatorOptions
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.layout import scale_group
-from patchindex.runtime import Progress, no_progress, part_of, plain_state
+from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.runtime import threads as use_threads
 from patchindex.sampling.samplers import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
@@ -78,7 +78,7 @@ def tune(
     >>> sorted(tune(path).scale(3).attributes["operating_curve"])
     ['exact', 'images', 'least', 'near', 'scan', 'single', 'top', 'version']
     """
-    progress = progress or no_progress
+    progress = as_progress(progress)
     check_least(seed=(seed, 0))
     index = open_index(store)
     todo = _unmeasured(index, overwrite)
