@@ -92,7 +92,7 @@ class Folder:
                 remedy="remove the links, or give the folder itself",
             )
         for entry in entries:
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield prefix + entry.name
             elif not entry.name.startswith("."):
                 yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, key), visits)
@@ -100,6 +100,13 @@ class Folder:
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading; several threads may call this at once."""
         return open_file(f"{self.root}/{name}", kind=BadImageError)  # faster than to join paths
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 class Archive:

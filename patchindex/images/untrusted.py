@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from pathlib import Path
@@ -37,16 +38,21 @@ LARGE_ARRAY, SPARSE_RATIO = 1 << 28, 1 << 16
 
 
 def open_file(path: str | Path, *, kind: type[InputError] = InputError) -> IO[bytes]:
-    """Open a regular file, links followed; raise `kind` for FIFOs, devices and sockets, and else `OSError`.
+    """Open a regular file, links followed; raise `kind` for FIFOs, devices, sockets and broken links.
 
-    Such files never end, or never begin. A missing file raises `SourceNotFoundError`.
+    FIFOs, devices and sockets never end, or never begin. Raises `SourceNotFoundError` for a missing file, and
+    `OSError` for other errors of the system.
     """
     try:
         return open_regular(path, follow_links=True)
     except IrregularFileError as error:
         raise kind(error.what, where=path, remedy="give a file, or remove it") from error
     except FileNotFoundError as error:
-        raise missing(path) from error
+        raise missing(path, kind) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise kind("is a link that leads to itself", where=path, remedy="remove the link") from error
     except ValueError as error:  # a null byte in the name
         raise InputError("is not the name of a file", where=path, remedy="check the name") from error
 
@@ -62,10 +68,13 @@ def check_regular(path: Path) -> os.stat_result:
         raise unreadable(error, "cannot be opened", where=path, remedy="check the name") from error
 
 
-def missing(path: str | Path) -> SourceNotFoundError:
-    """Return the error for a path at which there is nothing; it names the target of a dangling link."""
+def missing(path: str | Path, kind: type[InputError] = InputError) -> InputError:
+    """Return the error for a path at which there is nothing: `SourceNotFoundError`.
+
+    For a dangling link the error names the target, and is a `kind` if `kind` is a subclass of `InputError`.
+    """
     if os.path.islink(path):
-        return SourceNotFoundError(
+        return (SourceNotFoundError if kind is InputError else kind)(
             f"is a link to {os.readlink(path)}, which does not exist",
             where=path,
             remedy="copy the file to which it should lead, or remove the link",

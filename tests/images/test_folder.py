@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patchindex.errors import InputError
 from patchindex.images import open_images
 from patchindex.images.files import Folder
 from patchindex.images.folder import FolderSource
@@ -38,6 +39,18 @@ def test_links_to_folders_are_followed(root, tmp_path, gray, write_pictures):
     write_pictures(root / "dogs", gray[2:4])
     (root / "cats").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert open_images(root, labels="folders").label_names == ("cats", "dogs")
+
+
+@pytest.mark.parametrize(("target", "words"), [("gone.png", "to gone.png"), ("1.png", "to itself")])
+def test_links_that_lead_nowhere_are_named_or_skipped(root, gray, write_pictures, target, words):
+    write_pictures(root, gray[:3], ["0.png", "1.png", "2.png"])
+    (root / "1.png").unlink()
+    (root / "1.png").symlink_to(target)
+    with pytest.raises(InputError, match=rf"1\.png: is a link .*{words}"):
+        open_images(root)
+    found = open_images(root, skip_bad=True)
+    assert (found.skipped, found.kept.tolist()) == (("1.png",), [0, 2])
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize(
