@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 
 from patchindex.errors import InputError
@@ -46,6 +48,19 @@ def write_pictures() -> Callable[..., Path]:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(root / name)
         return root
+
+    return write
+
+
+@pytest.fixture
+def write_metadata() -> Callable[..., None]:
+    """`write_metadata(folder, zarr_format=3, **changes)` writes images in zarr with changed metadata."""
+
+    def write(folder: Path, zarr_format: int = 3, **changes: object) -> None:
+        images = np.full((20, 28, 28), 7, np.uint8)
+        zarr.create_array(str(folder), data=images, chunks=(5, 28, 28), zarr_format=zarr_format)
+        path = folder / ("zarr.json" if zarr_format == 3 else ".zarray")
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return write
 

@@ -1,6 +1,6 @@
 """Damaged sources of every format are refused in one line, or give the pixels that other libraries read.
 
-`python tests/images/fuzz_files.py` runs more cases, and shows them.
+`python tests/fuzz/fuzz_files.py` runs more cases, and shows them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Open and read damaged image sources, each in a child process with limits of memory and time.
 
-    python tests/images/fuzz_files.py --cases 10000
+    python tests/fuzz/fuzz_files.py --cases 10000
 
 prints a table of outcomes by format. A mutant must be refused in one line, or give the pixels that NumPy,
 h5py, zarr or Pillow give. `--keep FOLDER` keeps the mutants that do neither. Seed, format and number make a
