@@ -29,8 +29,8 @@ from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, o
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import open_index
 from patchindex.runtime import check_threads
-from patchindex.sampling.samplers import SampleResult, starting_noise
-from patchindex.sampling.samplers import sample as draw
+from patchindex.sampling import SampleResult, starting_noise
+from patchindex.sampling import sample as draw
 from patchindex.softmax import SoftmaxState
 from patchindex.store.checksums import fingerprint
 from patchindex.store.remote import is_url
@@ -346,12 +346,7 @@ def sample(
     ]
     with lost_workers("draw again in smaller batches"):
         parts: list[SampleResult] = client.gather(futures)
-    return SampleResult(
-        torch.cat([part.images for part in parts]),
-        noise,
-        [step for part in parts for step in part.steps],
-        parts[0].settings | {"n": n, "x_T": "drawn", "batch_size": batch_size},
-    )
+    return SampleResult.cat(parts, n=n, x_T="drawn", batch_size=batch_size)
 
 
 def _draw(

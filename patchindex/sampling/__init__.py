@@ -1,12 +1,27 @@
-"""Samplers: free functions over any score, and `sample`, which draws with a score machine."""
+"""Samplers: free functions over any score, and `sample`, which draws with a denoiser."""
 
-from patchindex.sampling.samplers import (
-    SAMPLERS,
-    SampleResult,
-    ddim,
-    draw_noise,
-    sample,
-    starting_noise,
-)
+from patchindex.sampling.conditions import ImageStart, KnownPixels
+from patchindex.sampling.drawing import SampleResult, sample
+from patchindex.sampling.draws import draw_noise, starting_noise
+from patchindex.sampling.grids import SPACINGS, time_grid
+from patchindex.sampling.samplers import SAMPLERS, Sampler, ddim, ddpm, euler, heun
+from patchindex.sampling.trajectory import Trajectory, TrajectoryFile
 
-__all__ = ["SAMPLERS", "SampleResult", "ddim", "draw_noise", "sample", "starting_noise"]
+__all__ = [
+    "SAMPLERS",
+    "SPACINGS",
+    "ImageStart",
+    "KnownPixels",
+    "SampleResult",
+    "Sampler",
+    "Trajectory",
+    "TrajectoryFile",
+    "ddim",
+    "ddpm",
+    "draw_noise",
+    "euler",
+    "heun",
+    "sample",
+    "starting_noise",
+    "time_grid",
+]

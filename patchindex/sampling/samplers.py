@@ -1,298 +1,198 @@
-"""Samplers: free functions over any score `model(x, t)`, and `sample`, which draws with a denoiser."""
+"""Samplers: free functions over any score `model(x, t)`.
+
+Each integrates the reverse of `x_t = sqrt(1 - beta) x_0 + sqrt(beta) eps` from noise to data. `a` stands for
+`sqrt(1 - beta)`, and a prime for the value after a step.
+"""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.checks import check_least
-from patchindex.denoisers.base import Denoiser
-from patchindex.errors import InputError, PatchIndexError
-from patchindex.estimators import Estimate
-from patchindex.exact import TrajectoryCache
-from patchindex.runtime import Progress, as_progress, memory_limit, part_of, plain_state
+from patchindex.errors import InputError
+from patchindex.sampling.grids import Steps, time_grid
 from patchindex.schedules import NoiseSchedule
 
-__all__ = ["SAMPLERS", "SampleResult", "ddim", "draw_noise", "sample", "starting_noise"]
+__all__ = ["SAMPLERS", "Callback", "Sampler", "ddim", "ddpm", "euler", "heun"]
 
-IMAGE_BYTES = 8  # per value: the noise and the image, float32
-
+Model = Callable[[Tensor, float], Tensor]  # the score
 Callback = Callable[[dict[str, Any]], None]
-
-
-def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw standard normal noise (n, C, H, W) in float32; image i depends on the seed and on i only.
-
-    Raises InputError when noise and images need more memory than the process may use.
-    """
-    check_least(n=(n, 0), seed=(seed, 0))
-    need, limit = IMAGE_BYTES * n * math.prod(shape), memory_limit()
-    if need > limit:
-        raise InputError(
-            f"{n} images take {need / 2**30:,.0f} GiB, and this process may use {limit / 2**30:,.1f}",
-            parameter="n",
-            remedy="draw fewer at a time",
-        )
-    noise = np.empty((n, *shape), np.float32)
-    for i in range(n):
-        noise[i] = np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32)
-    return torch.from_numpy(noise)
+Draw = Callable[[Tensor, int], Tensor]  # standard normal noise of the shape of x, for step i
 
 
 def ddim(
-    model: Callable[[Tensor, float], Tensor],
+    model: Model,
     x: Tensor,
-    steps: int,
+    steps: Steps,
     noise: NoiseSchedule,
     callback: Callback | None = None,
+    *,
+    eta: float = 0.0,
+    draw: Draw | None = None,
 ) -> Tensor:
-    """Integrate by deterministic DDIM (Song, Meng & Ermon, arXiv 2010.02502) on the grid of the paper's code.
+    """Integrate by DDIM (Song, Meng & Ermon, arXiv 2010.02502), deterministic for `eta = 0`.
 
-    For i = steps - 1, ..., 1 a step goes from t = i / steps to (i - 1) / steps:
+    With `r = a' / a`, a step is
 
         eps = -sqrt(beta) score(x, t)
-        x   = r x + (sqrt(beta') - r sqrt(beta)) eps,    r = sqrt((1 - beta') / (1 - beta))
+        s   = eta sqrt(beta' / beta (1 - r^-2))            (0 for eta = 0)
+        x'  = r x + (sqrt(beta' - s^2) - r sqrt(beta)) eps + s z,    z standard normal
 
     Parameters
     ----------
     model : callable
         `model(x, t)` returns the score, shape of x.
     x : Tensor, shape (n, C, H, W)
-        Noise, at t = 1.
-    steps : int
-        Steps of the time grid, at least 2; `steps - 1` of them are taken.
+        Noise, at the first time of the grid.
+    steps : int, or sequence of float
+        As for `time_grid`, which has the times of the grid: an int N stands for the grid of the paper's code,
+        t = (N - 1) / N, ..., 1 / N, 0.
     noise : callable
         The noise schedule, from t to beta.
     callback : callable, optional
-        Called after each step with a dict of `i`, `t`, `x` (the image after the step), `score`.
+        Called after each step with a dict of `i` (the number of steps that are left before this one), `t`,
+        `t_next`, `x` (the image after the step) and `score`.
+    eta : float
+        In [0, 1]. 1 gives the ancestral sampler of DDPM.
+    draw : callable, optional
+        `draw(x, i)` returns the noise z of a step; by default torch's global generator draws it.
 
     Returns
     -------
     Tensor, shape (n, C, H, W)
-        The images, at t = 0.
-    """
-    for i in range(steps - 1, 0, -1):
-        t = i / steps
-        beta, beta_next = noise(t), noise((i - 1) / steps)
-        score = model(x, t)
-        r = ((1 - beta_next) / (1 - beta)) ** 0.5
-        x = r * x - (beta_next**0.5 - r * beta**0.5) * beta**0.5 * score
-        if callback is not None:
-            callback({"i": i, "t": t, "x": x, "score": score})
-    return x
-
-
-SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim}
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """Drawn images, with the settings and the record of each step.
-
-    Attributes
-    ----------
-    images : Tensor, shape (n, C, H, W), float32
-        In [-1, 1], up to rounding; a posterior mean is an average of training pixels.
-    x_T : Tensor, shape (n, C, H, W), float32
-        The noise at the start.
-    steps : list of dict
-        For each step of each batch: `first` (number of the batch's first image), `t`, `k`, `seconds`,
-        `patches_evaluated`, `codes_scanned`, `exact_pixels`, the averages of `captured_mass` and `ess` over
-        pixels, and the root mean square of `stderr`. None stands for a value that the denoiser does not have.
-    settings : dict
-        Arguments of `sample` and settings of the denoiser.
-    """
-
-    images: Tensor
-    x_T: Tensor  # noqa: N815  (the field's name for it)
-    steps: list[dict[str, Any]] = field(repr=False)
-    settings: dict[str, Any]
-
-
-def sample(
-    denoiser: Denoiser,
-    n: int | None = None,
-    steps: int = 20,
-    sampler: str = "ddim",
-    seed: int = 0,
-    x_T: Tensor | np.ndarray | None = None,
-    callback: Callback | None = None,
-    *,
-    label: int | None = None,
-    batch_size: int = 16,
-    first: int = 0,
-    progress: Progress | None = None,
-) -> SampleResult:
-    """Draw images with a denoiser.
-
-    Parameters
-    ----------
-    denoiser : Denoiser
-        A score machine, another analytic denoiser, or a network.
-    n : int, optional
-        Number of images; by default that of `x_T`, or 1.
-    steps : int
-        Steps of the time grid, at least 2.
-    sampler : str
-        One of `SAMPLERS`.
-    seed : int
-        Seed of the noise and of the estimator. Equal seeds give equal images for any batch size and number
-        of threads, up to the rounding of float32 sums (about 1e-4 of the range after 19 steps).
-    x_T : Tensor or array, shape (n, C, H, W), optional
-        Noise to start from, in place of the seed's.
-    callback : callable, optional
-        Called after each step of each batch with a dict: `i`, `t`, `x`, `score`, `estimate`, `first` (number
-        of the batch's first image).
-    label : int, optional
-        In place of the denoiser's own label.
-    batch_size : int
-        Images per batch.
-    first : int
-        Number of the first image; the estimator's random draws depend on it. For a part of a larger set.
-    progress : Progress, optional
-        Called as `progress(stage, done, total)`.
-
-    Returns
-    -------
-    SampleResult
+        The images, at the last time of the grid.
 
     Raises
     ------
     InputError
-        When a setting is unknown or out of range, `x_T` does not fit, or the images take more memory than
-        the process may use.
-    PatchIndexError
-        When an image is not finite, or the denoiser's trajectory diverges.
+        When `steps` makes no sense, or eta is outside [0, 1].
 
     Examples
     --------
-    >>> from patchindex.denoisers import ScoreMachine
-    >>> images = np.random.default_rng(0).integers(0, 256, (1, 8, 8), np.uint8)
-    >>> m = ScoreMachine(images, machine="IS")  # one training image: it draws that image
-    >>> r = sample(m, n=2)
-    >>> bool((r.images[0, 0] - torch.from_numpy(images[0] / 127.5 - 1)).abs().max() < 1e-3)
-    True
+    All data are 0, and the score is `-x / beta`:
+
+    >>> from patchindex.schedules import cosine
+    >>> float(ddim(lambda x, t: -x / cosine(t), torch.ones(1, 1, 2, 2), 20, cosine).abs().max())
+    0.0
     """
-    if not isinstance(sampler, str) or sampler not in SAMPLERS:
-        raise InputError(
-            f"unknown sampler {sampler!r}", parameter="sampler", remedy=f"use {', '.join(SAMPLERS)}"
-        )
-    check_least(steps=(steps, 2), batch_size=(batch_size, 1), first=(first, 0), seed=(seed, 0))
-    noise = starting_noise(denoiser, n, seed, x_T)
-    progress = as_progress(progress)
-    denoiser.prepare(label, progress)
-    drawing = _Drawing(denoiser, SAMPLERS[sampler], steps, label, seed, callback)
-    images, records = [], []
-    for start in range(0, len(noise), batch_size):
-        batch = noise[start : start + batch_size]
-        done, end = start / len(noise), (start + len(batch)) / len(noise)
-        drawn, taken = drawing.batch(batch, first + start, part_of(progress, "sampling", done, end))
-        images.append(drawn)
-        records += taken
-    settings = {
-        "n": len(noise),
-        "steps": steps,
-        "sampler": sampler,
-        "seed": seed,
-        "x_T": "given" if x_T is not None else "drawn",
-        "label": denoiser.label if label is None else label,
-        "batch_size": batch_size,
-        **denoiser.settings,
-    }
-    return SampleResult(torch.cat(images), noise, records, settings)
+    if not 0 <= eta <= 1:
+        raise InputError(f"must lie in [0, 1], got {eta}", parameter="eta", remedy="0 draws no noise")
+    for step in _steps(steps, noise):
+        score = model(x, step.t)
+        s2 = eta**2 * step.beta_next / step.beta * (1 - step.r**-2)
+        to = (step.beta_next - s2) ** 0.5
+        x = step.r * x - (to - step.r * step.beta**0.5) * step.beta**0.5 * score
+        if s2 > 0:
+            x = x + s2**0.5 * (torch.randn_like(x) if draw is None else draw(x, step.i))
+        step.report(callback, x, score)
+    return x
+
+
+def ddpm(
+    model: Model,
+    x: Tensor,
+    steps: Steps,
+    noise: NoiseSchedule,
+    callback: Callback | None = None,
+    *,
+    draw: Draw | None = None,
+) -> Tensor:
+    """Integrate by the ancestral sampler of DDPM (Ho, Jain & Abbeel, arXiv 2006.11239).
+
+    A step draws x' from `q(x' | x, x_0 = mu)`, whose variance is `beta' / beta (1 - (a / a')^2)`: DDIM with
+    `eta = 1`. Parameters are those of `ddim`.
+    """
+    return ddim(model, x, steps, noise, callback, eta=1.0, draw=draw)
+
+
+def euler(
+    model: Model, x: Tensor, steps: Steps, noise: NoiseSchedule, callback: Callback | None = None
+) -> Tensor:
+    """Integrate the probability-flow ODE by Euler steps in sigma = sqrt(beta) / a.
+
+    The ODE is `d(x / a) / d sigma = eps` (Karras et al., arXiv 2206.00364, equation 1). An Euler step of it
+    is a deterministic DDIM step, so both samplers give the same images. Parameters are those of `ddim`.
+    """
+    return ddim(model, x, steps, noise, callback)
+
+
+def heun(
+    model: Model, x: Tensor, steps: Steps, noise: NoiseSchedule, callback: Callback | None = None
+) -> Tensor:
+    """Integrate the probability-flow ODE by Heun's method (Karras et al., arXiv 2206.00364, algorithm 1).
+
+    A step averages eps at x and at the end of an Euler step, so that it calls the model twice; a step to
+    beta = 0 is an Euler step. The error falls with the square of the number of steps. Parameters are those of
+    `ddim`; the callback gets the first score of a step.
+    """
+    for step in _steps(steps, noise):
+        score = model(x, step.t)
+        eps = -(step.beta**0.5) * score
+        if step.beta_next > 0:
+            ahead = model(step.along(x, eps), step.t_next)
+            eps = (eps - step.beta_next**0.5 * ahead) / 2
+        x = step.along(x, eps)
+        step.report(callback, x, score)
+    return x
 
 
 @dataclass(frozen=True)
-class _Drawing:
-    """The settings that all batches share."""
+class _Step:
+    """A step of a grid, from t to t_next."""
 
-    denoiser: Denoiser
-    sampler: Callable[..., Tensor]
-    steps: int
-    label: int | None
-    seed: int
-    callback: Callback | None
+    i: int
+    t: float
+    t_next: float
+    beta: float
+    beta_next: float
 
-    def batch(self, noise: Tensor, first: int, progress: Progress) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Draw one batch; return its images and the record of each step."""
-        denoiser, steps = self.denoiser, self.steps - 1
-        records: list[dict[str, Any]] = []
-        estimates: list[Estimate] = []
-        cache: TrajectoryCache = {}
+    @property
+    def r(self) -> float:
+        """The ratio of the image's share after and before the step."""
+        return ((1 - self.beta_next) / (1 - self.beta)) ** 0.5
 
-        def model(x: Tensor, t: float) -> Tensor:
-            start, done = time.perf_counter(), len(records)
-            denoiser.check_course(x, t, done + 1)
-            estimate = denoiser.posterior_mean(
-                x,
-                t,
-                label=self.label,
-                seed=self.seed,
-                image_ids=range(first, first + len(x)),
-                progress=part_of(progress, "sampling", done / steps, (done + 1) / steps),
-                cache=cache,
-            )
-            estimates[:] = [estimate]
-            records.append(
-                {
-                    "first": first,
-                    "t": t,
-                    "k": denoiser.scale_at(t),
-                    "seconds": round(time.perf_counter() - start, 4),
-                    "patches_evaluated": estimate.patches_evaluated,
-                    "codes_scanned": estimate.codes_scanned,
-                    "captured_mass": _rounded(estimate.captured_mass.double().mean(), 6),
-                    "ess": _rounded(estimate.ess.double().mean(), 3),
-                    "stderr": _rounded(estimate.stderr.double().square().mean().sqrt(), 6),
-                    "exact_pixels": estimate.exact_pixels,
-                }
-            )
-            return denoiser.score_of(estimate.mean, x, t)
+    def along(self, x: Tensor, eps: Tensor) -> Tensor:
+        """Return x moved along eps."""
+        return self.r * x + (self.beta_next**0.5 - self.r * self.beta**0.5) * eps
 
-        def report(step: dict[str, Any]) -> None:
-            if self.callback is not None:
-                self.callback({**step, "estimate": estimates[0], "first": first})
-
-        with plain_state():
-            images = self.sampler(model, noise, self.steps, denoiser.noise, report)
-        if not bool(torch.isfinite(images).all()):
-            raise PatchIndexError("an image is not finite", where="sample", remedy="check the sampler")
-        denoiser.check_course(images, 0.0, len(records) + 1)
-        return images, records
+    def report(self, callback: Callback | None, x: Tensor, score: Tensor) -> None:
+        if callback is not None:
+            callback({"i": self.i, "t": self.t, "t_next": self.t_next, "x": x, "score": score})
 
 
-def _rounded(average: Tensor, digits: int) -> float | None:
-    """Return an average over pixels; None instead of NaN, which JSON does not have."""
-    value = float(average)
-    return None if math.isnan(value) else round(value, digits)
+def _steps(steps: Steps, noise: NoiseSchedule) -> Iterator[_Step]:
+    times = time_grid(steps, noise)
+    for number, (t, t_next) in enumerate(pairwise(times)):
+        yield _Step(len(times) - 1 - number, t, t_next, noise(t), noise(t_next))
 
 
-def starting_noise(denoiser: Denoiser, n: int | None, seed: int, x_T: Tensor | np.ndarray | None) -> Tensor:
-    """Return the noise that `sample` starts from, on the denoiser's device: `x_T`, or the seed's."""
-    check_least(n=(1 if n is None else n, 1), seed=(seed, 0))
-    if x_T is None:
-        return draw_noise(seed, 1 if n is None else n, denoiser.shape).to(denoiser.device)
-    noise = denoiser.check_x(x_T if isinstance(x_T, Tensor) else _as_tensor(x_T), "x_T")
-    if n is not None and n != len(noise):
-        raise InputError(f"is {n}, but x_T has {len(noise)} images", parameter="n", remedy="leave n out")
-    return noise
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler that `sample` knows by name.
+
+    Attributes
+    ----------
+    function : callable
+        `function(model, x, times, noise, callback)`, as `ddim`.
+    evaluations : int
+        Calls of the model per step, at most; progress depends on it.
+    random : bool
+        True for a function with the keyword `draw`, which draws noise in its steps.
+    """
+
+    function: Callable[..., Tensor]
+    evaluations: int = 1
+    random: bool = False
 
 
-def _as_tensor(x_T: Any) -> Tensor:
-    """Return an array of floats, of any byte order, strides and width, as a tensor."""
-    try:
-        array = np.asarray(x_T)
-    except ValueError:  # lists of different lengths
-        array = np.empty(0, object)
-    if array.dtype.kind != "f":
-        raise InputError(
-            f"is no array of floats: {type(x_T).__name__}", parameter="x_T", remedy="give floats"
-        )
-    return torch.from_numpy(np.ascontiguousarray(array, np.float64 if array.itemsize > 4 else np.float32))
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": Sampler(ddim),
+    "ddpm": Sampler(ddpm, random=True),
+    "euler": Sampler(euler),
+    "heun": Sampler(heun, evaluations=2),
+}

@@ -7,7 +7,17 @@ from patchindex.schedules.locality import (
     Provenance,
     noise_levels,
 )
-from patchindex.schedules.noise import NOISE_SCHEDULES, NoiseSchedule, cosine, linear, noise_schedule
+from patchindex.schedules.noise import (
+    NOISE_SCHEDULES,
+    NoiseSchedule,
+    cosine,
+    edm,
+    flow,
+    linear,
+    noise_schedule,
+    squaredcos,
+    time_of,
+)
 
 __all__ = [
     "LOCALITY_PRESETS",
@@ -17,7 +27,11 @@ __all__ = [
     "NoiseSchedule",
     "Provenance",
     "cosine",
+    "edm",
+    "flow",
     "linear",
     "noise_levels",
     "noise_schedule",
+    "squaredcos",
+    "time_of",
 ]

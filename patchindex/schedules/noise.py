@@ -12,7 +12,17 @@ from numbers import Real
 
 from patchindex.errors import InputError
 
-__all__ = ["NOISE_SCHEDULES", "NoiseSchedule", "cosine", "linear", "noise_schedule"]
+__all__ = [
+    "NOISE_SCHEDULES",
+    "NoiseSchedule",
+    "cosine",
+    "edm",
+    "flow",
+    "linear",
+    "noise_schedule",
+    "squaredcos",
+    "time_of",
+]
 
 NoiseSchedule = Callable[[float], float]
 
@@ -20,6 +30,8 @@ NoiseSchedule = Callable[[float], float]
 DDPM_STEPS = 1000
 _VARIANCES = [1e-4 + (0.02 - 1e-4) * i / (DDPM_STEPS - 1) for i in range(DDPM_STEPS)]
 _LOG_ABAR = list(accumulate((math.log1p(-b) for b in _VARIANCES), initial=0.0))
+OFFSET = 0.008  # of the schedule of Nichol & Dhariwal
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7  # of EDM
 
 
 def cosine(t: float) -> float:
@@ -45,8 +57,67 @@ def linear(t: float) -> float:
     return -math.expm1(_LOG_ABAR[i] + (place - i) * (_LOG_ABAR[i + 1] - _LOG_ABAR[i]))
 
 
+def squaredcos(t: float) -> float:
+    """Return beta(t) of the cosine schedule of Nichol & Dhariwal (arXiv 2102.09672).
+
+        1 - beta(t) = f(t) / f(0),    f(t) = cos((t + 0.008) / 1.008 * pi / 2)^2
+
+    `squaredcos_cap_v2` of diffusers is this schedule at the times 1 / n, 2 / n, ..., but for a bound on its
+    last steps.
+
+    Examples
+    --------
+    >>> round(squaredcos(0.5), 4), squaredcos(0.0)
+    (0.5062, 0.0)
+    """
+    first, angle = (each / (1 + OFFSET) * math.pi / 2 for each in (OFFSET, t + OFFSET))
+    # cos(u)^2 - cos(v)^2 = sin(v - u) sin(v + u): exact for a small t, where the difference is not.
+    return min(math.sin(angle - first) * math.sin(angle + first) / math.cos(first) ** 2, 1.0)
+
+
+def flow(t: float) -> float:
+    """Return beta(t) of a rectified flow (Liu, Gong & Liu, arXiv 2209.03003).
+
+    A flow has `z = (1 - t) x_0 + t eps`. Divided by `sqrt((1 - t)^2 + t^2)`, z is an x_t with
+
+        beta(t) = t^2 / ((1 - t)^2 + t^2)
+
+    Examples
+    --------
+    >>> flow(0.5), flow(0.25)
+    (0.5, 0.1)
+    """
+    return t**2 / ((1 - t) ** 2 + t**2)
+
+
+def edm(t: float) -> float:
+    """Return beta(t) of the noise levels of EDM (Karras et al., arXiv 2206.00364, equation 5).
+
+        sigma(t) = (0.002^(1/7) + t (80^(1/7) - 0.002^(1/7)))^7,    beta = sigma^2 / (1 + sigma^2)
+
+    and 0 at t = 0. EDM's `y = x_0 + sigma eps` divided by `sqrt(1 + sigma^2)` is an x_t.
+
+    Examples
+    --------
+    >>> beta = edm(0.999999)
+    >>> round((beta / (1 - beta)) ** 0.5, 2)
+    80.0
+    """
+    if t <= 0:
+        return 0.0
+    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
+    variance = (low + t * (high - low)) ** (2 * RHO)
+    return variance / (1 + variance)
+
+
 # A noise schedule that is added here has a name in all functions that take one.
-NOISE_SCHEDULES: dict[str, NoiseSchedule] = {"cosine": cosine, "linear": linear}
+NOISE_SCHEDULES: dict[str, NoiseSchedule] = {
+    "cosine": cosine,
+    "squaredcos": squaredcos,
+    "linear": linear,
+    "flow": flow,
+    "edm": edm,
+}
 
 
 def noise_schedule(noise: str | NoiseSchedule) -> NoiseSchedule:
@@ -68,6 +139,38 @@ def noise_schedule(noise: str | NoiseSchedule) -> NoiseSchedule:
     return NOISE_SCHEDULES[noise]
 
 
+def time_of(noise: NoiseSchedule, beta: float) -> float:
+    """Return the time t in (0, 1) whose noise variance is nearest to `beta`, by bisection.
+
+    Raises
+    ------
+    InputError
+        When beta is outside (0, 1), or more than all noise variances of the schedule.
+
+    Examples
+    --------
+    >>> round(time_of(linear, linear(0.37)), 9)
+    0.37
+    """
+    low, high = LEAST_TIME, 1 - LEAST_TIME
+    if not 0 < beta < 1 or beta > noise(high) * (1 + ROUNDING):
+        name = getattr(noise, "__name__", "this")
+        raise InputError(
+            f"the {name} schedule has no noise variance {beta:.8g}; its largest is {noise(high):.8g}",
+            parameter="noise",
+            remedy="use less noise, or another noise schedule, such as 'edm'",
+        )
+    if beta <= noise(low):
+        return low
+    while high - low > LEAST_TIME * low:  # times near 0 have variances that differ by far more than times do
+        middle = math.sqrt(low * high) if low < 0.25 * high else (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if noise(middle) < beta else (low, middle)
+    return min((low, high), key=lambda t: abs(noise(t) - beta))
+
+
+LEAST_TIME, ROUNDING = 1e-13, 1e-9
 CHECKED_TIMES = [i / 200 for i in range(200)]  # the sampler starts below t = 1 and ends at t = 0
 
 

@@ -17,7 +17,7 @@ from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.networks.network import Network
 from patchindex.runtime import Progress, resolve_device
-from patchindex.sampling.samplers import ddim, draw_noise
+from patchindex.sampling import ddim, draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COSINE, MSE

@@ -16,7 +16,7 @@ from patchindex.errors import InputError
 from patchindex.estimators.base import COSTS
 from patchindex.exact import load_kernel
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
-from patchindex.sampling.samplers import sample, starting_noise
+from patchindex.sampling import sample, starting_noise
 from patchindex.study.metrics import accuracy, pearson_r, r2, rmse, root_mean_square
 from patchindex.study.table import COLUMNS, PLACE, Study
 

@@ -20,7 +20,7 @@ from patchindex.errors import InputError
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import as_tensor, to_unit
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
-from patchindex.sampling.samplers import sample, starting_noise
+from patchindex.sampling import sample, starting_noise
 from patchindex.study.files import write_csv, write_json
 from patchindex.study.limb_plots import plot_counts, plot_examples
 

@@ -17,7 +17,7 @@ from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
-from patchindex.sampling.samplers import draw_noise
+from patchindex.sampling import draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.study.contributions import some_pixels
 from patchindex.study.files import write_csv, write_json

@@ -20,7 +20,7 @@ from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.images.npz import read_arrays
 from patchindex.index import PatchIndex, open_index
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
-from patchindex.sampling.samplers import draw_noise
+from patchindex.sampling import draw_noise
 from patchindex.study.contributions import contributions, some_pixels
 from patchindex.study.distances import Nearest, nearest_images, shifts_within
 from patchindex.study.originality_results import Originality

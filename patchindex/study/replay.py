@@ -14,7 +14,7 @@ from torch import Tensor
 from patchindex.denoisers import Denoiser
 from patchindex.exact import TrajectoryCache
 from patchindex.runtime import Progress, no_progress, part_of
-from patchindex.sampling.samplers import ddim, draw_noise
+from patchindex.sampling import ddim, draw_noise
 from patchindex.study.noised import MEASURES, Noised, fresh_noise
 from patchindex.study.parts import Layout, Parts
 

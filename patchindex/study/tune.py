@@ -24,7 +24,7 @@ from patchindex.index import PatchIndex, open_index
 from patchindex.index.layout import scale_group
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.runtime import threads as use_threads
-from patchindex.sampling.samplers import sample
+from patchindex.sampling import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.store.checksums import CURVE
 from patchindex.study.measure import DEFAULT_SETTINGS, TuneSettings, measure_curve

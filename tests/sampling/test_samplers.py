@@ -1,46 +1,13 @@
-"""Sampling: the steps of DDIM, one noise an image, and the same images however they are batched."""
+"""Samplers: each follows the flow of data whose score is known, at the order of its method."""
 
 from __future__ import annotations
 
-import brute
-import numpy as np
 import pytest
 import torch
 
-import patchindex as pi
-from patchindex.errors import InputError, PatchIndexError
-from patchindex.networks import wrap
-from patchindex.sampling.samplers import SAMPLERS, ddim, draw_noise
+from patchindex.errors import InputError
+from patchindex.sampling import SAMPLERS, ddim, ddpm, euler, heun, time_grid
 from patchindex.schedules import cosine
-
-# 19 steps of float32, each dividing a rounding by beta, which is small at the end; images are 2 wide.
-TRAJECTORY = 1e-3
-
-
-@pytest.fixture(scope="module")
-def images(real_images):
-    return real_images(12, 10, classes=(2, 5, 8))
-
-
-@pytest.fixture(scope="module")
-def machine(images):
-    return pi.ScoreMachine(*images, locality=[3, 3, 5, 7])
-
-
-def test_noise_of_an_image_depends_on_seed_and_number_only():
-    a = draw_noise(3, 4, (3, 8, 8))
-    assert a.dtype == torch.float32
-    assert torch.equal(a, draw_noise(3, 6, (3, 8, 8))[:4])
-    assert not torch.equal(a, draw_noise(4, 4, (3, 8, 8)))
-    assert not torch.equal(a[0], a[1])
-
-
-def test_noise_is_standard_normal():
-    z = draw_noise(0, 10, (1, 100, 100)).double()
-    # 1e5 draws: the mean is known to 0.0032, the standard deviation to 0.0022; four of these each.
-    assert abs(z.mean()) < 0.013
-    assert abs(z.std() - 1) < 0.009
-    assert float((z.abs() > 1.96).double().mean()) == pytest.approx(0.05, abs=0.003)
 
 
 def test_ddim_goes_to_the_point_that_all_data_are_at():
@@ -96,198 +63,102 @@ def test_ddim_takes_the_steps_of_the_grid():
     assert steps == [(i, i / 20) for i in range(19, 0, -1)]
 
 
-@pytest.mark.parametrize("name", ["IS", "LS"])
-def test_one_training_image_is_what_is_drawn(images, name):
-    r = pi.sample(pi.ScoreMachine(images[0][:1], machine=name, locality=5), n=2)
-    expected = torch.from_numpy(images[0][:1].transpose(0, 3, 1, 2) / 127.5 - 1).float()
-    torch.testing.assert_close(r.images, expected.expand(2, -1, -1, -1), rtol=0, atol=TRAJECTORY)
+S = 0.5  # standard deviation of Gaussian data
 
 
-def test_sampling_by_hand(images):
-    """The whole trajectory in float64 from brute-force posterior means."""
-    pixels, steps = images[0][:5], 6
-    m = pi.ScoreMachine(pixels, machine="bbELS", locality=3)
-    r = pi.sample(m, n=1, steps=steps, seed=1)
-    x = r.x_T[0].double().numpy()
-    for i in range(steps - 1, 0, -1):
-        beta, following = brute.beta_of(i / steps), brute.beta_of((i - 1) / steps)
-        mean = brute.posterior_mean(pixels, x, beta, "bbELS", 3).mean
-        eps = (x - (1 - beta) ** 0.5 * mean) / beta**0.5
-        x = (1 - following) ** 0.5 * mean + following**0.5 * eps
-    np.testing.assert_allclose(r.images[0], x, rtol=0, atol=TRAJECTORY)
+def gaussian(x, t):
+    """Return the score of Gaussian data at time t."""
+    beta = cosine(t)
+    return -x / ((1 - beta) * S**2 + beta)
 
 
-@pytest.fixture(scope="module")
-def five(machine):
-    return pi.sample(machine, n=5, steps=5, seed=4)
+def flow_of_gaussian(start, first, last=0.0):
+    """Return the end of the probability flow of Gaussian data, which scales x by its standard deviation."""
+    spread = [((1 - cosine(t)) * S**2 + cosine(t)) ** 0.5 for t in (first, last)]
+    return start * spread[1] / spread[0]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_equal_seeds_give_equal_images_in_any_batches(machine, five, batch_size):
-    r = pi.sample(machine, n=5, steps=5, seed=4, batch_size=batch_size)
-    assert torch.equal(r.x_T, five.x_T)
-    torch.testing.assert_close(r.images, five.images, rtol=0, atol=TRAJECTORY)
+def errors(sampler, numbers, spacing):
+    """Return the largest relative error of the flow of Gaussian data, per number of steps."""
+    start = torch.linspace(-2, 2, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
+    found = []
+    for steps in numbers:
+        times = time_grid(steps, cosine, spacing)
+        end = sampler(gaussian, start, times, cosine)
+        found.append(float((end / flow_of_gaussian(start, times[0]) - 1).abs().max()))
+    return found
 
 
-def test_other_seeds_give_other_images(machine, five):
-    other = pi.sample(machine, n=5, steps=5, seed=5)
-    assert ((other.images - five.images).abs().amax((1, 2, 3)) > 0.1).all()
+@pytest.mark.parametrize("spacing", ["karras", "log-snr"])
+def test_heun_is_of_second_order_and_euler_of_first(spacing):
+    coarse, fine = errors(heun, (40, 160), spacing)
+    assert fine < coarse / 12  # 16 for the second order, in the limit
+    assert fine < 1e-3
+    coarse, fine = errors(euler, (20, 80), spacing)
+    assert coarse / 5.5 < fine < coarse / 3  # 4 for the first order
 
 
-def test_one_or_as_many_as_in_the_noise(machine):
-    assert pi.sample(machine, steps=2).images.shape == (1, 1, 10, 10)
-    noise = draw_noise(0, 3, machine.shape)
-    r = pi.sample(machine, x_T=noise, steps=3)
-    assert r.images.shape == (3, 1, 10, 10)
-    assert torch.equal(r.x_T, noise)
-    as_array = pi.sample(machine, n=3, x_T=noise.numpy(), steps=3)
-    torch.testing.assert_close(as_array.images, r.images, rtol=0, atol=TRAJECTORY)
-    # The seed's own noise, given.
-    torch.testing.assert_close(
-        pi.sample(machine, n=3, seed=0, steps=3).images, r.images, rtol=0, atol=TRAJECTORY
-    )
-    assert r.settings["x_T"] == "given"
-    assert torch.equal(noise, draw_noise(0, 3, machine.shape))  # left alone
+def test_euler_takes_the_steps_of_ddim():
+    start = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for spacing in ("uniform", "karras"):
+        times = time_grid(9, cosine, spacing)
+        assert torch.equal(euler(gaussian, start, times, cosine), ddim(gaussian, start, times, cosine))
 
 
-def test_images_are_within_the_range_of_the_training_images(machine):
-    r = pi.sample(machine, n=4)
-    assert r.images.dtype == torch.float32
-    assert r.images.abs().max() <= 1 + TRAJECTORY
+def test_ddpm_draws_data_of_the_right_variance():
+    """Ancestral sampling of Gaussian data; the steps are small, so that the posterior is nearly Gaussian."""
+    start = torch.randn(1, 1, 200, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(x, i):
+        return torch.randn(x.shape, dtype=x.dtype, generator=generator)
+
+    end = ddpm(gaussian, start, 400, cosine, draw=draw)
+    # 40 000 draws: the standard deviation is known to 0.35 per cent. Three of these, and 1 per cent for the
+    # steps.
+    assert float(end.std()) == pytest.approx(S, rel=0.02)
+    # The noise of the steps, and not the start, makes the image.
+    assert abs(float(torch.corrcoef(torch.stack([end.flatten(), start.flatten()]))[0, 1])) < 0.1
 
 
-def test_the_callback_gets_every_step_of_every_batch(machine):
-    steps = []
-    r = pi.sample(machine, n=3, steps=4, batch_size=2, callback=steps.append)
-    assert [(step["first"], step["i"]) for step in steps] == [(0, 3), (0, 2), (0, 1), (2, 3), (2, 2), (2, 1)]
-    for step in steps:
-        n = 2 if step["first"] == 0 else 1
-        assert set(step) == {"i", "t", "x", "score", "estimate", "first"}
-        assert step["t"] == step["i"] / 4
-        assert step["x"].shape == step["score"].shape == step["estimate"].mean.shape == (n, 1, 10, 10)
-    assert torch.equal(torch.cat([steps[2]["x"], steps[5]["x"]]), r.images)
-    # The estimate is the one that the score was made of.
-    before = steps[0]["x"]
-    torch.testing.assert_close(
-        steps[1]["score"],
-        machine.score_of(steps[1]["estimate"].mean, before, steps[1]["t"]),
-        rtol=0,
-        atol=1e-6,
-    )
+def test_a_step_of_ddpm_draws_from_the_posterior_of_the_step():
+    """With one data point v the posterior of x' is N(a' v + (a / a') beta' / beta (x - a v), variance)."""
+    v, t, t_next = 0.3, 0.7, 0.4
+    beta, following = cosine(t), cosine(t_next)
+    x = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64)
 
+    def score(x, t):
+        return ((1 - cosine(t)) ** 0.5 * v - x) / cosine(t)
 
-def test_what_the_result_says(machine):
-    r = pi.sample(machine, n=3, steps=4, batch_size=2, seed=7)
-    assert len(r.steps) == 6
-    assert [step["t"] for step in r.steps] == [3 / 4, 2 / 4, 1 / 4] * 2
-    assert [step["k"] for step in r.steps] == [7, 5, 3] * 2
-    assert all(step["captured_mass"] == 1 and step["codes_scanned"] == 0 for step in r.steps)
-    # 12 images; windows inside of 10 x 10.
-    assert [step["patches_evaluated"] for step in r.steps[:3]] == [
-        2 * 100 * 12 * (11 - k) ** 2 for k in (7, 5, 3)
+    shares = [
+        float(ddim(score, x, [t, t_next], cosine, eta=1.0, draw=lambda x, i, z=z: torch.full_like(x, z)))
+        for z in (0.0, 1.0)
     ]
-    expected = {"n": 3, "steps": 4, "sampler": "ddim", "seed": 7, "batch_size": 2, "label": None}
-    assert (expected | {"machine": "ELS"}).items() <= r.settings.items()
+    kept = (1 - beta) / (1 - following)  # the share of x' in x
+    # q(x' | x, x_0) of DDPM, equation 7.
+    mean = (1 - following) ** 0.5 * (1 - kept) / beta * v + kept**0.5 * following / beta * 0.9
+    assert shares[0] == pytest.approx(mean, abs=1e-12)
+    assert shares[1] - shares[0] == pytest.approx((following / beta * (1 - kept)) ** 0.5, abs=1e-12)
 
 
-def test_labels(images, machine):
-    pixels, labels = images
-    r = pi.sample(machine, n=2, steps=5, label=5)
-    subset = pi.ScoreMachine(pixels[labels == 5], locality=machine.locality)
-    torch.testing.assert_close(r.images, pi.sample(subset, n=2, steps=5).images, rtol=0, atol=TRAJECTORY)
-    own = pi.ScoreMachine(pixels, labels, locality=machine.locality, label=5)
-    by_machine = pi.sample(own, n=2, steps=5)
-    torch.testing.assert_close(by_machine.images, r.images, rtol=0, atol=TRAJECTORY)
-    assert pi.sample(own, n=1, steps=2).settings["label"] == 5
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_reports_every_step_and_calls_the_model_as_often_as_it_says(name):
+    sampler, calls, steps = SAMPLERS[name], [], []
+
+    def model(x, t):
+        calls.append(t)
+        return gaussian(x, t)
+
+    sampler.function(model, torch.ones(1, 1, 2, 2), 6, cosine, steps.append)
+    assert [(step["i"], step["t"], step["t_next"]) for step in steps] == [
+        (i, i / 6, (i - 1) / 6) for i in range(5, 0, -1)
+    ]
+    # A step to the data is an Euler step.
+    assert len(calls) == sampler.evaluations * 5 - (sampler.evaluations - 1)
+    assert torch.equal(steps[0]["score"], gaussian(torch.ones(1, 1, 2, 2), 5 / 6))
 
 
-def test_progress_grows_to_one(images):
-    shares = []
-    m = pi.ScoreMachine(*images, locality=[3, 3, 5, 7], memory=20_000)
-    pi.sample(m, n=5, steps=4, batch_size=2, progress=lambda _, done, total: shares.append(done / total))
-    assert len(shares) > 9  # 3 batches of 3 steps, and more than one tile in a step
-    assert shares == sorted(shares)
-    assert shares[0] > 0
-    assert shares[-1] == pytest.approx(1, abs=1e-12)
-
-
-@pytest.mark.parametrize("estimator", ["exact", "topk"])
-def test_sampling_from_a_store(images, tmp_path, estimator):
-    store = pi.build_index(images[0], tmp_path / "s.zarr", locality=[3, 3, 5, 7])
-    options = {"candidates": 10**6, "probes": 10**6} if estimator == "topk" else {}
-    r = pi.sample(pi.ScoreMachine(store, estimator=estimator, **options), n=2, steps=5)
-    raw = pi.sample(pi.ScoreMachine(images[0], locality=[3, 3, 5, 7]), n=2, steps=5)
-    torch.testing.assert_close(r.images, raw.images, rtol=0, atol=TRAJECTORY)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"n": 0}, "n: must be at least 1, got 0"),
-        ({"n": 10**9}, "n: 1000000000 images take 745 GiB, and this process may use .*; draw fewer"),
-        ({"n": 1.5}, "n: must be a whole number, got 1.5"),
-        ({"n": "3"}, "n: must be a whole number, got '3'"),
-        ({"n": True}, "n: must be a whole number, got True"),
-        ({"steps": 2.5}, "steps: must be a whole number, got 2.5"),
-        ({"seed": None}, "seed: must be a whole number, got None"),
-        ({"seed": 0.5}, "seed: must be a whole number, got 0.5"),
-        ({"batch_size": 2.5}, "batch_size: must be a whole number, got 2.5"),
-        ({"first": "a"}, "first: must be a whole number, got 'a'"),
-        ({"sampler": []}, r"sampler: unknown sampler \[\]"),
-        ({"steps": 1}, "steps: must be at least 2, got 1"),
-        ({"seed": -1}, "seed: must be at least 0, got -1"),
-        ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
-        ({"sampler": "euler"}, "unknown sampler 'euler'; use ddim"),
-        ({"label": 3}, "label: no image has label 3"),
-        (
-            {"x_T": torch.zeros(1, 10, 10)},
-            r"x_T: must be a tensor of shape \(B, 1, 10, 10\), got \(1, 10, 10\)",
-        ),
-        ({"x_T": torch.zeros(0, 1, 10, 10)}, "x_T: must be a tensor of shape"),
-        ({"x_T": torch.zeros(2, 1, 10, 10), "n": 3}, "n: is 3, but x_T has 2 images; leave n out"),
-        ({"x_T": torch.full((2, 1, 10, 10), torch.nan)}, "x_T: must be finite floats"),
-        ({"x_T": torch.zeros(2, 1, 10, 10, dtype=torch.int32)}, "x_T: must be finite floats"),
-        ({"x_T": torch.zeros(2, 1, 10, 10, dtype=torch.complex64)}, "x_T: must be finite floats"),
-        ({"x_T": torch.zeros(2, 1, 10, 10).to_sparse()}, "x_T: must be finite floats in a dense tensor"),
-        ({"x_T": np.zeros((2, 1, 10, 10), int)}, "x_T: is no array of floats: ndarray"),
-        ({"x_T": [[1.0], [1.0, 2.0]]}, "x_T: is no array of floats: list"),
-        ({"x_T": "noise"}, "x_T: is no array of floats: str"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(machine, settings, words):
-    with pytest.raises(InputError, match=words):
-        pi.sample(machine, **settings)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda x: x.astype(">f4"),
-        lambda x: x[::-1].copy()[::-1],
-        lambda x: np.asfortranarray(x.astype(np.longdouble)),
-        lambda x: x.tolist(),
-        lambda x: torch.from_numpy(x).double().requires_grad_(),
-    ],
-    ids=["big-endian", "negative-stride", "long-double", "list", "tensor"],
-)
-def test_noise_of_any_layout_is_accepted(machine, change):
-    noise = draw_noise(0, 2, (1, 10, 10)).numpy()
-    expected = pi.sample(machine, steps=3, x_T=noise).images
-    torch.testing.assert_close(pi.sample(machine, steps=3, x_T=change(noise)).images, expected)
-
-
-def test_an_image_that_is_not_finite_is_refused(machine, monkeypatch):
-    monkeypatch.setitem(SAMPLERS, "broken", lambda model, x, *_: model(x, 0.5) * torch.inf)
-    with pytest.raises(PatchIndexError, match="an image is not finite; check the sampler"):
-        pi.sample(machine, steps=3, sampler="broken")
-
-
-@pytest.mark.parametrize(("explodes", "words"), [(0.625, "step 4, t = 0.5"), (0.125, "step 8, t = 0")])
-def test_a_trajectory_that_diverges_names_the_denoiser_and_the_step(explodes, words):
-    def diverges(x, t):
-        return torch.where(t[:, None, None, None] <= explodes, 1e6, 0.0) * torch.ones_like(x)
-
-    network = wrap(diverges, (1, 8, 8), predicts="x0", name="unstable")
-    with pytest.raises(PatchIndexError, match=f"network unstable: .* diverged: at {words}") as refused:
-        pi.sample(network, steps=8)
-    assert refused.value.exit_code == 1
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
+def test_eta_out_of_range_is_refused(eta):
+    with pytest.raises(InputError, match=r"eta: must lie in \[0, 1\]"):
+        ddim(gaussian, torch.ones(1, 1, 2, 2), 5, cosine, eta=eta)

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from patchindex.errors import InputError
-from patchindex.schedules import NOISE_SCHEDULES, LocalitySchedule, cosine, linear, noise_schedule
+from patchindex.networks.conversions import NoiseTable
+from patchindex.schedules import (
+    NOISE_SCHEDULES,
+    LocalitySchedule,
+    cosine,
+    edm,
+    flow,
+    linear,
+    noise_schedule,
+    squaredcos,
+    time_of,
+)
 
 
 def test_cosine_has_the_values_of_the_paper():
@@ -35,10 +46,54 @@ def test_linear_has_the_values_of_ddpm():
 
 @pytest.mark.parametrize("name", NOISE_SCHEDULES)
 def test_beta_ascends_from_zero_to_less_than_one(name):
-    values = [NOISE_SCHEDULES[name](t) for t in np.linspace(0, 1, 4001)]
+    values = [NOISE_SCHEDULES[name](t) for t in np.linspace(0, 1, 4000, endpoint=False)]
     assert (np.diff(values) > 0).all()
     assert values[0] == 0
     assert 0.99 < values[-1] < 1
+    assert noise_schedule(name) is noise_schedule(NOISE_SCHEDULES[name])
+    assert NOISE_SCHEDULES[name].__name__ == name  # settings have the name
+
+
+def test_squaredcos_is_the_schedule_of_nichol_and_dhariwal():
+    # betas_for_alpha_bar of their code: increments are cut at .999, which only the last one meets.
+    def f(t):
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    kept = np.cumprod([1 - min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999) for i in range(1000)])
+    found = [squaredcos((i + 1) / 1000) for i in range(999)]
+    np.testing.assert_allclose(found, 1 - kept[:-1], rtol=0, atol=1e-12)
+    assert squaredcos(1e-9) == pytest.approx(
+        1e-9 * math.pi / 1.008 * math.tan(math.pi * 0.004 / 1.008), rel=1e-6
+    )
+
+
+def test_flow_and_edm_are_the_noise_of_their_images():
+    for t in (0.001, 0.3, 0.97):
+        # z = (1 - t) x_0 + t eps, divided by its norm
+        norm = math.hypot(1 - t, t)
+        assert flow(t) == pytest.approx((t / norm) ** 2, rel=1e-14)
+        sigma = (0.002 ** (1 / 7) + t * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+        assert edm(t) == pytest.approx(sigma**2 / (1 + sigma**2), rel=1e-14)
+
+
+@pytest.mark.parametrize("name", NOISE_SCHEDULES)
+def test_the_time_of_a_noise_variance(name):
+    noise = NOISE_SCHEDULES[name]
+    for t in (1e-6, 1e-3, 0.02, 0.5, 0.99, 0.9999):
+        assert noise(time_of(noise, noise(t))) == pytest.approx(noise(t), rel=1e-11)
+    with pytest.raises(InputError, match="has no noise variance"):
+        time_of(noise, 1.0)
+    with pytest.raises(InputError, match="has no noise variance"):
+        time_of(noise, 0.0)
+
+
+def test_the_time_of_a_noise_variance_in_a_table_of_steps():
+    table = NoiseTable([0.1, 0.2, 0.5, 0.9])
+    for beta in (0.1, 0.2, 0.5, 0.9):
+        assert table(time_of(table, beta)) == beta
+    assert table(time_of(table, 0.45)) == 0.5
+    with pytest.raises(InputError, match=r"has no noise variance 0\.95; its largest is 0\.9; use less noise"):
+        time_of(table, 0.95)
 
 
 def test_noise_schedule_by_name_or_as_a_function():
@@ -49,7 +104,9 @@ def test_noise_schedule_by_name_or_as_a_function():
         return t
 
     assert noise_schedule(other) is other
-    with pytest.raises(InputError, match="noise: unknown noise schedule 'sine'; use cosine, linear"):
+    with pytest.raises(
+        InputError, match="noise: unknown noise schedule 'sine'; use cosine, edm, flow, linear, squaredcos"
+    ):
         noise_schedule("sine")
 
 

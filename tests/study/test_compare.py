@@ -12,7 +12,7 @@ import torch
 import patchindex as pi
 from patchindex.errors import InputError
 from patchindex.estimators import AutoPolicy
-from patchindex.sampling.samplers import draw_noise
+from patchindex.sampling import draw_noise
 from patchindex.study import compare
 from patchindex.study.table import COLUMNS
 

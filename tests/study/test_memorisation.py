@@ -34,7 +34,7 @@ def test_errors_are_those_of_the_machine(real_images):
     images = real_images(30, 14)[0]
     study = memorisation(images, (5,), (0.3,), machine="LS", n=1, pixels=10_000)
     machine = pi.ScoreMachine(images[1:], machine="LS", locality=5)
-    from patchindex.sampling.samplers import draw_noise
+    from patchindex.sampling import draw_noise
     from patchindex.study.contributions import some_pixels
     from patchindex.study.originality import read_images
 

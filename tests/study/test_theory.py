@@ -12,7 +12,7 @@ from stand_ins import OPTIONS, SIZE, Fragile
 
 import patchindex as pi
 from patchindex.errors import InputError
-from patchindex.sampling.samplers import draw_noise
+from patchindex.sampling import draw_noise
 from patchindex.study import TheoryOptions, theory
 from patchindex.study.theory_table import markdown, read_run, wide_rows
 

@@ -1,0 +1,116 @@
+"""Conditions of a sample: a noisy image to start from, and pixels that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchindex.denoisers import Denoiser
+from patchindex.errors import InputError
+from patchindex.sampling.draws import as_tensor
+
+__all__ = ["ImageStart", "KnownPixels"]
+
+
+@dataclass(frozen=True)
+class ImageStart:
+    """Images that are partly noised, and from which sampling starts (SDEdit, Meng et al., arXiv 2108.01073).
+
+    Attributes
+    ----------
+    images : Tensor or array, shape (n, C, H, W) or (1, C, H, W)
+        Clean images in [-1, 1]; one image stands for all n.
+    strength : float
+        In (0, 1]: sampling starts at the first time of the grid that is not above the strength. Much of an
+        image is kept for a small strength, nothing for 1.
+    """
+
+    images: Any
+    strength: float
+
+    def times(self, times: Sequence[float]) -> list[float]:
+        """Return the rest of a grid; refuse a strength that leaves no step."""
+        number = isinstance(self.strength, int | float) and not isinstance(self.strength, bool)
+        if not number or not 0 < self.strength <= 1:
+            raise InputError(
+                f"must lie in (0, 1], got {self.strength!r}", parameter="strength", remedy="use 0.6"
+            )
+        rest = [t for t in times if t <= self.strength]
+        if len(rest) < 2:
+            raise InputError(
+                f"no step starts at or below {self.strength}; the last one starts at {times[-2]:.3g}",
+                parameter="strength",
+                remedy="use a larger strength, or more steps",
+            )
+        return rest
+
+    def noised(self, denoiser: Denoiser, noise: Tensor, t: float) -> Tensor:
+        """Return `sqrt(1 - beta(t)) images + sqrt(beta(t)) noise`."""
+        clean, beta = clean_images(denoiser, self.images, len(noise), "start"), denoiser.noise(t)
+        return (1 - beta) ** 0.5 * clean + beta**0.5 * noise
+
+
+@dataclass(frozen=True)
+class KnownPixels:
+    """Pixels whose values are known (inpainting).
+
+    Before each evaluation, a known pixel gets its value noised to the time of the step, with the noise that
+    the sample started from. All other pixels are drawn. At the end a known pixel has its value.
+
+    Attributes
+    ----------
+    images : Tensor or array, shape (n, C, H, W) or (1, C, H, W)
+        In [-1, 1]; one image stands for all n. Only known pixels matter.
+    mask : Tensor or array of bool, shape (H, W) or (n, H, W)
+        True for a known pixel.
+    """
+
+    images: Any
+    mask: Any
+
+    def prepared(self, denoiser: Denoiser, n: int) -> KnownPixels:
+        """Return the same pixels as tensors (n, C, H, W) and (n, 1, H, W); refuse what does not fit."""
+        images = clean_images(denoiser, self.images, n, "known")
+        mask = torch.as_tensor(self.mask)
+        height, width = denoiser.shape[1:]
+        if mask.dtype != torch.bool or tuple(mask.shape) not in ((height, width), (n, height, width)):
+            raise InputError(
+                f"must be bool of shape {(height, width)}, got {mask.dtype} of {tuple(mask.shape)}",
+                parameter="mask",
+                remedy="give True for each known pixel",
+            )
+        mask = mask.to(images.device).expand(n, height, width)[:, None]
+        return KnownPixels(images, mask)
+
+    def rows(self, first: int, end: int) -> KnownPixels:
+        """Return the known pixels of some images, after `prepared`."""
+        return KnownPixels(self.images[first:end], self.mask[first:end])
+
+    def held(self, x: Tensor, noise: Tensor, beta: float) -> Tensor:
+        """Return x with known pixels at their noised values, after `prepared`."""
+        return torch.where(self.mask, (1 - beta) ** 0.5 * self.images + beta**0.5 * noise, x)
+
+
+def clean_images(denoiser: Denoiser, images: Any, n: int, parameter: str) -> Tensor:
+    """Return n clean images on the denoiser's device; refuse images that do not fit."""
+    clean = denoiser.check_x(
+        images if isinstance(images, Tensor) else as_tensor(images, parameter), parameter
+    )
+    if len(clean) not in (1, n):
+        raise InputError(
+            f"there are {len(clean)} images for {n} samples", parameter=parameter, remedy="give one, or all"
+        )
+    if float(clean.abs().max()) > 1 + ROUNDING:
+        raise InputError(
+            f"values must lie in [-1, 1], got {float(clean.abs().max()):.3g}",
+            parameter=parameter,
+            remedy="scale the images: uint8 / 127.5 - 1",
+        )
+    return clean.expand(n, *clean.shape[1:])
+
+
+ROUNDING = 0.01  # of images that were drawn, such as those of another sample

@@ -1,0 +1,93 @@
+"""Time grids of samplers: descending times, from noise to data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from numbers import Real
+from typing import Any
+
+from patchindex.checks import check_least
+from patchindex.errors import InputError
+from patchindex.schedules import NoiseSchedule, time_of
+
+__all__ = ["SPACINGS", "Steps", "time_grid"]
+
+Steps = int | Sequence[float]
+
+ENDS = (0.999, 0.001)  # times of the first and the last noise level, of a grid that is spaced by sigma
+RHO = 7.0  # of Karras et al.
+
+
+def _karras(share: float, high: float, low: float) -> float:
+    return (high ** (1 / RHO) + share * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
+
+
+def _log_snr(share: float, high: float, low: float) -> float:
+    return high ** (1 - share) * low**share
+
+
+# Functions from the share of the steps to sigma, given sigma at both ends. `None`: spaced by time.
+SPACINGS: dict[str, Callable[[float, float, float], float] | None] = {
+    "uniform": None,
+    "karras": _karras,
+    "log-snr": _log_snr,
+}
+
+
+def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> list[float]:
+    """Return the times of a sampler, descending; the last one is 0, the time of the data.
+
+    Parameters
+    ----------
+    steps : int, or sequence of float
+        Number of grid points, at least 2; a sampler takes one step fewer. Or the times themselves,
+        descending, in [0, 1).
+    noise : callable
+        The noise schedule, from t to beta.
+    spacing : str
+        `"uniform"`: `(steps - 1) / steps, ..., 1 / steps, 0`, the grid of the paper's code. Others space
+        `sigma = sqrt(beta / (1 - beta))` between the times 0.999 and 0.001, and add 0: `"karras"` has equal
+        steps of sigma^(1/7) (Karras et al., arXiv 2206.00364), `"log-snr"` of log sigma.
+
+    Raises
+    ------
+    InputError
+        When the number of steps, the spacing or the times make no sense.
+
+    Examples
+    --------
+    >>> from patchindex.schedules import cosine
+    >>> time_grid(4, cosine)
+    [0.75, 0.5, 0.25, 0.0]
+    >>> [round(t, 3) for t in time_grid(4, cosine, "karras")]
+    [0.999, 0.733, 0.001, 0.0]
+    """
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
+        raise InputError(
+            f"unknown spacing {spacing!r}", parameter="spacing", remedy=f"use {', '.join(SPACINGS)}"
+        )
+    if isinstance(steps, Sequence) and not isinstance(steps, str):
+        return _checked(steps)
+    check_least(steps=(steps, 2))
+    steps, spaced = int(steps), SPACINGS[spacing]
+    if spaced is None:
+        return [i / steps for i in range(steps - 1, -1, -1)]
+    high, low = (math.sqrt(noise(t) / (1 - noise(t))) for t in ENDS)
+    levels = [spaced(i / max(steps - 2, 1), high, low) for i in range(steps - 1)]
+    return [*(time_of(noise, sigma**2 / (1 + sigma**2)) for sigma in levels), 0.0]
+
+
+def _checked(times: Sequence[Any]) -> list[float]:
+    """Return given times; refuse times that do not descend."""
+    numbers = [float(t) for t in times if isinstance(t, Real) and not isinstance(t, bool)]
+    if len(numbers) != len(times) or len(times) < 2:
+        what = f"must be a whole number or a list of at least two times, got {times!r}"
+    elif not all(0 <= t < 1 for t in numbers):
+        what = f"times must lie in [0, 1), got {next(t for t in numbers if not 0 <= t < 1)}"
+    elif any(later >= t for t, later in pairwise(numbers)):
+        what = "times must descend"
+    else:
+        return numbers
+    raise InputError(what, parameter="steps", remedy="use 20, or times such as [0.9, 0.5, 0.2, 0]")

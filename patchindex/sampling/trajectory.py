@@ -1,0 +1,171 @@
+"""`Trajectory`: noisy images and posterior means at each step of a sample, in memory or in a zarr group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from torch import Tensor
+from zarr.storage import LocalStore
+
+from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.estimators import Estimate
+from patchindex.images.zarr_data import CheckedStore, check_array, checked_store
+
+__all__ = ["Trajectory", "TrajectoryFile", "values_per_step"]
+
+OF_STEPS = ("t", "k")
+OF_IMAGES = ("x", "mean")
+OF_PIXELS = ("stderr", "ess", "captured_mass")
+FORMAT = "patchindex trajectory 1"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The first evaluation of the posterior mean in each of S steps, for n images.
+
+    Attributes
+    ----------
+    t : numpy.ndarray, shape (S,), float64
+        Times, descending.
+    k : numpy.ndarray, shape (S,), int64
+        Locality scales; 0 for a denoiser without them.
+    x : numpy.ndarray, shape (S, n, C, H, W), float32
+        Noisy images before the step; x[0] is the noise at the start.
+    mean : numpy.ndarray, shape (S, n, C, H, W), float32
+        Posterior means, in [-1, 1].
+    stderr, ess, captured_mass : numpy.ndarray, shape (S, n, H, W), float32
+        As in `Estimate`.
+    """
+
+    t: np.ndarray
+    k: np.ndarray
+    x: np.ndarray
+    mean: np.ndarray
+    stderr: np.ndarray
+    ess: np.ndarray
+    captured_mass: np.ndarray
+
+    @classmethod
+    def of(cls, steps: Sequence[tuple[float, int | None, Tensor, Estimate]]) -> Trajectory:
+        """Return the trajectory of a batch from t, k, noisy images and estimate of each step."""
+        estimates = [estimate for *_, estimate in steps]
+        return cls(
+            t=np.array([t for t, *_ in steps], np.float64),
+            k=np.array([k or 0 for _, k, *_ in steps], np.int64),
+            x=np.stack([x.float().cpu().numpy() for *_, x, _ in steps]),
+            **{
+                name: np.stack([getattr(each, name).cpu().numpy() for each in estimates])
+                for name in ("mean", *OF_PIXELS)
+            },
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Trajectory]) -> Trajectory:
+        """Join the trajectories of batches, which have the same steps."""
+        images = (*OF_IMAGES, *OF_PIXELS)
+        joined = {name: np.concatenate([getattr(part, name) for part in parts], 1) for name in images}
+        return cls(parts[0].t, parts[0].k, **joined)
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+
+def values_per_step(shape: tuple[int, int, int]) -> int:
+    """Return the numbers that a trajectory has per image and step."""
+    channels, height, width = shape
+    return height * width * (len(OF_IMAGES) * channels + len(OF_PIXELS))
+
+
+class TrajectoryFile:
+    """A trajectory in a zarr group of format 3, written batch by batch and read image by image.
+
+    The arrays are those of `Trajectory`; a chunk has all steps of an image.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> zeros = np.zeros((2, 3, 1, 4, 4), np.float32)
+    >>> part = Trajectory(np.array([0.9, 0.5]), np.array([5, 3]), zeros, zeros, *[zeros[:, :, 0]] * 3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = TrajectoryFile(f"{folder}/trajectory.zarr")
+    ...     file.write(part, first=0, n=3)
+    ...     file.read([2]).x.shape
+    (2, 1, 1, 4, 4)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def write(self, part: Trajectory, first: int, n: int) -> None:
+        """Write the images `first`, `first + 1`, ... of n; the first call makes the group."""
+        group = zarr.open_group(LocalStore(self.path), mode="a", zarr_format=3)
+        if "format" not in group.attrs:
+            for name in OF_STEPS:
+                group.create_array(name, data=getattr(part, name), overwrite=True)
+            for name in (*OF_IMAGES, *OF_PIXELS):
+                steps, _, *rest = getattr(part, name).shape
+                group.create_array(
+                    name, shape=(steps, n, *rest), chunks=(steps, 1, *rest), dtype="f4", overwrite=True
+                )
+            group.attrs["format"] = FORMAT
+        for name in (*OF_IMAGES, *OF_PIXELS):
+            array: Any = group[name]
+            array[:, first : first + part.x.shape[1]] = getattr(part, name)
+
+    def read(self, images: Sequence[int] | None = None) -> Trajectory:
+        """Return the trajectory of some images, by default of all.
+
+        Raises
+        ------
+        SourceNotFoundError
+            When there is no such folder.
+        InputError
+            When the folder is no trajectory, its arrays do not fit each other, or it has no such image.
+        """
+        if not self.path.is_dir():
+            raise SourceNotFoundError(
+                "no such trajectory", where=self.path, remedy="draw with --save-trajectory"
+            )
+        store = checked_store(str(self.path))
+        arrays = {each.name: self._array(store, each.name) for each in fields(Trajectory)}
+        (steps, n, *shape) = arrays["x"].shape if arrays["x"].ndim == 5 else (0, 0)
+        for name, array in arrays.items():
+            whole = (steps, n, *shape)
+            wanted = {**dict.fromkeys(OF_STEPS, whole[:1]), **dict.fromkeys(OF_IMAGES, whole)}
+            if array.shape != wanted.get(name, (*whole[:2], *whole[3:])) or not steps or not n:
+                raise self._refusal(f"has an array {name} of shape {array.shape}")
+        chosen = list(range(n)) if images is None else list(images)
+        for image in chosen:
+            if not 0 <= image < n:
+                raise InputError(
+                    f"has no image {image}; it has {n}", where=self.path, remedy=f"use 0 to {n - 1}"
+                )
+        return Trajectory(
+            **{
+                name: array[:] if name in OF_STEPS else np.stack([array[:, i] for i in chosen], 1)
+                for name, array in arrays.items()
+            }
+        )
+
+    def _array(self, store: CheckedStore, name: str) -> Any:
+        try:
+            array = zarr.open_array(store, path=name, mode="r", zarr_format=3)
+        except InputError:
+            raise
+        except Exception as error:
+            raise self._refusal(f"has no array {name} that can be read ({type(error).__name__})") from error
+        check_array(array, store, self.path / name)
+        return array
+
+    def _refusal(self, what: str) -> InputError:
+        return InputError(what, where=self.path, remedy="draw again with --save-trajectory")

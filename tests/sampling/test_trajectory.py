@@ -1,0 +1,90 @@
+"""Trajectories: what they keep, and their files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import patchindex as pi
+from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.sampling import Trajectory, TrajectoryFile
+
+ARRAYS = ("t", "k", "x", "mean", "stderr", "ess", "captured_mass")
+
+
+@pytest.fixture(scope="module")
+def machine(real_images):
+    return pi.ScoreMachine(real_images(12, 10)[0], locality=[3, 3, 5, 7])
+
+
+@pytest.fixture(scope="module")
+def drawn(machine):
+    return pi.sample(machine, n=3, steps=5, batch_size=2, trajectory=True)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_a_trajectory_has_the_first_evaluation_of_each_step(machine, sampler):
+    r = pi.sample(machine, n=3, steps=5, batch_size=2, trajectory=True, sampler=sampler)
+    path = r.trajectory
+    assert len(path) == 4
+    np.testing.assert_array_equal(path.t, [0.8, 0.6, 0.4, 0.2])
+    np.testing.assert_array_equal(path.k, [7, 5, 5, 3])
+    assert torch.equal(torch.from_numpy(path.x[0]), r.x_T)
+    for step, t in enumerate(path.t):
+        estimate = machine.posterior_mean(torch.from_numpy(path.x[step]), float(t))
+        for name in ("mean", "ess", "captured_mass", "stderr"):
+            np.testing.assert_allclose(
+                getattr(path, name)[step], getattr(estimate, name), rtol=1e-3, atol=1e-4
+            )
+
+
+def test_without_the_option_there_is_no_trajectory(machine):
+    assert pi.sample(machine, n=1, steps=3).trajectory is None
+
+
+def test_a_file_that_is_written_in_parts_has_the_same_trajectory(drawn, tmp_path):
+    file, path = TrajectoryFile(tmp_path / "trajectory.zarr"), drawn.trajectory
+    for first, rows in ((2, [2]), (0, [0, 1])):  # in any order
+        part = Trajectory(path.t, path.k, *[getattr(path, name)[:, rows] for name in ARRAYS[2:]])
+        file.write(part, first, 3)
+    whole, one = file.read(), file.read([1])
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(whole, name), getattr(path, name))
+    np.testing.assert_array_equal(one.mean, path.mean[:, [1]])
+    with pytest.raises(InputError, match="has no image 3; it has 3; use 0 to 2"):
+        file.read([3])
+
+
+def _drop(path):
+    (path / "ess" / "zarr.json").unlink()
+
+
+def _other_shape(path):
+    metadata = path / "mean" / "zarr.json"
+    found = json.loads(metadata.read_text())
+    found["shape"][1] = 2
+    metadata.write_text(json.dumps(found))
+
+
+def _pickle(path):
+    metadata = path / "x" / "zarr.json"
+    found = json.loads(metadata.read_text())
+    found["codecs"] = [{"name": "numcodecs.pickle", "configuration": {}}]
+    metadata.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("damage", [_drop, _other_shape, _pickle])
+def test_a_damaged_file_is_refused_in_one_line(drawn, tmp_path, damage):
+    file = TrajectoryFile(tmp_path / "trajectory.zarr")
+    file.write(drawn.trajectory, 0, 3)
+    damage(file.path)
+    with pytest.raises(InputError, match="draw again with --save-trajectory"):
+        file.read()
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(SourceNotFoundError, match="no such trajectory"):
+        TrajectoryFile(tmp_path / "none.zarr").read()
