@@ -19,6 +19,7 @@ from .append import append
 from .build import build
 from .calibrate import calibrate
 from .compare import compare, compare_table
+from .explain import explain
 from .info import info
 from .originality import originality
 from .output import echo
@@ -159,7 +160,7 @@ def main() -> None:
 
 COMMANDS = (
     *(build, append, tune, sample, info, verify, study, train, calibrate),
-    *(compare, compare_table, originality),
+    *(compare, compare_table, originality, explain),
 )
 for command in COMMANDS:
     main.add_command(command)
