@@ -60,7 +60,8 @@ SHOWN = 4  # patches per pixel in the printed table
     "--tolerance",
     type=float,
     metavar="X",
-    help="Difference up to which a pixel equals the centre of its nearest patch, in [-1, 1].  [default: 0.05]",
+    help="Difference up to which a pixel equals the centre of its nearest patch, in [-1, 1].  "
+    "[default: 0.05]",
 )
 @click.option(
     "--store",
@@ -138,7 +139,9 @@ def explain(
     files = _write(output, found, more)
     if html is not None:
         names = list(training.label_names)
-        text = found.page(beside=second, beside_name=str(beside or ""), label_names=names)
+        text = patchindex.explain.page_of(
+            found, beside=second, beside_name=str(beside or ""), label_names=names
+        )
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(text, encoding="utf-8")
         files.append(str(html))
@@ -283,12 +286,19 @@ def _steps(machine: ScoreMachine, drawn: _Drawn, folder: Path, progress: Progres
         raise InputError(
             "has neither a trajectory nor the noise x_T", where=folder, remedy="draw the samples again"
         )
+    if {"strength", "known_pixels"} & drawn.settings.keys():
+        raise InputError(
+            "samples of an image or of known pixels cannot be drawn again",
+            parameter="samples",
+            remedy=["draw the samples with ", Option("save_trajectory", True)],
+        )
     echo(f"{folder} has no {TRAJECTORY}: sample {drawn.number} is drawn again", err=True)
     return redraw(
         machine,
         drawn.x_T,
-        steps=int(drawn.settings["steps"]),
+        steps=drawn.settings["steps"],
         sampler=str(drawn.settings["sampler"]),
+        spacing=str(drawn.settings.get("spacing", "uniform")),
         seed=seed,
         number=drawn.number,
         label=drawn.label,
@@ -321,16 +331,16 @@ def _parse_pixel(text: str, size: tuple[int, int]) -> tuple[int, int]:
         ) from None
     if not (0 <= y < size[0] and 0 <= x < size[1]):
         last = f"{size[0] - 1},{size[1] - 1}"
-        raise InputError(
-            f"{text} is outside the image", parameter="pixels", remedy=f"use 0,0 to {last}"
-        )
+        raise InputError(f"{text} is outside the image", parameter="pixels", remedy=f"use 0,0 to {last}")
     return y, x
 
 
 def _write(output: Path, found: Explanation, more: dict[str, Any]) -> list[str]:
     """Write the figures and their numbers; return the names of the files."""
+    from patchindex.explain import figures
+
     output.mkdir(parents=True, exist_ok=True)
-    for name, figure in found.figures().items():
+    for name, figure in figures(found).items():
         figure.savefig(output / f"{name}.png", dpi=120)
     found.to_json(output / FILES[-1], **more)
     return [str(output / name) for name in FILES]

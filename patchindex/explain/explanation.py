@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,11 +15,8 @@ from patchindex.denoisers import Attributions, ScoreMachine
 from patchindex.explain.mosaic import TOLERANCE, Mosaic, mosaic_of
 from patchindex.explain.steps import Steps, explain_steps
 from patchindex.images.by_label import as_tensor, to_unit
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.runtime import Progress, as_progress, part_of
 from patchindex.study.distances import nearest_images
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Explanation", "explain_sample"]
 
@@ -67,7 +64,7 @@ def explain_sample(
     >>> found.mosaic.image.shape, len(found.patches)
     ((8, 8), 4)
     """
-    progress = progress or no_progress
+    progress = as_progress(progress)
     patches = explain_steps(
         machine, steps, top, last_only=last_only, progress=part_of(progress, "explain", 0.0, 0.8)
     )
@@ -211,42 +208,6 @@ class Explanation:
     def to_json(self, path: str | Path, **more: Any) -> None:
         """Write the numbers of the figures, and more items."""
         Path(path).write_text(json.dumps({**self.as_dict(), **more}, indent=2, default=str) + "\n")
-
-    def figures(self) -> dict[str, Figure]:
-        """Draw the mosaic, the steps and the sources, by file name without ending."""
-        from patchindex.explain.plots import plot_mosaic, plot_sources, plot_steps
-
-        return {"mosaic": plot_mosaic(self), "steps": plot_steps(self), "sources": plot_sources(self)}
-
-    def page(
-        self,
-        *,
-        beside: Tensor | None = None,
-        beside_name: str = "",
-        label_names: Sequence[str] = (),
-        names: Mapping[int, str] | None = None,
-    ) -> str:
-        """Return the page that shows the sample, its steps and the patches behind each pixel: one HTML file.
-
-        Parameters
-        ----------
-        beside : Tensor, shape (C, H, W), optional
-            A second image, such as a network's, in [-1, 1].
-        beside_name : str
-            Caption of the second image.
-        label_names : sequence of str
-            Names of the labels 0, 1, ...
-        names : dict, optional
-            Names of training images, such as their files, by number in the source.
-
-        Raises
-        ------
-        InputError
-            When the second image has another size, or the page would be larger than 8 MB.
-        """
-        from patchindex.explain.page import page_of
-
-        return page_of(self, beside=beside, beside_name=beside_name, label_names=label_names, names=names)
 
     def __repr__(self) -> str:
         return f"Explanation(sample {self.steps.number}, {len(self.steps)} steps: {self.mosaic!r})"

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchindex.errors import InputError
-
-if TYPE_CHECKING:
-    from patchindex.explain.explanation import Explanation
+from patchindex.explain.explanation import Explanation
 
 __all__ = ["LARGEST", "page_of"]
 

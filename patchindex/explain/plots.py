@@ -8,20 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.explain.explanation import Explanation
 from patchindex.study.limb_plots import show_image
 from patchindex.study.plots import figure_class
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from patchindex.explain.explanation import Explanation
-
-__all__ = ["plot_mosaic", "plot_sources", "plot_steps"]
+__all__ = ["figures", "plot_mosaic", "plot_sources", "plot_steps"]
 
 NAMED = 10  # training images and segments with a colour of their own
 OTHERS = 0.85  # grey level of all others
 MOST_STEPS = 10  # columns of the figure of steps
 SHOWN = 6  # sources that are shown
+
+
+def figures(found: Explanation) -> dict[str, Figure]:
+    """Draw the mosaic, the steps and the sources of a sample: figures by file name without ending.
+
+    Raises InputError when matplotlib is not installed.
+    """
+    return {"mosaic": plot_mosaic(found), "steps": plot_steps(found), "sources": plot_sources(found)}
 
 
 def plot_mosaic(found: Explanation) -> Figure:
@@ -63,7 +70,8 @@ def plot_steps(found: Explanation) -> Figure:
     with_entropy = all(each is not None and each.method == "exact" for each in exact)
     names = ["x_t", "posterior\nmean", "ESS", *(["entropy\n(nats)"] if with_entropy else [])]
     figure = figure_class()(figsize=(1.5 + 1.05 * len(chosen), 1.2 * len(names) + 2.4), layout="constrained")
-    maps, curve = figure.subfigures(2, 1, height_ratios=[1.2 * len(names) + 0.3, 2.1])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.2 * len(names) + 0.3, 2.1])
+    maps, curve = parts
     panels = maps.subplots(len(names), len(chosen), squeeze=False)
     size = steps.ess.shape[1:]
     most = max(float(np.nanmax(steps.ess)), 10.0) if not np.isnan(steps.ess).all() else 10.0
@@ -186,13 +194,15 @@ def _borders(axes: Any, right: np.ndarray, down: np.ndarray, shift: int = 0, col
     """Draw lines between the pixels where `right` (H, W - 1) and `down` (H - 1, W) are true."""
     from matplotlib.collections import LineCollection
 
-    y, x = np.nonzero(right)
-    x = x + 0.5 - shift
-    upright = np.stack([np.stack([x, y - 0.5], 1), np.stack([x, y + 0.5], 1)], 1)
-    y, x = np.nonzero(down)
-    y = y + 0.5 - shift
-    level = np.stack([np.stack([x - 0.5, y], 1), np.stack([x + 0.5, y], 1)], 1)
-    axes.add_collection(LineCollection([*upright, *level], colors=colour, linewidths=0.8))
+    ends = []
+    for mask, along in ((right, (0.5, 0.0)), (down, (0.0, 0.5))):
+        y, x = (place.astype(float) for place in np.nonzero(mask))
+        # The middle of the edge after pixel (y, x), and half of the edge to either side.
+        middle = np.stack([x + along[0], y + along[1]], 1)
+        middle[:, 0 if along[0] else 1] -= shift
+        half = np.array([along[1], along[0]])
+        ends.append(np.stack([middle - half, middle + half], 1))
+    axes.add_collection(LineCollection([*ends[0], *ends[1]], colors=colour, linewidths=0.8))
 
 
 def _log(low: float, high: float) -> Any:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchindex.denoisers import Attributions, ScoreMachine
-from patchindex.errors import InputError, PatchIndexWarning, SourceNotFoundError, warn
-from patchindex.runtime import Progress, no_progress, part_of
-from patchindex.sampling import sample
+from patchindex.errors import InputError, PatchIndexWarning, warn
+from patchindex.runtime import Progress, as_progress, part_of
+from patchindex.sampling import Trajectory, TrajectoryFile, sample
 
 __all__ = ["Steps", "explain_steps", "read_steps", "redraw"]
 
@@ -57,6 +57,24 @@ class Steps:
     seed: int = 0
     label: int | None = None
 
+    @classmethod
+    def of(cls, trajectory: Trajectory, image: Tensor, *, number: int, seed: int, label: int | None) -> Steps:
+        """Return the steps of the first image of a trajectory."""
+        x, mean, stderr, ess, captured = (getattr(trajectory, name)[:, 0] for name in ARRAYS)
+        return cls(
+            trajectory.t,
+            trajectory.k,
+            torch.from_numpy(x),
+            torch.from_numpy(mean),
+            stderr,
+            ess,
+            captured,
+            image,
+            number,
+            seed,
+            label,
+        )
+
     def __len__(self) -> int:
         return len(self.t)
 
@@ -65,8 +83,9 @@ def redraw(
     machine: ScoreMachine,
     x_T: Tensor,
     *,
-    steps: int = 20,
+    steps: int | Sequence[float] = 20,
     sampler: str = "ddim",
+    spacing: str = "uniform",
     seed: int = 0,
     number: int = 0,
     label: int | None = None,
@@ -80,7 +99,7 @@ def redraw(
     machine : ScoreMachine
     x_T : Tensor, shape (C, H, W)
         The noise that the sample started from.
-    steps, sampler, seed, label
+    steps, sampler, spacing, seed, label
         Settings of the run, as for `sample`.
     number : int
         Number of the sample in its run.
@@ -101,12 +120,6 @@ def redraw(
     >>> found.x.shape, found.t.tolist()
     (torch.Size([4, 1, 8, 8]), [0.8, 0.6, 0.4, 0.2])
     """
-    before, kept = [x_T[None].float().cpu()], []
-
-    def keep(step: dict[str, Any]) -> None:
-        before.append(step["x"].cpu())
-        kept.append((step["t"], step["estimate"]))
-
     drawn = sample(
         machine,
         None,
@@ -114,32 +127,22 @@ def redraw(
         sampler,
         seed,
         x_T[None],
-        keep,
+        spacing=spacing,
         label=label,
+        trajectory=True,
         first=number,
         progress=progress,
     )
     image = drawn.images[0].cpu()
     if expected is not None and float((image - expected.cpu()).abs().max()) > SAME:
         warn(PatchIndexWarning(
-            "the sample, drawn again, differs: another version or estimator made it",
-            remedy="save the trajectory with the samples",
+            "the sample, drawn again, differs: another version or other settings made it",
+            remedy="draw the samples with --save-trajectory",
         ))  # fmt: skip
         image = expected.cpu()
-    return Steps(
-        t=np.array([t for t, _ in kept]),
-        k=np.array([machine.scale_at(t) or 0 for t, _ in kept]),
-        x=torch.cat(before[:-1]),
-        mean=torch.cat([e.mean.cpu() for _, e in kept]),
-        **{
-            name: np.concatenate([getattr(e, name).cpu().numpy() for _, e in kept])
-            for name in ("stderr", "ess", "captured_mass")
-        },
-        image=image,
-        number=number,
-        seed=seed,
-        label=machine.label if label is None else label,
-    )
+    assert drawn.trajectory is not None
+    label = machine.label if label is None else label
+    return Steps.of(drawn.trajectory, image, number=number, seed=seed, label=label)
 
 
 def read_steps(
@@ -147,46 +150,32 @@ def read_steps(
 ) -> Steps:
     """Read the steps of one sample from a trajectory that `patchindex sample --save-trajectory` wrote.
 
+    Parameters
+    ----------
+    path : str or Path
+        The folder trajectory.zarr.
+    number : int
+        Number of the sample in its run.
+    image : Tensor, shape (C, H, W)
+        The sample.
+    seed, label
+        Of the run.
+
     Raises
     ------
     SourceNotFoundError
-        When there is no such file.
+        When there is no such folder.
     InputError
-        When the file is no trajectory of this sample.
+        When the folder is no trajectory of this sample.
     """
-    import zarr
-
-    if not Path(path).exists():
-        raise SourceNotFoundError("no such trajectory", where=path, remedy="save it with the samples")
-    try:
-        group = zarr.open_group(str(path), mode="r")
-        t, k = (np.asarray(group[name]) for name in ("t", "k"))
-        x, mean, *maps = (np.asarray(group[name][:, number]) for name in ARRAYS)  # type: ignore[index]
-    except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
+    found = TrajectoryFile(path).read([number])
+    if found.x.shape[2:] != tuple(image.shape):
         raise InputError(
-            f"is no trajectory of sample {number} ({error})", where=path, remedy="save the trajectory again"
-        ) from error
-    size = tuple(image.shape)
-    if not (x.shape == mean.shape == (len(t), *size) and all(m.shape == (len(t), *size[1:]) for m in maps)):
-        raise InputError(
-            f"has arrays of shape {x.shape} for a sample of shape {size}",
+            f"has images of shape {found.x.shape[2:]}, the sample of {tuple(image.shape)}",
             where=path,
             remedy="use the trajectory of these samples",
         )
-    stderr, ess, captured = (np.asarray(m, np.float32) for m in maps)
-    return Steps(
-        t.astype(np.float64),
-        k.astype(np.int64),
-        torch.from_numpy(x.astype(np.float32)),
-        torch.from_numpy(mean.astype(np.float32)),
-        stderr,
-        ess,
-        captured,
-        image.cpu(),
-        number,
-        seed,
-        label,
-    )
+    return Steps.of(found, image.cpu(), number=number, seed=seed, label=label)
 
 
 def explain_steps(
@@ -210,7 +199,7 @@ def explain_steps(
         Explain the last step only.
     progress : Progress, optional
     """
-    progress = progress or no_progress
+    progress = as_progress(progress)
     wanted = [len(steps) - 1] if last_only else list(range(len(steps)))
     found: list[Attributions | None] = [None] * len(steps)
     for done, i in enumerate(wanted):

@@ -1,0 +1,121 @@
+"""`patchindex explain`: files, numbers, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import refused, run
+from PIL import Image
+
+import patchindex as pi
+from patchindex.sampling import TrajectoryFile
+
+
+@pytest.fixture(scope="module")
+def samples(store, tmp_path_factory):
+    """Two samples in four steps."""
+    path = tmp_path_factory.mktemp("samples") / "two"
+    run("sample", store, "-n", 2, "-o", path, "--steps", 4, "--seed", 3)
+    return path
+
+
+def explained(samples, out, *args):
+    return json.loads(run("explain", samples, "-o", out, "--threads", 1, "--json", *args).stdout)
+
+
+def test_explain_writes_pictures_and_their_numbers(samples, store, tmp_path):
+    out = tmp_path / "out"
+    found = explained(samples, out, "--image", 1, "--pixels", "14,9", "--pixels", "0,0", "--top", 5)
+    assert sorted(str(file) for file in out.iterdir()) == sorted(found["files"])
+    for name in ("mosaic", "steps", "sources"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+    numbers = json.loads((out / "explain.json").read_text())
+    assert numbers == {name: value for name, value in found.items() if name != "files"}
+    assert numbers["settings"]["sample"] == 1
+    assert [step["method"] for step in numbers["steps"]] == [None, None, "exact"]
+    assert numbers["mosaic"]["pixels"] == 28 * 28
+    # The patches are those of the Python API at the last step of the same trajectory.
+    one = numbers["pixels"][0]
+    assert one["pixel"] == [14, 9]
+    assert sum(p["weight"] for p in one["patches"]) + one["rest"] == pytest.approx(1)
+    with np.load(samples / "samples.npz") as file:
+        noise = file["x_T"][1:]
+    steps = []
+    m = pi.ScoreMachine(store, threads=1)
+    pi.sample(m, x_T=noise, steps=4, seed=3, first=1, callback=lambda s: steps.append(s["x"]))
+    truth = m.explain(steps[-2], 0.25, [(14, 9)], top=5)[0]
+    np.testing.assert_allclose([p["weight"] for p in one["patches"]], truth.weight, atol=1e-3)
+    assert one["patches"][0]["image"] == truth.image[0]
+    assert "already has mosaic.png" in refused("explain", samples, "-o", out)
+
+
+def test_explain_prints_the_mosaic_and_the_patches_of_pixels(samples, tmp_path):
+    printed = run("explain", samples / "samples.npz", "-o", tmp_path, "--pixels", "14,9").stdout
+    for words in ("source images", "exact search", "14,9", "ESS", "mosaic.png"):
+        assert words in printed
+
+
+def test_a_saved_trajectory_is_read_instead_of_a_new_one(samples, tmp_path, store):
+    folder = shutil.copytree(samples, tmp_path / "samples")
+    with np.load(folder / "samples.npz") as file:
+        noise = file["x_T"]
+    drawn = pi.sample(pi.ScoreMachine(store, threads=1), x_T=noise, steps=4, seed=3, trajectory=True)
+    TrajectoryFile(folder / "trajectory.zarr").write(drawn.trajectory, 0, 2)
+    result = run("explain", folder, "-o", tmp_path / "read", "--image", 1, "--threads", 1)
+    assert "drawn again" not in result.stderr
+    assert "drawn again" in run("explain", samples, "-o", tmp_path / "drawn", "--image", 1).stderr
+    read, drawn = (json.loads((tmp_path / n / "explain.json").read_text()) for n in ("read", "drawn"))
+    assert read["steps"][-1]["heaviest"] == pytest.approx(drawn["steps"][-1]["heaviest"], abs=1e-3)
+    shutil.rmtree(folder / "trajectory.zarr" / "ess")
+    assert "has no array ess" in refused("explain", folder, "-o", tmp_path / "damaged")
+
+
+def test_the_page_has_all_steps(samples, tmp_path):
+    page = tmp_path / "page.html"
+    found = explained(samples, tmp_path / "out", "--html", page, "--beside", samples / "samples.npz")
+    assert str(page) in found["files"]
+    assert [step["method"] for step in found["steps"]] == ["exact"] * 3
+    text = page.read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert "already has page.html" in refused("explain", samples, "-o", tmp_path / "b", "--html", page)
+
+
+def test_another_store_is_refused(samples, store, source, tmp_path):
+    other = tmp_path / "other.zarr"
+    run("build", source, "-o", other, "--locality", "3,5", "--limit", 20, "--no-tune", "--threads", 1)
+    message = refused("explain", samples, "-o", tmp_path / "out", "--store", other)
+    assert "is another store than the samples were drawn from" in message
+    moved = shutil.copytree(store, tmp_path / "moved.zarr")
+    folder = shutil.copytree(samples, tmp_path / "samples")
+    record = json.loads((folder / "samples.json").read_text())
+    record["store"]["path"] = str(tmp_path / "gone.zarr")
+    (folder / "samples.json").write_text(json.dumps(record))
+    message = refused("explain", folder, "-o", tmp_path / "out")
+    assert "the store of the samples is not there; give --store" in message
+    run("explain", folder, "-o", tmp_path / "out", "--store", moved)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--image", 2], "--image: there is no sample 2; use 0 to 1"),
+        (["--pixels", "28,0"], "--pixels: 28,0 is outside the image; use 0,0 to 27,27"),
+        (["--pixels", "3"], "--pixels: '3' is not a pixel"),
+    ],
+)
+def test_what_does_not_fit_is_refused(samples, tmp_path, args, message):
+    assert message in refused("explain", samples, "-o", tmp_path / "out", *args)
+
+
+def test_samples_of_a_denoiser_without_patches_are_refused(store, tmp_path):
+    run("sample", store, "-n", 1, "-o", tmp_path, "--machine", "wiener", "--steps", 3)
+    assert "drawn by Wiener, which has no patches" in refused("explain", tmp_path, "-o", tmp_path / "out")
+
+
+def test_samples_of_another_machine_than_the_stores_are_explained(store, tmp_path):
+    run("sample", store, "-n", 1, "-o", tmp_path, "--machine", "LS", "--steps", 3, "--locality", "3,5")
+    found = explained(tmp_path, tmp_path / "out")
+    assert found["mosaic"]["machine"] == "LS"
+    assert found["mosaic"]["method"] == "exact"

@@ -1,0 +1,96 @@
+"""The steps of a sample: drawn again, or read from a trajectory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import patchindex as pi
+from patchindex.errors import InputError, PatchIndexWarning
+from patchindex.sampling import TrajectoryFile
+
+ARRAYS = ("x", "mean", "stderr", "ess", "captured_mass")
+
+
+@pytest.fixture(scope="module")
+def drawn(machine):
+    """Two samples in five steps, with their trajectory."""
+    return pi.sample(machine, n=2, steps=6, seed=7, trajectory=True)
+
+
+def test_a_sample_drawn_again_has_the_steps_of_its_run(machine, drawn):
+    steps = pi.explain.redraw(machine, drawn.x_T[1], steps=6, seed=7, number=1, expected=drawn.images[1])
+    np.testing.assert_array_equal(steps.t, drawn.trajectory.t)
+    np.testing.assert_array_equal(steps.k, drawn.trajectory.k)
+    for name in ARRAYS:
+        truth = getattr(drawn.trajectory, name)[:, 1]
+        np.testing.assert_allclose(getattr(steps, name), truth, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(steps.image, drawn.images[1], rtol=0, atol=1e-4)
+    assert (steps.number, steps.seed, steps.label, len(steps)) == (1, 7, None, 5)
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "ddpm"}, {"sampler": "euler", "spacing": "log-snr"}])
+def test_a_sample_of_another_sampler_is_drawn_again(machine, settings):
+    drawn = pi.sample(machine, n=2, steps=8, seed=7, **settings)
+    steps = pi.explain.redraw(machine, drawn.x_T[1], steps=8, seed=7, number=1, **settings)
+    torch.testing.assert_close(steps.image, drawn.images[1], rtol=0, atol=1e-3)
+
+
+def test_a_sample_that_comes_out_differently_warns(machine, drawn):
+    with pytest.warns(PatchIndexWarning, match="the sample, drawn again, differs"):
+        steps = pi.explain.redraw(machine, drawn.x_T[0], steps=6, expected=-drawn.images[0])
+    assert torch.equal(steps.image, -drawn.images[0])
+
+
+def test_steps_are_read_from_a_trajectory(drawn, tmp_path):
+    path = tmp_path / "t.zarr"
+    TrajectoryFile(path).write(drawn.trajectory, 0, 2)
+    steps = pi.explain.read_steps(path, 1, drawn.images[1], seed=7, label=4)
+    np.testing.assert_array_equal(steps.t, drawn.trajectory.t)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(steps, name), getattr(drawn.trajectory, name)[:, 1])
+    assert (steps.number, steps.seed, steps.label) == (1, 7, 4)
+    with pytest.raises(InputError, match="has images of shape"):
+        pi.explain.read_steps(path, 1, drawn.images[1, :, :5])
+    with pytest.raises(InputError, match="has no image 2"):
+        pi.explain.read_steps(path, 2, drawn.images[1])
+
+
+def test_each_step_has_the_patches_of_its_own_noise(machine, explanation):
+    steps = explanation.steps
+    for i, found in enumerate(explanation.patches):
+        truth = machine.explain(steps.x[i : i + 1], steps.t[i], [(3, 4)], top=5)[0]
+        one = found[3 * 10 + 4]
+        assert one.pixel == (3, 4)
+        np.testing.assert_array_equal(one.image, truth.image)
+        np.testing.assert_allclose(one.weight, truth.weight, rtol=1e-4)
+        assert one.ess == pytest.approx(float(steps.ess[i, 3, 4]), rel=1e-3)
+
+
+def test_the_last_step_can_be_explained_alone(machine, explanation):
+    found = pi.explain.explain_steps(machine, explanation.steps, 2, last_only=True)
+    assert [each is None for each in found] == [True] * 4 + [False]
+    np.testing.assert_array_equal(found[-1].image, explanation.patches[-1].image[:, :2])
+
+
+def test_the_numbers_of_a_sample_agree_with_its_maps(explanation):
+    numbers = explanation.as_dict()
+    last = explanation.patches[-1]
+    assert numbers["steps"][-1]["heaviest"] == pytest.approx(last.weight[:, 0].mean())
+    assert numbers["steps"][-1]["source_images"] == numbers["mosaic"]["source_images"]
+    assert numbers["steps"][0]["k"] == 7
+    image, count = explanation.sources(1)[0]
+    assert count == (explanation.mosaic.image == image).sum()
+    v = explanation.machine.training.in_source_order().read(np.array([image]))[0]
+    np.testing.assert_allclose(explanation.source(image).permute(1, 2, 0), v / 127.5 - 1, atol=1e-6)
+    assert numbers["nearest"][0]["distance"] <= numbers["nearest"][1]["distance"]
+    assert "5 steps" in repr(explanation)
+
+
+def test_figures_have_a_panel_for_each_map(explanation):
+    figures = pi.explain.figures(explanation)
+    assert list(figures) == ["mosaic", "steps", "sources"]
+    titles = [axes.get_title() for axes in figures["mosaic"].axes]
+    assert any("segments" in title for title in titles)
+    assert any("nearest patch" in title for title in titles)
