@@ -12,7 +12,7 @@ MNIST ?= mnist_train.npz
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,diffusers,dev]'
 	touch $@
 
 test: $(STAMP)

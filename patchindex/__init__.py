@@ -41,6 +41,7 @@ __all__ = [
     "open_index",
     "register_denoiser",
     "sample",
+    "sampling",
     "study",
     "tune",
     "verify",
@@ -49,7 +50,7 @@ __all__ = [
 # Type checkers read the imports. At run time each name is imported on first use (PEP 562), because torch,
 # numba and zarr take seconds to import.
 if TYPE_CHECKING:
-    from patchindex import cluster, explain, networks, study
+    from patchindex import cluster, explain, networks, sampling, study
     from patchindex.build import add_scales, append, build_index
     from patchindex.denoisers import (
         DENOISERS,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patchindex.checks import check_least, is_whole
+from patchindex.denoisers.conventions import Adaptable
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
@@ -61,7 +62,7 @@ class Call:
     k: int | None = None
 
 
-class Denoiser(ABC):
+class Denoiser(Adaptable, ABC):
     """An estimate of `E[x_0 | x_t]`, where `x_t = sqrt(1 - beta(t)) x_0 + sqrt(beta(t)) eps`.
 
     A subclass defines `_estimate`, and `check_label` if it has labels. This class checks the arguments of a
@@ -147,7 +148,7 @@ class Denoiser(ABC):
         if label is not None:
             raise InputError("the denoiser has no labels", parameter="label", remedy="leave it out")
 
-    def _check_images(self, label: int | None) -> None:  # noqa: B027  (a hook that few need)
+    def _check_images(self, label: int | None) -> None:
         """Compare the training images of a label with their checksums, where there are any."""
 
     def scale_at(self, t: float) -> int | None:
@@ -176,7 +177,7 @@ class Denoiser(ABC):
         with plain_state(), use_threads(self._threads):
             self._prepare(label, as_progress(progress))
 
-    def _prepare(self, label: int | None, progress: Progress) -> None:  # noqa: B027  (a hook that few need)
+    def _prepare(self, label: int | None, progress: Progress) -> None:
         """Do the work that all calls with a label share, unless it is done; the label is known."""
 
     def posterior_mean(

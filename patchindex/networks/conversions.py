@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
+from patchindex.schedules.frames import sigma_of
 
 __all__ = ["PREDICTIONS", "TIMES", "NoiseTable", "mean_of", "network_input"]
 
@@ -95,8 +96,7 @@ def network_input(x: Tensor, t: float, beta: float, time: str, table: Any) -> tu
         Used by `"index"` only.
     """
     if time == "sigma":
-        a = (1 - beta) ** 0.5
-        return x / a, torch.full((len(x),), beta**0.5 / a, device=x.device)
+        return x / (1 - beta) ** 0.5, torch.full((len(x),), sigma_of(beta), device=x.device)
     if time == "index":
         return x, torch.full((len(x),), table.index(beta), device=x.device)
     return x, torch.full((len(x),), t, device=x.device)

@@ -1,5 +1,6 @@
 """Samplers: free functions over any score, and `sample`, which draws with a denoiser."""
 
+from patchindex.sampling.adapters import as_unet
 from patchindex.sampling.conditions import ImageStart, KnownPixels
 from patchindex.sampling.drawing import SampleResult, sample
 from patchindex.sampling.draws import draw_noise, starting_noise
@@ -16,6 +17,7 @@ __all__ = [
     "Sampler",
     "Trajectory",
     "TrajectoryFile",
+    "as_unet",
     "ddim",
     "ddpm",
     "draw_noise",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from numbers import Real
@@ -11,6 +10,7 @@ from typing import Any
 from patchindex.checks import check_least
 from patchindex.errors import InputError
 from patchindex.schedules import NoiseSchedule, time_of
+from patchindex.schedules.frames import beta_of_sigma, sigma_of
 
 __all__ = ["SPACINGS", "Steps", "time_grid"]
 
@@ -74,9 +74,9 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
     steps, spaced = int(steps), SPACINGS[spacing]
     if spaced is None:
         return [i / steps for i in range(steps - 1, -1, -1)]
-    high, low = (math.sqrt(noise(t) / (1 - noise(t))) for t in ENDS)
+    high, low = (sigma_of(noise(t)) for t in ENDS)
     levels = [spaced(i / max(steps - 2, 1), high, low) for i in range(steps - 1)]
-    return [*(time_of(noise, sigma**2 / (1 + sigma**2)) for sigma in levels), 0.0]
+    return [*(time_of(noise, beta_of_sigma(sigma)) for sigma in levels), 0.0]
 
 
 def _checked(times: Sequence[Any]) -> list[float]:

@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 from numbers import Real
 
 from patchindex.errors import InputError
+from patchindex.schedules.frames import beta_of_flow, beta_of_sigma
 
 __all__ = [
     "NOISE_SCHEDULES",
@@ -87,7 +88,7 @@ def flow(t: float) -> float:
     >>> flow(0.5), flow(0.25)
     (0.5, 0.1)
     """
-    return t**2 / ((1 - t) ** 2 + t**2)
+    return beta_of_flow(t)
 
 
 def edm(t: float) -> float:
@@ -106,8 +107,7 @@ def edm(t: float) -> float:
     if t <= 0:
         return 0.0
     low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
-    variance = (low + t * (high - low)) ** (2 * RHO)
-    return variance / (1 + variance)
+    return beta_of_sigma((low + t * (high - low)) ** RHO)
 
 
 # A noise schedule that is added here has a name in all functions that take one.
@@ -158,7 +158,7 @@ def time_of(noise: NoiseSchedule, beta: float) -> float:
         raise InputError(
             f"the {name} schedule has no noise variance {beta:.8g}; its largest is {noise(high):.8g}",
             parameter="noise",
-            remedy="use less noise, or another noise schedule, such as 'edm'",
+            remedy="use less noise, or make the denoiser with a noise schedule that has more, such as 'flow'",
         )
     if beta <= noise(low):
         return low
