@@ -280,7 +280,7 @@ class ScoreMachine(TrainingDenoiser):
         """
         x = self.check_x(x)
         check_least(top=(top, 1), seed=(seed, 0))
-        (time,) = set(self._check_t(float(t), len(x)))
+        (time,) = self._check_t(t, 1)
         label = self.label if label is None else label
         self.check_label(label)
         self._check_images(label)

@@ -27,7 +27,7 @@ __all__ = ["HeaviestPatches", "heaviest", "largest_first", "wanted_pixels"]
 
 STAGE = "heaviest patches"
 SAMPLE = 64  # images whose mean colour is subtracted: sums of smaller values have smaller rounding errors
-SPARE = 48  # patches beyond `top` whose logits are computed in float64
+SPARE = 24  # patches beyond `top` whose logits are computed in float64
 IMAGES = 64  # of a tile: fewer cost more calls than they save memory
 COLUMNS, LOGITS = 4096, 1 << 18  # patches and logits at a time, for the processor's cache
 NEGLIGIBLE = 60.0  # nats below the largest logit: 1e15 of these patches would weigh less than 1e-10

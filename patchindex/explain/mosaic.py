@@ -21,7 +21,8 @@ __all__ = ["TOLERANCE", "Mosaic", "mosaic"]
 SINGLE = 1.5  # effective sample size below which one patch has at least 79 % of the weight
 TOLERANCE = 0.05  # in [-1, 1], about 6 grey levels: less is hard to see
 LEAST_SEGMENT = 4  # pixels of a segment that is counted as a piece of an image
-NOISE = 0.5  # of the nearest patches: their order does not depend on the noise variance
+NOISE = 1e-4  # of the search for nearest patches: their order does not depend on the noise variance, and with
+# a small one most patches are too light to be added up
 
 
 @plain_state()

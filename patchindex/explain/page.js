@@ -169,7 +169,7 @@
     row.dataset.weight = patch.weight; row.dataset.image = patch.image;
     row.dataset.y = patch.y; row.dataset.x = patch.x;
     const weight = cell(row, "weight"), bar = document.createElement("div");
-    weight.textContent = patch.weight.toFixed(4);
+    weight.textContent = patch.weight < 0.0001 ? "< 0.0001" : patch.weight.toFixed(4);
     bar.className = "bar"; bar.style.width = `${100 * patch.weight}%`;
     weight.append(bar);
     const crop = cell(row, "patch"), image = cell(row, "image"), place = source(patch.entry);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import brute
 import numpy as np
 import pytest
+import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
@@ -117,3 +118,5 @@ def test_pixels_outside_the_image_are_refused(labelled, held_out, pixels, messag
         m.explain(held_out(0.3), 0.3, pixels)
     with pytest.raises(InputError, match="top"):
         m.explain(held_out(0.3), 0.3, [(0, 0)], top=0)
+    with pytest.raises(InputError, match="there are 2 times for 1 images"):
+        m.explain(held_out(0.3), torch.tensor([0.3, 0.4]))
