@@ -94,3 +94,23 @@ def test_figures_have_a_panel_for_each_map(explanation):
     titles = [axes.get_title() for axes in figures["mosaic"].axes]
     assert any("segments" in title for title in titles)
     assert any("nearest patch" in title for title in titles)
+
+
+def test_a_sample_of_the_near_field_says_that_weights_are_estimated(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr("patchindex.estimators.auto._scan_seconds", lambda *args: 1e9)  # never exact
+    images, labels = labelled
+    store = pi.build_index(images, tmp_path / "s.zarr", labels=labels, locality=[3, 5, 5], lists=150)
+    m = pi.ScoreMachine(store, tolerance=0.05, probes=64, candidates=256)
+    noise = torch.randn(1, 14, 14, generator=torch.Generator().manual_seed(2))
+    found = pi.explain.explain_sample(m, pi.explain.redraw(m, noise, steps=4), top=3)
+    assert [row["method"] for row in found.by_step()] == ["near field"] * 3
+    assert all(row["entropy"] is None for row in found.by_step())
+    assert all(0 < row["captured_mass"] <= 1 for row in found.by_step())
+    assert found.mosaic.summary()["method"] == "near field"
+    assert "near field" in pi.explain.page_of(found)
+    assert list(pi.explain.figures(found)) == ["mosaic", "steps", "sources"]
+    exact = pi.explain.explain_sample(m.exact(), found.steps, top=3, last_only=True)
+    # The heaviest patches agree where one patch is much heavier than the next.
+    clear = exact.patches[-1].weight[:, 0] > 2 * exact.patches[-1].weight[:, 1]
+    same = exact.patches[-1].image[:, 0] == found.patches[-1].image[:, 0]
+    assert same[clear].mean() > 0.95
