@@ -142,13 +142,24 @@
     return `From ${shown(low)} (dark violet) to ${shown(high)} (yellow)${kind === "ess" ? ", on a log scale" : ""}.`;
   }
 
-  function drawImage(canvas, [name, left, top], overlay) {
-    const s = Math.max(2, Math.round(640 / Math.max(H, W)));
-    const ctx = fit(canvas, W * s, H * s);
-    ctx.drawImage(pictures[name], left, top, W, H, 0, 0, W * s, H * s);
-    const text = overlay ? drawOverlay(ctx, s) : "";
+  const scaleOf = () => Math.max(2, Math.round(640 / Math.max(H, W)));
+  // The picture without the marked pixel is kept: only its layer, its step and its overlay change it.
+  const base = document.createElement("canvas");
+  let drawn = "", said = "";
+  function drawBase() {
+    const s = scaleOf(), wanted = `${state.layer} ${state.step} ${state.overlay}`;
+    if (wanted !== drawn) {
+      const ctx = fit(base, W * s, H * s), [name, left, top] = strip(state.layer, state.step);
+      ctx.drawImage(pictures[name], left, top, W, H, 0, 0, W * s, H * s);
+      said = drawOverlay(ctx, s);
+      drawn = wanted;
+    }
+    return said;
+  }
+  function drawImage(canvas, picture) {
+    const s = scaleOf(), ctx = fit(canvas, W * s, H * s);
+    ctx.drawImage(picture, 0, 0, W * s, H * s);
     box(ctx, s, state.y, state.x, data.steps[state.step].k, data.circular, "#fff");
-    return text;
   }
   function fill(list, rows) {
     list.replaceChildren(...rows.map(([name, value]) => {
@@ -214,9 +225,10 @@
     const { step, y, x } = state, { t, k, method } = data.steps[step];
     const text = `step ${step + 1} of ${S}, t = ${short(t)}${k ? `, k = ${k}` : ""}`;
     $("step").value = step; $("step").setAttribute("aria-valuetext", text); $("at").textContent = text;
-    $("legend").textContent = drawImage($("canvas"), strip(state.layer, step), true);
+    $("legend").textContent = drawBase();
+    drawImage($("canvas"), base);
     $("caption").textContent = state.layer === "sample" ? `sample ${data.number}` : state.layer === "x" ? "noisy image before the step" : "posterior mean";
-    if (pictures.beside) drawImage($("second"), ["beside", 0, 0], false);
+    if (pictures.beside) drawImage($("second"), pictures.beside);
     const found = attribution(y, x, step), ess = at("ess", step, y, x), stderr = at("stderr", step, y, x);
     $("pixel").textContent = `Pixel row ${y}, column ${x}${state.held ? " (held)" : ""}`;
     drawWindow($("window-x"), strip("x", step), y, x, k, data.circular);
@@ -247,7 +259,10 @@
   function stop() { clearInterval(timer); timer = null; $("play").textContent = "Play"; }
   function listen() {
     for (const id of ["canvas", "second"]) {
-      $(id).addEventListener("pointermove", (event) => { if (event.pointerType === "mouse" && !state.held) set(pixelOf(event)); });
+      $(id).addEventListener("pointermove", (event) => {
+        const pixel = pixelOf(event), moved = pixel.y !== state.y || pixel.x !== state.x;
+        if (event.pointerType === "mouse" && !state.held && moved) set(pixel);
+      });
       $(id).addEventListener("click", (event) => {
         const pixel = pixelOf(event), same = state.held && pixel.y === state.y && pixel.x === state.x;
         set({ ...pixel, held: !same });

@@ -225,11 +225,11 @@ def _fill(found: Explanation, data: dict[str, Any]) -> str:
     title = f"Patches behind sample {found.steps.number}"
     # Text of a JSON element ends at "</", which JSON may write as "<\/".
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    text = (folder / "page.html").read_text()
+    text = (folder / "page.html").read_text(encoding="utf-8")
     for mark, value in (
         ("@TITLE@", html.escape(title)),
-        ("@STYLE@", (folder / "page.css").read_text()),
-        ("@SCRIPT@", (folder / "page.js").read_text()),
+        ("@STYLE@", (folder / "page.css").read_text(encoding="utf-8")),
+        ("@SCRIPT@", (folder / "page.js").read_text(encoding="utf-8")),
         ("@DATA@", packed),
     ):
         text = text.replace(mark, value)
