@@ -122,6 +122,33 @@ def test_a_scaled_state_counts_its_members_several_times():
     assert (state.count == 8).all()
 
 
+def test_scaling_keeps_the_mean_and_its_standard_error():
+    state, factor = sampled(*a_sample(5, 30)), torch.tensor([0.0, 0.25, 1.0, 3.0, 1e6], dtype=torch.float64)
+    before = state.clone()
+    state.scale(factor)
+    # Where one member has nearly all weight, the terms of its variance cancel up to 1e-16.
+    torch.testing.assert_close(state.mean()[1:], before.mean()[1:], rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(state.stderr()[1:], before.stderr()[1:], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(state.ess()[1:], (before.ess() * factor)[1:], rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(state.variance, before.variance * factor[:, None] ** 2, rtol=ROUNDING, atol=0)
+    assert torch.equal(state.max_logit[1:], before.max_logit[1:])
+    assert (state.max_logit[0], state.weight[0]) == (-torch.inf, 0)
+    other = before.clone()
+    other.merge(state)
+    torch.testing.assert_close(other.mean()[0], before.mean()[0], rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_the_variance_of_the_mean_is_that_of_the_residuals():
+    logits, centres, probability = a_sample(4, 5, 30, spread=1.0)
+    state = sampled(logits, centres + 2, probability)  # means far from 0
+    m, w = 1 / probability, (logits - state.max_logit.unsqueeze(-1)).exp()
+    residual = centres + 2 - state.mean().unsqueeze(-2)
+    sums = ((m * (m - 1) * w * w).unsqueeze(-1) * residual**2).sum(-2)
+    expected = sums / (m * w).sum(-1, keepdim=True) ** 2
+    torch.testing.assert_close(state.mean_variance(), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(state.stderr(), expected.sqrt(), rtol=1e-9, atol=0)
+
+
 def test_centres_that_pixels_share_are_broadcast():
     logits, centres = members(4, 5, 30)
     for shared in (centres[0, 0], centres[:1, :1], centres[:, :1], centres[:1]):

@@ -1,10 +1,11 @@
-"""Open and read damaged image sources, each in a child process with limits of memory and time.
+"""Open and use damaged inputs, each in a child process with limits of memory and time.
 
     python tests/fuzz/fuzz_files.py --cases 10000
 
-prints a table of outcomes by format. A mutant must be refused in one line, or give the pixels that NumPy,
-h5py, zarr or Pillow give. `--keep FOLDER` keeps the mutants that do neither. Seed, format and number make a
-case again.
+prints a table of outcomes by format. A mutant of an image source must be refused in one line, or give the
+pixels that NumPy, h5py, zarr or Pillow give; a mutant of a network, a schedule or the results of a comparison
+must be refused, or give what torch, diffusers, json or NumPy give. `--keep FOLDER` keeps the mutants that do
+neither. Seed, format and number make a case again.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from inputs import INPUTS
 from mutants import SEEDS, write_mutant
 from reference import read_reference
 
-from patchindex.errors import InputError
+from patchindex.errors import PatchIndexError
 from patchindex.images import open_images
 
 SECONDS = 10
 MEMORY = 1 << 30  # bytes that a child may take, more than its parent has
 MOST_OUTPUT = 1 << 16  # bytes of warnings of libraries
+EVERY: dict[str, Any] = SEEDS | INPUTS
 GOOD = ("refused", "right", "no reference")
 OUTCOMES = (*GOOD, "wrong", "traceback", "signal", "hang", "memory", "flood")
 
@@ -42,7 +45,7 @@ def run_case(name: str, seed: int, number: int, keep: Path | None = None) -> tup
     """Return the outcome of a case, and what was said."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
-        source = write_mutant(name, folder, random.Random(f"{seed} {name} {number}"))
+        source = write_mutant(EVERY[name], folder, random.Random(f"{seed} {name} {number}"))
         outcome, said = in_child(name, folder, source)
         if outcome not in GOOD and keep is not None:
             shutil.copytree(folder, keep / f"{name}-{seed}-{number}", dirs_exist_ok=True)
@@ -93,17 +96,12 @@ def examine(name: str, folder: Path, source: str, report: Path) -> None:
         report.write_text(json.dumps([outcome, str(text)]))
 
     warnings.simplefilter("ignore")
-    labels = SEEDS[name].labels
-    options: dict[str, Any] = {} if labels is None else {"labels": folder / labels}
-    if name == "celeba":
-        options = {"labels": "attr:Smiling,Male"}
     say("traceback", "it ended while it read the mutant")
     try:
-        opened = open_images(folder / source, **options)
-        images = opened[:]
-    except InputError as error:
+        found = INPUTS[name].use(folder) if name in INPUTS else pixels(name, folder, source)
+    except PatchIndexError as error:
         text = str(error)
-        one_line = text.isprintable() and len(text) < 2000 and error.exit_code == 2
+        one_line = text.isprintable() and len(text) < 2000 and (error.exit_code == 2 or name in INPUTS)
         say("refused" if one_line else "flood", text)
         return
     except MemoryError as error:
@@ -116,14 +114,35 @@ def examine(name: str, folder: Path, source: str, report: Path) -> None:
         return
     say("no reference", "it ended while the reference was read")
     try:
-        expected, expected_labels = read_reference(name, folder, source)
+        expected = INPUTS[name].reference(folder) if name in INPUTS else read_reference(name, folder, source)
     except Exception as error:
         say("no reference", repr(error))
         return
-    same = images.dtype == np.uint8 and np.array_equal(images, expected)
-    if expected_labels is not None:
-        same &= opened.labels is not None and np.array_equal(opened.labels, expected_labels)
-    say("right" if same else "wrong", opened)
+    if name in SEEDS and expected[1] is None:  # labels that no file names
+        found, expected = found[0], expected[0]
+    say("right" if is_same(found, expected) else "wrong", repr(found)[:300])
+
+
+def pixels(name: str, folder: Path, source: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the images and the labels of a source."""
+    labels = SEEDS[name].labels
+    options: dict[str, Any] = {} if labels is None else {"labels": folder / labels}
+    if name == "celeba":
+        options = {"labels": "attr:Smiling,Male"}
+    opened = open_images(folder / source, **options)
+    return opened[:], opened.labels
+
+
+def is_same(found: Any, expected: Any) -> bool:
+    """Return whether a result is the expected one; arrays of floats up to float32 rounding."""
+    if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+        return found.shape == expected.shape and np.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    if isinstance(expected, np.ndarray):
+        return found is not None and np.array_equal(found, expected)
+    if isinstance(expected, list | tuple):
+        pairs = zip(found, expected, strict=True)
+        return len(found) == len(expected) and all(is_same(*pair) for pair in pairs)
+    return found == expected
 
 
 def main() -> int:
@@ -135,12 +154,12 @@ def main() -> int:
         "--cases", type=int, default=10_000, help="number of mutants, of all formats together"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--format", choices=SEEDS, action="append", help="by default, all")
+    parser.add_argument("--format", choices=EVERY, action="append", help="by default, all")
     parser.add_argument("--first", type=int, default=0, help="number of the first case of each format")
     parser.add_argument("--keep", type=Path, help="folder for the mutants that are not handled well")
     parser.add_argument("--show", action="store_true", help="print what was said of each mutant")
     options = parser.parse_args()
-    names, bad, start = options.format or list(SEEDS), 0, time.perf_counter()
+    names, bad, start = options.format or list(EVERY), 0, time.perf_counter()
     print(f"{'format':14}" + "".join(f"{outcome:>13}" for outcome in OUTCOMES))
     for name in names:
         counts: Counter[str] = Counter()

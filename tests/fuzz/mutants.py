@@ -34,6 +34,7 @@ from PIL import Image
 IMAGES = (np.arange(6 * 8 * 10 * 3) * 7 % 251).astype(np.uint8).reshape(6, 8, 10, 3)
 GRAY = IMAGES[..., 0].copy()
 LABELS = np.array([3, 1, 4, 1, 5, 9])
+UNPACK = (zlib.error, zipfile.BadZipFile, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,9 @@ SEEDS = {
     "labels.txt": Seed(
         write_with_labels("l.txt", ANY_LINES), {"l.txt": (change_text, change_bytes)}, "l.txt"
     ),
+    "labels.csv": Seed(
+        write_with_labels("l.csv", ANY_LINES), {"l.csv": (change_text, change_bytes)}, "l.csv"
+    ),
     "labels.npy": Seed(
         write_with_labels("l.npy", npy(LABELS)), {"l.npy": (*PLAIN, change_text)}, labels="l.npy"
     ),
@@ -221,9 +225,8 @@ SEEDS = {
 }
 
 
-def write_mutant(name: str, folder: Path, rng: random.Random) -> str:
+def write_mutant(seed: Any, folder: Path, rng: random.Random) -> str:
     """Write a source whose files are changed, once or twice; return the name of the source."""
-    seed = SEEDS[name]
     source = seed.write(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for _ in range(rng.choice((1, 1, 1, 2))):
@@ -231,7 +234,7 @@ def write_mutant(name: str, folder: Path, rng: random.Random) -> str:
         mutations = next(m for end, m in seed.mutate.items() if path.name.endswith(end))
         try:
             path.write_bytes(rng.choice(mutations)(path.read_bytes(), rng))
-        except (ValueError, OSError, EOFError, IndexError, AttributeError, zlib.error, zipfile.BadZipFile):
+        except (ValueError, OSError, EOFError, LookupError, AttributeError, TypeError, *UNPACK):
             # A second mutation may find a file that the first has damaged too much.
             path.write_bytes(change_bytes(path.read_bytes(), rng))
     return source

@@ -130,6 +130,24 @@ def inside_gzip(*mutations: Mutation) -> Mutation:
     return lambda data, rng: gzip.compress(rng.choice(mutations)(gzip.decompress(data), rng))
 
 
+def inside_safetensors(data: bytes, rng: random.Random) -> bytes:
+    """Change the header of a safetensors file, the JSON inside its metadata, or the values of its tensors."""
+    n = int.from_bytes(data[:8], "little")
+    header, body = data[8 : 8 + n], data[8 + n :]
+    kind, document = rng.random(), json.loads(header)
+    if kind < 0.5:
+        inside = document.get("__metadata__", {})
+        if "patchindex" in inside:
+            inside["patchindex"] = change_json(inside["patchindex"].encode(), rng).decode()
+        header = json.dumps(document).encode()
+    elif kind < 0.8:
+        header = change_json(header, rng)
+    else:
+        body = (rng.choice(PLAIN)(body, rng) + body)[: len(body)]
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + body
+
+
 def inside_png(data: bytes, rng: random.Random) -> bytes:
     """Change a chunk of a PNG, and its checksum with it; add, repeat or swap chunks."""
     chunks, at = [], 8

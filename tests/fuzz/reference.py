@@ -91,7 +91,7 @@ def read_labels(name: str, folder: Path) -> np.ndarray:
         return np.load(folder / "l.npy").ravel()
     if name == "labels.idx":
         return read_idx(folder / "l-labels-idx1-ubyte")
-    words = (folder / "l.txt").read_bytes().decode("utf-8-sig").split()
+    words = (folder / f"l.{name.partition('.')[2]}").read_bytes().decode("utf-8-sig").split()
     assert all(re.fullmatch("[+-]?[0-9]+", word) for word in words)
     return np.array([int(word) for word in words])
 
