@@ -119,7 +119,7 @@ def read_run(folder: str | Path) -> Run:
         found = json.loads(path.read_text())
         run = Run(found["name"], found["network"], found["settings"], found["images"])
         problem = _problem_of(run)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         problem = str(error)
     if problem is not None:
         raise InputError(f"cannot be read ({problem})", where=path, remedy="compare again")

@@ -153,7 +153,7 @@ def test_images_of_one_colour_up_to_rounding_have_r_0(images):
     [
         {"images": 5}, {"images": []}, {"images": [{}]}, {"images": [1]}, {"settings": []}, {"settings": {}},
         {"name": 5}, {"network": None}, {"network": {"loss": "x"}}, {"first": {"r2": "x"}},
-        {"first": {"image": 1}}, {"first": {"denoiser": None}},
+        {"first": {"image": 1}}, {"first": {"denoiser": None}}, {"first": {"r2": 10**400}},
     ],
 )  # fmt: skip
 def test_damaged_results_of_a_comparison_are_not_joined(found, tmp_path, change):
