@@ -20,6 +20,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from patchindex.checks import is_whole
 from patchindex.errors import InputError, Option, PatchIndexError
 from patchindex.images import ImageSource
 from patchindex.images.by_label import as_tensor, to_unit
@@ -53,6 +54,7 @@ __all__ = ["Report", "Training"]
 
 STEPS_PER_ROW = 100
 CHECKPOINT_SECONDS = 120.0
+LARGEST = 1e300  # of a number in a state; products with larger ones overflow
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -280,8 +282,18 @@ class Training:
                     where=folder,
                     remedy="give the images that it was started with",
                 )
-            self.step = int(before["step"])
             self.losses = [{name: row[name] for name in COLUMNS} for row in state["losses"]]
+            numbers = [
+                before["step"],
+                before["seconds"],
+                before["cpu_seconds"],
+                state["loss_sum"],
+                state["lr"],
+            ]
+            numbers += [value for row in self.losses for value in row.values() if value is not None]
+            if not all(map(_is_number, numbers)) or not is_whole(before["step"]) or before["step"] < 0:
+                raise ValueError("a number is missing or out of range")
+            self.step = int(before["step"])
             self.loss_sum.fill_(float(state["loss_sum"]))
             self.clock = _Clock(float(before["seconds"]), float(before["cpu_seconds"]))
             self._continue_scheduler(float(state["lr"]))
@@ -301,3 +313,7 @@ class Training:
         self.optimiser.param_groups[0]["lr"] = lr
         done = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": [lr]}
         self.scheduler.load_state_dict(self.scheduler.state_dict() | done)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

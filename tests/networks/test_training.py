@@ -14,6 +14,7 @@ import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
 from patchindex.images.by_label import TrainingImages
 from patchindex.networks import batches, loop, open_run, train
+from patchindex.networks.losses import COLUMNS
 
 
 def weights(folder, name="weights.safetensors"):
@@ -223,6 +224,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(picture
         {"lr": "fast"},
         {"loss_sum": None},
         {"run": {"settings": {}}},
+        {"lr": 10**400},
+        {"loss_sum": float("nan")},
+        {"losses": [dict.fromkeys(COLUMNS, "x")]},
+        {"step": -1},
+        {"step": 1.5},
+        {"step": 10**400},
+        {"seconds": True},
     ],
 )
 def test_a_damaged_state_is_refused_on_resume(pictures, small, tmp_path, change):
@@ -230,6 +238,8 @@ def test_a_damaged_state_is_refused_on_resume(pictures, small, tmp_path, change)
     path = tmp_path / "state.safetensors"
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["patchindex"])
+    if {*change} <= {*header["run"]} - {*header}:
+        change = {"run": {**header["run"], **change}}
     save_file(load_file(path), path, {"patchindex": json.dumps({**header, **change})})
     with pytest.raises(InputError, match=r"start again with overwrite=True|the run has None"):
         train(pictures[0], tmp_path, small(), threads=1, resume=True)
