@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 
 FILES = ("mosaic.png", "steps.png", "sources.png", "explain.json")
 TRAJECTORY = "trajectory.zarr"
+# The settings of a run that are read, with their types.
+SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("machine", "train_windows", "estimator", "noise", "sampler"), str),
+    "locality": dict | None,
+    "options": dict,
+    "seed": int,
+    "steps": int | list,
+}
+OPTIONS = ("tolerance", "probes", "candidates", "quality")  # of estimators
 SHOWN = 4  # patches per pixel in the printed table
 
 
@@ -172,20 +181,21 @@ def _read_record(folder: Path) -> dict[str, Any]:
         )
     try:
         record = json.loads(path.read_text())
-        settings = record["settings"]
-        if settings["denoiser"] != "ScoreMachine":
-            raise InputError(
-                f"were drawn by {settings['denoiser']}, which has no patches",
-                parameter="samples",
-                remedy="give samples of IS, LS, ELS or bbELS",
-            )
-        settings["seed"], settings["steps"], settings["sampler"]
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
+        raise InputError(f"is no JSON ({error})", where=path, remedy="draw the samples again") from error
+    settings = record.get("settings") if isinstance(record, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
+    drawn_by = settings.get("denoiser")
+    if isinstance(drawn_by, str) and drawn_by != "ScoreMachine":
         raise InputError(
-            f"is no record of samples ({error})", where=path, remedy="draw the samples again"
-        ) from error
+            f"were drawn by {drawn_by}, which has no patches",
+            parameter="samples",
+            remedy="give samples of IS, LS, ELS or bbELS",
+        )
+    wrong = [name for name, kind in SETTINGS.items() if not isinstance(settings.get(name), kind)]
+    if drawn_by is None or wrong or not isinstance(record.get("store") or {}, dict):
+        missing = ", ".join(wrong) or "settings"
+        raise InputError(f"is no record of samples: {missing}", where=path, remedy="draw the samples again")
     found: dict[str, Any] = record
     return found
 
@@ -222,7 +232,7 @@ def _machine(training: Training, record: dict[str, Any], run: RunOptions) -> Sco
 
     settings = record["settings"]
     schedule = settings["locality"]
-    options = {name: value for name, value in settings["options"].items() if name != "policy"}
+    options = {name: settings["options"][name] for name in OPTIONS if name in settings["options"]}
     made = open_denoiser(
         settings["machine"],
         training,
@@ -253,9 +263,10 @@ def _read_sample(
         raise SourceNotFoundError("no such file", where=path, remedy="draw the samples again")
     arrays = read_arrays(path, required="images", optional=("x_T", "labels"))
     images = arrays["images"]
-    if images.ndim != 4 or tuple(images.shape[1:]) != machine.shape:
+    if images.ndim != 4 or tuple(images.shape[1:]) != machine.shape or images.dtype.kind != "f":
         raise InputError(
-            f"has images of shape {tuple(images.shape[1:])}, the store of {machine.shape}",
+            f"has images of shape {tuple(images.shape[1:])} and type {images.dtype}, not floats of shape "
+            f"{machine.shape}",
             where=path,
             remedy="give samples of this store",
         )
@@ -264,8 +275,11 @@ def _read_sample(
             f"there is no sample {number}", parameter="image", remedy=f"use 0 to {len(images) - 1}"
         )
     noise, label = arrays.get("x_T"), -1
-    if "labels" in arrays and arrays["labels"].shape == (len(images),):
-        label = int(arrays["labels"][number])
+    if noise is not None and (noise.shape != images.shape or noise.dtype.kind != "f"):
+        raise InputError("has noise x_T of another shape", where=path, remedy="draw the samples again")
+    labels = arrays.get("labels")
+    if labels is not None and labels.shape == (len(images),) and labels.dtype.kind in "iu":
+        label = int(labels[number])
     return _Drawn(
         number,
         torch.from_numpy(images[number].astype("float32")),

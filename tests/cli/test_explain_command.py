@@ -119,3 +119,34 @@ def test_samples_of_another_machine_than_the_stores_are_explained(store, tmp_pat
     found = explained(tmp_path, tmp_path / "out")
     assert found["mosaic"]["machine"] == "LS"
     assert found["mosaic"]["method"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: [], "is no record of samples"),
+        (lambda record: {**record, "settings": {}}, "is no record of samples"),
+        (lambda record: {**record, "settings": {**record["settings"], "seed": "3"}}, "samples: seed"),
+        (lambda record: {**record, "store": {}}, "samples.json names no store; give --store"),
+        (lambda record: {**record, "settings": {**record["settings"], "noise": "brown"}}, "brown"),
+    ],
+)
+def test_a_damaged_record_is_refused(samples, tmp_path, change, message):
+    folder = shutil.copytree(samples, tmp_path / "samples")
+    record = json.loads((folder / "samples.json").read_text())
+    (folder / "samples.json").write_text(json.dumps(change(record)))
+    assert message in refused("explain", folder, "-o", tmp_path / "out")
+
+
+def test_damaged_samples_are_refused(samples, tmp_path):
+    folder = shutil.copytree(samples, tmp_path / "samples")
+    with np.load(folder / "samples.npz") as file:
+        arrays = dict(file)
+    np.savez(folder / "samples.npz", **{**arrays, "x_T": arrays["x_T"][:1]})
+    assert "has noise x_T of another shape" in refused("explain", folder, "-o", tmp_path / "out")
+    np.savez(folder / "samples.npz", **{**arrays, "images": arrays["images"][:, :, :9]})
+    assert "has images of shape (1, 9, 28)" in refused("explain", folder, "-o", tmp_path / "out")
+    (folder / "samples.json").write_text("{")
+    assert "is no JSON" in refused("explain", folder, "-o", tmp_path / "out")
+    (folder / "samples.json").unlink()
+    assert "no such file" in refused("explain", folder, "-o", tmp_path / "out")
