@@ -187,7 +187,12 @@ def main() -> int:
         return 1
     seconds = max(LEAST_SECONDS, 5 * (time.perf_counter() - began))
     lines = args.log.read_text().splitlines() if args.log.exists() else []
-    known = {entry["key"]: entry for entry in map(json.loads, lines) if entry["source"] == hash_of(source)}
+    # Survivors run again: there may be new tests.
+    known = {
+        entry["key"]: entry
+        for entry in map(json.loads, lines)
+        if entry["source"] == hash_of(source) and entry["outcome"] != "survived"
+    }
     todo = [mutant for mutant in chosen if mutant.key not in known]
     print(f"{args.module}: {len(every)} mutants, {len(todo)} to run, tests take {seconds / 5:.0f} s")
     running: dict[int, tuple[Mutant, str]] = {}

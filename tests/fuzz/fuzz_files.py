@@ -33,7 +33,7 @@ from reference import read_reference
 from patchindex.errors import PatchIndexError
 from patchindex.images import open_images
 
-SECONDS = 10
+SECONDS, WAITING = 10, 60  # of the processor, and by the clock: others use the machine too
 MEMORY = 1 << 30  # bytes that a child may take, more than its parent has
 MOST_OUTPUT = 1 << 16  # bytes of warnings of libraries
 EVERY: dict[str, Any] = SEEDS | INPUTS
@@ -66,7 +66,8 @@ def in_child(name: str, folder: Path, source: str) -> tuple[str, str]:
             limit = virtual_memory() + 2 * MEMORY
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            signal.alarm(SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+            signal.alarm(WAITING)
             examine(name, folder, source, report)
         finally:
             os._exit(0)
@@ -76,7 +77,7 @@ def in_child(name: str, folder: Path, source: str) -> tuple[str, str]:
     report.unlink(missing_ok=True)
     output.unlink(missing_ok=True)
     if os.WIFSIGNALED(status):
-        kind = "hang" if os.WTERMSIG(status) == signal.SIGALRM else "signal"
+        kind = "hang" if os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU) else "signal"
         return kind, f"signal {os.WTERMSIG(status)} after {found}"
     if usage.ru_maxrss * 1024 > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + MEMORY:
         return "memory", f"{usage.ru_maxrss >> 10} MiB after {found}"
