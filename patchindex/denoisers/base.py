@@ -342,19 +342,10 @@ class Denoiser(Adaptable, ABC):
         return x.to(self.device, torch.float32)
 
     def check_course(self, x: Tensor, t: float, step: int) -> None:
-        """Refuse noisy images that the steps of a sampler made and no call accepts: the trajectory diverged.
+        """Refuse noisy images (B, C, H, W) at time t, before step `step` of a sampler, that no call accepts.
 
-        Parameters
-        ----------
-        x : Tensor
-            The noisy images at time t, before step `step`; the first step is 1.
-        t : float
-        step : int
-
-        Raises
-        ------
-        PatchIndexError
-            When a value is not finite or beyond `LARGEST_X`. It names the denoiser: the values are its own.
+        Raises PatchIndexError when a value is not finite or beyond `LARGEST_X`. The error names the denoiser,
+        because the values follow from its own posterior means: the trajectory diverged.
         """
         largest = float(x.abs().max())
         if not largest <= LARGEST_X:  # NaN is not
