@@ -120,13 +120,15 @@ def explain(
     from patchindex.explain.mosaic import TOLERANCE
     from patchindex.study.plots import figure_class
 
+    outputs = [(output, FILES), *([] if html is None else [(html.parent, (html.name,))])]
+    for place, names in outputs:
+        check_output(place, names, overwrite=overwrite, inputs=[samples, beside])
     folder = samples.parent if samples.suffix == ".npz" else samples
     record = _read_record(folder)
-    where = store or _recorded_store(record, folder)
+    where = store or _recorded_store(record)
+    for place, names in outputs:
+        check_output(place, names, overwrite=overwrite, sources=[where])
     run = RunOptions(int(record["settings"]["seed"]), threads, device, as_json)
-    check_output(output, FILES, overwrite=overwrite, sources=[where], inputs=[samples, beside])
-    if html is not None:
-        check_output(html.parent, [html.name], overwrite=overwrite, sources=[where], inputs=[samples, beside])
     figure_class()  # matplotlib is optional: without it, fail before any work
     training = open_training(str(where), {}, run)
     _check_fingerprint(training, record, where)
@@ -147,9 +149,8 @@ def explain(
     more = {"pixels": found.pixels(chosen)} if chosen else {}
     files = _write(output, found, more)
     if html is not None:
-        names = list(training.label_names)
         text = patchindex.explain.page_of(
-            found, beside=second, beside_name=str(beside or ""), label_names=names
+            found, beside=second, beside_name=str(beside or ""), label_names=list(training.label_names)
         )
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(text, encoding="utf-8")
@@ -200,7 +201,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _recorded_store(record: dict[str, Any], folder: Path) -> Path | str:
+def _recorded_store(record: dict[str, Any]) -> Path | str:
     """Return the store that the samples name."""
     path = (record.get("store") or {}).get("path")
     if path is None:

@@ -13,7 +13,7 @@ from commands import DATA, refused, run
 from patchindex_cli.app import main
 
 COMMANDS = [
-    *("append", "build", "calibrate", "compare", "compare-table", "info", "originality", "sample"),
+    *("append", "build", "calibrate", "compare", "compare-table", "explain", "info", "originality", "sample"),
     *("study", "train", "tune", "verify"),
 ]
 HEAVY = ("numpy", "torch", "faiss", "numba", "zarr", "h5py", "PIL", "rich", "matplotlib", "distributed")

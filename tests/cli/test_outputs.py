@@ -24,11 +24,22 @@ def commands(source, store, network, samples):
         "calibrate": [source],
         "compare": [source, "--network", network],
         "compare-table": [samples],
+        "explain": [samples],
         "originality": [samples / "samples.npz", store],
     }
 
 
-NAMES = ["build", "calibrate", "compare", "compare-table", "originality", "sample", "study", "train"]
+NAMES = [
+    "build",
+    "calibrate",
+    "compare",
+    "compare-table",
+    "explain",
+    "originality",
+    "sample",
+    "study",
+    "train",
+]
 
 
 def test_all_commands_with_an_output_are_tested():
