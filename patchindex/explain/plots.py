@@ -42,10 +42,10 @@ def plot_mosaic(found: Explanation) -> Figure:
     centres.set_title("centre of the heaviest patch", fontsize=10)
     named = [number for number, _ in found.sources(NAMED)]
     _show_map(sources, _coloured(mosaic.image, named), mosaic.segment)
-    sources.set_title(f"training image: {numbers['source_images']} in all", fontsize=10)
+    sources.set_title(f"training image (pixels): {numbers['source_images']} in all", fontsize=10)
     for place, number in enumerate(named):
-        share = (mosaic.image == number).mean()
-        sources.plot([], [], "s", color=f"C{place}", label=f"{number} ({share:.0%})", markersize=6)
+        count = (mosaic.image == number).sum()
+        sources.plot([], [], "s", color=f"C{place}", label=f"{number} ({count})", markersize=6)
     sources.legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0), handletextpad=0.1,
                    columnspacing=0.6, frameon=False)  # fmt: skip
     _show_map(pieces, _shuffled(mosaic.segment), mosaic.segment)
