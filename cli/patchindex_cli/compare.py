@@ -16,6 +16,7 @@ from .options import (
     RunOptions,
     SamplingOptions,
     count_option,
+    one_label,
     run_options,
     sampling_options,
 )
@@ -152,7 +153,7 @@ def compare(
     denoisers = _open_all(texts, training, network, run, schedule, estimator)
     theory_options = TheoryOptions(
         steps=options.steps,
-        labels="auto" if options.label is None else parse_label(options.label, training),
+        labels="auto" if not options.label else parse_label(one_label(options.label), training),
         seed=run.seed,
         batch_size=options.batch_size,
         **sizes,

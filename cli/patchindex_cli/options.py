@@ -97,13 +97,13 @@ class SamplingOptions:
 
     locality: str | None
     resize_locality: bool
-    label: str | None
+    label: tuple[str, ...]
     steps: int
     batch_size: int
     overwrite: bool
 
 
-def _grouped(name: str, kind: type[Any], options: Sequence[Decorator]) -> Decorator:
+def grouped(name: str, kind: type[Any], options: Sequence[Decorator]) -> Decorator:
     """Return a decorator that adds options and passes their values as one `kind` called `name`."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,10 +146,10 @@ def run_options(seed_help: str) -> Decorator:
     device = click.option(
         "--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda or cuda:N."
     )
-    return _grouped("run", RunOptions, [seed_option(seed_help), threads_option, device, json_option])
+    return grouped("run", RunOptions, [seed_option(seed_help), threads_option, device, json_option])
 
 
-build_options = _grouped(
+build_options = grouped(
     "options",
     BuildOptions,
     [
@@ -170,6 +170,9 @@ build_options = _grouped(
 )
 
 
+ONE_LABEL = "Use the training images of this label only."
+
+
 def locality_option(help_text: str) -> Decorator:
     """Return a decorator that adds --locality and --resize-locality; `parse_locality` reads the values."""
     presets = ", ".join(LOCALITY_PRESETS)
@@ -186,6 +189,13 @@ def locality_option(help_text: str) -> Decorator:
         "that the schedule was calibrated on.",
     )
     return functools.partial(add_options, [schedule, resize])
+
+
+def one_label(labels: Sequence[str]) -> str | None:
+    """Return the only label, None without one; refuse several."""
+    if len(labels) > 1:
+        raise InputError(f"is given {len(labels)} times", parameter="label", remedy="give it once")
+    return labels[0] if labels else None
 
 
 def parse_integers(text: str, parameter: str, example: str = "64,128") -> list[int]:
@@ -232,13 +242,13 @@ def resized_locality(schedule: LocalitySchedule | None, size: tuple[int, int]) -
     return schedule.resized(size)
 
 
-def sampling_options(batch_size: int) -> Decorator:
+def sampling_options(batch_size: int, label_help: str = ONE_LABEL) -> Decorator:
     """Return a decorator that adds the options of `sample` and `study`, as `options`."""
     options: list[Decorator] = [
         locality_option("Locality schedule, in place of the store's schedule."),
-        click.option("--label", metavar="NUMBER|NAME", help="Use the training images of this label only."),
+        click.option("--label", metavar="NUMBER|NAME", multiple=True, help=label_help),
         count_option("--steps", "Grid points; N gives N-1 denoising steps.", 20, least=2),
         count_option("--batch-size", "Images per batch.", batch_size),
         click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run."),
     ]
-    return _grouped("options", SamplingOptions, options)
+    return grouped("options", SamplingOptions, options)

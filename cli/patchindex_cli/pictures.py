@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from patchindex.sampling import Trajectory
 
 
 def image_grid(images: Tensor, columns: int | None = None, height: int = 112, gap: int = 4) -> Image.Image:
@@ -28,3 +34,49 @@ def image_grid(images: Tensor, columns: int | None = None, height: int = 112, ga
         y, x = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
         canvas[y : y + h, x : x + w] = image
     return Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)
+
+
+def filmstrip(trajectory: Trajectory, images: Tensor, most: int = 10, height: int = 56) -> Image.Image:
+    """Return the steps of samples from left to right: noisy images, and posterior means below them.
+
+    At most `most` steps are shown, first and last among them, with their time and locality scale above; the
+    last column has the images.
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+    images : Tensor, shape (n, C, H, W)
+        The final images, of which as many are shown as the trajectory has.
+    most, height : int
+        Number of steps; least height of an image in pixels.
+    """
+    shown = np.unique(np.linspace(0, len(trajectory) - 1, most).round().astype(int))
+    rows = []
+    for i in range(trajectory.x.shape[1]):
+        rows += [
+            torch.cat([torch.from_numpy(steps[shown, i]), images[i : i + 1].cpu()])
+            for steps in (trajectory.x, trajectory.mean)
+        ]
+    grid = image_grid(torch.cat(rows), columns=len(shown) + 1, height=height)
+    names = [
+        f"t {trajectory.t[step]:.2f}" + (f"  k {trajectory.k[step]}" if trajectory.k[step] else "")
+        for step in shown
+    ]
+    return _with_heads(grid, [*names, "image"])
+
+
+def _with_heads(grid: Image.Image, heads: Sequence[str]) -> Image.Image:
+    """Return a grid with a line of text above each column."""
+    line = 16
+    canvas = Image.new(grid.mode, (grid.width, grid.height + line), "white")
+    canvas.paste(grid, (0, line))
+    draw, width = ImageDraw.Draw(canvas), grid.width / len(heads)
+    for i, text in enumerate(heads):
+        draw.text(
+            ((i + 0.5) * width, line / 2 + 1),
+            text,
+            fill="black",
+            anchor="mm",
+            font=ImageFont.load_default(10),
+        )
+    return canvas

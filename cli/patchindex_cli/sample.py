@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import shutil
-import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.errors import InputError
 
+from .conditions import Conditions, condition_options
+from .drawing import FILES, OUTPUTS, Drawing, OutputOptions, cost_of, output_options
 from .options import (
     LocalPath,
     NameIn,
@@ -35,10 +33,8 @@ from .sources import Training, choose_locality, open_denoiser, parse_label
 if TYPE_CHECKING:
     import numpy as np
 
-    from patchindex import Denoiser, SampleResult
+    from patchindex import Denoiser
     from patchindex.runtime import Progress
-
-FILES = ("grid.png", "samples.npz", "samples.json")
 
 
 @click.command(short_help="Draw images from a store.")
@@ -75,19 +71,31 @@ FILES = ("grid.png", "samples.npz", "samples.json")
     help="Memory for temporary arrays, such as 500M.  [default: 256M, or 1G for wiener]",
 )
 @click.option(
-    "--x-t",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Noise to start from: .npy, or .npz with the key x_T.",
+    "--noise",
+    type=NameIn("patchindex.schedules", "NOISE_SCHEDULES"),
+    default="cosine",
+    show_default=True,
+    help="Noise schedule: cosine (the paper's), squaredcos, linear, flow or edm.",
 )
 @click.option(
     "--sampler",
     type=NameIn("patchindex.sampling", "SAMPLERS"),
     default="ddim",
     show_default=True,
-    help="Sampling method.",
+    help="ddim, ddpm, euler or heun.",
 )
-@sampling_options(batch_size=16)
+@click.option(
+    "--spacing",
+    type=NameIn("patchindex.sampling", "SPACINGS"),
+    default="uniform",
+    show_default=True,
+    help="Spacing of the times: uniform (the paper's grid), karras or log-snr.",
+)
+@condition_options
+@output_options
+@sampling_options(
+    16, "Use the training images of this label only. Given again: -n images, and a row of the grid, for each."
+)
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
 def sample(
     store: Path | str,
@@ -98,71 +106,108 @@ def sample(
     tolerance: float | None,
     nearest_scales: bool,
     memory: str | None,
-    x_t: Path | None,
+    noise: str,
     sampler: str,
+    spacing: str,
+    conditions: Conditions,
+    files: OutputOptions,
     options: SamplingOptions,
     run: RunOptions,
 ) -> None:
     """Draw images from a STORE.
 
     Writes grid.png, samples.npz (images, x_T, labels, settings) and samples.json (settings, versions,
-    fingerprint of the store, times) to the output folder.
+    fingerprint of the store, times) to the output folder; with --save-trajectory also trajectory.zarr (noisy
+    images, posterior means, standard errors and ESS of each step) and filmstrip.png.
+
+    Finished batches are kept until these files are written: an interrupted run goes on with --resume, and
+    gives the same files.
 
     \b
     Examples:
       patchindex sample fashion.zarr -n 16 -o samples
       patchindex sample fashion.zarr -n 4 -o bags --label 8 --estimator exact --seed 1
+      patchindex sample fashion.zarr -n 8 -o rows --label 0 --label 1 --label 8
       patchindex sample fashion.zarr -n 8 -o out --estimator topk:candidates=512
       patchindex sample fashion.zarr -n 8 -o gaussian --machine wiener
       patchindex sample cifar.zarr -n 8 -o out --locality cifar10-resnet-circular --nearest-scales
+      patchindex sample fashion.zarr -n 4 -o heun --sampler heun --spacing karras --steps 12 --noise edm
+      patchindex sample fashion.zarr -n 64 -o steps --save-trajectory --batch-size 8 --resume
+      patchindex sample fashion.zarr -n 4 -o varied --start photo.png --strength 0.5
+      patchindex sample fashion.zarr -n 4 -o completed --known photo.png --mask left-half.png
+      patchindex sample fashion.zarr -o again --x-t samples/samples.npz --columns 8
     """
     import patchindex
 
-    check_output(output, FILES, overwrite=options.overwrite, sources=[store], inputs=[x_t])
+    conditions.check()
+    check_output(
+        output,
+        FILES if (output / "parts").exists() else OUTPUTS,
+        overwrite=options.overwrite or files.resume,
+        sources=[store, conditions.start, conditions.known],
+        inputs=[conditions.x_t, conditions.mask],
+    )
     index = patchindex.open_index(store, device=run.device)
     text = machine or index.machine
     settings = _score_settings(text, options, estimator, tolerance, nearest_scales)
-    settings["memory"] = memory
+    settings |= {"memory": memory, "noise": noise}
     training = Training.of(index)
-    schedule = choose_locality(options, training)
+    schedule = choose_locality(options, training, noise)
     if schedule is not None and nearest_scales and index.scales:
         schedule = schedule.nearest(index.scales)
-    label = parse_label(options.label, training)
-    denoiser = open_denoiser(text, training, run, locality=schedule, label=label, settings=settings)
-    noise = None if x_t is None else _read_noise(x_t)
-    if noise is None and n is None:
-        n = 16
+    labels = [parse_label(label, training) for label in options.label] or [None]
+    denoiser = open_denoiser(text, training, run, locality=schedule, label=labels[0], settings=settings)
+    arguments, checksums = conditions.read(denoiser)
+    per_label = _images_per_label(n, arguments.get("x_T"), len(labels))
+    sampling = patchindex.sampling.Sampling(
+        denoiser, per_label * len(labels), options.steps, sampler, run.seed, **arguments, spacing=spacing,
+        trajectory=files.save_trajectory, batch_size=options.batch_size,
+        label=None if len(labels) == 1 else [label for label in labels for _ in range(per_label)],
+    )  # fmt: skip
+    drawing = Drawing(output, sampling, {"store": index.attributes["fingerprint"], **checksums})
+    if files.resume and drawing.is_finished():
+        echo(f"{output}: finished already")
+        return
+    parts = drawing.open_parts(resume=files.resume, overwrite=options.overwrite)
     with stages() as progress:
         compile_seconds = _load_kernels(denoiser, progress)
         progress("sampling", 0, 1)
         start = time.perf_counter()
-        result = patchindex.sample(
-            denoiser,
-            n,
-            options.steps,
-            sampler,
-            run.seed,
-            noise,
-            batch_size=options.batch_size,
-            progress=progress,
-        )
+        result = drawing.draw(parts, progress)
     seconds = time.perf_counter() - start
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "store": {"path": str(store), "fingerprint": index.attributes["fingerprint"]},
-        "settings": result.settings,
+        "settings": drawing.settings,
         "versions": _versions(),
         "seconds": round(seconds, 3),
         "compile_seconds": None if compile_seconds is None else round(compile_seconds, 3),
         "steps": result.steps,
     }
-    _write(output, result, record)
+    columns = files.columns or (per_label if len(labels) > 1 else None)
+    written = drawing.write(result, record, columns)
     if run.as_json:
-        print_json({**record, "files": [str(output / name) for name in FILES]})
+        print_json({**record, "files": [str(path) for path in written]})
         return
-    echo(f"{output / FILES[0]}: {count(len(result.images), 'image')} in {seconds:.1f} s")
+    echo(f"{written[0]}: {count(len(result.images), 'image')} in {seconds:.1f} s")
+    echo(cost_of(result.steps, sampling))
     if compile_seconds is not None:
         echo(f"compiled the exact kernels for this machine in {compile_seconds:.1f} s (only once)")
+
+
+def _images_per_label(n: int | None, x_T: np.ndarray | None, labels: int) -> int:
+    """Return the number of images per label: -n, or else as many as the noise has."""
+    if x_T is None:
+        return 16 if n is None else n
+    per_label, rest = divmod(len(x_T), labels) if x_T.ndim else (0, 0)
+    if rest or (n is not None and n != per_label):
+        wanted = (
+            f"{labels} labels" if n is None else f"{count(labels, 'label')} with {count(n, 'image')} each"
+        )
+        raise InputError(
+            f"has noise for {len(x_T)} images, not for {wanted}", parameter="x_t", remedy="leave -n out"
+        )
+    return per_label
 
 
 def _score_settings(
@@ -215,39 +260,3 @@ def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {name: version(name) for name in ("patchindex", "torch", "numpy")}
     faiss = getattr(load_faiss(), "__version__", None)
     return {**versions, "python": platform.python_version(), "faiss": faiss}
-
-
-def _read_noise(path: Path) -> np.ndarray:
-    """Read the noise to start from."""
-    import numpy as np
-
-    from patchindex.images.npz import read_array, read_arrays
-
-    if not path.is_file():
-        raise SourceNotFoundError("no such file", where=path, remedy="check --x-t")
-    if path.suffix == ".npz":
-        return read_arrays(path, required="x_T")["x_T"]
-    return np.array(read_array(path))
-
-
-def _write(output: Path, result: SampleResult, record: dict[str, Any]) -> None:
-    """Write all files to a temporary folder first, so that the output folder never has half a file."""
-    import numpy as np
-
-    from .pictures import image_grid
-
-    output.mkdir(parents=True, exist_ok=True)
-    label = result.settings["label"]
-    with tempfile.TemporaryDirectory(dir=output, prefix=".writing-") as scratch:
-        folder = Path(scratch)
-        image_grid(result.images).save(folder / "grid.png")
-        np.savez_compressed(
-            folder / "samples.npz",
-            images=result.images.cpu().numpy(),
-            x_T=result.x_T.cpu().numpy(),
-            labels=np.full(len(result.images), -1 if label is None else label),  # -1: all labels
-            settings=json.dumps(result.settings),
-        )
-        (folder / "samples.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
-        for name in FILES:
-            shutil.move(os.fspath(folder / name), output / name)

@@ -12,6 +12,7 @@ from .options import (
     RunOptions,
     SamplingOptions,
     count_option,
+    one_label,
     run_options,
     sampling_options,
     store_path,
@@ -91,7 +92,7 @@ def study(
     index = patchindex.open_index(store, device=run.device)
     training = Training.of(index)
     schedule = choose_locality(options, training)
-    number = parse_label(options.label, training)
+    number = parse_label(one_label(options.label), training)
     machines = {}
     for text in estimators:
         name, settings = parse_estimator(text)

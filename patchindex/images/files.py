@@ -102,6 +102,18 @@ class Folder:
         return open_file(f"{self.root}/{name}", kind=BadImageError)  # faster than to join paths
 
 
+class Single(Folder):
+    """One image file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.parent)
+        self._name = path.name
+
+    def names(self) -> list[str]:
+        """Return the name of the file."""
+        return [self._name]
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -141,8 +153,10 @@ Files: TypeAlias = Folder | Archive
 
 
 def files_at(path: Path) -> Files:
-    """Return the image files of a folder or a zip archive."""
-    return Folder(path) if path.is_dir() else Archive(path)
+    """Return the image files of a folder or a zip archive, or an image file itself."""
+    if path.is_dir():
+        return Folder(path)
+    return Single(path) if path.suffix.lower() in SUFFIXES else Archive(path)
 
 
 def _plain(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A folder or zip archive of image files, decoded by Pillow on demand."""
+"""Image files, alone or in a folder or zip archive, decoded by Pillow on demand."""
 
 from __future__ import annotations
 
@@ -96,12 +96,14 @@ class FolderSource(PictureSource):
 
 
 def matches(path: Path) -> bool:
-    """Return whether the path is a folder, or a file called .zip."""
-    return path.is_dir() or path.suffix.lower() == ".zip"
+    """Return whether the path is a folder, or a file called .zip or as an image file."""
+    return path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)
 
 
 def open_folder(path: Path, options: Options) -> ImageSource:
     """Open all image files in a folder or archive and its sub-folders, sorted by name, except hidden ones.
+
+    A path of an image file stands for this file alone.
 
     With labels from "folders", the label of an image is the number of the first folder on its path that does
     not hold all images; folders are sorted by name.
@@ -114,7 +116,7 @@ def open_folder(path: Path, options: Options) -> ImageSource:
 
 
 FORMAT = Format(
-    f"folder or .zip of images ({' '.join(SUFFIXES)})",
+    f"image file, or folder or .zip of image files ({' '.join(SUFFIXES)})",
     matches,
     open_folder,
     features=("folders", "pictures", "transform"),

@@ -2,7 +2,7 @@
 
 from patchindex.sampling.adapters import as_unet
 from patchindex.sampling.conditions import ImageStart, KnownPixels
-from patchindex.sampling.drawing import SampleResult, sample
+from patchindex.sampling.drawing import SampleResult, Sampling, sample
 from patchindex.sampling.draws import draw_noise, starting_noise
 from patchindex.sampling.grids import SPACINGS, time_grid
 from patchindex.sampling.samplers import SAMPLERS, Sampler, ddim, ddpm, euler, heun
@@ -15,6 +15,7 @@ __all__ = [
     "KnownPixels",
     "SampleResult",
     "Sampler",
+    "Sampling",
     "Trajectory",
     "TrajectoryFile",
     "as_unet",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -22,10 +22,10 @@ from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling.conditions import ImageStart, KnownPixels
 from patchindex.sampling.draws import KEPT, check_memory, starting_noise, step_noise
 from patchindex.sampling.grids import Steps, time_grid
-from patchindex.sampling.samplers import SAMPLERS, Callback, Sampler
+from patchindex.sampling.samplers import SAMPLERS, Callback
 from patchindex.sampling.trajectory import Trajectory, values_per_step
 
-__all__ = ["SampleResult", "sample"]
+__all__ = ["RECORDED", "SampleResult", "Sampling", "array_to_records", "records_to_array", "sample"]
 
 Labels = int | Sequence[int | None] | None
 
@@ -149,51 +149,111 @@ def sample(
     >>> bool((r.images[0, 0] - torch.from_numpy(images[0] / 127.5 - 1)).abs().max() < 1e-3)
     True
     """
-    if not isinstance(sampler, str) or sampler not in SAMPLERS:
-        raise InputError(
-            f"unknown sampler {sampler!r}", parameter="sampler", remedy=f"use {', '.join(SAMPLERS)}"
-        )
-    check_least(batch_size=(batch_size, 1), first=(first, 0), seed=(seed, 0))
-    times = time_grid(steps, denoiser.noise, spacing)
-    noise = starting_noise(denoiser, n, seed, x_T)
+    sampling = Sampling(
+        denoiser, n, steps, sampler, seed, x_T, callback, spacing=spacing, label=label, start=start,
+        known=known, trajectory=trajectory, batch_size=batch_size, first=first,
+    )  # fmt: skip
     if trajectory:
-        per_image = KEPT * math.prod(denoiser.shape) + len(times) * values_per_step(denoiser.shape)
-        check_memory(len(noise), per_image)
-    x, conditions = noise, {}
-    if start is not None:
-        times = start.times(times)
-        x = start.noised(denoiser, noise, times[0])
-        conditions["strength"] = start.strength
-    if known is not None:
-        known = known.prepared(denoiser, len(noise))
-        conditions["known_pixels"] = int(known.mask.sum())
-    labels = _labels(label, len(noise))
+        check_memory(len(sampling.x_T), sampling.values_per_image)
     progress = as_progress(progress)
-    for each in dict.fromkeys(labels):
-        denoiser.prepare(each, progress)
-    drawing = _Drawing(denoiser, SAMPLERS[sampler], times, seed, callback, trajectory)
-    images, records, kept = [], [], []
-    for lo, hi in _batches(labels, batch_size):
-        part = part_of(progress, "sampling", lo / len(noise), hi / len(noise))
-        held = None if known is None else known.rows(lo, hi)
-        batch = _Batch(drawing, noise[lo:hi], range(first + lo, first + hi), labels[lo], held, part)
-        images.append(batch.draw(x[lo:hi]))
-        records += batch.records
-        kept.append(batch.steps)
-    settings = {
-        "n": len(noise),
-        "steps": steps if is_whole(steps) else times,
-        "sampler": sampler,
-        "spacing": spacing,
-        "seed": seed,
-        "x_T": "given" if x_T is not None else "drawn",
-        "label": denoiser.label if label is None else label,
-        "batch_size": batch_size,
-        **conditions,
-        **denoiser.settings,
-    }
-    whole = Trajectory.cat([Trajectory.of(each) for each in kept]) if trajectory else None
-    return SampleResult(torch.cat(images), noise, records, settings, whole)
+    sampling.prepare(progress)
+    return SampleResult.cat([sampling.draw(lo, hi, progress) for lo, hi in sampling.batches])
+
+
+@dataclass
+class Sampling:
+    """The arguments of `sample` after their checks, to be drawn batch by batch.
+
+    The fields are the arguments of `sample`. `n`, `x_T`, `label` and `known` are there for all images after
+    the checks.
+
+    Examples
+    --------
+    >>> from patchindex.denoisers import ScoreMachine
+    >>> images = np.random.default_rng(0).integers(0, 256, (9, 8, 8), np.uint8)
+    >>> s = Sampling(ScoreMachine(images, machine="IS"), n=5, steps=3, batch_size=2)
+    >>> s.batches
+    [(0, 2), (2, 4), (4, 5)]
+    >>> s.draw(2, 4).images.shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    denoiser: Denoiser
+    n: int | None = None
+    steps: Steps = 20
+    sampler: str = "ddim"
+    seed: int = 0
+    x_T: Any = None  # noqa: N815
+    callback: Callback | None = None
+    _: KW_ONLY
+    spacing: str = "uniform"
+    label: Labels = None
+    start: ImageStart | None = None
+    known: KnownPixels | None = None
+    trajectory: bool = False
+    batch_size: int = 16
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        denoiser, sampler = self.denoiser, self.sampler
+        if not isinstance(sampler, str) or sampler not in SAMPLERS:
+            raise InputError(
+                f"unknown sampler {sampler!r}", parameter="sampler", remedy=f"use {', '.join(SAMPLERS)}"
+            )
+        check_least(batch_size=(self.batch_size, 1), first=(self.first, 0), seed=(self.seed, 0))
+        self.times = time_grid(self.steps, denoiser.noise, self.spacing)
+        given, self.x_T = self.x_T is not None, starting_noise(denoiser, self.n, self.seed, self.x_T)
+        n = self.n = len(self.x_T)
+        if self.trajectory:
+            check_memory(min(n, self.batch_size), self.values_per_image)
+        self._x, conditions = self.x_T, dict[str, Any]()
+        if self.start is not None:
+            self.times = self.start.times(self.times)
+            self._x = self.start.noised(denoiser, self.x_T, self.times[0])
+            conditions["strength"] = self.start.strength
+        if self.known is not None:
+            self.known = self.known.prepared(denoiser, n)
+            conditions["known_pixels"] = int(self.known.mask.sum())
+        self.settings = {
+            "n": n,
+            "steps": self.steps if is_whole(self.steps) else self.times,
+            "sampler": sampler,
+            "spacing": self.spacing,
+            "seed": self.seed,
+            "x_T": "given" if given else "drawn",
+            "label": denoiser.label if self.label is None else self.label,
+            "batch_size": self.batch_size,
+            **conditions,
+            **denoiser.settings,
+        }
+        self.label = _labels(self.label, n)
+        for each in dict.fromkeys(self.label):
+            denoiser.check_label(denoiser.label if each is None else each)
+        self.batches = list(_batches(self.label, self.batch_size))
+
+    @property
+    def calls(self) -> int:
+        """The number of evaluations of the posterior mean per image, at most."""
+        return SAMPLERS[self.sampler].evaluations * (len(self.times) - 1)
+
+    @property
+    def values_per_image(self) -> int:
+        """The numbers that an image and its trajectory have."""
+        shape = self.denoiser.shape
+        return KEPT * math.prod(shape) + len(self.times) * values_per_step(shape)
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Do the work that all batches share."""
+        for label in dict.fromkeys(self.label):  # type: ignore[arg-type]
+            self.denoiser.prepare(label, progress)
+
+    def draw(self, lo: int, hi: int, progress: Progress | None = None) -> SampleResult:
+        """Draw the images lo, ..., hi - 1, which are one of `batches`; the settings are those of all."""
+        total = len(self.x_T)
+        batch = _Batch(self, lo, hi, part_of(as_progress(progress), "sampling", lo / total, hi / total))
+        images = batch.draw(self._x[lo:hi])
+        path = Trajectory.of(batch.steps) if self.trajectory else None
+        return SampleResult(images, self.x_T[lo:hi], batch.records, self.settings, path)
 
 
 def _labels(label: Labels, n: int) -> list[int | None]:
@@ -219,37 +279,14 @@ def _batches(labels: Sequence[int | None], batch_size: int) -> Iterator[tuple[in
             yield lo, min(lo + batch_size, end)
 
 
-@dataclass(frozen=True)
-class _Drawing:
-    """The settings that all batches share."""
-
-    denoiser: Denoiser
-    sampler: Sampler
-    times: Sequence[float]
-    seed: int
-    callback: Callback | None
-    keep: bool
-
-    @property
-    def evaluations(self) -> int:
-        """The number of evaluations of the posterior mean, at most."""
-        return self.sampler.evaluations * (len(self.times) - 1)
-
-
 class _Batch:
     """The images of a batch, which share their label."""
 
-    def __init__(
-        self,
-        drawing: _Drawing,
-        noise: Tensor,
-        image_ids: Sequence[int],
-        label: int | None,
-        known: KnownPixels | None,
-        progress: Progress,
-    ) -> None:
-        self._drawing, self._noise, self._image_ids = drawing, noise, image_ids
-        self._label, self._known, self._progress = label, known, progress
+    def __init__(self, sampling: Sampling, lo: int, hi: int, progress: Progress) -> None:
+        self._sampling, self._noise, self._progress = sampling, sampling.x_T[lo:hi], progress
+        self._image_ids = range(sampling.first + lo, sampling.first + hi)
+        self._label = sampling.label[lo]  # type: ignore[index]
+        self._known = None if sampling.known is None else sampling.known.rows(lo, hi)
         self._cache: TrajectoryCache = {}
         self._estimate: Estimate | None = None  # the first one of the step
         self.records: list[dict[str, Any]] = []
@@ -257,34 +294,35 @@ class _Batch:
 
     def draw(self, x: Tensor) -> Tensor:
         """Return the images, from noisy images at the first time."""
-        drawing = self._drawing
-        noise = drawing.denoiser.noise
-        draw = {"draw": step_noise(drawing.seed, self._image_ids)} if drawing.sampler.random else {}
+        sampling, sampler = self._sampling, SAMPLERS[self._sampling.sampler]
+        draw = {"draw": step_noise(sampling.seed, self._image_ids)} if sampler.random else {}
         with plain_state():
-            images = drawing.sampler.function(self._score, x, drawing.times, noise, self._end_step, **draw)
-        images = self._held(images, drawing.times[-1])
+            images = sampler.function(
+                self._score, x, sampling.times, sampling.denoiser.noise, self._end_step, **draw
+            )
+        images = self._held(images, sampling.times[-1])
         if not bool(torch.isfinite(images).all()):
             raise PatchIndexError("an image is not finite", where="sample", remedy="check the sampler")
-        drawing.denoiser.check_course(images, drawing.times[-1], len(self.records) + 1)
+        sampling.denoiser.check_course(images, sampling.times[-1], len(self.records) + 1)
         return images
 
     def _held(self, x: Tensor, t: float) -> Tensor:
         """Return x with known pixels at their values, noised to time t."""
         if self._known is None:
             return x
-        return self._known.held(x, self._noise, self._drawing.denoiser.noise(t))
+        return self._known.held(x, self._noise, self._sampling.denoiser.noise(t))
 
     def _score(self, x: Tensor, t: float) -> Tensor:
         """Return the score, and record the evaluation."""
-        drawing, done = self._drawing, len(self.records)
-        denoiser, total = drawing.denoiser, drawing.evaluations
+        sampling, done = self._sampling, len(self.records)
+        denoiser, total = sampling.denoiser, sampling.calls
         x, k, start = self._held(x, t), denoiser.scale_at(t), time.perf_counter()
         denoiser.check_course(x, t, done + 1)
         estimate = denoiser.posterior_mean(
             x,
             t,
             label=self._label,
-            seed=drawing.seed,
+            seed=sampling.seed,
             image_ids=self._image_ids,
             progress=part_of(self._progress, "sampling", done / total, min((done + 1) / total, 1.0)),
             cache=self._cache,
@@ -305,16 +343,54 @@ class _Batch:
         )
         if self._estimate is None:
             self._estimate = estimate
-            if drawing.keep:
+            if sampling.trajectory:
                 self.steps.append((t, k, x, estimate))
         return denoiser.score_of(estimate.mean, x, t)
 
     def _end_step(self, step: dict[str, Any]) -> None:
         """Pass a step on to the callback."""
         estimate, self._estimate = self._estimate, None
-        if self._drawing.callback is not None:
+        if self._sampling.callback is not None:
             x = self._held(step["x"], step["t_next"])
-            self._drawing.callback({**step, "x": x, "estimate": estimate, "first": self._image_ids[0]})
+            self._sampling.callback({**step, "x": x, "estimate": estimate, "first": self._image_ids[0]})
+
+
+RECORDED = (
+    *("t", "k", "seconds", "patches_evaluated", "codes_scanned", "exact_pixels"),
+    *("captured_mass", "ess", "stderr"),
+)
+WHOLE = ("k", "patches_evaluated", "codes_scanned", "exact_pixels")
+
+
+def records_to_array(records: Sequence[dict[str, Any]], rows: int) -> np.ndarray:
+    """Return the records of a batch as numbers, (rows, 9) in float64.
+
+    NaN stands for None, and fills rows without a record.
+
+    Examples
+    --------
+    >>> record = dict.fromkeys(RECORDED, 2) | {"first": 16, "k": None}
+    >>> array_to_records(records_to_array([record], rows=2), first=16) == [record]
+    True
+    """
+    array = np.full((rows, len(RECORDED)), np.nan)
+    for row, record in zip(array, records, strict=False):
+        row[:] = [math.nan if record[name] is None else record[name] for name in RECORDED]
+    return array
+
+
+def array_to_records(array: np.ndarray, first: int) -> list[dict[str, Any]]:
+    """Return the records of the batch that starts at image `first`."""
+    records = []
+    for row in array.tolist():
+        found: dict[str, Any] = {
+            name: None if math.isnan(v) else v for name, v in zip(RECORDED, row, strict=True)
+        }
+        if found["t"] is None:
+            break
+        found |= {name: int(found[name]) for name in WHOLE if found[name] is not None}
+        records.append({"first": first, **found})
+    return records
 
 
 def _rounded(average: Tensor, digits: int) -> float | None:

@@ -1,0 +1,205 @@
+"""The work of `patchindex sample`: batches that are kept as they are finished, and the files of the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchindex.errors import InputError, Option
+
+from .options import count_option, grouped
+from .output import count, echo
+
+if TYPE_CHECKING:
+    from patchindex import SampleResult
+    from patchindex.runtime import Progress
+    from patchindex.sampling import Sampling
+    from patchindex.study.parts import Parts
+
+FILES = ("grid.png", "samples.npz", "samples.json")
+TRAJECTORY, FILMSTRIP = "trajectory.zarr", "filmstrip.png"
+OUTPUTS = (*FILES, TRAJECTORY, FILMSTRIP)
+STRIP_IMAGES = 6  # of the filmstrip
+NAME, KIND = "samples", "images"  # of the finished parts
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Options of the files that are written."""
+
+    save_trajectory: bool
+    columns: int | None
+    resume: bool
+
+
+output_options = grouped(
+    "files",
+    OutputOptions,
+    [
+        click.option("--save-trajectory", is_flag=True, help="Also write trajectory.zarr and filmstrip.png."),
+        count_option(
+            "--columns", "Images per row of the grid.  [default: about square, or a row per --label]"
+        ),
+        click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command."),
+    ],
+)
+
+
+class Drawing:
+    """A run of `patchindex sample` and its output folder.
+
+    Parameters
+    ----------
+    output : Path
+    sampling : Sampling
+    inputs : dict
+        What the settings of `sampling` do not tell: the fingerprint of the store, checksums of files.
+    """
+
+    def __init__(self, output: Path, sampling: Sampling, inputs: dict[str, Any]) -> None:
+        self.output, self.sampling = output, sampling
+        settings = {**sampling.settings, **inputs, "trajectory": sampling.trajectory}
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+
+    def is_finished(self) -> bool:
+        """Return whether an earlier run wrote its files; refuse files of other settings."""
+        path = self.output / "samples.json"
+        if not path.is_file():
+            return False
+        try:
+            found = json.loads(path.read_text())["settings"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            found = None
+        if found != self.settings:
+            raise InputError(
+                "has samples of other settings",
+                where=self.output,
+                remedy=["use the same settings, another folder, or ", Option("overwrite", True)],
+            )
+        return all((self.output / name).exists() for name in FILES)
+
+    def open_parts(self, *, resume: bool, overwrite: bool) -> Parts:
+        """Return the finished batches of an interrupted run; refuse batches of other settings."""
+        from patchindex.sampling.drawing import RECORDED
+        from patchindex.study.parts import Parts
+
+        shapes = {"images": self.sampling.denoiser.shape, "records": (self.sampling.calls, len(RECORDED))}
+        parts = Parts(self.output, self.settings, lambda *_: shapes, resume=resume, overwrite=overwrite)
+        if not parts.any():
+            # A trajectory of an earlier run would be taken for that of these samples.
+            shutil.rmtree(self.output / TRAJECTORY, ignore_errors=True)
+        return parts
+
+    def draw(self, parts: Parts, progress: Progress) -> SampleResult:
+        """Draw the batches that are not finished; return all images."""
+        import torch
+
+        from patchindex import SampleResult
+        from patchindex.sampling.drawing import array_to_records
+
+        sampling, everything = self.sampling, range(len(self.sampling.x_T))
+        try:
+            sampling.prepare(progress)
+            for lo, hi in sampling.batches:
+                if parts.missing(NAME, KIND, range(lo, hi)):
+                    self._draw_batch(parts, lo, hi, progress)
+        except KeyboardInterrupt:
+            finished = len(everything) - len(parts.missing(NAME, KIND, everything))
+            what = f"{finished} of {count(len(everything), 'image')} are finished"
+            echo(f"{self.output}: {what}; give --resume to continue", err=True)
+            raise
+        found = parts.get(NAME, KIND, everything)
+        records = [
+            record
+            for lo, _ in sampling.batches
+            for record in array_to_records(found["records"][lo], sampling.first + lo)
+        ]
+        return SampleResult(torch.from_numpy(found["images"]), sampling.x_T, records, sampling.settings)
+
+    def _draw_batch(self, parts: Parts, lo: int, hi: int, progress: Progress) -> None:
+        import numpy as np
+
+        from patchindex.sampling import TrajectoryFile
+        from patchindex.sampling.drawing import records_to_array
+
+        result = self.sampling.draw(lo, hi, progress)
+        if result.trajectory is not None:  # before the images: a part says that all of a batch is there
+            TrajectoryFile(self.output / TRAJECTORY).write(result.trajectory, lo, len(self.sampling.x_T))
+        records = records_to_array(result.steps, self.sampling.calls)
+        parts.add(
+            NAME, KIND, range(lo, hi),
+            images=result.images.cpu().numpy(), records=np.stack([records] * (hi - lo)),
+        )  # fmt: skip
+
+    def write(self, result: SampleResult, record: dict[str, Any], columns: int | None) -> list[Path]:
+        """Write all files, delete the parts, and return the files, the grid first.
+
+        The files are made in a temporary folder first, so that the output folder never has half a file.
+        """
+        import numpy as np
+
+        from patchindex.sampling import TrajectoryFile
+
+        from .pictures import filmstrip, image_grid
+
+        names, labels = list(FILES), self._labels()
+        with tempfile.TemporaryDirectory(dir=self.output, prefix=".writing-") as scratch:
+            folder = Path(scratch)
+            image_grid(result.images, columns).save(folder / "grid.png")
+            np.savez_compressed(
+                folder / "samples.npz",
+                images=result.images.cpu().numpy(),
+                x_T=result.x_T.cpu().numpy(),
+                labels=np.array([-1 if label is None else label for label in labels]),  # -1: all labels
+                settings=json.dumps(self.settings),
+            )
+            (folder / "samples.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+            if self.sampling.trajectory:
+                shown = range(min(len(result.images), STRIP_IMAGES))
+                trajectory = TrajectoryFile(self.output / TRAJECTORY).read(shown)
+                filmstrip(trajectory, result.images).save(folder / FILMSTRIP)
+                names.append(FILMSTRIP)
+            elif (self.output / FILMSTRIP).exists():  # of an earlier run
+                (self.output / FILMSTRIP).unlink()
+            for name in names:
+                shutil.move(os.fspath(folder / name), self.output / name)
+        shutil.rmtree(self.output / "parts")
+        return [self.output / name for name in [*names, *([TRAJECTORY] if self.sampling.trajectory else [])]]
+
+    def _labels(self) -> Sequence[int | None]:
+        """Return the label of each image."""
+        own = self.sampling.denoiser.label
+        return [own if label is None else label for label in self.sampling.label]  # type: ignore[union-attr]
+
+
+def cost_of(records: Sequence[dict[str, Any]], sampling: Sampling) -> str:
+    """Return one line on the cost and the error of a sample.
+
+    Examples
+    --------
+    >>> from patchindex.sampling import Sampling
+    >>> from patchindex import ScoreMachine
+    >>> import numpy as np
+    >>> machine = ScoreMachine(np.zeros((9, 8, 8), np.uint8), machine="IS")
+    >>> s = Sampling(machine, n=1, steps=3)
+    >>> cost_of(s.draw(0, 1).steps, s)
+    '1,152 patches evaluated, 100 % of pixels exactly; largest standard error of a step 0'
+    """
+    evaluated = sum(record["patches_evaluated"] for record in records)
+    if not evaluated:
+        return "no patches evaluated"
+    exact = sum(record["exact_pixels"] for record in records)
+    _, height, width = sampling.denoiser.shape
+    batches = {lo + sampling.first: hi - lo for lo, hi in sampling.batches}
+    pixels = sum(batches[record["first"]] for record in records) * height * width
+    errors = [record["stderr"] for record in records if record["stderr"] is not None]
+    largest = f"; largest standard error of a step {max(errors):.2g}" if errors else ""
+    return f"{evaluated:,} patches evaluated, {100 * exact / pixels:.3g} % of pixels exactly{largest}"

@@ -1,0 +1,221 @@
+"""`patchindex sample`: interrupted runs, trajectories, conditions from files, and rows of labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from commands import refused, run
+from PIL import Image
+from safetensors.numpy import save_file
+
+from patchindex.sampling import TrajectoryFile, draw_noise
+
+QUICK = ("--estimator", "exact", "--steps", 4)
+
+
+def images_of(folder):
+    with np.load(folder / "samples.npz") as samples:
+        return samples["images"]
+
+
+def test_an_interrupted_run_keeps_its_batches_and_resumes_with_the_same_bytes(store, tmp_path):
+    args = [str(store), "-n", "40", "--batch-size", "2", "--steps", "6", "--estimator", "exact"]
+    args += ["--save-trajectory", "--threads", "1"]
+    output = tmp_path / "cut"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "patchindex", "sample", *args, "-o", str(output)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    parts = output / "parts" / "samples"
+    while process.poll() is None and len(list(parts.glob("*.npz"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    finished = 2 * len(list(parts.glob("*.npz")))
+    assert 4 <= finished < 40
+    assert f"{output}: {finished} of 40 images are finished; give --resume to continue" in said
+    assert "Error: interrupted" in said
+    assert not (output / "samples.npz").exists()
+
+    assert "continue with --resume" in refused("sample", *args, "-o", output)
+    assert "seed (was 0, is 1)" in refused("sample", *args, "-o", output, "--resume", "--seed", "1")
+    before = {path: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+    kept = {path: path.read_bytes() for path in before}
+    assert len(kept) == finished // 2
+    run("sample", *args, "-o", output, "--resume")
+    run("sample", *args, "-o", tmp_path / "whole")
+    assert images_of(output).tobytes() == images_of(tmp_path / "whole").tobytes()
+    for name in ("x", "mean", "ess"):
+        cut, whole = (
+            getattr(TrajectoryFile(folder / "trajectory.zarr").read(), name)
+            for folder in (output, tmp_path / "whole")
+        )
+        assert cut.tobytes() == whole.tobytes()
+    assert not (output / "parts").exists()
+    steps = [
+        json.loads((folder / "samples.json").read_text())["steps"] for folder in (output, tmp_path / "whole")
+    ]
+    for cut, whole in zip(*steps, strict=True):
+        assert cut.keys() == whole.keys()
+        assert cut | {"seconds": 0} == whole | {"seconds": 0}
+
+
+def test_a_finished_run_is_not_drawn_again(store, tmp_path):
+    args = ("sample", store, "-n", 2, "-o", tmp_path, *QUICK, "--resume")
+    run(*args)
+    written = (tmp_path / "samples.npz").stat().st_mtime_ns
+    assert "finished already" in run(*args).output
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == written
+    assert "has samples of other settings" in refused(*args, "--seed", 1)
+
+
+def test_a_trajectory_has_a_filmstrip_and_goes_with_its_samples(store, tmp_path):
+    args = ("sample", store, "-n", 2, "-o", tmp_path, *QUICK)
+    assert "trajectory.zarr" not in run(*args, "--json").stdout
+    done = json.loads(run(*args, "--save-trajectory", "--overwrite", "--json").stdout)
+    assert str(tmp_path / "trajectory.zarr") in done["files"]
+    found = TrajectoryFile(tmp_path / "trajectory.zarr").read()
+    assert found.x.shape == (3, 2, 1, 28, 28)
+    with np.load(tmp_path / "samples.npz") as samples:
+        np.testing.assert_array_equal(found.x[0], samples["x_T"])
+    with Image.open(tmp_path / "filmstrip.png") as strip:
+        assert strip.width > 4 * 56  # three steps and the image
+        assert strip.height > 4 * 56  # two images, noisy and denoised
+    # Other samples without a trajectory leave none of an earlier run.
+    run(*args, "--overwrite", "--seed", 2)
+    assert not (tmp_path / "trajectory.zarr").exists()
+    assert not (tmp_path / "filmstrip.png").exists()
+
+
+def test_labels_given_again_have_a_row_each(store, tmp_path):
+    run("sample", store, "-n", 3, "-o", tmp_path / "rows", "--label", 2, "--label", 7, *QUICK)
+    with np.load(tmp_path / "rows" / "samples.npz") as samples:
+        np.testing.assert_array_equal(samples["labels"], [2, 2, 2, 7, 7, 7])
+        images = samples["images"]
+    with Image.open(tmp_path / "rows" / "grid.png") as grid:
+        assert grid.width > grid.height
+    np.save(tmp_path / "noise.npy", draw_noise(0, 6, (1, 28, 28))[3:].numpy())
+    run("sample", store, "-o", tmp_path / "one", "--label", 7, "--x-t", tmp_path / "noise.npy", *QUICK)
+    np.testing.assert_allclose(images_of(tmp_path / "one"), images[3:], rtol=0, atol=1e-4)
+    message = refused(
+        "sample", store, "-o", tmp_path / "no", "--label", 2, "--label", 7, "--x-t", tmp_path / "noise.npy"
+    )
+    assert "--x-t: has noise for 3 images, not for 2 labels" in message
+    assert "--label: is given 2 times" in refused(
+        "study", store, "-o", tmp_path / "s", "--estimator", "exact", "--label", 2, "--label", 7
+    )
+
+
+def _write_hdf5(path, noise):
+    with h5py.File(path, "w") as file:
+        file["x_T"] = noise
+
+
+WRITERS = {
+    "npy": np.save,
+    "npz": lambda path, noise: np.savez(path, x_T=noise),
+    "h5": _write_hdf5,
+    "safetensors": lambda path, noise: save_file({"x_T": noise}, path),
+    "pt": lambda path, noise: torch.save(torch.from_numpy(noise), path),
+    "pth": lambda path, noise: torch.save({"x_T": torch.from_numpy(noise)}, path),
+}
+
+
+@pytest.fixture(scope="module")
+def expected(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expected")
+    run("sample", store, "-n", 2, "-o", folder, "--seed", 3, "--machine", "nearest", "--steps", 3)
+    return images_of(folder)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_noise_is_read_from_many_formats(store, tmp_path, expected, suffix):
+    path = tmp_path / f"noise.{suffix}"
+    WRITERS[suffix](path, draw_noise(3, 2, (1, 28, 28)).numpy())
+    run("sample", store, "-o", tmp_path / "out", "--x-t", path, "--machine", "nearest", "--steps", 3)
+    np.testing.assert_array_equal(images_of(tmp_path / "out"), expected)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("code.pt", lambda path: torch.save(Evil(), path), "is no file of plain tensors"),
+        ("text.pt", lambda path: path.write_text("text"), "is no file of plain tensors"),
+        ("words.pt", lambda path: torch.save({"other": torch.zeros(1)}, path), "has no tensor x_T"),
+        ("other.h5", lambda path: h5py.File(path, "w").close(), "has no dataset x_T"),
+        ("text.h5", lambda path: path.write_text("text"), "cannot be read"),
+        ("other.safetensors", lambda path: save_file({"a": np.zeros(1)}, path), "has no tensor x_T"),
+        ("text.safetensors", lambda path: path.write_text("text"), "cannot be read"),
+        ("whole.npy", lambda path: np.save(path, np.zeros((1, 1, 28, 28), int)), "holds int64, not floats"),
+        ("noise.csv", lambda path: path.write_text("1"), "is no file of noise; known: .npz, .npy"),
+    ],
+)
+def test_other_files_are_no_noise(store, tmp_path, monkeypatch, name, write, words):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / name)
+    assert words in refused("sample", store, "-o", tmp_path / "out", "--x-t", tmp_path / name)
+    assert not (tmp_path / "evil").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_to_start_from_and_known_pixels(store, fashion, tmp_path):
+    picture = fashion[0][50].squeeze()
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    mask = np.zeros((28, 28), np.uint8)
+    mask[:, :14] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    clean = picture / 127.5 - 1
+    run(
+        "sample", store, "-n", 2, "-o", tmp_path / "known", "--known", tmp_path / "picture.png",
+        "--mask", tmp_path / "mask.png", *QUICK,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        images_of(tmp_path / "known")[:, 0, :, :14], np.stack([clean[:, :14]] * 2), rtol=0, atol=1e-6
+    )
+    start = ("--start", tmp_path / "picture.png", "--strength", 0.3, "--steps", 10, "--estimator", "exact")
+    run("sample", store, "-n", 1, "-o", tmp_path / "start", *start)
+    record = json.loads((tmp_path / "start" / "samples.json").read_text())
+    assert [step["t"] for step in record["steps"]] == [0.3, 0.2, 0.1]
+    assert record["settings"]["strength"] == 0.3
+    assert np.corrcoef(images_of(tmp_path / "start").ravel(), clean.ravel())[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--strength", 0.5), "--strength: goes with --start, which is missing; give --start"),
+        (("--mask", "m.png"), "--mask: goes with --known, which is missing"),
+        (("--known", "m.png"), "--known: goes with --mask, which is missing"),
+        (("--start", "none.png"), "none.png"),
+        (("--noise", "pink"), "'pink' is not one of cosine, squaredcos, linear, flow, edm"),
+        (("--spacing", "odd"), "'odd' is not one of uniform, karras, log-snr"),
+        (("--sampler", "odd"), "'odd' is not one of ddim, ddpm, euler, heun"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(store, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused("sample", store, "-o", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_samplers_and_noise(store, tmp_path):
+    options = ("--sampler", "heun", "--spacing", "karras", "--noise", "edm", "--steps", 4)
+    run("sample", store, "-n", 1, "-o", tmp_path, "--machine", "nearest", *options)
+    record = json.loads((tmp_path / "samples.json").read_text())
+    assert len(record["steps"]) == 5
+    assert {"sampler": "heun", "spacing": "karras", "noise": "edm"}.items() <= record["settings"].items()
