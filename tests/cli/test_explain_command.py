@@ -9,7 +9,6 @@ from commands import refused, run
 from PIL import Image
 
 import patchindex as pi
-from patchindex.sampling import TrajectoryFile
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +57,8 @@ def test_explain_prints_the_mosaic_and_the_patches_of_pixels(samples, tmp_path):
 
 
 def test_a_saved_trajectory_is_read_instead_of_a_new_one(samples, tmp_path, store):
-    folder = shutil.copytree(samples, tmp_path / "samples")
-    with np.load(folder / "samples.npz") as file:
-        noise = file["x_T"]
-    drawn = pi.sample(pi.ScoreMachine(store, threads=1), x_T=noise, steps=4, seed=3, trajectory=True)
-    TrajectoryFile(folder / "trajectory.zarr").write(drawn.trajectory, 0, 2)
+    folder = tmp_path / "samples"
+    run("sample", store, "-n", 2, "-o", folder, "--steps", 4, "--seed", 3, "--save-trajectory")
     result = run("explain", folder, "-o", tmp_path / "read", "--image", 1, "--threads", 1)
     assert "drawn again" not in result.stderr
     assert "drawn again" in run("explain", samples, "-o", tmp_path / "drawn", "--image", 1).stderr
@@ -70,6 +66,15 @@ def test_a_saved_trajectory_is_read_instead_of_a_new_one(samples, tmp_path, stor
     assert read["steps"][-1]["heaviest"] == pytest.approx(drawn["steps"][-1]["heaviest"], abs=1e-3)
     shutil.rmtree(folder / "trajectory.zarr" / "ess")
     assert "has no array ess" in refused("explain", folder, "-o", tmp_path / "damaged")
+
+
+def test_samples_of_known_pixels_need_their_trajectory(samples, tmp_path):
+    folder = shutil.copytree(samples, tmp_path / "samples")
+    record = json.loads((folder / "samples.json").read_text())
+    record["settings"]["known_pixels"] = 40
+    (folder / "samples.json").write_text(json.dumps(record))
+    message = refused("explain", folder, "-o", tmp_path / "out")
+    assert "cannot be drawn again; draw the samples with sample --save-trajectory" in message
 
 
 def test_the_page_has_all_steps(samples, tmp_path):
