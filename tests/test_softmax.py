@@ -96,6 +96,18 @@ def test_the_empty_state_is_neutral_on_both_sides():
     assert (nothing.count == 0).all()
     assert (nothing.max_logit == -torch.inf).all()
     assert nothing.mean().isnan().all()
+    assert all((getattr(nothing, name) == 0).all() for name in FLOAT64)
+    nothing.merge(state)
+    assert_same(nothing, state, 0)
+
+
+def test_members_that_weigh_nothing_leave_no_weight():
+    logits, centres = torch.full((3, 4), -torch.inf), torch.ones(3, 4, 2)
+    state = SoftmaxState.of(logits, centres)
+    state.add(logits, centres)
+    assert (state.weight == 0).all()
+    assert (state.centre == 0).all()
+    assert (state.count == 8).all()
 
 
 def test_the_mean_is_that_of_torch_softmax():
@@ -136,6 +148,14 @@ def test_scaling_keeps_the_mean_and_its_standard_error():
     other = before.clone()
     other.merge(state)
     torch.testing.assert_close(other.mean()[0], before.mean()[0], rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_each_pixel_of_a_grid_is_scaled_by_its_own_factor():
+    state, factor = sampled(*a_sample(4, 5, 30)), torch.arange(20, dtype=torch.float64).reshape(4, 5)
+    expected = state.reshape((20,))
+    expected.scale(factor.flatten())
+    state.scale(factor)
+    assert_same(state.reshape((20,)), expected, 0)
 
 
 def test_the_variance_of_the_mean_is_that_of_the_residuals():
