@@ -47,14 +47,30 @@ def test_two_writers_of_a_shared_file_do_not_mix(tmp_path):
     assert path.read_bytes() == b"first"
 
 
-def test_a_durable_file_and_its_folder_are_flushed(tmp_path, monkeypatch):
-    flushed, real = [], os.fsync
+def test_an_error_is_kept_when_the_new_file_is_gone(tmp_path):
+    def write():
+        with atomic_write(tmp_path / "file"):
+            (tmp_path / "file.tmp").unlink()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+
+
+@pytest.fixture
+def flushed(monkeypatch):
+    """The files and folders that are flushed to disk, in order."""
+    found, real = [], os.fsync
 
     def fsync(handle):
-        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        found.append(os.readlink(f"/proc/self/fd/{handle}"))
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
+    return found
+
+
+def test_a_durable_file_and_its_folder_are_flushed(tmp_path, flushed):
     with atomic_write(tmp_path / "fast", durable=False) as file:
         file.write(b"1")
     assert flushed == []
@@ -63,9 +79,11 @@ def test_a_durable_file_and_its_folder_are_flushed(tmp_path, monkeypatch):
     assert flushed == [str(tmp_path / "file.tmp"), str(tmp_path)]
 
 
-def test_a_published_folder_is_flushed_and_renamed(tmp_path):
+def test_a_published_folder_is_flushed_and_renamed(tmp_path, flushed):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").write_text("1")
     publish(tmp_path / "a", tmp_path / "c")
+    assert sorted(flushed[:-1]) == [str(tmp_path / name) for name in ("a", "a/b", "a/b/file")]
+    assert flushed[-1] == str(tmp_path)  # after the folder has its new name
     assert (tmp_path / "c" / "b" / "file").read_text() == "1"
     assert not (tmp_path / "a").exists()
