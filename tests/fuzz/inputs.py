@@ -6,6 +6,7 @@ of the package. A mutant that the reference cannot read either may be refused or
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import shutil
@@ -58,6 +59,7 @@ class Input:
 @cache
 def template(make: Callable[[Path], None]) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-template-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # children end without it
     make(folder)
     return folder
 
