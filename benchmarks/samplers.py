@@ -4,10 +4,10 @@ r"""Samplers beside diffusers and k-diffusion, and the convergence of the ODE sa
     python benchmarks/samplers.py cifar10_train.npz --limit 10000 --label 3 -n 2
 
 From the same noise and by exact scores, it draws images by our samplers, by `DDIMScheduler`,
-`HeunDiscreteScheduler` and `FlowMatchEulerDiscreteScheduler` of diffusers around `as_unet`, and by the
-Euler and Heun samplers of k-diffusion around `as_denoiser`, and prints Pearson's r and the largest difference of the
-images. A library that is not installed is left out. Then it draws by Euler and Heun steps on more and more
-steps, and prints (and plots) the distance to the images of Heun's method on the most steps.
+`HeunDiscreteScheduler` and `FlowMatchEulerDiscreteScheduler` of diffusers around `as_unet`, and by the Euler
+and Heun samplers of k-diffusion around `as_denoiser`. It prints Pearson's r and the largest difference of
+the images. A library that is not installed is left out. Then it draws by Euler and Heun steps on more and
+more steps, and prints (and plots) the distance to the images of Heun's method on the most steps.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from .options import (
 )
 from .output import echo, shorten
 from .outputs import check_output
-from .sources import image_options, open_source
+from .sources import default_locality, image_options, open_source
 
 if TYPE_CHECKING:
     from patchindex import PatchIndex
@@ -158,6 +158,8 @@ def build(
             "locality": parse_locality(locality),
         }
         images = open_source(source, image)
+        if scales is None and locality is None and not resize_locality and machine != "IS":
+            settings["locality"] = default_locality(images)
         if resize_locality:
             settings["locality"] = resized_locality(settings["locality"], images.shape[1:3])
         if dry_run:

@@ -16,7 +16,7 @@ from .options import LocalPath, RunOptions, count_option, json_option, store_pat
 from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
 from .progress import stages
-from .sources import Training, open_denoiser, open_training
+from .sources import Training, fingerprint_of, open_denoiser, open_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -218,7 +218,7 @@ def _recorded_store(record: dict[str, Any]) -> Path | str:
 def _check_fingerprint(training: Training, record: dict[str, Any], where: Path | str) -> None:
     """Refuse a store that differs from the store of the samples."""
     expected = (record.get("store") or {}).get("fingerprint")
-    found = None if training.index is None else training.index.attributes["fingerprint"]
+    found = fingerprint_of(training)
     if expected is not None and found != expected:
         raise InputError(
             f"is another store than the samples were drawn from (fingerprint {found}, not {expected})",

@@ -28,7 +28,15 @@ from .options import (
 from .output import count, echo, print_json
 from .outputs import check_output
 from .progress import stages
-from .sources import Training, choose_locality, open_denoiser, parse_label
+from .sources import (
+    choose_locality,
+    default_locality,
+    fingerprint_of,
+    needs_locality,
+    open_denoiser,
+    open_training,
+    parse_label,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +122,10 @@ def sample(
     options: SamplingOptions,
     run: RunOptions,
 ) -> None:
-    """Draw images from a STORE.
+    """Draw images from a STORE, or from images without one.
+
+    Images are any source that `build` takes; every patch is then compared exactly, which takes long for many
+    images.
 
     Writes grid.png, samples.npz (images, x_T, labels, settings) and samples.json (settings, versions,
     fingerprint of the store, times) to the output folder; with --save-trajectory also trajectory.zarr (noisy
@@ -126,6 +137,7 @@ def sample(
     \b
     Examples:
       patchindex sample fashion.zarr -n 16 -o samples
+      patchindex sample photos/ -n 4 -o samples
       patchindex sample fashion.zarr -n 4 -o bags --label 8 --estimator exact --seed 1
       patchindex sample fashion.zarr -n 8 -o rows --label 0 --label 1 --label 8
       patchindex sample fashion.zarr -n 8 -o out --estimator topk:candidates=512
@@ -137,7 +149,7 @@ def sample(
       patchindex sample fashion.zarr -n 4 -o completed --known photo.png --mask left-half.png
       patchindex sample fashion.zarr -o again --x-t samples/samples.npz --columns 8
     """
-    import patchindex
+    import patchindex.sampling
 
     conditions.check()
     check_output(
@@ -147,13 +159,15 @@ def sample(
         sources=[store, conditions.start, conditions.known],
         inputs=[conditions.x_t, conditions.mask],
     )
-    index = patchindex.open_index(store, device=run.device)
-    text = machine or index.machine
+    training = open_training(str(store), {}, run)
+    index = training.index
+    text = machine or ("ELS" if index is None else index.machine)
     settings = _score_settings(text, options, estimator, tolerance, nearest_scales)
     settings |= {"memory": memory, "noise": noise}
-    training = Training.of(index)
     schedule = choose_locality(options, training, noise)
-    if schedule is not None and nearest_scales and index.scales:
+    if schedule is None and needs_locality(text):
+        schedule = default_locality(training.images, None if index is None else index.scales)
+    if schedule is not None and nearest_scales and index is not None and index.scales:
         schedule = schedule.nearest(index.scales)
     labels = [parse_label(label, training) for label in options.label] or [None]
     denoiser = open_denoiser(text, training, run, locality=schedule, label=labels[0], settings=settings)
@@ -164,7 +178,8 @@ def sample(
         trajectory=files.save_trajectory, batch_size=options.batch_size,
         label=None if len(labels) == 1 else [label for label in labels for _ in range(per_label)],
     )  # fmt: skip
-    drawing = Drawing(output, sampling, {"store": index.attributes["fingerprint"], **checksums})
+    fingerprint = fingerprint_of(training)
+    drawing = Drawing(output, sampling, {"store": fingerprint, **checksums})
     if files.resume and drawing.is_finished():
         echo(f"{output}: finished already")
         return
@@ -177,7 +192,7 @@ def sample(
     seconds = time.perf_counter() - start
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "store": {"path": str(store), "fingerprint": index.attributes["fingerprint"]},
+        "store": {"path": str(store), "fingerprint": fingerprint},
         "settings": drawing.settings,
         "versions": _versions(),
         "seconds": round(seconds, 3),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, PatchIndexWarning
 from patchindex.schedules import LocalitySchedule, NoiseSchedule
 
 from .options import (
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from patchindex.denoisers import TrainingDenoiser
 
 LABELS_SHOWN = 20
+# Schedules for images without one. Networks with zero padding are the common ones.
+GRAY_PRESET, COLOUR_PRESET = "fashion-mnist-resnet-zeros", "cifar10-resnet-zeros"
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,40 @@ def choose_locality(
     # The schedule as it was given to the build, so that scales are rounded only once.
     schedule = LocalitySchedule.from_dict(training.index.attributes["locality"]).resized(training.size)
     return schedule.nearest(training.index.scales) if training.index.scales else schedule
+
+
+def default_locality(images: ImageSource, scales: Sequence[int] | None = None) -> LocalitySchedule:
+    """Return a published schedule for images of this kind, resized to their size; name it on stderr.
+
+    `scales` are those of a store, to which the schedule is moved.
+    """
+    preset = GRAY_PRESET if images.shape[3] == 1 else COLOUR_PRESET
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PatchIndexWarning)  # of the size, which the line names
+        schedule = LocalitySchedule.of(preset).resized(images.shape[1:3])
+    if scales:
+        schedule = schedule.nearest(scales)
+    height, width = images.shape[1:3]
+    found = shorten(schedule.distinct)
+    echo(f"no --locality: taking {preset} for images of {height} x {width} (scales {found})", err=True)
+    return schedule
+
+
+def needs_locality(text: str) -> bool:
+    """Return whether the denoiser of a text such as `LS:estimator=exact` cannot do without a schedule."""
+    from patchindex.denoisers import parse_denoiser, takes_locality
+
+    name, _ = parse_denoiser(text)
+    return takes_locality(name) and name != "IS"
+
+
+def fingerprint_of(training: Training) -> str:
+    """Return the fingerprint of a store, or of images."""
+    from patchindex.networks.provenance import ImagesRecord
+
+    if training.index is not None:
+        return str(training.index.attributes["fingerprint"])
+    return ImagesRecord.of(training.images).fingerprint
 
 
 def parse_label(text: str | None, training: Training) -> int | None:

@@ -7,6 +7,7 @@ import pytest
 import zarr
 from commands import DATA, refused, run
 
+import patchindex as pi
 from patchindex.store.checksums import write_checksummed
 
 
@@ -65,7 +66,6 @@ def broken(tmp_path):
         "truncated.npz --scales 3",
         "text.npz --scales 3",
         "empty --scales 3",
-        "good.npz",
         "good.npz --scales 3,4",
         "good.npz --scales three",
         "good.npz --scales 13",
@@ -232,3 +232,10 @@ def test_scales_are_not_added_to_a_missing_store(tmp_path):
 def test_scales_are_not_added_to_a_store_without_an_index(source, tmp_path):
     run("build", source, "-o", tmp_path / "s.zarr", "--machine", "IS")
     assert "--add-scales: IS has no index" in refused("build", "--add-scales", "7", "-o", tmp_path / "s.zarr")
+
+
+def test_without_scales_or_locality_a_schedule_follows_from_the_images(source, tmp_path):
+    done = run("build", source, "-o", tmp_path / "s.zarr", "--no-tune", "--limit", 10)
+    line = "no --locality: taking fashion-mnist-resnet-zeros for images of 28 x 28 (scales 3, 5, 7"
+    assert line in done.stderr
+    assert pi.open_index(tmp_path / "s.zarr").scales == pi.open_index(tmp_path / "s.zarr").locality.distinct

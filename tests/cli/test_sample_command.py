@@ -182,3 +182,24 @@ def test_a_damaged_store_is_a_failure_and_not_bad_input(copied, tmp_path):
     said = refused("sample", copied, "-n", 1, "-o", tmp_path / "out", "--estimator", "topk", code=1)
     assert "faiss" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_images_without_a_store_are_drawn_from_exactly(source, tmp_path):
+    done = run("sample", source, "-n", 2, "-o", tmp_path, "--machine", "LS", "--steps", 4)
+    line = "no --locality: taking fashion-mnist-resnet-zeros for images of 28 x 28 (scales 3, 5, 7"
+    assert line in done.stderr
+    assert "100 % of pixels exactly" in done.stdout
+    record = json.loads((tmp_path / "samples.json").read_text())
+    assert record["settings"]["estimator"] == "exact"
+    assert record["store"]["path"] == str(source)
+    machine = pi.ScoreMachine(
+        pi.open_images(source),
+        machine="LS",
+        locality=pi.LocalitySchedule.from_dict(record["settings"]["locality"]),
+    )
+    with np.load(tmp_path / "samples.npz") as samples:
+        expected = pi.sample(machine, n=2, steps=4).images
+        np.testing.assert_allclose(samples["images"], expected, rtol=0, atol=1e-3)
+    assert "--estimator: auto needs a patch index" in refused(
+        "sample", source, "-o", tmp_path / "no", "--estimator", "auto", "--locality", 3
+    )
