@@ -88,7 +88,7 @@ class Drawing:
 
     def open_parts(self, *, resume: bool, overwrite: bool) -> Parts:
         """Return the finished batches of an interrupted run; refuse batches of other settings."""
-        from patchindex.sampling.drawing import RECORDED
+        from patchindex.sampling.result import RECORDED
         from patchindex.study.parts import Parts
 
         shapes = {"images": self.sampling.denoiser.shape, "records": (self.sampling.calls, len(RECORDED))}
@@ -103,7 +103,7 @@ class Drawing:
         import torch
 
         from patchindex import SampleResult
-        from patchindex.sampling.drawing import array_to_records
+        from patchindex.sampling.result import array_to_records
 
         sampling, everything = self.sampling, range(len(self.sampling.x_T))
         try:
@@ -128,7 +128,7 @@ class Drawing:
         import numpy as np
 
         from patchindex.sampling import TrajectoryFile
-        from patchindex.sampling.drawing import records_to_array
+        from patchindex.sampling.result import records_to_array
 
         result = self.sampling.draw(lo, hi, progress)
         if result.trajectory is not None:  # before the images: a part says that all of a batch is there
@@ -147,8 +147,7 @@ class Drawing:
         import numpy as np
 
         from patchindex.sampling import TrajectoryFile
-
-        from .pictures import filmstrip, image_grid
+        from patchindex.sampling.pictures import filmstrip, image_grid
 
         names, labels = list(FILES), self._labels()
         with tempfile.TemporaryDirectory(dir=self.output, prefix=".writing-") as scratch:

@@ -127,7 +127,7 @@ def study(
 def _write(output: Path, result: Study, columns: int) -> None:
     import torch
 
-    from .pictures import image_grid
+    from patchindex.sampling.pictures import image_grid
 
     figure = result.plot()
     output.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchindex.checks import check_least, is_whole
+from patchindex.checks import check_least
+from patchindex.denoisers.arguments import image_numbers, times_of
 from patchindex.denoisers.conventions import Adaptable
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
@@ -27,7 +28,7 @@ from patchindex.runtime import (
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import NoiseSchedule, noise_schedule
 
-__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser", "image_numbers"]
+__all__ = ["LARGEST_X", "LEAST_BETA", "Call", "Denoiser"]
 
 # float32 must order the squared distances of patches. Squares of differences from |x| = 100, summed over 3
 # channels of a 15 x 15 window, are 7e6 and rounded by about one; one grey level in one pixel moves them by
@@ -143,6 +144,18 @@ class Denoiser(Adaptable, ABC):
             "device": str(self.device),
         }
 
+    def __repr__(self) -> str:
+        """Return the settings that were given, in one line."""
+        channels, height, width = self.shape
+        told = {"noise": self.settings["noise"]} | ({} if self.label is None else {"label": self.label})
+        told |= self._told()
+        named = ", ".join(f"{name}={value}" for name, value in told.items())
+        return f"{type(self).__name__}({channels} x {height} x {width}, {named})"
+
+    def _told(self) -> dict[str, Any]:
+        """Return the settings that `repr` has beside shape, noise and label."""
+        return {}
+
     def check_label(self, label: int | None) -> None:
         """Refuse a label that the denoiser does not know; None, all labels, is accepted."""
         if label is not None:
@@ -241,7 +254,7 @@ class Denoiser(Adaptable, ABC):
     ) -> Estimate:
         """Check a call, estimate the images of each time, and join the parts."""
         x = self.check_x(x)
-        times = self._check_t(t, len(x))
+        times = times_of(t, len(x))
         label = self.label if label is None else label
         self.check_label(label)
         numbers = image_numbers(image_ids, len(x))
@@ -297,7 +310,7 @@ class Denoiser(Adaptable, ABC):
     def score_of(self, mean: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         """Return the score that goes with a posterior mean at (x, t)."""
         x = self.check_x(x)
-        beta = torch.tensor([self._beta(time) for time in self._check_t(t, len(x))], dtype=torch.float64)
+        beta = torch.tensor([self._beta(time) for time in times_of(t, len(x))], dtype=torch.float64)
         beta = beta.to(x.device)[:, None, None, None]
         return (((1 - beta).sqrt() * mean - x) / beta).float()
 
@@ -354,43 +367,3 @@ class Denoiser(Adaptable, ABC):
                 where=self._who,
                 remedy=self._if_not_finite,
             )
-
-    @staticmethod
-    def _check_t(t: float | Tensor, batch: int) -> list[float]:
-        try:
-            times = torch.as_tensor(t, dtype=torch.float64).flatten().tolist()
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise InputError(
-                f"is not a time: {t!r}", parameter="t", remedy="give a float, or one for each image"
-            ) from None
-        if len(times) == 1:
-            times = times * batch
-        if len(times) != batch:
-            raise InputError(
-                f"there are {len(times)} times for {batch} images",
-                parameter="t",
-                remedy="give one time, or one for each image",
-            )
-        for time in times:
-            if not 0 < time < 1:
-                raise InputError(
-                    f"must lie in (0, 1), got {time}", parameter="t", remedy="t = 0 is data, t = 1 is noise"
-                )
-        return times
-
-
-def image_numbers(image_ids: Sequence[int] | None, batch: int) -> list[int]:
-    """Return the numbers of the images of a batch."""
-    if isinstance(image_ids, Tensor):
-        image_ids = image_ids.tolist()
-    try:
-        numbers = list(range(batch) if image_ids is None else image_ids)
-    except TypeError:
-        numbers = []
-    if len(numbers) != batch:
-        what = f"there are {len(numbers)} numbers for {batch} images"
-    elif not all(map(is_whole, numbers)):
-        what = f"must be whole numbers, got {numbers[:3]}"
-    else:
-        return list(map(int, numbers))  # numbers of NumPy would overflow
-    raise InputError(what, parameter="image_ids", remedy="give one number for each image")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from patchindex.checks import check_least
+from patchindex.denoisers.arguments import image_numbers, times_of
 from patchindex.denoisers.attribution import Attributions, check_pixels
-from patchindex.denoisers.base import Call, image_numbers
+from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import TrainingDenoiser
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate, EstimatorOptions, ScoreContext, make_estimator
@@ -185,6 +186,11 @@ class ScoreMachine(TrainingDenoiser):
             "locality": schedule and schedule.as_dict(),
         }
 
+    def _told(self) -> dict[str, Any]:
+        scales = None if self.locality is None else list(self.locality.distinct)
+        found = {"machine": self.machine, "estimator": self.estimator, "scales": scales}
+        return {name: value for name, value in found.items() if value is not None} | self._options
+
     def posterior_mean(
         self,
         x: Tensor,
@@ -280,7 +286,7 @@ class ScoreMachine(TrainingDenoiser):
         """
         x = self.check_x(x)
         check_least(top=(top, 1), seed=(seed, 0))
-        (time,) = self._check_t(t, 1)
+        (time,) = times_of(t, 1)
         label = self.label if label is None else label
         self.check_label(label)
         self._check_images(label)

@@ -2,9 +2,10 @@
 
 from patchindex.sampling.adapters import as_unet
 from patchindex.sampling.conditions import ImageStart, KnownPixels
-from patchindex.sampling.drawing import SampleResult, Sampling, sample
+from patchindex.sampling.drawing import Sampling, sample
 from patchindex.sampling.draws import draw_noise, starting_noise
 from patchindex.sampling.grids import SPACINGS, time_grid
+from patchindex.sampling.result import SampleResult
 from patchindex.sampling.samplers import SAMPLERS, Sampler, ddim, ddpm, euler, heun
 from patchindex.sampling.trajectory import Trajectory, TrajectoryFile
 

@@ -1,11 +1,11 @@
-"""`sample`: images drawn with a denoiser, and the record of each step."""
+"""`sample`: images drawn with a denoiser, batch by batch."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -22,52 +22,13 @@ from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling.conditions import ImageStart, KnownPixels
 from patchindex.sampling.draws import KEPT, check_memory, starting_noise, step_noise
 from patchindex.sampling.grids import Steps, time_grid
+from patchindex.sampling.result import SampleResult
 from patchindex.sampling.samplers import SAMPLERS, Callback
 from patchindex.sampling.trajectory import Trajectory, values_per_step
 
-__all__ = ["RECORDED", "SampleResult", "Sampling", "array_to_records", "records_to_array", "sample"]
+__all__ = ["Sampling", "sample"]
 
 Labels = int | Sequence[int | None] | None
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """Drawn images, with the settings and the record of each step.
-
-    Attributes
-    ----------
-    images : Tensor, shape (n, C, H, W), float32
-        In [-1, 1], up to rounding; a posterior mean is an average of training pixels.
-    x_T : Tensor, shape (n, C, H, W), float32
-        The noise at the start.
-    steps : list of dict
-        For each evaluation of the posterior mean of each batch: `first` (number of the batch's first image),
-        `t`, `k`, `seconds`, `patches_evaluated`, `codes_scanned`, `exact_pixels`, the averages of
-        `captured_mass` and `ess` over pixels, and the root mean square of `stderr`. None stands for a value
-        that the denoiser does not have.
-    settings : dict
-        Arguments of `sample` and settings of the denoiser.
-    trajectory : Trajectory, optional
-        Noisy images and posterior means of each step, of `sample(..., trajectory=True)`.
-    """
-
-    images: Tensor
-    x_T: Tensor  # noqa: N815  (the field's name for it)
-    steps: list[dict[str, Any]] = field(repr=False)
-    settings: dict[str, Any]
-    trajectory: Trajectory | None = field(default=None, repr=False)
-
-    @classmethod
-    def cat(cls, parts: Sequence[SampleResult], **settings: Any) -> SampleResult:
-        """Join results of parts of a set of images; the settings are the first part's, but for some."""
-        kept = [part.trajectory for part in parts if part.trajectory is not None]
-        return cls(
-            torch.cat([part.images for part in parts]),
-            torch.cat([part.x_T for part in parts]),
-            [step for part in parts for step in part.steps],
-            parts[0].settings | settings,
-            Trajectory.cat(kept) if kept else None,
-        )
 
 
 def sample(
@@ -353,44 +314,6 @@ class _Batch:
         if self._sampling.callback is not None:
             x = self._held(step["x"], step["t_next"])
             self._sampling.callback({**step, "x": x, "estimate": estimate, "first": self._image_ids[0]})
-
-
-RECORDED = (
-    *("t", "k", "seconds", "patches_evaluated", "codes_scanned", "exact_pixels"),
-    *("captured_mass", "ess", "stderr"),
-)
-WHOLE = ("k", "patches_evaluated", "codes_scanned", "exact_pixels")
-
-
-def records_to_array(records: Sequence[dict[str, Any]], rows: int) -> np.ndarray:
-    """Return the records of a batch as numbers, (rows, 9) in float64.
-
-    NaN stands for None, and fills rows without a record.
-
-    Examples
-    --------
-    >>> record = dict.fromkeys(RECORDED, 2) | {"first": 16, "k": None}
-    >>> array_to_records(records_to_array([record], rows=2), first=16) == [record]
-    True
-    """
-    array = np.full((rows, len(RECORDED)), np.nan)
-    for row, record in zip(array, records, strict=False):
-        row[:] = [math.nan if record[name] is None else record[name] for name in RECORDED]
-    return array
-
-
-def array_to_records(array: np.ndarray, first: int) -> list[dict[str, Any]]:
-    """Return the records of the batch that starts at image `first`."""
-    records = []
-    for row in array.tolist():
-        found: dict[str, Any] = {
-            name: None if math.isnan(v) else v for name, v in zip(RECORDED, row, strict=True)
-        }
-        if found["t"] is None:
-            break
-        found |= {name: int(found[name]) for name in WHOLE if found[name] is not None}
-        records.append({"first": first, **found})
-    return records
 
 
 def _rounded(average: Tensor, digits: int) -> float | None:

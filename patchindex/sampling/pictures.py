@@ -1,18 +1,19 @@
-"""Grids of images for PNG files."""
+"""Pictures of samples: grids of images, and filmstrips of trajectories."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from io import BytesIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from patchindex.sampling import Trajectory
+from patchindex.sampling.trajectory import Trajectory
+
+__all__ = ["filmstrip", "image_grid", "png_of"]
 
 
 def image_grid(images: Tensor, columns: int | None = None, height: int = 112, gap: int = 4) -> Image.Image:
@@ -63,6 +64,13 @@ def filmstrip(trajectory: Trajectory, images: Tensor, most: int = 10, height: in
         for step in shown
     ]
     return _with_heads(grid, [*names, "image"])
+
+
+def png_of(image: Image.Image) -> bytes:
+    """Return a picture as the bytes of a PNG file."""
+    file = BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
 
 
 def _with_heads(grid: Image.Image, heads: Sequence[str]) -> Image.Image:

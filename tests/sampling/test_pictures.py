@@ -1,0 +1,63 @@
+"""Pictures of samples, and what a result prints."""
+
+from __future__ import annotations
+
+import base64
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import patchindex as pi
+from patchindex.sampling.pictures import filmstrip, image_grid
+
+
+@pytest.fixture(scope="module")
+def drawn(real_images):
+    machine = pi.ScoreMachine(real_images(12, 10)[0], machine="LS", locality=5)
+    return pi.sample(machine, n=3, steps=4, seed=2, trajectory=True)
+
+
+def test_a_grid_shows_the_pixels_enlarged_by_a_whole_factor(drawn):
+    grid = np.asarray(image_grid(drawn.images, columns=2, height=40, gap=4))
+    assert grid.shape == (2 * 44 + 4, 2 * 44 + 4)
+    expected = ((drawn.images[2, 0] + 1) * 127.5).clamp(0, 255).round().numpy()
+    np.testing.assert_array_equal(grid[48:88:4, 4:44:4], expected)  # the second row
+    assert (grid[48:88, 48:88] == 255).all()  # no fourth image
+    colour = image_grid(torch.zeros(1, 3, 8, 8))
+    assert colour.mode == "RGB"
+    assert drawn.grid(columns=3).size == image_grid(drawn.images, columns=3).size
+
+
+def test_a_filmstrip_has_noisy_images_above_posterior_means(drawn):
+    path = drawn.trajectory
+    strip = np.asarray(filmstrip(path, drawn.images, height=20))
+    rows = strip[16 + 4 :: 24, 4::24][: 2 * 3, : len(path) + 1]  # the first pixel of each image
+
+    def levels(x):
+        return ((torch.as_tensor(x) + 1) * 127.5).clamp(0, 255).round().numpy()
+
+    np.testing.assert_array_equal(rows[0::2, :3], levels(path.x[:, :, 0, 0, 0]).T)
+    np.testing.assert_array_equal(rows[1::2, :3], levels(path.mean[:, :, 0, 0, 0]).T)
+    np.testing.assert_array_equal(rows[:, 3], levels(drawn.images[:, 0, 0, 0]).repeat(2))
+
+
+def test_a_result_says_what_it_is_and_has_a_grid_in_a_notebook(drawn):
+    text = "SampleResult(3 images of 1 x 10 x 10 by LS: ddim, steps=4, seed=2)"
+    assert repr(drawn) == text
+    shown = drawn._repr_html_()
+    assert text in shown
+    png = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", shown).group(1))
+    with Image.open(BytesIO(png)) as picture:
+        assert picture.size == drawn.grid().size
+
+
+def test_denoisers_say_what_they_are(real_images):
+    pixels, labels = real_images(12, 10, classes=(2, 5))
+    machine = pi.ScoreMachine(pixels, labels, machine="bbELS", locality=[3, 3, 5], label=5)
+    found = "ScoreMachine(1 x 10 x 10, noise=cosine, label=5, machine=bbELS, estimator=exact, scales=[3, 5])"
+    assert repr(machine) == found
+    assert repr(pi.denoiser("wiener", pixels, noise="flow")) == "Wiener(1 x 10 x 10, noise=flow)"
