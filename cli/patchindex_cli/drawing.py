@@ -176,7 +176,7 @@ class Drawing:
     def _labels(self) -> Sequence[int | None]:
         """Return the label of each image."""
         own = self.sampling.denoiser.label
-        return [own if label is None else label for label in self.sampling.label]  # type: ignore[union-attr]
+        return [own if label is None else label for label in self.sampling.labels]
 
 
 def cost_of(records: Sequence[dict[str, Any]], sampling: Sampling) -> str:

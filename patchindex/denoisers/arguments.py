@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from patchindex.checks import is_whole
-from patchindex.errors import InputError
+from patchindex.errors import InputError, printable
+from patchindex.images.unreadable import plain_name
 
-__all__ = ["image_numbers", "times_of"]
+__all__ = ["Label", "image_numbers", "number_of_label", "times_of"]
+
+Label: TypeAlias = int | str  # a number, or the name of one
+
+
+def number_of_label(label: Label | None, names: Sequence[str] | None) -> int | None:
+    """Return the number of a label, given its number or its name.
+
+    Parameters
+    ----------
+    label : int, str or None
+    names : sequence of str or None
+        Names of the labels 0, 1, ...
+
+    Raises
+    ------
+    InputError
+        When no label has the name.
+
+    Examples
+    --------
+    >>> number_of_label("dog", ["cat", "dog"]), number_of_label(7, None)
+    (1, 7)
+    """
+    if not isinstance(label, str):
+        return label
+    known = [plain_name(name) for name in names or ()]
+    if plain_name(label) in known:
+        return known.index(plain_name(label))
+    shown = ", ".join(known[:NAMES_SHOWN]) + ", ..." * (len(known) > NAMES_SHOWN)
+    remedy = f"use one of {shown}" if known else "give its number: the labels have no names"
+    raise InputError(f"no label is called {printable(label)!r}", parameter="label", remedy=remedy)
+
+
+NAMES_SHOWN = 20
 
 
 def times_of(t: float | Tensor, batch: int) -> list[float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchindex.checks import check_least
-from patchindex.denoisers.arguments import image_numbers, times_of
+from patchindex.denoisers.arguments import Label, image_numbers, number_of_label, times_of
 from patchindex.denoisers.conventions import Adaptable
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
@@ -75,8 +75,8 @@ class Denoiser(Adaptable, ABC):
         Channels, height and width of the images.
     noise : str or callable
         Noise schedule: a name, or a function from t in (0, 1) to beta in (0, 1).
-    label : int, optional
-        Restrict all calls to images of this label, unless a call has a label of its own.
+    label : int or str, optional
+        Restrict all calls to images of this label, its number or name, unless a call has a label of its own.
     device : str or torch.device, optional
         Where posterior means are computed; `"cpu"` by default.
     threads : int, optional
@@ -88,6 +88,8 @@ class Denoiser(Adaptable, ABC):
         As given.
     noise : callable
         The noise schedule, from t to beta.
+    label_names : sequence of str or None
+        Names of the labels 0, 1, ...
 
     Raises
     ------
@@ -107,12 +109,14 @@ class Denoiser(Adaptable, ABC):
     torch.Size([2, 1, 8, 8])
     """
 
+    label_names: Sequence[str] | None = None
+
     def __init__(
         self,
         shape: tuple[int, int, int],
         *,
         noise: str | NoiseSchedule = "cosine",
-        label: int | None = None,
+        label: Label | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
     ) -> None:
@@ -120,8 +124,8 @@ class Denoiser(Adaptable, ABC):
         self.device = resolve_device(device)
         self.noise = noise_schedule(noise)
         self._shape, self._threads = shape, threads
-        self.check_label(label)
-        self.label = label
+        self.label = self.number_of(label)
+        self.check_label(self.label)
 
     @abstractmethod
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
@@ -168,14 +172,18 @@ class Denoiser(Adaptable, ABC):
         """Return the locality scale at time t, None for a denoiser without a locality schedule."""
         return None
 
-    def prepare(self, label: int | None = None, progress: Progress | None = None) -> None:
+    def number_of(self, label: Label | None) -> int | None:
+        """Return the number of a label, given its number or its name; None for all labels."""
+        return number_of_label(label, self.label_names)
+
+    def prepare(self, label: Label | None = None, progress: Progress | None = None) -> None:
         """Do the work that all calls share, such as the decomposition of a covariance.
 
         `sample` prepares a denoiser before its first step. Without `prepare`, the first call does the work.
 
         Parameters
         ----------
-        label : int, optional
+        label : int or str, optional
             In place of the denoiser's own label.
         progress : Progress, optional
             Called as `progress(stage, done, total)`.
@@ -185,10 +193,10 @@ class Denoiser(Adaptable, ABC):
         InputError
             When the label is unknown.
         """
-        label = self.label if label is None else label
-        self.check_label(label)
+        number = self.label if label is None else self.number_of(label)
+        self.check_label(number)
         with plain_state(), use_threads(self._threads):
-            self._prepare(label, as_progress(progress))
+            self._prepare(number, as_progress(progress))
 
     def _prepare(self, label: int | None, progress: Progress) -> None:
         """Do the work that all calls with a label share, unless it is done; the label is known."""
@@ -198,7 +206,7 @@ class Denoiser(Adaptable, ABC):
         x: Tensor,
         t: float | Tensor,
         *,
-        label: int | None = None,
+        label: Label | None = None,
         seed: int = 0,
         image_ids: Sequence[int] | None = None,
         progress: Progress | None = None,
@@ -212,7 +220,7 @@ class Denoiser(Adaptable, ABC):
             Noisy images, each value within `LARGEST_X` = 100 of 0: beyond, float32 cannot order logits.
         t : float or Tensor of shape (B,)
             Times in (0, 1).
-        label : int, optional
+        label : int or str, optional
             In place of the denoiser's own label.
         seed : int
             Seed of denoisers that draw random numbers.
@@ -245,7 +253,7 @@ class Denoiser(Adaptable, ABC):
         self,
         x: Tensor,
         t: float | Tensor,
-        label: int | None,
+        label: Label | None,
         k: int | None,
         seed: int,
         image_ids: Sequence[int] | None,
@@ -255,12 +263,12 @@ class Denoiser(Adaptable, ABC):
         """Check a call, estimate the images of each time, and join the parts."""
         x = self.check_x(x)
         times = times_of(t, len(x))
-        label = self.label if label is None else label
-        self.check_label(label)
+        number = self.label if label is None else self.number_of(label)
+        self.check_label(number)
         numbers = image_numbers(image_ids, len(x))
         check_least(seed=(seed, 0))
         seed = int(seed)
-        self._check_images(label)
+        self._check_images(number)
         progress = as_progress(progress)
         distinct = list(dict.fromkeys(times))
         parts, rows = [], []
@@ -268,7 +276,7 @@ class Denoiser(Adaptable, ABC):
             for i, time in enumerate(distinct):
                 mine = [row for row, its_time in enumerate(times) if its_time == time]
                 part = part_of(progress, "posterior mean", i / len(distinct), (i + 1) / len(distinct))
-                call = Call(time, label, [numbers[row] for row in mine], seed, part, cache, k)
+                call = Call(time, number, [numbers[row] for row in mine], seed, part, cache, k)
                 estimate = self._estimate(x[mine], self._beta(time), call)
                 self._check_mean(estimate.mean, len(mine), time)
                 parts.append(estimate)
@@ -298,7 +306,7 @@ class Denoiser(Adaptable, ABC):
         """The remedy for a posterior mean that is not finite."""
         return "check the function that computes it"
 
-    def score(self, x: Tensor, t: float | Tensor, *, label: int | None = None) -> Tensor:
+    def score(self, x: Tensor, t: float | Tensor, *, label: Label | None = None) -> Tensor:
         """Return `(a mu - x) / beta`, (B, C, H, W); mu is the `posterior_mean` and a = sqrt(1 - beta)."""
         return self.score_of(self.posterior_mean(x, t, label=label).mean, x, t)
 

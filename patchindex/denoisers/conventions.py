@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from patchindex.denoisers.arguments import Label
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate
 from patchindex.schedules import NoiseSchedule, time_of
@@ -29,7 +30,7 @@ class HasMean(Protocol):
     noise: NoiseSchedule
 
     def posterior_mean(
-        self, x: Tensor, t: float | Tensor, *, label: int | None = None, seed: int = 0
+        self, x: Tensor, t: float | Tensor, *, label: Label | None = None, seed: int = 0
     ) -> Estimate:
         """Return the posterior mean."""
 
@@ -41,24 +42,24 @@ class _Adapter:
     Attributes
     ----------
     denoiser : HasMean
-    label : int, optional
+    label : int or str, optional
         In place of the denoiser's own label, unless a call has one.
     seed : int
         Of the denoiser's random draws.
     """
 
     denoiser: HasMean
-    label: int | None = None
+    label: Label | None = None
     seed: int = 0
 
-    def _mean(self, x: Tensor, betas: list[float], label: int | None) -> Tensor:
+    def _mean(self, x: Tensor, betas: list[float], label: Label | None) -> Tensor:
         return mean_at(self.denoiser, x, betas, label=self.label if label is None else label, seed=self.seed)
 
 
 class VarianceExploding(_Adapter):
     """`D(y, sigma)`, the posterior mean of `y = x_0 + sigma eps`, as k-diffusion and EDM call denoisers."""
 
-    def __call__(self, y: Tensor, sigma: float | Tensor, label: int | None = None) -> Tensor:
+    def __call__(self, y: Tensor, sigma: float | Tensor, label: Label | None = None) -> Tensor:
         """Return the posterior mean, (B, C, H, W); `sigma` is above 0, a number or of shape (B,)."""
         sigmas = _numbers(sigma, len(y), "sigma")
         factor = _column([(1 + each**2) ** -0.5 for each in sigmas], y)
@@ -68,7 +69,7 @@ class VarianceExploding(_Adapter):
 class Epsilon(_Adapter):
     """`eps(x, t) = (x - a mu) / sqrt(beta)`, the noise in a variance-preserving image at the denoiser's t."""
 
-    def __call__(self, x: Tensor, t: float | Tensor, label: int | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor, label: Label | None = None) -> Tensor:
         """Return the noise, (B, C, H, W); t in (0, 1) is a number or of shape (B,)."""
         label = self.label if label is None else label
         mean = self.denoiser.posterior_mean(x, t, label=label, seed=self.seed).mean
@@ -80,7 +81,7 @@ class Epsilon(_Adapter):
 class Velocity(_Adapter):
     """`v(z, s) = eps - x_0`, the velocity of a rectified flow at `z = (1 - s) x_0 + s eps`."""
 
-    def __call__(self, z: Tensor, s: float | Tensor, label: int | None = None) -> Tensor:
+    def __call__(self, z: Tensor, s: float | Tensor, label: Label | None = None) -> Tensor:
         """Return the velocity, (B, C, H, W); s in (0, 1] is a number or of shape (B,)."""
         times = _numbers(s, len(z), "s")
         mean = self._mean(
@@ -90,7 +91,7 @@ class Velocity(_Adapter):
 
 
 def mean_at(
-    denoiser: HasMean, x: Tensor, betas: list[float], *, label: int | None = None, seed: int = 0
+    denoiser: HasMean, x: Tensor, betas: list[float], *, label: Label | None = None, seed: int = 0
 ) -> Tensor:
     """Return the posterior mean of variance-preserving images whose noise variances are given.
 
@@ -137,18 +138,18 @@ def _column(values: list[float], like: Tensor) -> Tensor:
 class Adaptable:
     """The methods of a denoiser that return adapters."""
 
-    def as_denoiser(self: HasMean, label: int | None = None, seed: int = 0) -> VarianceExploding:
+    def as_denoiser(self: HasMean, label: Label | None = None, seed: int = 0) -> VarianceExploding:
         """Return `D(y, sigma)`, the posterior mean of `y = x_0 + sigma eps`, for k-diffusion and EDM.
 
         The noise schedule has to reach sigma: `noise="edm"` goes to 80, `noise="flow"` beyond.
         """
         return VarianceExploding(self, label, seed)
 
-    def as_epsilon(self: HasMean, label: int | None = None, seed: int = 0) -> Epsilon:
+    def as_epsilon(self: HasMean, label: Label | None = None, seed: int = 0) -> Epsilon:
         """Return `eps(x, t)`, the noise in x_t at the time t of the denoiser, in (0, 1)."""
         return Epsilon(self, label, seed)
 
-    def as_velocity(self: HasMean, label: int | None = None, seed: int = 0) -> Velocity:
+    def as_velocity(self: HasMean, label: Label | None = None, seed: int = 0) -> Velocity:
         """Return `v(z, s) = eps - x_0`, the velocity of a rectified flow at `z = (1 - s) x_0 + s eps`.
 
         The noise schedule has to reach the noise of z: make the denoiser with `noise="flow"`.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeGuard
 
 import torch
 
 from patchindex.build import parse_memory
+from patchindex.denoisers.arguments import Label
 from patchindex.denoisers.base import Denoiser
 from patchindex.errors import InputError
 from patchindex.exact.request import WORKING_MEMORY
@@ -26,7 +28,7 @@ class DenoiserOptions(TypedDict, total=False):
     """Options of every `TrainingDenoiser`, for type checkers."""
 
     noise: str | NoiseSchedule
-    label: int | None
+    label: Label | None
     device: str | torch.device | None
     threads: int | None
     memory: int | str | None
@@ -63,7 +65,7 @@ class TrainingDenoiser(Denoiser):
         labels: LabelsLike | None = None,
         *,
         noise: str | NoiseSchedule = "cosine",
-        label: int | None = None,
+        label: Label | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
         memory: int | str | None = None,
@@ -99,6 +101,14 @@ class TrainingDenoiser(Denoiser):
     @property
     def _if_not_finite(self) -> str:
         return "check the images" if self.index is None else "check the store with patchindex verify"
+
+    @property
+    def label_names(self) -> Sequence[str] | None:  # type: ignore[override]
+        """Names of the labels 0, 1, ..., None if they have none."""
+        if self.index is not None:
+            names: Sequence[str] | None = self.index.attributes["label_names"]
+            return names
+        return self.training.source.label_names
 
     def check_label(self, label: int | None) -> None:
         """Refuse a label that no training image has."""

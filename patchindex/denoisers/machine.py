@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchindex.checks import check_least
-from patchindex.denoisers.arguments import image_numbers, times_of
+from patchindex.denoisers.arguments import Label, image_numbers, times_of
 from patchindex.denoisers.attribution import Attributions, check_pixels
 from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import TrainingDenoiser
@@ -45,7 +45,7 @@ class MachineOptions(EstimatorOptions, total=False):
     estimator: str | None
     noise: str | NoiseSchedule
     locality: LocalityLike | None
-    label: int | None
+    label: Label | None
     device: str | torch.device | None
     threads: int | None
     memory: int | str | None
@@ -79,7 +79,7 @@ class ScoreMachine(TrainingDenoiser):
         Locality schedule, as for `LocalitySchedule.of`: the name of a preset, a `.json` file, or scales by
         time of the noise schedule. An index may have its own. Without a schedule every call needs `k`; IS
         needs neither. A schedule that was calibrated on images of another size warns.
-    label : int, optional
+    label : int or str, optional
         Compare with the training images of this label only.
     device : str or torch.device, optional
         Where scores are computed; `"cpu"` by default.
@@ -123,7 +123,7 @@ class ScoreMachine(TrainingDenoiser):
         estimator: str | None = None,
         noise: str | NoiseSchedule = "cosine",
         locality: LocalityLike | None = None,
-        label: int | None = None,
+        label: Label | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
         memory: int | str | None = None,
@@ -196,7 +196,7 @@ class ScoreMachine(TrainingDenoiser):
         x: Tensor,
         t: float | Tensor,
         k: int | None = None,
-        label: int | None = None,
+        label: Label | None = None,
         *,
         seed: int = 0,
         image_ids: Sequence[int] | None = None,
@@ -233,7 +233,7 @@ class ScoreMachine(TrainingDenoiser):
         pixels: Sequence[tuple[int, int]] | None = None,
         *,
         k: int | None = None,
-        label: int | None = None,
+        label: Label | None = None,
         top: int = 16,
         seed: int = 0,
         image_ids: Sequence[int] | None = None,
@@ -287,14 +287,14 @@ class ScoreMachine(TrainingDenoiser):
         x = self.check_x(x)
         check_least(top=(top, 1), seed=(seed, 0))
         (time,) = times_of(t, 1)
-        label = self.label if label is None else label
-        self.check_label(label)
-        self._check_images(label)
+        number = self.label if label is None else self.number_of(label)
+        self.check_label(number)
+        self._check_images(number)
         size = self.training.size
         chosen = check_pixels(pixels, size)
         numbers = torch.from_numpy(chosen[:, 0] * size[1] + chosen[:, 1]).to(x.device)
         ids = image_numbers(image_ids, len(x))
-        call = Call(time, label, ids, int(seed), as_progress(progress), k=k)
+        call = Call(time, number, ids, int(seed), as_progress(progress), k=k)
         request = replace(self._request(x, self._beta(time), call), pixels=[numbers] * len(x))
         with use_threads(self._threads):
             return Attributions.of(self._score_pixels.heaviest(request, top), chosen, len(x), self.training)
@@ -317,7 +317,7 @@ class ScoreMachine(TrainingDenoiser):
             cache=call.cache,
         )
 
-    def score(self, x: Tensor, t: float | Tensor, k: int | None = None, label: int | None = None) -> Tensor:
+    def score(self, x: Tensor, t: float | Tensor, k: int | None = None, label: Label | None = None) -> Tensor:
         """Return `(a mu - x) / beta`, shape (B, C, H, W), with mu the `posterior_mean`."""
         return self.score_of(self.posterior_mean(x, t, k, label).mean, x, t)
 

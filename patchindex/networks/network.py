@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchindex.denoisers import Call, Denoiser
+from patchindex.denoisers.arguments import Label
 from patchindex.errors import InputError, Option
 from patchindex.estimators import Estimate
 from patchindex.images import ImageSource
@@ -56,7 +57,7 @@ class Network(Denoiser):
         schedule: str | NoiseSchedule | NoiseTable | Sequence[float] = "cosine",
         labels: Sequence[int] | np.ndarray | None = None,
         label_names: Sequence[str] | None = None,
-        label: int | None = None,
+        label: Label | None = None,
         name: str | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
@@ -213,7 +214,7 @@ def wrap(
     time: str = "t",
     schedule: str | NoiseSchedule | Sequence[float] = "cosine",
     labels: Sequence[int] | None = None,
-    label: int | None = None,
+    label: Label | None = None,
     name: str | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchindex.checks import check_least, is_whole
 from patchindex.denoisers import Denoiser
+from patchindex.denoisers.arguments import Label
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
@@ -28,7 +29,7 @@ from patchindex.sampling.trajectory import Trajectory, values_per_step
 
 __all__ = ["Sampling", "sample"]
 
-Labels = int | Sequence[int | None] | None
+Labels = Label | Sequence[Label | None] | None
 
 
 def sample(
@@ -74,8 +75,8 @@ def sample(
     spacing : str
         Spacing of the times: `"uniform"` (the grid of the paper's code), `"karras"` or `"log-snr"`; see
         `time_grid`.
-    label : int, or sequence of n int or None, optional
-        In place of the denoiser's own label; a sequence has one label per image.
+    label : int or str, or a sequence of n of them or None, optional
+        Number or name, in place of the denoiser's own label; a sequence has one label per image.
     start : ImageStart, optional
         Partly noised images to start from.
     known : KnownPixels, optional
@@ -125,8 +126,8 @@ def sample(
 class Sampling:
     """The arguments of `sample` after their checks, to be drawn batch by batch.
 
-    The fields are the arguments of `sample`. `n`, `x_T`, `label` and `known` are there for all images after
-    the checks.
+    The fields are the arguments of `sample`. After the checks, `n`, `x_T` and `known` are of all images,
+    `labels` has a label or None per image, `times` has the grid, `settings` what a `SampleResult` has.
 
     Examples
     --------
@@ -175,6 +176,8 @@ class Sampling:
         if self.known is not None:
             self.known = self.known.prepared(denoiser, n)
             conditions["known_pixels"] = int(self.known.mask.sum())
+        self.labels = _labels(denoiser, self.label, n)
+        one = self.label is None or is_whole(self.label) or isinstance(self.label, str)
         self.settings = {
             "n": n,
             "steps": self.steps if is_whole(self.steps) else self.times,
@@ -182,15 +185,14 @@ class Sampling:
             "spacing": self.spacing,
             "seed": self.seed,
             "x_T": "given" if given else "drawn",
-            "label": denoiser.label if self.label is None else self.label,
+            "label": denoiser.label if self.label is None else self.labels[0] if one else self.labels,
             "batch_size": self.batch_size,
             **conditions,
             **denoiser.settings,
         }
-        self.label = _labels(self.label, n)
-        for each in dict.fromkeys(self.label):
+        for each in dict.fromkeys(self.labels):
             denoiser.check_label(denoiser.label if each is None else each)
-        self.batches = list(_batches(self.label, self.batch_size))
+        self.batches = list(_batches(self.labels, self.batch_size))
 
     @property
     def calls(self) -> int:
@@ -205,7 +207,7 @@ class Sampling:
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Do the work that all batches share."""
-        for label in dict.fromkeys(self.label):  # type: ignore[arg-type]
+        for label in dict.fromkeys(self.labels):
             self.denoiser.prepare(label, progress)
 
     def draw(self, lo: int, hi: int, progress: Progress | None = None) -> SampleResult:
@@ -217,18 +219,22 @@ class Sampling:
         return SampleResult(images, self.x_T[lo:hi], batch.records, self.settings, path)
 
 
-def _labels(label: Labels, n: int) -> list[int | None]:
-    """Return a label per image."""
-    if label is None or is_whole(label):
-        return [label] * n  # type: ignore[list-item]
-    labels = list(label) if isinstance(label, Sequence | np.ndarray) and not isinstance(label, str) else []
-    if len(labels) != n or not all(each is None or is_whole(each) for each in labels):
+def _labels(denoiser: Denoiser, label: Labels, n: int) -> list[int | None]:
+    """Return the number of a label per image."""
+    if label is None or is_whole(label) or isinstance(label, str):
+        labels: list[Any] = [label] * n
+    else:
+        labels = list(label) if isinstance(label, Sequence | np.ndarray) else []
+    if len(labels) != n or not all(
+        each is None or is_whole(each) or isinstance(each, str) for each in labels
+    ):
         raise InputError(
             f"must be a label, or one for each of {n} images, got {label!r}",
             parameter="label",
-            remedy="give a whole number, or a list of n",
+            remedy="give a number or a name, or a list of n",
         )
-    return [each if each is None else int(each) for each in labels]
+    numbers = [denoiser.number_of(each) for each in labels]
+    return [each if each is None else int(each) for each in numbers]
 
 
 def _batches(labels: Sequence[int | None], batch_size: int) -> Iterator[tuple[int, int]]:
@@ -246,7 +252,7 @@ class _Batch:
     def __init__(self, sampling: Sampling, lo: int, hi: int, progress: Progress) -> None:
         self._sampling, self._noise, self._progress = sampling, sampling.x_T[lo:hi], progress
         self._image_ids = range(sampling.first + lo, sampling.first + hi)
-        self._label = sampling.label[lo]  # type: ignore[index]
+        self._label = sampling.labels[lo]
         self._known = None if sampling.known is None else sampling.known.rows(lo, hi)
         self._cache: TrajectoryCache = {}
         self._estimate: Estimate | None = None  # the first one of the step
