@@ -28,6 +28,7 @@ FILES = ("grid.png", "samples.npz", "samples.json")
 TRAJECTORY, FILMSTRIP = "trajectory.zarr", "filmstrip.png"
 OUTPUTS = (*FILES, TRAJECTORY, FILMSTRIP)
 STRIP_IMAGES = 6  # of the filmstrip
+PARTS = "parts"  # the folder of `Parts`
 NAME, KIND = "samples", "images"  # of the finished parts
 
 
@@ -111,10 +112,13 @@ class Drawing:
             for lo, hi in sampling.batches:
                 if parts.missing(NAME, KIND, range(lo, hi)):
                     self._draw_batch(parts, lo, hi, progress)
-        except KeyboardInterrupt:
+        except BaseException:
             finished = len(everything) - len(parts.missing(NAME, KIND, everything))
-            what = f"{finished} of {count(len(everything), 'image')} are finished"
-            echo(f"{self.output}: {what}; give --resume to continue", err=True)
+            if finished:
+                what = f"{finished} of {count(len(everything), 'image')} are finished"
+                echo(f"{self.output}: {what}; give --resume to continue", err=True)
+            else:
+                self._remove_parts()
             raise
         found = parts.get(NAME, KIND, everything)
         records = [
@@ -170,8 +174,14 @@ class Drawing:
                 (self.output / FILMSTRIP).unlink()
             for name in names:
                 shutil.move(os.fspath(folder / name), self.output / name)
-        shutil.rmtree(self.output / "parts")
+        self._remove_parts()
         return [self.output / name for name in [*names, *([TRAJECTORY] if self.sampling.trajectory else [])]]
+
+    def _remove_parts(self) -> None:
+        """Remove the parts, and the output folder if nothing else is in it."""
+        shutil.rmtree(self.output / PARTS)
+        if not any(self.output.iterdir()):
+            self.output.rmdir()
 
     def _labels(self) -> Sequence[int | None]:
         """Return the label of each image."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from patchindex.errors import InputError, SourceNotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KEY = "x_T"  # of the noise in a file that holds several arrays
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5", ".safetensors", ".pt", ".pth")
@@ -20,6 +21,8 @@ def read_noise(path: Path) -> np.ndarray:
     `.npy`; `.npz`, `.h5` and `.safetensors` with the array `x_T`; `.pt` with a tensor, or with a dict that
     has `x_T`, read by `torch.load(weights_only=True)`, which runs no code.
     """
+    import numpy as np
+
     if not path.is_file():
         raise SourceNotFoundError("no such file", where=path, remedy="check --x-t")
     readers = {".npz": _npz, ".npy": _npy, ".h5": _hdf5, ".hdf5": _hdf5, ".safetensors": _safetensors}
@@ -36,6 +39,8 @@ def read_noise(path: Path) -> np.ndarray:
 
 def checksum(array: np.ndarray) -> str:
     """Return the checksum of an array, which tells a resumed run that its input is the same."""
+    import numpy as np
+
     data = np.ascontiguousarray(array)
     return hashlib.sha256(f"{data.dtype.str}{data.shape}".encode() + data.tobytes()).hexdigest()[:16]
 
@@ -56,6 +61,8 @@ def _npz(path: Path) -> np.ndarray:
 
 
 def _npy(path: Path) -> np.ndarray:
+    import numpy as np
+
     from patchindex.images.npz import read_array
 
     return np.array(read_array(path))
@@ -63,6 +70,7 @@ def _npy(path: Path) -> np.ndarray:
 
 def _hdf5(path: Path) -> np.ndarray:
     import h5py
+    import numpy as np
 
     from patchindex.images.untrusted import check_stored
 
@@ -78,6 +86,7 @@ def _hdf5(path: Path) -> np.ndarray:
 
 
 def _safetensors(path: Path) -> np.ndarray:
+    import numpy as np
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from datetime import UTC, datetime
@@ -154,7 +155,7 @@ def sample(
     conditions.check()
     check_output(
         output,
-        FILES if (output / "parts").exists() else OUTPUTS,
+        FILES if os.path.exists(output / "parts") else OUTPUTS,
         overwrite=options.overwrite or files.resume,
         sources=[store, conditions.start, conditions.known],
         inputs=[conditions.x_t, conditions.mask],

@@ -293,7 +293,7 @@ def _check_denoisers(
 
 def _images_record(training: TrainingImages) -> dict[str, Any]:
     """Return a record of training images that differs from the record of other images."""
-    source = training.source
+    source = training.in_source_order()  # a store sorts its images by label
     return {"count": len(source), "fingerprint": fingerprint(some_images(source, FINGERPRINT_IMAGES))}
 
 
