@@ -30,7 +30,7 @@ class Conditions:
     mask: str | None
 
     def check(self) -> None:
-        """Refuse an option that goes with another one which is missing."""
+        """Refuse an option that needs another option, if the other option is missing."""
         pairs = {
             "strength": (self.strength, "start"),
             "mask": (self.mask, "known"),

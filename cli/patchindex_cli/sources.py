@@ -180,7 +180,7 @@ def choose_locality(
 def default_locality(images: ImageSource, scales: Sequence[int] | None = None) -> LocalitySchedule:
     """Return a published schedule for images of this kind, resized to their size; name it on stderr.
 
-    `scales` are those of a store, to which the schedule is moved.
+    With the `scales` of a store, each entry of the schedule is moved to the nearest scale.
     """
     preset = GRAY_PRESET if images.shape[3] == 1 else COLOUR_PRESET
     with warnings.catch_warnings():
