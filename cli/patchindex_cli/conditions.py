@@ -10,7 +10,7 @@ import click
 
 from patchindex.errors import InputError, Option
 
-from .noise_files import checksum, read_mask, read_noise
+from .noise_files import read_mask, read_noise
 from .options import grouped
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class Conditions:
                 )
 
     def read(self, denoiser: Denoiser) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return arguments of `Sampling`, and the checksums of the files."""
+        """Return arguments of `Sampling`, and the fingerprints of the arrays."""
         from patchindex.sampling import ImageStart, KnownPixels
+        from patchindex.store.checksums import fingerprint
         from patchindex.study.originality import read_images
 
         arguments: dict[str, Any] = {}
@@ -58,7 +59,7 @@ class Conditions:
             images = arrays["known"] = read_images(self.known, denoiser.shape, "known").numpy()
             arrays["mask"] = read_mask(self.mask)
             arguments["known"] = KnownPixels(images, arrays["mask"])
-        return arguments, {f"{name}_checksum": checksum(array) for name, array in arrays.items()}
+        return arguments, {f"{name}_fingerprint": fingerprint(array) for name, array in arrays.items()}
 
 
 condition_options = grouped(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from patchindex.sampling import Sampling
     from patchindex.study.parts import Parts
 
-FILES = ("grid.png", "samples.npz", "samples.json")
+RECORD = "samples.json"
+FILES = ("grid.png", "samples.npz", RECORD)
 TRAJECTORY, FILMSTRIP = "trajectory.zarr", "filmstrip.png"
 OUTPUTS = (*FILES, TRAJECTORY, FILMSTRIP)
 STRIP_IMAGES = 6  # of the filmstrip
@@ -54,6 +55,17 @@ output_options = grouped(
 )
 
 
+def files_in_the_way(output: Path, *, resume: bool) -> Sequence[str]:
+    """Return the files that a run may not replace: not the files of the run that it resumes.
+
+    An interrupted run has left its batches, and a trajectory; a finished run has left samples.json, which
+    `Drawing.is_finished` compares with the settings.
+    """
+    if os.path.exists(output / PARTS):
+        return () if resume else FILES
+    return () if resume and os.path.exists(output / RECORD) else OUTPUTS
+
+
 class Drawing:
     """A run of `patchindex sample` and its output folder.
 
@@ -62,7 +74,7 @@ class Drawing:
     output : Path
     sampling : Sampling
     inputs : dict
-        What the settings of `sampling` do not tell: the fingerprint of the store, checksums of files.
+        What the settings of `sampling` do not tell: the fingerprints of the store and of files.
     """
 
     def __init__(self, output: Path, sampling: Sampling, inputs: dict[str, Any]) -> None:
@@ -72,7 +84,7 @@ class Drawing:
 
     def is_finished(self) -> bool:
         """Return whether an earlier run wrote its files; refuse files of other settings."""
-        path = self.output / "samples.json"
+        path = self.output / RECORD
         if not path.is_file():
             return False
         try:
@@ -85,7 +97,12 @@ class Drawing:
                 where=self.output,
                 remedy=["use the same settings, another folder, or ", Option("overwrite", True)],
             )
-        return all((self.output / name).exists() for name in FILES)
+        return all((self.output / name).exists() for name in self._names)
+
+    @property
+    def _names(self) -> Sequence[str]:
+        """The names of the files that the run writes, the grid first."""
+        return OUTPUTS if self.sampling.trajectory else FILES
 
     def open_parts(self, *, resume: bool, overwrite: bool) -> Parts:
         """Return the finished batches of an interrupted run; refuse batches of other settings."""
@@ -94,9 +111,15 @@ class Drawing:
 
         shapes = {"images": self.sampling.denoiser.shape, "records": (self.sampling.calls, len(RECORDED))}
         parts = Parts(self.output, self.settings, lambda *_: shapes, resume=resume, overwrite=overwrite)
-        if not parts.any():
-            # A trajectory of an earlier run would be taken for that of these samples.
-            shutil.rmtree(self.output / TRAJECTORY, ignore_errors=True)
+        kept = parts.any()
+        if kept and self.sampling.trajectory and not (self.output / TRAJECTORY).exists():
+            raise InputError(
+                f"has finished batches without {TRAJECTORY}",
+                where=self.output,
+                remedy=["put it back, or use ", Option("overwrite", True)],
+            )
+        if not kept:  # a trajectory of an earlier run would be taken for that of these samples
+            self._remove_trajectory()
         return parts
 
     def draw(self, parts: Parts, progress: Progress) -> SampleResult:
@@ -118,6 +141,7 @@ class Drawing:
                 what = f"{finished} of {count(len(everything), 'image')} are finished"
                 echo(f"{self.output}: {what}; give --resume to continue", err=True)
             else:
+                self._remove_trajectory()
                 self._remove_parts()
             raise
         found = parts.get(NAME, KIND, everything)
@@ -153,7 +177,7 @@ class Drawing:
         from patchindex.sampling import TrajectoryFile
         from patchindex.sampling.pictures import filmstrip, image_grid
 
-        names, labels = list(FILES), self._labels()
+        labels = [-1 if label is None else label for label in self.sampling.labels]  # -1: all labels
         with tempfile.TemporaryDirectory(dir=self.output, prefix=".writing-") as scratch:
             folder = Path(scratch)
             image_grid(result.images, columns).save(folder / "grid.png")
@@ -161,32 +185,31 @@ class Drawing:
                 folder / "samples.npz",
                 images=result.images.cpu().numpy(),
                 x_T=result.x_T.cpu().numpy(),
-                labels=np.array([-1 if label is None else label for label in labels]),  # -1: all labels
+                labels=np.array(labels),
                 settings=json.dumps(self.settings),
             )
-            (folder / "samples.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+            (folder / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n")
             if self.sampling.trajectory:
                 shown = range(min(len(result.images), STRIP_IMAGES))
                 trajectory = TrajectoryFile(self.output / TRAJECTORY).read(shown)
                 filmstrip(trajectory, result.images).save(folder / FILMSTRIP)
-                names.append(FILMSTRIP)
             elif (self.output / FILMSTRIP).exists():  # of an earlier run
                 (self.output / FILMSTRIP).unlink()
-            for name in names:
-                shutil.move(os.fspath(folder / name), self.output / name)
+            for name in self._names:
+                if name != TRAJECTORY:  # there already
+                    shutil.move(os.fspath(folder / name), self.output / name)
         self._remove_parts()
-        return [self.output / name for name in [*names, *([TRAJECTORY] if self.sampling.trajectory else [])]]
+        return [self.output / name for name in self._names]
+
+    def _remove_trajectory(self) -> None:
+        if (self.output / TRAJECTORY).exists():
+            shutil.rmtree(self.output / TRAJECTORY)
 
     def _remove_parts(self) -> None:
         """Remove the parts, and the output folder if nothing else is in it."""
         shutil.rmtree(self.output / PARTS)
         if not any(self.output.iterdir()):
             self.output.rmdir()
-
-    def _labels(self) -> Sequence[int | None]:
-        """Return the label of each image."""
-        own = self.sampling.denoiser.label
-        return [own if label is None else label for label in self.sampling.labels]
 
 
 def cost_of(records: Sequence[dict[str, Any]], sampling: Sampling) -> str:

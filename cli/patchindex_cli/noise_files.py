@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +34,6 @@ def read_noise(path: Path) -> np.ndarray:
         kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
         raise _refused(path, f"holds {kind}, not floats", "save float32 noise of shape (n, C, H, W)")
     return found
-
-
-def checksum(array: np.ndarray) -> str:
-    """Return the checksum of an array, which tells a resumed run that its input is the same."""
-    import numpy as np
-
-    data = np.ascontiguousarray(array)
-    return hashlib.sha256(f"{data.dtype.str}{data.shape}".encode() + data.tobytes()).hexdigest()[:16]
 
 
 def read_mask(source: str) -> np.ndarray:
@@ -81,6 +72,8 @@ def _hdf5(path: Path) -> np.ndarray:
                 raise _refused(path, f"has no dataset {KEY} of its own", f"save the noise as {KEY}")
             check_stored(data.nbytes, data.id.get_storage_size(), path)
             return np.asarray(data[()])
+    except InputError:  # a ValueError, too
+        raise
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise _refused(path, f"cannot be read ({_line(error)})", "save it again") from None
 
@@ -94,6 +87,8 @@ def _safetensors(path: Path) -> np.ndarray:
             if KEY not in file.keys():  # noqa: SIM118  (no dict)
                 raise _refused(path, f"has no tensor {KEY}", f"save the noise as {KEY}")
             return np.asarray(file.get_tensor(KEY))
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise _refused(path, f"cannot be read ({_line(error)})", "save it again") from None
 

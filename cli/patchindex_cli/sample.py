@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ import click
 from patchindex.errors import InputError
 
 from .conditions import Conditions, condition_options
-from .drawing import FILES, OUTPUTS, Drawing, OutputOptions, cost_of, output_options
+from .drawing import Drawing, OutputOptions, cost_of, files_in_the_way, output_options
 from .options import (
     LocalPath,
     NameIn,
@@ -155,8 +154,8 @@ def sample(
     conditions.check()
     check_output(
         output,
-        FILES if os.path.exists(output / "parts") else OUTPUTS,
-        overwrite=options.overwrite or files.resume,
+        files_in_the_way(output, resume=files.resume),
+        overwrite=options.overwrite,
         sources=[store, conditions.start, conditions.known],
         inputs=[conditions.x_t, conditions.mask],
     )
@@ -172,7 +171,7 @@ def sample(
         schedule = schedule.nearest(index.scales)
     labels = [parse_label(label, training) for label in options.label] or [None]
     denoiser = open_denoiser(text, training, run, locality=schedule, label=labels[0], settings=settings)
-    arguments, checksums = conditions.read(denoiser)
+    arguments, fingerprints = conditions.read(denoiser)
     per_label = _images_per_label(n, arguments.get("x_T"), len(labels))
     sampling = patchindex.sampling.Sampling(
         denoiser, per_label * len(labels), options.steps, sampler, run.seed, **arguments, spacing=spacing,
@@ -180,7 +179,7 @@ def sample(
         label=None if len(labels) == 1 else [label for label in labels for _ in range(per_label)],
     )  # fmt: skip
     fingerprint = fingerprint_of(training)
-    drawing = Drawing(output, sampling, {"store": fingerprint, **checksums})
+    drawing = Drawing(output, sampling, {"store": fingerprint, **fingerprints})
     if files.resume and drawing.is_finished():
         echo(f"{output}: finished already")
         return

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchindex.errors import InputError, PatchIndexWarning
+from patchindex.errors import InputError
 from patchindex.schedules import LocalitySchedule, NoiseSchedule
 
 from .options import (
@@ -183,9 +182,7 @@ def default_locality(images: ImageSource, scales: Sequence[int] | None = None) -
     With the `scales` of a store, each entry of the schedule is moved to the nearest scale.
     """
     preset = GRAY_PRESET if images.shape[3] == 1 else COLOUR_PRESET
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PatchIndexWarning)  # of the size, which the line names
-        schedule = LocalitySchedule.of(preset).resized(images.shape[1:3])
+    schedule = LocalitySchedule.of(preset).resized(images.shape[1:3])
     if scales:
         schedule = schedule.nearest(scales)
     height, width = images.shape[1:3]

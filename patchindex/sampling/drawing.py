@@ -177,7 +177,6 @@ class Sampling:
             self.known = self.known.prepared(denoiser, n)
             conditions["known_pixels"] = int(self.known.mask.sum())
         self.labels = _labels(denoiser, self.label, n)
-        one = self.label is None or is_whole(self.label) or isinstance(self.label, str)
         self.settings = {
             "n": n,
             "steps": self.steps if is_whole(self.steps) else self.times,
@@ -185,13 +184,13 @@ class Sampling:
             "spacing": self.spacing,
             "seed": self.seed,
             "x_T": "given" if given else "drawn",
-            "label": denoiser.label if self.label is None else self.labels[0] if one else self.labels,
+            "label": self.labels[0] if _is_one(self.label) else self.labels,
             "batch_size": self.batch_size,
             **conditions,
             **denoiser.settings,
         }
         for each in dict.fromkeys(self.labels):
-            denoiser.check_label(denoiser.label if each is None else each)
+            denoiser.check_label(each)
         self.batches = list(_batches(self.labels, self.batch_size))
 
     @property
@@ -220,21 +219,24 @@ class Sampling:
 
 
 def _labels(denoiser: Denoiser, label: Labels, n: int) -> list[int | None]:
-    """Return the number of a label per image."""
-    if label is None or is_whole(label) or isinstance(label, str):
+    """Return the number of a label per image; None for all labels."""
+    if _is_one(label):
         labels: list[Any] = [label] * n
     else:
         labels = list(label) if isinstance(label, Sequence | np.ndarray) else []
-    if len(labels) != n or not all(
-        each is None or is_whole(each) or isinstance(each, str) for each in labels
-    ):
+    if len(labels) != n or not all(map(_is_one, labels)):
         raise InputError(
             f"must be a label, or one for each of {n} images, got {label!r}",
             parameter="label",
             remedy="give a number or a name, or a list of n",
         )
-    numbers = [denoiser.number_of(each) for each in labels]
+    numbers = [denoiser.label if each is None else denoiser.number_of(each) for each in labels]
     return [each if each is None else int(each) for each in numbers]
+
+
+def _is_one(label: Any) -> bool:
+    """Return whether this is the label of one image, or None."""
+    return label is None or is_whole(label) or isinstance(label, str)
 
 
 def _batches(labels: Sequence[int | None], batch_size: int) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from commands import refused, run
+from patchindex_cli import main
 from PIL import Image
 from safetensors.numpy import save_file
 
-from patchindex.sampling import TrajectoryFile, draw_noise
+from patchindex.sampling import Sampling, TrajectoryFile, draw_noise
 
 QUICK = ("--estimator", "exact", "--steps", 4)
 
@@ -77,6 +80,42 @@ def test_a_finished_run_is_not_drawn_again(store, tmp_path):
     assert "finished already" in run(*args).output
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == written
     assert "has samples of other settings" in refused(*args, "--seed", 1)
+
+
+@pytest.mark.parametrize("name", ["grid.png", "trajectory.zarr", "filmstrip.png"])
+def test_resume_replaces_no_file_of_another_origin(store, tmp_path, name):
+    args = ("sample", store, "-n", 2, "-o", tmp_path, *QUICK, "--save-trajectory", "--resume")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    assert f"already has {name}" in refused(*args)
+    assert (tmp_path / name / "mine").read_text() == "mine"
+
+
+class StoppedError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("batches", [0, 1])
+def test_a_run_that_fails_keeps_finished_batches_and_nothing_else(store, tmp_path, monkeypatch, batches):
+    args = ("sample", store, "-n", 4, "-o", tmp_path / "out", "--batch-size", 2, *QUICK, "--save-trajectory")
+    draw, done = Sampling.draw, []
+
+    def fails(self, lo, hi, progress=None):
+        if len(done) == batches:
+            raise StoppedError
+        done.append(lo)
+        return draw(self, lo, hi, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sampling, "draw", fails)
+        assert isinstance(CliRunner().invoke(main, list(map(str, args))).exception, StoppedError)
+    if batches == 0:
+        assert not (tmp_path / "out").exists()
+        return
+    shutil.rmtree(tmp_path / "out" / "trajectory.zarr")
+    assert "has finished batches without trajectory.zarr" in refused(*args, "--resume")
+    run(*args, "--overwrite")
+    assert TrajectoryFile(tmp_path / "out" / "trajectory.zarr").read().x.shape[1] == 4
 
 
 def test_a_trajectory_has_a_filmstrip_and_goes_with_its_samples(store, tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from ambient import default_dtype
 
 import patchindex as pi
 from patchindex.denoisers import takes_locality
@@ -17,15 +17,6 @@ from patchindex.denoisers.registry import DENOISERS
 from patchindex.errors import PatchIndexError, StoreError
 
 T = 0.4
-
-
-@contextmanager
-def default_dtype():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 SURROUNDINGS = {

@@ -22,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,12 @@ def examine(name: str, folder: Path, source: str, report: Path) -> None:
         say("traceback", f"{error!r} {traceback.format_exc()[-1500:]}")
         return
     say("no reference", "it ended while the reference was read")
+    read = INPUTS[name].reference if name in INPUTS else partial(read_reference, name, source=source)
+    if read is None:
+        say("no reference", repr(found)[:300])
+        return
     try:
-        expected = INPUTS[name].reference(folder) if name in INPUTS else read_reference(name, folder, source)
+        expected = read(folder)
     except Exception as error:
         say("no reference", repr(error))
         return

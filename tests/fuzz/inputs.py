@@ -48,7 +48,7 @@ class Input:
     make: Callable[[Path], None]
     mutate: dict[str, tuple[Mutation, ...]]  # by the end of a file's name
     use: Callable[[Path], Any]
-    reference: Callable[[Path], Any]
+    reference: Callable[[Path], Any] | None = None  # None: no other reader of these files
 
     def write(self, folder: Path) -> str:
         """Write the input into a folder; return its name there."""
@@ -71,10 +71,6 @@ def noisy(shape: tuple[int, ...]) -> torch.Tensor:
 def means(network: Any) -> np.ndarray:
     label = None if network.labels is None else int(network.labels[0])
     return network.posterior_mean(noisy(network.shape), T, label=label).mean.numpy()
-
-
-def unknown(_: Path) -> Any:
-    raise NotImplementedError
 
 
 # Networks.
@@ -191,7 +187,7 @@ def reused(folder: Path) -> np.ndarray:
 
 
 def images_by_numpy(folder: Path) -> np.ndarray:
-    """Return the images in the parts of a comparison, and those of the valid parts where they have none."""
+    """Return the images in the parts of a comparison; an image that the parts lack, from undamaged parts."""
     found: dict[int, np.ndarray] = {}
     for place in (template(make_results), folder):
         for path in sorted((place / "parts" / "IS").glob("images-3.*.npz")):
@@ -205,7 +201,7 @@ def images_by_numpy(folder: Path) -> np.ndarray:
 PARTS = {".npz": (*PLAIN, inside_zip(*PLAIN, change_text)), "settings.json": JSON}
 INPUTS = {
     "run": Input(make_run, {"weights.safetensors": WEIGHTS}, lambda f: means(open_network(f)), run_by_torch),
-    "resumed-run": Input(make_run, {"state.safetensors": WEIGHTS}, resumed, unknown),
+    "resumed-run": Input(make_run, {"state.safetensors": WEIGHTS}, resumed),
     "schedule": Input(make_schedule, {"s.json": JSON}, schedule_pairs, schedule_by_json),
     "results": Input(make_results, {"results.json": JSON}, table, table_by_json),
     "parts": Input(make_results, PARTS, again, images_by_numpy),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
 import torch
+from ambient import default_dtype
 
 import patchindex as pi
 from patchindex import study
@@ -121,15 +122,6 @@ def numbers(found):
             yield from numbers(value)
     elif isinstance(found, int | float):
         yield float(found)
-
-
-@contextmanager
-def default_dtype():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
