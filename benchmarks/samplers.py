@@ -116,7 +116,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for sampler in ("euler", "heun"):
         mine = [row for row in rows if row["sampler"] == sampler]
         axes.loglog([row["evaluations"] for row in mine], [row["rms"] for row in mine], "o-", label=sampler)
-    axes.set(xlabel="evaluations of the score", ylabel=f"rms distance to Heun's images in {LIMIT} steps")
+    axes.set(xlabel="evaluations of the score", ylabel=f"rms distance to Heun in {LIMIT} steps")
     axes.legend()
     figure.savefig(path, dpi=120)
 

@@ -2,7 +2,7 @@ r"""Patches, bytes, hours and money for data larger than this machine, from meas
 
     python benchmarks/scaling.py
 
-Prints the tables of docs/scaling.md, with rates from docs/benchmarks.md. Prices are assumptions.
+Prints the tables of docs/scaling.md, with rates from docs/benchmarks-earlier.md. Prices are assumptions.
 """
 
 from __future__ import annotations
