@@ -9,6 +9,7 @@ import click
 
 from .building import run_build
 from .options import BuildOptions, LocalPath, RunOptions, build_options, run_options
+from .output import echo
 from .sources import image_options, open_source
 
 
@@ -23,15 +24,25 @@ def append(store: Path, source: str, options: BuildOptions, run: RunOptions, **i
 
     The new store is written beside the old store and replaces it when it is complete. For each scale, a line
     says how much the new patches differ from the patches that the lists were trained on; beyond the limits,
-    build the store again. Give the same --crop, --resize, --grayscale and --labels as in the build.
+    build the store again. Another line counts new images that are equal to an image of the store or to
+    another new image; they are added all the same.
+
+    --crop, --resize, --grayscale and --labels are as in the build, unless you give them. Other values are
+    taken when the images get the size and the channels of the store.
 
     \b
-    Example:
-      patchindex append photos.zarr more-photos/ --crop square --resize 32 --labels folders
+    Examples:
+      patchindex append photos.zarr more-photos/
+      patchindex append photos.zarr larger-photos/ --crop 300 --resize 32
     """
     import patchindex
+    from patchindex.build import image_options_of
 
-    images = open_source(source, image)
+    kept = {name: value for name, value in image_options_of(store).items() if not image[name]}
+    if kept:
+        options_text = " ".join(map(_spell, kept.items()))
+        echo(f"as in the build: {options_text}", err=True)
+    images = open_source(source, image | kept)
     run_build(
         lambda progress: patchindex.append(
             store,
@@ -47,3 +58,13 @@ def append(store: Path, source: str, options: BuildOptions, run: RunOptions, **i
         run,
         appended=True,
     )
+
+
+def _spell(option: tuple[str, Any]) -> str:
+    """Return an option of images as it is typed; a size of two numbers is one of Python only."""
+    name, value = option
+    if value is True:
+        return f"--{name}"
+    if isinstance(value, tuple):
+        value = value[0] if value[0] == value[1] else " x ".join(map(str, value))
+    return f"--{name} {value}"

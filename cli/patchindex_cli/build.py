@@ -12,7 +12,7 @@ import click
 
 from patchindex.errors import InputError
 
-from .building import run_build, untuned_scales
+from .building import is_tuned, run_build, untuned_scales
 from .dry_run import codes_of, report_clamped, report_plan
 from .options import (
     BuildOptions,
@@ -137,7 +137,7 @@ def build(
         new = sorted(set(asked) - set(store.scales))
         if not new:
             echo(f"nothing to add: {output} has k = {shorten(asked)} already", err=True)
-            if dry_run or not (options.tune and untuned_scales(store)):
+            if dry_run or not (untuned_scales(store) and is_tuned(store, options.tune)):
                 return
         if dry_run:
             plan = plan_scales(store, new, **codes, memory=budget)

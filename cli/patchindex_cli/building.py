@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from patchindex.runtime import Progress
 
 
+EXACT_IS_FASTER = "exact scores take less time than estimators for so few images"
+
+
 def run_build(
     build: Callable[[Progress], PatchIndex],
     output: Path,
@@ -33,12 +36,14 @@ def run_build(
     try:
         with stages() as progress:
             index = build(progress)
-            if options.tune:
+            if is_tuned(index, options.tune):
                 index = patchindex.tune(output, seed=run.seed, threads=run.threads, progress=progress)
     except KeyboardInterrupt:
         raise PatchIndexError(
             "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
         ) from None
+    if options.tune is None and untuned_scales(index):
+        echo(f"not tuned: {EXACT_IS_FASTER}; --tune measures the estimators all the same", err=True)
     _print_summary(index, output, time.perf_counter() - start, run.as_json, appended)
     return index
 
@@ -56,6 +61,9 @@ def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: boo
         f"in {seconds:.1f} s"
     )
     if appended:
+        last = info["settings"]["appended"][-1]
+        if "duplicates" in last:  # not in the entry of an earlier version
+            echo(describe_duplicates(last["duplicates"], last["images"]))
         for k, scale in info["indexes"].items():
             drift = describe_drift(scale["drift"][-1], scale["pca_energy"])
             echo(f"k = {k}: new patches: {drift}")
@@ -66,14 +74,41 @@ def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: boo
 
 
 def describe_drift(drift: dict[str, Any], energy: float) -> str:
-    """Say how far appended patches differ from the patches that the lists were trained on."""
-    from patchindex.index.drift import CLIPPED, FARTHER, is_far
+    """Say how far appended patches differ from the patches that the lists were trained on, and the limits."""
+    from patchindex.index.drift import CLIPPED, FARTHER, LEFT_OUT_MORE, is_far, leaves_out_more
 
-    distance, clipped = drift["distance"], drift["clipped"]
-    text = f"{clipped:.2%} of their codes out of range (limit {CLIPPED:.0%})"
-    if distance is not None:
-        text = f"squared distance to centroids {distance - 1:+.1%} (limit {FARTHER - 1:+.0%}), {text}"
-    return f"{text}; rebuild the store" if is_far(drift, energy) else text
+    parts = []
+    if (distance := drift["distance"]) is not None:
+        side = "farther from" if distance >= 1 else "nearer to"
+        parts.append(
+            f"{abs(distance - 1):.0%} {side} the lists than the training patches, in squared distance "
+            f"(fine below {FARTHER - 1:.0%})"
+        )
+    clipped = f"{drift['clipped']:.2%}".replace("0.00%", "0%")
+    parts.append(f"{clipped} of code values out of range (fine below {CLIPPED:.0%})")
+    if leaves_out_more(drift, energy):
+        parts.append(
+            f"codes leave out {drift['left_out']:.1f} times as much variance (fine below {LEFT_OUT_MORE:.0f})"
+        )
+    text = "; ".join(parts).replace("%", " %")
+    return f"{text}: build the store again" if is_far(drift, energy) else text
+
+
+def describe_duplicates(duplicates: dict[str, int], images: int) -> str:
+    """Say how many appended images are equal to an image of the store, and to one another."""
+    if not any(duplicates.values()):
+        return "no new image is equal to an image of the store or to another new image"
+    return (
+        f"{duplicates['store']:,} of {count(images, 'new image')} equal an image of the store, and "
+        f"{duplicates['new']:,} more equal an earlier new image; all were added"
+    )
+
+
+def is_tuned(index: PatchIndex, asked: bool | None) -> bool:
+    """Return whether a store is to be tuned; unless asked, when estimators can be faster than exact scores."""
+    from patchindex.study.tune import exact_is_faster
+
+    return not exact_is_faster(index) if asked is None else asked
 
 
 def untuned_scales(index: PatchIndex) -> list[int]:

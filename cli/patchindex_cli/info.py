@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .building import describe_drift
+from .building import EXACT_IS_FASTER, describe_drift
 from .options import json_option, store_path
 from .output import add_row, byte_size, count, echo, echo_field, new_table, print_json, print_table, shorten
 
@@ -46,8 +46,10 @@ def info(store: Path | str, as_json: bool) -> None:
       patchindex info fashion.zarr --json
     """
     import patchindex
+    from patchindex.study.tune import exact_is_faster
 
-    found = patchindex.open_index(store).info()
+    index = patchindex.open_index(store)
+    found = index.info()
     if as_json:
         print_json(found)
         return
@@ -65,7 +67,8 @@ def info(store: Path | str, as_json: bool) -> None:
     _print_curves(scales)
     if missing := [k for k, scale in scales.items() if "operating_curve" not in scale]:
         where = "the original store" if "://" in str(store) else store
-        echo(f"not tuned: k = {shorten(missing, len(missing))}; run patchindex tune {where}")
+        reason = EXACT_IS_FASTER if exact_is_faster(index) else f"run patchindex tune {where}"
+        echo(f"not tuned: k = {shorten(missing, len(missing))}; {reason}")
 
 
 def _summary(found: dict[str, Any]) -> dict[str, str]:
@@ -76,7 +79,7 @@ def _summary(found: dict[str, Any]) -> dict[str, str]:
     return {
         "machine": found["machine"] + (windows if found["machine"] == "ELS" else ""),
         "images": f"{found['images']:,} of {height} x {width} x {channels}, from {found['source']}",
-        "appended": shorten([f"{each['images']:,} from {each['source']}" for each in appended]),
+        "appended": shorten([_appended(each) for each in appended]),
         "skipped": f"{count(len(skipped), 'file')} that cannot be decoded: {shorten(skipped)}"
         if skipped
         else "",
@@ -86,6 +89,12 @@ def _summary(found: dict[str, Any]) -> dict[str, str]:
         "built": f"{found['created']} by patchindex {found['versions']['patchindex']}",
         "fingerprint": found["fingerprint"],
     }
+
+
+def _appended(call: dict[str, Any]) -> str:
+    duplicates = sum(call.get("duplicates", {}).values())
+    text = f"{call['images']:,} from {call['source']}"
+    return f"{text} ({count(duplicates, 'duplicate')})" if duplicates else text
 
 
 def _locality(schedule: dict[str, Any] | None) -> dict[str, str]:

@@ -87,7 +87,7 @@ class BuildOptions:
     """Options of `build` and `append`."""
 
     memory: str | None
-    tune: bool
+    tune: bool | None  # None: where estimators can be faster than exact scores
     resume: bool
 
 
@@ -160,10 +160,9 @@ build_options = grouped(
         ),
         click.option(
             "--tune/--no-tune",
-            default=True,
-            show_default=True,
-            help="Measure estimator settings, so that sampling can choose good ones. "
-            "Takes most of the time of a small build.",
+            default=None,
+            help="Measure estimator settings, so that sampling can choose good ones.  [default: measure them "
+            "unless exact scores take less time than estimators, as for few images]",
         ),
         click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command."),
     ],

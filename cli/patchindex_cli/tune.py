@@ -22,7 +22,8 @@ def tune(store: Path, overwrite: bool, seed: int, threads: int | None, as_json: 
     """Measure estimator settings on this machine and save them in a STORE.
 
     The result is an operating curve for each scale: the cost and the error of each setting. `auto` and `topk`
-    read it to choose how much to retrieve. `build` and `append` tune the store, unless you give --no-tune.
+    read it to choose how much to retrieve. `build` and `append` tune the store, unless you give --no-tune or
+    exact scores take less time than estimators, as for few images.
 
     \b
     Examples:

@@ -2,7 +2,7 @@
 
 from patchindex.build.build import build_index
 from patchindex.build.limits import free_bytes
-from patchindex.build.more_images import append
+from patchindex.build.more_images import append, image_options_of
 from patchindex.build.more_scales import add_scales, plan_scales
 from patchindex.build.plan import BuildPlan, ScalePlan, parse_memory, plan_build
 from patchindex.build.settings import BuildSettings
@@ -15,6 +15,7 @@ __all__ = [
     "append",
     "build_index",
     "free_bytes",
+    "image_options_of",
     "parse_memory",
     "plan_build",
     "plan_scales",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
 
 from patchindex.build.contents import check_attributes, write_attributes, write_images
+from patchindex.build.duplicates import count_duplicates
 from patchindex.build.limits import check_limits, failing_disk
 from patchindex.build.more_scales import labelled_images
 from patchindex.build.plan import parse_memory, plan_append
@@ -27,12 +29,15 @@ from patchindex.errors import Option
 from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.concat import ConcatSource
+from patchindex.images.preparation import Preparation
+from patchindex.images.registry import paths_of
 from patchindex.index.layout import replaced_path
 from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.runtime import Progress, as_progress, plain_state, require_faiss, resolve_device
 from patchindex.runtime import threads as use_threads
+from patchindex.store.raw import open_raw
 
-__all__ = ["append"]
+__all__ = ["append", "image_options_of"]
 
 
 @plain_state()
@@ -65,10 +70,13 @@ def append(
     ----------
     store : str or Path
     images : array, path or name
-        Images of the store's size and channels; anything that `open_images` takes.
+        Images of the store's size and channels; anything that `open_images` takes. Paths and names are opened
+        with the crop, resize, grayscale and labels of the build (`image_options_of`). Open them by
+        `open_images` for other options.
     labels : array of int or path, optional
-        Labels of the new images; by default the labels of their source. A store with labels needs labels, and
-        a store without labels refuses them. Named labels are matched by name; new names follow the old ones.
+        Labels of the new images; by default as in the build, or else the labels of their source. A store with
+        labels needs labels, and a store without labels refuses them. Named labels are matched by name; new
+        names follow the old ones.
     threads, memory, device, progress
         As for `build_index`.
     resume : bool
@@ -77,7 +85,10 @@ def append(
     Returns
     -------
     PatchIndex
-        The store, opened. Its `source_ids` number the new images after the old ones.
+        The store, opened. Its `source_ids` number the new images after the old ones. The last entry of
+        `attributes["settings"]["appended"]` has `duplicates`: the number of new images that are equal to an
+        image of the store (`store`), and of further new images that are equal to an earlier new image
+        (`new`). All of them are added.
 
     Raises
     ------
@@ -98,9 +109,10 @@ def append(
     (8, ['clipped', 'distance', 'images', 'left_out'])
     """
     path, where, progress = real_path(store), resolve_device(device), as_progress(progress)
-    source = open_images(images, labels=labels)
-    if not replaced_path(path).exists():
-        open_index(path)  # refuse what is not a store before a lock is made
+    prepared = image_options_of(path)  # refuse what is not a store before a lock is made
+    if paths_of(images) is None:  # objects are images as they are meant
+        prepared = {}
+    source = open_images(images, **prepared | ({} if labels is None else {"labels": labels}))
     with use_threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):
         old = open_index(path)
         both = ConcatSource([labelled_images(old), source])
@@ -117,6 +129,9 @@ def append(
         training, old_places, new_places = _in_label_order(old, both)
         with working_directory(path, settings, existing) as folder:
             write_images(folder, training, progress)
+            settings["appended"][-1]["duplicates"] = count_duplicates(
+                open_raw(folder, "images"), new_places, progress
+            )
             build_id = build_id_of(folder)
             for scale in plan.scales:
                 trained, geometry = OldLists(old.scale(scale.k), old_places), old.geometry(scale.k)
@@ -124,6 +139,24 @@ def append(
             write_attributes(folder, settings, both, skipped)
             move_into_place(folder, path, replace=True)
         return open_index(path, device=device)
+
+
+def image_options_of(store: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the crop, resize, grayscale and labels that the images of a store were opened with.
+
+    The result has options of `open_images`, without those that have their default, and without `labels` of
+    a file or an array. It is empty for a store of an earlier version.
+
+    Raises
+    ------
+    SourceNotFoundError, StoreError
+        As `open_index` does.
+    """
+    path = real_path(store)
+    before = replaced_path(path)  # of a call that stopped while it replaced the store
+    index = open_index(path if path.exists() or not before.exists() else before)
+    found = index.attributes["settings"].get("prepared")
+    return {} if found is None else Preparation.from_dict(found).options()
 
 
 def _in_label_order(old: PatchIndex, both: ImageSource) -> tuple[TrainingImages, np.ndarray, np.ndarray]:

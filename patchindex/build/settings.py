@@ -19,7 +19,8 @@ __all__ = ["BuildSettings", "appended_settings", "changed_settings", "some_image
 
 FINGERPRINT_IMAGES = 1024  # reading all images takes too long
 # The same images may have two names, such as a relative and an absolute path: fingerprints are compared.
-NOT_COMPARED = ("source",)
+# The record of how images were opened says no more than the images, and duplicates are counted later.
+NOT_COMPARED = ("source", "prepared", "duplicates")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class BuildSettings:
                 "shape": source.shape,
                 "images": fingerprint(some_images(source, FINGERPRINT_IMAGES)),
                 "labels": _fingerprint_of_labels(source),
+                "prepared": source.prepared.as_dict(),
             }
         )
 

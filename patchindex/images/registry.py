@@ -23,11 +23,13 @@ from patchindex.images.float_values import VALUES
 from patchindex.images.format import Format, Options
 from patchindex.images.label_files import check_order, read_label_file
 from patchindex.images.labels import LabelsLike, LabelSpec, as_labels
+from patchindex.images.preparation import Preparation
 from patchindex.images.source import ImageSource
-from patchindex.images.transform import Size, Transform, transformed
+from patchindex.images.transform import Size, Transform
+from patchindex.images.transformed import transformed
 from patchindex.images.untrusted import check_regular, missing
 
-__all__ = ["FORMATS", "KNOWN_SETS", "ImageOptions", "ImagesLike", "open_images"]
+__all__ = ["FORMATS", "KNOWN_SETS", "ImageOptions", "ImagesLike", "open_images", "paths_of"]
 
 # The first format that matches a path opens it. `folder` matches every folder, so it is last.
 FORMATS: tuple[Format, ...] = (
@@ -174,7 +176,7 @@ def open_images(
         external_links,
         _count("max_pixels", max_pixels),
     )
-    paths = _paths(source)
+    paths = paths_of(source)
     found = [_open_object(source, options)] if paths is None else [_open_path(p, options) for p in paths]
     choose_values([part for part, _ in found], options.values)
     if options.labels.separate:
@@ -186,6 +188,9 @@ def open_images(
     elif options.labels.kind == "none" and opened.labels is not None:
         opened = copy.copy(opened)
         opened.labels = opened.label_names = None
+    if opened is not source:
+        before = source.prepared if isinstance(source, ImageSource) else Preparation()
+        opened.prepared = before.then(options.transform, options.labels)
     if limit is None:
         return opened
     return opened.subset(_count("limit", limit) or 0)
@@ -209,7 +214,7 @@ def _joint_name(paths: Sequence[object]) -> str:
     return printable(f"{paths[0]} and {len(paths) - 1} more")
 
 
-def _paths(source: Any) -> list[str | os.PathLike[str]] | None:
+def paths_of(source: Any) -> list[str | os.PathLike[str]] | None:
     """Return the paths that a source means, None if it is an object."""
     if isinstance(source, list | tuple) and source and all(isinstance(s, str | os.PathLike) for s in source):
         return list(source)

@@ -10,6 +10,7 @@ import numpy as np
 
 from patchindex.errors import InputError
 from patchindex.images.labels import as_labels
+from patchindex.images.preparation import Preparation
 
 __all__ = ["ImageSource", "Index", "SubsetSource"]
 
@@ -44,6 +45,8 @@ class ImageSource(ABC):
     kept : numpy.ndarray or None
         int64, shape (N,): positions of the images among all images found, skipped ones included. None if no
         image was skipped, and for a source that was made from another source.
+    prepared : Preparation
+        The options of `open_images` that made the images, for images that are appended to a store later.
 
     Raises
     ------
@@ -96,6 +99,7 @@ class ImageSource(ABC):
         self.chunk = 1
         self.skipped: tuple[str, ...] = ()
         self.kept: np.ndarray | None = None
+        self.prepared = Preparation()
         self.labels = None if labels is None else as_labels(labels, count, where=name)
         self.label_names = None if label_names is None else tuple(label_names)
 
@@ -223,7 +227,7 @@ class SubsetSource(ImageSource):
             labels=None if parent.labels is None else parent.labels[index],
             label_names=parent.label_names,
         )
-        self.skipped = parent.skipped
+        self.skipped, self.prepared = parent.skipped, parent.prepared
         self._parent, self._index = parent, index
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Crop, resize and grayscale, by Pillow, the same for every format."""
+"""Crop, resize and grayscale of one image, by Pillow, the same for every format."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 
 from patchindex.errors import InputError, Option
-from patchindex.images.source import ImageSource
 
-__all__ = ["Size", "Transform", "TransformedSource", "transformed"]
+__all__ = ["Size", "Transform"]
 
 Size: TypeAlias = int | Sequence[int]  # of a square, or (height, width), in pixels
 Square = Literal["square"]  # a crop to the shorter side of each image
@@ -73,36 +72,6 @@ class Transform:
         if self.resize is not None:
             image = image.resize((self.resize[1], self.resize[0]), Image.Resampling.LANCZOS)
         return np.asarray(image).reshape(image.height, image.width, -1)
-
-
-class TransformedSource(ImageSource):
-    """Images of another source, transformed as they are read."""
-
-    def __init__(self, parent: ImageSource, transform: Transform) -> None:
-        count, height, width, channels = parent.shape
-        size = transform.size(height, width, where=parent.name)
-        super().__init__(
-            parent.name,
-            (count, *size, 1 if transform.grayscale else channels),
-            labels=parent.labels,
-            label_names=parent.label_names,
-        )
-        self.chunk, self.skipped = parent.chunk, parent.skipped
-        self._parent, self._transform = parent, transform
-
-    def _read(self, index: slice | np.ndarray) -> np.ndarray:
-        images = self._parent.read(index)
-        mode = "L" if self.shape[3] == 1 else "RGB"
-        result = np.empty((len(images), *self.shape[1:]), np.uint8)
-        for row, image in enumerate(images):
-            picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-            result[row] = self._transform.apply(picture, mode)
-        return result
-
-
-def transformed(source: ImageSource, transform: Transform) -> ImageSource:
-    """Return the transformed source; the source itself if the transform changes nothing."""
-    return source if transform == Transform() else TransformedSource(source, transform)
 
 
 def _as_size(value: Any, parameter: str) -> tuple[int, int] | None:

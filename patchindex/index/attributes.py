@@ -17,6 +17,7 @@ import numpy as np
 
 from patchindex.errors import InputError, StoreError
 from patchindex.geometry import INDEXED_MACHINES, LARGEST_SCALE, MACHINES, TRAIN_WINDOWS, Geometry
+from patchindex.images.preparation import Preparation
 from patchindex.index.layout import BUILD_ID, HEADER_CHECKSUM, IMAGES_CHECKSUM
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import REMEDY
@@ -91,6 +92,18 @@ def fields(table: Mapping[str, Check], more: bool = True) -> Check:
     )
 
 
+def fields_if_there(table: Mapping[str, Check]) -> Check:
+    """Return a check for a dict whose fields with these names, if there are any, pass their checks."""
+    return lambda value: (
+        type(value) is dict and all(check(value[name]) for name, check in table.items() if name in value)
+    )
+
+
+def both(first: Check, second: Check) -> Check:
+    """Return a check for what two checks accept."""
+    return lambda value: first(value) and second(value)
+
+
 def _is_ascending(value: Any) -> bool:
     return sequence(whole(-LARGEST))(value) and all(a < b for a, b in pairwise(value))
 
@@ -99,6 +112,13 @@ def _is_locality(value: Any) -> bool:
     try:
         return value is None or (type(value) is dict and LocalitySchedule.from_dict(value) is not None)
     except (InputError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _is_preparation(value: Any) -> bool:
+    try:
+        return Preparation.from_dict(value) is not None
+    except InputError:
         return False
 
 
@@ -117,7 +137,13 @@ STORE: dict[str, Check] = {
     "created": text,
     "versions": fields({"patchindex": text}),
 }
-APPENDED = sequence(fields({"images": whole(1), "source": text}), 1)
+APPENDED = sequence(
+    both(
+        fields({"images": whole(1), "source": text}),
+        fields_if_there({"duplicates": fields({"store": whole(), "new": whole()}, more=False)}),
+    ),
+    1,
+)
 
 SCALE: dict[str, Check] = {
     BUILD_ID: text,
@@ -181,7 +207,12 @@ def check_store(found: Mapping[str, Any], where: object) -> None:
     }
     _refuse(found, more, where)
     settings = found["settings"]
-    optional = {"appended": APPENDED, "locality": _is_locality, "scales": sequence(whole(1))}
+    optional = {
+        "appended": APPENDED,
+        "locality": _is_locality,
+        "scales": sequence(whole(1)),
+        "prepared": _is_preparation,
+    }
     _refuse(settings, {name: check for name, check in optional.items() if name in settings}, where)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["CLIPPED", "FARTHER", "has_blind_codes", "is_far", "ratio"]
+__all__ = ["CLIPPED", "FARTHER", "has_blind_codes", "is_far", "leaves_out_more", "ratio"]
 
 # Codes tell appended patches apart badly if more than CLIPPED of their values are out of range, or if
 # components leave out LEFT_OUT_MORE times as much variance as of the trained patches and more than LEFT_OUT.
@@ -23,11 +23,15 @@ def ratio(new: float, old: float) -> float | None:
     return None if max(new, old) <= LEAST else round(new / max(old, LEAST), 4)
 
 
+def leaves_out_more(drift: Mapping[str, Any], energy: float) -> bool:
+    """Return whether codes leave out much more variance of appended patches; `energy` is `pca_energy`."""
+    left_out = drift["left_out"] or 0
+    return left_out > LEFT_OUT_MORE and left_out * max(1 - energy, LEAST) > LEFT_OUT
+
+
 def has_blind_codes(drift: Mapping[str, Any], energy: float) -> bool:
     """Return whether codes tell appended patches apart badly; `energy` is the scale's `pca_energy`."""
-    left_out = drift["left_out"] or 0
-    more = left_out > LEFT_OUT_MORE and left_out * max(1 - energy, LEAST) > LEFT_OUT
-    return more or drift["clipped"] > CLIPPED
+    return leaves_out_more(drift, energy) or drift["clipped"] > CLIPPED
 
 
 def is_far(drift: Mapping[str, Any], energy: float) -> bool:

@@ -20,6 +20,7 @@ from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError, StoreError
 from patchindex.estimators import EstimatorOptions
 from patchindex.estimators.curve import OperatingCurve
+from patchindex.exact import expected_seconds
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.layout import scale_group
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
@@ -29,7 +30,7 @@ from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.store.checksums import CURVE
 from patchindex.study.measure import DEFAULT_SETTINGS, TuneSettings, measure_curve
 
-__all__ = ["tune"]
+__all__ = ["exact_is_faster", "tune"]
 
 
 @plain_state()
@@ -98,6 +99,23 @@ def tune(
             curve = measure_curve(index, k, betas, clean, rng, settings, partial(progress, stage))
             index.scale(k).save_curve(curve.as_dict())
     return open_index(store)
+
+
+def exact_is_faster(index: PatchIndex, settings: TuneSettings = DEFAULT_SETTINGS) -> bool:
+    """Return whether exact scores of all images take less time at every noise than `auto` can.
+
+    Then an operating curve would choose exact scores everywhere, and `patchindex build` does not measure it.
+    At each scale, the expected time of an exact scan is compared with half the expected time of the smallest
+    near field that `tune` tries: in a trajectory, half of the near fields come from the step before. Both
+    times are of one thread, by the cost models of the exact scan and of `AutoPolicy`, and depend on the
+    number, the size and the channels of the images only.
+    """
+    policy, area = settings.policy, index.pixels.shape[1] * index.pixels.shape[2]
+    near = min(policy.near_field_seconds(*size) for size in settings.near)
+    return all(
+        expected_seconds(index.geometry(k), index.pixels.shape[3], len(index.pixels), [area]) < area * near / 2
+        for k in index.scales
+    )
 
 
 def _unmeasured(index: PatchIndex, overwrite: bool) -> list[int]:

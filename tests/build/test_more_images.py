@@ -8,6 +8,7 @@ import torch
 from stores import interrupted, names_in, tree
 
 import patchindex as pi
+from patchindex.build import image_options_of
 from patchindex.errors import InputError, OutputExistsError
 
 EVERYTHING = {"estimator": "topk", "candidates": 10**6, "probes": 10**4}
@@ -109,6 +110,55 @@ def test_images_that_do_not_fit_are_refused(small, labelled, real_images):
         with pytest.raises(InputError, match=words):
             pi.append(small.path, *more)
     assert tree(small.path) == before
+
+
+def test_images_of_a_path_are_opened_as_in_the_build(real_images, tmp_path):
+    from PIL import Image
+
+    images, _ = real_images(8, 28)
+    for i, image in enumerate(images):
+        folder = tmp_path / ("old" if i < 6 else "new") / ("bag" if i % 2 else "coat")
+        folder.mkdir(parents=True, exist_ok=True)
+        wide = np.pad(image[:, :, 0], ((0, 0), (0, i)))
+        Image.fromarray(np.stack([wide] * 3, -1)).save(folder / f"{i}.png")
+    way = {"crop": "square", "resize": 14, "grayscale": True, "labels": "folders"}
+    path = tmp_path / "s.zarr"
+    pi.build_index(pi.open_images(tmp_path / "old", **way), path, scales=[3])
+    assert image_options_of(path) == way | {"resize": (14, 14)}
+    index = pi.append(path, tmp_path / "new")
+    assert index.attributes["labels"] == [0, 1]
+    expected = pi.open_images(tmp_path / "new", **way)
+    np.testing.assert_array_equal(index.training.in_source_order()[6:], expected[:])
+    assert image_options_of(pi.append(path, expected).path) == image_options_of(path)
+    with pytest.raises(InputError, match=r"images have shape \(28, 28, 3\)"):
+        pi.append(path, pi.open_images(tmp_path / "new", crop=28, labels="folders"))
+
+
+def test_a_record_of_images_that_were_opened_twice_has_no_wrong_transform(real_images):
+    images = pi.open_images(real_images(2, 28)[0], crop=20, labels=[1, 2])
+    assert images.prepared.options() == {"crop": (20, 20)}
+    assert pi.open_images(images, labels="none").prepared.options() == {"crop": (20, 20), "labels": "none"}
+    assert pi.open_images(images, resize=8).prepared.options() == {}
+    assert images.subset(1).prepared == images.prepared
+
+
+def test_equal_images_are_counted_and_added(labelled, tmp_path):
+    images = labelled[0]
+    path = tmp_path / "s.zarr"
+    for labels in (None, labelled[1]):
+        old, new = slice(0, 10), [3, 20, 21, 20, 20, 3, 22]
+        some, rest = ([], []) if labels is None else ([labels[old]], [labels[new]])
+        pi.build_index(images[old], path, [3], *some, overwrite=True)
+        index = pi.append(path, images[new], *rest)
+        assert index.attributes["settings"]["appended"][0]["duplicates"] == {"store": 2, "new": 2}
+        assert len(index.training) == 17
+        assert len(pi.append(path, images[new], *rest, resume=True).training) == 17
+
+
+def test_duplicates_are_counted_after_an_interruption(small, labelled):
+    interrupted(pi.append, small.path, labelled[0][:5], labelled[1][:5], at="k = 3: merging")
+    index = pi.append(small.path, labelled[0][:5], labelled[1][:5], resume=True)
+    assert index.attributes["settings"]["appended"][0]["duplicates"] == {"store": 5, "new": 0}
 
 
 def test_named_labels_are_matched_by_name(real_images, tmp_path):

@@ -30,7 +30,7 @@ def source(fashion, tmp_path_factory):
 def store(source, tmp_path_factory):
     """A tuned store of the forty images, which tests do not change."""
     path = tmp_path_factory.mktemp("store") / "forty.zarr"
-    run("build", source, "-o", path, "--locality", "3,3,5,7", "--threads", 1)
+    run("build", source, "-o", path, "--locality", "3,3,5,7", "--tune", "--threads", 1)
     return path
 
 

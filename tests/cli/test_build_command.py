@@ -22,14 +22,15 @@ def test_without_a_terminal_build_prints_one_line(tmp_path):
     assert "20 images, 13,520 patches at 1 scale, " in result.stdout
 
 
-def test_tune_is_the_default_and_resume_adds_it(store, tmp_path):
+def test_few_images_are_not_tuned_unless_asked_and_resume_adds_it(store, tmp_path):
     args = ("build", DATA, "-o", tmp_path / "s.zarr", "--limit", 20, "--scales", "3")
-    run(*args, "--no-tune")
+    line = "not tuned: exact scores take less time than estimators for so few images; --tune measures "
+    assert line in run(*args).stderr
     assert (
         "operating_curve" not in json.loads(run("info", tmp_path / "s.zarr", "--json").stdout)["indexes"]["3"]
     )
-    assert "not tuned: k = 3; run patchindex tune" in run("info", tmp_path / "s.zarr").stdout
-    run(*args, "--resume")
+    assert "not tuned: k = 3; exact scores take less time" in run("info", tmp_path / "s.zarr").stdout
+    run(*args, "--resume", "--tune")
     assert "operating curve: microseconds" in run("info", tmp_path / "s.zarr").stdout
     before = modified(tmp_path)
     run(*args, "--resume")

@@ -13,28 +13,49 @@ def test_append_reports_the_added_images_and_their_drift(copied, fashion, tmp_pa
     np.savez(more, images=fashion[0][40:50], labels=fashion[1][40:50])
     done = run("append", copied, more, "--no-tune").stdout
     assert "50 images (10 added), " in done
-    assert done.count(": new patches: squared distance to centroids ") == 3
+    assert done.count(" than the training patches, in squared distance (fine below 20 %)") == 3
+    assert "no new image is equal to an image of the store or to another new image\n" in done
     assert json.loads(run("append", copied, more, "--no-tune", "--json").stdout)["added"] == 10
     later = run("build", "--add-scales", "9", "-o", copied, "--no-tune").stdout
     assert "60 images, " in later
     assert " added)" not in later
     assert "new patches" not in later
     printed = run("info", copied).stdout
-    assert f"appended    10 from {more}, 10 from {more}" in printed
-    assert printed.count("k = 3: 10 appended images: squared distance ") == 2
+    assert f"appended    10 from {more}, 10 from {more} (10 duplicates)" in printed
+    assert printed.count("k = 3: 10 appended images: ") == 2
 
 
 def test_drift_without_a_distance_has_the_codes_only(tmp_path):
     np.save(tmp_path / "flat.npy", np.full((8, 8, 8), 50, np.uint8))
     run("build", tmp_path / "flat.npy", "-o", tmp_path / "s.zarr", "--locality", "3,3", "--no-tune")
     done = run("append", tmp_path / "s.zarr", tmp_path / "flat.npy", "--no-tune").stdout
-    assert "k = 3: new patches: 0.00% of their codes out of range (limit 1%)\n" in done
+    assert "k = 3: new patches: 0 % of code values out of range (fine below 1 %)\n" in done
 
 
 def test_images_that_differ_too_much_ask_for_a_new_build(copied, tmp_path):
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8))
     done = run("append", copied, tmp_path / "noise.npy", "--labels", _zeros(tmp_path), "--no-tune").stdout
-    assert done.count("; rebuild the store\n") == 3
+    assert done.count(": build the store again\n") == 3
+
+
+def test_append_takes_the_image_options_of_the_build(fashion, tmp_path):
+    for part in ("old", "new"):
+        for label in ("bag", "shoe"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i, image in enumerate(fashion[0][:2]):
+                Image.fromarray(image[:, i:]).save(tmp_path / part / label / f"{part}{i}.png")
+    store = tmp_path / "s.zarr"
+    way = ("--crop", "square", "--resize", 12, "--labels", "folders")
+    run("build", tmp_path / "old", "-o", store, "--locality", "3,3", "--no-tune", *way)
+    done = run("append", store, tmp_path / "new", "--no-tune")
+    assert "as in the build: --crop square --resize 12 --labels folders\n" in done.stderr
+    assert "4 of 4 new images equal an image of the store, and 0 more " in done.stdout
+    done = run("append", store, tmp_path / "new", "--no-tune", "--crop", 20)
+    assert "as in the build: --resize 12 --labels folders\n" in done.stderr
+    assert "2 of 4 new images equal an earlier" not in done.stdout
+    assert "images have shape (10, 10, 1), unlike" in refused(
+        "append", store, tmp_path / "new", "--resize", 10
+    )
 
 
 def _zeros(folder):
@@ -44,7 +65,7 @@ def _zeros(folder):
 
 def test_tune_measures_untuned_scales(copied):
     (copied / "scales" / "k005" / "operating_curve.json").unlink()
-    assert f"not tuned: k = 5; run patchindex tune {copied}\n" in run("info", copied).stdout
+    assert "not tuned: k = 5; exact scores take less time" in run("info", copied).stdout
     one = ("--threads", 1)
     assert json.loads(run("tune", copied, "--json", *one).stdout)["measured"] == [5]
     assert "not tuned" not in run("info", copied).stdout

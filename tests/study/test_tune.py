@@ -20,7 +20,7 @@ from patchindex.exact import ScoreRequest
 from patchindex.kernels.known_patches import KnownPatches
 from patchindex.softmax import SoftmaxState
 from patchindex.study.measure import TuneSettings, heaviest_logits, measure_curve, missed_moves
-from patchindex.study.tune import tune
+from patchindex.study.tune import exact_is_faster, tune
 
 NOTHING = (0.0,) * len(MOVES)
 POINTS, LARGEST = ((2, 4), (16, 64)), (32, 128)
@@ -223,3 +223,10 @@ def test_a_seed_that_is_no_whole_number_is_refused(tuned):
 def test_sizes_that_a_curve_cannot_hold_are_refused_before_any_work(name, sizes):
     with pytest.raises(InputError, match=rf"{name}: must be whole numbers from 1 to 32,768, got \d+; give"):
         TuneSettings(**{name: sizes})
+
+
+def test_exact_scores_are_faster_for_few_images_and_slower_for_many(real_images, tmp_path):
+    index = pi.build_index(real_images(40, 14)[0], tmp_path / "s.zarr", scales=[3])
+    assert exact_is_faster(index)
+    quick = TuneSettings(near=((1, 1),))
+    assert not exact_is_faster(index, quick)
