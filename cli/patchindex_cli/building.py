@@ -105,7 +105,7 @@ def describe_duplicates(duplicates: dict[str, int], images: int) -> str:
 
 
 def is_tuned(index: PatchIndex, asked: bool | None) -> bool:
-    """Return whether a store is to be tuned; unless asked, when estimators can be faster than exact scores."""
+    """Return whether to tune a store; unless asked, when estimators can be faster than exact scores."""
     from patchindex.study.tune import exact_is_faster
 
     return not exact_is_faster(index) if asked is None else asked

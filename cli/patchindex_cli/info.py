@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from patchindex.errors import InputError
+
 from .building import EXACT_IS_FASTER, describe_drift
-from .options import json_option, store_path
+from .options import LocalPath, json_option, store_path
 from .output import add_row, byte_size, count, echo, echo_field, new_table, print_json, print_table, shorten
+from .store_reports import print_unfinished, save_plot
+
+if TYPE_CHECKING:
+    from patchindex import PatchIndex
 
 LABELS_SHOWN = 12
 
 
 @click.command(short_help="Print the contents of a store.")
 @click.argument("store", type=store_path)
+@click.option(
+    "--plot",
+    type=LocalPath(),
+    metavar="FILE",
+    help="Also draw the scales and the operating curve, as .png, .pdf or .svg.",
+)
 @json_option
-def info(store: Path | str, as_json: bool) -> None:
+def info(store: Path | str, plot: Path | None, as_json: bool) -> None:
     """Print the contents of a STORE: settings, source, and the index of each locality scale.
+
+    Of an unfinished build, print the stages that are done, and the command that continues the build.
 
     \b
     Columns of the first table:
@@ -43,22 +57,43 @@ def info(store: Path | str, as_json: bool) -> None:
     \b
     Examples:
       patchindex info fashion.zarr
+      patchindex info fashion.zarr --plot fashion.png
       patchindex info fashion.zarr --json
     """
     import patchindex
-    from patchindex.study.tune import exact_is_faster
+    from patchindex.build import unfinished_build
 
+    unfinished = None if "://" in str(store) else unfinished_build(store)
+    if unfinished is not None and not Path(store).exists():
+        if plot is not None:
+            raise InputError("is unfinished", where=store, remedy="plot the finished store")
+        if as_json:
+            print_json({"path": str(store), "unfinished": unfinished.as_dict()})
+        else:
+            print_unfinished(store, unfinished)
+        return
     index = patchindex.open_index(store)
     found = index.info()
+    if plot is not None:
+        save_plot(found, plot, store)
     if as_json:
-        print_json(found)
+        print_json(found if unfinished is None else {**found, "unfinished": unfinished.as_dict()})
         return
     for name, value in _summary(found).items():
         if value:
             echo_field(name, value)
     scales = found["indexes"]
-    if not scales:
-        return
+    if scales:
+        _print_indexes(index, scales, store)
+    if unfinished is not None:
+        echo("")
+        print_unfinished(store, unfinished)
+
+
+def _print_indexes(index: PatchIndex, scales: dict[str, dict[str, Any]], store: Path | str) -> None:
+    """Print the tables of the scales, their drift, and the scales that are not tuned."""
+    from patchindex.study.tune import exact_is_faster
+
     _print_scales(scales)
     for k, scale in scales.items():
         for drift in scale.get("drift", []):

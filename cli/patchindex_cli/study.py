@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patchindex.errors import InputError, PatchIndexError
+
 from .options import (
     LocalPath,
     RunOptions,
@@ -17,7 +19,7 @@ from .options import (
     sampling_options,
     store_path,
 )
-from .output import add_row, echo, new_table, print_json, print_table
+from .output import add_row, count, echo, new_table, print_json, print_table
 from .outputs import check_output
 from .progress import stages
 from .sources import Training, choose_locality, parse_label
@@ -89,6 +91,7 @@ def study(
 
     check_output(output, FILES, overwrite=options.overwrite, sources=[store])
     figure_class()  # matplotlib is optional: without it, fail before any work
+    _refuse_images(store)
     index = patchindex.open_index(store, device=run.device)
     training = Training.of(index)
     schedule = choose_locality(options, training)
@@ -122,6 +125,27 @@ def study(
         add_row(table, row["estimator"], *(_format(text, known) for text in COLUMNS.values()))
     print_table(table)
     echo(f"{output / 'study.png'}, {output / 'study.csv'}")
+
+
+def _refuse_images(source: Path | str) -> None:
+    """Refuse images, which other commands take as well as a store, and say when an index pays."""
+    import patchindex
+    from patchindex.denoisers import is_store
+    from patchindex.study.tune import fewest_images
+
+    if is_store(source):
+        return
+    try:
+        images = patchindex.open_images(source)
+    except PatchIndexError:
+        return  # opening the store says what is wrong
+    height, width = images.shape[1:3]
+    raise InputError(
+        f"holds {count(len(images), 'image')} and no index, and study compares estimators, which need one",
+        where=source,
+        remedy="make a store by patchindex build; estimators can be faster than exact scores from about "
+        f"{fewest_images(images.shape):,} images of {height} x {width} on",
+    )
 
 
 def _write(output: Path, result: Study, columns: int) -> None:

@@ -6,11 +6,14 @@ from patchindex.build.more_images import append, image_options_of
 from patchindex.build.more_scales import add_scales, plan_scales
 from patchindex.build.plan import BuildPlan, ScalePlan, parse_memory, plan_build
 from patchindex.build.settings import BuildSettings
+from patchindex.build.unfinished import ScaleState, UnfinishedBuild, unfinished_build
 
 __all__ = [
     "BuildPlan",
     "BuildSettings",
     "ScalePlan",
+    "ScaleState",
+    "UnfinishedBuild",
     "add_scales",
     "append",
     "build_index",
@@ -19,4 +22,5 @@ __all__ = [
     "parse_memory",
     "plan_build",
     "plan_scales",
+    "unfinished_build",
 ]

@@ -34,7 +34,7 @@ def count_duplicates(pixels: np.ndarray, new: np.ndarray, progress: Progress) ->
     """
     digests = np.empty((len(pixels), 2), np.uint64)
     for i, image in enumerate(pixels):
-        digest = blake2b(np.ascontiguousarray(image), digest_size=DIGEST_BYTES).digest()
+        digest = blake2b(image.tobytes(), digest_size=DIGEST_BYTES).digest()
         digests[i] = np.frombuffer(digest, np.uint64)
         if (i + 1) % REPORTED == 0 or i + 1 == len(pixels):
             progress("duplicates", i + 1, len(pixels))

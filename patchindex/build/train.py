@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,10 +51,14 @@ def train_scale(
     pca = fit_pca(gather_patches(pixels, geometry, torch.from_numpy(ids)), dims)
     by_class = len(pixels) * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     counts = list_counts(by_class, lists)
-    sample, classes = _training_sample(pixels, geometry, pca, counts, rng, device)
+    drawing, training = (
+        f"k = {geometry.k}: drawing patches",
+        f"k = {geometry.k}: training {counts.sum()} lists",
+    )
+    sample, classes = _training_sample(pixels, geometry, pca, counts, rng, device, partial(progress, drawing))
     clock.append(time.perf_counter())
-    progress(f"k = {geometry.k}: training {counts.sum()} lists", 0, len(pixels))
-    inverted = train_lists(sample, classes, counts, seed, device)
+    progress(training, 0, len(sample))
+    inverted = train_lists(sample, classes, counts, seed, device, partial(progress, training))
     ranges = fit_ranges(sample)
     loss = _assignment_loss(inverted, sample, classes, rng)
     clock.append(time.perf_counter())
@@ -80,6 +86,7 @@ def _training_sample(
     counts: np.ndarray,
     rng: np.random.Generator,
     device: torch.device,
+    progress: Callable[[int, int], object],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return projected training patches, float32 (n, dims), and their position classes, (n,)."""
     # Neighbouring patches are alike, so the sample comes from `SPREAD` times the images that it needs.
@@ -93,6 +100,7 @@ def _training_sample(
         kept = np.flatnonzero(rng.random((stop - start, len(chance))) < chance)
         vectors.append(projected[torch.from_numpy(kept).to(device)].cpu().numpy())
         classes.append(geometry.train_classes[kept % len(chance)])
+        progress(stop, n_images)
     return np.concatenate(vectors), np.concatenate(classes)
 
 

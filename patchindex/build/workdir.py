@@ -38,9 +38,11 @@ __all__ = [
     "existing_parent",
     "has_images",
     "hold_lock",
+    "is_building",
     "locked",
     "move_into_place",
     "real_path",
+    "unfinished_settings",
     "working_directory",
     "working_path",
 ]
@@ -62,7 +64,7 @@ def existing_output(
     path: Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool = False
 ) -> ExistingOutput:
     """Decide how `build_index` starts, or refuse the build."""
-    unfinished = _unfinished_settings(working_path(path))
+    unfinished = unfinished_settings(working_path(path))
     changed = [] if unfinished is None else changed_settings(unfinished, settings)
     if path.exists():
         store = _read_store(path, allow_damaged=overwrite)
@@ -102,7 +104,7 @@ def existing_output(
 
 def existing_append(path: Path, settings: dict[str, Any], *, resume: bool) -> ExistingOutput:
     """Decide how `append` starts, or refuse the call; the last entry of `appended` is of the new images."""
-    unfinished = _unfinished_settings(working_path(path))
+    unfinished = unfinished_settings(working_path(path))
     if unfinished is None:
         last, new = [{}, *settings["appended"]][-2:]
         done = resume and not changed_settings(last, new)
@@ -115,7 +117,7 @@ def existing_append(path: Path, settings: dict[str, Any], *, resume: bool) -> Ex
 
 def check_no_unfinished(path: Path) -> None:
     """Refuse to change a store while there is an unfinished build of it."""
-    if _unfinished_settings(working_path(path)) is not None:
+    if unfinished_settings(working_path(path)) is not None:
         raise _unfinished_error(path, [])
 
 
@@ -146,7 +148,7 @@ def _read_store(path: Path, *, allow_damaged: bool) -> dict[str, Any] | None:
         return {}
 
 
-def _unfinished_settings(folder: Path) -> dict[str, Any] | None:
+def unfinished_settings(folder: Path) -> dict[str, Any] | None:
     """Return the settings of an unfinished build; None when there is none that can be resumed."""
     try:
         settings = read_checksummed(folder / SETTINGS)
@@ -248,6 +250,22 @@ def hold_lock(
     finally:
         lock.unlink(missing_ok=True)
         holder.release()
+
+
+def is_building(path: Path) -> bool:
+    """Return whether a process holds the lock of a store; False where the lock cannot be tried."""
+    lock = Path(f"{working_path(path)}.lock")
+    if not lock.exists():
+        return False
+    holder = FileLock(lock)
+    try:
+        holder.acquire(blocking=False)
+    except Timeout:
+        return True
+    except PermissionError:
+        return False
+    holder.release()
+    return False
 
 
 @contextmanager

@@ -30,6 +30,7 @@ __all__ = [
     "check_curve",
     "check_scale",
     "check_scale_numbers",
+    "check_settings",
     "check_store",
 ]
 
@@ -122,6 +123,10 @@ def _is_preparation(value: Any) -> bool:
         return False
 
 
+def _is_shape(value: list[int]) -> bool:
+    return len(value) == 4 and value[3] in (1, 3)
+
+
 STORE: dict[str, Check] = {
     "fingerprint": text,
     "machine": MACHINES.__contains__,
@@ -144,6 +149,12 @@ APPENDED = sequence(
     ),
     1,
 )
+SETTINGS: dict[str, Check] = {  # which older stores do not all have
+    "appended": APPENDED,
+    "locality": _is_locality,
+    "scales": sequence(whole(1)),
+    "prepared": _is_preparation,
+}
 
 SCALE: dict[str, Check] = {
     BUILD_ID: text,
@@ -196,7 +207,7 @@ def check_store(found: Mapping[str, Any], where: object) -> None:
     _refuse(found, STORE, where)
     labels, names = found["labels"], found["label_names"]
     more: dict[str, Check] = {
-        "shape": lambda shape: len(shape) == 4 and shape[3] in (1, 3),
+        "shape": _is_shape,
         "train_windows": lambda windows: windows == "valid" or found["machine"] == "ELS",
         "scales": lambda scales: not scales or found["machine"] in INDEXED_MACHINES,
         "labels": lambda _: labels != [],
@@ -206,14 +217,18 @@ def check_store(found: Mapping[str, Any], where: object) -> None:
         ),
     }
     _refuse(found, more, where)
-    settings = found["settings"]
-    optional = {
-        "appended": APPENDED,
-        "locality": _is_locality,
-        "scales": sequence(whole(1)),
-        "prepared": _is_preparation,
-    }
-    _refuse(settings, {name: check for name, check in optional.items() if name in settings}, where)
+    _refuse_optional(found["settings"], where)
+
+
+def check_settings(found: Any, where: object) -> None:
+    """Check the settings of an unfinished build; raise StoreError for the first wrong one."""
+    required = {name: STORE[name] for name in ("machine", "train_windows", "scales", "source")}
+    _refuse(found, {**required, "shape": both(sequence(whole(1)), _is_shape)}, where)
+    _refuse_optional(found, where)
+
+
+def _refuse_optional(settings: Mapping[str, Any], where: object) -> None:
+    _refuse(settings, {name: check for name, check in SETTINGS.items() if name in settings}, where)
 
 
 def check_scale(found: Mapping[str, Any], geometry: Geometry, images: IndexedImages, where: object) -> None:

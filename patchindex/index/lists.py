@@ -11,6 +11,7 @@ about `2 sqrt(lists)` distances instead of `lists`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -188,14 +189,21 @@ def to_gpu(index: Any, device: torch.device) -> Any:
 
 
 def train_lists(
-    sample: np.ndarray, classes: np.ndarray, counts: np.ndarray, seed: int, device: torch.device
+    sample: np.ndarray,
+    classes: np.ndarray,
+    counts: np.ndarray,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> InvertedLists:
     """Find the cells of each class, and the lists of each cell, by k-means of a sample (n, dims).
 
     `counts` has the lists of each class; the sample has at least as many patches of a class as lists.
+    `progress` is called after each cell, with the patches of the sample that are done and all of them.
     Equal samples, seeds and numbers of threads give equal centroids.
     """
     centroids, cells, cell_sizes, bounds = [], [], [], [0]
+    done = 0
     for c, count in enumerate(counts):
         mine = np.ascontiguousarray(sample[classes == c])
         n_cells = 1 if count <= LISTS_WITHOUT_CELLS else round(math.sqrt(count))
@@ -210,6 +218,8 @@ def train_lists(
             inside = np.ascontiguousarray(mine[cell_of == i])
             centroids.append(_kmeans(inside, int(size), TRAINING_PATCHES_PER_LIST, seed, device))
             cell_sizes.append(size)
+            done += len(inside)
+            progress(done, len(sample))
         bounds.append(sum(cell_sizes))
     return InvertedLists(
         np.concatenate(centroids),

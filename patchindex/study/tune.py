@@ -8,6 +8,7 @@ sample (docs/decisions/0006-operating-curve.md).
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from patchindex.errors import InputError, StoreError
 from patchindex.estimators import EstimatorOptions
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.exact import expected_seconds
+from patchindex.geometry import Geometry
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.layout import scale_group
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
@@ -30,7 +32,9 @@ from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.store.checksums import CURVE
 from patchindex.study.measure import DEFAULT_SETTINGS, TuneSettings, measure_curve
 
-__all__ = ["exact_is_faster", "tune"]
+__all__ = ["exact_is_faster", "fewest_images", "tune"]
+
+SMALLEST, MANY = 3, 4096  # a locality scale, and a number of images
 
 
 @plain_state()
@@ -110,12 +114,27 @@ def exact_is_faster(index: PatchIndex, settings: TuneSettings = DEFAULT_SETTINGS
     times are of one thread, by the cost models of the exact scan and of `AutoPolicy`, and depend on the
     number, the size and the channels of the images only.
     """
-    policy, area = settings.policy, index.pixels.shape[1] * index.pixels.shape[2]
-    near = min(policy.near_field_seconds(*size) for size in settings.near)
+    n, height, width, channels = index.pixels.shape
+    least = _least_seconds(settings) * height * width
     return all(
-        expected_seconds(index.geometry(k), index.pixels.shape[3], len(index.pixels), [area]) < area * near / 2
-        for k in index.scales
+        expected_seconds(index.geometry(k), channels, n, [height * width]) < least for k in index.scales
     )
+
+
+def fewest_images(shape: Sequence[int]) -> int:
+    """Return about how many images an index pays from on, at k = 3, for images of a shape (N, H, W, C).
+
+    With fewer images, exact scores take less time than `auto` can; see `exact_is_faster`.
+    """
+    _, height, width, channels = shape
+    area = height * width
+    one = expected_seconds(Geometry.of("ELS", SMALLEST, (height, width)), channels, MANY, [area]) / MANY
+    return int(float(f"{_least_seconds(DEFAULT_SETTINGS) * area / one:.1e}"))
+
+
+def _least_seconds(settings: TuneSettings) -> float:
+    """Return the seconds per pixel that the smallest near field takes at least, in a trajectory."""
+    return min(settings.policy.near_field_seconds(*size) for size in settings.near) / 2
 
 
 def _unmeasured(index: PatchIndex, overwrite: bool) -> list[int]:

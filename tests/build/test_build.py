@@ -218,3 +218,15 @@ def test_one_image_of_one_colour(tmp_path):
     e = pi.ScoreMachine(index).posterior_mean(torch.zeros(1, 1, 8, 8), 0.5, k=3)
     assert torch.isfinite(e.mean).all()
     torch.testing.assert_close(e.mean, torch.full((1, 1, 8, 8), 7 / 127.5 - 1))
+
+
+def test_training_reports_how_far_it_is(labelled, tmp_path):
+    reports = []
+    pi.build_index(
+        labelled[0], tmp_path / "s.zarr", 3, lists=150, progress=lambda *each: reports.append(each)
+    )
+    training = [done / total for stage, done, total in reports if "training 150 lists" in stage]
+    assert training[0] == 0
+    assert training[-1] == 1
+    assert training == sorted(training)
+    assert len(training) > 10  # a report for each cell of the lists

@@ -5,7 +5,11 @@ import json
 import numpy as np
 import pytest
 from commands import refused, run
+from forged_uses import a_curve
 from PIL import Image
+from stores import interrupted
+
+import patchindex as pi
 
 
 def test_append_reports_the_added_images_and_their_drift(copied, fashion, tmp_path):
@@ -53,9 +57,8 @@ def test_append_takes_the_image_options_of_the_build(fashion, tmp_path):
     done = run("append", store, tmp_path / "new", "--no-tune", "--crop", 20)
     assert "as in the build: --resize 12 --labels folders\n" in done.stderr
     assert "2 of 4 new images equal an earlier" not in done.stdout
-    assert "images have shape (10, 10, 1), unlike" in refused(
-        "append", store, tmp_path / "new", "--resize", 10
-    )
+    wrong = run("append", store, tmp_path / "new", "--resize", 10, code=2)
+    assert "images have shape (10, 10, 1), unlike" in wrong.stderr
 
 
 def _zeros(folder):
@@ -139,3 +142,29 @@ def test_a_label_is_given_by_number_or_name(named, store, tmp_path):
             command, named[0], *out
         )
         assert "called 'hat'; use one of: 0; 1; 2; " in refused(command, store, *out)
+
+
+def test_info_of_an_unfinished_build_says_how_far_it_is(fashion, tmp_path):
+    store = tmp_path / "s.zarr"
+    interrupted(pi.build_index, fashion[0][:10, :12, :12], store, [3, 5], at="k = 5: merging")
+    printed = run("info", store).stdout
+    assert f"{store}.building: build of 10 images, with array, is unfinished\n" in printed
+    assert (
+        "scales: 1 of 2 done\n  k = 3: done\n  k = 5: trained; 1 of 1 shard encoded; not merged\n" in printed
+    )
+    assert f"continue: patchindex build SOURCE -o {store} --resume, " in printed
+    found = json.loads(run("info", store, "--json").stdout)["unfinished"]
+    assert [scale["stage"] for scale in found["scales"]] == ["done", "merge"]
+    assert "is unfinished; plot the finished store" in refused("info", store, "--plot", tmp_path / "s.png")
+
+
+def test_info_draws_the_scales_and_the_curves(fashion, tmp_path):
+    store = tmp_path / "s.zarr"
+    index = pi.build_index(fashion[0][:24, :12, :12], store, [3, 5])
+    run("info", store, "--plot", tmp_path / "plain.svg")
+    index.scale(3).save_curve(a_curve())
+    run("info", store, "--plot", tmp_path / "s.svg")
+    assert "time per pixel" not in (tmp_path / "plain.svg").read_text()
+    assert "time per pixel" in (tmp_path / "s.svg").read_text()
+    assert "exists already" in refused("info", store, "--plot", tmp_path / "s.svg")
+    assert "is no name of a picture" in refused("info", store, "--plot", tmp_path / "s.txt")

@@ -44,3 +44,11 @@ def test_study_compares_images_of_one_label(store, tmp_path):
 def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, args, message):
     assert message in refused("study", store, "-o", tmp_path / "out", *args)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_without_an_index_are_refused_with_what_to_do(source, tmp_path):
+    message = refused("study", source, "-o", tmp_path / "out")
+    assert (
+        f"{source}: holds 40 images and no index, and study compares estimators, which need one; " in message
+    )
+    assert "from about 1,800 images of 28 x 28 on" in message
