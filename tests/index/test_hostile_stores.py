@@ -126,6 +126,10 @@ def set_attribute(store, part, way, value):
     seal(store)
 
 
+APPENDED = {"images": 1, "source": "x"}
+PREPARED = {"crop": None, "resize": None, "grayscale": False, "labels": None}
+
+
 @pytest.mark.parametrize(
     ("part", "way", "value"),
     [
@@ -146,6 +150,9 @@ def set_attribute(store, part, way, value):
         ("", ["patchindex", "locality"], 3),
         ("", ["patchindex", "scales"], [4.5]),
         ("", ["patchindex", "settings"], {"appended": 1}),
+        ("", ["patchindex", "settings"], {"appended": [APPENDED | {"duplicates": {"store": -1, "new": 0}}]}),
+        ("", ["patchindex", "settings"], {"prepared": PREPARED | {"labels": "/etc/passwd"}}),
+        ("", ["patchindex", "settings"], {"prepared": PREPARED | {"resize": [10**9, 1]}}),
         ("", ["patchindex", "skipped"], 1e300),
     ],
 )
