@@ -17,10 +17,9 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from patchindex.checks import check_least
-from patchindex.dask_tasks import lost_workers, submit
+from patchindex.dask_tasks import lost_workers, on_workers, submit
 from patchindex.denoisers.from_images import is_store
 from patchindex.denoisers.machine import MachineOptions, ScoreMachine
 from patchindex.errors import DeviceError, InputError, PatchIndexError
@@ -28,9 +27,8 @@ from patchindex.exact import ScoreRequest, scan
 from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import open_index
-from patchindex.runtime import check_threads
-from patchindex.sampling import SampleResult, starting_noise
-from patchindex.sampling import sample as draw
+from patchindex.runtime import Progress, as_progress, check_threads
+from patchindex.sampling import SampleResult, Sampling
 from patchindex.softmax import SoftmaxState
 from patchindex.store.checksums import fingerprint
 from patchindex.store.remote import is_url
@@ -38,7 +36,7 @@ from patchindex.store.remote import is_url
 if TYPE_CHECKING:
     from distributed import Client, WorkerPlugin
 
-__all__ = ["ImageShards", "connect", "sample"]
+__all__ = ["ImageShards", "connect", "draw_batches", "sample"]
 
 SHARD_BYTES = 256 << 20  # images of a shard
 MERGED = 4  # states merged at a node of the tree
@@ -336,22 +334,43 @@ def sample(
     PatchIndexError
         When too many workers are lost.
     """
-    check_least(steps=(steps, 2), batch_size=(batch_size, 1))
-    where = _place(store)
-    here = ScoreMachine(where, **machine)
-    noise = starting_noise(here, n, seed, None)
-    futures = [
-        submit(client, _draw, where, machine, noise[first : first + batch_size], first, steps, sampler, seed)
-        for first in range(0, n, batch_size)
-    ]
-    with lost_workers("draw again in smaller batches"):
-        parts: list[SampleResult] = client.gather(futures)
-    return SampleResult.cat(parts, n=n, x_T="drawn", batch_size=batch_size)
-
-
-def _draw(
-    store: str, machine: MachineOptions, noise: Tensor, first: int, steps: int, sampler: str, seed: int
-) -> SampleResult:
-    return draw(
-        ScoreMachine(store, **machine), None, steps, sampler, seed, noise, batch_size=len(noise), first=first
+    sampling = Sampling(
+        ScoreMachine(_place(store), **machine), n, steps, sampler, seed, batch_size=batch_size
     )
+    drawn = dict(draw_batches(client, sampling, sampling.batches))
+    return SampleResult.cat([drawn[batch] for batch in sampling.batches])
+
+
+def draw_batches(
+    client: Client, sampling: Sampling, batches: Sequence[tuple[int, int]], progress: Progress | None = None
+) -> Iterator[tuple[tuple[int, int], SampleResult]]:
+    """Draw batches of images on a cluster; yield each batch with its images when a worker has finished it.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    sampling : Sampling
+        Its denoiser is sent to the workers. A store is sent as its path, which every worker must see; images
+        of a .npz or .gz file, and a network, are sent whole.
+    batches : sequence of (int, int)
+        Some of `sampling.batches`.
+    progress : Progress, optional
+        Called as `progress("sampling", done, total)`, in batches.
+
+    Raises
+    ------
+    InputError
+        As from `Sampling.draw`.
+    PatchIndexError
+        When too many workers are lost, or as from `Sampling.draw`.
+    """
+    progress = as_progress(progress)
+    progress("sampling", 0, len(batches))
+    with lost_workers("draw again in smaller batches"):
+        for done, (batch, result) in enumerate(on_workers(client, _draw, sampling, batches), 1):
+            progress("sampling", done, len(batches))
+            yield batch, result
+
+
+def _draw(sampling: Sampling, lo: int, hi: int) -> SampleResult:
+    return sampling.draw(lo, hi)

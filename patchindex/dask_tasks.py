@@ -1,8 +1,8 @@
-"""Tasks on a Dask cluster: submit tasks, and report lost workers in one line."""
+"""Tasks on a Dask cluster: submit tasks, collect results, and report lost workers in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from patchindex.errors import Option, PatchIndexError
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["lost_workers", "submit"]
+__all__ = ["lost_workers", "on_workers", "submit"]
 
 
 def submit(client: Client, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -21,6 +21,25 @@ def submit(client: Client, function: Callable[..., Any], *arguments: Any) -> Fut
     `distributed.scheduler.allowed-failures` times per task. A task that raises is not tried again.
     """
     return client.submit(function, *arguments, pure=False, retries=0)
+
+
+def on_workers(
+    client: Client, function: Callable[..., Any], shared: Any, tasks: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield each task with `function(shared, *task)`, in the order in which the workers finish.
+
+    A worker gets `shared` once for all tasks. Results that are taken leave the memory of the workers.
+    """
+    from distributed import as_completed
+
+    held = submit(client, _same, shared)  # not scattered: scattered data are lost with their worker
+    futures = {submit(client, function, held, *task): task for task in tasks}
+    for future, result in as_completed(list(futures), with_results=True):
+        yield futures.pop(future), result
+
+
+def _same(shared: Any) -> Any:
+    return shared
 
 
 @contextmanager

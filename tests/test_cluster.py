@@ -330,3 +330,36 @@ def test_a_build_at_the_command_line(saved, tmp_path):
     done = CliRunner().invoke(main, [*command, "--cluster", "local"])
     assert done.exit_code == 0, done.output
     assert pi.verify(tmp_path / "s.zarr").whole
+
+
+def test_a_comparison_has_the_same_results(client, saved, tmp_path):
+    store = pi.build_index(saved, tmp_path / "s.zarr", machine="IS", threads=1).path
+    options = pi.study.TheoryOptions(steps=4, network_steps=5, along=2, noised=2, batch_size=1)
+    network = pi.denoiser("wiener", store)
+
+    def compare(**how):
+        denoisers = {name: pi.denoiser(name, store, locality=[3, 5]) for name in ("ELS", "pspc")}
+        return pi.study.theory(network, denoisers, 3, options=options, **how)
+
+    there, here = compare(client=client), compare()
+    for mine, other in ((there.images, here.images), (there.points, here.points)):
+        assert len(mine) == len(other) > 0
+        for row, reference in zip(mine, other, strict=True):
+            row, reference = ({k: v for k, v in each.items() if k != "seconds"} for each in (row, reference))
+            assert row == pytest.approx(reference, abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize("machine", ["ELS", "wiener"])
+def test_a_sample_at_the_command_line(saved, tmp_path, machine):
+    store = pi.build_index(saved, tmp_path / "s.zarr", locality=[3, 3, 5], threads=1).path
+    command = ["sample", str(store), "-n", "3", "--steps", "4", "--batch-size", "2", "--machine", machine]
+    for output, how in {"there": ["--cluster", "local"], "here": []}.items():
+        done = CliRunner().invoke(
+            main, [*command, "-o", str(tmp_path / output), "--save-trajectory", *how], catch_exceptions=False
+        )
+        assert done.exit_code == 0, done.output
+    there, here = (np.load(tmp_path / each / "samples.npz") for each in ("there", "here"))
+    np.testing.assert_allclose(there["images"], here["images"], atol=1e-4)  # as `sample` promises
+    files = [pi.sampling.TrajectoryFile(tmp_path / each / "trajectory.zarr") for each in ("there", "here")]
+    paths = [file.read(range(3)) for file in files]
+    np.testing.assert_allclose(paths[0].x, paths[1].x, atol=1e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ from .options import (
     NameIn,
     RunOptions,
     build_options,
+    cluster_option,
+    connected,
     count_option,
     locality_option,
     parse_locality,
@@ -77,11 +78,7 @@ if TYPE_CHECKING:
 @count_option("--lists", "Inverted lists per scale.  [default: patches / 256, fewer if memory is short]")
 @build_options
 @click.option("--overwrite", is_flag=True, help="Replace an existing store once the new store is complete.")
-@click.option(
-    "--cluster",
-    metavar="ADDRESS|local",
-    help="Build on the Dask cluster with this scheduler, or on local processes.",
-)
+@cluster_option("Build")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -175,7 +172,7 @@ def build(
         new = None
 
     def work(progress: Progress) -> PatchIndex:
-        with nullcontext() if cluster is None else patchindex.cluster.connect(cluster) as client:
+        with connected(cluster) as client:
             return start(progress=progress, client=client)
 
     index = run_build(work, output, options, run)

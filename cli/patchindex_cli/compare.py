@@ -15,6 +15,8 @@ from .options import (
     LocalPath,
     RunOptions,
     SamplingOptions,
+    cluster_option,
+    connected,
     count_option,
     one_label,
     run_options,
@@ -80,6 +82,7 @@ MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
     help="Take images from DIR, the output of a comparison with another network of the same training images, "
     "for denoisers with the same settings.",
 )
+@cluster_option("Compute batches")
 @sampling_options(batch_size=16)
 @image_options
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
@@ -95,6 +98,7 @@ def compare(
     other_images: bool,
     resume: bool,
     reuse: Path | None,
+    cluster: str | None,
     options: SamplingOptions,
     run: RunOptions,
     **values: Any,
@@ -124,6 +128,7 @@ def compare(
           --locality fashion-mnist-resnet-zeros --resize-locality
       patchindex compare fashion.zarr --network runs/fashion -o compared -n 20 \\
           --machines bbELS,LS,IS,wiener,nearest --held-out data/fashion_mnist_6k.npz --resume
+      patchindex compare fashion.zarr --network runs/fashion -o compared --batch-size 4 --cluster local
     """
     import patchindex
     from patchindex.study import TheoryOptions
@@ -158,7 +163,7 @@ def compare(
         batch_size=options.batch_size,
         **sizes,
     )
-    with stages() as progress:
+    with stages() as progress, connected(cluster) as client:
         found = patchindex.study.theory(
             network,
             denoisers,
@@ -170,6 +175,7 @@ def compare(
             overwrite=options.overwrite,
             reuse=reuse,
             progress=progress,
+            client=client,
         )
     found.write(output, name or _row_name(network, training), _network_record(network))
     summary = found.summary()

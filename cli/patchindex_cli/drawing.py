@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from .options import count_option, grouped
 from .output import count, echo
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from patchindex import SampleResult
     from patchindex.runtime import Progress
     from patchindex.sampling import Sampling
@@ -122,8 +124,8 @@ class Drawing:
             self._remove_trajectory()
         return parts
 
-    def draw(self, parts: Parts, progress: Progress) -> SampleResult:
-        """Draw the batches that are not finished; return all images."""
+    def draw(self, parts: Parts, progress: Progress, client: Client | None = None) -> SampleResult:
+        """Draw the batches that are not finished, here or on a cluster; return all images."""
         import torch
 
         from patchindex import SampleResult
@@ -131,10 +133,9 @@ class Drawing:
 
         sampling, everything = self.sampling, range(len(self.sampling.x_T))
         try:
-            sampling.prepare(progress)
-            for lo, hi in sampling.batches:
-                if parts.missing(NAME, KIND, range(lo, hi)):
-                    self._draw_batch(parts, lo, hi, progress)
+            missing = [each for each in sampling.batches if parts.missing(NAME, KIND, range(*each))]
+            for (lo, hi), result in self._drawn(missing, progress, client):
+                self._keep(parts, lo, hi, result)
         except BaseException:
             finished = len(everything) - len(parts.missing(NAME, KIND, everything))
             if finished:
@@ -152,13 +153,26 @@ class Drawing:
         ]
         return SampleResult(torch.from_numpy(found["images"]), sampling.x_T, records, sampling.settings)
 
-    def _draw_batch(self, parts: Parts, lo: int, hi: int, progress: Progress) -> None:
+    def _drawn(
+        self, batches: Sequence[tuple[int, int]], progress: Progress, client: Client | None
+    ) -> Iterator[tuple[tuple[int, int], SampleResult]]:
+        """Yield batches with their images."""
+        from patchindex import cluster
+
+        if client is not None:
+            yield from cluster.draw_batches(client, self.sampling, batches, progress)
+            return
+        self.sampling.prepare(progress)
+        for lo, hi in batches:
+            yield (lo, hi), self.sampling.draw(lo, hi, progress)
+
+    def _keep(self, parts: Parts, lo: int, hi: int, result: SampleResult) -> None:
+        """Keep the results of a batch."""
         import numpy as np
 
         from patchindex.sampling import TrajectoryFile
         from patchindex.sampling.result import records_to_array
 
-        result = self.sampling.draw(lo, hi, progress)
         if result.trajectory is not None:  # before the images: a part says that all of a batch is there
             TrajectoryFile(self.output / TRAJECTORY).write(result.trajectory, lo, len(self.sampling.x_T))
         records = records_to_array(result.steps, self.sampling.calls)

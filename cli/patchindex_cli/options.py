@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from patchindex.schedules import LOCALITY_PRESETS, LocalitySchedule, NoiseSchedu
 from patchindex.schedules.checks import problem_of_scale
 
 if TYPE_CHECKING:
-    pass
+    from distributed import Client
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -251,3 +252,22 @@ def sampling_options(batch_size: int, label_help: str = ONE_LABEL) -> Decorator:
         click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run."),
     ]
     return grouped("options", SamplingOptions, options)
+
+
+def cluster_option(verb: str) -> Decorator:
+    """Return the option of a Dask cluster; `verb` says what its workers do."""
+    return click.option(
+        "--cluster",
+        metavar="ADDRESS|local",
+        help=f"{verb} on the Dask cluster with this scheduler, whose workers must see the store, or on local "
+        "processes.",
+    )
+
+
+def connected(cluster: str | None) -> AbstractContextManager[Client | None]:
+    """Return a connection to a cluster; without an address, None."""
+    if cluster is None:
+        return nullcontext()
+    from patchindex.cluster import connect
+
+    return connect(cluster)

@@ -20,6 +20,8 @@ from .options import (
     NameIn,
     RunOptions,
     SamplingOptions,
+    cluster_option,
+    connected,
     count_option,
     run_options,
     sampling_options,
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
 )
 @condition_options
 @output_options
+@cluster_option("Draw batches")
 @sampling_options(
     16, "Use the training images of this label only. Given again: -n images, and a row of the grid, for each."
 )
@@ -119,6 +122,7 @@ def sample(
     spacing: str,
     conditions: Conditions,
     files: OutputOptions,
+    cluster: str | None,
     options: SamplingOptions,
     run: RunOptions,
 ) -> None:
@@ -144,6 +148,7 @@ def sample(
       patchindex sample fashion.zarr -n 8 -o gaussian --machine wiener
       patchindex sample cifar.zarr -n 8 -o out --locality cifar10-resnet-circular --nearest-scales
       patchindex sample fashion.zarr -n 4 -o heun --sampler heun --spacing karras --steps 12 --noise edm
+      patchindex sample fashion.zarr -n 64 -o many --batch-size 4 --cluster tcp://host:8786
       patchindex sample fashion.zarr -n 64 -o steps --save-trajectory --batch-size 8 --resume
       patchindex sample fashion.zarr -n 4 -o varied --start photo.png --strength 0.5
       patchindex sample fashion.zarr -n 4 -o completed --known photo.png --mask left-half.png
@@ -184,11 +189,11 @@ def sample(
         echo(f"{output}: finished already")
         return
     parts = drawing.open_parts(resume=files.resume, overwrite=options.overwrite)
-    with stages() as progress:
+    with stages() as progress, connected(cluster) as client:
         compile_seconds = _load_kernels(denoiser, progress)
         progress("sampling", 0, 1)
         start = time.perf_counter()
-        result = drawing.draw(parts, progress)
+        result = drawing.draw(parts, progress, client)
     seconds = time.perf_counter() - start
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -68,14 +68,14 @@ class SampleResult:
         return f'<img alt="samples" src="data:image/png;base64,{png}"><br>{html.escape(repr(self))}'
 
     @classmethod
-    def cat(cls, parts: Sequence[SampleResult], **settings: Any) -> SampleResult:
-        """Join results of parts of a set of images; the settings are the first part's, but for some."""
+    def cat(cls, parts: Sequence[SampleResult]) -> SampleResult:
+        """Join results of parts of a set of images; the settings are the first part's."""
         kept = [part.trajectory for part in parts if part.trajectory is not None]
         return cls(
             torch.cat([part.images for part in parts]),
             torch.cat([part.x_T for part in parts]),
             [step for part in parts for step in part.steps],
-            parts[0].settings | settings,
+            parts[0].settings,
             Trajectory.cat(kept) if kept else None,
         )
 

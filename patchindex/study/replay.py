@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.dask_tasks import lost_workers, on_workers
 from patchindex.denoisers import Denoiser
-from patchindex.exact import TrajectoryCache
-from patchindex.runtime import Progress, no_progress, part_of
+from patchindex.errors import Option
+from patchindex.exact import TrajectoryCache, load_kernel
+from patchindex.runtime import Progress, no_progress, part_of, plain_state
 from patchindex.sampling import ddim, draw_noise
 from patchindex.study.noised import MEASURES, Noised, fresh_noise
 from patchindex.study.parts import Layout, Parts
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["NETWORK", "Replay", "images_in", "layout"]
 
@@ -46,6 +51,8 @@ class Replay:
         Grid points of the times at which posterior means are compared.
     seed, batch_size : int
     progress : Progress
+    client : distributed.Client, optional
+        A cluster that computes the batches.
     """
 
     network: Denoiser
@@ -55,6 +62,7 @@ class Replay:
     seed: int
     batch_size: int
     progress: Progress = no_progress
+    client: Client | None = None
 
     @property
     def times(self) -> list[float]:
@@ -86,27 +94,19 @@ class Replay:
         kind = images_in(steps)
         noise = draw_noise(self.seed, n, denoiser.shape)
         missing = self.parts.missing(name, kind, range(n))
-        for label, batch, progress in self._batches(missing, stage, self.label_of):
-            start = time.perf_counter()
-            images = self._ddim(denoiser, noise[batch], steps, label, batch, progress)
-            seconds = np.full(len(batch), (time.perf_counter() - start) / len(batch))
-            self.parts.add(name, kind, batch, images=images.cpu().numpy(), seconds=seconds)
+        tasks = [(batch, noise[batch.images], steps) for batch in self._batches(missing, int)]
+        for (batch, *_), (images, seconds) in self._each(_draw, denoiser, tasks, stage):
+            each = np.full(len(batch.images), seconds / len(batch.images))
+            self.parts.add(name, kind, batch.images, images=images, seconds=each)
 
     def trajectory(self, n: int) -> Noised:
         """Return the noisy images and the posterior means of the network along its own trajectory."""
         noise = draw_noise(self.seed, n, self.network.shape)
-        stage = f"{NETWORK}: trajectory"
         missing = self.parts.missing(NETWORK, TRAJECTORY, range(n))
-        for label, batch, progress in self._batches(missing, stage, self.label_of):
-            seen: list[list[Tensor]] = [[], []]
-
-            def keep(x: Tensor, mean: Tensor, seen: list[list[Tensor]] = seen) -> None:
-                seen[0].append(x)
-                seen[1].append(mean)
-
-            self._ddim(self.network, noise[batch], self.steps, label, batch, progress, keep)
-            x, means = (torch.stack(each, 1).cpu().numpy() for each in seen)
-            self.parts.add(NETWORK, TRAJECTORY, batch, x=x, mean=means)
+        tasks = [(batch, noise[batch.images], self.steps) for batch in self._batches(missing, int)]
+        found = self._each(_draw_trajectory, self.network, tasks, f"{NETWORK}: trajectory")
+        for (batch, *_), (x, means) in found:
+            self.parts.add(NETWORK, TRAJECTORY, batch.images, x=x, mean=means)
         return Noised(**self.parts.get(NETWORK, TRAJECTORY, range(n)))
 
     def noised(self, kind: str, clean: Tensor) -> Noised:
@@ -116,19 +116,15 @@ class Replay:
         kept = sorted({*range(len(clean))} - {*missing})
         if kept and not np.array_equal(self.parts.get(NETWORK, kind, kept)["clean"], clean[kept].numpy()):
             self.parts.refuse(f"has results of other {kind} images", overwrite=False)
-        for label, batch, _ in self._batches(missing, f"{NETWORK}: {kind} images", self.label_of):
-            x, means = [], []
-            for t in self.times:
-                beta = self.network.noise(t)
-                x.append((1 - beta) ** 0.5 * clean[batch] + beta**0.5 * noise[batch])
-                mean = self.network.posterior_mean(
-                    x[-1], t, label=label, seed=self.seed, image_ids=batch
-                ).mean
-                means.append(mean.cpu())
-            self.parts.add(
-                NETWORK, kind, batch,
-                x=torch.stack(x, 1).numpy(), mean=torch.stack(means, 1).numpy(), clean=clean[batch].numpy(),
-            )  # fmt: skip
+        tasks = []
+        for batch in self._batches(missing, int):
+            signal, own_noise = clean[batch.images], noise[batch.images]
+            betas = [self.network.noise(t) for t in self.times]
+            x = torch.stack([(1 - beta) ** 0.5 * signal + beta**0.5 * own_noise for beta in betas], 1)
+            tasks.append((batch, x.numpy(), self.times))
+        found = self._each(_estimate, self.network, tasks, f"{NETWORK}: {kind} images")
+        for (batch, x, _), (means, _) in found:
+            self.parts.add(NETWORK, kind, batch.images, x=x, mean=means, clean=clean[batch.images].numpy())
         return Noised(**self.parts.get(NETWORK, kind, range(len(clean))))
 
     def estimate(self, name: str, denoiser: Denoiser, inputs: Mapping[str, Noised], stage: str) -> None:
@@ -141,108 +137,141 @@ class Replay:
             for kind, noised in inputs.items()
             for image in self.parts.missing(name, kind, range(len(noised)))
         ]
-        for label, batch, progress in self._batches(images, stage, lambda each: self.label_of(each[1])):
-            mine = {kind: [image for its, image in batch if its == kind] for kind in inputs}
-            for kind, found in self._estimate(denoiser, inputs, mine, label, progress).items():
-                self.parts.add(name, kind, mine[kind], **found)
+        tasks = []
+        for batch in self._batches(images, lambda each: (1 + KINDS.index(each[0])) * FIRST + each[1]):
+            x = np.stack([inputs[kind].x[image] for kind, image in batch.images])
+            tasks.append((batch, x, self.times))
+        for (batch, *_), (means, seconds) in self._each(_estimate, denoiser, tasks, stage):
+            for kind, noised in inputs.items():
+                rows = [row for row, (its, _) in enumerate(batch.images) if its == kind]
+                if rows:
+                    mine = [batch.images[row][1] for row in rows]
+                    found = _measures(noised, mine, torch.from_numpy(means[rows]))
+                    each = np.tile(np.array(seconds) / len(batch.images), (len(rows), 1))
+                    self.parts.add(name, kind, mine, **found, seconds=each)
 
-    def _estimate(
-        self,
-        denoiser: Denoiser,
-        inputs: Mapping[str, Noised],
-        images: Mapping[str, Sequence[int]],
-        label: int | None,
-        progress: Progress,
-    ) -> dict[str, dict[str, np.ndarray]]:
-        """Return the measures of a batch by kind, each of shape (images, times)."""
-        kinds = [kind for kind in inputs if images[kind]]
-        numbers = [(1 + KINDS.index(kind)) * FIRST + image for kind in kinds for image in images[kind]]
-        estimate = _Estimating(denoiser, label, self.seed, numbers, progress, len(self.times))
-        found: dict[str, dict[str, list[np.ndarray]]] = {kind: {} for kind in kinds}
-        for step, t in enumerate(self.times):
-            start = time.perf_counter()
-            x = np.concatenate([inputs[kind].x[images[kind], step] for kind in kinds])
-            means = estimate(torch.from_numpy(x), t).cpu().split([len(images[kind]) for kind in kinds])
-            seconds = (time.perf_counter() - start) / len(numbers)
-            for kind, mean in zip(kinds, means, strict=True):
-                values = inputs[kind].measures(images[kind], step, mean)
-                values["seconds"] = np.full(len(mean), seconds)
-                for key, each in values.items():
-                    found[kind].setdefault(key, []).append(each)
-        return {
-            kind: {key: np.stack(values, 1) for key, values in measures.items()}
-            for kind, measures in found.items()
-        }
+    def _batches(self, images: Sequence[T], number_of: Callable[[T], int]) -> Iterator[_Batch]:
+        """Yield batches of images that share their label."""
 
-    def _batches(
-        self, images: Sequence[T], stage: str, label_of: Callable[[T], int | None]
-    ) -> Iterator[tuple[int | None, list[T], Progress]]:
-        """Yield batches of images that share their label, each with the progress of its share of a stage."""
-        done = 0
+        def label_of(image: T) -> int | None:
+            return self.label_of(number_of(image) % FIRST)
+
         for label in dict.fromkeys(map(label_of, images)):
             mine = [image for image in images if label_of(image) == label]
             for first in range(0, len(mine), self.batch_size):
                 batch = mine[first : first + self.batch_size]
-                end = done + len(batch)
-                yield label, batch, part_of(self.progress, stage, done / len(images), end / len(images))
-                done = end
+                yield _Batch(batch, [number_of(image) for image in batch], label, self.seed)
 
-    def _ddim(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        steps: int,
-        label: int | None,
-        numbers: Sequence[int],
-        progress: Progress,
-        visit: Visit | None = None,
-    ) -> Tensor:
-        """Draw images of one label; `visit` gets the noisy images and the posterior means of each step."""
-        estimate = _Estimating(denoiser, label, self.seed, numbers, progress, steps - 1)
+    def _each(
+        self, function: Callable[..., Any], denoiser: Denoiser, tasks: Sequence[tuple[Any, ...]], stage: str
+    ) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """Yield each task with `function(denoiser, *task)`, computed here or by the workers of a cluster."""
+        if self.client is None:
+            for done, task in enumerate(tasks):
+                part = part_of(self.progress, stage, done / len(tasks), (done + 1) / len(tasks))
+                yield task, function(denoiser, *task, progress=part)
+            return
+        with lost_workers("go on with ", Option("resume", True)):
+            for done, found in enumerate(on_workers(self.client, function, denoiser, tasks), 1):
+                yield found
+                self.progress(stage, done, len(tasks))
 
-        def model(x: Tensor, t: float) -> Tensor:
-            denoiser.check_course(x, t, estimate.done + 1)
-            mean = estimate(x, t)
-            if visit is not None:
-                visit(x, mean)
-            return denoiser.score_of(mean, x, t)
 
-        images = ddim(model, noise.to(denoiser.device), steps, denoiser.noise)
-        denoiser.check_course(images, 0.0, estimate.done + 1)
-        return images
+@dataclass(frozen=True)
+class _Batch:
+    """Images of one label; `numbers` are those that the draws of estimators depend on."""
+
+    images: Sequence[Any]
+    numbers: Sequence[int]
+    label: int | None
+    seed: int
+
+
+def _draw(
+    denoiser: Denoiser, batch: _Batch, noise: Tensor, steps: int, progress: Progress = no_progress
+) -> tuple[np.ndarray, float]:
+    """Return images and the seconds that they took."""
+    start = time.perf_counter()
+    images = _Estimating(denoiser, batch, progress, steps - 1).ddim(noise, steps)
+    return images.cpu().numpy(), time.perf_counter() - start
+
+
+def _draw_trajectory(
+    denoiser: Denoiser, batch: _Batch, noise: Tensor, steps: int, progress: Progress = no_progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the noisy images and posterior means of the steps, each of shape (images, times, C, H, W)."""
+    estimating = _Estimating(denoiser, batch, progress, steps - 1)
+    seen: list[tuple[Tensor, Tensor]] = []
+    estimating.ddim(noise, steps, lambda *step: seen.append(step))
+    x, means = (torch.stack(each, 1).cpu().numpy() for each in zip(*seen, strict=True))
+    return x, means
+
+
+def _estimate(
+    denoiser: Denoiser,
+    batch: _Batch,
+    x: np.ndarray,
+    times: Sequence[float],
+    progress: Progress = no_progress,
+) -> tuple[np.ndarray, list[float]]:
+    """Return the posterior means of noisy images (images, times, C, H, W), and the seconds of each time."""
+    estimating = _Estimating(denoiser, batch, progress, len(times))
+    means, seconds = np.empty_like(x), []
+    for step, t in enumerate(times):
+        start = time.perf_counter()
+        means[:, step] = estimating(torch.from_numpy(x[:, step]), t).cpu().numpy()
+        seconds.append(time.perf_counter() - start)
+    return means, seconds
+
+
+def _measures(noised: Noised, images: Sequence[int], means: Tensor) -> dict[str, np.ndarray]:
+    """Return the measures of the posterior means of some images, each of shape (images, times)."""
+    steps = [noised.measures(images, step, means[:, step]) for step in range(means.shape[1])]
+    return {key: np.stack([found[key] for found in steps], 1) for key in steps[0]}
 
 
 class _Estimating:
     """Posterior means of a batch at one time after another, with a cache for all times."""
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        label: int | None,
-        seed: int,
-        numbers: Sequence[int],
-        progress: Progress,
-        steps: int,
-    ) -> None:
-        self._denoiser, self._label, self._seed, self._numbers = denoiser, label, seed, numbers
-        self._progress, self._steps, self.done = progress, steps, 0
+    def __init__(self, denoiser: Denoiser, batch: _Batch, progress: Progress, steps: int) -> None:
+        self._denoiser, self._batch, self._progress, self._steps = denoiser, batch, progress, steps
         self._cache: TrajectoryCache = {}
+        self._done = 0
+        if denoiser.device.type == "cpu":
+            load_kernel()  # so that the time of a denoiser has no compilation
 
+    @plain_state()
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Return the posterior means."""
-        step = part_of(self._progress, "step", self.done / self._steps, (self.done + 1) / self._steps)
+        step = part_of(self._progress, "step", self._done / self._steps, (self._done + 1) / self._steps)
+        batch = self._batch
         mean = self._denoiser.posterior_mean(
             x,
             t,
-            label=self._label,
-            seed=self._seed,
-            image_ids=self._numbers,
+            label=batch.label,
+            seed=batch.seed,
+            image_ids=batch.numbers,
             progress=step,
             cache=self._cache,
         ).mean
-        self.done += 1
+        self._done += 1
         step("step", 1.0, 1.0)
         return mean
+
+    def ddim(self, noise: Tensor, steps: int, visit: Visit | None = None) -> Tensor:
+        """Draw images; `visit` gets the noisy images and the posterior means of each step."""
+        denoiser = self._denoiser
+
+        def model(x: Tensor, t: float) -> Tensor:
+            denoiser.check_course(x, t, self._done + 1)
+            mean = self(x, t)
+            if visit is not None:
+                visit(x, mean)
+            return denoiser.score_of(mean, x, t)
+
+        images = ddim(model, noise.to(denoiser.device), steps, denoiser.noise)
+        denoiser.check_course(images, 0.0, self._done + 1)
+        return images
 
 
 IMAGES = "images-"

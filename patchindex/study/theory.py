@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,6 @@ from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
 from patchindex.checks import check_least
 from patchindex.denoisers import Denoiser, TrainingDenoiser
 from patchindex.errors import InputError
-from patchindex.exact import load_kernel
 from patchindex.images import ImagesLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import Progress, as_progress, plain_state
@@ -24,6 +23,9 @@ from patchindex.study.noised import Noised, correlation, held_out_images, traini
 from patchindex.study.parts import Parts
 from patchindex.study.replay import NETWORK, Replay, images_in, layout
 from patchindex.study.theory_results import Theory
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["TheoryOptions", "theory"]
 
@@ -80,6 +82,7 @@ def theory(
     overwrite: bool = False,
     reuse: str | Path | None = None,
     progress: Progress | None = None,
+    client: Client | None = None,
 ) -> Theory:
     """Compare analytic denoisers with a network.
 
@@ -112,6 +115,9 @@ def theory(
         denoisers with the same settings from there. They do not depend on the network.
     progress : Progress, optional
         Called as `progress(stage, done, total)`.
+    client : distributed.Client, optional
+        A Dask cluster that computes the batches: `patchindex.cluster.connect`. The workers must see the
+        store of the denoisers.
 
     Returns
     -------
@@ -167,7 +173,7 @@ def theory(
         if denoiser.label is not None:
             own["label"] = denoiser.label
         parts.check(name, own, overwrite=overwrite)
-    replay = Replay(network, parts, labels, options.steps, options.seed, options.batch_size, progress)
+    replay = Replay(network, parts, labels, options.steps, options.seed, options.batch_size, progress, client)
     replay.check_network(overwrite=overwrite)
     if other is not None:
         for name in denoisers:
@@ -214,8 +220,6 @@ def _run(
         inputs["trajectory"] = replay.trajectory(min(options.along, n))
     for kind, images in clean.items():
         inputs[kind] = replay.noised(kind, images)
-    if any(denoiser.device.type == "cpu" for denoiser in denoisers.values()):
-        load_kernel()  # so that the time of a denoiser has no compilation
     for number, (name, denoiser) in enumerate(denoisers.items(), 1):
         replay.draw(name, denoiser, n, options.steps, f"{name} ({number} of {len(denoisers)}): images")
     for number, (name, denoiser) in enumerate(denoisers.items(), 1):
