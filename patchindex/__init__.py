@@ -12,7 +12,10 @@ Examples
 torch.Size([2, 1, 16, 16])
 """
 
+import logging
 from typing import TYPE_CHECKING
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "DENOISERS",

@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from .building import run_build
+from .computing import Computing
 from .options import BuildOptions, LocalPath, RunOptions, build_options, run_options
 from .output import echo
 from .sources import image_options, open_source
 
 
-@click.command(short_help="Add images to a store.")
+@click.command(cls=Computing, short_help="Add images to a store.")
 @click.argument("store", type=LocalPath())
 @click.argument("source")
 @image_options

@@ -12,6 +12,7 @@ import click
 from patchindex.errors import InputError
 
 from .building import is_tuned, run_build, untuned_scales
+from .computing import Computing
 from .dry_run import codes_of, report_clamped, report_plan
 from .options import (
     BuildOptions,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from patchindex.runtime import Progress
 
 
-@click.command(short_help="Index all patches of a set of images.")
+@click.command(cls=Computing, short_help="Index all patches of a set of images.")
 @click.argument("source", required=False)
 @click.option("-o", "--output", required=True, type=LocalPath(), help="The store to write.")
 @click.option(

@@ -9,6 +9,8 @@ import click
 
 from patchindex.errors import InputError, Option, PatchIndexError
 
+from .computing import Computing
+from .config import record_in
 from .options import (
     LocalPath,
     NameIn,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from patchindex.study import Calibration
 
 
-@click.command(short_help="Find the locality scale of each noise level.")
+@click.command(cls=Computing, short_help="Find the locality scale of each noise level.")
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
@@ -173,6 +175,7 @@ def calibrate(
             "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
         ) from None
     result.save(output, beside=schedules, overwrite=overwrite)
+    record_in(output / "calibration.json")
     if run.as_json:
         files = [str(output / name) for name in FILES]
         print_json({"settings": result.settings, "summary": result.summary(), "files": files})

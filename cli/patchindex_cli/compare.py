@@ -11,6 +11,8 @@ import click
 
 from patchindex.errors import InputError, Option
 
+from .computing import Computing
+from .config import record_in
 from .options import (
     LocalPath,
     RunOptions,
@@ -41,7 +43,7 @@ SIZES = ("network_steps", "along", "noised")  # options that are attributes of `
 MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
 
 
-@click.command(short_help="Compare denoisers with a trained network.")
+@click.command(cls=Computing, short_help="Compare denoisers with a trained network.")
 @click.argument("source")
 @click.option(
     "--network",
@@ -178,6 +180,7 @@ def compare(
             client=client,
         )
     found.write(output, name or _row_name(network, training), _network_record(network))
+    record_in(output / "results.json")
     summary = found.summary()
     if run.as_json:
         files = [str(output / file) for file in FILES if (output / file).exists()]

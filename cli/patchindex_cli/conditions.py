@@ -28,6 +28,7 @@ class Conditions:
     strength: float | None
     known: str | None
     mask: str | None
+    other_inputs: bool
 
     def check(self) -> None:
         """Refuse an option that needs another option, if the other option is missing."""
@@ -81,5 +82,10 @@ condition_options = grouped(
         ),
         click.option("--known", metavar="IMAGES", help="Keep the pixels of images that --mask shows white."),
         click.option("--mask", metavar="IMAGE", help="Image of the known pixels: white on black."),
+        click.option(
+            "--other-inputs",
+            is_flag=True,
+            help="Accept a store and files that have changed since the run of --config.",
+        ),
     ],
 )

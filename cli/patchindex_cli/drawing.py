@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 RECORD = "samples.json"
 FILES = ("grid.png", "samples.npz", RECORD)
 TRAJECTORY, FILMSTRIP = "trajectory.zarr", "filmstrip.png"
-OUTPUTS = (*FILES, TRAJECTORY, FILMSTRIP)
+PNG = "png"  # a folder of single images
+OUTPUTS = (*FILES, TRAJECTORY, FILMSTRIP, PNG)
 STRIP_IMAGES = 6  # of the filmstrip
 PARTS = "parts"  # the folder of `Parts`
 NAME, KIND = "samples", "images"  # of the finished parts
@@ -40,6 +41,7 @@ class OutputOptions:
     """Options of the files that are written."""
 
     save_trajectory: bool
+    png: bool
     columns: int | None
     resume: bool
 
@@ -49,6 +51,7 @@ output_options = grouped(
     OutputOptions,
     [
         click.option("--save-trajectory", is_flag=True, help="Also write trajectory.zarr and filmstrip.png."),
+        click.option("--png", is_flag=True, help="Also write each image by itself, as png/00000.png, ..."),
         count_option(
             "--columns", "Images per row of the grid.  [default: about square, or a row per --label]"
         ),
@@ -77,10 +80,14 @@ class Drawing:
     sampling : Sampling
     inputs : dict
         What the settings of `sampling` do not tell: the fingerprints of the store and of files.
+    png : bool
+        Also write each image by itself.
     """
 
-    def __init__(self, output: Path, sampling: Sampling, inputs: dict[str, Any]) -> None:
-        self.output, self.sampling = output, sampling
+    def __init__(
+        self, output: Path, sampling: Sampling, inputs: dict[str, Any], *, png: bool = False
+    ) -> None:
+        self.output, self.sampling, self.png = output, sampling, png
         settings = {**sampling.settings, **inputs, "trajectory": sampling.trajectory}
         self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
 
@@ -104,7 +111,8 @@ class Drawing:
     @property
     def _names(self) -> Sequence[str]:
         """The names of the files that the run writes, the grid first."""
-        return OUTPUTS if self.sampling.trajectory else FILES
+        more = (TRAJECTORY, FILMSTRIP) if self.sampling.trajectory else ()
+        return (*FILES, *more, *((PNG,) if self.png else ()))
 
     def open_parts(self, *, resume: bool, overwrite: bool) -> Parts:
         """Return the finished batches of an interrupted run; refuse batches of other settings."""
@@ -181,7 +189,9 @@ class Drawing:
             images=result.images.cpu().numpy(), records=np.stack([records] * (hi - lo)),
         )  # fmt: skip
 
-    def write(self, result: SampleResult, record: dict[str, Any], columns: int | None) -> list[Path]:
+    def write(
+        self, result: SampleResult, record: dict[str, Any], columns: int | None, row_names: Sequence[str] = ()
+    ) -> list[Path]:
         """Write all files, delete the parts, and return the files, the grid first.
 
         The files are made in a temporary folder first, so that the output folder never has half a file.
@@ -189,12 +199,12 @@ class Drawing:
         import numpy as np
 
         from patchindex.sampling import TrajectoryFile
-        from patchindex.sampling.pictures import filmstrip, image_grid
+        from patchindex.sampling.pictures import filmstrip, image_grid, pictures_of
 
         labels = [-1 if label is None else label for label in self.sampling.labels]  # -1: all labels
         with tempfile.TemporaryDirectory(dir=self.output, prefix=".writing-") as scratch:
             folder = Path(scratch)
-            image_grid(result.images, columns).save(folder / "grid.png")
+            image_grid(result.images, columns, row_names=row_names).save(folder / "grid.png")
             np.savez_compressed(
                 folder / "samples.npz",
                 images=result.images.cpu().numpy(),
@@ -209,8 +219,15 @@ class Drawing:
                 filmstrip(trajectory, result.images).save(folder / FILMSTRIP)
             elif (self.output / FILMSTRIP).exists():  # of an earlier run
                 (self.output / FILMSTRIP).unlink()
+            self._remove_pictures()
+            if self.png:
+                (folder / PNG).mkdir()
+                for i, picture in enumerate(pictures_of(result.images)):
+                    picture.save(folder / PNG / f"{i:05d}.png")
             for name in self._names:
-                if name != TRAJECTORY:  # there already
+                if name == PNG:
+                    shutil.copytree(folder / PNG, self.output / PNG, dirs_exist_ok=True)
+                elif name != TRAJECTORY:  # there already
                     shutil.move(os.fspath(folder / name), self.output / name)
         self._remove_parts()
         return [self.output / name for name in self._names]
@@ -218,6 +235,15 @@ class Drawing:
     def _remove_trajectory(self) -> None:
         if (self.output / TRAJECTORY).exists():
             shutil.rmtree(self.output / TRAJECTORY)
+
+    def _remove_pictures(self) -> None:
+        """Remove the single images of an earlier run, and no other file of their folder."""
+        if not (self.output / PNG).is_dir():
+            return
+        for file in (self.output / PNG).glob("[0-9][0-9][0-9][0-9][0-9].png"):
+            file.unlink()
+        if not any((self.output / PNG).iterdir()):
+            (self.output / PNG).rmdir()
 
     def _remove_parts(self) -> None:
         """Remove the parts, and the output folder if nothing else is in it."""

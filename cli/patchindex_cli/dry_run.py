@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from patchindex.errors import InputError
 
 from .options import BuildOptions, RunOptions
-from .output import add_row, byte_size, count, echo, new_table, print_json, print_table
+from .output import add_row, byte_size, count, echo, new_table, print_json, print_table, quiet
 
 if TYPE_CHECKING:
     from patchindex import PatchIndex
@@ -44,7 +44,8 @@ def report_plan(
     if run.as_json:
         print_json({**plan.as_dict(), "memory_budget": budget, "disk_free": free})
     else:
-        _print_plan(plan, budget, free)
+        with quiet(False):  # the plan is the result
+            _print_plan(plan, budget, free)
     report_clamped(((s.k, s.lists, s.dims) for s in plan.scales), settings["lists"], settings["pca_dims"])
     resolve_device(run.device, needs_faiss=True)
     if add_scales:

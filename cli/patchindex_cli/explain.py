@@ -12,6 +12,8 @@ import click
 from patchindex.errors import InputError, Option, SourceNotFoundError
 from patchindex.schedules import LocalitySchedule
 
+from .computing import Computing
+from .config import record_of
 from .options import LocalPath, RunOptions, count_option, json_option, store_path, threads_option
 from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
@@ -39,7 +41,7 @@ OPTIONS = ("tolerance", "probes", "candidates", "quality")  # of estimators
 SHOWN = 4  # patches per pixel in the printed table
 
 
-@click.command(short_help="Name the training patches behind the pixels of a sample.")
+@click.command(cls=Computing, short_help="Name the training patches behind the pixels of a sample.")
 @click.argument("samples", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @count_option("--image", "Number of the sample, from 0.", 0, least=0)
@@ -147,7 +149,7 @@ def explain(
             progress=progress,
         )
     more = {"pixels": found.pixels(chosen)} if chosen else {}
-    files = _write(output, found, more)
+    files = _write(output, found, {**more, "command": record_of(click.get_current_context())})
     if html is not None:
         text = patchindex.explain.page_of(
             found, beside=second, beside_name=str(beside or ""), label_names=list(training.label_names)

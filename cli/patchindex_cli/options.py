@@ -178,7 +178,7 @@ def locality_option(help_text: str) -> Decorator:
     presets = ", ".join(LOCALITY_PRESETS)
     schedule = click.option(
         "--locality",
-        metavar="SCHEDULE",
+        metavar="SCHEDULE|K,K,...",
         help=f"{help_text} A preset ({presets}), a .json file, or locality scales by time, lowest noise "
         "first: 3,3,5,7.",
     )

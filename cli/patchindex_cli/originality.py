@@ -9,6 +9,8 @@ import click
 
 from patchindex.errors import InputError
 
+from .computing import Computing
+from .config import record_in
 from .options import (
     LocalPath,
     RunOptions,
@@ -31,7 +33,7 @@ FILES = ("originality.csv", "originality.json", "originality.png", "neighbours.p
 MEMORISATION = ("memorisation.csv", "memorisation.json", "memorisation.png")
 
 
-@click.command(short_help="Compare images with the training images of a store.")
+@click.command(cls=Computing, short_help="Compare images with the training images of a store.")
 @click.argument("samples", type=click.Path(path_type=Path))
 @click.argument("store", type=store_path)
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
@@ -128,6 +130,7 @@ def originality(
                 progress=progress,
             )
     files = _write(output, found, study)
+    record_in(output / "originality.json")
     if run.as_json:
         print_json({"settings": found.settings, "summary": found.summary(), "files": files})
         return

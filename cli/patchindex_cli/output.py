@@ -6,8 +6,11 @@ All commands print by the functions of this file, which escape control character
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -20,14 +23,52 @@ NAMES_SHOWN = 10
 FILE_WIDTH = 120  # characters per line of a table in a file or a pipe
 
 
+class _Silence:
+    """The state of --quiet."""
+
+    on = False
+
+
+@contextmanager
+def quiet(on: bool = True) -> Iterator[None]:
+    """Print errors and JSON only inside the block; with False, print everything again."""
+    before, _Silence.on = _Silence.on, on
+    try:
+        yield
+    finally:
+        _Silence.on = before
+
+
+def is_quiet() -> bool:
+    """Return whether errors and JSON only are printed."""
+    return _Silence.on
+
+
+def is_plain(stream: TextIO) -> bool:
+    """Return whether a stream gets no escape codes: NO_COLOR is set, or the stream is no terminal."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not stream.isatty()
+
+
 def echo(text: object, *, err: bool = False) -> None:
     """Print lines on stdout or stderr; names of files and strings of a store may be in them."""
+    if not _Silence.on:
+        _print(text, err=err)
+
+
+def _print(text: object, *, err: bool = False) -> None:
     click.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
 
 
+def note(text: object) -> None:
+    """Print a line on stderr, above a progress bar where there is one."""
+    if not _Silence.on:
+        print(printable(text), file=sys.stderr)  # `click.echo` would write into the line of the bar
+
+
 def echo_field(name: str, value: object) -> None:
-    """Print a name in bold, and its value in the same line."""
-    click.echo(f"{click.style(f'{name:<12}', bold=True)}{printable(value)}")
+    """Print a name, in bold on a terminal, and its value in the same line."""
+    name = f"{name:<12}"
+    click.echo(f"{name if is_plain(sys.stdout) else click.style(name, bold=True)}{printable(value)}")
 
 
 def count(n: int, noun: str) -> str:
@@ -71,15 +112,26 @@ def add_row(table: Table, *cells: object) -> None:
     table.add_row(*map(printable, cells))
 
 
-def print_table(table: Table) -> None:
+def print_table(table: Table, *, err: bool = False) -> None:
     """Print a table, as wide as the terminal or, without a terminal, 120 characters."""
     from rich.console import Console
 
+    if _Silence.on:
+        return
+    stream = sys.stderr if err else sys.stdout
     plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}  # cells are no markup
-    console = Console(**plain)
-    (console if console.is_terminal else Console(width=FILE_WIDTH, **plain)).print(table)
+    if is_plain(stream):
+        plain |= {"color_system": None, "force_terminal": stream.isatty()}
+    if not stream.isatty():
+        plain["width"] = FILE_WIDTH
+    Console(stderr=err, **plain).print(table)
 
 
-def print_json(data: Any) -> None:
-    """Print data as indented JSON."""
-    echo(json.dumps(data, indent=2, default=str))
+def print_json(data: dict[str, Any]) -> None:
+    """Print data as indented JSON, with the options of the command; also with --quiet."""
+    from .config import record_of
+
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None and "quiet" in ctx.params:
+        data = {**data, "command": record_of(ctx)}
+    _print(json.dumps(data, indent=2, default=str))

@@ -1,8 +1,9 @@
-"""Progress on stderr: bars on a terminal; in a file or a pipe, a plain line every ten seconds."""
+"""Progress on stderr: bars on a terminal; in a file or a pipe, a plain line every half minute."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from patchindex.errors import printable
 
-from .output import echo
+from .output import echo, is_plain, is_quiet
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from patchindex.runtime import Progress
 
-SECONDS_PER_LINE = 10.0
+SECONDS_PER_LINE = 30.0
 LEAST_SECONDS, LEAST_SHARE = 60.0, 0.02  # of a stage, before its lines have the time that is left
 
 
@@ -91,15 +92,17 @@ def _time_left(elapsed: float, share: float, gained: float) -> str:
 
 @contextmanager
 def stages() -> Iterator[Progress]:
-    """Show the progress of the block on stderr."""
-    from rich import progress as rich
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    """Show the progress of the block on stderr; show none with --quiet."""
+    if is_quiet():
+        yield lambda *_: None
+        return
+    if is_plain(sys.stderr):
         with lines(lambda line: echo(line, err=True), SECONDS_PER_LINE) as show:
             yield show
         return
+    from rich import progress as rich
+    from rich.console import Console
+
     columns = (
         rich.BarColumn(),
         rich.TaskProgressColumn(),
@@ -107,7 +110,7 @@ def stages() -> Iterator[Progress]:
         rich.TimeRemainingColumn(),
     )
     with rich.Progress(
-        rich.TextColumn("{task.description:<28}", markup=False), *columns, console=console
+        rich.TextColumn("{task.description:<28}", markup=False), *columns, console=Console(stderr=True)
     ) as progress:
         bars = Bars(progress)
         yield bars

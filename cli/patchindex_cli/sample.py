@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,9 @@ import click
 
 from patchindex.errors import InputError
 
+from .computing import Computing
 from .conditions import Conditions, condition_options
+from .config import record_of
 from .drawing import Drawing, OutputOptions, cost_of, files_in_the_way, output_options
 from .options import (
     LocalPath,
@@ -30,7 +33,9 @@ from .options import (
 from .output import count, echo, print_json
 from .outputs import check_output
 from .progress import stages
+from .repeat import check_files, check_settings, check_store, report_versions
 from .sources import (
+    Training,
     choose_locality,
     default_locality,
     fingerprint_of,
@@ -47,7 +52,7 @@ if TYPE_CHECKING:
     from patchindex.runtime import Progress
 
 
-@click.command(short_help="Draw images from a store.")
+@click.command(cls=Computing, short_help="Draw images from a store.")
 @click.argument("store", type=store_path)
 @count_option("-n", "Number of images.  [default: 16, or as many as in --x-t]")
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
@@ -133,7 +138,8 @@ def sample(
 
     Writes grid.png, samples.npz (images, x_T, labels, settings) and samples.json (settings, versions,
     fingerprint of the store, times) to the output folder; with --save-trajectory also trajectory.zarr (noisy
-    images, posterior means, standard errors and ESS of each step) and filmstrip.png.
+    images, posterior means, standard errors and ESS of each step) and filmstrip.png; with --png also a folder
+    of single images.
 
     Finished batches are kept until these files are written: an interrupted run goes on with --resume, and
     gives the same files.
@@ -153,6 +159,7 @@ def sample(
       patchindex sample fashion.zarr -n 4 -o varied --start photo.png --strength 0.5
       patchindex sample fashion.zarr -n 4 -o completed --known photo.png --mask left-half.png
       patchindex sample fashion.zarr -o again --x-t samples/samples.npz --columns 8
+      patchindex sample --config samples/samples.json -o again
     """
     import patchindex.sampling
 
@@ -165,6 +172,8 @@ def sample(
         inputs=[conditions.x_t, conditions.mask],
     )
     training = open_training(str(store), {}, run)
+    fingerprint = fingerprint_of(training)
+    check_store(store, fingerprint, accept=conditions.other_inputs)
     index = training.index
     text = machine or ("ELS" if index is None else index.machine)
     settings = _score_settings(text, options, estimator, tolerance, nearest_scales)
@@ -177,14 +186,17 @@ def sample(
     labels = [parse_label(label, training) for label in options.label] or [None]
     denoiser = open_denoiser(text, training, run, locality=schedule, label=labels[0], settings=settings)
     arguments, fingerprints = conditions.read(denoiser)
+    check_files(fingerprints, accept=conditions.other_inputs)
     per_label = _images_per_label(n, arguments.get("x_T"), len(labels))
     sampling = patchindex.sampling.Sampling(
         denoiser, per_label * len(labels), options.steps, sampler, run.seed, **arguments, spacing=spacing,
         trajectory=files.save_trajectory, batch_size=options.batch_size,
         label=None if len(labels) == 1 else [label for label in labels for _ in range(per_label)],
     )  # fmt: skip
-    fingerprint = fingerprint_of(training)
-    drawing = Drawing(output, sampling, {"store": fingerprint, **fingerprints})
+    drawing = Drawing(output, sampling, {"store": fingerprint, **fingerprints}, png=files.png)
+    check_settings(drawing.settings, accept=conditions.other_inputs)
+    versions = _versions()
+    report_versions(versions)
     if files.resume and drawing.is_finished():
         echo(f"{output}: finished already")
         return
@@ -197,22 +209,26 @@ def sample(
     seconds = time.perf_counter() - start
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": record_of(click.get_current_context()),
         "store": {"path": str(store), "fingerprint": fingerprint},
         "settings": drawing.settings,
-        "versions": _versions(),
+        "versions": versions,
         "seconds": round(seconds, 3),
         "compile_seconds": None if compile_seconds is None else round(compile_seconds, 3),
         "steps": result.steps,
     }
     columns = files.columns or (per_label if len(labels) > 1 else None)
-    written = drawing.write(result, record, columns)
+    names = _row_names(labels, training, columns, per_label)
+    written = drawing.write(result, record, columns, names)
     if run.as_json:
         print_json({**record, "files": [str(path) for path in written]})
         return
-    echo(f"{written[0]}: {count(len(result.images), 'image')} in {seconds:.1f} s")
+    images = len(result.images)
+    echo(f"{output}: {count(images, 'image')} in {seconds:.1f} s, {seconds / images:.2f} s per image")
     echo(cost_of(result.steps, sampling))
     if compile_seconds is not None:
         echo(f"compiled the exact kernels for this machine in {compile_seconds:.1f} s (only once)")
+    echo(f"written: {', '.join(map(str, written))}")
 
 
 def _images_per_label(n: int | None, x_T: np.ndarray | None, labels: int) -> int:
@@ -228,6 +244,20 @@ def _images_per_label(n: int | None, x_T: np.ndarray | None, labels: int) -> int
             f"has noise for {len(x_T)} images, not for {wanted}", parameter="x_t", remedy="leave -n out"
         )
     return per_label
+
+
+def _row_names(
+    labels: Sequence[int | None], training: Training, columns: int | None, per_label: int
+) -> list[str]:
+    """Return the name of the label that begins in each row of the grid, '' for other rows.
+
+    A grid of one label, or with several labels in a row, has no names.
+    """
+    if len(labels) == 1 or columns is None or per_label % columns:
+        return []
+    known = dict(enumerate(training.label_names))
+    names = [f"label {label}" if label is None else known.get(label, f"label {label}") for label in labels]
+    return [name for label in names for name in (label, *[""] * (per_label // columns - 1))]
 
 
 def _score_settings(

@@ -9,6 +9,8 @@ import click
 
 from patchindex.errors import InputError, PatchIndexError
 
+from .computing import Computing
+from .config import record_in
 from .options import (
     LocalPath,
     RunOptions,
@@ -39,7 +41,7 @@ COLUMNS = {  # format of a row of the summary, by heading
 }
 
 
-@click.command(short_help="Compare estimators with the exact score.")
+@click.command(cls=Computing, short_help="Compare estimators with the exact score.")
 @click.argument("store", type=store_path)
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the files.")
 @click.option(
@@ -114,6 +116,7 @@ def study(
             progress=progress,
         )
     _write(output, result, n)
+    record_in(output / "study.json")
     if run.as_json:
         files = [str(output / name) for name in FILES]
         print_json({"settings": result.settings, "summary": result.summary(), "files": files})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from patchindex.errors import Option, PatchIndexError
 
+from .computing import Computing
 from .options import (
     LocalPath,
     NameIn,
@@ -19,7 +19,7 @@ from .options import (
     parse_integers,
     run_options,
 )
-from .output import count, echo, print_json
+from .output import count, echo, note, print_json
 from .outputs import check_output
 from .progress import SECONDS_PER_LINE, stages
 from .sources import image_options, open_source
@@ -30,7 +30,7 @@ SETTINGS = (  # options that are attributes of `TrainSettings`
 )
 
 
-@click.command(short_help="Train a network.")
+@click.command(cls=Computing, short_help="Train a network.")
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=LocalPath(), help="Folder for the run.")
 @click.option(
@@ -161,7 +161,7 @@ def train(
 
 
 class _Report:
-    """Lines with the loss on stderr, at most one every ten seconds."""
+    """Lines with the loss on stderr, at most one every half minute."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -173,5 +173,4 @@ class _Report:
         self._last = now
         held_out = row["validation_loss"]
         more = "" if held_out is None else f", {held_out:.4f} on held-out images"
-        # `click.echo` would write into the line of a progress bar.
-        print(f"step {row['step']:,}: loss {row['loss']:.4f}{more}", file=sys.stderr)
+        note(f"step {row['step']:,}: loss {row['loss']:.4f}{more}")

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from .building import untuned_scales
+from .computing import Computing
 from .options import LocalPath, json_option, seed_option, threads_option
 from .output import echo, print_json, shorten
 from .progress import stages
 
 
-@click.command(short_help="Measure estimator settings for a store.")
+@click.command(cls=Computing, short_help="Measure estimator settings for a store.")
 @click.argument("store", type=LocalPath())
 @click.option("--overwrite", is_flag=True, help="Measure all scales again, also tuned scales.")
 @seed_option("Seed for the images that the estimators are tuned on.")

@@ -8,6 +8,7 @@ import click
 
 from patchindex.errors import StoreError
 
+from .computing import Computing
 from .options import json_option, store_path
 from .output import byte_size, count, echo, print_json
 from .progress import stages
@@ -15,7 +16,7 @@ from .progress import stages
 PROBLEMS_SHOWN = 20
 
 
-@click.command(short_help="Check a store for damage.")
+@click.command(cls=Computing, short_help="Check a store for damage.")
 @click.argument("store", type=store_path)
 @json_option
 def verify(store: Path | str, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any, Protocol, Unpack
@@ -28,6 +29,8 @@ from patchindex.schedules import LocalityLike, LocalitySchedule, NoiseSchedule
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["MachineOptions", "ScoreMachine"]
+
+log = logging.getLogger(__name__)
 
 
 class Shards(Protocol):
@@ -162,6 +165,12 @@ class ScoreMachine(TrainingDenoiser):
             self._geometry(k)
             if self.locality is not None and self.index is not None and self.estimator != "exact":
                 self.index.scale(k)
+        log.info(
+            "%s, estimator %s%s, scales %s, %d images of %d x %d, on %s",
+            self.machine, self.estimator, self._options or "",
+            ", ".join(map(str, self.locality.distinct)) if self.locality else "of each call",
+            len(self.training), *self.training.size, self.device,
+        )  # fmt: skip
 
     def _geometry(self, k: int | None) -> Geometry:
         return Geometry.of(self.machine, k, self.training.size, self.train_windows)

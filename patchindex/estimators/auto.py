@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from patchindex.runtime import no_progress
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Auto", "combine"]
+
+log = logging.getLogger(__name__)
 
 
 class Auto:
@@ -116,7 +119,11 @@ class Auto:
             lo, hi = request.image_range
             part, steps = (hi - lo) / curve.images, request.cache is not None
             point, _ = curve.near_field(request.beta, self.tolerance, part, steps, self.policy)
-            return None if point is None else (point.probes, point.candidates)
+            found = None if point is None else (point.probes, point.candidates)
+            log.debug(
+                "k %d, beta %.4f: operating curve: %s", request.geometry.k, request.beta, found or "exact"
+            )
+            return found
         policy, pixels = self.policy, request.x[0, 0].numel()
         probes, candidates = self._probes or policy.probes, self._candidates or policy.candidates
         seconds = policy.total_cost * policy.near_field_seconds(probes, candidates) * pixels

@@ -7,6 +7,7 @@ Each thread keeps float32 sums for a task, which are added to float64 sums in th
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -31,6 +32,8 @@ from patchindex.kernels.totals import flush, merge
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "scan"]
+
+log = logging.getLogger(__name__)
 
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # the longest task: Ctrl-C stops threads only between tasks
@@ -79,7 +82,9 @@ def load_kernel() -> float | None:
     x, one = torch.zeros(1, 1, 8, 8), (torch.arange(64) == 0).reshape(1, 8, 8)
     for mask in (None, one):  # one kernel scans all pixels, the other a single pixel
         scan(ScoreRequest(training, Geometry.of("ELS", 3, (8, 8)), x, 0.75, pixels=mask, memory=1 << 20))
-    return time.perf_counter() - start if misses() > before else None
+    seconds, compiled = time.perf_counter() - start, misses() > before
+    log.info("exact kernels %s in %.1f s", "compiled" if compiled else "loaded from the cache", seconds)
+    return seconds if compiled else None
 
 
 def _choose(plan: Plan, request: ScoreRequest) -> list[np.ndarray | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,8 @@ from patchindex.store.raw import is_shorter, open_raw, raw_checksum, raw_path
 from patchindex.store.remote import ATTRIBUTES, Remote, is_url
 
 __all__ = ["PatchIndex", "open_index"]
+
+log = logging.getLogger(__name__)
 
 SCALES_HELD = 2  # open scales; centroids and moments take 100 MiB or more per scale
 
@@ -117,6 +120,7 @@ def open_index(
         )
     check_small_files(path)
     check_store(attributes, path)
+    log.info("opened %s, fingerprint %s", path, attributes["fingerprint"])
     return PatchIndex(path, attributes, where, remote)
 
 
@@ -236,6 +240,7 @@ class PatchIndex:
             scale = ScaleIndex(folder, self.geometry(k), self.device, self._images, checked, self._mend)
             self._check_not_replaced()
             self._scales[k], self._lists_checked[k] = scale, scale.checked
+            log.debug("opened scale %d in %s", k, folder)
         return self._scales[k]
 
     def _check_not_replaced(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from patchindex.runtime import Progress, as_progress, plain_state, resolve_devic
 from patchindex.runtime import threads as use_threads
 
 __all__ = ["train"]
+
+log = logging.getLogger(__name__)
 
 
 @plain_state()
@@ -123,5 +126,6 @@ def train(
         if not resume:
             for name in existing:
                 (folder / name).unlink()
+        log.info("training a %s on %d images, %d threads", settings.arch, len(images), used)
         training.run(folder, progress, report)
     return training.record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from patchindex.sampling.samplers import SAMPLERS, Callback
 from patchindex.sampling.trajectory import Trajectory, values_per_step
 
 __all__ = ["Sampling", "sample"]
+
+log = logging.getLogger(__name__)
 
 Labels = Label | Sequence[Label | None] | None
 
@@ -206,6 +209,10 @@ class Sampling:
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Do the work that all batches share."""
+        log.info(
+            "%d images in %d batches: %s, %d evaluations each, seed %d",
+            len(self.x_T), len(self.batches), self.sampler, self.calls, self.seed,
+        )  # fmt: skip
         for label in dict.fromkeys(self.labels):
             self.denoiser.prepare(label, progress)
 
@@ -270,6 +277,10 @@ class _Batch:
                 self._score, x, sampling.times, sampling.denoiser.noise, self._end_step, **draw
             )
         images = self._held(images, sampling.times[-1])
+        log.info(
+            "images %d to %d: %.1f s",
+            self._image_ids[0], self._image_ids[-1], sum(record["seconds"] for record in self.records),
+        )  # fmt: skip
         if not bool(torch.isfinite(images).all()):
             raise PatchIndexError("an image is not finite", where="sample", remedy="check the sampler")
         sampling.denoiser.check_course(images, sampling.times[-1], len(self.records) + 1)
@@ -309,6 +320,11 @@ class _Batch:
                 "stderr": _rounded(estimate.stderr.double().square().mean().sqrt(), 6),
                 "exact_pixels": estimate.exact_pixels,
             }
+        )
+        log.debug(
+            "images from %(first)d: t %(t).3f, k %(k)s, %(patches_evaluated)d patches, "
+            "%(exact_pixels)d pixels exactly, standard error %(stderr)s, %(seconds).2f s",
+            self.records[-1],
         )
         if self._estimate is None:
             self._estimate = estimate

@@ -17,6 +17,7 @@ copy are not disturbed.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ from patchindex.store.checksums import (
 )
 
 __all__ = ["ATTRIBUTES", "Remote", "is_url"]
+
+log = logging.getLogger(__name__)
 
 ATTRIBUTES = "zarr.json"
 COPY_AGAIN = "copy the store there again"
@@ -222,6 +225,7 @@ class Remote:
 
     def _copy(self, part: str, manifest: bytes, folder: Path) -> None:
         """Copy a part; a file that arrives damaged is fetched once more."""
+        log.info("copying %s to %s", "/".join(filter(None, (self.url, part))), folder)
         arriving = folder.with_name(folder.name + ARRIVING)
         shutil.rmtree(arriving, ignore_errors=True)
         arriving.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from patchindex.study.parts import Parts
 from patchindex.study.scale_machine import ScaleMachine, default_scales
 
 __all__ = ["CalibrationOptions", "calibrate"]
+
+log = logging.getLogger(__name__)
 
 KIND = "measures"  # of the parts
 STAGE = "calibrating"
@@ -143,6 +146,7 @@ def calibrate(
     else:
         way = OnImages.of(theory, held_out, n or HELD_OUT, steps, options)
     theory = way.theory
+    log.info("%s, scales %s, %d noise levels", theory.machine, ", ".join(map(str, ks)), steps - 1)
     settings = {
         "machine": theory.machine,
         "train_windows": theory.train_windows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["TheoryOptions", "theory"]
+
+log = logging.getLogger(__name__)
 
 NOT_COMPARED = ("device", "name", "images")  # settings that change no result, or that are compared by value
 
@@ -169,6 +172,7 @@ def theory(
     parts = Parts(place, shared, shapes, resume=resume, overwrite=overwrite)
     every = {NETWORK: network, **denoisers}
     for name, denoiser in every.items():
+        log.info("%s: %r", name, denoiser)
         own = {key: value for key, value in denoiser.settings.items() if key not in NOT_COMPARED}
         if denoiser.label is not None:
             own["label"] = denoiser.label

@@ -7,6 +7,7 @@ sample (docs/decisions/0006-operating-curve.md).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -35,6 +36,8 @@ from patchindex.study.measure import DEFAULT_SETTINGS, TuneSettings, measure_cur
 __all__ = ["exact_is_faster", "fewest_images", "tune"]
 
 SMALLEST, MANY = 3, 4096  # a locality scale, and a number of images
+
+log = logging.getLogger(__name__)
 
 
 @plain_state()
@@ -102,6 +105,7 @@ def tune(
             rng, stage = np.random.default_rng([seed, k]), f"k = {k}: operating curve"
             curve = measure_curve(index, k, betas, clean, rng, settings, partial(progress, stage))
             index.scale(k).save_curve(curve.as_dict())
+            log.info("k %d: operating curve measured at %d noise levels", k, len(betas))
     return open_index(store)
 
 

@@ -34,6 +34,16 @@ def store(source, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def small_store(fashion, tmp_path_factory):
+    """A store of forty images of 12 x 12, not tuned, which tests do not change."""
+    folder = tmp_path_factory.mktemp("small")
+    np.savez(folder / "small.npz", images=fashion[0][:40, 8:20, 8:20], labels=fashion[1][:40])
+    args = ("--locality", "3,3,5,7", "--no-tune", "--threads", 1)
+    run("build", folder / "small.npz", "-o", folder / "small.zarr", *args)
+    return folder / "small.zarr"
+
+
 @pytest.fixture
 def copied(store, tmp_path):
     return shutil.copytree(store, tmp_path / "store.zarr")

@@ -258,3 +258,23 @@ def test_other_samplers_and_noise(store, tmp_path):
     record = json.loads((tmp_path / "samples.json").read_text())
     assert len(record["steps"]) == 5
     assert {"sampler": "heun", "spacing": "karras", "noise": "edm"}.items() <= record["settings"].items()
+
+
+def test_single_images_and_names_of_rows(small_store, tmp_path):
+    args = ("sample", small_store, "-o", tmp_path / "out", "-n", 2, "--machine", "nearest", "--steps", 2)
+    printed = run(*args, "--png", "--label", 3, "--label", 9).stdout
+    names = sorted(path.name for path in (tmp_path / "out" / "png").iterdir())
+    assert names == [f"0000{i}.png" for i in range(4)]
+    with Image.open(tmp_path / "out" / "png" / "00002.png") as picture:
+        levels = ((images_of(tmp_path / "out")[2, 0] + 1) * 127.5).clip(0, 255).round()
+        np.testing.assert_array_equal(np.asarray(picture), levels)
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.width > 2 * 112 + 4 + 40  # the names of the labels
+        assert grid.height == 2 * 112 + 4
+    assert "s per image" in printed
+    assert f"written: {tmp_path / 'out' / 'grid.png'}, " in printed
+    assert str(tmp_path / "out" / "png") in printed
+    (tmp_path / "out" / "png" / "mine.txt").write_text("")
+    run(*args, "--overwrite")
+    assert [path.name for path in (tmp_path / "out" / "png").iterdir()] == ["mine.txt"]
+    assert "already has grid.png" in refused(*args, "--png")

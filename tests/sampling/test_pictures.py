@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import patchindex as pi
-from patchindex.sampling.pictures import filmstrip, image_grid
+from patchindex.sampling.pictures import filmstrip, image_grid, pictures_of
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,25 @@ def test_a_grid_shows_the_pixels_enlarged_by_a_whole_factor(drawn):
     colour = image_grid(torch.zeros(1, 3, 8, 8))
     assert colour.mode == "RGB"
     assert drawn.grid(columns=3).size == image_grid(drawn.images, columns=3).size
+
+
+def test_names_are_written_to_the_left_of_rows(drawn):
+    plain = np.asarray(image_grid(drawn.images, columns=1, height=40))
+    named = np.asarray(image_grid(drawn.images, columns=1, height=40, row_names=["boot\x1b", "", "b" * 99]))
+    assert named.shape[0] == plain.shape[0]
+    margin = named.shape[1] - plain.shape[1]
+    assert 100 < margin < 300  # the width of 24 letters
+    np.testing.assert_array_equal(named[:, margin:], plain)
+    written = (named[:, :margin] < 128).any(axis=1)
+    assert written[4:44].any()
+    assert not written[48:88].any()
+    assert written[92:132].any()
+
+
+def test_each_image_is_a_picture_of_its_own_pixels(drawn):
+    first, *others = pictures_of(drawn.images)
+    assert (first.mode, first.size, len(others)) == ("L", (10, 10), 2)
+    assert pictures_of(torch.ones(1, 3, 8, 9))[0].getpixel((8, 7)) == (255, 255, 255)
 
 
 def test_a_filmstrip_has_noisy_images_above_posterior_means(drawn):
