@@ -236,7 +236,7 @@ class Denoiser(Adaptable, ABC):
         Returns
         -------
         Estimate
-            float32, on the denoiser's device.
+            float32, on the denoiser's device, without a gradient with respect to x.
 
         Raises
         ------

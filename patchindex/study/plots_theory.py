@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,11 +86,21 @@ def plot_images(rows: Mapping[str, Tensor], columns: int = 12) -> Figure:
     left, height = margin / figure.get_figwidth(), 1 / len(rows)
     for number, (name, images) in enumerate(rows.items()):
         bottom = 1 - (number + 1) * height
-        figure.text(left - 0.01, bottom + height / 2, name, ha="right", va="center", fontsize=9)
+        figure.text(left - 0.01, bottom + height / 2, _wrapped(name), ha="right", va="center", fontsize=9)
         axes = figure.add_axes((left, bottom, 1 - left, height))
         axes.imshow(_strip(images[:count]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
     return figure
+
+
+def _wrapped(name: str) -> str:
+    """Break a name with options into lines that fit beside a row of images.
+
+    >>> print(_wrapped("pca-locality:tau=0.05,relative_to=pixel"))
+    pca-locality: tau=0.05,
+    relative_to=pixel
+    """
+    return "\n".join(fill(re.sub("[:,]", r"\g<0> ", line), 24) for line in name.splitlines())
 
 
 def _strip(images: Tensor) -> np.ndarray:
