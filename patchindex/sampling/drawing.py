@@ -210,7 +210,7 @@ class Sampling:
     def prepare(self, progress: Progress | None = None) -> None:
         """Do the work that all batches share."""
         log.info(
-            "%d images in %d batches: %s, %d evaluations each, seed %d",
+            "images: %d, batches: %d, %s, %d evaluations each, seed %d",
             len(self.x_T), len(self.batches), self.sampler, self.calls, self.seed,
         )  # fmt: skip
         for label in dict.fromkeys(self.labels):

@@ -100,7 +100,7 @@ def _wrapped(name: str) -> str:
     pca-locality: tau=0.05,
     relative_to=pixel
     """
-    return "\n".join(fill(re.sub("[:,]", r"\g<0> ", line), 24) for line in name.splitlines())
+    return "\n".join(fill(re.sub(r"[:,](?=\S)", r"\g<0> ", line), 24) for line in name.splitlines())
 
 
 def _strip(images: Tensor) -> np.ndarray:

@@ -30,7 +30,7 @@ def test_verbose_prints_settings_and_the_log_of_the_library(store, tmp_path):
         assert words in said
     for line in ("index.patch_index: opened ", "denoisers.machine: ELS, estimator auto, scales 3, 5, 7"):
         assert line in said
-    assert "sampling.drawing: 1 images in 1 batches: ddim, 2 evaluations each, seed 0" in said
+    assert "sampling.drawing: images: 1, batches: 1, ddim, 2 evaluations each, seed 0" in said
     assert "sampling.drawing: images from 0: t " not in said
     more = run("sample", store, "-o", tmp_path / "vv", *QUICK, "-vv").stderr
     assert more.count("sampling.drawing: images from 0: t ") == 2
