@@ -38,7 +38,7 @@ FILES = (
     *("table.md", "table.csv", "images.csv", "trajectory.csv", "results.json"),
     *("scatter.png", "curves.png", "images.png"),
 )
-JOINED = ("table.md", "table.csv", "scatter.png")
+JOINED = ("table.md", "table.csv", "scatter.png", "trajectories.png")
 SIZES = ("network_steps", "along", "noised")  # options that are attributes of `TheoryOptions`
 MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
 
@@ -197,21 +197,24 @@ def compare(
 def compare_table(folders: Sequence[str], output: Path, overwrite: bool) -> None:
     """Join the results of `patchindex compare` in some folders into one table, a row for each folder.
 
-    Writes table.md, table.csv and scatter.png, and prints table.md.
+    Writes table.md, table.csv, scatter.png and trajectories.png (r of posterior means along the trajectory of
+    each network), and prints table.md.
 
     \b
     Example:
       patchindex compare-table compared/mnist compared/fashion -o compared
     """
-    from patchindex.study.plots_theory import plot_scatter
+    from patchindex.study.plots_theory import plot_scatter, plot_trajectories
     from patchindex.study.theory_table import markdown, read_run, write_tables
 
     check_output(output, JOINED, overwrite=overwrite)
     runs: list[Run] = [read_run(folder) for folder in folders]
-    figure = plot_scatter(runs)
+    figures = {"scatter": plot_scatter(runs), "trajectories": plot_trajectories(runs)}
     output.mkdir(parents=True, exist_ok=True)
     write_tables(output, runs)
-    figure.savefig(output / "scatter.png", dpi=120)
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(output / f"{name}.png", dpi=120)
     echo(markdown(runs))
 
 

@@ -16,7 +16,7 @@ from patchindex.study.theory_table import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_curves", "plot_images", "plot_scatter"]
+__all__ = ["plot_curves", "plot_images", "plot_scatter", "plot_trajectories"]
 
 INPUTS = {
     "trajectory": "images on the network's trajectory",
@@ -75,6 +75,37 @@ def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
     panels[0, 0].set_ylabel("r of posterior means with the network's")
     panels[1, 0].set_ylabel("mean square difference from the network")
     figure.legend(loc="outside upper center", ncols=min(len(names), 8))
+    return figure
+
+
+def plot_trajectories(runs: Sequence[Run]) -> Figure | None:
+    """Draw r of posterior means along the trajectories of networks over t, a panel per run.
+
+    None if no run has compared posterior means there.
+    """
+    curves = {run.name: [row for row in run.points if row["inputs"] == "trajectory"] for run in runs}
+    curves = {name: rows for name, rows in curves.items() if rows}
+    if not curves:
+        return None
+    columns = min(3, len(curves))
+    lines = -(-len(curves) // columns)
+    figure = figure_class()(figsize=(4.2 * columns, 3.6 * lines + 0.5), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    names = list(dict.fromkeys(row["denoiser"] for rows in curves.values() for row in rows))
+    for axes, (title, rows) in zip(panels, curves.items(), strict=False):
+        for number, name in enumerate(names):
+            mine = sorted((row for row in rows if row["denoiser"] == name), key=lambda row: row["t"])
+            r = [np.nan if row["pearson_r"] is None else row["pearson_r"] for row in mine]
+            axes.plot([row["t"] for row in mine], r, "o-", ms=3, color=f"C{number}", label=name)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("t")
+        axes.tick_params(labelbottom=True)
+        axes.grid(alpha=0.3)
+    for axes in panels[len(curves) :]:
+        axes.set_axis_off()
+    panels[0].set_ylabel("r of posterior means with the network's")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5))
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,12 +36,15 @@ class Run:
         Settings of the comparison.
     images : list of dict
         A row per network grid, denoiser and image, as `Theory.images`.
+    points : list of dict
+        Medians of the measures of posterior means, as `Theory.curves`.
     """
 
     name: str
     network: dict[str, Any]
     settings: dict[str, Any]
     images: list[dict[str, Any]] = field(repr=False)
+    points: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def denoisers(self) -> list[str]:
@@ -117,7 +121,7 @@ def read_run(folder: str | Path) -> Run:
         )
     try:
         found = json.loads(path.read_text())
-        run = Run(found["name"], found["network"], found["settings"], found["images"])
+        run = Run(found["name"], found["network"], found["settings"], found["images"], found["points"])
         problem = _problem_of(run)
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         problem = str(error)
@@ -145,8 +149,16 @@ def _problem_of(run: Run) -> str | None:
         return "images has not one row for each number of network steps, denoiser and image"
     if not all(isinstance(name, str) for name in run.denoisers):
         return "a denoiser has no name"
+    for row in run.points:
+        t, r = row["t"], row["pearson_r"]
+        if not (_is_number(t) and (r is None or _is_number(r)) and isinstance(row["denoiser"], str)):
+            return "points has a row without a denoiser, t or r"
     run.summary()
     return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def wide_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -86,7 +86,8 @@ def test_comparisons_join_into_one_table(compared, tmp_path):
     lines = [line for line in printed.splitlines() if line.startswith("| forty, resnet (zeros) | ")]
     assert len(lines) == 2 * (2 * 2 + 2 + 1)  # r and R2 in two grids, differences in two grids, seconds
     assert (out / "table.md").read_text() in printed
-    assert sorted(path.name for path in out.iterdir()) == ["scatter.png", "table.csv", "table.md"]
+    files = ["scatter.png", "table.csv", "table.md", "trajectories.png"]
+    assert sorted(path.name for path in out.iterdir()) == files
     assert "already has table.md" in refused("compare-table", compared[1], "-o", out)
     assert "has no results.json" in refused("compare-table", tmp_path, "-o", tmp_path / "none")
 
