@@ -1,4 +1,4 @@
-"""The checks of `patchindex sample --config samples.json`: the inputs are those of the earlier run."""
+"""Checks of `patchindex sample --config samples.json`: the inputs have not changed since the earlier run."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Images of one label; `numbers` are those that the draws of estimators depend on."""
+    """Images of one label, and the numbers of the images for the random draws of estimators."""
 
     images: Sequence[Any]
     numbers: Sequence[int]
