@@ -40,7 +40,8 @@ def count_duplicates(pixels: np.ndarray, new: np.ndarray, progress: Progress) ->
             progress("duplicates", i + 1, len(pixels))
     is_new = np.zeros(len(pixels), bool)
     is_new[new] = True
-    order = np.lexsort((is_new, *digests.T))  # equal images follow each other, those of the store first
+    # Sort equal images together, and within them the images of the store before new images.
+    order = np.lexsort((is_new, *digests.T))
     digests, is_new = digests[order], is_new[order]
     first = np.ones(len(pixels), bool)
     first[1:] = (digests[1:] != digests[:-1]).any(1)

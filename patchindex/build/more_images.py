@@ -144,8 +144,8 @@ def append(
 def image_options_of(store: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the crop, resize, grayscale and labels that the images of a store were opened with.
 
-    The result has options of `open_images`, without those that have their default, and without `labels` of
-    a file or an array. It is empty for a store of an earlier version.
+    The keys of the dict are options of `open_images`. Options with their default value are left out, and so
+    are `labels` from a file or an array. The dict is empty for a store of an earlier version.
 
     Raises
     ------
