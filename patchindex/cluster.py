@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
 
@@ -344,7 +344,7 @@ def sample(
 def draw_batches(
     client: Client, sampling: Sampling, batches: Sequence[tuple[int, int]], progress: Progress | None = None
 ) -> Iterator[tuple[tuple[int, int], SampleResult]]:
-    """Draw batches of images on a cluster; yield each batch with its images when a worker has finished it.
+    """Draw batches of images on a cluster; yield each batch with its images when it is drawn.
 
     Parameters
     ----------
@@ -364,12 +364,8 @@ def draw_batches(
     PatchIndexError
         When too many workers are lost, or as from `Sampling.draw`.
     """
-    progress = as_progress(progress)
-    progress("sampling", 0, len(batches))
-    with lost_workers("draw again in smaller batches"):
-        for done, (batch, result) in enumerate(on_workers(client, _draw, sampling, batches), 1):
-            progress("sampling", done, len(batches))
-            yield batch, result
+    count = partial(as_progress(progress), "sampling")
+    yield from on_workers(client, _draw, sampling, batches, count, "draw again in smaller batches")
 
 
 def _draw(sampling: Sampling, lo: int, hi: int) -> SampleResult:

@@ -24,18 +24,27 @@ def submit(client: Client, function: Callable[..., Any], *arguments: Any) -> Fut
 
 
 def on_workers(
-    client: Client, function: Callable[..., Any], shared: Any, tasks: Sequence[tuple[Any, ...]]
+    client: Client,
+    function: Callable[..., Any],
+    shared: Any,
+    tasks: Sequence[tuple[Any, ...]],
+    progress: Callable[[int, int], object],
+    *then: str | Option,
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Yield each task with `function(shared, *task)`, in the order in which the workers finish.
 
-    A worker gets `shared` once for all tasks. Results that are taken leave the memory of the workers.
+    A worker gets `shared` once for all tasks. Results that are taken leave the memory of the workers. Progress
+    counts finished tasks; `then` is as for `lost_workers`.
     """
     from distributed import as_completed
 
-    held = submit(client, _same, shared)  # not scattered: scattered data are lost with their worker
-    futures = {submit(client, function, held, *task): task for task in tasks}
-    for future, result in as_completed(list(futures), with_results=True):
-        yield futures.pop(future), result
+    progress(0, len(tasks))
+    with lost_workers(*then):
+        held = submit(client, _same, shared)  # not scattered: scattered data are lost with their worker
+        futures = {submit(client, function, held, *task): task for task in tasks}
+        for done, (future, result) in enumerate(as_completed(list(futures), with_results=True), 1):
+            progress(done, len(tasks))
+            yield futures.pop(future), result
 
 
 def _same(shared: Any) -> Any:

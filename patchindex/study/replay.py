@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.dask_tasks import lost_workers, on_workers
+from patchindex.dask_tasks import on_workers
 from patchindex.denoisers import Denoiser
 from patchindex.errors import Option
 from patchindex.exact import TrajectoryCache, load_kernel
@@ -171,10 +172,8 @@ class Replay:
                 part = part_of(self.progress, stage, done / len(tasks), (done + 1) / len(tasks))
                 yield task, function(denoiser, *task, progress=part)
             return
-        with lost_workers("go on with ", Option("resume", True)):
-            for done, found in enumerate(on_workers(self.client, function, denoiser, tasks), 1):
-                yield found
-                self.progress(stage, done, len(tasks))
+        resume = ("go on with ", Option("resume", True))
+        yield from on_workers(self.client, function, denoiser, tasks, partial(self.progress, stage), *resume)
 
 
 @dataclass(frozen=True)
