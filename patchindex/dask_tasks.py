@@ -33,7 +33,7 @@ def on_workers(
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Yield each task with `function(shared, *task)`, in the order in which the workers finish.
 
-    A worker gets `shared` once for all tasks. Results that are taken leave the memory of the workers. Progress
+    A worker gets `shared` once for all tasks. Results that are taken leave the memory of workers. Progress
     counts finished tasks; `then` is as for `lost_workers`.
     """
     from distributed import as_completed
