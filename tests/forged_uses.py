@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 from patchindex_cli import main as command_line
+from PIL import Image
 
 import patchindex as pi
 from patchindex.errors import PatchIndexError
@@ -44,17 +45,31 @@ class Base(NamedTuple):
 
 
 def bases(folder: Path) -> list[Base]:
-    """Build the stores that are forged: of both machines with an index, with and without labels."""
+    """Build the stores that are forged: of both machines with an index, with labels, and with more images.
+
+    The store of ELS is built from resized PNG files, and images are appended to it.
+    """
     with np.load(Path(__file__).parents[1] / "data" / "fashion_mnist_6k.npz") as data:
-        images, labels = data["images"][:24, 8:18, 8:18].copy(), data["labels"][:24].astype(int) // 4
-    found: list[Base] = []
-    for name, scales, given in (("bbELS", [3], labels), ("ELS", [3, 5], None)):
-        path = folder / f"{name}.zarr"
-        index = pi.build_index(images, path, scales, given, machine=name, locality=scales, lists=30)
-        index.scale(3).save_curve(a_curve())
-        draws = [(k, None) for k in scales] + ([] if given is None else [(3, 1)])
-        exact = draw(pi.open_index(path), "exact", draws)
-        found.append(Base(path, draws, exact))
+        images, labels = data["images"][:24], data["labels"][:24].astype(int) // 4
+    cropped = images[:, 8:18, 8:18].copy()
+    labelled = pi.build_index(
+        cropped, folder / "bbELS.zarr", [3], labels, machine="bbELS", locality=[3], lists=30
+    )
+    labelled.scale(3).save_curve(a_curve())
+    draws: list[tuple[int, int | None]] = [(3, None), (3, 1)]
+    found = [Base(folder / "bbELS.zarr", draws, draw(pi.open_index(folder / "bbELS.zarr"), "exact", draws))]
+
+    first, more = folder / "first", folder / "more"
+    for part, some in ((first, images[:16]), (more, images[16:])):
+        part.mkdir()
+        for i, image in enumerate(some):
+            Image.fromarray(image).save(part / f"{part.name} {i:02}.png")
+    path = folder / "ELS.zarr"
+    pi.build_index(pi.open_images(first, resize=10), path, [3, 5], machine="ELS", locality=[3, 5], lists=30)
+    appended = pi.append(path, more)
+    appended.scale(3).save_curve(a_curve())
+    draws = [(3, None), (5, None)]
+    found.append(Base(path, draws, draw(pi.open_index(path), "exact", draws)))
     return found
 
 
