@@ -54,7 +54,9 @@ class _Group(click.Group):
             code, message = error.exit_code, error.describe(self._spell)
         except (click.Abort, KeyboardInterrupt):
             code, message = 1, "interrupted"
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _is_short_of_memory(error):
+                raise
             code, message = 1, f"not enough memory ({error}); use a smaller batch or smaller options"
         except OSError as error:  # a full disk, a read-only folder: the work failed
             where = f"{error.filename}: " if error.filename else ""
@@ -109,6 +111,12 @@ class _Group(click.Group):
                     inside = f"{name}={str(option.value).lower()} in {flag}"
                     return f"{flag}: {name}" if option.value is None else inside
         return str(option)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Return True for an allocation that Python, NumPy or torch was refused."""
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torch  # torch has a type of error for devices only
 
 
 def _options_inside(parameter: str) -> set[str]:

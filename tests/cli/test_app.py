@@ -7,8 +7,12 @@ import subprocess
 import sys
 import time
 
+import click
+import numpy as np
 import patchindex_cli
 import pytest
+import torch
+from click.testing import CliRunner
 from commands import DATA, refused, run
 from patchindex_cli.app import main
 
@@ -83,6 +87,23 @@ def test_a_terminated_command_ends_as_an_interrupted_one(store, tmp_path, monkey
     assert said.stderr.strip() == "Error: interrupted"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(1 << 50), lambda: np.empty(1 << 60, np.uint8)])
+def test_a_refused_allocation_is_one_line(take):
+    group = type(main)(commands={"take": click.command()(take)})
+    said = CliRunner().invoke(group, ["take"])
+    assert said.exit_code == 1
+    assert said.stderr.startswith("Error: not enough memory (")
+    assert said.stderr.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback():
+    def fail():
+        raise RuntimeError("a fault of the program")
+
+    said = CliRunner().invoke(type(main)(commands={"fail": click.command()(fail)}), ["fail"])
+    assert isinstance(said.exception, RuntimeError)
 
 
 @pytest.mark.parametrize(
