@@ -3,7 +3,8 @@ r"""Long use of one store: memory and time of a thousand images, and readers whi
     python benchmarks/soak.py data/fashion_mnist_6k.npz --work DIR --plot FILE
 
 Builds a store of the first 1 500 images. One process draws 1 000 images by `auto`, ten at a time; the memory
-(RSS) and the time of the last batches are compared with those after 50 images. Then eight processes draw the
+(RSS) and the time of the last batches are compared with those after 50 images; CPU time too, which other
+programs on the machine hardly change. Then eight processes draw the
 same two images again and again, each time from the store as they find it, while 500 images are appended. Each
 drawn image has to be the image of the old store or of the new store; a reader whose store was replaced while
 it draws gets one clear error, and opens the store again.
@@ -59,10 +60,13 @@ def main() -> None:
     pi.build_index(images, path, scales=SCALES, machine=MACHINE, locality=locality, overwrite=True)
     batches = draw(path, args.n)
     early, late = batches[EARLY // BATCH - 1], batches[-1]
-    times = [float(np.median([each["seconds"] for each in some])) for some in (batches[4:14], batches[-10:])]
     print(f"RSS: {early['rss']:.0f} MiB after {early['images']} images, {late['rss']:.0f} MiB after "
           f"{late['images']}: {late['rss'] / early['rss'] - 1:+.1%}")  # fmt: skip
-    print(f"time per image: {times[0]:.3f} s, then {times[1]:.3f} s: {times[1] / times[0] - 1:+.1%}")
+    for key in ("seconds", "CPU seconds"):
+        first, last = (
+            float(np.median([each[key] for each in some])) for some in (batches[4:14], batches[-10:])
+        )
+        print(f"{key} per image: {first:.3f}, then {last:.3f}: {last / first - 1:+.1%}")
     answers = read_while_appending(path, args.source, args.readers)
     report(answers, {"answer": "", "times": ","}, f"{args.readers} readers")
     if args.json:
@@ -75,10 +79,10 @@ def draw(path: Path, n: int) -> list[dict[str, Any]]:
     """Draw n images; return the memory and the time per image after each batch."""
     m, rows = pi.ScoreMachine(path, estimator="auto"), []
     for first in range(0, n, BATCH):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         pi.sample(m, BATCH, seed=0, first=first)
-        seconds = (time.perf_counter() - start) / BATCH
-        rows.append({"images": first + BATCH, "rss": rss_mebibytes(), "seconds": seconds})
+        seconds, cpu = (time.perf_counter() - start) / BATCH, (time.process_time() - busy) / BATCH
+        rows.append({"images": first + BATCH, "rss": rss_mebibytes(), "seconds": seconds, "CPU seconds": cpu})
         if rows[-1]["images"] % 100 == 0:
             print(f"{rows[-1]['images']} images", flush=True)
     return rows
@@ -120,14 +124,17 @@ def plot(batches: list[dict[str, Any]], path: Path) -> None:
     """Draw memory and time per image against the number of images."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     images = [each["images"] for each in batches]
-    for axes, key, label in zip(
-        figure.subplots(2, sharex=True), ("rss", "seconds"), ("RSS (MiB)", "seconds per image"), strict=True
-    ):
-        axes.plot(images, [each[key] for each in batches])
-        axes.set_ylabel(label)
+    memory, seconds = figure.subplots(2, sharex=True)
+    memory.plot(images, [each["rss"] for each in batches])
+    memory.set_ylabel("RSS (MiB)")
+    for key, label in (("seconds", "by the clock"), ("CPU seconds", "of the CPU")):
+        seconds.plot(images, [each[key] for each in batches], label=label)
+    seconds.set_ylabel("seconds per image")
+    seconds.legend()
+    for axes in (memory, seconds):
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    axes.set_xlabel("images drawn by one process")
+    seconds.set_xlabel("images drawn by one process")
     figure.savefig(path, dpi=150)
 
 

@@ -77,6 +77,7 @@ ROWS = {
 SIZE = {"mnist": ("--resize", "32"), "fashion_mnist": ("--resize", "32"), "cifar10": ()}
 LABELS = {"fashion_mnist", "cifar10"}  # networks of these data have class labels
 INDEXED = {"mnist"}  # without labels, `auto` and an index are far faster than `exact`
+CODES = ("--pca-dims", "16")  # codes of the default size take 4 GB of disk per scale
 
 
 def patchindex(*command: str | Path) -> None:
@@ -150,10 +151,10 @@ class Study:
         if not self.store.exists():
             patchindex(
                 *("build", self.source, "-o", self.store, *SIZE[self.row.data], *self.options, "--resume"),
-                *self._scales(("--machine", self.row.machine, "--scales"), ("--machine", "IS")),
+                *self._scales((*CODES, "--machine", self.row.machine, "--scales"), ("--machine", "IS")),
             )
         elif missing := self._scales((), ()):
-            patchindex("build", "-o", self.store, "--add-scales", *missing, *self.options, "--resume")
+            patchindex("build", "-o", self.store, "--add-scales", *missing, *CODES, *self.options, "--resume")
 
     def _scales(self, before: tuple[str, ...], without: tuple[str, ...]) -> tuple[str, ...]:
         """Return the scales that an index has to have, after some options; `without` if it has them all."""
