@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchindex.errors import InputError, Option, SourceNotFoundError
-from patchindex.schedules import LocalitySchedule
+from patchindex.errors import InputError
 
 from .computing import Computing
 from .config import record_of
@@ -18,26 +15,16 @@ from .options import LocalPath, RunOptions, count_option, json_option, store_pat
 from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
 from .progress import stages
-from .sources import Training, fingerprint_of, open_denoiser, open_training
+from .saved_samples import check_fingerprint, machine_of, read_record, read_sample, recorded_store, steps_of
+from .sources import open_training
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from patchindex import ScoreMachine
-    from patchindex.explain import Explanation, Steps
-    from patchindex.runtime import Progress
+    from patchindex.explain import Explanation
 
 FILES = ("mosaic.png", "steps.png", "sources.png", "explain.json")
-TRAJECTORY = "trajectory.zarr"
-# The settings of a run that are read, with their types.
-SETTINGS: dict[str, Any] = {
-    **dict.fromkeys(("machine", "train_windows", "estimator", "noise", "sampler"), str),
-    "locality": dict | None,
-    "options": dict,
-    "seed": int,
-    "steps": int | list,
-}
-OPTIONS = ("tolerance", "probes", "candidates", "quality")  # of estimators
 SHOWN = 4  # patches per pixel in the printed table
 
 
@@ -126,20 +113,20 @@ def explain(
     for place, names in outputs:
         check_output(place, names, overwrite=overwrite, inputs=[samples, beside])
     folder = samples.parent if samples.suffix == ".npz" else samples
-    record = _read_record(folder)
-    where = store or _recorded_store(record)
+    record = read_record(folder)
+    where = store or recorded_store(record)
     for place, names in outputs:
         check_output(place, names, overwrite=overwrite, sources=[where])
     run = RunOptions(int(record["settings"]["seed"]), threads, device, as_json)
     figure_class()  # matplotlib is optional: without it, fail before any work
     training = open_training(str(where), {}, run)
-    _check_fingerprint(training, record, where)
-    machine = _machine(training, record, run)
-    drawn = _read_sample(samples, folder, image, machine, record)
+    check_fingerprint(training, record, where)
+    machine = machine_of(training, record, run)
+    drawn = read_sample(samples, folder, image, machine, record)
     chosen = [_parse_pixel(text, training.size) for text in pixels]
     second = None if beside is None else _read_beside(beside, image, machine)
     with patchindex.runtime.threads(threads), stages() as progress:
-        steps = _steps(machine, drawn, folder, progress)
+        steps = steps_of(machine, drawn, folder, progress)
         found = patchindex.explain.explain_sample(
             machine.exact() if exact else machine,
             steps,
@@ -162,166 +149,6 @@ def explain(
         return
     _print(found, chosen)
     echo(", ".join(file for file in files if not file.endswith(".json")))
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """A sample as the files of its run have it."""
-
-    number: int
-    image: Tensor
-    x_T: Tensor | None  # noqa: N815  (the field's name for it)
-    label: int | None
-    settings: dict[str, Any]
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    """Read samples.json."""
-    path = folder / "samples.json"
-    if not path.is_file():
-        raise SourceNotFoundError(
-            "no such file", where=path, remedy="give the folder that patchindex sample wrote"
-        )
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"is no JSON ({error})", where=path, remedy="draw the samples again") from error
-    settings = record.get("settings") if isinstance(record, dict) else None
-    settings = settings if isinstance(settings, dict) else {}
-    drawn_by = settings.get("denoiser")
-    if isinstance(drawn_by, str) and drawn_by != "ScoreMachine":
-        raise InputError(
-            f"were drawn by {drawn_by}, which has no patches",
-            parameter="samples",
-            remedy="give samples of IS, LS, ELS or bbELS",
-        )
-    wrong = [name for name, kind in SETTINGS.items() if not isinstance(settings.get(name), kind)]
-    if drawn_by is None or wrong or not isinstance(record.get("store") or {}, dict):
-        missing = ", ".join(wrong) or "settings"
-        raise InputError(f"is no record of samples: {missing}", where=path, remedy="draw the samples again")
-    found: dict[str, Any] = record
-    return found
-
-
-def _recorded_store(record: dict[str, Any]) -> Path | str:
-    """Return the store that the samples name."""
-    path = (record.get("store") or {}).get("path")
-    if path is None:
-        raise InputError(
-            "samples.json names no store", parameter="samples", remedy=["give ", Option("store")]
-        )
-    if "://" not in str(path) and not Path(path).exists():
-        raise SourceNotFoundError(
-            "the store of the samples is not there", where=path, remedy=["give ", Option("store")]
-        )
-    return store_path(str(path))
-
-
-def _check_fingerprint(training: Training, record: dict[str, Any], where: Path | str) -> None:
-    """Refuse a store that differs from the store of the samples."""
-    expected = (record.get("store") or {}).get("fingerprint")
-    found = fingerprint_of(training)
-    if expected is not None and found != expected:
-        raise InputError(
-            f"is another store than the samples were drawn from (fingerprint {found}, not {expected})",
-            where=where,
-            remedy=["give the store of the samples with ", Option("store")],
-        )
-
-
-def _machine(training: Training, record: dict[str, Any], run: RunOptions) -> ScoreMachine:
-    """Return the machine that drew the samples."""
-    import patchindex
-
-    settings = record["settings"]
-    schedule = settings["locality"]
-    options = {name: settings["options"][name] for name in OPTIONS if name in settings["options"]}
-    made = open_denoiser(
-        settings["machine"],
-        training,
-        run,
-        locality=None if schedule is None else LocalitySchedule.from_dict(schedule),
-        settings={
-            "estimator": settings["estimator"],
-            "train_windows": settings["train_windows"],
-            "noise": settings["noise"],
-            **options,
-        },
-        parameter="samples",
-    )
-    assert isinstance(made, patchindex.ScoreMachine)
-    return made
-
-
-def _read_sample(
-    samples: Path, folder: Path, number: int, machine: ScoreMachine, record: dict[str, Any]
-) -> _Drawn:
-    """Read one sample, its noise and its label."""
-    import torch
-
-    from patchindex.images.npz import read_arrays
-
-    path = samples if samples.suffix == ".npz" else folder / "samples.npz"
-    if not path.is_file():
-        raise SourceNotFoundError("no such file", where=path, remedy="draw the samples again")
-    arrays = read_arrays(path, required="images", optional=("x_T", "labels"))
-    images = arrays["images"]
-    if images.ndim != 4 or tuple(images.shape[1:]) != machine.shape or images.dtype.kind != "f":
-        raise InputError(
-            f"has images of shape {tuple(images.shape[1:])} and type {images.dtype}, not floats of shape "
-            f"{machine.shape}",
-            where=path,
-            remedy="give samples of this store",
-        )
-    if number >= len(images):
-        raise InputError(
-            f"there is no sample {number}", parameter="image", remedy=f"use 0 to {len(images) - 1}"
-        )
-    noise, label = arrays.get("x_T"), -1
-    if noise is not None and (noise.shape != images.shape or noise.dtype.kind != "f"):
-        raise InputError("has noise x_T of another shape", where=path, remedy="draw the samples again")
-    labels = arrays.get("labels")
-    if labels is not None and labels.shape == (len(images),) and labels.dtype.kind in "iu":
-        label = int(labels[number])
-    return _Drawn(
-        number,
-        torch.from_numpy(images[number].astype("float32")),
-        None if noise is None else torch.from_numpy(noise[number].astype("float32")),
-        None if label == -1 else label,
-        record["settings"],
-    )
-
-
-def _steps(machine: ScoreMachine, drawn: _Drawn, folder: Path, progress: Progress) -> Steps:
-    """Return the steps of a sample: from the saved trajectory, or drawn again."""
-    from patchindex.explain import read_steps, redraw
-
-    seed, trajectory = int(drawn.settings["seed"]), folder / TRAJECTORY
-    if trajectory.exists():
-        return read_steps(trajectory, drawn.number, drawn.image, seed=seed, label=drawn.label)
-    if drawn.x_T is None:
-        raise InputError(
-            "has neither a trajectory nor the noise x_T", where=folder, remedy="draw the samples again"
-        )
-    if {"strength", "known_pixels"} & drawn.settings.keys():
-        raise InputError(
-            "samples of an image or of known pixels cannot be drawn again",
-            parameter="samples",
-            remedy=["draw the samples with ", Option("save_trajectory", True)],
-        )
-    echo(f"{folder} has no {TRAJECTORY}: sample {drawn.number} is drawn again", err=True)
-    return redraw(
-        machine,
-        drawn.x_T,
-        steps=drawn.settings["steps"],
-        sampler=str(drawn.settings["sampler"]),
-        spacing=str(drawn.settings.get("spacing", "uniform")),
-        seed=seed,
-        number=drawn.number,
-        label=drawn.label,
-        expected=drawn.image,
-        progress=progress,
-    )
 
 
 def _read_beside(path: Path, number: int, machine: ScoreMachine) -> Tensor:
