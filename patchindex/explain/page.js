@@ -4,11 +4,14 @@
   const $ = (id) => document.getElementById(id);
   const [H, W] = data.size, S = data.steps.length, TOP = data.top;
   const TYPES = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array };
-  const array = ({ type, bytes }) => {
-    const text = atob(bytes), raw = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) raw[i] = text.charCodeAt(i);
-    return new TYPES[type](raw.buffer);
+  // Browsers before 2025 lack fromBase64, which takes a fortieth of the time of the loop.
+  const decode = (text) => {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+    const bytes = atob(text), raw = new Uint8Array(bytes.length);
+    for (let i = 0; i < bytes.length; i++) raw[i] = bytes.charCodeAt(i);
+    return raw;
   };
+  const array = ({ type, bytes }) => new TYPES[type](decode(bytes).buffer);
   const maps = {};
   for (const name in data.arrays) maps[name] = array(data.arrays[name]);
   const pictures = {};
@@ -55,6 +58,10 @@
     return ctx;
   }
   const shifts = (wrap) => wrap ? [-1, 0, 1] : [0];
+  // The sprite of training images comes after the first drawing.
+  function paint(ctx, name, ...place) {
+    if (pictures[name]) ctx.drawImage(pictures[name], ...place);
+  }
 
   // Draw the k x k window around a pixel of a picture; padding is mid grey.
   function drawWindow(canvas, [name, left, top], y, x, k, wrap) {
@@ -64,7 +71,7 @@
     ctx.fillRect(0, 0, width, height);
     const oy = whole ? 0 : d - y, ox = whole ? 0 : d - x;
     for (const sy of shifts(wrap && !whole)) for (const sx of shifts(wrap && !whole)) {
-      ctx.drawImage(pictures[name], left, top, W, H, ox + sx * W, oy + sy * H, W, H);
+      paint(ctx, name, left, top, W, H, ox + sx * W, oy + sy * H, W, H);
     }
   }
   function box(ctx, s, y, x, k, wrap, colour) {
@@ -192,7 +199,7 @@
       large.setAttribute("role", "img"); large.setAttribute("aria-label", `Training image ${patch.image} with the patch`);
       drawWindow(small, place, patch.y, patch.x, k, data.wrapped);
       const s = Math.max(2, Math.round(176 / Math.max(H, W))), ctx = fit(large, W * s, H * s);
-      ctx.drawImage(pictures[place[0]], place[1], place[2], W, H, 0, 0, W * s, H * s);
+      paint(ctx, ...place, W, H, 0, 0, W * s, H * s);
       box(ctx, s, patch.y, patch.x, k, data.wrapped, "#ff3b30");
       crop.append(small); image.append(large);
     }
@@ -310,9 +317,18 @@
     if (pictures.beside) { $("beside").hidden = false; $("beside-caption").textContent = data.beside_name; }
   }
   theme(matchMedia("(prefers-color-scheme: dark)").matches);
-  Promise.all(Object.entries(data.pictures).map(([name, url]) => load(name, url))).then(() => {
+  const ready = Promise.all(Object.entries(data.pictures).map(([name, url]) => load(name, url))).then(() => {
     once(); listen(); draw();
     document.documentElement.dataset.ready = "true";
+  });
+  addEventListener("DOMContentLoaded", async () => {
+    await ready;
+    if (data.images.shown) {
+      await $("sources").decode();
+      pictures.sources = $("sources");
+      draw();
+    }
+    document.documentElement.dataset.complete = "true";
   });
   window.patches = { attribution, state, set };
 })();

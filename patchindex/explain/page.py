@@ -1,7 +1,8 @@
 """The page: one HTML file that shows a sample, its steps, and the training patches behind each pixel.
 
 The page holds its data and loads nothing: sprites of images as PNG, and the patches of all pixels as typed
-arrays (image and place of the patch, and the weight as a 16-bit integer).
+arrays (image and place of the patch, and the weight as a 16-bit integer). The sprite of training images, most
+of the bytes, comes after the script: the page can be used before the sprite is read.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def page_of(
         "summary": _summary(found),
         "pictures": pictures,
     }
-    empty = len(_fill(found, data))
+    empty = len(_fill(found, data, ""))
     room = largest - empty
     if room < 0:
         raise InputError(
@@ -114,9 +115,7 @@ def page_of(
     _reorder(data, shown)
     sprite, count = _sprite(found, images[shown], room)
     data["images"]["shown"] = count
-    if sprite:
-        pictures["sources"] = sprite
-    return _fill(found, data)
+    return _fill(found, data, sprite)
 
 
 def _patches(found: Explanation) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
@@ -219,8 +218,8 @@ def _summary(found: Explanation) -> list[tuple[str, str]]:
     ]
 
 
-def _fill(found: Explanation, data: dict[str, Any]) -> str:
-    """Return the template with the data in it."""
+def _fill(found: Explanation, data: dict[str, Any], sprite: str) -> str:
+    """Return the template with the data in it, and the sprite of training images."""
     folder = files("patchindex.explain")
     title = f"Patches behind sample {found.steps.number}"
     # Text of a JSON element ends at "</", which JSON may write as "<\/".
@@ -231,6 +230,7 @@ def _fill(found: Explanation, data: dict[str, Any]) -> str:
         ("@STYLE@", (folder / "page.css").read_text(encoding="utf-8")),
         ("@SCRIPT@", (folder / "page.js").read_text(encoding="utf-8")),
         ("@DATA@", packed),
+        ("@SOURCES@", sprite),
     ):
         text = text.replace(mark, value)
     return text

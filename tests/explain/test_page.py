@@ -65,13 +65,15 @@ def page(browser, text, tmp_path, request):
     context = browser.new_context(
         viewport=size, has_touch=phone, is_mobile=phone, color_scheme="dark" if phone else "light"
     )
+    if phone:  # an older browser, too
+        context.add_init_script("delete Uint8Array.fromBase64")
     opened = context.new_page()
     said, asked = [], []
     opened.on("console", lambda message: said.append(message.text))
     opened.on("pageerror", lambda error: said.append(str(error)))
     opened.on("request", lambda each: asked.append(each.url))
     opened.goto(path.as_uri())
-    opened.wait_for_selector("html[data-ready=true]", timeout=60_000)
+    opened.wait_for_selector("html[data-complete=true]", timeout=60_000)
     yield opened
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
@@ -127,6 +129,18 @@ def test_hover_tap_and_keys_show_the_patches_of_the_api(page, explanation):
     for _ in range(12):
         page.keyboard.press("ArrowUp")
     assert_shows(page, explanation, 3, 0, 3)
+
+
+def test_patches_are_drawn_in_their_training_images(page, explanation):
+    training = explanation.machine.training
+    page.locator("#canvas").click(position=place(page, 9, 8))
+    number, y, *_ = map(int, rows(page)[0])
+    row = 0 if y > 6 else 11  # far from the frame around the patch
+    shown = page.locator("#patches tr .image canvas").first.evaluate(
+        "(c, row) => [...c.getContext('2d').getImageData(0, row * c.height / 12, 1, 1).data]", row
+    )
+    (pixels,) = training.read_some(training.numbers_of(np.array([number])))
+    assert shown[:3] == pixels[row, 0].tolist()
 
 
 def test_the_slider_changes_the_step(page, explanation):
