@@ -11,6 +11,7 @@ import click
 from patchindex.errors import Option, PatchIndexError
 
 from .computing import Computing
+from .config import record_of
 from .options import (
     LocalPath,
     NameIn,
@@ -113,6 +114,7 @@ def train(
           --precision bfloat16 --lr 1e-3
       patchindex train mnist.npz -o circular --resize 32 --padding circular --epochs 50 --device cuda
       patchindex train cifar10.npz -o cifar-unet --arch unet-attention --conditional --ema 0.9999
+      patchindex train --config run/run.json -o other --seed 1
     """
     import patchindex
     from patchindex.networks import TrainSettings
@@ -143,6 +145,7 @@ def train(
                 overwrite=overwrite,
                 progress=progress,
                 report=_Report(),
+                command=record_of(click.get_current_context()),
             )
     except KeyboardInterrupt:
         raise PatchIndexError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def train(
     overwrite: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
+    command: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a network to predict the noise of images, and write a run folder.
 
@@ -69,6 +71,8 @@ def train(
         Called as `progress(stage, done, total)`.
     report : callable, optional
         Called with each new row of `loss.csv`, a dict.
+    command : mapping, optional
+        The command that starts the training, as plain data. `run.json` keeps it.
 
     Returns
     -------
@@ -120,6 +124,8 @@ def train(
     busy = InputError("another process trains in this folder", where=folder, remedy="wait until it ends")
     with use_threads(threads) as used, hold_lock(folder / LOCK, busy):
         training.describe(used)
+        if command is not None:
+            training.record["command"] = dict(command)
         if resume and (folder / STATE).exists():
             training.restore(folder)
         training.batches.keep_in_memory(progress)

@@ -35,6 +35,23 @@ def test_train_writes_a_run_that_resumes(source, tmp_path):
     assert open_run(tmp_path / "run").run["step"] == 1
 
 
+def test_the_record_of_a_run_trains_the_same_weights(source, tmp_path):
+    options = ("--steps", 2, "--limit", 20, "--seed", 3, "--noise", "linear")
+    run("train", source, "-o", tmp_path / "run", *SMALL, *options)
+    record = tmp_path / "run" / "run.json"
+    command = json.loads(record.read_text())["command"]
+    assert command["name"] == "train"
+    assert command["options"]["channels"] == 16
+    assert not {"output", "resume", "overwrite"} & command["options"].keys()
+    said = run("train", "--config", record, "-o", tmp_path / "again").stderr
+    assert said.startswith(f"patchindex train {source} --output ")
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("run", "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    run("train", "--config", record, "-o", tmp_path / "run", "--steps", 4, "--resume")
+    resumed = json.loads(record.read_text())
+    assert resumed["step"] == resumed["command"]["options"]["steps"] == 4
+
+
 def test_a_unet_has_its_own_options(source, tmp_path):
     args = ("train", source, "-o", tmp_path, "--arch", "UNet", "--widths", "16,24", "--attention", 1)
     record = json.loads(
