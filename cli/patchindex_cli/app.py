@@ -97,7 +97,8 @@ class _Group(click.Group):
         name = option.name.lower()
         others = [command for command in self.commands.values() if command is not running]
         for command in [running, *others] if running else others:
-            parameter = next((p for p in command.params if p.name == name), None)
+            flag = f"--{name.replace('_', '-')}"
+            parameter = next((p for p in command.params if p.name == name or flag in p.opts), None)
             if parameter is None:
                 continue
             if isinstance(parameter, click.Argument):

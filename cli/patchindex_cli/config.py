@@ -211,12 +211,12 @@ def record_of(ctx: click.Context) -> dict[str, Any]:
     return {"name": ctx.command.name, "options": options}
 
 
-def record_in(path: Path) -> None:
-    """Add the options of the running command to a JSON file of its results."""
+def record_in(path: Path, **more: Any) -> None:
+    """Add the options of the running command, and more, to a JSON file of its results."""
     from patchindex.store.atomic import atomic_write
 
     data = json.loads(path.read_text())
-    data["command"] = record_of(click.get_current_context())
+    data |= {"command": record_of(click.get_current_context()), **more}
     with atomic_write(path) as file:
         file.write((json.dumps(data, indent=2, default=str) + "\n").encode())
 

@@ -1,8 +1,8 @@
-"""Checks of `patchindex sample --config samples.json`: the inputs have not changed since the earlier run."""
+"""Checks of a run that --config repeats: its inputs have not changed since the earlier run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,6 +13,7 @@ from .config import changes_options, recorded_run
 from .output import echo
 
 FILES = ("x_t", "start", "known", "mask")  # parameters whose arrays have fingerprints in the settings
+STORE = {"fingerprint": "other images", "operating_curves": "another operating curve"}
 
 
 def check_store(store: object, fingerprint: str, *, accept: bool) -> None:
@@ -49,6 +50,19 @@ def check_settings(settings: Mapping[str, Any], *, accept: bool) -> None:
             f"the run had other settings: {', '.join(changed)}",
             where=run.path,
             remedy=["restore its files, or give ", Option("other_inputs", True)],
+        )
+
+
+def report_store(record: Mapping[str, Any], keys: Sequence[str] = tuple(STORE)) -> None:
+    """Print what has changed in the store since the earlier run; `record` is its `store_record` now."""
+    run = recorded_run(click.get_current_context())
+    if run is None:
+        return
+    before = _part(run.record, "store")
+    changed = [STORE[key] for key in keys if before.get(key, record[key]) != record[key]]
+    if changed:
+        echo(
+            f"{record['path']}: has {' and '.join(changed)} than in {run.path}; results may differ", err=True
         )
 
 

@@ -33,16 +33,16 @@ from .options import (
 from .output import count, echo, print_json
 from .outputs import check_output
 from .progress import stages
-from .repeat import check_files, check_settings, check_store, report_versions
+from .repeat import check_files, check_settings, check_store, report_store, report_versions
 from .sources import (
     Training,
-    choose_locality,
-    default_locality,
     fingerprint_of,
-    needs_locality,
+    locality_of,
     open_denoiser,
     open_training,
     parse_label,
+    report_exact,
+    store_record,
 )
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def sample(
     """Draw images from a STORE, or from images without one.
 
     Images are any source that `build` takes; every patch is then compared exactly, which takes long for many
-    images.
+    images. A line on stderr says from how many images on an index can pay.
 
     Writes grid.png, samples.npz (images, x_T, labels, settings) and samples.json (settings, versions,
     fingerprint of the store, times) to the output folder; with --save-trajectory also trajectory.zarr (noisy
@@ -178,9 +178,8 @@ def sample(
     text = machine or ("ELS" if index is None else index.machine)
     settings = _score_settings(text, options, estimator, tolerance, nearest_scales)
     settings |= {"memory": memory, "noise": noise}
-    schedule = choose_locality(options, training, noise)
-    if schedule is None and needs_locality(text):
-        schedule = default_locality(training.images, None if index is None else index.scales)
+    report_exact(text, training)
+    schedule = locality_of(text, options, training, noise)
     if schedule is not None and nearest_scales and index is not None and index.scales:
         schedule = schedule.nearest(index.scales)
     labels = [parse_label(label, training) for label in options.label] or [None]
@@ -195,6 +194,8 @@ def sample(
     )  # fmt: skip
     drawing = Drawing(output, sampling, {"store": fingerprint, **fingerprints}, png=files.png)
     check_settings(drawing.settings, accept=conditions.other_inputs)
+    kept = store_record(store, training, [denoiser])
+    report_store(kept, ["operating_curves"])
     versions = _versions()
     report_versions(versions)
     if files.resume and drawing.is_finished():
@@ -210,7 +211,7 @@ def sample(
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": record_of(click.get_current_context()),
-        "store": {"path": str(store), "fingerprint": fingerprint},
+        "store": kept,
         "settings": drawing.settings,
         "versions": versions,
         "seconds": round(seconds, 3),

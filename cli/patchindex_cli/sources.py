@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from .options import (
 from .output import count, echo, shorten
 
 if TYPE_CHECKING:
-    from patchindex import ImageSource, PatchIndex
+    from patchindex import Denoiser, ImageSource, PatchIndex
     from patchindex.denoisers import TrainingDenoiser
 
 LABELS_SHOWN = 20
@@ -191,12 +191,39 @@ def default_locality(images: ImageSource, scales: Sequence[int] | None = None) -
     return schedule
 
 
-def needs_locality(text: str) -> bool:
-    """Return whether the denoiser of a text such as `LS:estimator=exact` cannot do without a schedule."""
+def locality_of(
+    text: str, options: SamplingOptions, training: Training, noise: str | NoiseSchedule = "cosine"
+) -> LocalitySchedule | None:
+    """Return the schedule of `choose_locality`, or a default if the denoiser cannot do without a schedule.
+
+    `text` is the denoiser, such as `LS:estimator=exact`.
+    """
     from patchindex.denoisers import parse_denoiser, takes_locality
 
+    schedule = choose_locality(options, training, noise)
     name, _ = parse_denoiser(text)
-    return takes_locality(name) and name != "IS"
+    if schedule is not None or not takes_locality(name) or name == "IS":
+        return schedule
+    return default_locality(training.images, None if training.index is None else training.index.scales)
+
+
+def report_exact(text: str, training: Training) -> None:
+    """Say on stderr that images without an index are compared exactly, and from how many on an index pays.
+
+    `text` is the denoiser. Only the patches of ELS and bbELS can have an index.
+    """
+    from patchindex.denoisers import parse_denoiser
+    from patchindex.study.tune import fewest_images
+
+    if training.index is not None or parse_denoiser(text)[0] not in ("ELS", "bbELS"):
+        return
+    images, (height, width) = training.images, training.size
+    fewest = f"{fewest_images(images.shape):,} images of {height} x {width}"
+    echo(
+        f"no index: exact scores of {count(len(images), 'image')}; "
+        f"an index (patchindex build) can pay from about {fewest} on",
+        err=True,
+    )
 
 
 def fingerprint_of(training: Training) -> str:
@@ -206,6 +233,32 @@ def fingerprint_of(training: Training) -> str:
     if training.index is not None:
         return str(training.index.attributes["fingerprint"])
     return ImagesRecord.of(training.images).fingerprint
+
+
+def store_record(source: object, training: Training, machines: Iterable[Denoiser] = ()) -> dict[str, Any]:
+    """Return the path and the fingerprint of a store or of images, and of the curves that machines choose by.
+
+    The JSON of results has the record under `store`.
+    """
+    from patchindex.denoisers import ScoreMachine
+    from patchindex.estimators.curve import OperatingCurve
+    from patchindex.store.checksums import fingerprint
+
+    index, scales = training.index, set[int]()
+    for machine in machines:
+        if (
+            isinstance(machine, ScoreMachine)
+            and machine.estimator != "exact"
+            and machine.locality is not None
+        ):
+            scales |= {*machine.locality.distinct}
+    curves = [] if index is None else [OperatingCurve.of(index.scale(k)) for k in sorted(scales)]
+    known = [curve.as_dict() for curve in curves if curve is not None]
+    return {
+        "path": str(source),
+        "fingerprint": fingerprint_of(training),
+        "operating_curves": fingerprint(known) if known else None,
+    }
 
 
 def parse_label(text: str | None, training: Training) -> int | None:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchindex.errors import InputError, PatchIndexError
-
 from .computing import Computing
 from .config import record_in
 from .options import (
@@ -21,10 +19,11 @@ from .options import (
     sampling_options,
     store_path,
 )
-from .output import add_row, count, echo, new_table, print_json, print_table
+from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
 from .progress import stages
-from .sources import Training, choose_locality, parse_label
+from .repeat import report_store
+from .sources import image_options, locality_of, open_training, parse_label, report_exact, store_record
 
 if TYPE_CHECKING:
     from patchindex.study import Study
@@ -49,13 +48,13 @@ COLUMNS = {  # format of a row of the summary, by heading
     "estimators",
     metavar="NAME[:OPTION=VALUE,...]",
     multiple=True,
-    default=("auto",),
-    show_default=True,
-    help="Estimator to compare, such as topk:candidates=512. Repeat the option for more estimators.",
+    help="Estimator to compare, such as topk:candidates=512. Repeat the option for more estimators.  "
+    "[default: auto; exact alone without an index]",
 )
 @count_option("-n", "Number of images.", 1)
 @count_option("--repeats", "Repeat each estimate with other seeds, to measure its bias.", 1)
 @sampling_options(batch_size=4)
+@image_options
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
 def study(
     store: Path | str,
@@ -65,8 +64,13 @@ def study(
     repeats: int,
     options: SamplingOptions,
     run: RunOptions,
+    **image: Any,
 ) -> None:
     """Measure the error of estimators against the exact score, on the images of a STORE.
+
+    STORE may also be images, as `build` takes them. Without an index there are exact scores only: the study
+    measures their time and draws their images, and a line on stderr says from how many images on an index can
+    pay.
 
     Each estimator sees the noisy images of the exact trajectory; then it draws its own images from the same
     noise. Writes study.csv (one row per estimator, image and step), study.json (the rows, settings and
@@ -86,24 +90,29 @@ def study(
       patchindex study fashion.zarr -o study --estimator auto --estimator topk
       patchindex study fashion.zarr -o study -n 4 --estimator auto:tolerance=0.02 \\
           --estimator topk:candidates=1024 --repeats 4 --overwrite
+      patchindex study photos/ -o time --resize 32 --limit 500 --steps 10
     """
     import patchindex
     from patchindex.estimators import parse_estimator
     from patchindex.study.plots import figure_class
 
-    check_output(output, FILES, overwrite=options.overwrite, sources=[store])
+    check_output(output, FILES, overwrite=options.overwrite, sources=[store], inputs=[image["labels"]])
     figure_class()  # matplotlib is optional: without it, fail before any work
-    _refuse_images(store)
-    index = patchindex.open_index(store, device=run.device)
-    training = Training.of(index)
-    schedule = choose_locality(options, training)
+    training = open_training(str(store), image, run)
+    index = training.index
+    machine = "ELS" if index is None else index.machine
+    report_exact(machine, training)
+    schedule = locality_of(machine, options, training)
     number = parse_label(one_label(options.label), training)
     machines = {}
-    for text in estimators:
+    for text in estimators or ("auto" if index is not None and index.scales else "exact",):
         name, settings = parse_estimator(text)
         machines[text] = patchindex.ScoreMachine(
-            index, estimator=name, locality=schedule, device=run.device, threads=run.threads, **settings
-        )
+            training.source,
+            estimator=name, locality=schedule, device=run.device, threads=run.threads, **settings,
+        )  # fmt: skip
+    kept = store_record(store, training, machines.values())
+    report_store(kept)
     with stages() as progress:
         result = patchindex.study.compare(
             machines,
@@ -116,7 +125,7 @@ def study(
             progress=progress,
         )
     _write(output, result, n)
-    record_in(output / "study.json")
+    record_in(output / "study.json", store=kept)
     if run.as_json:
         files = [str(output / name) for name in FILES]
         print_json({"settings": result.settings, "summary": result.summary(), "files": files})
@@ -128,27 +137,6 @@ def study(
         add_row(table, row["estimator"], *(_format(text, known) for text in COLUMNS.values()))
     print_table(table)
     echo(f"{output / 'study.png'}, {output / 'study.csv'}")
-
-
-def _refuse_images(source: Path | str) -> None:
-    """Refuse images, which other commands take as well as a store, and say when an index pays."""
-    import patchindex
-    from patchindex.denoisers import is_store
-    from patchindex.study.tune import fewest_images
-
-    if is_store(source):
-        return
-    try:
-        images = patchindex.open_images(source)
-    except PatchIndexError:
-        return  # opening the store says what is wrong
-    height, width = images.shape[1:3]
-    raise InputError(
-        f"holds {count(len(images), 'image')} and no index, and study compares estimators, which need one",
-        where=source,
-        remedy="make a store by patchindex build; estimators can be faster than exact scores from about "
-        f"{fewest_images(images.shape):,} images of {height} x {width} on",
-    )
 
 
 def _write(output: Path, result: Study, columns: int) -> None:

@@ -99,7 +99,11 @@ def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchInd
         raise InputError(
             f"{name} needs a patch index",
             parameter="estimator",
-            remedy=["use ", Option("estimator", "exact")],
+            remedy=[
+                "use ",
+                Option("estimator", "exact"),
+                ", or a store of ELS or bbELS, as patchindex build makes it",
+            ],
         )
     for option, value in counts.items():
         whole = isinstance(value, int) and not isinstance(value, bool)

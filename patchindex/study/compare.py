@@ -44,7 +44,8 @@ def compare(
     ----------
     machines : mapping of str to ScoreMachine, or sequence of ScoreMachine
         Machines by name, which differ only in their estimators. In a sequence a machine's name is the name of
-        its estimator. The exact reference is the first machine with the estimator `exact`.
+        its estimator. The reference is the machine called `"exact"`, or else the first machine with the
+        estimator `exact`. The reference alone has no errors, but times and images.
     n : int, optional
         Number of images; by default as many as in `x_T`, or 1.
     steps : int
@@ -59,7 +60,8 @@ def compare(
     Raises
     ------
     InputError
-        When there are no machines, two have the same name, or their images or schedules differ.
+        When there are no machines, two have the same name, their images or schedules differ, or a machine
+        called `"exact"` has another estimator.
 
     Examples
     --------
@@ -72,7 +74,7 @@ def compare(
     progress = as_progress(progress)
     named = _named(machines)
     check_least(repeats=(repeats, 1), steps=(steps, 2), batch_size=(batch_size, 1))
-    reference = next(iter(named.values())).exact()
+    reference = named.pop(REFERENCE, None) or next(iter(named.values())).exact()
     noise = starting_noise(reference, n, seed, x_T)
     label = reference.label if label is None else label
     settings: dict[str, Any] = {"steps": steps, "seed": seed, "label": label, "batch_size": batch_size}
@@ -109,7 +111,7 @@ def compare(
 
     every = {REFERENCE: reference, **named}
     images = {name: follow(name, machine, number) for number, (name, machine) in enumerate(every.items())}
-    chosen = {name: machine.settings for name, machine in named.items()}
+    chosen = {name: machine.settings for name, machine in every.items()}
     return Study(rows, images, {**settings, "n": len(noise), "repeats": repeats, "machines": chosen})
 
 
@@ -131,10 +133,10 @@ def _named(machines: Mapping[str, ScoreMachine] | Sequence[ScoreMachine]) -> dic
     if not pairs:
         raise refuse("there are no machines", "give at least one")
     names = [name for name, _ in pairs]
-    if REFERENCE in names:
-        what = f"{REFERENCE!r} is the name of the reference"
-        raise refuse(what, "leave it out: it is always compared with")
     for name, machine in pairs:
+        if name == REFERENCE != machine.estimator:
+            what = f"{name!r} is the name of the reference, and the machine has the estimator"
+            raise refuse(f"{what} {machine.estimator!r}", "give the machine another name")
         if names.count(name) > 1:
             raise refuse(f"two machines are called {name!r}", "give a mapping from names to machines")
         if not _alike(machine, pairs[0][1]):

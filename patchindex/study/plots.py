@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["figure_class", "plot_accuracy"]
 
 HONEST = (0.8, 1.25)  # range of RMSE over standard error that is shaded
+SECONDS = "seconds per step and image"
 
 
 def figure_class() -> type[Figure]:
@@ -31,11 +32,13 @@ def figure_class() -> type[Figure]:
 
 def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> Figure:
     """Draw the table of a `Study` (see `Study.plot`), with these estimators in the order of the legend."""
-    figure = figure_class()(figsize=(11, 8), layout="constrained")
-    (errors, ratios), (mass, seconds) = figure.subplots(2, 2, sharex=True)
     table: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(rows, key=lambda row: row["t"]):
         table[row["estimator"], row["trajectory"]][row["t"]].append(row)
+    if all(trajectory == "own" for _, trajectory in table):
+        return _plot_seconds({name: table[name, "own"] for name in estimators})
+    figure = figure_class()(figsize=(11, 8), layout="constrained")
+    (errors, ratios), (mass, seconds) = figure.subplots(2, 2, sharex=True)
     for number, name in enumerate(estimators):
         along, own, colour = table[name, "exact"], table[name, "own"], f"C{number}"
         if along:
@@ -57,8 +60,19 @@ def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> 
     ratios.set(title="RMSE over standard error (1 is right)")
     ratios.axhspan(*HONEST, color="0.9")
     mass.set(title="captured mass: share of the softmax that was evaluated", xlabel="t", ylim=(0, 1.05))
-    seconds.set(title="seconds per step and image", xlabel="t", yscale="log")
+    seconds.set(title=SECONDS, xlabel="t", yscale="log")
     figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def _plot_seconds(own: Mapping[str, dict[float, list[dict[str, Any]]]]) -> Figure:
+    """Draw the time of each step, of exact scores that are compared with no estimator."""
+    figure = figure_class()(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, by_time in own.items():
+        axes.plot([*by_time], _by_time(fmean, "seconds", by_time), "o-", label=name)
+    axes.set(title=SECONDS, xlabel="t", yscale="log")
+    axes.legend()
     return figure
 
 

@@ -101,7 +101,10 @@ class Study:
         Path(path).write_text(json.dumps(whole, indent=2, default=str) + "\n")
 
     def plot(self) -> Figure:
-        """Draw error, error over standard error, captured mass and time against t; needs matplotlib."""
+        """Draw error, error over standard error, captured mass and time against t; needs matplotlib.
+
+        Of exact scores alone, draw the time.
+        """
         return plot_accuracy(self.rows, list(self.images))
 
 

@@ -206,3 +206,32 @@ def test_every_command_that_computes_takes_the_options():
     for name, command in main.commands.items():
         options = {flag for p in command.params for flag in p.opts}
         assert ({"--config", "--verbose", "--quiet"} <= options) == (name not in others), name
+
+
+def test_another_operating_curve_is_one_line(copied, tmp_path):
+    args = ("--steps", 2, "--threads", 1, "-n", 1)
+    run("sample", copied, "-o", tmp_path / "samples", *args)
+    run("sample", copied, "-o", tmp_path / "exact", "--estimator", "exact", *args)
+    run("study", copied, "-o", tmp_path / "study", *args)
+    records = {"sample": tmp_path / "samples/samples.json", "study": tmp_path / "study/study.json"}
+
+    def said(command, record):
+        text = run(command, "--config", record, "-o", tmp_path / "again", "--overwrite").stderr
+        return [line for line in text.splitlines() if "operating curve" in line]
+
+    assert not any(said(*each) for each in records.items())
+    run("tune", copied)
+    for command, record in records.items():
+        assert said(command, record) == [
+            f"{copied}: has another operating curve than in {record}; results may differ"
+        ]
+    assert not said("sample", tmp_path / "exact" / "samples.json")
+
+
+def test_the_study_of_another_store_is_one_line(copied, source, tmp_path):
+    run("study", copied, "-o", tmp_path / "study", "--steps", 2, "--estimator", "exact", "--threads", 1)
+    record = tmp_path / "study" / "study.json"
+    shutil.rmtree(copied)
+    run("build", source, "-o", copied, "--locality", "3,3,5,7", "--limit", 30, "--no-tune", "--threads", 1)
+    said = run("study", "--config", record, "-o", tmp_path / "again").stderr
+    assert f"{copied}: has other images than in {record}; results may differ" in said

@@ -46,9 +46,47 @@ def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, args, message
     assert not (tmp_path / "out").exists()
 
 
-def test_images_without_an_index_are_refused_with_what_to_do(source, tmp_path):
-    message = refused("study", source, "-o", tmp_path / "out")
+def test_images_without_an_index_are_studied_exactly(source, tmp_path):
+    options = ("--limit", 20, "--resize", 12, "--steps", 3, "--threads", 1)
+    said = run("study", source, "-o", tmp_path / "out", *options)
     assert (
-        f"{source}: holds 40 images and no index, and study compares estimators, which need one; " in message
+        "no index: exact scores of 20 images; an index (patchindex build) can pay from about 11,000 images "
+        "of 12 x 12 on" in said.stderr
     )
-    assert "from about 1,800 images of 28 x 28 on" in message
+    assert "no --locality: taking fashion-mnist-resnet-zeros for images of 12 x 12" in said.stderr
+    study = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert [row["estimator"] for row in study["summary"]] == ["exact"]
+    assert study["summary"][0]["seconds"] > 0
+    assert [row["trajectory"] for row in study["rows"]] == ["own"] * 2
+    assert (tmp_path / "out" / "study.png").stat().st_size > 5_000
+    again = run("study", "--config", tmp_path / "out" / "study.json", "-o", tmp_path / "again")
+    assert "--limit 20 " in again.stderr
+    same = [(tmp_path / name / "images.png").read_bytes() for name in ("out", "again")]
+    assert same[0] == same[1]
+
+
+def test_estimators_of_images_need_a_store(source, tmp_path):
+    args = ("study", source, "-o", tmp_path / "out", "--locality", 3)
+    said = run(*args, "--estimator", "topk", code=2).stderr.splitlines()[-1]
+    assert said == (
+        "Error: --estimator: topk needs a patch index; use --estimator exact, or a store of ELS or bbELS, as "
+        "patchindex build makes it"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_exact_score_is_no_estimator_to_compare_twice(store, tmp_path):
+    run(
+        "study",
+        store,
+        "-o",
+        tmp_path,
+        "--steps",
+        2,
+        "--estimator",
+        "exact",
+        "--estimator",
+        "topk:candidates=8",
+    )
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert [row["estimator"] for row in study["summary"]] == ["exact", "topk:candidates=8"]

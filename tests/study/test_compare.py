@@ -164,7 +164,7 @@ def test_machines_that_differ_in_more_than_the_estimator_are_refused(index, real
         compare([])
     with pytest.raises(InputError, match="two machines are called 'topk'"):
         compare([topk, topk])
-    with pytest.raises(InputError, match="'exact' is the name of the reference"):
+    with pytest.raises(InputError, match=r"'exact' is the name of the reference.* has the estimator 'topk'"):
         compare({"exact": topk})
     with pytest.raises(InputError, match="'b' has other images or schedules than 'a'"):
         compare({"a": topk, "b": other})
@@ -172,3 +172,25 @@ def test_machines_that_differ_in_more_than_the_estimator_are_refused(index, real
         compare([topk], repeats=0)
     with pytest.raises(InputError, match=r"repeats: must be a whole number, got 1\.5"):
         compare([topk], repeats=1.5)
+
+
+def test_the_exact_score_alone_has_times_and_images(index, tmp_path):
+    exact = pi.ScoreMachine(index, estimator="exact")
+    found = compare([exact], 2, 3)
+    assert {(row["estimator"], row["trajectory"]) for row in found.rows} == {("exact", "own")}
+    (row,) = found.summary()
+    assert row["rmse"] is None
+    assert row["seconds"] > 0
+    assert found.settings["machines"]["exact"]["estimator"] == "exact"
+    torch.testing.assert_close(found.images["exact"], pi.sample(exact, 2, steps=3).images, rtol=0, atol=1e-4)
+    assert [axes.get_title() for axes in found.plot().axes] == ["seconds per step and image"]
+
+
+def test_the_machine_called_exact_is_the_reference(index):
+    machines = {
+        "exact": pi.ScoreMachine(index, estimator="exact"),
+        "topk": pi.ScoreMachine(index, estimator="topk"),
+    }
+    found, alone = compare(machines, 1, 3), compare({"topk": machines["topk"]}, 1, 3)
+    assert list(found.images) == ["exact", "topk"]
+    torch.testing.assert_close(found.images["exact"], alone.images["exact"], rtol=0, atol=1e-4)
