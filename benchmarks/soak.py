@@ -51,6 +51,7 @@ def rss_mebibytes() -> float:
 def main() -> None:
     parser = arguments(__doc__, work=True)
     parser.add_argument("-n", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=20, help="of each image")
     parser.add_argument("--readers", type=int, default=8)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> None:
     images = pi.open_images(args.source, limit=FIRST)
     locality = pi.LocalitySchedule.of(LOCALITY).resized(images.shape[1])
     pi.build_index(images, path, scales=SCALES, machine=MACHINE, locality=locality, overwrite=True)
-    batches = draw(path, args.n)
+    batches = draw(path, args.n, args.steps)
     early, late = batches[EARLY // BATCH - 1], batches[-1]
     print(f"RSS: {early['rss']:.0f} MiB after {early['images']} images, {late['rss']:.0f} MiB after "
           f"{late['images']}: {late['rss'] / early['rss'] - 1:+.1%}")  # fmt: skip
@@ -75,12 +76,12 @@ def main() -> None:
         plot(batches, args.plot)
 
 
-def draw(path: Path, n: int) -> list[dict[str, Any]]:
+def draw(path: Path, n: int, steps: int) -> list[dict[str, Any]]:
     """Draw n images; return the memory and the time per image after each batch."""
     m, rows = pi.ScoreMachine(path, estimator="auto"), []
     for first in range(0, n, BATCH):
         start, busy = time.perf_counter(), time.process_time()
-        pi.sample(m, BATCH, seed=0, first=first)
+        pi.sample(m, BATCH, steps, seed=0, first=first)
         seconds, cpu = (time.perf_counter() - start) / BATCH, (time.process_time() - busy) / BATCH
         rows.append({"images": first + BATCH, "rss": rss_mebibytes(), "seconds": seconds, "CPU seconds": cpu})
         if rows[-1]["images"] % 100 == 0:

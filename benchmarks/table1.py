@@ -13,9 +13,9 @@ have class labels, as in the paper. For each network:
     DIR/NAME/SCHEDULE   `patchindex compare` by the calibrated schedule and by the published one
 
 and last DIR/joined/table.md, with a row for each comparison. Scores are exact and of all training images, but
-bbELS and ELS on MNIST take `auto` and an index, in DIR/stores/DATA-MACHINE: MNIST networks have no labels, and
-each pixel is compared with the patches of 60 000 images. DIR/NAME/exact compares the first images by `exact`;
-the script prints how far r is.
+bbELS and ELS on MNIST take `auto` and an index, in DIR/stores/DATA-MACHINE.zarr: MNIST networks have no
+labels, and each pixel is compared with the patches of 60 000 images. DIR/NAME/exact compares the first images
+by `exact`; the script prints how far r is.
 
 Each command is printed, and resumes when the script is run again. With --only, other networks are left out.
 Long: 40 to 50 minutes of training on two cores for each network, and as long again for the comparisons.
