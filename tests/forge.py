@@ -30,6 +30,7 @@ from numcodecs.zstd import Zstd
 
 from patchindex.store import checksums
 from patchindex.store.checksums import crc32c, image_block, read_checksummed, write_checksummed
+from patchindex.store.raw import write_raw
 
 NUMBERS = [-1, 0, 1, 2, 3, 1000, 2**31, 2**40, 2**62, 2**63, -(2**40), 10**30, 0.5, 1e30, -1e30, 1e300]
 VALUES = [None, True, *NUMBERS, "", "x", "\x1b[2J", "\0", [], [1], [[]], {}, {"a": 1}, "uint8", "bbELS", "LS"]
@@ -97,7 +98,8 @@ def array(store: Path, rng: np.random.Generator) -> str:
     old = np.asarray(group[folder.name][:])  # type: ignore[index]
     new, what = old.copy(), int(rng.integers(7))
     flat, at = new.reshape(-1), int(rng.integers(old.size))
-    fit = [value for value in INTEGERS if old.dtype.kind == "i" or 0 <= value < 2**32]
+    most = 2 ** (8 * old.itemsize)  # of unsigned integers
+    fit = [value for value in INTEGERS if old.dtype.kind == "i" or 0 <= value < most]
     values = FLOATS if old.dtype.kind == "f" else fit
     value = values[rng.integers(len(values))]
     if what == 0:
@@ -112,7 +114,12 @@ def array(store: Path, rng: np.random.Generator) -> str:
         flat[at], flat[at - 1] = flat[at - 1], flat[at]
     else:
         flat[at] = value if rng.random() < 0.6 else flat[at] + value
-    group.create_array(folder.name, data=np.ascontiguousarray(new), overwrite=True)
+    if folder.name.startswith("image_name") and new.size:  # raw arrays
+        shutil.rmtree(folder)
+        with write_raw(folder.parent, folder.name, new.dtype.name) as out:
+            out.write(new)
+    else:
+        group.create_array(folder.name, data=np.ascontiguousarray(new), overwrite=True)
     return f"{folder.relative_to(store)}: change {what}, entry {at}, value {value}"
 
 

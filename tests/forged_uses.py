@@ -105,6 +105,7 @@ def use(path: Path, base: Base, is_same: bool) -> str:
     shown = CliRunner().invoke(command_line, ["info", str(path)])
     if shown.exit_code not in (0, 1, 2) or not isinstance(shown.exception, SystemExit | None):
         return f"traceback: info: {shown.exception!r}"
+    attempt(lambda: [pi.open_index(path).training.numbered(i) for i in range(24)])
     drawn = {}
     for estimator in EVERYTHING:
         found = attempt(lambda estimator=estimator: draw(pi.open_index(path), estimator, base.draws))

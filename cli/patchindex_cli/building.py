@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from patchindex.runtime import Progress
 
 
+EQUAL_SHOWN = 4  # pairs of equal images
 EXACT_IS_FASTER = "exact scores take less time than estimators for so few images"
 
 
@@ -64,6 +65,9 @@ def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: boo
         last = info["settings"]["appended"][-1]
         if "duplicates" in last:  # not in the entry of an earlier version
             echo(describe_duplicates(last["duplicates"], last["images"]))
+            for pair in last.get("equal", [])[:EQUAL_SHOWN]:
+                new, other = map(index.training.numbered, pair)
+                echo(f"  image {new} equals image {other}")
         for k, scale in info["indexes"].items():
             drift = describe_drift(scale["drift"][-1], scale["pca_energy"])
             echo(f"k = {k}: new patches: {drift}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchindex.errors import InputError
+from patchindex.images.file_names import numbered
 
 from .computing import Computing
 from .config import record_of
@@ -193,6 +194,7 @@ def _write(output: Path, found: Explanation, more: dict[str, Any]) -> list[str]:
 def _print(found: Explanation, pixels: list[tuple[int, int]]) -> None:
     numbers = found.mosaic.summary()
     single = numbers["single"]
+    nearest = found.machine.training.numbered(found.nearest_images[0])
     rows = [
         ("sample", found.steps.number),
         ("heaviest patches", numbers["method"]),
@@ -203,7 +205,7 @@ def _print(found: Explanation, pixels: list[tuple[int, int]]) -> None:
             f"centre of nearest patch, to {numbers['tolerance']:g}",
             f"{numbers['mosaic_share']:.1%} of pixels (exact search)",
         ),
-        ("nearest image", f"{found.nearest_images[0]} at {found.nearest_distances[0]:.3f}"),
+        ("nearest image", f"{nearest} at {found.nearest_distances[0]:.3f}"),
     ]
     table = new_table([f"t = {numbers['t']:.3g}", f"k = {numbers['k'] or 'whole image'}"])
     table.columns[0].justify = "left"
@@ -221,7 +223,6 @@ def _print(found: Explanation, pixels: list[tuple[int, int]]) -> None:
             ends = (f"{one['rest']:.4f}", ess) if i == 0 else ("", "")
             name = f"{one['pixel'][0]},{one['pixel'][1]}" if i == 0 else ""
             label = "-" if patch["label"] < 0 else patch["label"]
-            add_row(
-                patches, name, f"{patch['weight']:.4f}", patch["image"], patch["y"], patch["x"], label, *ends
-            )
+            source = numbered(patch["image"], patch.get("name", ""))
+            add_row(patches, name, f"{patch['weight']:.4f}", source, patch["y"], patch["x"], label, *ends)
     print_table(patches)

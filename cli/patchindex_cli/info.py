@@ -118,12 +118,17 @@ def _summary(found: dict[str, Any]) -> dict[str, str]:
         "skipped": f"{count(len(skipped), 'file')} that cannot be decoded: {shorten(skipped)}"
         if skipped
         else "",
+        "file names": _named(found["named_images"], found["images"]),
         "labels": _labels(found["labels"], found["label_names"]),
         **_locality(found["locality"]),
         "size": byte_size(found["bytes"]),
         "built": f"{found['created']} by patchindex {found['versions']['patchindex']}",
         "fingerprint": found["fingerprint"],
     }
+
+
+def _named(named: int, images: int) -> str:
+    return "" if not named else "of all images" if named == images else f"of {count(named, 'image')}"
 
 
 def _appended(call: dict[str, Any]) -> str:

@@ -18,7 +18,14 @@ from patchindex.errors import InputError, StoreError
 from patchindex.images import ImageSource
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.attributes import check_store
-from patchindex.index.layout import FAISS_ARRAY, FORMAT_VERSION, scale_group, scales_of
+from patchindex.index.layout import (
+    FAISS_ARRAY,
+    FORMAT_VERSION,
+    IMAGE_NAME_BOUNDS,
+    IMAGE_NAMES,
+    scale_group,
+    scales_of,
+)
 from patchindex.index.model import CHUNK_BYTES
 from patchindex.runtime import Progress, require_faiss
 from patchindex.store.arrays import JSON_BYTES
@@ -32,11 +39,11 @@ OTHER_BYTES = 1 << 20  # of the metadata of a store, besides the attributes
 
 
 def write_images(folder: Path, training: TrainingImages, progress: Progress) -> None:
-    """Write the images in label order, their labels and source ids, unless all are written already."""
+    """Write the images in label order, their labels, source ids and names, unless all are written already."""
     if has_images(folder):
         return
     group = zarr.open_group(folder, mode="a")
-    for name in ("images", "labels", "image_checksums", "source_ids"):
+    for name in ("images", "labels", "image_checksums", "source_ids", IMAGE_NAMES, IMAGE_NAME_BOUNDS):
         shutil.rmtree(folder / name, ignore_errors=True)
     height, width, channels = training.source.shape[1:]
     block = image_block((height, width), channels)
@@ -52,6 +59,11 @@ def write_images(folder: Path, training: TrainingImages, progress: Progress) -> 
         group.create_array("labels", data=training.labels)
     group.create_array("image_checksums", data=np.array(checksums, np.uint32))
     group.create_array("source_ids", data=training.source_ids)
+    names = training.file_names()
+    if names is not None and len(names.content):
+        for name, values in ((IMAGE_NAMES, names.content), (IMAGE_NAME_BOUNDS, names.bounds)):
+            with write_raw(folder, name, values.dtype.name) as out:
+                out.write(values)
     sync(folder)
     # An array can have metadata and no data, so only this attribute says that the images are complete.
     group.attrs[IMAGES] = True

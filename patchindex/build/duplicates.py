@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 
 from patchindex.runtime import Progress
 
-__all__ = ["count_duplicates"]
+__all__ = ["Duplicates", "find_duplicates"]
 
 DIGEST_BYTES = 16  # two different images have one digest with a chance of 2^-128
 REPORTED = 4096  # images per report of progress
 
 
-def count_duplicates(pixels: np.ndarray, new: np.ndarray, progress: Progress) -> dict[str, int]:
-    """Count the new images that are equal to an image of the store, or else to an earlier new image.
+class Duplicates(NamedTuple):
+    """The new images that are equal to another image.
+
+    `counts["store"]`: new images that are equal to an image of the store. `counts["new"]`: further new images
+    that are equal to a new image before them. `pairs`, int64 (n, 2): each of all these new images, ascending,
+    and the first image that it is equal to.
+    """
+
+    counts: dict[str, int]
+    pairs: np.ndarray
+
+
+def find_duplicates(pixels: np.ndarray, new: np.ndarray, progress: Progress) -> Duplicates:
+    """Find the new images that are equal to an image of the store, or else to an earlier new image.
 
     Parameters
     ----------
@@ -25,12 +38,6 @@ def count_duplicates(pixels: np.ndarray, new: np.ndarray, progress: Progress) ->
         The numbers of the new images in `pixels`, ascending.
     progress : callable
         Called as `progress(stage, done, total)`.
-
-    Returns
-    -------
-    dict
-        `"store"`: new images that are equal to an image of the store. `"new"`: further new images that are
-        equal to a new image before them.
     """
     digests = np.empty((len(pixels), 2), np.uint64)
     for i, image in enumerate(pixels):
@@ -45,5 +52,9 @@ def count_duplicates(pixels: np.ndarray, new: np.ndarray, progress: Progress) ->
     digests, is_new = digests[order], is_new[order]
     first = np.ones(len(pixels), bool)
     first[1:] = (digests[1:] != digests[:-1]).any(1)
-    in_store = ~is_new[np.flatnonzero(first)][np.cumsum(first) - 1]
-    return {"store": int((is_new & in_store).sum()), "new": int((is_new & ~in_store & ~first).sum())}
+    original = np.flatnonzero(first)[np.cumsum(first) - 1]
+    in_store = ~is_new[original]
+    counts = {"store": int((is_new & in_store).sum()), "new": int((is_new & ~in_store & ~first).sum())}
+    repeated = is_new & ~first
+    pairs = np.stack([order[repeated], order[original[repeated]]], 1)
+    return Duplicates(counts, pairs[np.argsort(pairs[:, 0])])

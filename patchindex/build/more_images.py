@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from patchindex.build.contents import check_attributes, write_attributes, write_images
-from patchindex.build.duplicates import count_duplicates
+from patchindex.build.duplicates import find_duplicates
 from patchindex.build.limits import check_limits, failing_disk
 from patchindex.build.more_scales import labelled_images
 from patchindex.build.plan import parse_memory, plan_append
@@ -38,6 +38,8 @@ from patchindex.runtime import threads as use_threads
 from patchindex.store.raw import open_raw
 
 __all__ = ["append", "image_options_of"]
+
+PAIRS_KEPT = 8  # of equal images
 
 
 @plain_state()
@@ -88,7 +90,8 @@ def append(
         The store, opened. Its `source_ids` number the new images after the old ones. The last entry of
         `attributes["settings"]["appended"]` has `duplicates`: the number of new images that are equal to an
         image of the store (`store`), and of further new images that are equal to an earlier new image
-        (`new`). All of them are added.
+        (`new`). All of them are added. `equal` has the first eight of them: pairs of the new image and the
+        image that it is equal to, by their numbers.
 
     Raises
     ------
@@ -129,9 +132,11 @@ def append(
         training, old_places, new_places = _in_label_order(old, both)
         with working_directory(path, settings, existing) as folder:
             write_images(folder, training, progress)
-            settings["appended"][-1]["duplicates"] = count_duplicates(
-                open_raw(folder, "images"), new_places, progress
-            )
+            found = find_duplicates(open_raw(folder, "images"), new_places, progress)
+            settings["appended"][-1] |= {
+                "duplicates": found.counts,
+                "equal": training.source_ids[found.pairs[:PAIRS_KEPT]].tolist(),
+            }
             build_id = build_id_of(folder)
             for scale in plan.scales:
                 trained, geometry = OldLists(old.scale(scale.k), old_places), old.geometry(scale.k)

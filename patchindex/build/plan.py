@@ -52,7 +52,7 @@ class BuildPlan:
     machine: str
     train_windows: str
     images: tuple[int, int, int, int]
-    images_bytes: int  # with labels and source ids
+    images_bytes: int  # with labels, source ids and file names
     scales: tuple[ScalePlan, ...]
 
     @property
@@ -137,6 +137,8 @@ def _plan(source: ImageSource, machine: str, train_windows: str, scales: Sequenc
     n, height, width, channels = source.shape
     # Each image has a source id and a label; each label is listed once more.
     images_bytes = n * (height * width * channels + 16) + 32 * _label_count(source) + OVERHEAD_BYTES
+    if source.file_names is not None:
+        images_bytes += source.file_names.nbytes + OVERHEAD_BYTES
     return BuildPlan(machine, train_windows, source.shape, images_bytes, tuple(scales))
 
 

@@ -20,7 +20,7 @@ __all__ = ["BuildSettings", "appended_settings", "changed_settings", "some_image
 FINGERPRINT_IMAGES = 1024  # reading all images takes too long
 # The same images may have two names, such as a relative and an absolute path: fingerprints are compared.
 # The record of how images were opened says no more than the images, and duplicates are counted later.
-NOT_COMPARED = ("source", "prepared", "duplicates")
+NOT_COMPARED = ("source", "prepared", "duplicates", "equal")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -13,6 +13,7 @@ from patchindex.checks import is_whole
 from patchindex.errors import InputError
 from patchindex.exact import HeaviestPatches
 from patchindex.images.by_label import TrainingImages
+from patchindex.images.file_names import numbered
 
 __all__ = ["Attribution", "Attributions", "check_pixels"]
 
@@ -53,6 +54,8 @@ class Attribution:
     method : str
         `"exact"`: every patch was compared. `"near field"` or `"topk"`: the patches were retrieved from the
         index, which may miss one, and the sum of all weights is an estimate.
+    name : tuple of str, length n
+        File names of the training images; empty names for images that are no files.
     """
 
     sample: int
@@ -68,14 +71,15 @@ class Attribution:
     captured_mass: float
     relative_error: float
     method: str
+    name: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.weight)
 
     def __repr__(self) -> str:
         heaviest = ", ".join(
-            f"{w:.3f} of image {i} at ({y}, {x})"
-            for w, i, y, x in zip(self.weight[:3], self.image, self.y, self.x, strict=False)
+            f"{w:.3f} of image {numbered(i, name)} at ({y}, {x})"
+            for w, i, name, y, x in zip(self.weight[:3], self.image, self.name, self.y, self.x, strict=False)
         )
         more = ", ..." if len(self) > 3 else ""
         sample, pixel, n = self.sample, self.pixel, len(self)
@@ -103,6 +107,8 @@ class Attributions(Sequence[Attribution]):
         As in `Attribution`.
     method : str
         As in `Attribution`.
+    file_names : dict of int to str
+        File names of the training images by their numbers; empty when the images are no files.
     """
 
     sample: np.ndarray
@@ -118,6 +124,7 @@ class Attributions(Sequence[Attribution]):
     captured_mass: np.ndarray
     relative_error: np.ndarray
     method: str
+    file_names: Mapping[int, str]
 
     @classmethod
     def of(
@@ -131,15 +138,18 @@ class Attributions(Sequence[Attribution]):
             name: getattr(found, name).cpu().numpy()
             for name in ("weight", "rest", "ess", "entropy", "captured_mass", "relative_error")
         }
+        image = np.where(there, training.source_ids[number], -1)
+        used = np.unique(image[there]) if training.has_names else np.empty(0, np.int64)
         return cls(
             sample=np.repeat(np.arange(batch), len(pixels)),
             pixel=np.tile(pixels, (batch, 1)),
-            image=np.where(there, training.source_ids[number], -1),
+            image=image,
             y=np.where(there, place // width, -1),
             x=np.where(there, place % width, -1),
             label=np.where(there, labels[number], -1),
             **one,
             method=found.method,
+            file_names=dict(zip(used.tolist(), training.image_names(used), strict=True)),
         )
 
     def __len__(self) -> int:
@@ -168,6 +178,7 @@ class Attributions(Sequence[Attribution]):
             captured_mass=float(self.captured_mass[index]),
             relative_error=float(self.relative_error[index]),
             method=self.method,
+            name=tuple(self.file_names.get(n, "") for n in self.image[index][there].tolist()),
         )
 
     def __iter__(self) -> Iterator[Attribution]:

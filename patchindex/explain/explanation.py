@@ -171,7 +171,13 @@ class Explanation:
                         "captured_mass": _number(one.captured_mass),
                         "rest": one.rest,
                         "patches": [
-                            {"image": int(n), "y": int(py), "x": int(px), "label": int(c), "weight": float(w)}
+                            {
+                                **self._named(n),
+                                "y": int(py),
+                                "x": int(px),
+                                "label": int(c),
+                                "weight": float(w),
+                            }
                             for n, py, px, c, w in zip(
                                 one.image, one.y, one.x, one.label, one.weight, strict=True
                             )
@@ -198,12 +204,18 @@ class Explanation:
             "settings": self.settings,
             "mosaic": self.mosaic.summary(),
             "steps": self.by_step(),
-            "sources": [{"image": n, "pixels": count} for n, count in self.sources()],
+            "sources": [{**self._named(n), "pixels": count} for n, count in self.sources()],
             "nearest": [
-                {"image": int(n), "distance": float(d)}
+                {**self._named(n), "distance": float(d)}
                 for n, d in zip(self.nearest_images, self.nearest_distances, strict=True)
             ],
         }
+
+    def _named(self, image: int) -> dict[str, Any]:
+        """Return the number of a training image, and its file name if the training images have names."""
+        training = self.machine.training
+        name = {"name": training.image_names([image])[0]} if training.has_names else {}
+        return {"image": int(image), **name}
 
     def to_json(self, path: str | Path, **more: Any) -> None:
         """Write the numbers of the figures, and more items."""

@@ -11,7 +11,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, printable
 from patchindex.explain.explanation import Explanation
 
 __all__ = ["LARGEST", "page_of"]
@@ -35,7 +35,6 @@ def page_of(
     beside: Tensor | None = None,
     beside_name: str = "",
     label_names: Sequence[str] = (),
-    names: Mapping[int, str] | None = None,
     largest: int = LARGEST,
 ) -> str:
     """Return the page of a sample, as the text of one HTML file.
@@ -49,8 +48,6 @@ def page_of(
         Caption of the second image.
     label_names : sequence of str
         Names of the labels 0, 1, ...
-    names : dict, optional
-        Names of training images, such as their files, by number in the source.
     largest : int
         Bytes of the page. Training images are left out until the page is smaller: the images with the least
         weight first. Their patches are still listed.
@@ -75,8 +72,8 @@ def page_of(
     }
     if beside is not None:
         pictures["beside"] = _png(beside[None], 1)
-    labels = found.machine.training.labels
-    numbers = found.machine.training.numbers_of(images)
+    training = found.machine.training
+    labels, numbers = training.labels, training.numbers_of(images)
     machine = found.machine
     data: dict[str, Any] = {
         "size": image.shape[1:],
@@ -89,14 +86,19 @@ def page_of(
         "images": {
             "id": images.tolist(),
             "label": [-1] * len(images) if labels is None else labels[numbers].tolist(),
-            "name": [(names or {}).get(int(n), "") for n in images],
+            "name": list(map(printable, training.image_names(images))),
             "columns": COLUMNS,
             "shown": 0,
         },
         "label_names": list(label_names),
         "nearest": [
-            {"image": int(n), "distance": float(d), "name": (names or {}).get(int(n), "")}
-            for n, d in zip(found.nearest_images, found.nearest_distances, strict=True)
+            {"image": int(n), "distance": float(d), "name": printable(name)}
+            for n, d, name in zip(
+                found.nearest_images,
+                found.nearest_distances,
+                training.image_names(found.nearest_images),
+                strict=True,
+            )
         ],
         "beside_name": beside_name,
         "lead": _lead(found),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.errors import printable
 from patchindex.explain.explanation import Explanation
 from patchindex.study.limb_plots import show_image
 from patchindex.study.plots import figure_class
@@ -21,6 +22,7 @@ NAMED = 10  # training images and segments with a colour of their own
 OTHERS = 0.85  # grey level of all others
 MOST_STEPS = 10  # columns of the figure of steps
 SHOWN = 6  # sources that are shown
+NAME_WIDTH = 18  # characters of a file name
 
 
 def figures(found: Explanation) -> dict[str, Figure]:
@@ -133,7 +135,7 @@ def plot_sources(found: Explanation) -> Figure:
         near[1:], found.nearest, found.nearest_images, found.nearest_distances, strict=False
     ):
         show_image(axes, image)
-        axes.set_title(f"nearest: {number}\ndistance {distance:.2f}", fontsize=8)
+        axes.set_title(f"nearest: {number}{_file(found, number)}\ndistance {distance:.2f}", fontsize=8)
     above[0].text(1, 0.5, "training images\nthat most\npixels came from", ha="right", va="center", fontsize=8)
     below[0].text(1, 0.5, "their pixels\nin the sample", ha="right", va="center", fontsize=8)
     for top, bottom, (number, count) in zip(above[1:], below[1:], sources, strict=False):
@@ -142,10 +144,18 @@ def plot_sources(found: Explanation) -> Figure:
         used = np.zeros(mine.shape, bool)
         used[mosaic.y[mine], mosaic.x[mine]] = True
         _outline(top, used)
-        top.set_title(f"image {number}\n{count} pixels", fontsize=8)
+        top.set_title(f"image {number}{_file(found, number)}\n{count} pixels", fontsize=8)
         show_image(bottom, _faded(mosaic.sample, mine))
         _outline(bottom, mine)
     return figure
+
+
+def _file(found: Explanation, number: int) -> str:
+    """Return a line with the end of a training image's file name; an empty text without a name."""
+    name = printable(found.machine.training.image_names([number])[0])
+    # The font has Latin letters only, and two dollars would begin a formula.
+    shown = name.encode("latin-1", "replace").decode("latin-1").replace("$", r"\$")
+    return f"\n{'...' * (len(name) > NAME_WIDTH)}{shown[-NAME_WIDTH:]}" if name else ""
 
 
 def _faded(image: Tensor, mask: np.ndarray) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from numbers import Integral
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError, Option
+from patchindex.images.file_names import FileNames, numbered
 from patchindex.images.labels import LabelsLike
 from patchindex.images.registry import ImagesLike, open_images
 from patchindex.images.source import ImageSource
@@ -86,8 +88,55 @@ class TrainingImages:
 
     def numbers_of(self, source_ids: np.ndarray) -> np.ndarray:
         """Return the positions in label order of images that the source numbers `source_ids`: int64."""
-        order = np.argsort(self.source_ids, kind="stable")
-        return order[np.searchsorted(self.source_ids, source_ids, sorter=order)]
+        ids, order = self.source_ids, self._by_source_id
+        places = np.minimum(np.searchsorted(ids, source_ids, sorter=order), len(self) - 1)
+        return order[places]
+
+    @cached_property
+    def _by_source_id(self) -> np.ndarray:
+        return np.argsort(self.source_ids, kind="stable")
+
+    def file_names(self) -> FileNames | None:
+        """Return the file names of all images in label order; None when images are no files."""
+        names = self.source.file_names
+        return names if names is None or self._order is None else names.subset(self._order)
+
+    @property
+    def has_names(self) -> bool:
+        """True when images have file names."""
+        return self.source.file_names is not None
+
+    def image_names(self, image_ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Return the file names of images that the source numbers `image_ids`.
+
+        The name of an image that is no file of its own is empty. Names are as the source has them: use
+        `patchindex.errors.printable` to print them.
+
+        Raises
+        ------
+        InputError
+            When there is no image of one of these numbers.
+        """
+        ids = np.asarray(image_ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            what, remedy = "is no sequence of integers", "give image numbers, such as [0, 7]"
+            raise InputError(what, parameter="image_ids", remedy=remedy)
+        numbers = self.numbers_of(ids)
+        missing = self.source_ids[numbers] != ids
+        if missing.any():
+            raise InputError(
+                f"there is no image {ids[np.argmax(missing)]}",
+                parameter="image_ids",
+                remedy=f"use the numbers of the source, from 0 to {self.source_ids.max()}",
+            )
+        names = self.source.file_names
+        if names is None:
+            return [""] * len(ids)
+        return names[numbers if self._order is None else self._order[numbers]]
+
+    def numbered(self, image_id: int) -> str:
+        """Return the number of an image with its file name, as it is printed: `12 (cat/1.png)`."""
+        return numbered(image_id, self.image_names([image_id])[0])
 
     def read_some(self, numbers: np.ndarray) -> np.ndarray:
         """Return the images at some positions in label order: uint8, shape (n, H, W, C)."""
@@ -97,7 +146,7 @@ class TrainingImages:
         """Return the images and their labels in the order of the source, also from a sorted store."""
         if self._order is not None or self.labels is None:
             return self.source
-        return self.source.subset(np.argsort(self.source_ids, kind="stable"))
+        return self.source.subset(self._by_source_id)
 
     def blocks(self, lo: int, hi: int, most: int, multiple: int = 1) -> Iterator[np.ndarray]:
         """Yield images [lo, hi) in blocks of about `BLOCK_BYTES`: uint8 (n, H, W, C), n at most `most`.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchindex.errors import InputError
+from patchindex.images.file_names import FileNames
 from patchindex.images.source import ImageSource
 from patchindex.images.unreadable import plain_name
 
@@ -43,6 +44,7 @@ class ConcatSource(ImageSource):
         )
         self.skipped = tuple(skipped for part in parts for skipped in part.skipped)
         self.kept = _joined_kept(parts)
+        self.file_names = FileNames.joined([(part.file_names, len(part)) for part in parts])
         self._parts, self._ends = tuple(parts), ends
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:

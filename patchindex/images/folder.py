@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from patchindex.errors import InputError, Option, printable
+from patchindex.images.file_names import FileNames
 from patchindex.images.files import SUFFIXES, Files, files_at
 from patchindex.images.format import Format, Options
 from patchindex.images.pictures import (
@@ -63,6 +64,7 @@ class FolderSource(PictureSource):
             self._check_size(i, other, size)
         gray = options.transform.grayscale or all(gray for _, gray in headers)
         super().__init__(printable(files.root), (len(self.names), *size, 1 if gray else 3))
+        self.file_names = FileNames.of(self.names)
         if not good.all():
             self.kept, self.skipped = np.flatnonzero(good), tuple(map(printable, compress(names, ~good)))
 

@@ -19,6 +19,7 @@ from patchindex.images.arrays import ArraySource, choose_values
 from patchindex.images.axes import AXES
 from patchindex.images.concat import ConcatSource
 from patchindex.images.datasets import DatasetSource, is_dataset
+from patchindex.images.files import SUFFIXES
 from patchindex.images.float_values import VALUES
 from patchindex.images.format import Format, Options
 from patchindex.images.label_files import check_order, read_label_file
@@ -181,6 +182,8 @@ def open_images(
     choose_values([part for part, _ in found], options.values)
     if options.labels.separate:
         check_order([part for part, _ in found], paths or [])
+    if paths is not None and len(paths) > 1:
+        _name_by_folder([part for part, _ in found], paths)
     parts = [transformed(part, transform) for part, transform in found]
     opened = parts[0] if paths is None or len(paths) == 1 else ConcatSource(parts, _joint_name(paths))
     if options.labels.separate:
@@ -208,6 +211,16 @@ def _count(parameter: str, value: int | None) -> int | None:
             f"must be an integer, got {value!r}", parameter=parameter, remedy="use 1000, for example"
         )
     return None if value is None else int(value)
+
+
+def _name_by_folder(parts: Sequence[ImageSource], paths: Sequence[str | os.PathLike[str]]) -> None:
+    """Put the folder of each part, below the folder that holds all parts, in front of its file names."""
+    roots = [Path(path) if Path(path).is_dir() else Path(path).parent for path in paths]
+    above = os.path.commonpath(list(map(os.path.abspath, roots)))
+    for part, root, path in zip(parts, roots, paths, strict=True):
+        own = root if Path(path).suffix.lower() in SUFFIXES else Path(path)
+        if part.file_names is not None and (folder := os.path.relpath(own, above)) != ".":
+            part.file_names = part.file_names.below(folder)
 
 
 def _joint_name(paths: Sequence[object]) -> str:

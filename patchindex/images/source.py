@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from patchindex.errors import InputError
+from patchindex.images.file_names import FileNames
 from patchindex.images.labels import as_labels
 from patchindex.images.preparation import Preparation
 
@@ -45,6 +46,8 @@ class ImageSource(ABC):
     kept : numpy.ndarray or None
         int64, shape (N,): positions of the images among all images found, skipped ones included. None if no
         image was skipped, and for a source that was made from another source.
+    file_names : FileNames or None
+        The names of the image files, relative to the source; None for images that are no files.
     prepared : Preparation
         The options of `open_images` that made the images, for images that are appended to a store later.
 
@@ -99,6 +102,7 @@ class ImageSource(ABC):
         self.chunk = 1
         self.skipped: tuple[str, ...] = ()
         self.kept: np.ndarray | None = None
+        self.file_names: FileNames | None = None
         self.prepared = Preparation()
         self.labels = None if labels is None else as_labels(labels, count, where=name)
         self.label_names = None if label_names is None else tuple(label_names)
@@ -228,6 +232,7 @@ class SubsetSource(ImageSource):
             label_names=parent.label_names,
         )
         self.skipped, self.prepared = parent.skipped, parent.prepared
+        self.file_names = None if parent.file_names is None else parent.file_names.subset(index)
         self._parent, self._index = parent, index
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ class TransformedSource(ImageSource):
             labels=parent.labels,
             label_names=parent.label_names,
         )
-        self.chunk, self.skipped = parent.chunk, parent.skipped
+        self.chunk, self.skipped, self.file_names = parent.chunk, parent.skipped, parent.file_names
         self._parent, self._transform = parent, transform
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:

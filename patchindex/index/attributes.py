@@ -54,6 +54,7 @@ CURVE_MOVES = 10  # entries of `missed`
 LARGEST = 1 << 62
 ROUNDING = 1e-6
 TEXT = 1 << 16  # characters of a name
+MOST_EQUAL = 1 << 10  # pairs of equal images that an append records
 MOST_SIZE = 1 << 15  # of probes and candidates: eight times what `tune` measures
 
 
@@ -145,7 +146,12 @@ STORE: dict[str, Check] = {
 APPENDED = sequence(
     both(
         fields({"images": whole(1), "source": text}),
-        fields_if_there({"duplicates": fields({"store": whole(), "new": whole()}, more=False)}),
+        fields_if_there(
+            {
+                "duplicates": fields({"store": whole(), "new": whole()}, more=False),
+                "equal": sequence(sequence(whole(), 2, 2), most=MOST_EQUAL),
+            }
+        ),
     ),
     1,
 )
@@ -211,13 +217,19 @@ def check_store(found: Mapping[str, Any], where: object) -> None:
         "train_windows": lambda windows: windows == "valid" or found["machine"] == "ELS",
         "scales": lambda scales: not scales or found["machine"] in INDEXED_MACHINES,
         "labels": lambda _: labels != [],
+        "settings": lambda settings: all(
+            number < found["shape"][0]
+            for call in settings.get("appended", [])
+            for pair in call.get("equal", [])
+            for number in pair
+        ),
         # A label of -1 is common for "unknown", and has no name of its own.
         "label_names": lambda _: (
             names is None or labels is None or (labels[0] >= -len(names) and labels[-1] < len(names))
         ),
     }
-    _refuse(found, more, where)
     _refuse_optional(found["settings"], where)
+    _refuse(found, more, where)
 
 
 def check_settings(found: Any, where: object) -> None:

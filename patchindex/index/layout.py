@@ -9,6 +9,8 @@ store.zarr/
   image_checksums/    uint32 (blocks,), one per block of images
   labels/             int64 (N,), ascending; absent when the images have no labels
   source_ids/         int64 (N,), the number of each image in the source
+  image_names/        uint8, the file names in UTF-8, one after the other, one raw file   } absent when images
+  image_name_bounds/  int64 (N + 1,), where each name begins and ends, one raw file       } are no files
   scales/k007/        attributes: patches, lists, dims, energy, seconds
     faiss/            uint8: the FAISS file, one raw file
     pca_components/   float32 (dims, k, k, C)       pca_mean/  float32 (k, k, C)
@@ -38,6 +40,8 @@ __all__ = [
     "FORMAT_VERSION",
     "HEADER_CHECKSUM",
     "IMAGES_CHECKSUM",
+    "IMAGE_NAMES",
+    "IMAGE_NAME_BOUNDS",
     "attributes_of",
     "listed_scales",
     "read_attributes",
@@ -48,6 +52,7 @@ __all__ = [
 
 FORMAT_VERSION = 4
 FAISS_ARRAY = "faiss"
+IMAGE_NAMES, IMAGE_NAME_BOUNDS = "image_names", "image_name_bounds"
 # Attributes of a scale whose names on disk differ from the names in Python.
 BUILD_ID = "of"  # the build that wrote the scale
 IMAGES_CHECKSUM = "images"  # checksum of the store's images

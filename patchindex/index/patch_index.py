@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from patchindex.errors import InputError, Option, SourceNotFoundError, StoreErro
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
+from patchindex.images.file_names import numbered
 from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale, check_store
 from patchindex.index.layout import (
     FORMAT_VERSION,
@@ -26,7 +28,7 @@ from patchindex.index.layout import (
     scales_of,
 )
 from patchindex.index.scale import ScaleIndex
-from patchindex.index.values import image_columns
+from patchindex.index.values import image_columns, image_names
 from patchindex.regular_files import IrregularFileError, refuse_links
 from patchindex.runtime import resolve_device
 from patchindex.schedules import LocalitySchedule
@@ -168,6 +170,7 @@ class PatchIndex:
         self.pixels: torch.Tensor = torch.from_numpy(images)
         source = open_images(images)
         source.name = attributes["source"]
+        source.file_names = image_names(path, shape[0])
         blocks = -(-shape[0] // image_block(shape[1:3], shape[3]))
         self._image_checksums, labels, ids = image_columns(path, shape[0], blocks, attributes["labels"])
         self._checked = np.zeros(blocks, bool)
@@ -197,6 +200,38 @@ class PatchIndex:
                 Geometry.of(self.machine, k, size, self.train_windows)
             except InputError as error:
                 raise StoreError(error.what, where=self.path, remedy=REMEDY) from None
+
+    def image_names(self, image_ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Return the file names of training images, by their numbers in the source.
+
+        Parameters
+        ----------
+        image_ids : sequence of int
+            Numbers of images, as `Attribution.image` and all other results have them.
+
+        Returns
+        -------
+        list of str
+            Names relative to the source, such as `"cats/17.png"`; empty for an image that was no file of its
+            own, and for all images of a store without names. A name may hold any characters: print it with
+            `patchindex.errors.printable`.
+
+        Raises
+        ------
+        InputError
+            When there is no image of one of these numbers.
+
+        Examples
+        --------
+        >>> import tempfile, patchindex as pi
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name, level in (("b.png", 200), ("a.png", 100)):
+        ...     Image.new("L", (12, 12), level).save(folder / name)
+        >>> pi.build_index(folder, folder / "s.zarr", scales=[3]).image_names([1, 0])
+        ['b.png', 'a.png']
+        """
+        return self.training.image_names(image_ids)
 
     def geometry(self, k: int | None) -> Geometry:
         """Return the geometry of this store's machine at locality scale k."""
@@ -272,13 +307,18 @@ class PatchIndex:
             while crc32c(images) != self._image_checksums[i]:
                 if self._mend(self._file):
                     continue
-                last_image = i * block + len(images) - 1
+                ends = (int(i) * block, int(i) * block + len(images) - 1)
                 raise StoreError(
-                    f"images {i * block} to {last_image} are damaged (checksum mismatch)",
+                    f"images {' to '.join(map(self._numbered, ends))} are damaged (checksum mismatch)",
                     where=self.path,
                     remedy=REMEDY,
                 )
             self._checked[i] = True
+
+    def _numbered(self, place: int) -> str:
+        """Return the place of an image in the store with its file name, as it is printed."""
+        names = self.training.source.file_names
+        return numbered(place, names[[place]][0] if names is not None else "")
 
     def _mend(self, file: Path) -> bool:
         """Fetch a damaged file of a remote store again; return False where that cannot help."""
@@ -305,7 +345,7 @@ class PatchIndex:
         StoreError
             When one of these files is damaged.
         """
-        scales = {}
+        scales, names = {}, self.training.source.file_names
         for k in self.scales:
             group, remote = scale_group(k), self._remote
             with TemporaryDirectory(prefix="patchindex-") as folder:
@@ -318,6 +358,7 @@ class PatchIndex:
             "scales": list(self.scales),
             "locality": None if self.locality is None else self.locality.as_dict(),
             "images": len(self.training),
+            "named_images": 0 if names is None else int(np.count_nonzero(np.diff(names.bounds))),
             "bytes": _bytes(self.path) + sum(scale["bytes"] for scale in scales.values()),
             "indexes": scales,
         }

@@ -6,6 +6,7 @@ FAISS take indices from these arrays and compare none with the size of an array.
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +16,20 @@ import numpy as np
 
 from patchindex.errors import StoreError
 from patchindex.geometry import Geometry
+from patchindex.images.file_names import LONGEST_NAME, FileNames
 from patchindex.index.attributes import IndexedImages
 from patchindex.index.faiss_file import ID_BYTES
+from patchindex.index.layout import IMAGE_NAME_BOUNDS, IMAGE_NAMES
 from patchindex.store.arrays import REMEDY, read_array, read_head
+from patchindex.store.raw import open_raw
 
-__all__ = ["image_columns", "list_arrays", "model_arrays"]
+__all__ = ["image_columns", "image_names", "list_arrays", "model_arrays"]
 
 SLACK = 2.0  # k-means moves centroids of empty lists; rounding moves all numbers
 UNIT = 1.001  # largest norm of a component
 # The counts by label may take COUNTS_BYTES and COUNTS_SHARE times the bytes of the lists.
 COUNTS_BYTES, COUNTS_SHARE = 64 << 20, 256
+TEXT_BYTES = 1 << 20  # of names that are decoded at once
 
 Arrays = dict[str, np.ndarray]
 
@@ -67,6 +72,42 @@ def image_columns(
     if not seen.all():
         raise _refuse(folder, "source_ids", "has an image twice")
     return checksums, found, ids
+
+
+def image_names(folder: Path, images: int) -> FileNames | None:
+    """Return the file names of a store's images; None for a store without names.
+
+    Refuse bounds that do not ascend from 0 to the bytes of all names, and names that are too long or no
+    UTF-8. Nothing is allocated before the bytes on disk are compared with the metadata.
+    """
+    if not any((folder / name).exists() for name in (IMAGE_NAMES, IMAGE_NAME_BOUNDS)):
+        return None
+    bounds = np.array(open_raw(folder, IMAGE_NAME_BOUNDS, "int64", (images + 1,)))
+    head = read_head(folder, IMAGE_NAMES)
+    head.require("uint8", (head.shape[0],))
+    size = head.shape[0]
+    if size > images * LONGEST_NAME:
+        raise _refuse(folder, IMAGE_NAMES, f"has {size:,} bytes for {images:,} names: too many")
+    if bounds[0] != 0 or bounds[-1] != size or (bounds[1:] < bounds[:-1]).any():
+        raise _refuse(folder, IMAGE_NAME_BOUNDS, f"does not ascend from 0 to {size}")
+    if (np.diff(bounds) > LONGEST_NAME).any():
+        raise _refuse(folder, IMAGE_NAME_BOUNDS, f"has a name of more than {LONGEST_NAME:,} bytes")
+    content = np.array(open_raw(folder, IMAGE_NAMES, "uint8", (size,)))
+    within = bounds[bounds < size]
+    if not _is_utf8(content) or ((content[within] & 0xC0) == 0x80).any():  # bytes inside a character
+        raise _refuse(folder, IMAGE_NAMES, "has a name that is no UTF-8")
+    return FileNames(content, bounds)
+
+
+def _is_utf8(content: np.ndarray) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(content), TEXT_BYTES):
+            decoder.decode(content[start : start + TEXT_BYTES].tobytes())
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def model_arrays(folder: Path, geometry: Geometry, channels: int, attributes: Mapping[str, Any]) -> Arrays:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchindex.checks import check_least
 from patchindex.denoisers import ScoreMachine, is_store
-from patchindex.errors import InputError
+from patchindex.errors import InputError, printable
 from patchindex.exact import ScoreRequest
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, open_images
@@ -229,12 +229,19 @@ def _row(
     return {
         "image": number,
         "nearest": nearest,
-        "nearest_image": int(training.source_ids[int(images[0])]),
+        **_named("nearest", int(images[0]), training),
         "second": second,
         "copy": nearest < COPY * second,
         "shifted": float(distances[1][0]),
-        "shifted_image": int(training.source_ids[int(images[1])]),
+        **_named("shifted", int(images[1]), training),
     }
+
+
+def _named(column: str, place: int, training: TrainingImages) -> dict[str, Any]:
+    """Return the number in the source of a training image, and its file name if the images have names."""
+    number = int(training.source_ids[place])
+    name = {f"{column}_name": printable(training.image_names([number])[0])} if training.has_names else {}
+    return {f"{column}_image": number, **name}
 
 
 def _sources(
@@ -251,7 +258,8 @@ def _sources(
     )
     found = contributions(request)
     heaviest, where = found.weight.max(1)
-    ids = machine.training.source_ids[request.image_range[0] + where.numpy()]
+    places = request.image_range[0] + where.numpy()
+    nothing = dict.fromkeys(_named("heaviest", 0, machine.training))
     return [
         {
             "image": i,
@@ -262,7 +270,7 @@ def _sources(
             "images_per_pixel": float(found.images_per_pixel[i]) if len(chosen[i]) else None,
             "images": float(found.images[i]) if len(chosen[i]) else None,
             "heaviest": float(heaviest[i]) if len(chosen[i]) else None,
-            "heaviest_image": int(ids[i]) if len(chosen[i]) else None,
+            **(_named("heaviest", int(places[i]), machine.training) if len(chosen[i]) else nothing),
         }
         for i in range(len(x))
     ]

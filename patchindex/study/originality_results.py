@@ -27,7 +27,8 @@ class Originality:
     rows : list of dict
         One row per image. `nearest` and `second`: distances to the two nearest training images, unshifted;
         `shifted`: distance to the nearest shifted training image. `nearest_image` and `shifted_image`:
-        numbers of these training images in the source; `shift_y`, `shift_x`: pixels that the shifted image
+        numbers of these training images in the source; `nearest_name` and `shifted_name`: their file names,
+        if the training images have names; `shift_y`, `shift_x`: pixels that the shifted image
         moves down and to the right. `relative_nearest`, `relative_shifted`: distance over the median of the
         baseline; 1 is as far as a held-out image. `copy`: whether nearest / second < 1/3 (Yoon et al.,
         "Diffusion probabilistic models generalize when they fail to memorize", 2023).
@@ -38,7 +39,7 @@ class Originality:
         `images_per_pixel`, the number of training images that a pixel draws from (both geometric means over
         the chosen pixels); `images`, the number of training images that the image draws from (exponential of
         the entropy of their weights); `heaviest` and `heaviest_image`, the largest weight of a training image
-        and its number. None where all neighbourhoods are flat.
+        and its number, and `heaviest_name`, its file name. None where all neighbourhoods are flat.
     images : dict of str to Tensor
         `images`, and the `nearest` and `shifted` training images, each (n, C, H, W) in [-1, 1].
     settings : dict
@@ -74,9 +75,14 @@ class Originality:
     def to_csv(self, path: str | Path) -> None:
         """Write the rows; the columns of `steps` are joined on, with the time in their names."""
         at = {(row["image"], row["t"]): row for row in self.steps}
-        columns = ("ess", "images_per_pixel", "images", "heaviest", "heaviest_image")
+        columns = ("ess", "images_per_pixel", "images", "heaviest", "heaviest_image", "heaviest_name")
         more = [
-            {f"{name}_t{t:g}": at[row["image"], t][name] for t in self.settings["times"] for name in columns}
+            {
+                f"{name}_t{t:g}": at[row["image"], t][name]
+                for t in self.settings["times"]
+                for name in columns
+                if name in at[row["image"], t]
+            }
             for row in self.rows
         ]
         write_csv(path, [row | extra for row, extra in zip(self.rows, more, strict=True)])

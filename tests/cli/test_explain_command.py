@@ -9,6 +9,7 @@ from commands import refused, run
 from PIL import Image
 
 import patchindex as pi
+from patchindex.errors import printable
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,29 @@ def test_damaged_samples_are_refused(samples, tmp_path):
     assert "is no JSON" in refused("explain", folder, "-o", tmp_path / "out")
     (folder / "samples.json").unlink()
     assert "no such file" in refused("explain", folder, "-o", tmp_path / "out")
+
+
+def test_training_images_from_files_are_shown_with_their_names(fashion, tmp_path):
+    names = ["plain.png", "dollar$1$.png", "\x1b[2Jblank.png", "日本.png", "a" * 60 + ".png"]
+    (tmp_path / "files").mkdir()
+    for name, image in zip(names, fashion[0][:, 6:22, 6:22], strict=False):
+        Image.fromarray(image).save(tmp_path / "files" / name)
+    made, samples, out = (tmp_path / name for name in ("s.zarr", "samples", "out"))
+    run("build", tmp_path / "files", "-o", made, "--locality", "3,3,5", "--no-tune", "--threads", 1)
+    assert "file names  of all images" in run("info", made).stdout
+    run("sample", made, "-n", 1, "-o", samples, "--steps", 3)
+    page = tmp_path / "page.html"
+    found = explained(samples, out, "--pixels", "8,8", "--html", page)
+    ordered = sorted(names)
+    for row in [*found["nearest"], *found["sources"], *found["pixels"][0]["patches"]]:
+        assert row["name"] == ordered[row["image"]]
+    assert r"\\x1b[2Jblank.png" in page.read_text(encoding="utf-8")
+    printed = run("explain", samples, "-o", tmp_path / "again", "--pixels", "8,8").stdout
+    assert any(f"{i} ({name})" in printed for i, name in enumerate(ordered))
+    assert "\x1b" not in printed
+    run("originality", samples / "samples.npz", made, "-o", tmp_path / "compared", "--times", "0.2")
+    row = (tmp_path / "compared" / "originality.csv").read_text().splitlines()[:2]
+    row = dict(zip(*(line.split(",") for line in row), strict=True))
+    for column in ("nearest", "shifted"):
+        assert row[f"{column}_name"] == printable(ordered[int(row[f"{column}_image"])])
+    assert row["heaviest_name_t0.2"] == printable(ordered[int(row["heaviest_image_t0.2"])])

@@ -9,6 +9,7 @@ import torch
 
 import patchindex as pi
 from patchindex.errors import InputError
+from patchindex.images.file_names import FileNames
 
 PIXELS = [(0, 0), (6, 7), (13, 4)]
 
@@ -120,3 +121,13 @@ def test_pixels_outside_the_image_are_refused(labelled, held_out, pixels, messag
         m.explain(held_out(0.3), 0.3, [(0, 0)], top=0)
     with pytest.raises(InputError, match="there are 2 times for 1 images"):
         m.explain(held_out(0.3), torch.tensor([0.3, 0.4]))
+
+
+def test_patches_of_image_files_have_the_names_of_the_files(labelled, held_out):
+    source = pi.open_images(labelled[0], labels=labelled[1])
+    source.file_names = FileNames.of(f"{i}\t.png" for i in range(40))
+    one = pi.ScoreMachine(source, machine="LS", locality=3).explain(held_out(0.3), 0.3, (2, 5), top=4)[0]
+    assert one.name == tuple(f"{i}\t.png" for i in one.image)
+    assert f"of image {one.image[0]} ({one.image[0]}\\t.png) at (2, 5)" in repr(one)
+    plain = pi.ScoreMachine(labelled[0], machine="LS", locality=3)
+    assert plain.explain(held_out(0.3), 0.3, (2, 5), top=4)[0].name == ("",) * 4
