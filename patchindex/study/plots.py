@@ -71,7 +71,7 @@ def _plot_seconds(own: Mapping[str, dict[float, list[dict[str, Any]]]]) -> Figur
     axes = figure.subplots()
     for name, by_time in own.items():
         axes.plot([*by_time], _by_time(fmean, "seconds", by_time), "o-", label=name)
-    axes.set(title=SECONDS, xlabel="t", yscale="log")
+    axes.set(title=SECONDS, xlabel="t", ylim=(0, None))
     axes.legend()
     return figure
 
