@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchindex.errors import InputError
+from patchindex.errors import InputError, Option
 
 from .building import is_tuned, run_build, untuned_scales
 from .computing import Computing
@@ -83,7 +83,11 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print the patches, disk and memory that the build needs, and whether it fits. Build nothing.",
+    help="Print the patches, disk, memory and time that the build needs, and whether it fits. Build nothing.",
+)
+@count_option(
+    "--assume-images",
+    "With --dry-run: the images of SOURCE are a sample of this many images; sizes and times are scaled.",
 )
 @run_options("Seed for k-means and for the sample of training patches.")
 def build(
@@ -100,6 +104,7 @@ def build(
     overwrite: bool,
     cluster: str | None,
     dry_run: bool,
+    assume_images: int | None,
     options: BuildOptions,
     run: RunOptions,
     **image: Any,
@@ -114,19 +119,24 @@ def build(
       patchindex build data/fashion_mnist_6k.npz -o fashion.zarr --scales 3,7,15
       patchindex build photos/ -o photos.zarr --crop square --resize 32 --labels folders \\
           --locality celeba-resnet-zeros --dry-run
+      patchindex build photos/ -o photos.zarr --resize 32 --limit 500 --dry-run --assume-images 200000
       patchindex build --add-scales 9,11 -o photos.zarr
     """
     import patchindex
     from patchindex.build import BuildSettings, parse_memory, plan_build, plan_scales
     from patchindex.geometry import INDEXED_MACHINES
 
+    if assume_images is not None and not dry_run:
+        raise InputError(
+            "is for a plan only", parameter="assume_images", remedy=["give ", Option("dry_run", True)]
+        )
     budget = parse_memory(options.memory)
     codes: dict[str, Any] = {"pca_dims": pca_dims, "lists": lists}
     how = {**codes, "seed": run.seed, "threads": run.threads, "memory": options.memory, "device": run.device}
     start: Callable[..., PatchIndex]
     if add_scales is not None:
         schedule = ("scales", "locality", "resize_locality")
-        fixed = ("source", *schedule, "machine", "train_windows", "overwrite", *image)
+        fixed = ("source", *schedule, "machine", "train_windows", "overwrite", "assume_images", *image)
         _refuse_given(fixed, "is fixed in the store", "leave it out with --add-scales")
         asked = parse_scales(add_scales, "add_scales")
         store = patchindex.open_index(output)
@@ -139,7 +149,7 @@ def build(
                 return
         if dry_run:
             plan = plan_scales(store, new, **codes, memory=budget)
-            report_plan(plan, output, codes, options, run, add_scales=True)
+            report_plan(plan, store.training.source, output, codes, options, run)
             return
         start = partial(patchindex.add_scales, output, new, **how)
     else:
@@ -162,9 +172,9 @@ def build(
             settings["locality"] = resized_locality(settings["locality"], images.shape[1:3])
         if dry_run:
             given = BuildSettings(**settings, **codes, seed=run.seed)
-            plan, nearest = plan_build(images, given, memory=budget)
+            plan, nearest = plan_build(images, given, memory=budget, assume_images=assume_images)
             stored = given.to_json(images, [scale.k for scale in plan.scales], nearest)
-            report_plan(plan, output, stored, options, run, overwrite=overwrite)
+            report_plan(plan, images, output, stored, options, run, overwrite=overwrite)
             return
         start = partial(
             patchindex.build_index, images, output, **settings, **how,

@@ -1,4 +1,4 @@
-"""Print the plan of a build (`build --dry-run`), and report where a build deviates from its options."""
+"""Print the plan and the time of a build (`build --dry-run`), and report clamped options."""
 
 from __future__ import annotations
 
@@ -15,40 +15,52 @@ from .output import add_row, byte_size, count, echo, new_table, print_json, prin
 if TYPE_CHECKING:
     from patchindex import PatchIndex
     from patchindex.build import BuildPlan
+    from patchindex.images import ImageSource
+
+# The columns of times, and how the names of their stages begin.
+STAGES = {"train": ("drawing", "training"), "assign": ("assigning",), "merge": ("merging",)}
 
 
 def report_plan(
     plan: BuildPlan,
+    images: ImageSource,
     output: Path,
     settings: dict[str, Any],
     options: BuildOptions,
     run: RunOptions,
     *,
     overwrite: bool = False,
-    add_scales: bool = False,
 ) -> None:
-    """Print a plan, then refuse it for the same reasons as the build.
+    """Print a plan and the time of the build, then refuse the build for the same reasons as `build`.
 
-    `output` is the new store, or with `add_scales` the existing store. `settings` are as a store keeps them,
-    or with `add_scales` only `lists` and `pca_dims`.
+    `images` are the images of the plan, or a sample of them. `output` is the new store, or the existing store
+    if the plan adds scales. `settings` are as a store keeps them, or only `lists` and `pca_dims` if the plan
+    adds scales.
     """
-    from patchindex.build import free_bytes, parse_memory
+    from torch import get_num_threads
+
+    from patchindex.build import free_bytes, measure_rates, parse_memory, stage_seconds
     from patchindex.build.limits import check_limits
     from patchindex.build.workdir import ExistingOutput, check_no_unfinished, existing_output, real_path
-    from patchindex.runtime import resolve_device
+    from patchindex.runtime import resolve_device, threads
 
     path, budget = real_path(output), parse_memory(options.memory)
     if not path.name:
         raise InputError("is not a name for a store", where=path, remedy="give a folder that does not exist")
     free = free_bytes(path)
+    device = resolve_device(run.device, needs_faiss=True)
+    with threads(run.threads):
+        n_threads = get_num_threads()
+        seconds = stage_seconds(plan, measure_rates(images, plan, device))
     if run.as_json:
-        print_json({**plan.as_dict(), "memory_budget": budget, "disk_free": free})
+        more = {"memory_budget": budget, "disk_free": free, "measured_images": len(images)}
+        print_json({**plan.as_dict(), **more, "seconds": seconds, "total_seconds": sum(seconds.values())})
     else:
         with quiet(False):  # the plan is the result
-            _print_plan(plan, budget, free)
+            _print_plan(plan, seconds, n_threads, budget, free)
+            _print_basis(plan, len(images), settings["pca_dims"], options.tune)
     report_clamped(((s.k, s.lists, s.dims) for s in plan.scales), settings["lists"], settings["pca_dims"])
-    resolve_device(run.device, needs_faiss=True)
-    if add_scales:
+    if plan.adds_scales:
         if not os.access(path, os.W_OK):
             raise InputError("is read-only", where=path, remedy="copy the store to a folder you can write to")
         check_no_unfinished(path)
@@ -60,21 +72,54 @@ def report_plan(
     check_limits(path, plan, budget)
 
 
-def _print_plan(plan: BuildPlan, budget: int, free: int) -> None:
+def _print_plan(plan: BuildPlan, seconds: dict[str, float], n_threads: int, budget: int, free: int) -> None:
     n, height, width, channels = plan.images
     size = f"{height} x {width} x {channels}"
-    echo(f"{plan.machine}, {count(n, 'image')} of {size}; all numbers are upper bounds")
-    table = new_table(("k", "patches", "lists", "code", "on disk", "memory"))
+    echo(f"{plan.machine}, {count(n, 'image')} of {size}; sizes are upper bounds, times are estimates")
+    table = new_table(("k", "patches", "lists", "code", "on disk", "memory", *STAGES))
     for s in plan.scales:
         row = (s.k, f"{s.patches:,}", f"{s.lists:,}", f"{s.dims} B", byte_size(s.disk_bytes))
-        add_row(table, *map(str, row), byte_size(s.memory_bytes))
+        times = [_duration(_sum_of(seconds, f"k = {s.k}: ", words)) for words in STAGES.values()]
+        add_row(table, *map(str, row), byte_size(s.memory_bytes), *times)
     print_table(table)
+    echo(
+        f"time: about {_duration(sum(seconds.values()))} for reading images, training, assigning, merging, "
+        f"by short measurements here, on {count(n_threads, 'thread')}"
+    )
     disk = plan.disk_bytes + plan.scratch_bytes
     for name, need, text, have in (
         ("memory", plan.memory_bytes, f"a budget of {byte_size(budget)}", budget),
         ("disk", disk, f"{byte_size(free)} free; the store keeps {byte_size(plan.disk_bytes)}", free),
     ):
         echo(f"{name}: {byte_size(need)} of {text}: {'fits' if need <= have else 'DOES NOT FIT'}")
+
+
+def _sum_of(seconds: dict[str, float], scale: str, words: tuple[str, ...]) -> float:
+    """Return the seconds of the stages of a scale whose names begin with some words."""
+    return sum(
+        time for stage, time in seconds.items() if stage.startswith(tuple(f"{scale}{word}" for word in words))
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as it is read: two digits are more than the estimate knows."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _print_basis(plan: BuildPlan, images: int, pca_dims: int | None, tune: bool | None) -> None:
+    """Say what the sizes and times rest on, and what they leave out."""
+    from patchindex.build.plan import SURVEY_IMAGES
+    from patchindex.index.pca import MAX_DIMS
+
+    if images < plan.images[0]:
+        echo(f"sizes and times are scaled from the {count(images, 'image')} of SOURCE")
+    if plan.scales and pca_dims is None:
+        seen = count(min(images, SURVEY_IMAGES), "image")
+        echo(f"the size of a code follows from the content of {seen}: others may need 8 to {MAX_DIMS} B")
+    if plan.scales and tune is not False:
+        echo("the time of tuning at the end of a build is not estimated; --no-tune leaves it out")
 
 
 def codes_of(index: PatchIndex, scales: Iterable[int]) -> list[tuple[int, int, int]]:

@@ -6,6 +6,7 @@ from patchindex.build.more_images import append, image_options_of
 from patchindex.build.more_scales import add_scales, plan_scales
 from patchindex.build.plan import BuildPlan, ScalePlan, parse_memory, plan_build
 from patchindex.build.settings import BuildSettings
+from patchindex.build.times import measure_rates, stage_seconds
 from patchindex.build.unfinished import ScaleState, UnfinishedBuild, unfinished_build
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "build_index",
     "free_bytes",
     "image_options_of",
+    "measure_rates",
     "parse_memory",
     "plan_build",
     "plan_scales",
+    "stage_seconds",
     "unfinished_build",
 ]

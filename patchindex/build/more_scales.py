@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def _plan(index: PatchIndex, settings: BuildSettings, memory: int | None) -> Bui
         raise InputError(
             f"{index.machine} has no index", parameter="scales", remedy=["leave out ", Option("scales")]
         )
-    return plan
+    return replace(plan, adds_scales=True)
 
 
 def labelled_images(index: PatchIndex) -> ImageSource:

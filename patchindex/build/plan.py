@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +55,8 @@ class BuildPlan:
     images: tuple[int, int, int, int]
     images_bytes: int  # with labels, source ids and file names
     scales: tuple[ScalePlan, ...]
+    adds_scales: bool = False  # to a store that is there
+    new_images: int | None = None  # that are appended to a store; None for other builds
 
     @property
     def disk_bytes(self) -> int:
@@ -77,14 +80,27 @@ class BuildPlan:
 
 
 def plan_build(
-    source: ImageSource, settings: BuildSettings, *, memory: int | None = None, beside: Sequence[int] = ()
+    source: ImageSource,
+    settings: BuildSettings,
+    *,
+    memory: int | None = None,
+    beside: Sequence[int] = (),
+    assume_images: int | None = None,
 ) -> tuple[BuildPlan, LocalitySchedule | None]:
     """Check the settings of a build against its images; return the forecast and the store's schedule.
 
     While training the default number of lists needs more than `memory` bytes, the number is halved, down to
-    1 024; the caller compares the plan with the budget. `beside` are scales that the store has already.
+    1 024; the caller compares the plan with the budget. `beside` are scales that the store has already. With
+    `assume_images`, at least as many as the source has, the source is a sample of this many images.
     """
-    n, height, width, channels = source.shape
+    height, width, channels = source.shape[1:]
+    if assume_images is not None and assume_images < len(source):
+        raise InputError(
+            f"{assume_images:,} images are fewer than the {len(source):,} of the source",
+            parameter="assume_images",
+            remedy="give the number of images of the whole set",
+        )
+    images = _Images.of(source, assume_images)
     machine, schedule, scales = settings.machine, settings.locality, settings.scales
     if scales is not None and len(scales) == 0:
         raise InputError("the sequence is empty", parameter="scales", remedy="give scales such as 3,5,7")
@@ -108,54 +124,65 @@ def plan_build(
     for geometry in indexed:
         pixels = geometry.k**2 * channels
         dims = min(settings.pca_dims or pixels, pixels)
-        goal = settings.lists or most_lists(n * geometry.patches_per_image)
+        goal = settings.lists or most_lists(images.number * geometry.patches_per_image)
         if survey is not None:
             noise = noise_levels(geometry.k, schedule)[0]
             rng = np.random.default_rng(geometry.k)
             ids = torch.from_numpy(draw_patches(geometry, len(survey), SURVEY_PATCHES, rng))
             dims = fit_pca(gather_patches(survey, geometry, ids), noise=noise).dims
-        scale = _forecast(geometry, source, dims, goal)
+        scale = _forecast(geometry, images, dims, goal)
         adjustable = settings.lists is None and memory is not None
         while adjustable and scale.memory_bytes > memory and goal > FEWEST_LISTS:  # type: ignore[operator]
             goal = max(FEWEST_LISTS, goal // 2)
-            scale = _forecast(geometry, source, dims, goal)
+            scale = _forecast(geometry, images, dims, goal)
         planned.append(scale)
-    return _plan(source, machine, settings.train_windows, planned), schedule
+    return _plan(images, machine, settings.train_windows, planned), schedule
 
 
 def plan_append(source: ImageSource, old: PatchIndex) -> BuildPlan:
     """Forecast a store of all images of a source, with the trained scales of an old store."""
-    planned = []
+    planned, images = [], _Images.of(source)
     for k in old.scales:
         trained = old.scale(k).attributes
         dims, lists = trained["pca_dims"], trained["lists"]
-        planned.append(_forecast(old.geometry(k), source, dims, lists, trained=True))
-    return _plan(source, old.machine, old.train_windows, planned)
+        planned.append(_forecast(old.geometry(k), images, dims, lists, trained=True))
+    plan = _plan(images, old.machine, old.train_windows, planned)
+    return replace(plan, new_images=len(source) - len(old.training))
 
 
-def _plan(source: ImageSource, machine: str, train_windows: str, scales: Sequence[ScalePlan]) -> BuildPlan:
-    n, height, width, channels = source.shape
+class _Images(NamedTuple):
+    """The images of a plan."""
+
+    number: int
+    size: tuple[int, int, int]  # height, width, channels
+    labels: int  # different labels
+    names_bytes: int
+
+    @classmethod
+    def of(cls, source: ImageSource, count: int | None = None) -> _Images:
+        """Return the images of a source, or of `count` images like them."""
+        n, height, width, channels = source.shape
+        count = count or n
+        labels = 0 if source.labels is None else len(np.unique(source.labels))
+        names = source.file_names
+        names_bytes = 0 if names is None else names.nbytes * count // n + OVERHEAD_BYTES
+        return cls(count, (height, width, channels), labels, names_bytes)
+
+
+def _plan(images: _Images, machine: str, train_windows: str, scales: Sequence[ScalePlan]) -> BuildPlan:
     # Each image has a source id and a label; each label is listed once more.
-    images_bytes = n * (height * width * channels + 16) + 32 * _label_count(source) + OVERHEAD_BYTES
-    if source.file_names is not None:
-        images_bytes += source.file_names.nbytes + OVERHEAD_BYTES
-    return BuildPlan(machine, train_windows, source.shape, images_bytes, tuple(scales))
+    stored = images.number * (math.prod(images.size) + 16) + 32 * images.labels + OVERHEAD_BYTES
+    shape = (images.number, *images.size)
+    return BuildPlan(machine, train_windows, shape, stored + images.names_bytes, tuple(scales))
 
 
-def _label_count(source: ImageSource) -> int:
-    return 0 if source.labels is None else len(np.unique(source.labels))
-
-
-def _forecast(
-    geometry: Geometry, source: ImageSource, dims: int, goal: int, *, trained: bool = False
-) -> ScalePlan:
+def _forecast(geometry: Geometry, of: _Images, dims: int, goal: int, *, trained: bool = False) -> ScalePlan:
     """Forecast a scale; `goal` is the wanted number of lists, or their number in a `trained` scale."""
-    images, _, _, channels = source.shape
+    images, channels, labels = of.number, of.size[2], of.labels
     by_class = images * np.bincount(geometry.train_classes, minlength=geometry.n_classes)
     n_lists = goal if trained else int(list_counts(by_class, goal).sum())
     patches = images * geometry.patches_per_image
     pixels = geometry.k**2 * channels
-    labels = _label_count(source)
     # A list has a centroid in the FAISS file and another in the store, a mean, variances, a length, and a
     # count per label. There are fewer cells than lists; a cell has a centroid and a bound.
     a_list = 5 * 4 * dims + 8 * (2 + max(labels, 1))

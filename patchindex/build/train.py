@@ -20,7 +20,7 @@ from patchindex.index.pca import PCA, fit_pca
 from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import Progress
 
-__all__ = ["draw_patches", "keep_model", "train_scale"]
+__all__ = ["LOSS_SAMPLE", "PCA_SAMPLE", "draw_patches", "keep_model", "sampled_images", "train_scale"]
 
 PCA_SAMPLE = 20_000  # patches
 SPREAD = 4
@@ -89,10 +89,8 @@ def _training_sample(
     progress: Callable[[int, int], object],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return projected training patches, float32 (n, dims), and their position classes, (n,)."""
-    # Neighbouring patches are alike, so the sample comes from `SPREAD` times the images that it needs.
     by_class = np.bincount(geometry.train_classes, minlength=geometry.n_classes)
-    share = (counts * TRAINING_PATCHES_PER_LIST / (len(pixels) * by_class)).max()
-    n_images = min(len(pixels), max(LEAST_IMAGES, math.ceil(SPREAD * share * len(pixels))))
+    n_images = sampled_images(len(pixels), geometry, counts)
     images = np.sort(rng.choice(len(pixels), n_images, replace=False))
     chance = np.minimum(1, counts * TRAINING_PATCHES_PER_LIST / (n_images * by_class))[geometry.train_classes]
     vectors, classes = [], []
@@ -102,6 +100,16 @@ def _training_sample(
         classes.append(geometry.train_classes[kept % len(chance)])
         progress(stop, n_images)
     return np.concatenate(vectors), np.concatenate(classes)
+
+
+def sampled_images(images: int, geometry: Geometry, counts: np.ndarray) -> int:
+    """Return the number of images that training patches are drawn from; `counts` has the lists of each class.
+
+    Neighbouring patches are alike, so the sample comes from `SPREAD` times the images that it needs.
+    """
+    by_class = np.bincount(geometry.train_classes, minlength=geometry.n_classes)
+    share = (counts * TRAINING_PATCHES_PER_LIST / (images * by_class)).max()
+    return min(images, max(LEAST_IMAGES, math.ceil(SPREAD * share * images)))
 
 
 def _assignment_loss(

@@ -24,7 +24,16 @@ from patchindex.kernels.assign import Tiles, assign_lists
 from patchindex.kernels.simd import BLOCK, aligned
 from patchindex.runtime import faiss_gpus, pool, require_faiss
 
-__all__ = ["TRAINING_PATCHES_PER_LIST", "InvertedLists", "list_counts", "most_lists", "to_gpu", "train_lists"]
+__all__ = [
+    "TRAINING_PATCHES_PER_LIST",
+    "InvertedLists",
+    "cells_of",
+    "k_means",
+    "list_counts",
+    "most_lists",
+    "to_gpu",
+    "train_lists",
+]
 
 # Shorter lists are ranked more sharply; beyond MOST_LISTS, ranking them takes longer than it saves.
 PATCHES_PER_LIST = 256
@@ -53,6 +62,11 @@ def list_counts(patches_by_class: np.ndarray, lists: int) -> np.ndarray:
     total = int(patches_by_class.sum())
     share = np.rint(min(lists, total) * patches_by_class / total).astype(np.int64)
     return np.clip(share, 1, np.maximum(1, patches_by_class // MIN_PATCHES_PER_LIST))
+
+
+def cells_of(lists: int) -> int:
+    """Return the number of cells that the lists of a position class are grouped in."""
+    return 1 if lists <= LISTS_WITHOUT_CELLS else round(math.sqrt(lists))
 
 
 class InvertedLists:
@@ -206,8 +220,8 @@ def train_lists(
     done = 0
     for c, count in enumerate(counts):
         mine = np.ascontiguousarray(sample[classes == c])
-        n_cells = 1 if count <= LISTS_WITHOUT_CELLS else round(math.sqrt(count))
-        top = _kmeans(mine, n_cells, TRAINING_PATCHES_PER_CELL, seed, device)
+        n_cells = cells_of(int(count))
+        top = k_means(mine, n_cells, TRAINING_PATCHES_PER_CELL, seed, device)
         all_in_one = np.array([0, n_cells])
         flat = InvertedLists(top, all_in_one, mine.mean(0, keepdims=True), all_in_one, device)
         cell_of = flat.assign(torch.from_numpy(mine).to(device), np.zeros(len(mine), np.int64))
@@ -216,7 +230,7 @@ def train_lists(
         cells.append(top[kept])
         for i, size in zip(kept, _shares(int(count), members[kept]), strict=True):
             inside = np.ascontiguousarray(mine[cell_of == i])
-            centroids.append(_kmeans(inside, int(size), TRAINING_PATCHES_PER_LIST, seed, device))
+            centroids.append(k_means(inside, int(size), TRAINING_PATCHES_PER_LIST, seed, device))
             cell_sizes.append(size)
             done += len(inside)
             progress(done, len(sample))
@@ -238,7 +252,7 @@ def _shares(total: int, members: np.ndarray) -> np.ndarray:
     return np.minimum(1 + np.diff(edges, prepend=0), np.minimum(members, most))
 
 
-def _kmeans(vectors: np.ndarray, n: int, sample: int, seed: int, device: torch.device) -> np.ndarray:
+def k_means(vectors: np.ndarray, n: int, sample: int, seed: int, device: torch.device) -> np.ndarray:
     """Return n centroids, found from at most `sample` vectors for each; float32, shape (n, dims)."""
     faiss = require_faiss()
     kmeans = faiss.Kmeans(

@@ -132,7 +132,25 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     plan = json.loads(run(*args, "--json").stdout)
     assert [scale["patches"] for scale in plan["scales"]] == [30 * 26 * 26, 30 * 22 * 22]
     assert "bbELS, 30 images" in run(*args, "--machine", "bbels").stdout  # in any case
-    assert run(*args).stdout.count(": fits") == 2
+    printed = run(*args).stdout
+    assert printed.count(": fits") == 2
+    assert "tuning at the end of a build is not estimated" in printed
+    assert "follows from the content of 30 images" in printed
+    assert "scaled from" not in printed
+    assert "follows from" not in run(*args, "--pca-dims", 8).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_takes_the_source_for_a_sample(tmp_path):
+    args = ("build", DATA, "-o", tmp_path / "s.zarr", "--limit", 30, "--scales", "3", "--pca-dims", 8)
+    assume = ("--dry-run", "--assume-images", 100_000)
+    plan = json.loads(run(*args, *assume, "--json").stdout)
+    assert plan["scales"][0]["patches"] == 100_000 * 26 * 26
+    assert (plan["images"][0], plan["measured_images"]) == (100_000, 30)
+    assert plan["total_seconds"] == pytest.approx(sum(plan["seconds"].values()))
+    assert "scaled from the 30 images of SOURCE" in run(*args, *assume).stdout
+    assert "--assume-images: 29 images are fewer" in refused(*args, "--dry-run", "--assume-images", 29)
+    assert "--assume-images: is for a plan only; give --dry-run" in refused(*args, "--assume-images", 99)
     assert list(tmp_path.iterdir()) == []
 
 
