@@ -93,14 +93,16 @@ def read_while_appending(path: Path, source: Path, readers: int) -> list[dict[st
     """Append images while processes draw from the store; return how often each answer came."""
     reader = [sys.executable, "-c", READER, str(path)]
     before = ask(reader)
+    start = time.perf_counter()
     running = [subprocess.Popen(reader, stdout=subprocess.PIPE, text=True) for _ in range(readers)]
     try:
         for process in running:  # all of them draw before the append starts
             process.stdout.readline()
+        longest = time.perf_counter() - start
         every = pi.open_images(source, limit=FIRST + MORE)
         labels = None if every.labels is None else every.labels[FIRST:]
         pi.append(path, every.read(slice(FIRST, FIRST + MORE)), labels)
-        time.sleep(10)
+        time.sleep(2 * longest)  # all of them open the new store and draw
     finally:
         for process in running:
             process.terminate()
@@ -133,6 +135,7 @@ def plot(batches: list[dict[str, Any]], path: Path) -> None:
     seconds.set_ylabel("seconds per image")
     seconds.legend()
     for axes in (memory, seconds):
+        axes.set_ylim(top=1.2 * axes.dataLim.ymax)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     seconds.set_xlabel("images drawn by one process")

@@ -262,21 +262,23 @@ class PatchIndex:
         if k not in self._scales:
             while len(self._scales) >= SCALES_HELD:
                 self._scales.pop(next(iter(self._scales)))
-            group = scale_group(k)
-            self._check_not_replaced()
-            if self._remote is None:
-                _refuse_linked(self.path, group)
-            folder = self.path / group if self._remote is None else self._remote.fetch(group)
-            if not folder.is_dir():
-                raise StoreError(
-                    "is missing", where=folder, remedy=["add it again with ", Option("add_scales")]
-                )
-            checked = self._lists_checked.get(k)
-            scale = ScaleIndex(folder, self.geometry(k), self.device, self._images, checked, self._mend)
-            self._check_not_replaced()
+            try:
+                scale = self._open_scale(k)
+            finally:  # the files of a store that replaced this one do not fit: their errors would mislead
+                self._check_not_replaced()
             self._scales[k], self._lists_checked[k] = scale, scale.checked
-            log.debug("opened scale %d in %s", k, folder)
+            log.debug("opened scale %d in %s", k, scale.path)
         return self._scales[k]
+
+    def _open_scale(self, k: int) -> ScaleIndex:
+        group = scale_group(k)
+        if self._remote is None:
+            _refuse_linked(self.path, group)
+        folder = self.path / group if self._remote is None else self._remote.fetch(group)
+        if not folder.is_dir():
+            raise StoreError("is missing", where=folder, remedy=["add it again with ", Option("add_scales")])
+        checked = self._lists_checked.get(k)
+        return ScaleIndex(folder, self.geometry(k), self.device, self._images, checked, self._mend)
 
     def _check_not_replaced(self) -> None:
         """Raise StoreError when another store has replaced this one."""
