@@ -178,12 +178,12 @@ def sample(
     text = machine or ("ELS" if index is None else index.machine)
     settings = _score_settings(text, options, estimator, tolerance, nearest_scales)
     settings |= {"memory": memory, "noise": noise}
-    report_exact(text, training)
     schedule = locality_of(text, options, training, noise)
     if schedule is not None and nearest_scales and index is not None and index.scales:
         schedule = schedule.nearest(index.scales)
     labels = [parse_label(label, training) for label in options.label] or [None]
     denoiser = open_denoiser(text, training, run, locality=schedule, label=labels[0], settings=settings)
+    report_exact(text, training)
     arguments, fingerprints = conditions.read(denoiser)
     check_files(fingerprints, accept=conditions.other_inputs)
     per_label = _images_per_label(n, arguments.get("x_T"), len(labels))

@@ -101,7 +101,6 @@ def study(
     training = open_training(str(store), image, run)
     index = training.index
     machine = "ELS" if index is None else index.machine
-    report_exact(machine, training)
     schedule = locality_of(machine, options, training)
     number = parse_label(one_label(options.label), training)
     machines = {}
@@ -111,6 +110,7 @@ def study(
             training.source,
             estimator=name, locality=schedule, device=run.device, threads=run.threads, **settings,
         )  # fmt: skip
+    report_exact(machine, training)
     kept = store_record(store, training, machines.values())
     report_store(kept)
     with stages() as progress:
