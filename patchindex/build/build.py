@@ -19,6 +19,7 @@ from patchindex.build.on_cluster import build_scale
 from patchindex.build.plan import parse_memory, plan_build
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.settings import BuildSettings
+from patchindex.build.times import announce
 from patchindex.build.workdir import (
     ExistingOutput,
     build_id_of,
@@ -101,7 +102,8 @@ def build_index(
     resume : bool
         Continue an interrupted build of the same settings. Does nothing when the store is finished.
     progress : callable, optional
-        Called as `progress(stage, done, total)`.
+        Called as `progress(stage, done, total)`. If it has a method `expect`, this is called first, with a
+        dict of the expected seconds of each stage: their ratios hold on most machines.
     client : distributed.Client, optional
         A Dask cluster whose workers see `path`: the workers train and fill the lists.
 
@@ -148,6 +150,7 @@ def build_index(
         if existing is ExistingOutput.FINISHED:
             return open_index(path, device=device)
         check_limits(path, plan, budget)
+        announce(plan, progress)
         with working_directory(path, stored, existing) as folder:
             write_images(folder, TrainingImages(source), progress)
             build_id = build_id_of(folder)

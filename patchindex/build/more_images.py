@@ -16,6 +16,7 @@ from patchindex.build.plan import parse_memory, plan_append
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.settings import appended_settings
 from patchindex.build.shards import OldLists
+from patchindex.build.times import announce
 from patchindex.build.workdir import (
     ExistingOutput,
     build_id_of,
@@ -130,6 +131,7 @@ def append(
         if old.scales:
             require_faiss()
         training, old_places, new_places = _in_label_order(old, both)
+        announce(plan, progress)
         with working_directory(path, settings, existing) as folder:
             write_images(folder, training, progress)
             found = find_duplicates(open_raw(folder, "images"), new_places, progress)

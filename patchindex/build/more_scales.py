@@ -15,6 +15,7 @@ from patchindex.build.on_cluster import build_scale
 from patchindex.build.plan import BuildPlan, parse_memory, plan_build
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.settings import BuildSettings
+from patchindex.build.times import announce
 from patchindex.build.workdir import check_no_unfinished, locked, real_path
 from patchindex.errors import InputError, Option
 from patchindex.images import ImageSource
@@ -90,6 +91,7 @@ def add_scales(
             return open_index(path, device=device)
         plan = _plan(index, settings, budget)
         check_limits(path, plan, budget)
+        announce(plan, progress)
         build_id = fingerprint([index.attributes["fingerprint"], pca_dims, lists, seed])
         for scale in plan.scales:
             work = ScaleBuild(path, index.geometry(scale.k), scale, seed, where, build_id)

@@ -29,20 +29,21 @@ from patchindex.index.faiss_file import ID_BYTES, empty_index
 from patchindex.index.lists import (
     CELLS_PROBED,
     KMEANS_ITERATIONS,
-    TRAINING_PATCHES_PER_CELL,
     TRAINING_PATCHES_PER_LIST,
     InvertedLists,
     cells_of,
+    clustering_work,
     k_means,
     list_counts,
 )
 from patchindex.index.model import ScaleModel, fit_ranges, project_all
 from patchindex.index.pca import fit_pca
 from patchindex.kernels.codes import CODES
+from patchindex.runtime import Progress
 from patchindex.store.checksums import crc32c
 from patchindex.store.raw import ChecksumWriter
 
-__all__ = ["USUAL", "Rates", "measure_rates", "stage_seconds"]
+__all__ = ["USUAL", "Rates", "announce", "measure_rates", "stage_seconds"]
 
 T = TypeVar("T")
 
@@ -129,6 +130,13 @@ def stage_seconds(plan: BuildPlan, rates: Mapping[int, Rates] | None = None) -> 
     return found
 
 
+def announce(plan: BuildPlan, progress: Progress) -> None:
+    """Call the method `expect` of a callback, if it has one, with the expected seconds of each stage."""
+    expect = getattr(progress, "expect", None)
+    if expect is not None:
+        expect(stage_seconds(plan))
+
+
 @dataclass(frozen=True)
 class _Work:
     """The work of a scale: counts of patches, calls and products."""
@@ -146,8 +154,7 @@ class _Work:
         lists = list_counts(images * in_class, scale.list_goal)
         cells = np.array([cells_of(int(count)) for count in lists])
         sample = np.minimum(lists * TRAINING_PATCHES_PER_LIST, images * in_class)
-        first = np.minimum(sample, cells * TRAINING_PATCHES_PER_CELL) * cells
-        inside = sample * lists / cells
+        first, inside = clustering_work(sample, lists)
         loss = min(LOSS_SAMPLE, sample.sum()) * (sample / sample.sum() * lists).sum()
         compared = _padded(cells) + np.minimum(CELLS_PROBED, cells) * _padded(lists / cells)
         one = scale.dims + OVERHEAD

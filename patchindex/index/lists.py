@@ -28,6 +28,7 @@ __all__ = [
     "TRAINING_PATCHES_PER_LIST",
     "InvertedLists",
     "cells_of",
+    "clustering_work",
     "k_means",
     "list_counts",
     "most_lists",
@@ -208,32 +209,36 @@ def train_lists(
     counts: np.ndarray,
     seed: int,
     device: torch.device,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Callable[[float, float], object] = lambda done, total: None,
 ) -> InvertedLists:
     """Find the cells of each class, and the lists of each cell, by k-means of a sample (n, dims).
 
     `counts` has the lists of each class; the sample has at least as many patches of a class as lists.
-    `progress` is called after each cell, with the patches of the sample that are done and all of them.
+    `progress` is called after each k-means, with the work that is done and all work: patches times centroids.
     Equal samples, seeds and numbers of threads give equal centroids.
     """
     centroids, cells, cell_sizes, bounds = [], [], [], [0]
-    done = 0
+    members = np.bincount(classes, minlength=len(counts))
+    finding, filling = clustering_work(members, counts)
+    done, work = 0.0, finding.sum() + filling.sum()
     for c, count in enumerate(counts):
         mine = np.ascontiguousarray(sample[classes == c])
         n_cells = cells_of(int(count))
         top = k_means(mine, n_cells, TRAINING_PATCHES_PER_CELL, seed, device)
+        done += finding[c]
+        progress(done, work)
         all_in_one = np.array([0, n_cells])
         flat = InvertedLists(top, all_in_one, mine.mean(0, keepdims=True), all_in_one, device)
         cell_of = flat.assign(torch.from_numpy(mine).to(device), np.zeros(len(mine), np.int64))
-        members = np.bincount(cell_of, minlength=n_cells)
-        kept = np.flatnonzero(members)
+        in_cell = np.bincount(cell_of, minlength=n_cells)
+        kept = np.flatnonzero(in_cell)
         cells.append(top[kept])
-        for i, size in zip(kept, _shares(int(count), members[kept]), strict=True):
+        for i, size in zip(kept, _shares(int(count), in_cell[kept]), strict=True):
             inside = np.ascontiguousarray(mine[cell_of == i])
             centroids.append(k_means(inside, int(size), TRAINING_PATCHES_PER_LIST, seed, device))
             cell_sizes.append(size)
-            done += len(inside)
-            progress(done, len(sample))
+            done += filling[c] * len(inside) / len(mine)
+            progress(min(done, work), work)
         bounds.append(sum(cell_sizes))
     return InvertedLists(
         np.concatenate(centroids),
@@ -242,6 +247,15 @@ def train_lists(
         np.concatenate([[0], np.cumsum(cell_sizes)]),
         device,
     )
+
+
+def clustering_work(members: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the work of finding the cells of each class, and the lists in its cells: patches x centroids.
+
+    `members` are the training patches of each class, and `counts` its lists.
+    """
+    cells = np.array([cells_of(int(count)) for count in counts])
+    return np.minimum(members, cells * TRAINING_PATCHES_PER_CELL) * cells, members * counts / cells
 
 
 def _shares(total: int, members: np.ndarray) -> np.ndarray:
