@@ -53,6 +53,7 @@ OTHER_SUFFIXES = (
         ".eps",
     ),
 )
+LINKS_NAMED = 4
 MOST_VISITS = 64  # of one folder, by links; more would multiply the images without end
 
 
@@ -64,7 +65,9 @@ class Folder:
 
     def names(self) -> list[str]:
         """Return the relative names of image files, sorted, without hidden files."""
-        return _image_names(self._walk(self.root, "", ()), self.root)
+        names = list(self._walk(self.root, "", ()))
+        _warn_of_dangling_links(names, self.root)
+        return _image_names(names, self.root)
 
     def _walk(
         self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...], visits: Counter | None = None
@@ -183,6 +186,26 @@ def _image_names(names: Iterable[str], root: Path) -> list[str]:
             )
         )
     return sorted(found)
+
+
+def _warn_of_dangling_links(names: Iterable[str], root: Path) -> None:
+    """Warn of links to nothing: they may have been folders of images. Opening an image names its own link."""
+    dangling = [
+        name
+        for name in filter(_is_visible, names)
+        if posixpath.splitext(name)[1].lower() not in (*SUFFIXES, *OTHER_SUFFIXES)
+        and os.path.islink(root / name)
+        and not os.path.exists(root / name)
+    ]
+    if dangling:
+        more = f" and {len(dangling) - LINKS_NAMED} more" if len(dangling) > LINKS_NAMED else ""
+        warn(
+            PatchIndexWarning(
+                f"links to nothing are left out: {', '.join(sorted(dangling)[:LINKS_NAMED])}{more}",
+                where=root,
+                remedy="mend them, or remove them",
+            )
+        )
 
 
 def _is_visible(name: str) -> bool:

@@ -128,6 +128,16 @@ def test_dangling_links_are_named(gray, tmp_path, refused):
         open_images(gray, labels=tmp_path / "link.npz")
 
 
+def test_a_dangling_link_of_a_class_folder_is_warned_of(gray, tmp_path):
+    save(tmp_path / "cats" / "0.png", gray[0])
+    (tmp_path / "dogs").symlink_to(tmp_path / "gone")
+    (tmp_path / ".hidden").symlink_to(tmp_path / "gone")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.warns(PatchIndexWarning, match="links to nothing are left out: dogs; mend them") as warned:
+        assert len(open_images(tmp_path)) == 1
+    assert len(warned) == 1
+
+
 # Stacks.
 
 
