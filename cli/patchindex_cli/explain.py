@@ -17,7 +17,7 @@ from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
 from .progress import stages
 from .saved_samples import check_fingerprint, machine_of, read_record, read_sample, recorded_store, steps_of
-from .sources import open_training
+from .sources import image_options, open_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +69,7 @@ SHOWN = 4  # patches per pixel in the printed table
     help="Where the store is now, if it was moved after the samples were drawn.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
+@image_options
 @threads_option
 @click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @json_option
@@ -88,11 +89,13 @@ def explain(
     threads: int | None,
     device: str,
     as_json: bool,
+    **prepared: Any,
 ) -> None:
     """Name the training patches behind the pixels of a sample, and draw its mosaic.
 
     SAMPLES is the folder that `patchindex sample` wrote, or its samples.npz. The steps of the sample are read
-    from trajectory.zarr in this folder, or else the sample is drawn again.
+    from trajectory.zarr in this folder, or else the sample is drawn again. For samples that were drawn from
+    images, not from a store, give the options of the images again, such as --resize.
 
     Writes mosaic.png (pixels by training image and by segment), steps.png (ESS and entropy by step),
     sources.png (nearest training images, and the images that most pixels came from) and explain.json (the
@@ -105,6 +108,7 @@ def explain(
       patchindex explain samples -o explained --html explained/sample.html --beside network/samples.npz
       patchindex explain samples -o explained --all-steps --exact --top 16
       patchindex explain samples -o explained --store moved/fashion.zarr --tolerance 0.02 --overwrite
+      patchindex explain of-photos -o explained --resize 32 --limit 500
     """
     import patchindex
     from patchindex.explain.mosaic import TOLERANCE
@@ -120,7 +124,7 @@ def explain(
         check_output(place, names, overwrite=overwrite, sources=[where])
     run = RunOptions(int(record["settings"]["seed"]), threads, device, as_json)
     figure_class()  # matplotlib is optional: without it, fail before any work
-    training = open_training(str(where), {}, run)
+    training = open_training(str(where), prepared, run)
     check_fingerprint(training, record, where)
     machine = machine_of(training, record, run)
     drawn = read_sample(samples, folder, image, machine, record)

@@ -37,6 +37,7 @@ from .repeat import check_files, check_settings, check_store, report_store, repo
 from .sources import (
     Training,
     fingerprint_of,
+    image_options,
     locality_of,
     open_denoiser,
     open_training,
@@ -112,6 +113,7 @@ if TYPE_CHECKING:
 @sampling_options(
     16, "Use the training images of this label only. Given again: -n images, and a row of the grid, for each."
 )
+@image_options
 @run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
 def sample(
     store: Path | str,
@@ -130,6 +132,7 @@ def sample(
     cluster: str | None,
     options: SamplingOptions,
     run: RunOptions,
+    **image: Any,
 ) -> None:
     """Draw images from a STORE, or from images without one.
 
@@ -147,7 +150,7 @@ def sample(
     \b
     Examples:
       patchindex sample fashion.zarr -n 16 -o samples
-      patchindex sample photos/ -n 4 -o samples
+      patchindex sample photos/ -n 4 -o samples --resize 32 --limit 500
       patchindex sample fashion.zarr -n 4 -o bags --label 8 --estimator exact --seed 1
       patchindex sample fashion.zarr -n 8 -o rows --label 0 --label 1 --label 8
       patchindex sample fashion.zarr -n 8 -o out --estimator topk:candidates=512
@@ -169,9 +172,9 @@ def sample(
         files_in_the_way(output, resume=files.resume),
         overwrite=options.overwrite,
         sources=[store, conditions.start, conditions.known],
-        inputs=[conditions.x_t, conditions.mask],
+        inputs=[conditions.x_t, conditions.mask, image["labels"]],
     )
-    training = open_training(str(store), {}, run)
+    training = open_training(str(store), image, run)
     fingerprint = fingerprint_of(training)
     check_store(store, fingerprint, accept=conditions.other_inputs)
     index = training.index

@@ -92,9 +92,12 @@ def check_fingerprint(training: Training, record: dict[str, Any], where: Path | 
     found = fingerprint_of(training)
     if expected is not None and found != expected:
         raise InputError(
-            f"is another store than the samples were drawn from (fingerprint {found}, not {expected})",
+            f"has other images than the samples were drawn from (fingerprint {found}, not {expected})",
             where=where,
-            remedy=["give the store of the samples with ", Option("store")],
+            remedy=[
+                *("give the store of the samples with ", Option("store"), ", or for images their options, "),
+                *("such as ", Option("resize")),
+            ],
         )
 
 

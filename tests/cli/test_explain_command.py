@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import refused, run
+from commands import DATA, refused, run
 from PIL import Image
 
 import patchindex as pi
@@ -92,7 +92,7 @@ def test_another_store_is_refused(samples, store, source, tmp_path):
     other = tmp_path / "other.zarr"
     run("build", source, "-o", other, "--locality", "3,5", "--limit", 20, "--no-tune", "--threads", 1)
     message = refused("explain", samples, "-o", tmp_path / "out", "--store", other)
-    assert "is another store than the samples were drawn from" in message
+    assert "has other images than the samples were drawn from" in message
     moved = shutil.copytree(store, tmp_path / "moved.zarr")
     folder = shutil.copytree(samples, tmp_path / "samples")
     record = json.loads((folder / "samples.json").read_text())
@@ -182,3 +182,14 @@ def test_training_images_from_files_are_shown_with_their_names(fashion, tmp_path
     for column in ("nearest", "shifted"):
         assert row[f"{column}_name"] == printable(ordered[int(row[f"{column}_image"])])
     assert row["heaviest_name_t0.2"] == printable(ordered[int(row["heaviest_image_t0.2"])])
+
+
+def test_samples_of_images_without_a_store_are_explained(tmp_path):
+    drawn, explained = tmp_path / "drawn", tmp_path / "explained"
+    prepared = ("--limit", 12, "--resize", 12)
+    run("sample", DATA, "-o", drawn, "-n", 1, "--steps", 3, "--machine", "LS", *prepared)
+    message = refused("explain", drawn, "-o", explained)
+    assert "other images than the samples were drawn from" in message
+    assert "--resize" in message
+    found = json.loads(run("explain", drawn, "-o", explained, *prepared, "--json").stdout)
+    assert 1 <= found["mosaic"]["source_images"] <= 12
