@@ -50,13 +50,18 @@ def plot_store(info: Mapping[str, Any]) -> Figure:
     ):
         names = [str(k) for k in scales]
         bars = axes.bar(names, values, color=[f"C{i % 10}" for i in range(len(names))])
-        axes.bar_label(bars, fmt="%.3g", fontsize=8)
+        axes.bar_label(bars, fmt=_short, fontsize=8)
         axes.margins(y=0.15)
         axes.set(title=title, xlabel="locality scale k")
     if curves:
         colours = {k: f"C{i % 10}" for i, k in enumerate(scales)}
         _plot_curves(rows[1].subplots(1, 1), curves, colours)
     return figure
+
+
+def _short(value: float) -> str:
+    """Return a number with three digits, or as an integer from 100 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _plot_curves(axes: Axes, curves: Mapping[int, OperatingCurve], colours: Mapping[int, str]) -> None:
