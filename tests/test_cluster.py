@@ -358,8 +358,11 @@ def test_a_sample_at_the_command_line(saved, tmp_path, machine):
             main, [*command, "-o", str(tmp_path / output), "--save-trajectory", *how], catch_exceptions=False
         )
         assert done.exit_code == 0, done.output
-    there, here = (np.load(tmp_path / each / "samples.npz") for each in ("there", "here"))
-    np.testing.assert_allclose(there["images"], here["images"], atol=1e-4)  # as `sample` promises
+    with (
+        np.load(tmp_path / "there" / "samples.npz") as there,
+        np.load(tmp_path / "here" / "samples.npz") as here,
+    ):
+        np.testing.assert_allclose(there["images"], here["images"], atol=1e-4)  # as `sample` promises
     files = [pi.sampling.TrajectoryFile(tmp_path / each / "trajectory.zarr") for each in ("there", "here")]
     paths = [file.read(range(3)) for file in files]
     np.testing.assert_allclose(paths[0].x, paths[1].x, atol=1e-4)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchindex.errors import InputError
-from patchindex.images.file_names import numbered
 
 from .computing import Computing
 from .config import record_of
@@ -196,6 +195,8 @@ def _write(output: Path, found: Explanation, more: dict[str, Any]) -> list[str]:
 
 
 def _print(found: Explanation, pixels: list[tuple[int, int]]) -> None:
+    from patchindex.images.file_names import numbered
+
     numbers = found.mosaic.summary()
     single = numbers["single"]
     nearest = found.machine.training.numbered(found.nearest_images[0])

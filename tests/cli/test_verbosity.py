@@ -46,7 +46,7 @@ def test_quiet_prints_errors_and_requested_output_only(store, tmp_path, monkeypa
     assert json.loads(printed.stdout)["command"]["options"]["steps"] == 3
     assert printed.stderr == ""
     plan = run("build", DATA, "-o", tmp_path / "s", "--scales", 3, "--limit", 20, "--dry-run", "-q")
-    assert "all numbers are upper bounds" in plan.stdout
+    assert "sizes are upper bounds" in plan.stdout
     assert "--quiet and --verbose do not go together" in refused("verify", store, "-q", "-v")
     run("verify", store, "-q")
 
