@@ -90,8 +90,8 @@ def plan_build(
     """Check the settings of a build against its images; return the forecast and the store's schedule.
 
     While training the default number of lists needs more than `memory` bytes, the number is halved, down to
-    1 024; the caller compares the plan with the budget. `beside` are scales that the store has already. With
-    `assume_images`, at least as many as the source has, the source is a sample of this many images.
+    1 024; the caller compares the plan with the budget. `beside` are scales that the store has already.
+    `assume_images` is the number of images of the whole set if the source is a sample of it.
     """
     height, width, channels = source.shape[1:]
     if assume_images is not None and assume_images < len(source):

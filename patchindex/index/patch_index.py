@@ -34,9 +34,9 @@ from patchindex.runtime import resolve_device
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.arrays import REMEDY, read_file, read_group
 from patchindex.store.checksums import (
-    CHECKSUMMED,
     CURVE,
     MANIFEST,
+    bytes_of,
     check_small_files,
     crc32c,
     image_block,
@@ -361,7 +361,7 @@ class PatchIndex:
             "locality": None if self.locality is None else self.locality.as_dict(),
             "images": len(self.training),
             "named_images": 0 if names is None else int(np.count_nonzero(np.diff(names.bounds))),
-            "bytes": _bytes(self.path) + sum(scale["bytes"] for scale in scales.values()),
+            "bytes": bytes_of(self.path) + sum(scale["bytes"] for scale in scales.values()),
             "indexes": scales,
         }
 
@@ -373,7 +373,7 @@ class PatchIndex:
             raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
         found = read_group(folder) or {}
         check_scale(found, self.geometry(k), self._images, folder)
-        info: dict[str, Any] = {**found, "bytes": _bytes(folder)}
+        info: dict[str, Any] = {**found, "bytes": bytes_of(folder)}
         if (folder / CURVE).exists():
             info["operating_curve"] = dict(read_checksummed(folder / CURVE))
             info["operating_curve"].pop("scale", None)
@@ -397,10 +397,3 @@ def _refuse_linked(path: Path, group: str) -> None:
         refuse_links(path, f"{group}/{ATTRIBUTES}")
     except IrregularFileError as error:
         raise StoreError(error.what, where=path / group, remedy=REMEDY) from None
-
-
-def _bytes(folder: Path) -> int:
-    """Return the bytes of the files in a folder's manifest, and of the files with their own checksum."""
-    own = (folder / name for name in CHECKSUMMED)
-    listed = sum(size for size, _ in read_manifest(folder).values())
-    return listed + sum(path.stat().st_size for path in own if path.exists())

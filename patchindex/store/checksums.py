@@ -25,13 +25,13 @@ from patchindex.store.arrays import JSON_BYTES, REMEDY, open_file, parse_json, r
 from patchindex.store.atomic import atomic_write
 
 __all__ = [
-    "CHECKSUMMED",
     "CHECKSUM_OF_CHECKED",
     "CURVE",
     "IMAGE_BLOCK_BYTES",
     "MANIFEST",
     "REMEDY",
     "SCALES",
+    "bytes_of",
     "check_files",
     "check_small_files",
     "checksum_of_file",
@@ -142,6 +142,13 @@ def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
             case _:
                 raise StoreError(f"has no size and checksum of {name!r}", where=path, remedy=REMEDY)
     return {name: (size, checksum) for name, (size, checksum) in entries.items()}
+
+
+def bytes_of(folder: Path) -> int:
+    """Return the bytes of the files in a folder's manifest, and of the files with their own checksum."""
+    own = (folder / name for name in CHECKSUMMED)
+    listed = sum(size for size, _ in read_manifest(folder).values())
+    return listed + sum(path.stat().st_size for path in own if path.exists())
 
 
 def _files(folder: Path) -> Iterator[str]:
