@@ -164,8 +164,14 @@ def _only_dataset(path: Path, wanted: str | None) -> str:
     """Return the name of the only dataset of images, if no name was given."""
     candidates: list[tuple[str, tuple[int, ...]]] = []
 
-    def visit(name: str, item: Any) -> None:
+    def visit(name: str | bytes, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and len(item.shape or ()) in (3, 4):
+            if isinstance(name, bytes):  # h5py's form of a name that is not UTF-8
+                raise InputError(
+                    f"the name of a dataset is not UTF-8: {name!r}",
+                    where=path,
+                    remedy="rename it, or copy the file again",
+                )
             candidates.append((name, item.shape))
 
     with _opened(path) as file, _damage_refused(path):

@@ -37,6 +37,13 @@ def test_the_only_dataset_of_images_is_taken(path, gray, labels):
     np.testing.assert_array_equal(open_images(path)[:][..., 0], gray)
 
 
+def test_a_dataset_with_a_name_that_is_not_utf8_is_refused(path, gray, refused):
+    with h5py.File(path, "w") as file:
+        file[b"im\xffges"] = gray
+    with refused("not UTF-8", "set.h5", "rename it"):
+        open_images(path)
+
+
 def test_images_is_taken_before_other_datasets(path, gray, rgb):
     write(path, other=rgb, images=gray)
     np.testing.assert_array_equal(open_images(path)[:][..., 0], gray)
