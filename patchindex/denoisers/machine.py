@@ -176,10 +176,11 @@ class ScoreMachine(TrainingDenoiser):
         return Geometry.of(self.machine, k, self.training.size, self.train_windows)
 
     def exact(self) -> ScoreMachine:
-        """Return the same machine with the estimator `"exact"`."""
+        """Return the same machine with the estimator `"exact"`, and with its engine if one is named."""
         other = copy.copy(self)
-        other.estimator, other._options = "exact", {}
-        other._score_pixels = make_estimator("exact", self._context)
+        other.estimator = "exact"
+        other._options = {name: value for name, value in self._options.items() if name == "engine"}
+        other._score_pixels = make_estimator("exact", self._context, **other._options)
         return other
 
     @property

@@ -24,6 +24,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {"exact": Exact, "topk": TopK,
 class EstimatorOptions(TypedDict, total=False):
     """Options of all estimators, for type checkers. `Auto` and `TopK` describe their own."""
 
+    engine: str | None
     tolerance: float
     probes: int | None
     candidates: int

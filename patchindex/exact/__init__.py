@@ -1,8 +1,9 @@
 """Exact engines: scans over every patch, behind one function."""
 
+from patchindex.exact.choice import check_engine
 from patchindex.exact.costs import expected_seconds
 from patchindex.exact.cpu import load_kernel
-from patchindex.exact.engine import scan
+from patchindex.exact.engine import scan, scan_parts
 from patchindex.exact.heaviest import HeaviestPatches, heaviest
 from patchindex.exact.request import ScoreRequest, TrajectoryCache
 
@@ -10,8 +11,10 @@ __all__ = [
     "HeaviestPatches",
     "ScoreRequest",
     "TrajectoryCache",
+    "check_engine",
     "expected_seconds",
     "heaviest",
     "load_kernel",
     "scan",
+    "scan_parts",
 ]

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
-from patchindex.exact import cpu
-from patchindex.exact import offsets as anywhere
-from patchindex.exact import whole_images as ideal
+from patchindex.exact.choice import Engine, engine_of
 from patchindex.exact.request import ScoreRequest
-from patchindex.geometry import Geometry
 from patchindex.runtime import part_of, plain_state
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["Engine", "scan"]
+__all__ = ["Engine", "scan", "scan_parts"]
 
 STAGE = "exact scan"
-
-
-class Engine(Protocol):
-    """The functions of an engine module."""
-
-    def query_bytes(self, geometry: Geometry, channels: int) -> int:
-        """Return the bytes of one noisy image's sums and states, with copies."""
-        ...
-
-    def scan(self, request: ScoreRequest) -> SoftmaxState:
-        """Return a state of shape (B, H, W)."""
-        ...
 
 
 @plain_state()
 def scan(request: ScoreRequest) -> SoftmaxState:
     """Compare every pixel with every training patch of its position class.
 
-    A compiled kernel (`patchindex.exact.cpu`) does it in float32 on a CPU, on as many threads as torch has;
-    `patchindex.exact.offsets` on other devices and in float64; `patchindex.exact.whole_images` for IS. The
-    memory holds if one noisy image fits: half a MiB at 32 x 32 x 3 for the kernel, 13 MiB in float64.
+    The engine is `request.engine`, or the first of these that can run: `patchindex.exact.whole_images` for
+    IS; `cpu`, a compiled kernel on as many threads as torch has, in float32 on a CPU; `offsets`, in torch, on
+    all devices and in float64. The memory holds if one noisy image fits: half a MiB at 32 x 32 x 3 for `cpu`,
+    13 MiB in float64.
 
     Returns
     -------
@@ -51,17 +38,16 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     Raises
     ------
     InputError
-        When x or the geometry do not fit the training images, or `pixels` does not fit x.
+        When x or the geometry do not fit the training images, `pixels` does not fit x, or the engine cannot
+        run the request.
+    DeviceError
+        When the engine needs a device or a package that is not there.
     """
     _check(request)
     request = replace(request, x=request.x.detach())
     x, geometry = request.x, request.geometry
     batch, channels, height, width = x.shape
-    engine: Engine = anywhere
-    if geometry.machine == "IS":
-        engine = ideal
-    elif x.device.type == "cpu" and request.dtype == torch.float32:
-        engine = cpu
+    engine: Engine = engine_of(request)
     wanted = _wanted(request)
     shape = (batch, height, width) if wanted is None else (sum(map(len, wanted)),)
     result = SoftmaxState.empty(shape, channels, x.device)
@@ -86,6 +72,52 @@ def scan(request: ScoreRequest) -> SoftmaxState:
         result.write(slice(done, done + len(state.weight)), state)
         done += len(state.weight)
     return result
+
+
+def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
+    """Return a softmax state for each of several parts of the training images.
+
+    Part i has the images `bounds[i]` to `bounds[i + 1] - 1` of the request's images (those of its label),
+    counted from 0 in label order; no part is empty. `TrainingImages.select` gives images another order.
+
+    Returns
+    -------
+    SoftmaxState
+        In float64, of shape (P, B, H, W) for P parts; with `pixels` of shape (P, M), as from `scan`.
+
+    Raises
+    ------
+    InputError
+        When there are less than two bounds, or they do not ascend within the range; else as from `scan`.
+    DeviceError
+        As from `scan`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from patchindex.geometry import Geometry
+    >>> from patchindex.images.by_label import TrainingImages
+    >>> training = TrainingImages(np.arange(6 * 25, dtype=np.uint8).reshape(6, 5, 5))
+    >>> request = ScoreRequest(training, Geometry.of("LS", 3, (5, 5)), torch.zeros(2, 1, 5, 5), 0.5)
+    >>> state = scan_parts(request, [0, 2, 6])
+    >>> state.count.shape, state.count[:, 0, 0, 0].tolist()
+    (torch.Size([2, 2, 5, 5]), [2, 4])
+    """
+    lo, hi = request.image_range
+    pairs = list(pairwise(bounds))
+    if not pairs or bounds[0] < 0 or bounds[-1] > hi - lo or any(a >= b for a, b in pairs):
+        raise InputError(
+            f"must ascend within 0 to {hi - lo}, got {list(bounds)!r:.60}",
+            parameter="bounds",
+            remedy="give the first image of each part and the end of the last part",
+        )
+    first, total, states = bounds[0], bounds[-1] - bounds[0], []
+    for a, b in pairs:
+        progress = part_of(request.progress, STAGE, (a - first) / total, (b - first) / total)
+        training = request.training.select(slice(lo + a, lo + b))
+        state = scan(replace(request, training=training, label=None, progress=progress))
+        states.append(state.reshape((1, *state.weight.shape)))
+    return SoftmaxState.cat(states)
 
 
 def _check(request: ScoreRequest) -> None:

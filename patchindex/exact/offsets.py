@@ -21,7 +21,8 @@ from torch import Tensor
 
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry, Offset, query_counts, windows
-from patchindex.images.by_label import as_tensor, read_ahead, to_unit
+from patchindex.images.by_label import to_unit
+from patchindex.images.on_device import blocks_on
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["query_bytes", "scan"]
@@ -54,13 +55,11 @@ def scan(request: ScoreRequest) -> SoftmaxState:
         per_image, add = whole.bytes_an_image, whole.add
     step = int(min(max(1, memory // 2 // per_image), 256))  # past 256 images a tile falls out of the cache
     done, tile_bytes = 0, channels * height * width
-    with read_ahead(
-        request.training.blocks(lo, hi, max(step, memory // 4 // tile_bytes), multiple=step)
-    ) as blocks:
+    most = max(step, memory // 4 // tile_bytes)
+    with blocks_on(request.training, x.device, lo, hi, most, multiple=step) as blocks:
         for block in blocks:
-            for first in range(0, len(block), step):
-                tile = block[first : first + step]
-                add(state, to_unit(as_tensor(tile, x.device).permute(0, 3, 1, 2), request.dtype))
+            for tile in block.split(step):
+                add(state, to_unit(tile.permute(0, 3, 1, 2), request.dtype))
                 done += len(tile)
                 request.progress("exact scan", done, hi - lo)
     state = state.transpose(0, 2)

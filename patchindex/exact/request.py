@@ -44,6 +44,9 @@ class ScoreRequest:
         Bytes for temporary arrays.
     dtype : torch.dtype
         float32, or float64 for studies.
+    engine : str, optional
+        Engine of the exact scan: `"cpu"`, `"fused"` or `"offsets"`; by default the fastest one that can run
+        (see `patchindex.exact.scan`). IS has one engine, whatever the name.
     progress : Progress
         Called with the name of a stage, the work done and all work.
     seed : int
@@ -65,6 +68,7 @@ class ScoreRequest:
     pixels: Tensor | Sequence[Tensor] | None = None
     memory: int = WORKING_MEMORY
     dtype: torch.dtype = torch.float32
+    engine: str | None = None
     progress: Progress = no_progress
     seed: int = 0
     image_ids: Sequence[int] = ()

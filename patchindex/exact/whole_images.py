@@ -10,13 +10,13 @@ of some training images is subtracted from x / a and v_j: the distances stay, an
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry
-from patchindex.images.by_label import as_tensor, read_ahead, to_unit
+from patchindex.images.by_label import as_tensor, to_unit
+from patchindex.images.on_device import blocks_on
 from patchindex.runtime import full_precision
 from patchindex.softmax import SoftmaxState
 
@@ -57,16 +57,16 @@ def scan_images(request: ScoreRequest) -> SoftmaxState:
     batch, channels, height, width = x.shape
     numbers = height * width * channels
 
-    def flat(images: np.ndarray) -> Tensor:
-        return to_unit(as_tensor(images, x.device), dtype).reshape(len(images), numbers)
+    def flat(images: Tensor) -> Tensor:
+        return to_unit(images, dtype).reshape(len(images), numbers)
 
     # In memory: a block as bytes and three times as floats, and the bytes of the next block.
     step = max(1, request.memory // (numbers * (2 + 3 * dtype.itemsize) + 4 * batch * dtype.itemsize))
-    origin = flat(training.read(lo, min(lo + min(SAMPLE, step), hi))).mean(0)
+    origin = flat(as_tensor(training.read(lo, min(lo + min(SAMPLE, step), hi)), x.device)).mean(0)
     queries = x.permute(0, 2, 3, 1).reshape(batch, numbers).to(dtype) - a * origin
     state = SoftmaxState.empty((batch,), numbers, x.device)
     done = 0
-    with full_precision(), torch.no_grad(), read_ahead(training.blocks(lo, hi, step)) as blocks:
+    with full_precision(), torch.no_grad(), blocks_on(training, x.device, lo, hi, step) as blocks:
         for block in blocks:
             values = flat(block) - origin
             logits = torch.addmm(

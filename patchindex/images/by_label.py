@@ -31,7 +31,8 @@ class TrainingImages:
 
     `source` and `labels` are as for `open_images`. `source_ids`, int64 (N,), are the user's numbers of the
     images: by default, positions in the source. Give `source_ids` if the source is sorted by label
-    already, as a store is. The attribute `labels`, int64 (N,) or None, is ascending.
+    already, as a store is. The attribute `labels`, int64 (N,) or None, is ascending. `parent` is None, or
+    the images that `select` took these images from and their numbers there.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class TrainingImages:
         self.source: ImageSource = open_images(source, labels=labels)
         n = len(self.source)
         self.labels: np.ndarray | None = None
+        self.parent: tuple[TrainingImages, slice | np.ndarray] | None = None
         self._order: np.ndarray | None = None
         if source_ids is not None:
             self.source_ids, self.labels = source_ids, self.source.labels
@@ -62,6 +64,11 @@ class TrainingImages:
     def channels(self) -> int:
         """Number of channels, 1 or 3."""
         return self.source.shape[3]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of all images as uint8."""
+        return int(np.prod(self.source.shape, dtype=np.int64))
 
     def range_of(self, label: int | None) -> tuple[int, int]:
         """Return the range [lo, hi) of images with a label (all for None), or raise `InputError`."""
@@ -138,6 +145,21 @@ class TrainingImages:
         """Return the number of an image with its file name, as it is printed: `12 (cat/1.png)`."""
         return numbered(image_id, self.image_names([image_id])[0])
 
+    def select(self, numbers: slice | np.ndarray) -> TrainingImages:
+        """Return some images, in the order of `numbers`: positions in label order, or a slice of step 1.
+
+        The selection has no labels: all its images are compared. It shares the copies of its parent on
+        devices (`patchindex.images.on_device`).
+        """
+        source = self.source
+        if self._order is not None:
+            source = source.subset(self._order[numbers])
+        elif not (isinstance(numbers, slice) and numbers.indices(len(self)) == (0, len(self), 1)):
+            source = source.subset(numbers)
+        selected = TrainingImages(source, source_ids=self.source_ids[numbers])
+        selected.labels, selected.parent = None, (self, numbers)
+        return selected
+
     def read_some(self, numbers: np.ndarray) -> np.ndarray:
         """Return the images at some positions in label order: uint8, shape (n, H, W, C)."""
         return self.source.read(numbers if self._order is None else self._order[numbers])
@@ -148,8 +170,12 @@ class TrainingImages:
             return self.source
         return self.source.subset(self._by_source_id)
 
-    def blocks(self, lo: int, hi: int, most: int, multiple: int = 1) -> Iterator[np.ndarray]:
-        """Yield images [lo, hi) in blocks of about `BLOCK_BYTES`: uint8 (n, H, W, C), n at most `most`.
+    def blocks(
+        self, lo: int, hi: int, most: int, multiple: int = 1, block_bytes: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yield images [lo, hi) in blocks of about `block_bytes`: uint8 (n, H, W, C), n at most `most`.
+
+        `block_bytes` is 2 MiB (`BLOCK_BYTES`) by default.
 
         The range of all images comes in the order of the source, which is fastest to read; a smaller range
         comes in label order. Blocks end at multiples of `multiple`. If a source with chunks is read in its
@@ -159,7 +185,7 @@ class TrainingImages:
         direct = self._reads_directly(lo, hi)
         unit = self.source.chunk if direct and self.source.chunk > 1 else multiple
         height, width = self.size
-        size = max(unit, BLOCK_BYTES // (height * width * self.channels))
+        size = max(unit, (block_bytes or BLOCK_BYTES) // (height * width * self.channels))
         size = min(most, size // unit * unit)
         start = lo
         while start < hi:

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from patchindex.checks import check_path
-from patchindex.errors import InputError, Option, SourceNotFoundError, StoreError
+from patchindex.errors import DeviceError, InputError, Option, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.file_names import numbered
+from patchindex.images.on_device import free_bytes, resident
 from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale, check_store
 from patchindex.index.layout import (
     FORMAT_VERSION,
@@ -179,7 +180,6 @@ class PatchIndex:
         self._images = IndexedImages(by_label, shape[3], raw_checksum(path, "images"))
         self._scales: dict[int, ScaleIndex] = {}
         self._lists_checked: dict[int, np.ndarray] = {}  # `ScaleIndex.checked`, kept when a scale is closed
-        self._copies: dict[torch.device, torch.Tensor] = {}
 
     def __repr__(self) -> str:
         n, (height, width) = len(self.training), self.training.size
@@ -329,13 +329,28 @@ class PatchIndex:
     def pixels_on(self, device: torch.device) -> torch.Tensor:
         """Return the images as a uint8 tensor (N, H, W, C) in label order, on a device.
 
-        On the CPU this is the memory map itself; a copy on another device is made once and kept.
+        On the CPU this is the memory map itself. A copy on another device is made once and kept, and exact
+        scans use the same copy.
+
+        Raises
+        ------
+        DeviceError
+            When the device has too little free memory.
         """
         if device.type == "cpu":
             return self.pixels
-        if device not in self._copies:
-            self._copies[device] = self.pixels.to(device)
-        return self._copies[device]
+        if (copy := resident(self.training, device, share=1.0)) is None:
+            raise DeviceError(
+                f"the images take {self.pixels.numel() / 2**30:.1f} GiB, and"
+                f" {free_bytes(device) / 2**30:.1f} GiB are free",
+                where=f"device {device}",
+                remedy=[
+                    "use ",
+                    Option("estimator", "exact"),
+                    ", which streams the images, or another device",
+                ],
+            )
+        return copy
 
     def info(self) -> dict[str, Any]:
         """Return the settings, the provenance and the size of each scale, as `patchindex info` prints them.

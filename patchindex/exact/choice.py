@@ -1,0 +1,70 @@
+"""The choice of an exact engine for a request."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from patchindex.errors import InputError
+from patchindex.exact import cpu, offsets, whole_images
+from patchindex.exact.request import ScoreRequest
+from patchindex.geometry import Geometry
+from patchindex.softmax import SoftmaxState
+
+__all__ = ["ENGINES", "Engine", "check_engine", "engine_of"]
+
+
+class Engine(Protocol):
+    """The functions of an engine module."""
+
+    def query_bytes(self, geometry: Geometry, channels: int) -> int:
+        """Return the bytes of one noisy image's sums and states, with copies."""
+        ...
+
+    def scan(self, request: ScoreRequest) -> SoftmaxState:
+        """Return a state of shape (B, H, W)."""
+        ...
+
+
+ENGINES: dict[str, Engine] = {"cpu": cpu, "offsets": offsets}
+
+
+def engine_of(request: ScoreRequest) -> Engine:
+    """Return the engine that the request names, or the fastest engine that can run the request.
+
+    Raises
+    ------
+    InputError, DeviceError
+        As from `check_engine`.
+    """
+    device, dtype = request.x.device, request.dtype
+    if request.engine is not None:
+        check_engine(request.engine, device, dtype)
+    if request.geometry.machine == "IS":
+        return whole_images
+    if request.engine is not None:
+        return ENGINES[request.engine]
+    return cpu if device.type == "cpu" and dtype == torch.float32 else offsets
+
+
+def check_engine(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    """Refuse an engine that is unknown, or that cannot compute in a dtype on a device.
+
+    Raises
+    ------
+    InputError
+        When the name is unknown, or the engine has no such dtype or device.
+    """
+    if name not in ENGINES:
+        raise InputError(
+            f"unknown engine {name!r}", parameter="engine", remedy=f"use one of {', '.join(ENGINES)}"
+        )
+    if name == "cpu" and device.type != "cpu":
+        raise InputError(
+            f"'cpu' does not run on {device}", parameter="engine", remedy="leave it out, or use 'offsets'"
+        )
+    if name != "offsets" and dtype != torch.float32:
+        raise InputError(
+            f"{name!r} computes in float32 only", parameter="engine", remedy="leave it out, or use 'offsets'"
+        )
