@@ -1,4 +1,4 @@
-# make demo | test | lint | format | study-mnist. Each target creates .venv if it is missing.
+# make demo | test | lint | docs | format | study-mnist. Each target creates .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,11 +8,13 @@ IMAGES := data/fashion_mnist_6k.npz
 NETWORK := data/fashion_resnet
 MNIST ?= mnist_train.npz
 
-.PHONY: demo test lint format study-mnist clean
+SITE := site
+
+.PHONY: demo test lint docs links format study-mnist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,diffusers,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,diffusers,docs,dev]'
 	touch $@
 
 test: $(STAMP)
@@ -23,6 +25,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy patchindex cli/patchindex_cli
 	$(BIN)/lint-imports --no-logo
+
+# Every warning is an error: a broken link inside the site, a page that no page leads to, a malformed docstring.
+docs: $(STAMP)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs $(SITE)
+	@echo "Open $(SITE)/index.html"
+
+# Follows the links to other sites, too.
+links: $(STAMP)
+	$(BIN)/sphinx-build --builder linkcheck --quiet docs $(SITE)/links
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -49,4 +60,4 @@ study-mnist: | $(STAMP)
 		--only mnist-resnet-zeros mnist-resnet-circular mnist-unet-zeros
 
 clean:
-	rm -rf $(DEMO) build dist *.egg-info
+	rm -rf $(DEMO) $(SITE) build dist *.egg-info
