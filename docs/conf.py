@@ -26,7 +26,7 @@ html_title = "patchindex"
 html_theme_options = {"source_directory": "docs/"}
 
 myst_enable_extensions = ["deflist"]
-myst_heading_anchors = 4  # links such as theory.md#what-small-networks-show work as on the web page of the repository
+myst_heading_anchors = 4  # headings are link targets, as on the pages of the repository
 suppress_warnings = [
     "ref.python",  # a type such as "path" of a docstring is no reference to an attribute of this name
 ]
