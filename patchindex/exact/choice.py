@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -22,8 +23,11 @@ class Engine(Protocol):
         """Return the bytes of one noisy image's sums and states, with copies."""
         ...
 
-    def scan(self, request: ScoreRequest) -> SoftmaxState:
-        """Return a state of shape (B, H, W)."""
+    def scan_parts(self, request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
+        """Return the states of parts of the request's images, of shape (P, B, H, W).
+
+        Part i has the images `bounds[i]` to `bounds[i + 1] - 1`, counted from the start of the image range.
+        """
         ...
 
 

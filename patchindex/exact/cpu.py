@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from threading import Condition, Event
 from typing import NamedTuple
@@ -22,6 +22,7 @@ import torch
 from patchindex.exact.costs import full_cost, lanes, pixel_cost, plan_of
 from patchindex.exact.frame import SAMPLE, Frame
 from patchindex.exact.in_order import InOrder
+from patchindex.exact.parts import STAGE, scan_each
 from patchindex.exact.request import ScoreRequest
 from patchindex.exact.tables import Plan
 from patchindex.geometry import Geometry
@@ -31,7 +32,7 @@ from patchindex.kernels.simd import BLOCK, LANES, aligned
 from patchindex.kernels.totals import flush, merge
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "scan"]
+__all__ = ["load_kernel", "new_sums", "new_tile", "prepare", "query_bytes", "scan_parts"]
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,12 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return pixels * (waiting + 8 * (5 * channels + 4) + 3 * 8 * (5 + 3 * channels))
 
 
-def scan(request: ScoreRequest) -> SoftmaxState:
+def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
+    """Return the states of parts of the training images, (P, B, H, W), as `engine.scan_parts` does."""
+    return scan_each(_scan, request, bounds)
+
+
+def _scan(request: ScoreRequest) -> SoftmaxState:
     """Sum the softmax over all patches, in float32 whatever the dtype of the request."""
     geometry, x = request.geometry, request.x
     lo, hi = request.image_range
@@ -81,7 +87,7 @@ def load_kernel() -> float | None:
     training = TrainingImages(np.zeros((1, 8, 8, 1), np.uint8))
     x, one = torch.zeros(1, 1, 8, 8), (torch.arange(64) == 0).reshape(1, 8, 8)
     for mask in (None, one):  # one kernel scans all pixels, the other a single pixel
-        scan(ScoreRequest(training, Geometry.of("ELS", 3, (8, 8)), x, 0.75, pixels=mask, memory=1 << 20))
+        _scan(ScoreRequest(training, Geometry.of("ELS", 3, (8, 8)), x, 0.75, pixels=mask, memory=1 << 20))
     seconds, compiled = time.perf_counter() - start, misses() > before
     log.info("exact kernels %s in %.1f s", "compiled" if compiled else "loaded from the cache", seconds)
     return seconds if compiled else None
@@ -235,7 +241,7 @@ def _run(request: ScoreRequest, frame: Frame, pixels: list[np.ndarray | None]) -
                 while running:
                     running = bool(wait(futures, POLL, FIRST_EXCEPTION).not_done)
                     if tasks.done:
-                        request.progress("exact scan", min(hi - lo, tasks.done * lanes / len(cut)), hi - lo)
+                        request.progress(STAGE, min(hi - lo, tasks.done * lanes / len(cut)), hi - lo)
                     for future in futures:
                         if future.done():
                             future.result()

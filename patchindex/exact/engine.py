@@ -11,13 +11,12 @@ from torch import Tensor
 
 from patchindex.errors import InputError
 from patchindex.exact.choice import Engine, engine_of
+from patchindex.exact.parts import STAGE
 from patchindex.exact.request import ScoreRequest
 from patchindex.runtime import part_of, plain_state
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Engine", "scan", "scan_parts"]
-
-STAGE = "exact scan"
 
 
 @plain_state()
@@ -43,37 +42,11 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     DeviceError
         When the engine needs a device or a package that is not there.
     """
-    _check(request)
-    request = replace(request, x=request.x.detach())
-    x, geometry = request.x, request.geometry
-    batch, channels, height, width = x.shape
-    engine: Engine = engine_of(request)
-    wanted = _wanted(request)
-    shape = (batch, height, width) if wanted is None else (sum(map(len, wanted)),)
-    result = SoftmaxState.empty(shape, channels, x.device)
-    # Half of the memory is for the noisy images of a group, with their states, and half for the scan.
-    group = max(1, request.memory // 2 // engine.query_bytes(geometry, channels))
-    whole = replace(request, pixels=wanted, memory=request.memory // 2)
-    done = 0
-    for first in range(0, batch, group):
-        last = min(first + group, batch)
-        progress = part_of(request.progress, STAGE, first / batch, last / batch)
-        part = replace(whole.select(slice(first, last)), progress=progress)
-        rows = None
-        if wanted is not None:
-            rows = torch.cat([i * height * width + n for i, n in enumerate(wanted[first:last])])
-            if not len(rows):
-                progress(STAGE, 1.0, 1.0)
-                continue
-        with torch.no_grad():
-            state = engine.scan(part)
-        if rows is not None:
-            state = state.reshape((-1,))[rows]
-        result.write(slice(done, done + len(state.weight)), state)
-        done += len(state.weight)
-    return result
+    lo, hi = request.image_range
+    return scan_parts(request, [0, hi - lo])[0]
 
 
+@plain_state()
 def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
     """Return a softmax state for each of several parts of the training images.
 
@@ -111,13 +84,37 @@ def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
             parameter="bounds",
             remedy="give the first image of each part and the end of the last part",
         )
-    first, total, states = bounds[0], bounds[-1] - bounds[0], []
-    for a, b in pairs:
-        progress = part_of(request.progress, STAGE, (a - first) / total, (b - first) / total)
-        training = request.training.select(slice(lo + a, lo + b))
-        state = scan(replace(request, training=training, label=None, progress=progress))
-        states.append(state.reshape((1, *state.weight.shape)))
-    return SoftmaxState.cat(states)
+    _check(request)
+    request = replace(request, x=request.x.detach())
+    x, geometry = request.x, request.geometry
+    batch, channels, height, width = x.shape
+    engine: Engine = engine_of(request)
+    wanted = _wanted(request)
+    shape = (batch, height, width) if wanted is None else (sum(map(len, wanted)),)
+    parts = len(pairs)
+    result = SoftmaxState.empty((parts, *shape), channels, x.device)
+    # Half of the memory is for the noisy images of a group, with their states, and half for the scan.
+    group = max(1, request.memory // 2 // (parts * engine.query_bytes(geometry, channels)))
+    whole = replace(request, pixels=wanted, memory=request.memory // 2)
+    done = 0
+    for first in range(0, batch, group):
+        last = min(first + group, batch)
+        progress = part_of(request.progress, STAGE, first / batch, last / batch)
+        part = replace(whole.select(slice(first, last)), progress=progress)
+        rows = None
+        if wanted is not None:
+            rows = torch.cat([i * height * width + n for i, n in enumerate(wanted[first:last])])
+            if not len(rows):
+                progress(STAGE, 1.0, 1.0)
+                continue
+        with torch.no_grad():
+            state = engine.scan_parts(part, bounds)
+        if rows is not None:
+            state = state.reshape((parts, -1))[:, rows]
+        size = state.weight.shape[1]
+        result.write((slice(None), slice(done, done + size)), state)
+        done += size
+    return result
 
 
 def _check(request: ScoreRequest) -> None:

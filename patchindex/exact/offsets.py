@@ -14,18 +14,19 @@ patch is ever unfolded. The machines differ only in offsets, padding and window 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from patchindex.exact.parts import STAGE, scan_each
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry, Offset, query_counts, windows
 from patchindex.images.by_label import to_unit
 from patchindex.images.on_device import blocks_on
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["query_bytes", "scan"]
+__all__ = ["query_bytes", "scan_parts"]
 
 QUERIES_PER_TILE = 8
 
@@ -41,7 +42,12 @@ def query_bytes(geometry: Geometry, channels: int) -> int:
     return 8 * height * width * (5 + 3 * channels) * 3
 
 
-def scan(request: ScoreRequest) -> SoftmaxState:
+def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
+    """Return the states of parts of the training images, (P, B, H, W), as `engine.scan_parts` does."""
+    return scan_each(_scan, request, bounds)
+
+
+def _scan(request: ScoreRequest) -> SoftmaxState:
     """Scan in the dtype of the request, on the device of its noisy images."""
     geometry, x, memory = request.geometry, request.x, request.memory
     lo, hi = request.image_range
@@ -61,7 +67,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
             for tile in block.split(step):
                 add(state, to_unit(tile.permute(0, 3, 1, 2), request.dtype))
                 done += len(tile)
-                request.progress("exact scan", done, hi - lo)
+                request.progress(STAGE, done, hi - lo)
     state = state.transpose(0, 2)
     along_y, along_x = (torch.from_numpy(counts).to(x.device) for counts in query_counts(geometry))
     norms = torch.einsum("yi,bij,xj->byx", along_y, x.double().square().sum(1), along_x)

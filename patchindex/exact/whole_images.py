@@ -10,9 +10,12 @@ of some training images is subtracted from x / a and v_j: the distances stay, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from patchindex.exact.parts import STAGE, scan_each
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import as_tensor, to_unit
@@ -20,7 +23,7 @@ from patchindex.images.on_device import blocks_on
 from patchindex.runtime import full_precision
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["image_bytes", "query_bytes", "scan", "scan_images"]
+__all__ = ["image_bytes", "query_bytes", "scan_images", "scan_parts"]
 
 SAMPLE = 64  # images whose mean is subtracted
 
@@ -36,7 +39,12 @@ def image_bytes(numbers: int) -> int:
     return 8 * (5 + 3 * numbers) * 4
 
 
-def scan(request: ScoreRequest) -> SoftmaxState:
+def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
+    """Return the states of parts of the training images, (P, B, H, W), as `engine.scan_parts` does."""
+    return scan_each(_scan, request, bounds)
+
+
+def _scan(request: ScoreRequest) -> SoftmaxState:
     """Scan all pixels, also those outside the mask: they share their logits."""
     state = scan_images(request)
     batch, channels, height, width = request.x.shape
@@ -74,7 +82,7 @@ def scan_images(request: ScoreRequest) -> SoftmaxState:
             )
             state.add(logits, values)
             done += len(block)
-            request.progress("exact scan", done, hi - lo)
+            request.progress(STAGE, done, hi - lo)
     state.centre += state.weight.unsqueeze(-1) * origin
     state.max_logit -= queries.double().square().sum(1) / (2 * beta)
     return state
