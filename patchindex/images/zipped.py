@@ -72,7 +72,12 @@ class ZipFile:
 
     def members(self) -> list[zipfile.ZipInfo]:
         """Return the members that are no folders, in the order of the directory."""
-        return [info for info in self._zip.infolist() if not info.is_dir()]
+        members = self._zip.infolist()
+        if not all(info.filename for info in members):
+            raise InputError(
+                "a member has no name", where=self.path, remedy="download it again, or unpack it"
+            )
+        return [info for info in members if not info.is_dir()]
 
     def open(self, info: zipfile.ZipInfo) -> IO[bytes]:
         """Open a member for reading; several threads may call this at once."""

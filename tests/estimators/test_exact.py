@@ -20,6 +20,25 @@ def test_an_index_and_its_images_give_the_same(store, labelled, held_out, label)
     assert a.patches_evaluated == b.patches_evaluated
 
 
+def test_a_batch_of_more_than_256_images_is_scanned_in_parts(labelled):
+    """The parts join to the whole batch, and the progress goes from 0 to 1 never goes back."""
+    images = labelled[0][:4, :7, :7]
+    x, told = torch.randn(300, images.shape[3], 7, 7), []
+    m = pi.ScoreMachine(images, estimator="exact")
+
+    def progress(stage, done, total):
+        told.append(done / total)
+
+    whole = m.posterior_mean(x, 0.5, k=3, progress=progress)
+    single = m.posterior_mean(x[290:291], 0.5, k=3)
+    torch.testing.assert_close(whole.mean[290:291], single.mean, rtol=0, atol=1e-6)
+    assert (whole.captured_mass == 1).all()
+    assert (whole.stderr == 0).all()
+    assert whole.exact_pixels == 300 * 49
+    assert told == sorted(told)
+    assert {256 / 300, 1.0} == {share for share in told if share >= 256 / 300}
+
+
 def test_exact_accepts_scales_that_the_index_lacks(store, held_out):
     e = pi.ScoreMachine(store, estimator="exact", locality=[3, 7, 9]).posterior_mean(held_out(0.5), 0.5)
     assert torch.isfinite(e.mean).all()

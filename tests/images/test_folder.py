@@ -78,6 +78,15 @@ def test_an_image_in_no_folder_has_no_label(root, gray, write_pictures, refused)
         open_images(root, labels="folders")
 
 
+def test_a_zip_archive_with_a_member_without_a_name_is_refused(tmp_path, refused):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("x.png", b"no picture")
+    damaged = (tmp_path / "a.zip").read_bytes().replace(b"x.png", b"\0.png")  # names end at a zero byte
+    (tmp_path / "a.zip").write_bytes(damaged)
+    with refused("has no name", "a.zip", "download it again"):
+        open_images(tmp_path / "a.zip")
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("before", ["./", "", "/"])
 def test_a_zip_archive_is_the_folder_in_it(root, tmp_path, gray, before, write_pictures):
