@@ -298,16 +298,21 @@ class Training:
             self.clock = _Clock(float(before["seconds"]), float(before["cpu_seconds"]))
             self._continue_scheduler(float(state["lr"]))
             self.record["created"] = before["created"]
+            self._copy_state(file)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
                 f"is damaged ({error!r})", where=path, remedy=["start again with ", Option("overwrite", True)]
             ) from None
-        with torch.no_grad():
-            targets = self._state()
-            for name, tensor in file.read(targets).items():
-                targets[name].copy_(tensor)
+
+    @torch.no_grad()
+    def _copy_state(self, file: TensorFile) -> None:
+        targets = self._state()
+        for name, tensor in file.read(targets).items():
+            if name.startswith("optimiser.step.") and not 0 <= float(tensor) <= self.step:
+                raise ValueError(f"{name} is {float(tensor):g} after {self.step} steps")
+            targets[name].copy_(tensor)
 
     def _continue_scheduler(self, lr: float) -> None:
         self.optimiser.param_groups[0]["lr"] = lr

@@ -243,3 +243,16 @@ def test_a_damaged_state_is_refused_on_resume(pictures, small, tmp_path, change)
     save_file(load_file(path), path, {"patchindex": json.dumps({**header, **change})})
     with pytest.raises(InputError, match=r"start again with overwrite=True|the run has None"):
         train(pictures[0], tmp_path, small(), threads=1, resume=True)
+
+
+@pytest.mark.parametrize("step", [-1.0, 2.0, -1e30])
+def test_an_optimiser_of_other_steps_is_refused_on_resume(pictures, small, tmp_path, step):
+    train(pictures[0], tmp_path, small(steps=1), threads=1)
+    path = tmp_path / "state.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.startswith("optimiser.step."))
+    save_file({**tensors, name: torch.tensor(step)}, path, metadata)
+    with pytest.raises(InputError, match=r"is damaged .*after 1 steps.*start again with overwrite=True"):
+        train(pictures[0], tmp_path, small(), threads=1, resume=True)
