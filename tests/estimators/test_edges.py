@@ -81,7 +81,10 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
     [
         ({"estimator": "topk", "candidates": 2.5}, {}, "candidates: must be a whole number"),
         ({"estimator": "topk", "candidates": True}, {}, "candidates: must be a whole number"),
-        ({"estimator": "topk", "quality": "0.9"}, {}, "quality: must be a number above 0 and at most 1"),
+        *(
+            ({"estimator": "topk", "quality": quality}, {}, "quality: must be a number above 0 and at most 1")
+            for quality in ("0.9", 0, 1.01)
+        ),
         ({"estimator": "auto", "tolerance": "0.01"}, {}, "tolerance: must be a number above 0, got '0.01'"),
         *(
             ({"estimator": "auto", "tolerance": tolerance}, {}, "tolerance: must be a number above 0")
@@ -107,6 +110,10 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
 def test_bad_settings_are_refused(store, held_out, settings, call, words):
     with pytest.raises(InputError, match=words):
         pi.ScoreMachine(store, **settings).posterior_mean(held_out(0.5), 0.5, k=3, **call)
+
+
+def test_a_quality_of_one_is_accepted(store):
+    assert pi.ScoreMachine(store, estimator="topk", quality=1).settings["options"] == {"quality": 1}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import Crc32cCodec
 
 from patchindex.errors import StoreError
 from patchindex.store.checksums import crc32c
-from patchindex.store.raw import CHECKSUM_BYTES, PIECE, open_raw, raw_path, write_raw
+from patchindex.store.raw import CHECKSUM_BYTES, PIECE, open_raw, raw_checksum, raw_path, write_raw
 
 CASES = [("uint8", (), 1000), ("uint8", (4, 3, 1), 7), ("float32", (5,), 9), ("int64", (), 1)]
 
@@ -35,11 +36,22 @@ def test_zarr_reads_the_file_of_bytes_and_a_checksum(group, dtype, shape, n):
     content = raw_path(group, "a", 1 + len(shape)).read_bytes()
     assert content[:-CHECKSUM_BYTES] == data.tobytes()
     assert content[-CHECKSUM_BYTES:] == crc32c(data).to_bytes(4, "little")
+    assert raw_checksum(group, "a") == f"{crc32c(data):08x}"
     mapped = open_raw(group, "a")
     assert isinstance(mapped, np.memmap)
     np.testing.assert_array_equal(mapped, data)
     mapped[0] += 1  # the map is a copy
     assert raw_path(group, "a", 1 + len(shape)).read_bytes() == content
+
+
+def test_an_array_of_several_chunks_is_refused(group):
+    array = zarr.open_group(group, mode="a").create_array(
+        "a", shape=(8,), chunks=(4,), dtype="uint8", compressors=[Crc32cCodec()], filters=None
+    )
+    array[:] = 1
+    for read in (open_raw, raw_checksum):
+        with pytest.raises(StoreError, match="is not one raw file"):
+            read(group, "a")
 
 
 def test_pieces_of_any_size_make_the_same_file(tmp_path):
