@@ -353,7 +353,7 @@ def draw_batches(
         Its denoiser is sent to the workers. A store is sent as its path, which every worker must see; images
         of a .npz or .gz file, and a network, are sent whole.
     batches : sequence of (int, int)
-        Some of `sampling.batches`.
+        Of `sampling.batches`, or of `sampling.batches_of`.
     progress : Progress, optional
         Called as `progress("sampling", done, total)`, in batches.
 

@@ -1,4 +1,4 @@
-"""The work of `patchindex sample`: batches that are kept as they are finished, and the files of the end."""
+"""The work of `patchindex sample`: images that are kept as they are finished, and the files of the end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ output_options = grouped(
 def files_in_the_way(output: Path, *, resume: bool) -> Sequence[str]:
     """Return the files that a run may not replace: not the files of the run that it resumes.
 
-    An interrupted run has left its batches, and a trajectory; a finished run has left samples.json, which
+    An interrupted run has left its images, and a trajectory; a finished run has left samples.json, which
     `Drawing.is_finished` compares with the settings.
     """
     if os.path.exists(output / PARTS):
@@ -91,6 +92,12 @@ class Drawing:
         settings = {**sampling.settings, **inputs, "trajectory": sampling.trajectory}
         self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
 
+    def hold(self) -> AbstractContextManager[None]:
+        """Keep other processes from the output folder in a block."""
+        from patchindex.study.parts import hold_folder
+
+        return hold_folder(self.output)
+
     def is_finished(self) -> bool:
         """Return whether an earlier run wrote its files; refuse files of other settings."""
         path = self.output / RECORD
@@ -100,7 +107,7 @@ class Drawing:
             found = json.loads(path.read_text())["settings"]
         except (ValueError, KeyError, TypeError, RecursionError):
             found = None
-        if found != self.settings:
+        if not isinstance(found, dict) or _of_images(found) != _of_images(self.settings):
             raise InputError(
                 "has samples of other settings",
                 where=self.output,
@@ -115,16 +122,17 @@ class Drawing:
         return (*FILES, *more, *((PNG,) if self.png else ()))
 
     def open_parts(self, *, resume: bool, overwrite: bool) -> Parts:
-        """Return the finished batches of an interrupted run; refuse batches of other settings."""
+        """Return the finished images of an interrupted run; refuse images of other settings."""
         from patchindex.sampling.result import RECORDED
         from patchindex.study.parts import Parts
 
         shapes = {"images": self.sampling.denoiser.shape, "records": (self.sampling.calls, len(RECORDED))}
-        parts = Parts(self.output, self.settings, lambda *_: shapes, resume=resume, overwrite=overwrite)
+        settings = _of_images(self.settings)
+        parts = Parts(self.output, settings, lambda *_: shapes, resume=resume, overwrite=overwrite)
         kept = parts.any()
         if kept and self.sampling.trajectory and not (self.output / TRAJECTORY).exists():
             raise InputError(
-                f"has finished batches without {TRAJECTORY}",
+                f"has finished images without {TRAJECTORY}",
                 where=self.output,
                 remedy=["put it back, or use ", Option("overwrite", True)],
             )
@@ -133,7 +141,7 @@ class Drawing:
         return parts
 
     def draw(self, parts: Parts, progress: Progress, client: Client | None = None) -> SampleResult:
-        """Draw the batches that are not finished, here or on a cluster; return all images."""
+        """Draw the images that are not finished, here or on a cluster; return all images."""
         import torch
 
         from patchindex import SampleResult
@@ -141,8 +149,8 @@ class Drawing:
 
         sampling, everything = self.sampling, range(len(self.sampling.x_T))
         try:
-            missing = [each for each in sampling.batches if parts.missing(NAME, KIND, range(*each))]
-            for (lo, hi), result in self._drawn(missing, progress, client):
+            batches = sampling.batches_of(parts.missing(NAME, KIND, everything))
+            for (lo, hi), result in self._drawn(batches, progress, client):
                 self._keep(parts, lo, hi, result)
         except BaseException:
             finished = len(everything) - len(parts.missing(NAME, KIND, everything))
@@ -156,8 +164,9 @@ class Drawing:
         found = parts.get(NAME, KIND, everything)
         records = [
             record
-            for lo, _ in sampling.batches
-            for record in array_to_records(found["records"][lo], sampling.first + lo)
+            for number, array in zip(everything, found["records"], strict=True)
+            if array[0, 0] == sampling.first + number  # all images of a batch have its records
+            for record in array_to_records(array)
         ]
         return SampleResult(torch.from_numpy(found["images"]), sampling.x_T, records, sampling.settings)
 
@@ -246,14 +255,16 @@ class Drawing:
             (self.output / PNG).rmdir()
 
     def _remove_parts(self) -> None:
-        """Remove the parts, and the output folder if nothing else is in it."""
         shutil.rmtree(self.output / PARTS)
-        if not any(self.output.iterdir()):
-            self.output.rmdir()
 
 
-def cost_of(records: Sequence[dict[str, Any]], sampling: Sampling) -> str:
-    """Return one line on the cost and the error of a sample.
+def _of_images(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide on the images: not the size of batches."""
+    return {name: value for name, value in settings.items() if name != "batch_size"}
+
+
+def cost_of(records: Sequence[dict[str, Any]], shape: tuple[int, int, int]) -> str:
+    """Return one line on the cost and the error of a sample of images of a shape (C, H, W).
 
     Examples
     --------
@@ -262,16 +273,15 @@ def cost_of(records: Sequence[dict[str, Any]], sampling: Sampling) -> str:
     >>> import numpy as np
     >>> machine = ScoreMachine(np.zeros((9, 8, 8), np.uint8), machine="IS")
     >>> s = Sampling(machine, n=1, steps=3)
-    >>> cost_of(s.draw(0, 1).steps, s)
+    >>> cost_of(s.draw(0, 1).steps, machine.shape)
     '1,152 patches evaluated, 100 % of pixels exactly; largest standard error of a step 0'
     """
     evaluated = sum(record["patches_evaluated"] for record in records)
     if not evaluated:
         return "no patches evaluated"
     exact = sum(record["exact_pixels"] for record in records)
-    _, height, width = sampling.denoiser.shape
-    batches = {lo + sampling.first: hi - lo for lo, hi in sampling.batches}
-    pixels = sum(batches[record["first"]] for record in records) * height * width
+    _, height, width = shape
+    pixels = sum(record["images"] for record in records) * height * width
     errors = [record["stderr"] for record in records if record["stderr"] is not None]
     largest = f"; largest standard error of a step {max(errors):.2g}" if errors else ""
     return f"{evaluated:,} patches evaluated, {100 * exact / pixels:.3g} % of pixels exactly{largest}"

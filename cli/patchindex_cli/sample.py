@@ -144,8 +144,9 @@ def sample(
     images, posterior means, standard errors and ESS of each step) and filmstrip.png; with --png also a folder
     of single images.
 
-    Finished batches are kept until these files are written: an interrupted run goes on with --resume, and
-    gives the same files.
+    Finished images are kept until these files are written: an interrupted run goes on with --resume, draws
+    the images that are missing, and gives the same files. The images of a batch are finished together; with
+    --resume, --batch-size may differ.
 
     \b
     Examples:
@@ -201,35 +202,36 @@ def sample(
     report_store(kept, ["operating_curves"])
     versions = _versions()
     report_versions(versions)
-    if files.resume and drawing.is_finished():
-        echo(f"{output}: finished already")
-        return
-    parts = drawing.open_parts(resume=files.resume, overwrite=options.overwrite)
-    with stages() as progress, connected(cluster) as client:
-        compile_seconds = _load_kernels(denoiser, progress)
-        progress("sampling", 0, 1)
-        start = time.perf_counter()
-        result = drawing.draw(parts, progress, client)
-    seconds = time.perf_counter() - start
-    record = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": record_of(click.get_current_context()),
-        "store": kept,
-        "settings": drawing.settings,
-        "versions": versions,
-        "seconds": round(seconds, 3),
-        "compile_seconds": None if compile_seconds is None else round(compile_seconds, 3),
-        "steps": result.steps,
-    }
-    columns = files.columns or (per_label if len(labels) > 1 else None)
-    names = _row_names(labels, training, columns, per_label)
-    written = drawing.write(result, record, columns, names)
+    with drawing.hold():
+        if files.resume and drawing.is_finished():
+            echo(f"{output}: finished already")
+            return
+        parts = drawing.open_parts(resume=files.resume, overwrite=options.overwrite)
+        with stages() as progress, connected(cluster) as client:
+            compile_seconds = _load_kernels(denoiser, progress)
+            progress("sampling", 0, 1)
+            start = time.perf_counter()
+            result = drawing.draw(parts, progress, client)
+        seconds = time.perf_counter() - start
+        record = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": record_of(click.get_current_context()),
+            "store": kept,
+            "settings": drawing.settings,
+            "versions": versions,
+            "seconds": round(seconds, 3),
+            "compile_seconds": None if compile_seconds is None else round(compile_seconds, 3),
+            "steps": result.steps,
+        }
+        columns = files.columns or (per_label if len(labels) > 1 else None)
+        names = _row_names(labels, training, columns, per_label)
+        written = drawing.write(result, record, columns, names)
     if run.as_json:
         print_json({**record, "files": [str(path) for path in written]})
         return
     images = len(result.images)
     echo(f"{output}: {count(images, 'image')} in {seconds:.1f} s, {seconds / images:.2f} s per image")
-    echo(cost_of(result.steps, sampling))
+    echo(cost_of(result.steps, denoiser.shape))
     if compile_seconds is not None:
         echo(f"compiled the exact kernels for this machine in {compile_seconds:.1f} s (only once)")
     echo(f"written: {', '.join(map(str, written))}")

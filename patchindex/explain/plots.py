@@ -45,11 +45,7 @@ def plot_mosaic(found: Explanation) -> Figure:
     named = [number for number, _ in found.sources(NAMED)]
     _show_map(sources, _coloured(mosaic.image, named), mosaic.segment)
     sources.set_title(f"training image (pixels): {numbers['source_images']} in all", fontsize=10)
-    for place, number in enumerate(named):
-        count = (mosaic.image == number).sum()
-        sources.plot([], [], "s", color=f"C{place}", label=f"{number} ({count})", markersize=6)
-    sources.legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0), handletextpad=0.1,
-                   columnspacing=0.6, frameon=False)  # fmt: skip
+    _add_legend(sources, found, named)
     _show_map(pieces, _shuffled(mosaic.segment), mosaic.segment)
     largest = numbers["largest_segment"]
     pieces.set_title(f"{numbers['segments']} segments, the largest {largest} pixels", fontsize=10)
@@ -62,6 +58,21 @@ def plot_mosaic(found: Explanation) -> Figure:
     )
     figure.colorbar(shown, ax=equal, shrink=0.8)
     return figure
+
+
+def _add_legend(axes: Any, found: Explanation, named: list[int]) -> None:
+    """Name training images below a map, or below the figure if their files have names: those are long."""
+    names = [_file(found, number) for number in named]
+    for place, (number, name) in enumerate(zip(named, names, strict=True)):
+        count = (found.mosaic.image == number).sum()
+        label = f"{number} {name} ({count})" if name else f"{number} ({count})"
+        axes.plot([], [], "s", color=f"C{place}", label=label, markersize=6)
+    style: Any = {"fontsize": 7, "ncols": 5, "handletextpad": 0.1, "columnspacing": 0.6, "frameon": False}
+    if any(names):
+        axes.figure.set_figheight(axes.figure.get_figheight() + 0.4)
+        axes.figure.legend(**style, loc="outside lower center")
+    else:
+        axes.legend(**style, loc="upper center", bbox_to_anchor=(0.5, 0))
 
 
 def plot_steps(found: Explanation) -> Figure:
@@ -135,7 +146,7 @@ def plot_sources(found: Explanation) -> Figure:
         near[1:], found.nearest, found.nearest_images, found.nearest_distances, strict=False
     ):
         show_image(axes, image)
-        axes.set_title(f"nearest: {number}{_file(found, number)}\ndistance {distance:.2f}", fontsize=8)
+        axes.set_title(f"nearest: {number}{_line(found, number)}\ndistance {distance:.2f}", fontsize=8)
     above[0].text(1, 0.5, "training images\nthat most\npixels came from", ha="right", va="center", fontsize=8)
     below[0].text(1, 0.5, "their pixels\nin the sample", ha="right", va="center", fontsize=8)
     for top, bottom, (number, count) in zip(above[1:], below[1:], sources, strict=False):
@@ -144,18 +155,24 @@ def plot_sources(found: Explanation) -> Figure:
         used = np.zeros(mine.shape, bool)
         used[mosaic.y[mine], mosaic.x[mine]] = True
         _outline(top, used)
-        top.set_title(f"image {number}{_file(found, number)}\n{count} pixels", fontsize=8)
+        top.set_title(f"image {number}{_line(found, number)}\n{count} pixels", fontsize=8)
         show_image(bottom, _faded(mosaic.sample, mine))
         _outline(bottom, mine)
     return figure
 
 
+def _line(found: Explanation, number: int) -> str:
+    """Return the file name of a training image as one more line of a title; an empty text without a name."""
+    name = _file(found, number)
+    return f"\n{name}" if name else ""
+
+
 def _file(found: Explanation, number: int) -> str:
-    """Return a line with the end of a training image's file name; an empty text without a name."""
+    """Return the end of the file name of a training image; an empty text without a name."""
     name = printable(found.machine.training.image_names([number])[0])
     # The font has Latin letters only, and two dollars would begin a formula.
     shown = name.encode("latin-1", "replace").decode("latin-1").replace("$", r"\$")
-    return f"\n{'...' * (len(name) > NAME_WIDTH)}{shown[-NAME_WIDTH:]}" if name else ""
+    return f"{'...' * (len(name) > NAME_WIDTH)}{shown[-NAME_WIDTH:]}"
 
 
 def _faded(image: Tensor, mask: np.ndarray) -> Tensor:

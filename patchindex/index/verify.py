@@ -15,7 +15,7 @@ from patchindex.geometry import gather_patches
 from patchindex.index.layout import listed_scales, scale_group, scales_of
 from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.runtime import Progress, as_progress, plain_state
-from patchindex.store.checksums import CURVE, SCALES, check_files, is_stray, read_checksummed
+from patchindex.store.checksums import CURVE, SCALES, check_files, image_block, is_stray, read_checksummed
 from patchindex.store.remote import is_url
 
 __all__ = ["Report", "verify"]
@@ -129,11 +129,10 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
         progress("checksums", i + 1, len(parts))
     problems += _wrong_scales(path)
     problems = list(dict.fromkeys(problems))
-    if index is not None and not problems:  # lists of damaged files cannot be read
-        try:
-            index.check_images(0, len(index.training))
-        except StoreError as error:
-            problems.append((str(error.where), error.what))
+    files_are_whole = not problems
+    if index is not None:
+        problems += _damaged_images(index)
+    if index is not None and files_are_whole:  # lists of damaged files cannot be read
         for k in index.scales:
             try:
                 lists = _Lists(index, k)
@@ -144,6 +143,18 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
             patches += lists.patches
             encoded += len(lists.sample)
     return Report(str(path), files, size, patches, encoded, tuple(problems))
+
+
+def _damaged_images(index: PatchIndex) -> list[tuple[str, str]]:
+    """Compare each block of images with its checksum."""
+    found: dict[tuple[str, str], None] = {}
+    block = image_block(index.training.size, index.training.channels)
+    for first in range(0, len(index.training), block):
+        try:
+            index.check_images(first, min(first + block, len(index.training)))
+        except StoreError as error:
+            found[str(error.where), error.what] = None
+    return list(found)
 
 
 def _wrong_scales(path: Path) -> list[tuple[str, str]]:
@@ -230,4 +241,8 @@ class _Lists:
         lost |= (apart > step + PROJECTION_ROUNDING * patches[0].numel() ** 0.5).any(1)
         if not lost.any():
             return []
-        return [(str(scale.path), f"{lost.sum()} of {len(ids)} patches are not found by their code")]
+        training = self._index.training
+        place = int(ids[np.argmax(lost)]) // self._geometry.patches_per_image
+        example = training.numbered(int(training.source_ids[place]))
+        what = f"{lost.sum()} of {len(ids)} patches are not found by their code, the first of image {example}"
+        return [(str(scale.path), what)]

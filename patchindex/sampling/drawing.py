@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import groupby
 from typing import Any
@@ -139,6 +139,8 @@ class Sampling:
     >>> s = Sampling(ScoreMachine(images, machine="IS"), n=5, steps=3, batch_size=2)
     >>> s.batches
     [(0, 2), (2, 4), (4, 5)]
+    >>> s.batches_of([0, 2, 3, 4])
+    [(0, 1), (2, 4), (4, 5)]
     >>> s.draw(2, 4).images.shape
     torch.Size([2, 1, 8, 8])
     """
@@ -194,7 +196,16 @@ class Sampling:
         }
         for each in dict.fromkeys(self.labels):
             denoiser.check_label(each)
-        self.batches = list(_batches(self.labels, self.batch_size))
+        self.batches = self.batches_of(range(n))
+
+    def batches_of(self, images: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the batches of some images, ascending: ranges of up to `batch_size` images of one label."""
+        found = []
+        for _, group in groupby(enumerate(images), lambda at: (self.labels[at[1]], at[1] - at[0])):
+            run = [image for _, image in group]
+            for lo in range(run[0], run[-1] + 1, self.batch_size):
+                found.append((lo, min(lo + self.batch_size, run[-1] + 1)))
+        return found
 
     @property
     def calls(self) -> int:
@@ -217,7 +228,7 @@ class Sampling:
             self.denoiser.prepare(label, progress)
 
     def draw(self, lo: int, hi: int, progress: Progress | None = None) -> SampleResult:
-        """Draw the images of one of `batches`, lo to hi - 1. The settings are those of the whole sample."""
+        """Draw the images of a batch, lo to hi - 1. The settings are those of the whole sample."""
         total = len(self.x_T)
         batch = _Batch(self, lo, hi, part_of(as_progress(progress), "sampling", lo / total, hi / total))
         images = batch.draw(self._x[lo:hi])
@@ -244,15 +255,6 @@ def _labels(denoiser: Denoiser, label: Labels, n: int) -> list[int | None]:
 def _is_one(label: Any) -> bool:
     """Return whether this is the label of one image, or None."""
     return label is None or is_whole(label) or isinstance(label, str)
-
-
-def _batches(labels: Sequence[int | None], batch_size: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of batches; the images of a batch share their label."""
-    end = 0
-    for _, group in groupby(labels):
-        start, end = end, end + len(list(group))
-        for lo in range(start, end, batch_size):
-            yield lo, min(lo + batch_size, end)
 
 
 class _Batch:
@@ -310,6 +312,7 @@ class _Batch:
         self.records.append(
             {
                 "first": self._image_ids[0],
+                "images": len(self._image_ids),
                 "t": t,
                 "k": k,
                 "seconds": round(time.perf_counter() - start, 4),

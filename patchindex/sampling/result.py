@@ -34,9 +34,9 @@ class SampleResult:
         The noise at the start.
     steps : list of dict
         For each evaluation of the posterior mean of each batch: `first` (number of the batch's first image),
-        `t`, `k`, `seconds`, `patches_evaluated`, `codes_scanned`, `exact_pixels`, the averages of
-        `captured_mass` and `ess` over pixels, and the root mean square of `stderr`. None stands for a value
-        that the denoiser does not have.
+        `images` (of the batch), `t`, `k`, `seconds`, `patches_evaluated`, `codes_scanned`, `exact_pixels`,
+        the averages of `captured_mass` and `ess` over pixels, and the root mean square of `stderr`. None
+        stands for a value that the denoiser does not have.
     settings : dict
         Arguments of `sample` and settings of the denoiser.
     trajectory : Trajectory, optional
@@ -81,21 +81,21 @@ class SampleResult:
 
 
 RECORDED = (
-    *("t", "k", "seconds", "patches_evaluated", "codes_scanned", "exact_pixels"),
+    *("first", "images", "t", "k", "seconds", "patches_evaluated", "codes_scanned", "exact_pixels"),
     *("captured_mass", "ess", "stderr"),
 )
-WHOLE = ("k", "patches_evaluated", "codes_scanned", "exact_pixels")
+WHOLE = ("first", "images", "k", "patches_evaluated", "codes_scanned", "exact_pixels")
 
 
 def records_to_array(records: Sequence[dict[str, Any]], rows: int) -> np.ndarray:
-    """Return the records of a batch as numbers, (rows, 9) in float64.
+    """Return the records of a batch as numbers, (rows, 11) in float64.
 
     NaN stands for None, and fills rows without a record.
 
     Examples
     --------
     >>> record = dict.fromkeys(RECORDED, 2) | {"first": 16, "k": None}
-    >>> array_to_records(records_to_array([record], rows=2), first=16) == [record]
+    >>> array_to_records(records_to_array([record], rows=2)) == [record]
     True
     """
     array = np.full((rows, len(RECORDED)), np.nan)
@@ -104,8 +104,8 @@ def records_to_array(records: Sequence[dict[str, Any]], rows: int) -> np.ndarray
     return array
 
 
-def array_to_records(array: np.ndarray, first: int) -> list[dict[str, Any]]:
-    """Return the records of the batch that starts at image `first`."""
+def array_to_records(array: np.ndarray) -> list[dict[str, Any]]:
+    """Return the records of a batch, given as numbers."""
     records = []
     for row in array.tolist():
         found: dict[str, Any] = {
@@ -114,5 +114,5 @@ def array_to_records(array: np.ndarray, first: int) -> list[dict[str, Any]]:
         if found["t"] is None:
             break
         found |= {name: int(found[name]) for name in WHOLE if found[name] is not None}
-        records.append({"first": first, **found})
+        records.append(found)
     return records

@@ -26,7 +26,7 @@ from patchindex.runtime import threads as use_threads
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COLUMNS, Calibration
 from patchindex.study.calibration_ways import CalibrationOptions, OnImages, OnNetwork
-from patchindex.study.parts import Parts
+from patchindex.study.parts import Parts, hold_folder
 from patchindex.study.scale_machine import ScaleMachine, default_scales
 
 __all__ = ["CalibrationOptions", "calibrate"]
@@ -105,7 +105,8 @@ def calibrate(
     Raises
     ------
     InputError
-        When the settings do not fit the images, the network, the index or the parts in the folder.
+        When the settings do not fit the images, the network, the index or the parts in the folder, or another
+        process writes to the folder.
 
     Examples
     --------
@@ -166,12 +167,12 @@ def calibrate(
     place = None if folder is None else Path(folder)
     shapes: dict[str, tuple[int, ...]] = {name: (len(ks),) for name in (*way.MEASURES, "seconds")}
     shapes["norm"] = ()
-    parts = Parts(place, settings, lambda *_: shapes, resume=resume, overwrite=overwrite)
-    with use_threads(options.threads):
+    with hold_folder(place), use_threads(options.threads):
+        parts = Parts(place, settings, lambda *_: shapes, resume=resume, overwrite=overwrite)
         load_kernel()
         _check_network(way, parts, overwrite=overwrite)
         _run(way, ks, options.pixels, _batches(way, options.batch_size), parts, progress)
-    return Calibration(list(_rows(way, ks, parts)), settings)
+        return Calibration(list(_rows(way, ks, parts)), settings)
 
 
 def _machine_of(index: PatchIndex | None, machine: str | None, windows: str | None) -> tuple[str, str]:

@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
+from patchindex.build.workdir import hold_lock
 from patchindex.errors import InputError, Option, OutputExistsError, StoreError
 from patchindex.images.npz import read_arrays
 from patchindex.regular_files import read_regular
 from patchindex.store.atomic import atomic_write
 
-__all__ = ["PARTS", "Layout", "Parts"]
+__all__ = ["PARTS", "Layout", "Parts", "hold_folder"]
 
 PARTS = "parts"  # folder of the finished results
+LOCK = "parts.lock"  # held by the process that writes results
 SETTINGS, MOST_SETTINGS = "settings.json", 1 << 25  # bytes
 NUMBERS = "numbers"  # the array of a file with the numbers of its images
 REMEDY: Sequence[str | Option] = ["use the same settings, another folder, or ", Option("overwrite", True)]
 
 Result = dict[str, np.ndarray]
 Layout = Callable[[str, str], Mapping[str, tuple[int, ...]]]  # shapes of a result, by denoiser and kind
+
+
+@contextmanager
+def hold_folder(folder: Path | None) -> Iterator[None]:
+    """Keep other processes from the folder of a study in the block; remove the folder if nothing is in it.
+
+    Raises InputError while another process holds the folder.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = InputError(
+        "another process writes to this folder", where=folder, remedy="wait until it ends, or use another"
+    )
+    try:
+        with hold_lock(folder / LOCK, busy):
+            yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 class Parts:

@@ -21,7 +21,7 @@ from patchindex.runtime import Progress, as_progress, plain_state
 from patchindex.store.checksums import fingerprint
 from patchindex.study.metrics import r2, rmse
 from patchindex.study.noised import Noised, correlation, held_out_images, training_images
-from patchindex.study.parts import Parts
+from patchindex.study.parts import Parts, hold_folder
 from patchindex.study.replay import NETWORK, Replay, images_in, layout
 from patchindex.study.theory_results import Theory
 
@@ -130,7 +130,8 @@ def theory(
     ------
     InputError
         When shapes, noise schedules or training images differ, a number or a label is not possible, there are
-        too few held-out images, or the results in the folder, or in the folder to reuse, have other settings.
+        too few held-out images, another process writes to the folder, or the results in the folder, or in the
+        folder to reuse, have other settings.
     OutputExistsError
         When the folder has results, and neither `resume` nor `overwrite` is given.
 
@@ -169,20 +170,21 @@ def theory(
     shapes = layout(network.shape, options.steps)
     other = None if reuse is None else Parts.of(Path(reuse), shared, shapes)
     place = None if folder is None else Path(folder)
-    parts = Parts(place, shared, shapes, resume=resume, overwrite=overwrite)
-    every = {NETWORK: network, **denoisers}
-    for name, denoiser in every.items():
-        log.info("%s: %r", name, denoiser)
-        own = {key: value for key, value in denoiser.settings.items() if key not in NOT_COMPARED}
-        if denoiser.label is not None:
-            own["label"] = denoiser.label
-        parts.check(name, own, overwrite=overwrite)
-    replay = Replay(network, parts, labels, options.steps, options.seed, options.batch_size, progress, client)
-    replay.check_network(overwrite=overwrite)
-    if other is not None:
-        for name in denoisers:
-            parts.reuse(other, name, images_in(options.steps), range(n))
-    inputs = _run(replay, denoisers, n, options, training, held_out)
+    with hold_folder(place):
+        parts = Parts(place, shared, shapes, resume=resume, overwrite=overwrite)
+        for name, denoiser in {NETWORK: network, **denoisers}.items():
+            log.info("%s: %r", name, denoiser)
+            own = {key: value for key, value in denoiser.settings.items() if key not in NOT_COMPARED}
+            if denoiser.label is not None:
+                own["label"] = denoiser.label
+            parts.check(name, own, overwrite=overwrite)
+        args = (labels, options.steps, options.seed, options.batch_size, progress, client)
+        replay = Replay(network, parts, *args)
+        replay.check_network(overwrite=overwrite)
+        if other is not None:
+            for name in denoisers:
+                parts.reuse(other, name, images_in(options.steps), range(n))
+        inputs = _run(replay, denoisers, n, options, training, held_out)
     settings = {
         "n": n,
         **asdict(options),

@@ -7,6 +7,7 @@ import pytest
 from commands import refused, run
 
 from patchindex.study.calibration_ways import OnImages
+from patchindex.study.parts import hold_folder
 
 FILES = ["calibration.csv", "calibration.json", "calibration.png", "parts", "schedule.json"]
 SMALL = ("--resize", 12, "--scales", "3,5", "--steps", 3, "--threads", 1)
@@ -104,3 +105,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path, args, messag
 def test_image_options_are_fixed_in_a_store(store, tmp_path):
     message = refused("calibrate", store, "-o", tmp_path / "out", "--resize", 16)
     assert "--resize: is fixed in the store" in message
+
+
+def test_a_second_process_that_calibrates_into_the_same_folder_is_refused(source, tmp_path):
+    out = tmp_path / "scales"
+    args = ("calibrate", source, "-o", out, "-n", 1, *SMALL)
+    with hold_folder(out):
+        for more in ((), ("--resume",), ("--overwrite",)):
+            assert "another process writes to this folder; wait until it ends" in refused(*args, *more)
+    assert not out.exists()

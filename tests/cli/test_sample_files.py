@@ -21,8 +21,13 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from patchindex.sampling import Sampling, TrajectoryFile, draw_noise
+from patchindex.study.parts import hold_folder
 
 QUICK = ("--estimator", "exact", "--steps", 4)
+
+
+class StoppedError(RuntimeError):
+    pass
 
 
 def images_of(folder):
@@ -73,6 +78,53 @@ def test_an_interrupted_run_keeps_its_batches_and_resumes_with_the_same_bytes(st
         assert cut | {"seconds": 0} == whole | {"seconds": 0}
 
 
+def test_a_resumed_run_draws_missing_images_only_whatever_their_batches(small_store, tmp_path, monkeypatch):
+    def command(folder, size, *more):
+        options = ("--label", 3, "--label", 8, "--batch-size", size, *QUICK, "--save-trajectory", *more)
+        return ("sample", small_store, "-n", 5, "-o", tmp_path / folder, *options)
+
+    draw, drawn = Sampling.draw, []
+
+    def some(self, lo, hi, progress=None):
+        if len(drawn) == 3:  # the first run ends there
+            raise StoppedError
+        drawn.append((lo, hi))
+        return draw(self, lo, hi, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sampling, "draw", some)
+        assert isinstance(CliRunner().invoke(main, list(map(str, command("cut", 2)))).exception, StoppedError)
+    assert drawn == [(0, 2), (2, 4), (4, 5)]
+    parts = tmp_path / "cut" / "parts" / "samples"
+    (parts / "images.000002.npz").unlink()  # a cluster leaves such gaps
+    kept = np.concatenate([np.load(file)["images"] for file in sorted(parts.iterdir())])
+    drawn.append((0, 0))  # no more failures
+    with monkeypatch.context() as patched:
+        patched.setattr(Sampling, "draw", some)
+        printed = run(*command("cut", 16, "--resume")).output
+    assert drawn[4:] == [(2, 4), (5, 10)]
+    assert "100 % of pixels exactly" in printed
+    run(*command("whole", 16))
+    cut, whole = images_of(tmp_path / "cut"), images_of(tmp_path / "whole")
+    np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(cut[[0, 1, 4]], kept)
+    steps = json.loads((tmp_path / "cut" / "samples.json").read_text())["steps"]
+    assert [(step["first"], step["images"]) for step in steps[::3]] == [(0, 2), (2, 2), (4, 1), (5, 5)]
+    of_run = TrajectoryFile(tmp_path / "cut" / "trajectory.zarr").read().x[0]
+    np.testing.assert_array_equal(of_run, np.load(tmp_path / "cut" / "samples.npz")["x_T"])
+    assert "finished already" in run(*command("cut", 3, "--resume")).output
+
+
+def test_a_second_process_that_draws_into_the_same_folder_is_refused(small_store, tmp_path):
+    args = ("sample", small_store, "-n", 1, "-o", tmp_path / "out", *QUICK)
+    with hold_folder(tmp_path / "out"):
+        for more in ((), ("--resume",), ("--overwrite",)):
+            message = refused(*args, *more)
+            assert "another process writes to this folder; wait until it ends, or use another" in message
+    run(*args)
+    assert not (tmp_path / "out" / "parts.lock").exists()
+
+
 def test_a_finished_run_is_not_drawn_again(store, tmp_path):
     args = ("sample", store, "-n", 2, "-o", tmp_path, *QUICK, "--resume")
     run(*args)
@@ -89,10 +141,6 @@ def test_resume_replaces_no_file_of_another_origin(store, tmp_path, name):
     (tmp_path / name / "mine").write_text("mine")
     assert f"already has {name}" in refused(*args)
     assert (tmp_path / name / "mine").read_text() == "mine"
-
-
-class StoppedError(RuntimeError):
-    pass
 
 
 @pytest.mark.parametrize("batches", [0, 1])
@@ -113,7 +161,7 @@ def test_a_run_that_fails_keeps_finished_batches_and_nothing_else(store, tmp_pat
         assert not (tmp_path / "out").exists()
         return
     shutil.rmtree(tmp_path / "out" / "trajectory.zarr")
-    assert "has finished batches without trajectory.zarr" in refused(*args, "--resume")
+    assert "has finished images without trajectory.zarr" in refused(*args, "--resume")
     run(*args, "--overwrite")
     assert TrajectoryFile(tmp_path / "out" / "trajectory.zarr").read().x.shape[1] == 4
 

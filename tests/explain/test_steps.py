@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import patchindex as pi
 from patchindex.errors import InputError, PatchIndexWarning
@@ -94,6 +95,22 @@ def test_figures_have_a_panel_for_each_map(explanation):
     titles = [axes.get_title() for axes in figures["mosaic"].axes]
     assert any("segments" in title for title in titles)
     assert any("nearest patch" in title for title in titles)
+
+
+def test_the_legend_of_the_mosaic_names_training_images_and_their_files(explanation, real_images, tmp_path):
+    def legend(found):
+        figure = pi.explain.figures(found)["mosaic"]
+        (shown,) = figure.legends or [figure.axes[2].get_legend()]
+        return [text.get_text() for text in shown.get_texts()]
+
+    assert legend(explanation) == [f"{number} ({count})" for number, count in explanation.sources(10)]
+    names = ["a.png", "folder-of-shirts-0001.png", "price$.png"]
+    for name, image in zip(names, real_images(3, 12)[0], strict=True):
+        Image.fromarray(image[..., 0]).save(tmp_path / name)
+    m = pi.ScoreMachine(pi.open_images(tmp_path), machine="ELS", locality=[3, 3, 5])
+    found = pi.explain.explain_sample(m, pi.explain.redraw(m, torch.randn(1, 12, 12), steps=4))
+    shown = dict(enumerate(["a.png", "...of-shirts-0001.png", r"price\$.png"]))
+    assert legend(found) == [f"{number} {shown[number]} ({count})" for number, count in found.sources(10)]
 
 
 def test_a_sample_of_the_near_field_says_that_weights_are_estimated(labelled, tmp_path, monkeypatch):

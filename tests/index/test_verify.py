@@ -9,6 +9,7 @@ import pytest
 import zarr
 from click.testing import CliRunner
 from patchindex_cli import main
+from PIL import Image
 
 import patchindex as pi
 from patchindex.build import scale as stages
@@ -173,7 +174,10 @@ def rebuilt(labelled, path, monkeypatch, change):
     ("change", "words"),
     [
         (lambda ids, codes: ids.__setitem__(0, ids[1]), ["has wrong patch ids: they must ascend"]),
-        (lambda ids, codes: codes.__iadd__(40), ["are not found by their code"]),
+        (
+            lambda ids, codes: codes.__iadd__(40),
+            ["1000 of 1000 patches are not found by their code, the first of image "],
+        ),
         (
             lambda ids, codes: ids.__setitem__(slice(None), np.roll(np.sort(ids), 9)),
             ["has wrong patch ids"],
@@ -209,6 +213,23 @@ def test_damaged_store_is_not_sampled_at_the_command_line(copied):
     arguments = ["sample", str(copied), "-o", str(copied.parent / "out"), "--locality", "3"]
     assert CliRunner().invoke(main, arguments).exit_code == 1
     assert not (copied.parent / "out").exists()
+
+
+def test_the_files_of_damaged_images_are_named(real_images, tmp_path, monkeypatch):
+    monkeypatch.setattr("patchindex.store.checksums.IMAGE_BLOCK_BYTES", 2 * 12 * 12)
+    (tmp_path / "files").mkdir()
+    for name, image in zip("abcdef", real_images(6, 12)[0], strict=True):
+        Image.fromarray(image[..., 0]).save(tmp_path / "files" / f"{name}.png")
+    index = pi.build_index(tmp_path / "files", tmp_path / "s.zarr", scales=[3])
+    file = raw_path(index.path, "images", 4)
+    flip(file, 2 * 12 * 12, 0)
+    flip(file, 5 * 12 * 12, 3)
+    problems = pi.verify(index.path).problems
+    assert problems[0] == (str(file), "is damaged (checksum mismatch)")
+    assert [what for _, what in problems[1:]] == [
+        "images 2 (c.png) to 3 (d.png) are damaged (checksum mismatch)",
+        "images 4 (e.png) to 5 (f.png) are damaged (checksum mismatch)",
+    ]
 
 
 def test_url_is_refused():

@@ -16,6 +16,7 @@ from stand_ins import OPTIONS, SHORT, SIZE, Fragile, Reweighted, StoppedError
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, StoreError
 from patchindex.study import TheoryOptions, theory
+from patchindex.study.parts import hold_folder
 
 
 def tables(folder):
@@ -187,6 +188,13 @@ def test_a_part_that_unpacks_to_gigabytes_takes_no_memory(denoisers, tmp_path):
     with pytest.raises(StoreError, match=r"is damaged .is packed.; delete it"):
         run()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused(denoisers, tmp_path):
+    every = {"IS": denoisers["IS"]}
+    with hold_folder(tmp_path / "run"), pytest.raises(InputError, match="another process writes to this"):
+        theory(denoisers["LS"], every, 2, options=OPTIONS, folder=tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_results_without_settings_are_refused(denoisers, tmp_path):
