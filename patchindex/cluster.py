@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
@@ -23,7 +23,8 @@ from patchindex.dask_tasks import lost_workers, on_workers, submit
 from patchindex.denoisers.from_images import is_store
 from patchindex.denoisers.machine import MachineOptions, ScoreMachine
 from patchindex.errors import DeviceError, InputError, PatchIndexError
-from patchindex.exact import ScoreRequest, scan
+from patchindex.exact import ScoreRequest, Shards
+from patchindex.exact.shards import in_tree, merged, scan_shard, settings_of
 from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import open_index
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageShards", "connect", "draw_batches", "sample"]
 
 SHARD_BYTES = 256 << 20  # images of a shard
-MERGED = 4  # states merged at a node of the tree
 COMPARED = 64  # images whose contents tell two data sets apart
-KEPT_HERE = ("training", "label", "progress", "cache")  # of a request
 
 
 @contextmanager
@@ -133,7 +132,7 @@ def _place(source: Any) -> Any:
 # Exact scores.
 
 
-class ImageShards:
+class ImageShards(Shards):
     """Training images that the workers of a cluster hold, for exact scores.
 
     Parameters
@@ -209,18 +208,16 @@ class ImageShards:
 
         (lo, hi), client = request.image_range, self._client
         # Workers hold the images already, and cannot report progress.
-        sent = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in KEPT_HERE}
+        settings = settings_of(request)
         states = [
-            submit(client, _scan, held, max(lo, first) - first, min(hi, stop) - first, sent)
+            submit(client, scan_shard, held, settings)
             for held, (first, stop) in zip(self._held, self._bounds, strict=True)
             if max(lo, first) < min(hi, stop)
         ]
         for done, _ in enumerate(as_completed(states), 1):
             request.progress("exact scan", done, len(states))
-        while len(states) > 1:
-            states = [submit(client, _merged, states[i : i + MERGED]) for i in range(0, len(states), MERGED)]
         with lost_workers("make smaller shards"):
-            state: SoftmaxState = states[0].result()
+            state: SoftmaxState = in_tree(states, lambda some: submit(client, merged, some)).result()
         return state
 
 
@@ -285,20 +282,12 @@ def _opened(source: _Source) -> _Images:
     return images
 
 
-def _read(source: _Source, lo: int, hi: int) -> np.ndarray:
-    return _opened(source).read(lo, hi)
-
-
-def _scan(images: np.ndarray, lo: int, hi: int, sent: dict[str, Any]) -> SoftmaxState:
-    return scan(ScoreRequest(TrainingImages(images[lo:hi]), **sent))
-
-
-def _merged(states: Sequence[SoftmaxState]) -> SoftmaxState:
-    first, *others = states
-    state = first.clone()
-    for other in others:
-        state.merge(other)
-    return state
+def _read(source: _Source, lo: int, hi: int) -> TrainingImages:
+    """Return images [lo, hi) in label order, in memory."""
+    images = _opened(source)
+    labels = None if images.training.labels is None else images.training.labels[lo:hi]
+    some = open_images(images.read(lo, hi), labels=labels)
+    return TrainingImages(some, source_ids=images.training.source_ids[lo:hi])
 
 
 # Samples.

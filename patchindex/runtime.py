@@ -120,6 +120,8 @@ def faiss_gpus() -> int:
 
 def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = False) -> torch.device:
     """Return the device of this name: `cpu` (also None) or an existing `cuda` device; else a DeviceError."""
+    if isinstance(device, str) and ("," in device or device.endswith(":all")):
+        raise DeviceError(f"{device!r} names several devices", parameter="device", remedy="use one of them")
     try:
         found = torch.device("cpu" if device is None else device)
     except RuntimeError:

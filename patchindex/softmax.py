@@ -141,6 +141,10 @@ class SoftmaxState:
         """Join the grids of several states along their first dimension."""
         return cls(*(torch.cat(parts) for parts in zip(*(vars(s).values() for s in states), strict=True)))
 
+    def to(self, device: torch.device | str) -> SoftmaxState:
+        """Return the state on a device; itself if it is there."""
+        return self._map(lambda field: field.to(device))
+
     def clone(self) -> SoftmaxState:
         """Return a copy that shares no memory with this state."""
         return self._map(Tensor.clone)

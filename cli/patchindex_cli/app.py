@@ -57,7 +57,7 @@ class _Group(click.Group):
         except (MemoryError, RuntimeError) as error:
             if not _is_short_of_memory(error):
                 raise
-            code, message = 1, f"not enough memory ({error}); use a smaller batch or smaller options"
+            code, message = 1, f"not enough memory ({_told(error)}); use a smaller batch or smaller options"
         except OSError as error:  # a full disk, a read-only folder: the work failed
             where = f"{error.filename}: " if error.filename else ""
             code, message = 1, f"{where}{error.strerror or error}"
@@ -118,6 +118,15 @@ def _is_short_of_memory(error: Exception) -> bool:
     """Return True for an allocation that Python, NumPy or torch was refused."""
     is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return isinstance(error, MemoryError) or is_torch  # torch has a type of error for devices only
+
+
+def _told(error: Exception) -> str:
+    """Return the message of an error for lack of memory; torch's is long for a device."""
+    if type(error).__name__ != "OutOfMemoryError":
+        return str(error)
+    from patchindex.devices import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _options_inside(parameter: str) -> set[str]:

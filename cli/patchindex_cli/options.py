@@ -145,7 +145,11 @@ seed_option = functools.partial(count_option, "--seed", default=0, least=0)
 def run_options(seed_help: str) -> Decorator:
     """Return a decorator that adds the options of each command that computes, as `run`."""
     device = click.option(
-        "--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda or cuda:N."
+        "--device",
+        metavar="DEVICE",
+        default="cpu",
+        show_default=True,
+        help="cpu, cuda or cuda:N; for exact scores also cuda:0,cuda:1,... or cuda:all.",
     )
     return grouped("run", RunOptions, [seed_option(seed_help), threads_option, device, json_option])
 

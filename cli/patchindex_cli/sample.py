@@ -84,7 +84,8 @@ if TYPE_CHECKING:
 @click.option(
     "--memory",
     metavar="SIZE",
-    help="Memory for temporary arrays, such as 500M.  [default: 256M, or 1G for wiener]",
+    help="Memory for temporary arrays on each device, such as 500M.  [default: 256M, or 1G for wiener; on a "
+    "GPU most of what is free]",
 )
 @click.option(
     "--noise",

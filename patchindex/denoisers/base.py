@@ -13,7 +13,8 @@ from torch import Tensor
 from patchindex.checks import check_least
 from patchindex.denoisers.arguments import Label, image_numbers, number_of_label, times_of
 from patchindex.denoisers.conventions import Adaptable
-from patchindex.errors import InputError, PatchIndexError
+from patchindex.devices import enough_memory, resolve_devices
+from patchindex.errors import InputError, Option, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
 from patchindex.runtime import (
@@ -23,7 +24,6 @@ from patchindex.runtime import (
     no_progress,
     part_of,
     plain_state,
-    resolve_device,
 )
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import NoiseSchedule, noise_schedule
@@ -78,7 +78,8 @@ class Denoiser(Adaptable, ABC):
     label : int or str, optional
         Restrict all calls to images of this label, its number or name, unless a call has a label of its own.
     device : str or torch.device, optional
-        Where posterior means are computed; `"cpu"` by default.
+        Where posterior means are computed; `"cpu"` by default. Of several devices, as in `"cuda:0,cuda:1"`
+        or `"cuda:all"`, the first; exact scans of a `ScoreMachine` use all.
     threads : int, optional
         CPU threads; by default as many as torch uses.
 
@@ -121,7 +122,7 @@ class Denoiser(Adaptable, ABC):
         threads: int | None = None,
     ) -> None:
         check_threads(threads)
-        self.device = resolve_device(device)
+        self.device = resolve_devices(device)[0]
         self.noise = noise_schedule(noise)
         self._shape, self._threads = shape, threads
         self.label = self.number_of(label)
@@ -195,7 +196,11 @@ class Denoiser(Adaptable, ABC):
         """
         number = self.label if label is None else self.number_of(label)
         self.check_label(number)
-        with plain_state(), use_threads(self._threads):
+        with (
+            plain_state(),
+            use_threads(self._threads),
+            enough_memory(self.device, *self._if_out_of_memory),
+        ):
             self._prepare(number, as_progress(progress))
 
     def _prepare(self, label: int | None, progress: Progress) -> None:
@@ -244,7 +249,8 @@ class Denoiser(Adaptable, ABC):
             When x has a wrong shape, is not finite or too large; when t is outside (0, 1) or its noise
             variance is below `LEAST_BETA`; when the label is unknown, or there are not B `image_ids`.
         PatchIndexError
-            When the posterior mean is not finite, because a store or a network is damaged for example.
+            When the posterior mean is not finite, because a store or a network is damaged for example; when
+            the memory of a GPU does not suffice.
         """
         return self._posterior_mean(x, t, label, None, seed, image_ids, progress, cache)
 
@@ -272,7 +278,7 @@ class Denoiser(Adaptable, ABC):
         progress = as_progress(progress)
         distinct = list(dict.fromkeys(times))
         parts, rows = [], []
-        with use_threads(self._threads):
+        with use_threads(self._threads), enough_memory(self.device, *self._if_out_of_memory):
             for i, time in enumerate(distinct):
                 mine = [row for row, its_time in enumerate(times) if its_time == time]
                 part = part_of(progress, "posterior mean", i / len(distinct), (i + 1) / len(distinct))
@@ -300,6 +306,11 @@ class Denoiser(Adaptable, ABC):
     def _who(self) -> str:
         """The name of the denoiser in errors."""
         return f"denoiser {type(self).__name__}"
+
+    @property
+    def _if_out_of_memory(self) -> Sequence[str | Option]:
+        """The remedy where the memory of a GPU does not suffice."""
+        return ["use a smaller ", Option("batch_size")]
 
     @property
     def _if_not_finite(self) -> str:

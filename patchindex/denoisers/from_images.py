@@ -11,13 +11,14 @@ import torch
 from patchindex.build import parse_memory
 from patchindex.denoisers.arguments import Label
 from patchindex.denoisers.base import Denoiser
-from patchindex.errors import InputError
+from patchindex.devices import memory_budget, resolve_devices
+from patchindex.errors import InputError, Option
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.layout import read_attributes
-from patchindex.runtime import check_threads, resolve_device
+from patchindex.runtime import check_threads
 from patchindex.schedules import NoiseSchedule
 from patchindex.store.remote import Remote, is_url
 
@@ -46,7 +47,8 @@ class TrainingDenoiser(Denoiser):
     noise, label, device, threads
         As for `Denoiser`.
     memory : int or str, optional
-        Bytes for temporary arrays, or a size such as `"1G"`; 256 MiB by default.
+        Bytes for temporary arrays, or a size such as `"1G"`. The default on the CPU is 256 MiB. On a GPU the
+        default, and the most, is 0.4 of the memory that is free when a call begins.
 
     Attributes
     ----------
@@ -58,6 +60,8 @@ class TrainingDenoiser(Denoiser):
     InputError
         When a setting is unknown or does not fit the images or the index.
     """
+
+    _default_memory = WORKING_MEMORY  # on the CPU
 
     def __init__(
         self,
@@ -72,7 +76,7 @@ class TrainingDenoiser(Denoiser):
     ) -> None:
         check_threads(threads)
         if is_store(source):
-            source = open_index(source, device=resolve_device(device))
+            source = open_index(source, device=resolve_devices(device)[0])
         if isinstance(source, PatchIndex):
             if labels is not None:
                 raise InputError(
@@ -84,7 +88,7 @@ class TrainingDenoiser(Denoiser):
             self.training = source.training
         else:
             self.index, self.training = None, TrainingImages(source, labels)
-        self._memory = WORKING_MEMORY if memory is None else parse_memory(memory)
+        self._memory_given = None if memory is None else parse_memory(memory)
         shape = (self.training.channels, *self.training.size)
         super().__init__(shape, noise=noise, label=label, device=device, threads=threads)
 
@@ -97,6 +101,20 @@ class TrainingDenoiser(Denoiser):
         vars(self).update(state)
         if self.index is not None:
             self.training = self.index.training
+
+    @property
+    def devices(self) -> Sequence[torch.device]:
+        """The devices that compute; `device` is the first."""
+        return (self.device,)
+
+    @property
+    def _memory(self) -> int:
+        """Bytes for temporary arrays, on each device."""
+        return memory_budget(self.devices, self._memory_given, self._default_memory)
+
+    @property
+    def _if_out_of_memory(self) -> Sequence[str | Option]:
+        return ["use a smaller ", Option("memory"), " or ", Option("batch_size")]
 
     @property
     def _if_not_finite(self) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass, replace
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -16,30 +16,20 @@ from patchindex.denoisers.arguments import Label, image_numbers, times_of
 from patchindex.denoisers.attribution import Attributions, check_pixels
 from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import TrainingDenoiser
+from patchindex.devices import enough_memory, resolve_devices
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate, EstimatorOptions, ScoreContext, make_estimator
-from patchindex.exact import ScoreRequest, TrajectoryCache, scan
+from patchindex.exact import DeviceShards, ScoreRequest, Shards, TrajectoryCache
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike
-from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex
 from patchindex.runtime import Progress, as_progress, plain_state
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalityLike, LocalitySchedule, NoiseSchedule
-from patchindex.softmax import SoftmaxState
 
 __all__ = ["MachineOptions", "ScoreMachine"]
 
 log = logging.getLogger(__name__)
-
-
-class Shards(Protocol):
-    """Training images on the workers of a cluster: `patchindex.cluster.ImageShards`."""
-
-    def check(self, training: TrainingImages) -> None:
-        """Refuse training images that differ from the shards."""
-
-    scan: Callable[[ScoreRequest], SoftmaxState]
 
 
 class MachineOptions(EstimatorOptions, total=False):
@@ -85,11 +75,14 @@ class ScoreMachine(TrainingDenoiser):
     label : int or str, optional
         Compare with the training images of this label only.
     device : str or torch.device, optional
-        Where scores are computed; `"cpu"` by default.
+        Where scores are computed; `"cpu"` by default. `"cuda:0,cuda:1"` and `"cuda:all"` divide the training
+        images among several GPUs, which compute exact scores together.
     threads : int, optional
         CPU threads; by default as many as torch uses.
     memory : int or str, optional
-        Bytes for temporary arrays, or a size such as `"1G"`; 256 MiB by default.
+        Bytes for temporary arrays on each device, or a size such as `"1G"`. The default on the CPU is
+        256 MiB. On a GPU the default, and the most, is 0.4 of the memory that is free when a call begins;
+        a copy of the training images takes half of the free memory at most.
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies.
     shards : patchindex.cluster.ImageShards, optional
@@ -145,8 +138,8 @@ class ScoreMachine(TrainingDenoiser):
             locality = self.index.locality if locality is None else locality
         else:
             self.machine, self.train_windows = machine or "ELS", train_windows or "valid"
-        if shards is not None:
-            shards.check(self.training)
+        self._devices = resolve_devices(device)
+        self._context = self._where(shards)
         drawing = "auto" if self.device.type == "cpu" else "topk"
         self.estimator = estimator or (drawing if self.index is not None and self.index.scales else "exact")
         if self.estimator != "exact" and dtype != torch.float32:
@@ -155,7 +148,6 @@ class ScoreMachine(TrainingDenoiser):
                 parameter="dtype",
                 remedy="leave it out, or use 'exact'",
             )
-        self._context = ScoreContext(self.index, self.device, scan if shards is None else shards.scan)
         self._score_pixels = make_estimator(self.estimator, self._context, **options)
         self.locality = None if locality is None else LocalitySchedule.of(locality, self.noise)
         if self.locality is not None and self.machine != "IS":
@@ -172,8 +164,30 @@ class ScoreMachine(TrainingDenoiser):
             len(self.training), *self.training.size, self.device,
         )  # fmt: skip
 
+    def _where(self, shards: Shards | None) -> ScoreContext:
+        """Return the context whose scans run on the device, on several devices or on a cluster."""
+        context = ScoreContext(self.index, self.device)
+        if shards is None and len(self.devices) == 1:
+            return context
+        if shards is None:
+            several = DeviceShards(self.devices)
+            return replace(context, scan=several.scan, scan_parts=several.scan_parts)
+        shards.check(self.training)
+        if len(self.devices) > 1:
+            raise InputError(
+                "names several devices, and there are shards on a cluster",
+                parameter="device",
+                remedy="use one device",
+            )
+        return replace(context, scan=shards.scan)
+
     def _geometry(self, k: int | None) -> Geometry:
         return Geometry.of(self.machine, k, self.training.size, self.train_windows)
+
+    @property
+    def devices(self) -> Sequence[torch.device]:
+        """The devices that compute exact scores; `device` is the first."""
+        return self._devices
 
     def exact(self) -> ScoreMachine:
         """Return the same machine with the estimator `"exact"`, and with its engine if one is named."""
@@ -189,6 +203,7 @@ class ScoreMachine(TrainingDenoiser):
         schedule = self.locality
         return {
             **super().settings,
+            "device": ",".join(map(str, self.devices)),
             "machine": self.machine,
             "train_windows": self.train_windows,
             "estimator": self.estimator,
@@ -306,7 +321,7 @@ class ScoreMachine(TrainingDenoiser):
         ids = image_numbers(image_ids, len(x))
         call = Call(time, number, ids, int(seed), as_progress(progress), k=k)
         request = replace(self._request(x, self._beta(time), call), pixels=[numbers] * len(x))
-        with use_threads(self._threads):
+        with use_threads(self._threads), enough_memory(self.device, *self._if_out_of_memory):
             return Attributions.of(self._score_pixels.heaviest(request, top), chosen, len(x), self.training)
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:

@@ -46,7 +46,7 @@ class Wiener(TrainingDenoiser):
         basis. The denoiser then commutes with cyclic shifts.
     **options
         `noise`, `label`, `device`, `threads` and `memory`, as for `TrainingDenoiser`. The default of `memory`
-        is 1 GiB.
+        on the CPU is 1 GiB.
 
     Raises
     ------
@@ -71,6 +71,8 @@ class Wiener(TrainingDenoiser):
     (torch.Size([2, 1, 8, 8]), 0, True)
     """
 
+    _default_memory = DEFAULT_MEMORY
+
     def __init__(
         self,
         source: PatchIndex | ImagesLike,
@@ -79,8 +81,6 @@ class Wiener(TrainingDenoiser):
         circulant: bool = False,
         **options: Unpack[DenoiserOptions],
     ) -> None:
-        if options.get("memory") is None:
-            options["memory"] = DEFAULT_MEMORY
         super().__init__(source, labels, **options)
         self.circulant = bool(circulant)
         self._filters: OrderedDict[int | None, _Filter] = OrderedDict()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patchindex.errors import InputError, Option
-from patchindex.exact import HeaviestPatches, ScoreRequest, scan
+from patchindex.exact import HeaviestPatches, ScoreRequest, scan, scan_parts
 from patchindex.index import PatchIndex, ScaleIndex
 from patchindex.softmax import SoftmaxState
 
@@ -37,7 +37,8 @@ class ScoreContext:
 
     index: PatchIndex | None
     device: torch.device  # where scores are computed
-    scan: Callable[[ScoreRequest], SoftmaxState] = scan  # exact scores, of this process or of a cluster
+    scan: Callable[[ScoreRequest], SoftmaxState] = scan  # of this process, several devices or a cluster
+    scan_parts: Callable[[ScoreRequest, Sequence[int]], SoftmaxState] = scan_parts
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from patchindex.exact import HeaviestPatches, ScoreRequest
 from patchindex.exact.heaviest import wanted_pixels
 from patchindex.geometry import gather_patches, query_windows
 from patchindex.index import ScaleIndex
+from patchindex.runtime import resolve_device
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["TopK", "rerank"]
@@ -48,7 +49,8 @@ class TopK:
     Raises
     ------
     InputError
-        When there is no index, or an option is below 1 or out of its range.
+        When there is no index, or an option is below 1 or out of its range; a DeviceError when the index is
+        on a GPU, and the installed FAISS cannot search there.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TopK:
     ) -> None:
         self._context = context
         self._index = index_of(context, "topk", candidates=candidates, probes=probes)
+        resolve_device(self._index.device, needs_faiss=True)
         check_between("quality", quality, 0, 1, "use 0.98, for example")
         self._candidates, self._probes, self._quality = candidates, probes, quality
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
 from patchindex.exact.choice import Engine, engine_of
-from patchindex.exact.parts import STAGE
+from patchindex.exact.parts import STAGE, check_bounds
 from patchindex.exact.request import ScoreRequest
 from patchindex.runtime import part_of, plain_state
 from patchindex.softmax import SoftmaxState
@@ -76,14 +75,7 @@ def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
     >>> state.count.shape, state.count[:, 0, 0, 0].tolist()
     (torch.Size([2, 2, 5, 5]), [2, 4])
     """
-    lo, hi = request.image_range
-    pairs = list(pairwise(bounds))
-    if not pairs or bounds[0] < 0 or bounds[-1] > hi - lo or any(a >= b for a, b in pairs):
-        raise InputError(
-            f"must ascend within 0 to {hi - lo}, got {list(bounds)!r:.60}",
-            parameter="bounds",
-            remedy="give the first image of each part and the end of the last part",
-        )
+    check_bounds(request, bounds)
     _check(request)
     request = replace(request, x=request.x.detach())
     x, geometry = request.x, request.geometry
@@ -91,7 +83,7 @@ def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
     engine: Engine = engine_of(request)
     wanted = _wanted(request)
     shape = (batch, height, width) if wanted is None else (sum(map(len, wanted)),)
-    parts = len(pairs)
+    parts = len(bounds) - 1
     result = SoftmaxState.empty((parts, *shape), channels, x.device)
     # Half of the memory is for the noisy images of a group, with their states, and half for the scan.
     group = max(1, request.memory // 2 // (parts * engine.query_bytes(geometry, channels)))

@@ -6,13 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from patchindex.errors import InputError
 from patchindex.exact.request import ScoreRequest
 from patchindex.runtime import part_of
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["STAGE", "scan_each"]
+__all__ = ["STAGE", "check_bounds", "scan_each"]
 
 STAGE = "exact scan"
+
+
+def check_bounds(request: ScoreRequest, bounds: Sequence[int]) -> None:
+    """Refuse the bounds of parts that are empty, or not of the request's images."""
+    lo, hi = request.image_range
+    pairs = list(pairwise(bounds))
+    if not pairs or bounds[0] < 0 or bounds[-1] > hi - lo or any(a >= b for a, b in pairs):
+        raise InputError(
+            f"must ascend within 0 to {hi - lo}, got {list(bounds)!r:.60}",
+            parameter="bounds",
+            remedy="give the first image of each part and the end of the last part",
+        )
 
 
 def scan_each(

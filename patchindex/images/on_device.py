@@ -16,22 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.devices import free_bytes
 from patchindex.images.by_label import BLOCK_BYTES, TrainingImages, as_tensor, read_ahead
 
-__all__ = ["blocks_on", "free_bytes", "resident"]
+__all__ = ["blocks_on", "in_root", "resident"]
 
 SHARE = 0.5  # of the free memory of a device that a copy of all images may take
 
 _copies: WeakKeyDictionary[TrainingImages, dict[torch.device, Tensor]] = WeakKeyDictionary()
 _copying = Lock()  # scans of several threads share a copy
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the bytes that new tensors on a device may take; 0 on the CPU, where images are at hand."""
-    if device.type != "cuda":
-        return 0
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def resident(training: TrainingImages, device: torch.device, share: float = SHARE) -> Tensor | None:
@@ -73,7 +66,7 @@ def blocks_on(
     ...     [block[:, 0, 0, 0].tolist() for block in blocks]
     [[12, 8, 4], [0]]
     """
-    root, numbers = _in_root(training, slice(lo, hi))
+    root, numbers = in_root(training, slice(lo, hi))
     copy = resident(root, device)
     if copy is not None:
         image_bytes = training.source_bytes // len(training)
@@ -102,7 +95,7 @@ def _copy(training: TrainingImages, device: torch.device) -> Tensor:
     return images
 
 
-def _in_root(
+def in_root(
     training: TrainingImages, numbers: slice | np.ndarray
 ) -> tuple[TrainingImages, slice | np.ndarray]:
     """Return the images that all selections were taken from, and the numbers there."""

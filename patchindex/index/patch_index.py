@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from patchindex.checks import check_path
+from patchindex.devices import free_bytes, resolve_devices
 from patchindex.errors import DeviceError, InputError, Option, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.file_names import numbered
-from patchindex.images.on_device import free_bytes, resident
+from patchindex.images.on_device import resident
 from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale, check_store
 from patchindex.index.layout import (
     FORMAT_VERSION,
@@ -31,7 +32,6 @@ from patchindex.index.layout import (
 from patchindex.index.scale import ScaleIndex
 from patchindex.index.values import image_columns, image_names
 from patchindex.regular_files import IrregularFileError, refuse_links
-from patchindex.runtime import resolve_device
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.arrays import REMEDY, read_file, read_group
 from patchindex.store.checksums import (
@@ -69,7 +69,8 @@ def open_index(
         opening copies the images to the cache folder (`PATCHINDEX_CACHE`), and the first use of a scale
         copies the scale; the copies are kept.
     device : str or torch.device, optional
-        Device that searches the lists: `"cpu"` (default, memory-mapped) or a CUDA device.
+        Device that searches the lists: `"cpu"` (default, memory-mapped) or a CUDA device. Of several devices,
+        as in `"cuda:all"`, the first.
     storage_options : dict, optional
         Options of `fsspec` for a URL.
 
@@ -91,7 +92,7 @@ def open_index(
     (3,)
     """
     check_path(path)
-    where, remote = resolve_device(device, needs_faiss=True), None
+    where, remote = resolve_devices(device)[0], None
     if is_url(path):
         remote = Remote(str(path), storage_options)
         path = remote.fetch()

@@ -15,13 +15,14 @@ from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
 from patchindex.checks import check_least
 from patchindex.denoisers.base import Denoiser
 from patchindex.denoisers.from_images import is_store
+from patchindex.devices import memory_budget
 from patchindex.errors import InputError, Option
 from patchindex.exact import load_kernel
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
-from patchindex.runtime import Progress, as_progress, part_of, plain_state
+from patchindex.runtime import Progress, as_progress, part_of, plain_state, resolve_device
 from patchindex.runtime import threads as use_threads
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COLUMNS, Calibration
@@ -129,7 +130,8 @@ def calibrate(
     kind, windows = _machine_of(index, machine, options.train_windows)
     use_auto = _use_auto(options, index, kind, network)
     check_least(n=(1 if n is None else n, 1), steps=(steps, 2))
-    memory = WORKING_MEMORY if options.memory is None else parse_memory(options.memory)
+    given = None if options.memory is None else parse_memory(options.memory)
+    memory = memory_budget([resolve_device(options.device)], given, WORKING_MEMORY)
     theory = ScaleMachine(training, kind, windows, index if use_auto else None, memory)
     ks = _scales_of(theory, scales)
     wanted = training.range_of(options.label)
