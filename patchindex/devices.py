@@ -14,8 +14,8 @@ from patchindex.runtime import resolve_device
 __all__ = ["enough_memory", "free_bytes", "memory_budget", "out_of_memory", "resolve_devices"]
 
 ALL = "cuda:all"
-# A copy of the training images takes half of the free memory at most (`patchindex.images.on_device`). The rest
-# is for libraries and kernels, and for gaps between the blocks of torch's allocator.
+# A copy of the training images takes half of the free memory at most (`patchindex.images.on_device`). The
+# rest is for libraries and kernels, and for gaps between the blocks of torch's allocator.
 SHARE = 0.4  # of the free memory: temporary arrays
 
 

@@ -80,7 +80,7 @@ def test_the_budget_of_a_gpu_is_most_of_what_is_available(free):
     assert memory_budget([CPU], 5, 77) == 5
     assert memory_budget(GPUS[:1], None, 77) == int(SHARE * 1200)
     assert memory_budget(GPUS, None, 77) == int(SHARE * 500)
-    assert memory_budget(GPUS, 300, 77) == 300
+    assert memory_budget(GPUS, 150, 77) == 150
     assert memory_budget(GPUS, 9000, 77) == int(SHARE * 500)
 
 

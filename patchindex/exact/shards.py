@@ -77,6 +77,9 @@ def in_tree(states: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T:
     return states[0]
 
 
+_Work = tuple[TrainingImages, dict[str, Any], Sequence[int] | None]
+
+
 class DeviceShards(Shards):
     """The training images of each request, in equal shards on several devices of this machine.
 
@@ -109,7 +112,7 @@ class DeviceShards(Shards):
 
     def scan(self, request: ScoreRequest) -> SoftmaxState:
         """Return the state of `exact.scan`, computed by all devices at the same time."""
-        works = [
+        works: list[_Work] = [
             (shard.select(_range_or_ids(numbers)), self._settings(request, device), None)
             for device, shard, numbers, _ in self._shards(request)
         ]
@@ -118,7 +121,8 @@ class DeviceShards(Shards):
     def scan_parts(self, request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
         """Return the states of `exact.scan_parts`: each device scans its images of each part."""
         check_bounds(request, bounds)
-        works, parts = [], []
+        works: list[_Work] = []
+        parts = []
         for device, shard, numbers, places in self._shards(request):
             ends = np.searchsorted(places, bounds)
             filled = np.flatnonzero(np.diff(ends))  # a part may have no image on this device
@@ -198,12 +202,13 @@ def _range_or_ids(numbers: np.ndarray) -> slice | np.ndarray:
     return slice(first, first + len(numbers)) if gapless else numbers
 
 
-def _scan_all(works: Sequence[tuple[Any, ...]], request: ScoreRequest) -> list[SoftmaxState]:
+def _scan_all(works: Sequence[_Work], request: ScoreRequest) -> list[SoftmaxState]:
     """Call `scan_shard` for all devices at the same time; return the states on the device of the request."""
     shares, stopped = [0.0] * len(works), Event()
     with ThreadPoolExecutor(len(works), "patchindex-device") as threads:
         states = [
-            threads.submit(scan_shard, *work, _share(shares, i, stopped)) for i, work in enumerate(works)
+            threads.submit(scan_shard, shard, settings, bounds, _share(shares, i, stopped))
+            for i, (shard, settings, bounds) in enumerate(works)
         ]
         try:
             pending = {*states}
