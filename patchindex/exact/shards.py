@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import fields
+from dataclasses import fields, replace
 from threading import Event
 from typing import Any, TypeVar
 
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.exact.engine import STAGE, check_bounds, scan, scan_parts
+from patchindex.exact.engine import scan, scan_parts
+from patchindex.exact.parts import STAGE, check_bounds
 from patchindex.exact.request import ScoreRequest
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.on_device import in_root
-from patchindex.runtime import Progress, no_progress
+from patchindex.runtime import Progress
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["DeviceShards", "Shards", "in_tree", "merged", "scan_shard", "settings_of"]
@@ -50,15 +51,9 @@ def settings_of(request: ScoreRequest) -> dict[str, Any]:
     return {f.name: getattr(request, f.name) for f in fields(request) if f.name not in KEPT}
 
 
-def scan_shard(
-    shard: TrainingImages,
-    settings: dict[str, Any],
-    bounds: Sequence[int] | None = None,
-    progress: Progress = no_progress,
-) -> SoftmaxState:
-    """Return the state of a shard, or the states of parts of the shard, for the `settings_of` a request."""
-    request = ScoreRequest(shard, **settings, progress=progress)
-    return scan(request) if bounds is None else scan_parts(request, bounds)
+def scan_shard(shard: TrainingImages, settings: dict[str, Any]) -> SoftmaxState:
+    """Return the state of a shard, for the `settings_of` a request."""
+    return scan(ScoreRequest(shard, **settings))
 
 
 def merged(states: Sequence[SoftmaxState]) -> SoftmaxState:
@@ -75,9 +70,6 @@ def in_tree(states: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T:
     while len(states) > 1:
         states = [merge(states[i : i + MERGED]) for i in range(0, len(states), MERGED)]
     return states[0]
-
-
-_Work = tuple[TrainingImages, dict[str, Any], Sequence[int] | None]
 
 
 class DeviceShards(Shards):
@@ -112,23 +104,19 @@ class DeviceShards(Shards):
 
     def scan(self, request: ScoreRequest) -> SoftmaxState:
         """Return the state of `exact.scan`, computed by all devices at the same time."""
-        works: list[_Work] = [
-            (shard.select(_range_or_ids(numbers)), self._settings(request, device), None)
-            for device, shard, numbers, _ in self._shards(request)
-        ]
-        return in_tree(_scan_all(works, request), merged)
+        lo, hi = request.image_range
+        return self.scan_parts(request, [0, hi - lo])[0]
 
     def scan_parts(self, request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
         """Return the states of `exact.scan_parts`: each device scans its images of each part."""
         check_bounds(request, bounds)
-        works: list[_Work] = []
-        parts = []
+        works, parts = [], []
         for device, shard, numbers, places in self._shards(request):
             ends = np.searchsorted(places, bounds)
             filled = np.flatnonzero(np.diff(ends))  # a part may have no image on this device
             if len(filled):
-                some, settings = shard.select(_range_or_ids(numbers)), self._settings(request, device)
-                works.append((some, settings, np.unique(ends).tolist()))
+                some = ScoreRequest(shard.select(_range_or_ids(numbers)), **self._settings(request, device))
+                works.append((some, np.unique(ends).tolist()))
                 parts.append(torch.from_numpy(filled).to(request.x.device))
         states = []
         for mine, state in zip(parts, _scan_all(works, request), strict=True):
@@ -202,13 +190,13 @@ def _range_or_ids(numbers: np.ndarray) -> slice | np.ndarray:
     return slice(first, first + len(numbers)) if gapless else numbers
 
 
-def _scan_all(works: Sequence[_Work], request: ScoreRequest) -> list[SoftmaxState]:
-    """Call `scan_shard` for all devices at the same time; return the states on the device of the request."""
+def _scan_all(works: Sequence[tuple[ScoreRequest, list[int]]], request: ScoreRequest) -> list[SoftmaxState]:
+    """Call `scan_parts` for all devices at the same time; return the states on the device of `request`."""
     shares, stopped = [0.0] * len(works), Event()
     with ThreadPoolExecutor(len(works), "patchindex-device") as threads:
         states = [
-            threads.submit(scan_shard, shard, settings, bounds, _share(shares, i, stopped))
-            for i, (shard, settings, bounds) in enumerate(works)
+            threads.submit(scan_parts, replace(some, progress=_share(shares, i, stopped)), bounds)
+            for i, (some, bounds) in enumerate(works)
         ]
         try:
             pending = {*states}

@@ -75,13 +75,13 @@ def test_more_devices_than_images_of_a_label_or_than_images(training, x):
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_images_and_the_images_of_each_label_are_divided_equally(data, training, x, monkeypatch, labelled):
-    scanned, real = [], shards.scan_shard
+    scanned, real = [], shards.scan_parts
 
-    def note(shard, *more):
-        scanned.append(shard)
-        return real(shard, *more)
+    def note(request, bounds):
+        scanned.append(request.training)
+        return real(request, bounds)
 
-    monkeypatch.setattr(shards, "scan_shard", note)
+    monkeypatch.setattr(shards, "scan_parts", note)
     several = DeviceShards([CPU] * 3)
     several.scan(request_of(training if labelled else TrainingImages(data[0]), x))
     assert {len(shard) for shard in scanned} == {7, 8}
@@ -147,19 +147,19 @@ def test_the_error_of_a_device_reaches_the_caller(training, x, monkeypatch):
     def fail(*_):
         raise MemoryError("no room on a device")
 
-    monkeypatch.setattr(shards, "scan_shard", fail)
+    monkeypatch.setattr(shards, "scan_parts", fail)
     with pytest.raises(MemoryError, match="no room on a device"):
         DeviceShards([CPU, CPU]).scan(request_of(training, x))
 
 
 def test_devices_that_are_the_same_share_the_memory(training, x, monkeypatch):
-    given, real = [], shards.scan_shard
+    given, real = [], shards.scan_parts
 
-    def note(shard, settings, *more):
-        given.append(settings["memory"])
-        return real(shard, settings, *more)
+    def note(request, bounds):
+        given.append(request.memory)
+        return real(request, bounds)
 
-    monkeypatch.setattr(shards, "scan_shard", note)
+    monkeypatch.setattr(shards, "scan_parts", note)
     DeviceShards([CPU, CPU]).scan(request_of(training, x, memory=1 << 20))
     assert given == [1 << 19] * 2
 
