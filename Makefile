@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | format | study-mnist. Each target creates .venv if it is missing.
+# make demo | test | lint | docs | package | format | study-mnist. Each target creates .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,8 +9,9 @@ NETWORK := data/fashion_resnet
 MNIST ?= mnist_train.npz
 
 SITE := site
+PACKAGE := build/package
 
-.PHONY: demo test lint docs links format study-mnist clean
+.PHONY: demo test lint docs links package format study-mnist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +35,16 @@ docs: $(STAMP)
 # Follows the links to other sites, too.
 links: $(STAMP)
 	$(BIN)/sphinx-build --builder linkcheck --quiet docs $(SITE)/links
+
+# The wheel is built from the sdist. Both commands run from the wheel alone, in an environment of its own.
+package: $(STAMP)
+	rm -rf $(PACKAGE)
+	$(BIN)/python -m build --outdir $(PACKAGE) . > /dev/null
+	$(PYTHON) -m venv $(PACKAGE)/venv
+	$(PACKAGE)/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo $(PACKAGE)/*.whl)[cpu]"
+	$(PACKAGE)/venv/bin/patchindex build $(IMAGES) -o $(PACKAGE)/store.zarr --limit 50 --scales 3 --no-tune --quiet
+	$(PACKAGE)/venv/bin/patchindex sample $(PACKAGE)/store.zarr -n 1 --steps 3 -o $(PACKAGE)/samples --quiet
+	test -s $(PACKAGE)/samples/grid.png
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
