@@ -46,6 +46,18 @@ def test_offsets_enumerate_every_pair_once(name, k, size):
 
 
 @pytest.mark.parametrize(("name", "k", "size"), CASES)
+def test_ranges_are_the_training_positions_of_each_pixel(name, k, size):
+    g = geometry_of(name, k, size)
+    queries = list(product(*map(range, size)))
+    found = [
+        ((qy, qx), train)
+        for qy, qx in queries
+        for train in product(range(*g.y.ranges[qy]), range(*g.x.ranges[qx]))
+    ]
+    assert found == pairs_by_definition(name, k, size)
+
+
+@pytest.mark.parametrize(("name", "k", "size"), CASES)
 def test_offset_is_the_difference_of_the_positions(name, k, size):
     g = geometry_of(name, k, size)
     for axis in (g.y, g.x):
