@@ -99,7 +99,7 @@ if TYPE_CHECKING:
     type=NameIn("patchindex.sampling", "SAMPLERS"),
     default="ddim",
     show_default=True,
-    help="ddim, ddpm, euler or heun.",
+    help="ddim, ddpm, euler, heun or dpmpp.",
 )
 @click.option(
     "--spacing",

@@ -6,7 +6,7 @@ from patchindex.sampling.drawing import Sampling, sample
 from patchindex.sampling.draws import draw_noise, starting_noise
 from patchindex.sampling.grids import SPACINGS, time_grid
 from patchindex.sampling.result import SampleResult
-from patchindex.sampling.samplers import SAMPLERS, Sampler, ddim, ddpm, euler, heun
+from patchindex.sampling.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp, euler, heun
 from patchindex.sampling.trajectory import Trajectory, TrajectoryFile
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "as_unet",
     "ddim",
     "ddpm",
+    "dpmpp",
     "draw_noise",
     "euler",
     "heun",

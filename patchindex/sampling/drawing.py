@@ -64,8 +64,8 @@ def sample(
     steps : int, or sequence of float
         Grid points, at least 2; or the times themselves, descending, in [0, 1).
     sampler : str
-        One of `SAMPLERS`: `"ddim"` (deterministic), `"ddpm"` (ancestral), `"euler"` (equal to `"ddim"`), or
-        `"heun"`, which evaluates twice per step.
+        One of `SAMPLERS`: `"ddim"` (deterministic), `"ddpm"` (ancestral), `"euler"` (equal to `"ddim"`),
+        `"heun"` (second order, evaluates twice per step), or `"dpmpp"` (second order, evaluates once).
     seed : int
         Seed of the noise and of the estimator. Equal seeds give equal images for any batch size and number
         of threads, up to the rounding of float32 sums (about 1e-4 of the range after 19 steps).

@@ -291,7 +291,7 @@ def test_images_to_start_from_and_known_pixels(store, fashion, tmp_path):
         (("--start", "none.png"), "none.png"),
         (("--noise", "pink"), "'pink' is not one of cosine, squaredcos, linear, flow, edm"),
         (("--spacing", "odd"), "'odd' is not one of uniform, karras, log-snr"),
-        (("--sampler", "odd"), "'odd' is not one of ddim, ddpm, euler, heun"),
+        (("--sampler", "odd"), "'odd' is not one of ddim, ddpm, euler, heun, dpmpp"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(store, tmp_path, monkeypatch, options, words):

@@ -64,6 +64,16 @@ def test_heun_of_diffusers_converges_to_the_images_of_ours(diffusers, machine, n
     torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' own code
+def test_dpmpp_of_diffusers_draws_the_images_of_ours(diffusers, machine, noise):
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_end=0.02, use_karras_sigmas=True)
+    theirs = run(scheduler, as_unet(machine, scheduler), noise)
+    levels = [float(s) for s in scheduler.sigmas if s > 0]
+    times = [time_of(machine.noise, s**2 / (1 + s**2)) for s in levels] + [0.0]
+    ours = pi.sample(machine, x_T=noise, steps=times, sampler="dpmpp").images
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-3)
+
+
 def test_flow_matching_of_diffusers_draws_the_images_of_ours(diffusers, machine, noise):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     theirs = run(scheduler, as_unet(machine, scheduler), noise)

@@ -120,7 +120,7 @@ def test_what_the_result_says(machine):
     assert (expected | {"machine": "ELS"}).items() <= r.settings.items()
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "euler", "heun"])
+@pytest.mark.parametrize("sampler", ["ddpm", "euler", "heun", "dpmpp"])
 def test_other_samplers_give_equal_images_in_any_batches(machine, sampler):
     options = {"sampler": sampler, "spacing": "karras", "steps": 6, "seed": 2}
     whole = pi.sample(machine, n=3, **options)
@@ -217,7 +217,7 @@ def test_sampling_from_a_store(images, tmp_path, estimator):
         ({"steps": 1}, "steps: must be at least 2, got 1"),
         ({"seed": -1}, "seed: must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
-        ({"sampler": "euler2"}, "unknown sampler 'euler2'; use ddim, ddpm, euler, heun"),
+        ({"sampler": "euler2"}, "unknown sampler 'euler2'; use ddim, ddpm, euler, heun, dpmpp"),
         ({"spacing": "even"}, "spacing: unknown spacing 'even'; use uniform, karras, log-snr"),
         ({"steps": [0.5, 0.9]}, "steps: times must descend"),
         ({"steps": [1.0, 0.0]}, r"steps: times must lie in \[0, 1\), got 1.0"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from patchindex.errors import InputError
-from patchindex.sampling import SAMPLERS, ddim, ddpm, euler, heun, time_grid
+from patchindex.sampling import SAMPLERS, ddim, ddpm, dpmpp, euler, heun, time_grid
 from patchindex.schedules import cosine
 
 
@@ -96,6 +96,24 @@ def test_heun_is_of_second_order_and_euler_of_first(spacing):
     assert fine < 1e-3
     coarse, fine = errors(euler, (20, 80), spacing)
     assert coarse / 5.5 < fine < coarse / 3  # 4 for the first order
+
+
+@pytest.mark.parametrize("spacing", ["karras", "log-snr"])
+def test_dpmpp_is_of_second_order(spacing):
+    coarse, fine = errors(dpmpp, (40, 160), spacing)
+    assert fine < coarse / 12
+    assert fine < 2e-3
+
+
+def test_dpmpp_goes_to_the_point_that_all_data_are_at():
+    """The posterior means of all steps are equal, so each step is exact."""
+
+    def score(x, t):
+        return ((1 - cosine(t)) ** 0.5 * 0.3 - x) / cosine(t)
+
+    start = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    end = dpmpp(score, start, 6, cosine)
+    torch.testing.assert_close(end, torch.full_like(end, 0.3), rtol=0, atol=1e-12)
 
 
 def test_euler_takes_the_steps_of_ddim():
