@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | package | format | study-mnist. Each target creates .venv if it is missing.
+# make demo | test | lint | docs | notebooks | package | format | study-mnist. Each target creates .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ MNIST ?= mnist_train.npz
 SITE := site
 PACKAGE := build/package
 
-.PHONY: demo test lint docs links package format study-mnist clean
+.PHONY: demo test lint docs notebooks links package format study-mnist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs $(SITE)
 	@echo "Open $(SITE)/index.html"
+
+# Runs the notebooks again, and stores their outputs.
+notebooks: $(STAMP)
+	$(BIN)/python docs/run_notebooks.py
 
 # Follows the links to other sites, too.
 links: $(STAMP)

@@ -13,7 +13,7 @@ copyright = "2026, the patchindex authors"
 release = version = installed_version("patchindex")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
     "numpydoc",
@@ -25,6 +25,7 @@ html_theme = "furo"
 html_title = "patchindex"
 html_theme_options = {"source_directory": "docs/"}
 
+nb_execution_mode = "off"  # `make notebooks` runs the notebooks; the site shows the stored outputs
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4  # headings are link targets, as on the pages of the repository
 suppress_warnings = [
