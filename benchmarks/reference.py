@@ -52,7 +52,14 @@ def load(folder: Path) -> ModuleType:
 class Reference:
     """A module of the authors over some images, with the batch sizes of their `els_script.py`."""
 
-    def __init__(self, module: ModuleType, machine: str, images: np.ndarray) -> None:
+    def __init__(
+        self,
+        module: ModuleType,
+        machine: str,
+        images: np.ndarray,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._device = device
         values = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         data = torch.utils.data.TensorDataset(values, torch.zeros(len(values), dtype=torch.int64))
         self._module: Any = getattr(module, CLASSES[machine])(
@@ -66,5 +73,6 @@ class Reference:
     def posterior_mean(self, x: Tensor, t: float, k: int, a: float, beta: float) -> Tensor:
         """Return the posterior mean, computed from the score of the module."""
         with torch.no_grad():
-            score = self._module(torch.full((len(x),), t), x, device="cpu", k=k)
+            times = torch.full((len(x),), t, device=self._device)
+            score = self._module(times, x, device=self._device, k=k)
         return (beta * score + x) / a
