@@ -1,4 +1,4 @@
-r"""The exact engines and `auto` on a GPU: golden cases, pairs of a pixel and a patch per second, whole images.
+r"""The exact engines and `auto` on a GPU: golden cases, pairs of a pixel and a patch per second, images.
 
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py cifar10_train.npz --authors CHECKOUT --store cifar.zarr --json gpu.json
@@ -24,6 +24,7 @@ Images beyond those at hand are their shifts and mirror images.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -191,7 +192,8 @@ def _row(bench: Bench, engine: str, training: TrainingImages, k: int, seconds: f
     rate = pairs_of(training, k) / seconds
     limit = None
     if bench.rates is not None:
-        limit = pairs_per_second(bench.rates, engine, k, training.channels, training.size[0])
+        size = training.size[0]
+        limit = pairs_per_second(bench.rates, engine, k, training.channels, size, size**2)
     return {
         "engine": engine, "images": len(training), "size": training.size[0], "k": k, "ms": 1e3 * seconds,
         "pairs/s": rate, "limit": limit, "limit / pairs/s": None if limit is None else limit / rate,
@@ -206,7 +208,7 @@ def image(bench: Bench) -> Iterator[dict[str, Any]]:
         machine = pi.ScoreMachine(
             training.source, estimator="exact", engine=engine, device=bench.device, locality=sizes.locality
         )
-        schedule = LocalitySchedule.of(sizes.locality)
+        schedule, size = LocalitySchedule.of(sizes.locality), sizes.size
         times = [i / sizes.steps for i in range(sizes.steps - 1, 0, -1)]
         for n in (1, 8):
             seconds, _ = bench.seconds(
@@ -214,10 +216,13 @@ def image(bench: Bench) -> Iterator[dict[str, Any]]:
             )
             row = {"engine": engine, "images": sizes.images, "batch": n, "s an image": seconds / n}
             if bench.rates is not None:
-                counts = ((k, pairs_of(training, k)) for k in (schedule.k(cosine(t)) for t in times))
                 row["limit s"] = sum(
-                    count / pairs_per_second(bench.rates, engine, k, training.channels, sizes.size)
-                    for k, count in counts
+                    pairs_of(training, k)
+                    / (
+                        pairs_per_second(bench.rates, engine, k, training.channels, size, n * size**2)
+                        or math.nan
+                    )
+                    for k in (schedule.k(cosine(t)) for t in times)
                 )
             yield row
             if bench.over():
@@ -294,10 +299,10 @@ def others(bench: Bench) -> Iterator[dict[str, Any]]:
         there = torch.from_numpy(images).to(device)
         ours = bench.mean(training, k, x, engine=bench.engines[0])
         ways: dict[str, Callable[[], Tensor]] = {
-            "plain": lambda: plain_scan.posterior_mean(there, x, geometry, a, beta)
+            "plain": partial(plain_scan.posterior_mean, there, x, geometry, a, beta)
         }
         if theirs is not None:
-            ways["authors"] = lambda: theirs.posterior_mean(x, T, k, a, beta)
+            ways["authors"] = partial(theirs.posterior_mean, x, T, k, a, beta)
         for name, way in ways.items():
             with device:  # new tensors of these ways
                 seconds, mean = bench.seconds(lambda way=way: way().cpu())

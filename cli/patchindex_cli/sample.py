@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     "--memory",
     metavar="SIZE",
     help="Memory for temporary arrays on each device, such as 500M.  [default: 256M, or 1G for wiener; on a "
-    "GPU most of what is free]",
+    "GPU 0.4 of what is free]",
 )
 @click.option(
     "--noise",
