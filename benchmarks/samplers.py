@@ -3,11 +3,12 @@ r"""Samplers beside diffusers and k-diffusion, and the convergence of the ODE sa
     python benchmarks/samplers.py data/fashion_mnist_6k.npz --limit 1000 --plot docs/samplers.png
     python benchmarks/samplers.py cifar10_train.npz --limit 10000 --label 3 -n 2
 
-From the same noise and by exact scores, it draws images by our samplers, by `DDIMScheduler`,
-`HeunDiscreteScheduler` and `FlowMatchEulerDiscreteScheduler` of diffusers around `as_unet`, and by the Euler
-and Heun samplers of k-diffusion around `as_denoiser`. It prints Pearson's r and the largest difference of
-the images. A library that is not installed is left out. Then it draws by Euler and Heun steps on more and
-more steps, and prints (and plots) the distance to the images of Heun's method on the most steps.
+From the same noise and by exact scores, it draws images by our samplers; by `DDIMScheduler`,
+`HeunDiscreteScheduler`, `DPMSolverMultistepScheduler` and `FlowMatchEulerDiscreteScheduler` of diffusers
+around `as_unet`; and by the Euler, Heun and DPM-Solver++(2M) samplers of k-diffusion around `as_denoiser`. It
+prints Pearson's r and the largest difference of the images. A library that is not installed is left out. Then
+it draws by our samplers on more and more steps, and prints (and plots) the distance to the images of Heun's
+method on the most steps.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from patchindex.schedules.frames import beta_of_sigma
 
 STEPS = 20  # of diffusers and k-diffusion; a divisor of 1000
 GRIDS = (10, 20, 40, 80)
+ODE = ("euler", "heun", "dpmpp")
 HIGHEST, LOWEST = 80.0, 0.02  # sigma at the ends of the grid
 LIMIT = 160  # steps of Heun's method, whose images stand for the limit
 
@@ -51,7 +53,7 @@ def compared(name: str, theirs: Tensor, ours: Tensor) -> dict[str, Any]:
 
 
 def beside_diffusers(machine: pi.ScoreMachine, noise: Tensor) -> list[dict[str, Any]]:
-    """Compare with three schedulers of diffusers."""
+    """Compare with four schedulers of diffusers."""
     diffusers = import_module("diffusers")
     rows = []
     scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", beta_end=0.02)
@@ -60,12 +62,16 @@ def beside_diffusers(machine: pi.ScoreMachine, noise: Tensor) -> list[dict[str, 
     betas = [linear(t) for t in times[:-1]]
     ours = pi.sample(machine, x_T=noise, steps=[*(time_of(machine.noise, b) for b in betas), 0.0]).images
     rows.append(compared("DDIM, diffusers", theirs, ours))
-    scheduler = diffusers.HeunDiscreteScheduler(beta_end=0.02, use_karras_sigmas=True)
-    theirs = run_diffusers(scheduler, machine, noise)
-    levels = [s for s in dict.fromkeys(scheduler.sigmas.double().tolist()) if s > 0]
-    times = [*(time_of(machine.noise, beta_of_sigma(s)) for s in levels), 0.0]
-    ours = pi.sample(machine, x_T=noise, steps=times, sampler="heun").images
-    rows.append(compared("Heun, diffusers", theirs, ours))
+    for name, sampler, kind in (
+        ("Heun, diffusers", "heun", diffusers.HeunDiscreteScheduler),
+        ("DPM-Solver++, diffusers", "dpmpp", diffusers.DPMSolverMultistepScheduler),
+    ):
+        scheduler = kind(beta_end=0.02, use_karras_sigmas=True)
+        theirs = run_diffusers(scheduler, machine, noise)
+        levels = [s for s in dict.fromkeys(scheduler.sigmas.double().tolist()) if s > 0]
+        times = [*(time_of(machine.noise, beta_of_sigma(s)) for s in levels), 0.0]
+        ours = pi.sample(machine, x_T=noise, steps=times, sampler=sampler).images
+        rows.append(compared(name, theirs, ours))
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     theirs = run_diffusers(scheduler, machine, noise)
     times = [min(float(s), 1 - 1e-6) for s in scheduler.sigmas]
@@ -74,18 +80,18 @@ def beside_diffusers(machine: pi.ScoreMachine, noise: Tensor) -> list[dict[str, 
 
 
 def beside_k_diffusion(machine: pi.ScoreMachine, noise: Tensor) -> list[dict[str, Any]]:
-    """Compare with two samplers of k-diffusion."""
+    """Compare with three samplers of k-diffusion."""
     sampling = import_module("k_diffusion.sampling")
     sigmas = sampling.get_sigmas_karras(STEPS, 0.01, 80.0)
     levels = sigmas[:-1].double().tolist()
     times = [*(time_of(machine.noise, beta_of_sigma(s)) for s in levels), 0.0]
     x = noise * beta_of_sigma(levels[0]) ** 0.5  # their noise has no share of an image
     rows = []
-    for name in ("euler", "heun"):
-        draw = getattr(sampling, f"sample_{name}")
+    for name, theirs_name in (("euler", "euler"), ("heun", "heun"), ("dpmpp", "dpmpp_2m")):
+        draw = getattr(sampling, f"sample_{theirs_name}")
         theirs = draw(machine.as_denoiser(), noise * sigmas[0], sigmas, disable=True)
         ours = pi.sample(machine, x_T=x, steps=times, sampler=name).images
-        rows.append(compared(f"{name.title()}, k-diffusion", theirs, ours))
+        rows.append(compared(f"{name}, k-diffusion", theirs, ours))
     return rows
 
 
@@ -100,7 +106,8 @@ def convergence(machine: pi.ScoreMachine, noise: Tensor) -> list[dict[str, Any]]
 
     limit = images("heun", LIMIT)
     rows = []
-    for sampler, evaluations in (("euler", 1), ("heun", 2)):
+    for sampler in ODE:
+        evaluations = pi.sampling.SAMPLERS[sampler].evaluations
         for steps in GRIDS:
             distance = (images(sampler, steps) - limit).square().mean((1, 2, 3)).sqrt()
             calls = evaluations * (steps - 1) - (evaluations - 1)
@@ -113,7 +120,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot the distance to the limit against the evaluations."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
-    for sampler in ("euler", "heun"):
+    for sampler in ODE:
         mine = [row for row in rows if row["sampler"] == sampler]
         axes.loglog([row["evaluations"] for row in mine], [row["rms"] for row in mine], "o-", label=sampler)
     axes.set(xlabel="evaluations of the score", ylabel=f"rms distance to Heun in {LIMIT} steps")

@@ -119,8 +119,8 @@ def test_samplers_of_k_diffusion_draw_the_images_of_ours(machine, noise):
     sampling = pytest.importorskip("k_diffusion.sampling")
     sigmas = sampling.get_sigmas_karras(STEPS, 0.01, 80.0)
     times = [time_of(machine.noise, s**2 / (1 + s**2)) for s in sigmas[:-1].double().tolist()] + [0.0]
-    for name in ("euler", "heun"):
-        theirs = getattr(sampling, f"sample_{name}")(
+    for name, theirs_name in (("euler", "euler"), ("heun", "heun"), ("dpmpp", "dpmpp_2m")):
+        theirs = getattr(sampling, f"sample_{theirs_name}")(
             machine.as_denoiser(), noise * sigmas[0], sigmas, disable=True
         )
         # Their noise has no share of an image: y = sigma eps, and x = y / sqrt(1 + sigma^2).
