@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from patchindex.checks import is_whole
+from patchindex.devices import resolve_devices
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.networks.conversions import NoiseTable
 from patchindex.networks.files import read_header
 from patchindex.networks.network import LARGEST_SIDE, Network
 from patchindex.regular_files import read_regular
-from patchindex.runtime import resolve_device
 
 __all__ = ["is_diffusers_folder", "open_diffusers"]
 
@@ -91,7 +91,7 @@ def open_diffusers(
         schedule = NoiseTable(1 - scheduler.alphas_cumprod.double())
     except InputError as error:
         raise _refused(scheduler_file, f"its noise variances {error.what}", AGAIN) from None
-    found = resolve_device(device)
+    found = resolve_devices(device)[0]
     model = model.to(found).eval()
 
     def predict(x: Tensor, step: Tensor, label: Tensor | None = None) -> Tensor:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchindex.devices import resolve_devices
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.networks.architectures import ResNet, UNet, make_network
 from patchindex.networks.diffusers_folder import is_diffusers_folder, open_diffusers
 from patchindex.networks.files import FORMAT, WEIGHTS, TensorFile
 from patchindex.networks.network import LARGEST_SIDE, Network
 from patchindex.networks.provenance import ImagesRecord
-from patchindex.runtime import plain_state, resolve_device
+from patchindex.runtime import plain_state
 from patchindex.schedules import NOISE_SCHEDULES
 
 __all__ = ["open_network", "open_run"]
@@ -67,7 +68,7 @@ def open_run(
     path = Path(run)
     file = TensorFile(path if path.is_file() else path / WEIGHTS)
     record = _Record(file.header, file.path)
-    found = resolve_device(device)
+    found = resolve_devices(device)[0]
     with torch.device("meta"):  # no memory, whatever sizes the settings have
         expected = record.network().state_dict()
     weights = file.read(expected)

@@ -98,6 +98,21 @@ def test_a_refused_allocation_is_one_line(take):
     assert said.stderr.count("\n") == 1
 
 
+def test_a_gpu_without_enough_memory_is_one_short_line():
+    def take():
+        raise torch.cuda.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 9.00 GiB of which "
+            "1.25 GiB is free. Process 12 has 3.00 GiB memory in use.\nSee the documentation."
+        )
+
+    said = CliRunner().invoke(type(main)(commands={"take": click.command()(take)}), ["take"])
+    assert said.exit_code == 1
+    assert said.stderr == (
+        "Error: not enough memory (an array of 2.50 GiB does not fit into 1.25 GiB); "
+        "use a smaller batch or smaller options\n"
+    )
+
+
 def test_other_errors_keep_their_traceback():
     def fail():
         raise RuntimeError("a fault of the program")

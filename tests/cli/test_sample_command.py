@@ -44,6 +44,20 @@ def test_the_time_of_compilation_is_reported_apart(store, tmp_path, monkeypatch)
         assert record["compile_seconds"] == seconds
 
 
+def test_several_devices_draw_the_same_images(store, tmp_path):
+    for name, device in (("one", "cpu"), ("two", "cpu,cpu")):
+        run(
+            "sample", store, "-n", 2, "-o", tmp_path / name, "--steps", 3, "--estimator", "exact",
+            "--device", device,
+        )  # fmt: skip
+        record = json.loads((tmp_path / name / "samples.json").read_text())
+        assert record["settings"]["device"] == device
+    with np.load(tmp_path / "one" / "samples.npz") as one, np.load(tmp_path / "two" / "samples.npz") as two:
+        np.testing.assert_allclose(two["images"], one["images"], rtol=0, atol=1e-4)
+    said = run("build", store, "-o", tmp_path / "s.zarr", "--device", "cpu,cpu", code=2).stderr
+    assert "Error: --device: 'cpu,cpu' names several devices; use one of them" in said
+
+
 def test_a_label_draws_from_its_images_only(store, fashion, tmp_path):
     everything = ("--estimator", "topk:candidates=1000000,probes=10000")
     run("sample", store, "-n", 1, "-o", tmp_path / "a", "--label", 3, "--steps", 5, *everything)

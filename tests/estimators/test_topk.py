@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.errors import InputError
+from patchindex.errors import DeviceError, InputError
 from patchindex.estimators import ScoreContext
 from patchindex.estimators.base import project
 from patchindex.estimators.topk import TopK, _rerank_by_torch, rerank
@@ -200,6 +200,18 @@ def test_topk_needs_an_index(labelled, tmp_path):
     with pytest.raises(InputError, match="needs a patch index"):
         pi.ScoreMachine(exact_only, estimator="topk")
     assert pi.ScoreMachine(exact_only).estimator == "exact"
+
+
+def test_lists_on_a_gpu_need_a_faiss_that_searches_there(store, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("patchindex.runtime.faiss_gpus", lambda: 0)
+    opened = pi.open_index(store.path, device="cuda")
+    assert pi.ScoreMachine(opened, estimator="exact", device="cuda").device.type == "cuda"
+    with pytest.raises(
+        DeviceError, match=r"device cuda: the installed faiss has no GPU support; .*or use cpu"
+    ):
+        pi.ScoreMachine(opened, estimator="topk", device="cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
