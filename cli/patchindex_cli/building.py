@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from .progress import stages
 
 if TYPE_CHECKING:
     from patchindex import PatchIndex
+    from patchindex.build import BuildPlan
     from patchindex.runtime import Progress
 
 
@@ -36,7 +37,7 @@ def run_build(
     start = time.perf_counter()
     try:
         with stages() as progress:
-            index = build(progress)
+            index = build(_WithTuning(progress, options.tune))
             if is_tuned(index, options.tune):
                 index = patchindex.tune(output, seed=run.seed, threads=run.threads, progress=progress)
     except KeyboardInterrupt:
@@ -47,6 +48,24 @@ def run_build(
         echo(f"not tuned: {EXACT_IS_FASTER}; --tune measures the estimators all the same", err=True)
     _print_summary(index, output, time.perf_counter() - start, run.as_json, appended)
     return index
+
+
+class _WithTuning:
+    """The progress of a build, whose expected seconds have the stages of tuning at their end."""
+
+    def __init__(self, progress: Progress, asked: bool | None) -> None:
+        self._progress, self._asked = progress, asked
+
+    def __call__(self, stage: str, done: float, total: float, /) -> None:
+        self._progress(stage, done, total)
+
+    def expect(self, seconds: Mapping[str, float], plan: BuildPlan) -> None:
+        """Begin the stages of a build with this plan, which take these expected seconds."""
+        from patchindex.study.tune_times import tuning_seconds
+
+        expect = getattr(self._progress, "expect", None)
+        if expect is not None:
+            expect({**seconds, **(tuning_seconds(plan) if is_tuned(plan, self._asked) else {})})
 
 
 def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: bool, appended: bool) -> None:
@@ -108,8 +127,8 @@ def describe_duplicates(duplicates: dict[str, int], images: int) -> str:
     )
 
 
-def is_tuned(index: PatchIndex, asked: bool | None) -> bool:
-    """Return whether to tune a store; unless asked, when estimators can be faster than exact scores."""
+def is_tuned(index: PatchIndex | BuildPlan, asked: bool | None) -> bool:
+    """Return whether to tune a store, built or planned; unless asked, if exact scores can take longer."""
     from patchindex.study.tune import exact_is_faster
 
     return not exact_is_faster(index) if asked is None else asked

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchindex.errors import InputError
 
+from .building import EXACT_IS_FASTER, is_tuned
 from .options import BuildOptions, RunOptions
 from .output import add_row, byte_size, count, echo, new_table, print_json, print_table, quiet
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # The columns of times, and how the names of their stages begin.
 STAGES = {"train": ("drawing", "training"), "assign": ("assigning",), "merge": ("merging",)}
+TUNING = {"tune": ("operating",)}
 
 
 def report_plan(
@@ -43,6 +45,7 @@ def report_plan(
     from patchindex.build.limits import check_limits
     from patchindex.build.workdir import ExistingOutput, check_no_unfinished, existing_output, real_path
     from patchindex.runtime import resolve_device, threads
+    from patchindex.study.tune_times import measure_slowness, tuning_seconds
 
     path, budget = real_path(output), parse_memory(options.memory)
     if not path.name:
@@ -52,13 +55,18 @@ def report_plan(
     with threads(run.threads):
         n_threads = get_num_threads()
         seconds = stage_seconds(plan, measure_rates(images, plan, device))
+        tuned = bool(plan.scales) and is_tuned(plan, options.tune)
+        if tuned:
+            seconds |= tuning_seconds(plan, slower=measure_slowness(images, plan))
     if run.as_json:
         more = {"memory_budget": budget, "disk_free": free, "measured_images": len(images)}
         print_json({**plan.as_dict(), **more, "seconds": seconds, "total_seconds": sum(seconds.values())})
     else:
         with quiet(False):  # the plan is the result
-            _print_plan(plan, seconds, n_threads, budget, free)
-            _print_basis(plan, len(images), settings["pca_dims"], options.tune)
+            _print_plan(plan, seconds, n_threads, budget, free, tuned=tuned)
+            _print_basis(plan, len(images), settings["pca_dims"])
+            if plan.scales and not tuned and options.tune is None:
+                echo(f"not tuned: {EXACT_IS_FASTER}; --tune measures the estimators all the same")
     report_clamped(((s.k, s.lists, s.dims) for s in plan.scales), settings["lists"], settings["pca_dims"])
     if plan.adds_scales:
         if not os.access(path, os.W_OK):
@@ -72,20 +80,28 @@ def report_plan(
     check_limits(path, plan, budget)
 
 
-def _print_plan(plan: BuildPlan, seconds: dict[str, float], n_threads: int, budget: int, free: int) -> None:
+def _print_plan(
+    plan: BuildPlan, seconds: dict[str, float], n_threads: int, budget: int, free: int, *, tuned: bool
+) -> None:
+    from patchindex.study.tune_times import CURVE_STAGE, DRAW_STAGE
+
     n, height, width, channels = plan.images
     size = f"{height} x {width} x {channels}"
     echo(f"{plan.machine}, {count(n, 'image')} of {size}; sizes are upper bounds, times are estimates")
-    table = new_table(("k", "patches", "lists", "code", "on disk", "memory", *STAGES))
+    stages = STAGES | (TUNING if tuned else {})
+    table = new_table(("k", "patches", "lists", "code", "on disk", "memory", *stages))
     for s in plan.scales:
         row = (s.k, f"{s.patches:,}", f"{s.lists:,}", f"{s.dims} B", byte_size(s.disk_bytes))
-        times = [_duration(_sum_of(seconds, f"k = {s.k}: ", words)) for words in STAGES.values()]
+        times = [_duration(_sum_of(seconds, f"k = {s.k}: ", words)) for words in stages.values()]
         add_row(table, *map(str, row), byte_size(s.memory_bytes), *times)
     print_table(table)
     echo(
-        f"time: about {_duration(sum(seconds.values()))} for reading images, training, assigning, merging, "
-        f"by short measurements here, on {count(n_threads, 'thread')}"
+        f"time: about {_duration(sum(seconds.values()))} for reading images, training, assigning, merging"
+        f"{', tuning' if tuned else ''}, by short measurements here, on {count(n_threads, 'thread')}"
     )
+    if tuned:
+        tuning = sum(time for stage, time in seconds.items() if stage.endswith((DRAW_STAGE, CURVE_STAGE)))
+        echo(f"{_duration(tuning)} of it are for tuning; --no-tune leaves it out")
     disk = plan.disk_bytes + plan.scratch_bytes
     for name, need, text, have in (
         ("memory", plan.memory_bytes, f"a budget of {byte_size(budget)}", budget),
@@ -108,7 +124,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _print_basis(plan: BuildPlan, images: int, pca_dims: int | None, tune: bool | None) -> None:
+def _print_basis(plan: BuildPlan, images: int, pca_dims: int | None) -> None:
     """Say what the sizes and times rest on, and what they leave out."""
     from patchindex.build.plan import SURVEY_IMAGES
     from patchindex.index.pca import MAX_DIMS
@@ -118,8 +134,6 @@ def _print_basis(plan: BuildPlan, images: int, pca_dims: int | None, tune: bool 
     if plan.scales and pca_dims is None:
         seen = count(min(images, SURVEY_IMAGES), "image")
         echo(f"the size of a code follows from the content of {seen}: others may need 8 to {MAX_DIMS} B")
-    if plan.scales and tune is not False:
-        echo("the time of tuning at the end of a build is not estimated; --no-tune leaves it out")
 
 
 def codes_of(index: PatchIndex, scales: Iterable[int]) -> list[tuple[int, int, int]]:

@@ -103,7 +103,7 @@ def build_index(
         Continue an interrupted build of the same settings. Does nothing when the store is finished.
     progress : callable, optional
         Called as `progress(stage, done, total)`. If it has a method `expect`, this is called first, with a
-        dict of the expected seconds of each stage: their ratios hold on most machines.
+        dict of the expected seconds of each stage (their ratios hold on most machines) and the `BuildPlan`.
     client : distributed.Client, optional
         A Dask cluster whose workers see `path`: the workers train and fill the lists.
 

@@ -22,7 +22,14 @@ from patchindex.build.merge import Bucket, ListStatistics, write_index
 from patchindex.build.plan import BuildPlan, ScalePlan
 from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
 from patchindex.build.shards import Shards
-from patchindex.build.train import LOSS_SAMPLE, PCA_SAMPLE, draw_patches, sampled_images
+from patchindex.build.train import (
+    LOSS_SAMPLE,
+    PCA_SAMPLE,
+    SPREAD,
+    draw_patches,
+    draw_vectors,
+    sampled_images,
+)
 from patchindex.geometry import Geometry, gather_patches
 from patchindex.images import ImageSource
 from patchindex.index.faiss_file import ID_BYTES, empty_index
@@ -52,6 +59,9 @@ MEASURED_LISTS, MEASURED_CLUSTERS = 128, 128  # that patches are put into; of on
 OVERHEAD = 64
 LEAST_SECONDS = 0.05  # of each measurement
 LARGE = 1.4  # times as long in a build, as measured: the few patches here stay in the cache
+# Of the patches that are written. Fewer patches stay in the cache, in memory that the process has already, and
+# take a third of the time.
+SORTED_BYTES = 40 << 20
 WRITTEN = 8  # times a checksum, as a file is written: two checksums, a copy and the disk
 COMPARED = 1e-5  # seconds of the digest of an image
 OPENING = 0.4  # seconds for the small files of a scale, which are synchronised and read again
@@ -71,6 +81,8 @@ class Rates:
         Of the principal components, per product of the covariance.
     eigen : float
         Of the principal components, in all.
+    draw : float
+        Of a patch of the images that training patches are drawn from, besides its projection.
     project : float
         Per product of the projection of patches.
     code : float
@@ -88,6 +100,7 @@ class Rates:
     read: float = 5e-6
     fit: float = 6e-11
     eigen: float = 0.001
+    draw: float = 1e-8
     project: float = 3e-11
     code: float = 1e-9
     assign: float = 1.5e-11
@@ -120,7 +133,7 @@ def stage_seconds(plan: BuildPlan, rates: Mapping[int, Rates] | None = None) -> 
         if plan.new_images is None:
             fitted = min(PCA_SAMPLE, scale.patches) * values**2
             drawn = sampled_images(n, geometry, work.lists) * geometry.patches_per_image
-            projected = drawn * values * scale.dims * rate.project
+            projected = drawn * (values * scale.dims * rate.project + rate.draw)
             found[f"{name}drawing patches"] = fitted * rate.fit + rate.eigen + projected
             grouped = work.clustered * rate.cluster + work.calls * rate.call + work.sorted * rate.assign
             found[f"{name}training {work.lists.sum()} lists"] = grouped
@@ -131,10 +144,10 @@ def stage_seconds(plan: BuildPlan, rates: Mapping[int, Rates] | None = None) -> 
 
 
 def announce(plan: BuildPlan, progress: Progress) -> None:
-    """Call the method `expect` of a callback, if it has one, with the expected seconds of each stage."""
+    """Call the method `expect` of a callback, if it has one: the expected seconds of each stage, the plan."""
     expect = getattr(progress, "expect", None)
     if expect is not None:
-        expect(stage_seconds(plan))
+        expect(stage_seconds(plan), plan)
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,7 @@ def measure_rates(source: ImageSource, plan: BuildPlan, device: torch.device) ->
 
 
 def _measure_scale(pixels: Tensor, geometry: Geometry, scale: ScalePlan, device: torch.device) -> Rates:
-    dims, values, code = scale.dims, scale.k**2 * pixels.shape[3], scale.dims + ID_BYTES
+    dims, values = scale.dims, scale.k**2 * pixels.shape[3]
     images = np.arange(max(1, min(len(pixels), MEASURED_PATCHES // geometry.patches_per_image)))
     ids = torch.from_numpy(draw_patches(geometry, len(pixels), FIT_PATCHES, np.random.default_rng(0)))
     patches = gather_patches(pixels, geometry, ids)
@@ -196,16 +209,18 @@ def _measure_scale(pixels: Tensor, geometry: Geometry, scale: ScalePlan, device:
     flat = patches.flatten(1).double()
     _, products = _timed(lambda: flat.T @ flat)
     parts, projecting = _timed(lambda: list(project_all(pixels, geometry, pca, device, images)))
+    chance = np.full(geometry.patches_per_image, 1 / SPREAD)
+    _, drawing = _timed(lambda: draw_vectors(parts, geometry, chance, np.random.default_rng(0)))
     vectors = torch.cat([part for _, _, part in parts])
     sample = np.ascontiguousarray(vectors.cpu().numpy())
     n = len(sample)
     work = _Work.of(replace(scale, list_goal=MEASURED_LISTS), geometry, len(images), len(images))
     classes = np.tile(geometry.train_classes, len(images))
     lists = _some_lists(sample, classes, work.lists, device)
-    assigned, assigning = _timed(lambda: lists.assign(vectors, classes))
+    _, assigning = _timed(lambda: lists.assign(vectors, classes))
     model = ScaleModel(pca, lists, fit_ranges(sample))
-    codes, coding = _timed(lambda: model.codes(sample))
-    sharding, merging = _time_files(model, assigned, codes, geometry.patches_per_image)
+    _, coding = _timed(lambda: model.codes(sample))
+    sharding, merging = _time_files(model, scale)
     clusters = max(1, min(scale.lists, MEASURED_CLUSTERS, n // TRAINING_PATCHES_PER_LIST))
     one, members = (sample[: m * TRAINING_PATCHES_PER_LIST] for m in (1, clusters))
     cluster = partial(k_means, sample=TRAINING_PATCHES_PER_LIST, seed=0, device=device)
@@ -214,14 +229,15 @@ def _measure_scale(pixels: Tensor, geometry: Geometry, scale: ScalePlan, device:
     return Rates(
         fit=products / (len(patches) * values**2),
         eigen=max(0.0, fitting - products),
+        draw=drawing / n,
         project=projecting / (n * values * dims),
         code=coding / (n * dims),
         assign=assigning / work.assigned,
         cluster=max(clustering - call, 0.0)
         / (KMEANS_ITERATIONS * len(members) * clusters * (dims + OVERHEAD)),
         call=call,
-        shard=sharding / (n * code),
-        merge=merging / (n * code),
+        shard=sharding,
+        merge=merging,
     )
 
 
@@ -241,27 +257,30 @@ def _some_lists(
     return InvertedLists(centroids, bounds, first, np.concatenate(ends), device)
 
 
-def _time_files(
-    model: ScaleModel, lists: np.ndarray, codes: np.ndarray, patches_per_image: int
-) -> tuple[float, float]:
-    """Return the seconds of writing patches to a shard, and from there to an index."""
-    n, images = len(model.lists.centroids), np.arange(len(codes) // patches_per_image)
+def _time_files(model: ScaleModel, scale: ScalePlan) -> tuple[float, float]:
+    """Return the seconds per byte of writing patches to a shard, and from there to an index."""
+    dims, record = model.pca.dims, model.pca.dims + ID_BYTES
+    n = max(1, min(scale.patches, SORTED_BYTES // record))
+    n_lists, images = max(1, round(n / scale.patches * scale.lists)), np.arange(n)  # of a patch each
+    rng = np.random.default_rng(0)
+    lists, codes = rng.integers(0, n_lists, n, np.int32), rng.integers(0, 256, (n, dims), np.uint8)
+    centroids = np.resize(model.lists.centroids, (n_lists, dims))
     with tempfile.TemporaryDirectory(prefix="patchindex-") as folder:
-        shards = Shards(Path(folder), n, model.pca.dims, images, patches_per_image)
-        _, sharding = _timed(lambda: shards.write(0, lists, codes, 0.0))
-        statistics = ListStatistics(n, model.pca.dims, np.zeros(len(images), np.int64), patches_per_image)
+        shards = Shards(Path(folder), n_lists, dims, images, 1)
+        start = clock()
+        shards.write(0, lists, codes, 0.0)
+        middle = clock()
+        statistics = ListStatistics(n_lists, dims, np.zeros(n, np.int64), 1)
 
         def counted() -> Iterator[Bucket]:
             for bucket in shards.merged():
                 statistics.add(bucket)
                 yield bucket
 
-        def merge() -> None:
-            with (Path(folder) / "index").open("wb") as file:
-                index = empty_index(model.lists.centroids, model.ranges)
-                write_index(ChecksumWriter(file), index, shards.sizes(), counted(), Path(folder))
-
-        return sharding, _timed(merge)[1]
+        with (Path(folder) / "index").open("wb") as file:
+            index = empty_index(centroids, model.ranges)
+            write_index(ChecksumWriter(file), index, shards.sizes(), counted(), Path(folder))
+        return (middle - start) / (n * record), (clock() - middle) / (n * record)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,16 @@ from patchindex.index.pca import PCA, fit_pca
 from patchindex.index.scale import ScaleIndex
 from patchindex.runtime import Progress
 
-__all__ = ["LOSS_SAMPLE", "PCA_SAMPLE", "draw_patches", "keep_model", "sampled_images", "train_scale"]
+__all__ = [
+    "LOSS_SAMPLE",
+    "PCA_SAMPLE",
+    "SPREAD",
+    "draw_patches",
+    "draw_vectors",
+    "keep_model",
+    "sampled_images",
+    "train_scale",
+]
 
 PCA_SAMPLE = 20_000  # patches
 SPREAD = 4
@@ -93,12 +102,27 @@ def _training_sample(
     n_images = sampled_images(len(pixels), geometry, counts)
     images = np.sort(rng.choice(len(pixels), n_images, replace=False))
     chance = np.minimum(1, counts * TRAINING_PATCHES_PER_LIST / (n_images * by_class))[geometry.train_classes]
+    parts = project_all(pixels, geometry, pca, device, images)
+    return draw_vectors(parts, geometry, chance, rng, lambda done: progress(done, n_images))
+
+
+def draw_vectors(
+    parts: Iterable[tuple[int, int, Tensor]],
+    geometry: Geometry,
+    chance: np.ndarray,
+    rng: np.random.Generator,
+    progress: Callable[[int], object] = lambda done: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw from projected patches, as `project_all` yields them: vectors (n, dims) and position classes (n,).
+
+    `chance` has the chance of each position; `progress` is called with the images that are done.
+    """
     vectors, classes = [], []
-    for start, stop, projected in project_all(pixels, geometry, pca, device, images):
+    for start, stop, projected in parts:
         kept = np.flatnonzero(rng.random((stop - start, len(chance))) < chance)
-        vectors.append(projected[torch.from_numpy(kept).to(device)].cpu().numpy())
+        vectors.append(projected[torch.from_numpy(kept).to(projected.device)].cpu().numpy())
         classes.append(geometry.train_classes[kept % len(chance)])
-        progress(stop, n_images)
+        progress(stop)
     return np.concatenate(vectors), np.concatenate(classes)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from patchindex.build import BuildPlan
 from patchindex.build.workdir import locked, real_path
 from patchindex.checks import check_least
 from patchindex.denoisers.machine import ScoreMachine
@@ -32,6 +33,7 @@ from patchindex.sampling import sample
 from patchindex.schedules import LocalitySchedule, noise_levels
 from patchindex.store.checksums import CURVE
 from patchindex.study.measure import DEFAULT_SETTINGS, TuneSettings, measure_curve
+from patchindex.study.tune_times import CURVE_STAGE, DRAW_STAGE
 
 __all__ = ["exact_is_faster", "fewest_images", "tune"]
 
@@ -102,27 +104,30 @@ def tune(
         for k in todo:
             betas = noise_levels(k, index.locality)
             betas = sorted({betas[0], betas[len(betas) // 2], betas[-1]})
-            rng, stage = np.random.default_rng([seed, k]), f"k = {k}: operating curve"
+            rng, stage = np.random.default_rng([seed, k]), f"k = {k}: {CURVE_STAGE}"
             curve = measure_curve(index, k, betas, clean, rng, settings, partial(progress, stage))
             index.scale(k).save_curve(curve.as_dict())
             log.info("k %d: operating curve measured at %d noise levels", k, len(betas))
     return open_index(store)
 
 
-def exact_is_faster(index: PatchIndex, settings: TuneSettings = DEFAULT_SETTINGS) -> bool:
+def exact_is_faster(index: PatchIndex | BuildPlan, settings: TuneSettings = DEFAULT_SETTINGS) -> bool:
     """Return whether exact scores of all images take less time at every noise than `auto` can.
 
-    Then an operating curve would choose exact scores everywhere, and `patchindex build` does not measure it.
-    At each scale, the expected time of an exact scan is compared with half the expected time of the smallest
-    near field that `tune` tries: in a trajectory, half of the near fields come from the step before. Both
-    times are of one thread, by the cost models of the exact scan and of `AutoPolicy`, and depend on the
-    number, the size and the channels of the images only.
+    `index` is a store, or the plan of a store that is not built yet. If exact scores are faster, an operating
+    curve would choose them everywhere, and `patchindex build` does not measure it. At each scale, the time of
+    an exact scan is compared with half the time of the smallest near field that `tune` tries: in a
+    trajectory, half of the near fields come from the step before. Both times are of one thread, by the cost
+    models of the exact scan and of `AutoPolicy`, and depend on the number, the size and the channels of the
+    images only.
     """
-    n, height, width, channels = index.pixels.shape
+    if isinstance(index, PatchIndex):
+        (n, height, width, channels), scales = index.pixels.shape, index.scales
+    else:
+        (n, height, width, channels), scales = index.images, tuple(scale.k for scale in index.scales)
     least = _least_seconds(settings) * height * width
-    return all(
-        expected_seconds(index.geometry(k), channels, n, [height * width]) < least for k in index.scales
-    )
+    geometries = (Geometry.of(index.machine, k, (height, width), index.train_windows) for k in scales)
+    return all(expected_seconds(each, channels, n, [height * width]) < least for each in geometries)
 
 
 def fewest_images(shape: Sequence[int]) -> int:
@@ -162,5 +167,5 @@ def _draw(index: PatchIndex, seed: int, settings: TuneSettings, progress: Progre
     policy = settings.policy
     options: EstimatorOptions = {"probes": policy.probes, "candidates": policy.candidates, "policy": policy}
     machine = ScoreMachine(index, locality=schedule, estimator="auto", **options)
-    progress = part_of(progress, "images to tune by", 0.0, 1.0)
+    progress = part_of(progress, DRAW_STAGE, 0.0, 1.0)
     return sample(machine, settings.images, seed=seed, progress=progress).images

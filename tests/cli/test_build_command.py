@@ -134,11 +134,26 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert "bbELS, 30 images" in run(*args, "--machine", "bbels").stdout  # in any case
     printed = run(*args).stdout
     assert printed.count(": fits") == 2
-    assert "tuning at the end of a build is not estimated" in printed
+    assert "not tuned: exact scores take less time than estimators" in printed
     assert "follows from the content of 30 images" in printed
     assert "scaled from" not in printed
     assert "follows from" not in run(*args, "--pca-dims", 8).stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_has_the_time_of_tuning(tmp_path):
+    args = ("build", DATA, "-o", tmp_path / "s.zarr", "--limit", 30, "--scales", "3", "--dry-run")
+    options = {"few": (), "tune": ("--tune",), "many": ("--assume-images", 60_000)}
+    options["left out"] = (*options["many"], "--no-tune")
+    seconds = {
+        name: json.loads(run(*args, "--json", *more).stdout)["seconds"] for name, more in options.items()
+    }
+    tuning = {"images to tune by", "k = 3: operating curve"}
+    assert {name for name, found in seconds.items() if tuning <= found.keys()} == {"tune", "many"}
+    assert {name for name, found in seconds.items() if tuning & found.keys()} == {"tune", "many"}
+    printed = run(*args, *options["many"]).stdout
+    assert "assigning, merging, tuning, by short measurements" in printed
+    assert "of it are for tuning; --no-tune leaves it out" in printed
 
 
 def test_a_dry_run_takes_the_source_for_a_sample(tmp_path):

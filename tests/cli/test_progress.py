@@ -88,6 +88,16 @@ def test_a_build_without_a_terminal_prints_lines(tmp_path, monkeypatch):
     assert any(line.startswith("k = 3: ") for line in printed)
 
 
+def test_the_stages_of_a_build_have_those_of_tuning(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(Whole, "expect", lambda _, seconds: found.append(list(seconds)))
+    args = ("--limit", 20, "--scales", "3")
+    for name, more in (("few", ()), ("tuned", ("--tune",))):
+        run("build", DATA, *args, *more, "-o", tmp_path / name)
+    few, tuned = found
+    assert tuned == [*few, "images to tune by", "k = 3: operating curve"]
+
+
 STAGES = {"images": 10.0, "training": 30.0, "assigning": 60.0}
 
 
