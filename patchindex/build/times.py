@@ -59,8 +59,8 @@ MEASURED_LISTS, MEASURED_CLUSTERS = 128, 128  # that patches are put into; of on
 OVERHEAD = 64
 LEAST_SECONDS = 0.05  # of each measurement
 LARGE = 1.4  # times as long in a build, as measured: the few patches here stay in the cache
-# Of the patches that are written. Fewer patches stay in the cache, in memory that the process has already, and
-# take a third of the time.
+# Of the patches that are written. Fewer patches take a third of the time: they stay in the cache, in memory
+# that the process has already.
 SORTED_BYTES = 40 << 20
 WRITTEN = 8  # times a checksum, as a file is written: two checksums, a copy and the disk
 COMPARED = 1e-5  # seconds of the digest of an image
