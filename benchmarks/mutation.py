@@ -45,7 +45,11 @@ TESTS = {
     "patchindex/estimators/registry.py": [f"{ESTIMATORS}/test_edges.py", "tests/test_options.py"],
     "patchindex/store/atomic.py": [f"{STORE}/test_atomic.py"],
     "patchindex/store/raw.py": [f"{STORE}/test_raw.py", "tests/index/test_verify.py"],
-    "patchindex/store/checksums.py": ["tests/index/test_verify.py", f"{STORE}/test_copies.py"],
+    "patchindex/store/checksums.py": [
+        f"{STORE}/test_checksums.py",
+        "tests/index/test_verify.py",
+        f"{STORE}/test_copies.py",
+    ],
     "patchindex/store/arrays.py": ["tests/index/test_hostile_stores.py"],
     "patchindex/store/remote.py": [f"{STORE}/test_copies.py", f"{STORE}/test_remote.py"],
 }
