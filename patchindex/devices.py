@@ -90,6 +90,8 @@ def enough_memory(device: torch.device, *remedy: str | Option) -> Iterator[None]
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
+        full = re.search(r"GPU (\d+) has", str(error))  # of several devices, perhaps not the first
+        where = f"device cuda:{full[1]}" if full else f"device {device}"
         raise PatchIndexError(
-            f"not enough memory: {out_of_memory(error)}", where=f"device {device}", remedy=remedy
+            f"not enough memory: {out_of_memory(error)}", where=where, remedy=remedy
         ) from error

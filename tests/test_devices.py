@@ -13,7 +13,7 @@ from patchindex.errors import DeviceError, PatchIndexError
 
 CPU, GPUS = torch.device("cpu"), [torch.device("cuda", i) for i in range(2)]
 # What torch 2.13 says, with other numbers.
-SAID = """CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.72 GiB of which
+SAID = """CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 139.72 GiB of which
 1.25 GiB is free. Process 12 has 3.00 GiB memory in use. Of the allocated memory 1.00 GiB is allocated by
 PyTorch, and 5.00 MiB is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try
 setting PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation."""
@@ -98,7 +98,7 @@ def test_a_scan_without_enough_memory_says_what_to_make_smaller(monkeypatch):
     with pytest.raises(PatchIndexError) as caught:
         machine.posterior_mean(torch.zeros(1, 1, 8, 8), 0.5)
     assert str(caught.value) == (
-        "device cpu: not enough memory: an array of 2.50 GiB does not fit into 1.25 GiB; "
+        "device cuda:1: not enough memory: an array of 2.50 GiB does not fit into 1.25 GiB; "
         "use a smaller memory or batch_size"
     )
     assert caught.value.exit_code == 1
