@@ -5,8 +5,8 @@ r"""The exact engines and `auto` on a GPU: golden cases, pairs of a pixel and a 
     python benchmarks/gpu.py --dry-run          # tiny shapes on the CPU, kernels in Triton's interpreter
 
 Needs numpy, torch, triton, numba and this package. A part that would begin after `--seconds` (440) is left
-out. Each time is the median of three calls, after one call that does not count; the results are copied to the
-CPU within the time. Parts:
+out. Each time is the median of three calls (of one for `large`), after one call that does not count; the
+results are copied to the CPU within the time. Parts:
 
 golden   every case of tests/golden_fashion.npz by each engine: the largest error over the largest value
 pairs    ELS, k = 3 to 17, 50 000 images of 32 x 32 x 3, one noisy image: pairs per second, beside the counted
@@ -111,9 +111,9 @@ class Bench:
         found = exact_mean(training, geometry, x, cosine(t), memory=self.memory, **settings)
         return found.movedim(-1, 1).cpu()
 
-    def seconds(self, way: Callable[[], Any]) -> tuple[float, Any]:
+    def seconds(self, way: Callable[[], Any], repeats: int | None = None) -> tuple[float, Any]:
         """Return the median time of a way, and its last result."""
-        times = alternate({"way": way}, self.sizes.repeats)
+        times = alternate({"way": way}, repeats or self.sizes.repeats)
         return times.median("way"), times.results["way"]
 
     def over(self) -> bool:
@@ -234,10 +234,11 @@ def large(bench: Bench) -> Iterator[dict[str, Any]]:
     training = bench.training(*bench.sizes.large)
     for k in bench.sizes.large_scales:
         for engine in bench.engines[:1]:
-            seconds, _ = bench.seconds(
-                partial(bench.mean, training, k, bench.queries(training), engine=engine)
-            )
+            way = partial(bench.mean, training, k, bench.queries(training), engine=engine)
+            seconds, _ = bench.seconds(way, repeats=1)
             yield _row(bench, engine, training, k, seconds)
+            if bench.over():
+                return
 
 
 def auto(bench: Bench) -> Iterator[dict[str, Any]]:
