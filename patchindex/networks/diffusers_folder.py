@@ -24,7 +24,9 @@ PIPELINE, MODEL, SCHEDULER = "model_index.json", "config.json", "scheduler_confi
 MOST_STEPS = 100_000  # the scheduler makes several arrays of this length; 1000 are common
 MOST_JSON = 1 << 22  # bytes: the list of the tensors of a large model takes less
 # What diffusers and torch raise for settings of another type or size than they expect.
-BAD_CONFIG = (OSError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError)
+BAD_CONFIG = (
+    OSError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError, NameError
+)  # fmt: skip
 AGAIN = "copy the folder again"
 WRAP = "wrap the model by patchindex.networks.wrap"
 PREDICTS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
@@ -77,15 +79,18 @@ def open_diffusers(
             folder, f"has the unknown prediction type {prediction!r:.40}", "wrap the model yourself"
         )
     sides = [config.sample_size] * 2 if is_whole(config.sample_size) else config.sample_size
-    if not _are_sides(sides) or config.out_channels != config.in_channels:
+    channels = config.in_channels
+    if not _are_sides(sides) or not is_whole(channels) or config.out_channels != channels:
         raise _refused(
             folder,
-            f"has sample_size {config.sample_size!r:.40}, {config.in_channels} input and "
-            f"{config.out_channels} output channels",
+            f"has sample_size {config.sample_size!r:.40}, {channels!r:.40} input and "
+            f"{config.out_channels!r:.40} output channels",
             WRAP,
         )
-    if config.class_embed_type is not None or (classes is not None and classes < 1):
-        what = f"has {classes} class embeddings of type {config.class_embed_type!r:.40}"
+    if config.class_embed_type is not None or (
+        classes is not None and not (is_whole(classes) and classes >= 1)
+    ):
+        what = f"has {classes!r:.40} class embeddings of type {config.class_embed_type!r:.40}"
         raise _refused(folder, what, WRAP)
     try:
         schedule = NoiseTable(1 - scheduler.alphas_cumprod.double())
@@ -103,7 +108,7 @@ def open_diffusers(
         return predicted
 
     return Network(
-        predict, (config.in_channels, sides[0], sides[1]), predicts=PREDICTS[prediction], time="index",
+        predict, (channels, sides[0], sides[1]), predicts=PREDICTS[prediction], time="index",
         schedule=schedule, labels=None if classes is None else range(classes),
         label=label, name=str(folder), device=found, threads=threads,
     )  # fmt: skip

@@ -125,6 +125,8 @@ def test_a_pipeline_without_all_weights_is_refused(tmp_path):
         ({"add_attention": True, "attention_head_dim": 0}, "cannot make the model .ZeroDivisionError"),
         ({"norm_num_groups": 3}, "cannot make the model"),
         ({"act_fn": []}, "cannot make the model"),
+        ({"time_embedding_type": "position"}, "cannot make the model .UnboundLocalError"),
+        ({"in_channels": True}, "has sample_size 8, True input and 1 output channels"),
         ({"sample_size": 10**9}, "has sample_size 1000000000"),
         ({"sample_size": [8, 8, 8]}, r"has sample_size \[8, 8, 8\]"),
         ({"sample_size": "large"}, "has sample_size 'large'"),
