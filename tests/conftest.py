@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, Phase, settings
 import patchindex as pi
 
 ROOT = Path(__file__).parents[1]
+
+# Read when Triton is first imported: the kernels of a GPU run in NumPy where there is none.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Machines differ in speed. The default draws the same cases in every run; `--hypothesis-profile long` others.
 settings.register_profile(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 
-from patchindex.errors import InputError
-from patchindex.exact import cpu, offsets, whole_images
+from patchindex.errors import DeviceError, InputError, Option, PatchIndexWarning, warn
+from patchindex.exact import cpu, fused, offsets, whole_images
+from patchindex.exact.fused_device import check_device
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["ENGINES", "Engine", "check_engine", "engine_of"]
+__all__ = ["ENGINES", "Engine", "check_engine", "engine_of", "fastest"]
 
 
 class Engine(Protocol):
@@ -31,7 +33,7 @@ class Engine(Protocol):
         ...
 
 
-ENGINES: dict[str, Engine] = {"cpu": cpu, "offsets": offsets}
+ENGINES: dict[str, Engine] = {"cpu": cpu, "fused": fused, "offsets": offsets}
 
 
 def engine_of(request: ScoreRequest) -> Engine:
@@ -49,7 +51,36 @@ def engine_of(request: ScoreRequest) -> Engine:
         return whole_images
     if request.engine is not None:
         return ENGINES[request.engine]
-    return cpu if device.type == "cpu" and dtype == torch.float32 else offsets
+    return ENGINES[fastest(device, dtype)]
+
+
+def fastest(device: torch.device, dtype: torch.dtype) -> str:
+    """Return the name of the fastest engine that can compute in a dtype on a device.
+
+    A warning says why `fused` does not run on a GPU in float32.
+    """
+    if dtype != torch.float32:
+        return "offsets"
+    if device.type == "cpu":
+        return "cpu"
+    try:
+        check_device(device)
+    except DeviceError as error:
+        _warn_of_slow_scans(device, error.what)
+        return "offsets"
+    return "fused"
+
+
+@lru_cache
+def _warn_of_slow_scans(device: torch.device, reason: str) -> None:
+    """Warn once for each device and reason."""
+    warn(
+        PatchIndexWarning(
+            f"exact scans take the slower engine 'offsets', because {reason}",
+            where=f"device {device}",
+            remedy=["give ", Option("engine", "offsets"), " to the estimator to leave this warning out"],
+        )
+    )
 
 
 def check_engine(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -59,6 +90,8 @@ def check_engine(name: str, device: torch.device, dtype: torch.dtype = torch.flo
     ------
     InputError
         When the name is unknown, or the engine has no such dtype or device.
+    DeviceError
+        When `fused` needs another device, or Triton.
     """
     if name not in ENGINES:
         raise InputError(
@@ -72,3 +105,5 @@ def check_engine(name: str, device: torch.device, dtype: torch.dtype = torch.flo
         raise InputError(
             f"{name!r} computes in float32 only", parameter="engine", remedy="leave it out, or use 'offsets'"
         )
+    if name == "fused":
+        check_device(device)

@@ -23,9 +23,9 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     """Compare every pixel with every training patch of its position class.
 
     The engine is `request.engine`, or the first of these that can run: `patchindex.exact.whole_images` for
-    IS; `cpu`, a compiled kernel on as many threads as torch has, in float32 on a CPU; `offsets`, in torch, on
-    all devices and in float64. The memory holds if one noisy image fits: half a MiB at 32 x 32 x 3 for `cpu`,
-    13 MiB in float64.
+    IS; in float32 `cpu`, a compiled kernel on as many threads as torch has, or `fused`, a Triton kernel on a
+    CUDA device of compute capability 8.0 or later; `offsets`, in torch, on all devices and in float64. The
+    memory holds if one noisy image fits: half a MiB at 32 x 32 x 3 for `cpu`, 13 MiB in float64.
 
     Returns
     -------

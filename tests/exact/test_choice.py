@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.errors import InputError
-from patchindex.exact import ScoreRequest, scan, scan_parts
+from patchindex.errors import DeviceError, InputError, PatchIndexWarning
+from patchindex.exact import ScoreRequest, choice, fused_device, scan, scan_parts
+from patchindex.exact.choice import fastest
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 
@@ -94,3 +95,73 @@ def test_an_unknown_engine_is_refused_before_any_work(real_images):
 def test_the_cpu_engine_is_refused_in_float64(request_of):
     with pytest.raises(InputError, match="'cpu' computes in float32 only; leave it out"):
         scan(request_of(engine="cpu", dtype=torch.float64))
+
+
+CUDA = torch.device("cuda:0")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """`gpu(capability)`: torch then finds a GPU of this compute capability, and Triton is installed."""
+    choice._warn_of_slow_scans.cache_clear()
+
+    def found(capability):
+        monkeypatch.setattr(fused_device, "find_spec", lambda name: object())
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    yield found
+    choice._warn_of_slow_scans.cache_clear()
+
+
+def test_a_gpu_takes_the_fused_kernel_in_float32(gpu):
+    gpu((9, 0))
+    assert fastest(CUDA, torch.float32) == "fused"
+    assert fastest(CUDA, torch.float64) == "offsets"
+
+
+def test_the_cpu_never_takes_the_fused_kernel_by_itself():
+    assert fastest(torch.device("cpu"), torch.float32) == "cpu"
+    assert fastest(torch.device("cpu"), torch.float64) == "offsets"
+
+
+def test_an_old_gpu_takes_offsets_and_one_warning_says_why(gpu, recwarn):
+    gpu((7, 5))
+    with pytest.warns(
+        PatchIndexWarning,
+        match=r"device cuda:0: exact scans take the slower engine 'offsets', because the engine 'fused' needs a "
+        r"GPU of compute capability 8.0, this one has 7.5; give engine='offsets' to the estimator",
+    ):
+        assert fastest(CUDA, torch.float32) == "offsets"
+    assert fastest(CUDA, torch.float32) == "offsets"
+    assert not recwarn.list
+
+
+def test_without_triton_a_gpu_takes_offsets_and_fused_is_refused(gpu, monkeypatch):
+    gpu((9, 0))
+    monkeypatch.setattr(fused_device, "find_spec", lambda name: None)
+    with pytest.warns(
+        PatchIndexWarning, match="because the engine 'fused' needs Triton, which is"
+    ):
+        assert fastest(CUDA, torch.float32) == "offsets"
+    with pytest.raises(
+        DeviceError, match="needs Triton, which is not installed; pip install triton; or leave"
+    ):
+        choice.check_engine("fused", CUDA)
+
+
+def test_fused_on_a_cpu_is_refused_before_any_work(real_images, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(
+        DeviceError, match="device cpu: the engine 'fused' needs a CUDA device; leave the engine"
+    ):
+        pi.ScoreMachine(real_images(9, 10)[0], estimator="exact", engine="fused")
+
+
+def test_engines_of_other_devices_and_types_are_refused():
+    with pytest.raises(
+        InputError, match="engine: 'cpu' does not run on cuda:0; leave it out, or use 'offsets'"
+    ):
+        choice.check_engine("cpu", CUDA)
+    with pytest.raises(InputError, match="'fused' computes in float32 only"):
+        choice.check_engine("fused", CUDA, torch.float64)

@@ -1,0 +1,78 @@
+"""The devices of the fused kernel: which of them can run the kernel, and with which settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from patchindex.errors import DeviceError
+from patchindex.exact.window_tables import MOST_HELD, Layout
+
+__all__ = ["Settings", "check_device", "settings_of"]
+
+CAPABILITY = (8, 0)  # of the oldest GPU that Triton supports
+# Bytes of shared memory in a program of 128 rows: for each number of a window that is held, and for windows
+# that are streamed in three stages. `tests/exact/test_fused_compile.py` compares them with the compiler's.
+HELD_BYTES, STREAMED_BYTES = 768, 144 << 10
+WAVES = 8  # programs that run one after the other: with many, few multiprocessors wait for the last
+OPTIONS = {"enable_fp_fusion": True}  # Triton warns unless the choice is made
+
+
+def check_device(device: torch.device) -> None:
+    """Raise DeviceError where the fused kernel cannot run."""
+    remedy = "leave the engine out, or use 'offsets'"
+
+    def refuse(what: str, remedy: str = remedy) -> None:
+        raise DeviceError(f"the engine 'fused' needs {what}", where=f"device {device}", remedy=remedy)
+
+    if find_spec("triton") is None:
+        refuse("Triton, which is not installed", f"pip install triton; or {remedy}")
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if torch.version.hip is not None:
+            refuse("an NVIDIA GPU")
+        if capability < CAPABILITY:
+            least, mine = (".".join(map(str, version)) for version in (CAPABILITY, capability))
+            refuse(f"a GPU of compute capability {least}, this one has {mine}")
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        refuse("a CUDA device", f"{remedy}; for tests, set TRITON_INTERPRET=1 to run it slowly on a CPU")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the kernel for a device.
+
+    They were chosen by the registers and the shared memory that a program takes, and not by measurement. On
+    an H100, two programs of 256 threads run at once where each takes at most 128 registers and 113 KiB.
+    """
+
+    programs: int  # that the device should have, to be busy
+    most_held: int  # numbers of the longest window that a program holds
+    stages: int  # of a program that streams windows
+
+    def of_program(self, rows: int, layout: Layout) -> dict[str, Any]:
+        """Return the settings of a program of 16 or 128 rows."""
+        small = rows == 16
+        return OPTIONS | {
+            "BN": 64 if small or layout.held else 128,
+            "num_warps": 4 if small else 8,
+            "num_stages": 2 if layout.held else self.stages,
+        }
+
+
+def settings_of(device: torch.device) -> Settings:
+    """Return the settings for a device; the CPU, where Triton interprets the kernel, stands for an H100."""
+    if device.type != "cuda":
+        return Settings(1, MOST_HELD, 3)
+    from triton.runtime import driver
+
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    index = torch.cuda.current_device() if device.index is None else device.index
+    shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return Settings(
+        2 * processors * WAVES, min(MOST_HELD, shared // HELD_BYTES), 3 if shared >= STREAMED_BYTES else 2
+    )
