@@ -139,9 +139,7 @@ def test_an_old_gpu_takes_offsets_and_one_warning_says_why(gpu, recwarn):
 def test_without_triton_a_gpu_takes_offsets_and_fused_is_refused(gpu, monkeypatch):
     gpu((9, 0))
     monkeypatch.setattr(fused_device, "find_spec", lambda name: None)
-    with pytest.warns(
-        PatchIndexWarning, match="because the engine 'fused' needs Triton, which is"
-    ):
+    with pytest.warns(PatchIndexWarning, match="because the engine 'fused' needs Triton, which is"):
         assert fastest(CUDA, torch.float32) == "offsets"
     with pytest.raises(
         DeviceError, match="needs Triton, which is not installed; pip install triton; or leave"
