@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import google_crc32c
+import numpy as np
 import pytest
 
 from patchindex.errors import StoreError
@@ -13,6 +16,7 @@ from patchindex.store.checksums import (
     bytes_of,
     check_small_files,
     checksum_of_file,
+    fingerprint,
     image_block,
     read_checksummed,
     read_manifest,
@@ -20,7 +24,7 @@ from patchindex.store.checksums import (
     write_manifest,
 )
 
-FILES = {"zarr.json": b"{}", "labels/c/0": b"12345", "labels/zarr.json": b"{ }"}
+FILES = {"zarr.json": b"{}", "labels/c/0": b"12345", "labels/zarr.json": b"{ }", "empty": b""}
 
 
 @pytest.fixture
@@ -76,3 +80,13 @@ def test_a_block_of_images_fills_its_bytes(size, channels):
     images, each = image_block(size, channels), size[0] * size[1] * channels
     assert images * each <= max(IMAGE_BLOCK_BYTES, each)
     assert (images + 1) * each > IMAGE_BLOCK_BYTES
+
+
+def test_a_fingerprint_is_of_the_contents():
+    array = np.arange(6, dtype=np.int64).reshape(2, 3)
+    expected = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+    assert fingerprint(array) == fingerprint(array.tobytes()) == expected
+    assert fingerprint(array.T.copy().T) == expected
+    assert fingerprint({"b": 1, "a": [2]}) == fingerprint({"a": [2], "b": 1})
+    assert fingerprint({"b": 1}) != fingerprint({"b": 2})
+    assert len(fingerprint({})) == 16
