@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
+from threading import Lock
 
 import numpy as np
 import torch
@@ -32,9 +33,11 @@ __all__ = ["query_bytes", "scan_parts"]
 SAMPLE = 64  # images whose mean colour is the grey
 COLUMNS = 1 << 15  # training windows of a program
 WINDOW_BYTES = 1 << 30  # of the training windows of a block: more do not pay
-UNFOLDED = {"BN": 32, "BD": 64, "num_warps": 4}
+UNFOLDED = 64  # numbers of a window that are written at a time
 MERGED_ROWS = 128  # of a program that merges
 LARGEST_INT = (1 << 31) - 1
+
+_launching = Lock()  # scans of several threads compile a kernel once, and the interpreter knows no threads
 
 
 def query_bytes(geometry: Geometry, channels: int) -> int:
@@ -92,6 +95,8 @@ class _Scan:
         rows, self._fields = len(queries.pixels), 3 + tables.channels
         self._tops = torch.full((parts, rows), -torch.inf, device=device)
         self._totals = torch.zeros((parts, self._fields - 1, rows), dtype=torch.float64, device=device)
+        axes = (request.geometry.y, request.geometry.x)
+        self._along = [torch.from_numpy(axis.window).to(device) for axis in axes]
         self._offsets, self._places = (
             torch.from_numpy(table).to(device) for table in (tables.offsets, queries.places)
         )
@@ -120,48 +125,40 @@ class _Scan:
         """Add images (n, H, W, C), numbered from `first`; parts end at `ends`."""
         from patchindex.kernels import fused as kernel
 
-        frame, tables, queries, device, n = (
-            self._frame,
-            self._tables,
-            self._queries,
-            images.device,
-            len(images),
-        )
-        channels, plane, rows, places = (
-            tables.channels, math.prod(tables.padded), len(queries.pixels), len(queries.places)
-        )  # fmt: skip
-        pixels, plane_biases = self._prepare(images)
-        windows = torch.empty((n * places, tables.stride), dtype=torch.half, device=device)
-        biases = torch.empty(n * places, device=device)
-        values = torch.empty((channels, n * places), dtype=torch.half, device=device)
+        n, rows, device = len(images), len(self._queries.pixels), images.device
         step = max(1, min(-(-n // self._segments), self._images_of_segment))
         cut, bounds, part = _segments(first, first + n, ends, step)
-        partial = torch.empty((len(cut), self._fields, rows), device=device)
         segments, of_parts = torch.from_numpy(cut).to(device), torch.from_numpy(bounds).to(device)
-        layout = tables.layout
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            kernel.unfold[(n * -(-places // UNFOLDED["BN"]),)](
-                pixels, plane_biases, self._offsets, self._places, windows, biases, values,
-                n, places, plane, tables.stride, CHANNELS=channels, **UNFOLDED, **OPTIONS,
-            )  # fmt: skip
-            for size, count, blocks in self._blocks:
-                kernel.scan_block[(count * len(cut),)](
-                    queries.high, queries.low, queries.scales, windows, biases, values, blocks, segments,
-                    partial, count, rows, n, n * places, tables.stride,
-                    CHANNELS=channels, BM=size, BD=layout.first, REST=layout.rest, HELD=layout.held,
-                    **frame.settings.of_program(size, layout),
-                )  # fmt: skip
+        partial = torch.empty((len(cut), self._fields, rows), device=device)
+        with _launching, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self._compare(self._unfold(images), n, segments, partial)
             kernel.merge_segments[(-(-rows // MERGED_ROWS), len(bounds) - 1)](
                 partial, of_parts, self._tops, self._totals, rows, part,
                 SUMS=self._fields - 1, BM=MERGED_ROWS, **OPTIONS,
             )  # fmt: skip
 
+    def _unfold(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all training windows in float16, their biases, and their centres (C, ...) in float16."""
+        from patchindex.kernels import fused as kernel
+
+        tables, n, places, device = self._tables, len(images), len(self._places), images.device
+        pixels, plane_biases = self._prepare(images)
+        windows = torch.empty((n * places, tables.stride), dtype=torch.half, device=device)
+        biases = torch.empty(n * places, device=device)
+        values = torch.empty((tables.channels, n * places), dtype=torch.half, device=device)
+        at_once = self._frame.settings.unfolded
+        kernel.unfold[(n * -(-places // at_once),)](
+            pixels, plane_biases, self._offsets, self._places, windows, biases, values,
+            n, places, math.prod(tables.padded), tables.stride,
+            CHANNELS=tables.channels, BN=at_once, BD=UNFOLDED, **OPTIONS,
+        )  # fmt: skip
+        return windows, biases, values
+
     def _prepare(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return pixels (n, plane, C) in float16, and the logits of windows with zeros (n, plane)."""
-        tables, geometry, frame = self._tables, self._geometry, self._frame
+        tables, frame, (along_y, along_x) = self._tables, self._frame, self._along
         pixels = images.half() - frame.grey.half()
         squares = pixels.double().square_().sum(3)
-        along_y, along_x = (torch.from_numpy(axis.window).to(squares) for axis in (geometry.y, geometry.x))
         biases = (along_y @ squares @ along_x.T).mul_(-frame.norm_scale).float()
         for axis, (before, padded) in enumerate(zip(tables.before, tables.padded, strict=True), 1):
             size = images.shape[axis]
@@ -169,6 +166,21 @@ class _Scan:
                 at = torch.arange(-before, padded - before, device=images.device) % size
                 pixels, biases = pixels.index_select(axis, at), biases.index_select(axis, at)
         return pixels, biases
+
+    def _compare(
+        self, unfolded: tuple[Tensor, Tensor, Tensor], images: int, segments: Tensor, partial: Tensor
+    ) -> None:
+        """Write the partial sums of the segments of a block of `images` images."""
+        from patchindex.kernels import fused as kernel
+
+        tables, queries, layout = self._tables, self._queries, self._tables.layout
+        for size, count, blocks in self._blocks:
+            kernel.scan_block[(count * len(segments),)](
+                queries.high, queries.low, queries.scales, *unfolded, blocks, segments, partial,
+                count, len(queries.pixels), images, images * len(self._places), tables.stride,
+                CHANNELS=tables.channels, BM=size, BD=layout.first, REST=layout.rest, HELD=layout.held,
+                **self._frame.settings.of_program(size, layout),
+            )  # fmt: skip
 
     def state(self, images: np.ndarray) -> SoftmaxState:
         """Return the states of parts of `images` images each, (P, B * H * W); unwanted pixels are empty."""

@@ -53,6 +53,7 @@ class Settings:
     programs: int  # that the device should have, to be busy
     most_held: int  # numbers of the longest window that a program holds
     stages: int  # of a program that streams windows
+    unfolded: int = 32  # training windows that a program writes
 
     def of_program(self, rows: int, layout: Layout) -> dict[str, Any]:
         """Return the settings of a program of 16 or 128 rows."""
@@ -65,9 +66,9 @@ class Settings:
 
 
 def settings_of(device: torch.device) -> Settings:
-    """Return the settings for a device; the CPU, where Triton interprets the kernel, stands for an H100."""
+    """Return the settings for a device; for the CPU, where Triton interprets the kernel, about an H100's."""
     if device.type != "cuda":
-        return Settings(1, MOST_HELD, 3)
+        return Settings(1, MOST_HELD, 3, 1024)
     from triton.runtime import driver
 
     processors = torch.cuda.get_device_properties(device).multi_processor_count

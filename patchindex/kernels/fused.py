@@ -9,7 +9,8 @@ running maximum and sums relative to it, so that nothing of the size of all pair
 Precision: a logit is `bias + scale <q, p>`. The training window p is in grey levels: whole numbers up to 255
 in size after a grey level is subtracted, which float16 holds exactly. So only the query q is split, into two
 float16 parts of 11 bits each. Two products in float16 with sums in float32 are as exact as three products in
-TF32 (`tf32x3`), which run at half the rate.
+TF32 (`tf32x3`), which run at half the rate. Tensor cores truncate each sum. So they add at most 256 numbers
+of a window, the low parts first; longer sums are rounded to the nearest, outside the tensor cores.
 """
 
 from __future__ import annotations
@@ -151,25 +152,25 @@ def scan_block(  # type: ignore[no-untyped-def]
     for first in range(column, end, BN):
         member = tl.minimum(first + tl.arange(0, BN), end - 1)
         at_member = windows + member[:, None].to(tl.int64) * stride
-        products = tl.zeros((BM, BN), tl.float32)
+        bias = tl.load(biases + member)
+        bias = tl.where(first + tl.arange(0, BN) < end, bias, float("-inf"))
         if HELD:
             window = tl.load(at_member + numbers[None, :])
-            products = tl.dot(held_low, window.T, products)
-            products = tl.dot(held_high, window.T, products)
+            products = tl.dot(held_high, window.T, tl.dot(held_low, window.T))
+            logits = products * scale[:, None] + bias[None, :]
             if REST > 0:
                 window = tl.load(at_member + rest[None, :])
-                products = tl.dot(rest_low, window.T, products)
-                products = tl.dot(rest_high, window.T, products)
+                products = tl.dot(rest_high, window.T, tl.dot(rest_low, window.T))
+                logits += products * scale[:, None]
         else:
+            logits = tl.zeros((BM, BN), tl.float32)
             for start in range(0, length, BD):
                 window = tl.load(at_member + start + numbers[None, :])
                 some_low = tl.load(low + at + start, mask=wanted[:, None], other=0.0)
-                products = tl.dot(some_low, window.T, products)
                 some_high = tl.load(high + at + start, mask=wanted[:, None], other=0.0)
-                products = tl.dot(some_high, window.T, products)
-        bias = tl.load(biases + member)
-        bias = tl.where(first + tl.arange(0, BN) < end, bias, float("-inf"))
-        logits = products * scale[:, None] + bias[None, :]
+                products = tl.dot(some_high, window.T, tl.dot(some_low, window.T))
+                logits += products * scale[:, None]
+            logits += bias[None, :]
         new_top = tl.maximum(top, tl.max(logits, 1))
         w = tl.exp2(logits - new_top[:, None])
         kept = tl.exp2(top - new_top)

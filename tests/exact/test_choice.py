@@ -128,8 +128,8 @@ def test_an_old_gpu_takes_offsets_and_one_warning_says_why(gpu, recwarn):
     gpu((7, 5))
     with pytest.warns(
         PatchIndexWarning,
-        match=r"device cuda:0: exact scans take the slower engine 'offsets', because the engine 'fused' needs a "
-        r"GPU of compute capability 8.0, this one has 7.5; give engine='offsets' to the estimator",
+        match=r"device cuda:0: exact scans take the slower engine 'offsets', because the engine 'fused' "
+        r"needs a GPU of compute capability 8.0, this one has 7.5; give engine='offsets' to the estimator",
     ):
         assert fastest(CUDA, torch.float32) == "offsets"
     assert fastest(CUDA, torch.float32) == "offsets"

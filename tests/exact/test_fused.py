@@ -60,6 +60,19 @@ def assert_agrees_with_brute_force(images, x, t, name, k):
     np.testing.assert_array_equal(state.count.cpu(), truth.count)
 
 
+class Wide(Settings):
+    """Settings for the interpreter, where an operation takes the same time for any number of columns."""
+
+    def of_program(self, rows, layout):
+        return super().of_program(rows, layout) | {"BN": 1024}
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(fused, "settings_of", lambda device: Wide(1, 256, 2, 1024))
+
+
 def small(name):
     """Return a size for a machine: the interpreter takes long for each position class of a block."""
     return {"LS": (2, 3), "bbELS": (4, 5)}.get(name, (6, 7))
@@ -172,6 +185,29 @@ def test_parts_of_the_images(real_images, name, memory):
             assert_same(parts[i], exact.scan(mine), 1e-6)
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="tensor cores truncate by themselves")
+def test_sums_that_are_truncated_keep_the_bounds(real_images, few_programs, monkeypatch):
+    """Tensor cores add eight or sixteen products at a time, and round each sum towards zero."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    calls = []
+
+    def truncated(self, a, b, d, *_):
+        calls.append(a.data.shape)
+        total = d.data.astype(np.float32)
+        for first in range(0, a.data.shape[1], 8):
+            part = slice(first, first + 8)
+            exactly = a.data[:, part].astype(np.float64) @ b.data[part].astype(np.float64) + total
+            total = exactly.astype(np.float32)
+            total = np.where(np.abs(total) > np.abs(exactly), np.nextafter(total, np.float32(0)), total)
+        return interpreter.TensorHandle(total, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", truncated)
+    for k, t in ((7, 0.05), (17, 0.3)):
+        images, x = images_and_query(real_images, 30, (17, 19), 3, t)
+        assert_agrees_with_brute_force(images, x, t, "ELS", k)
+    assert {shape[1] for shape in calls} == {32, 64, 128}
+
+
 def test_ess_reaches_the_number_of_patches(real_images):
     images, x = images_and_query(real_images, 30, (8, 8), 1, 0.4)
     state = exact.scan(replace(request_of(images, x, 0.4, "ELS", 3), beta=1 - 1e-12))
@@ -224,19 +260,6 @@ def assert_golden(path, every):
         assert error < bound(t), (request.geometry.machine, request.geometry.k, t, request.label)
         seen += 1
     return seen
-
-
-class Wide(Settings):
-    """Settings for the interpreter, where an operation takes the same time for any number of columns."""
-
-    def of_program(self, rows, layout):
-        return super().of_program(rows, layout) | {"BN": 1024}
-
-
-@pytest.fixture
-def few_programs(monkeypatch):
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(fused, "settings_of", lambda device: Wide(1, 256, 2))
 
 
 # Every pixel of every case takes minutes in the interpreter, and a second on a GPU.
