@@ -30,6 +30,7 @@ def run(path: Path) -> str | None:
         notebook,
         timeout=CELL_SECONDS,
         record_timing=False,
+        coalesce_streams=True,
         config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # the kernel has a local port
         resources={"metadata": {"path": str(path.parent)}},
     )
