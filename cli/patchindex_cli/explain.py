@@ -105,7 +105,7 @@ def explain(
       patchindex explain samples -o explained
       patchindex explain samples -o explained --image 3 --pixels 14,9 --pixels 3,20
       patchindex explain samples -o explained --html explained/sample.html --beside network/samples.npz
-      patchindex explain samples -o explained --all-steps --exact --top 16
+      patchindex explain samples -o explained --all-steps --exact --top 16 --device cuda
       patchindex explain samples -o explained --store moved/fashion.zarr --tolerance 0.02 --overwrite
       patchindex explain of-photos -o explained --resize 32 --limit 500
     """

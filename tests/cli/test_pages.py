@@ -29,6 +29,8 @@ SMALLER = [
     (r"\bn ?= ?\d+", "n = 2"),
     (r"--image 3", "--image 1"),
     (r"--assume-images \d+", "--assume-images 1000"),
+    (r"--resize 32", "--resize 20"),
+    (r"--limit \d+", "--limit 12"),
     (r"--minutes [\d.]+", "--steps 2"),
     (r"--steps \d{3,}", "--steps 2"),
     (r"--network-steps \d+", "--network-steps 3"),
