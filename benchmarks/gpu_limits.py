@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from common import arguments, report, write_json
 
+from patchindex.exact.window_tables import Layout
 from patchindex.schedules import LocalitySchedule, cosine
 
 __all__ = ["RATES", "Rates", "limits", "pairs_per_second"]
@@ -33,7 +34,6 @@ RATES = {
     "A100": Rates(312e12, 19.5e12, 2.4e12, 2.0e12),
 }
 
-CHUNK = 16  # numbers of a window are padded to a multiple, as tensor cores want them
 INSTRUCTIONS = 6  # of float32, per pair of `fused`, and one for each channel
 SUMS = 20  # operations of float32 per pair of a kernel with running sums, which does not exist
 PASSES = 10  # of `offsets` over its float32 arrays of pairs
@@ -44,7 +44,7 @@ def limits(rates: Rates, engine: str, k: int, channels: int, size: int, rows: in
 
     `rows` is the number of pixels that are scanned together: those of all noisy images.
     """
-    numbers = CHUNK * math.ceil(k * k * channels / CHUNK)
+    numbers = Layout.of(k * k * channels).padded(k * k * channels)
     if engine == "fused":
         return {
             "tensor cores": rates.fp16 / (4 * numbers),
@@ -54,7 +54,7 @@ def limits(rates: Rates, engine: str, k: int, channels: int, size: int, rows: in
         }
     if engine == "offsets":
         return {
-            "float32": rates.fp32 / 2 / ((channels + 1) * size + size),
+            "float32": rates.fp32 / 2 / (k * channels + 1 + size),
             "exponentials": rates.exponentials,
             "memory": rates.memory / (4 * PASSES),
         }
