@@ -57,6 +57,13 @@ def test_several_devices_give_the_state_of_one(training, x, machine, label, devi
     assert_same(DeviceShards([CPU] * devices).scan(request), scan(request))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton runs on a GPU here")
+def test_the_fused_kernel_runs_in_several_threads(training, x):
+    pytest.importorskip("triton")
+    request = request_of(training, x[:1], engine="fused")
+    assert_same(DeviceShards([CPU, CPU]).scan(request), scan(request))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_some_pixels_are_those_of_one_device(training, x, dtype):
     mask = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(1)) < 0.3
