@@ -15,9 +15,12 @@ from patchindex.exact.window_tables import MOST_HELD, Layout
 __all__ = ["Settings", "check_device", "settings_of"]
 
 CAPABILITY = (8, 0)  # of the oldest GPU that Triton supports
-# Bytes of shared memory in a program of 128 rows: for each number of a window that is held, and for windows
-# that are streamed in three stages. `tests/exact/test_fused_compile.py` compares them with the compiler's.
-HELD_BYTES, STREAMED_BYTES = 768, 144 << 10
+# Bytes of shared memory in a program of 128 rows: for each number of windows that it holds, in two stages and
+# in one stage, and of a program that streams windows in three stages.
+# `tests/exact/test_fused_compile.py` compares them with what the compiler says.
+HELD_BYTES, HELD_BYTES_ONCE, STREAMED_BYTES = 768, 640, 144 << 10
+RESERVED_BYTES = 1 << 10  # in each program, by CUDA
+LARGE_GPU = 227 << 10  # bytes of shared memory in a program on an H100
 WAVES = 8  # programs that run one after the other: with many, few multiprocessors wait for the last
 OPTIONS = {"enable_fp_fusion": True}  # Triton warns unless the choice is made
 
@@ -44,36 +47,43 @@ def check_device(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the kernel for a device.
+    """Settings of the kernel for a device, which change results by rounding only.
 
-    They were chosen by the registers and the shared memory that a program takes, and not by measurement. On
-    an H100, two programs of 256 threads run at once where each takes at most 128 registers and 113 KiB.
+    They were chosen by the registers and the shared memory that a program takes, and not by measurement. Two
+    programs of 256 threads run at once, and fill each other's waits, where each takes at most 128 registers
+    and half of the shared memory.
     """
 
     programs: int  # that the device should have, to be busy
-    most_held: int  # numbers of the longest window that a program holds
-    stages: int  # of a program that streams windows
+    shared: int  # bytes of shared memory in a program
     unfolded: int = 32  # training windows that a program writes
+
+    @property
+    def most_held(self) -> int:
+        """Numbers of the longest window that a program holds."""
+        return min(MOST_HELD, self.shared // HELD_BYTES)
 
     def of_program(self, rows: int, layout: Layout) -> dict[str, Any]:
         """Return the settings of a program of 16 or 128 rows."""
-        small = rows == 16
-        return OPTIONS | {
-            "BN": 64 if small or layout.held else 128,
-            "num_warps": 4 if small else 8,
-            "num_stages": 2 if layout.held else self.stages,
-        }
+        if rows == 16:
+            return OPTIONS | {"BN": 64, "num_warps": 4, "num_stages": 2}
+        if not layout.held:
+            stages = 3 if self.shared >= STREAMED_BYTES else 2
+            return OPTIONS | {"BN": 128, "num_warps": 8, "num_stages": stages}
+        numbers, half = layout.first + layout.rest, self.shared // 2 - RESERVED_BYTES
+        for stages, each in ((2, HELD_BYTES), (1, HELD_BYTES_ONCE)):
+            if each * numbers <= half:
+                return OPTIONS | {"BN": 64, "num_warps": 8, "num_stages": stages, "maxnreg": 128}
+        return OPTIONS | {"BN": 64, "num_warps": 8, "num_stages": 2}
 
 
 def settings_of(device: torch.device) -> Settings:
     """Return the settings for a device; for the CPU, where Triton interprets the kernel, about an H100's."""
     if device.type != "cuda":
-        return Settings(1, MOST_HELD, 3, 1024)
+        return Settings(1, LARGE_GPU, 1024)
     from triton.runtime import driver
 
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     index = torch.cuda.current_device() if device.index is None else device.index
     shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]
-    return Settings(
-        2 * processors * WAVES, min(MOST_HELD, shared // HELD_BYTES), 3 if shared >= STREAMED_BYTES else 2
-    )
+    return Settings(2 * processors * WAVES, shared)

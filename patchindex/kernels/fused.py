@@ -152,12 +152,9 @@ def scan_block(  # type: ignore[no-untyped-def]
     for first in range(column, end, BN):
         member = tl.minimum(first + tl.arange(0, BN), end - 1)
         at_member = windows + member[:, None].to(tl.int64) * stride
-        bias = tl.load(biases + member)
-        bias = tl.where(first + tl.arange(0, BN) < end, bias, float("-inf"))
         if HELD:
             window = tl.load(at_member + numbers[None, :])
-            products = tl.dot(held_high, window.T, tl.dot(held_low, window.T))
-            logits = products * scale[:, None] + bias[None, :]
+            logits = tl.dot(held_high, window.T, tl.dot(held_low, window.T)) * scale[:, None]
             if REST > 0:
                 window = tl.load(at_member + rest[None, :])
                 products = tl.dot(rest_high, window.T, tl.dot(rest_low, window.T))
@@ -170,7 +167,8 @@ def scan_block(  # type: ignore[no-untyped-def]
                 some_high = tl.load(high + at + start, mask=wanted[:, None], other=0.0)
                 products = tl.dot(some_high, window.T, tl.dot(some_low, window.T))
                 logits += products * scale[:, None]
-            logits += bias[None, :]
+        bias = tl.load(biases + member)
+        logits += tl.where(first + tl.arange(0, BN) < end, bias, float("-inf"))[None, :]
         new_top = tl.maximum(top, tl.max(logits, 1))
         w = tl.exp2(logits - new_top[:, None])
         kept = tl.exp2(top - new_top)

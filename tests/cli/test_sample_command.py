@@ -128,6 +128,7 @@ def test_a_machine_has_its_estimator_in_its_own_text(store, tmp_path):
         (["--x-t", "missing.npy"], "missing.npy"),
         (["-n", 0], "Invalid value for '-n': 0"),
         (["--seed", -1], "'--seed': -1"),
+        (["--estimator", "exact:engine=gpu"], "unknown engine 'gpu'; use one of cpu, fused, offsets"),
         (["--estimator", "exact:candidates=5"], "--estimator: exact has no option 'candidates'"),
         (["--estimator", "auto:probes=3,probes=4"], "--estimator: probes is given twice"),
         (

@@ -13,7 +13,7 @@ import torch
 
 from patchindex import exact
 from patchindex.exact import fused, fused_device
-from patchindex.exact.fused_device import Settings
+from patchindex.exact.fused_device import LARGE_GPU, Settings
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 
@@ -70,7 +70,7 @@ class Wide(Settings):
 @pytest.fixture
 def few_programs(monkeypatch):
     if DEVICE.type == "cpu":
-        monkeypatch.setattr(fused, "settings_of", lambda device: Wide(1, 256, 2, 1024))
+        monkeypatch.setattr(fused, "settings_of", lambda device: Wide(1, LARGE_GPU, 1024))
 
 
 def small(name):
@@ -99,7 +99,7 @@ def test_long_windows_are_streamed(real_images, monkeypatch, name, streamed):
     """Windows of 289 numbers never fit into a program; windows of 49 numbers do not where memory is small."""
     k, size = (17, (17, 18)) if not streamed else (7, (9, 12))
     if streamed:
-        monkeypatch.setattr(fused, "settings_of", lambda device: Settings(1, 0, 2))
+        monkeypatch.setattr(fused, "settings_of", lambda device: Settings(1, 8 << 10))
     images, x = images_and_query(real_images, 12, size, 1, 0.5)
     request = request_of(images, x, 0.5, name, k)
     assert not fused._Frame(request, images).tables.layout.held
@@ -164,7 +164,7 @@ def test_memory_batches_and_segments_change_nothing(real_images, monkeypatch, na
     for i in range(3):
         assert_same(alone[i][0], usual[i], 1e-6)
     monkeypatch.setattr(fused, "COLUMNS", 1)
-    monkeypatch.setattr(fused, "settings_of", lambda device: Settings(10_000, 256, 2))
+    monkeypatch.setattr(fused, "settings_of", lambda device: Settings(10_000, LARGE_GPU))
     assert_same(exact.scan(request), usual, 1e-6)
 
 
@@ -275,4 +275,4 @@ def test_shared_golden_cases(shared_file, few_programs):
 
 def test_the_settings_of_the_cpu_stand_for_a_large_gpu():
     settings = fused_device.settings_of(torch.device("cpu"))
-    assert (settings.most_held, settings.stages) == (256, 3)
+    assert (settings.most_held, settings.shared) == (256, LARGE_GPU)

@@ -43,8 +43,10 @@ def compile(kernel, pointers, constants, options, capability):
 
 
 found = {}
-for capability, settings in ((90, Settings(1, 256, 3)), (89, Settings(1, 132, 2))):
-    for channels, k, rows in ((1, 3, 128), (3, 3, 16), (3, 7, 128), (3, 17, 128), (3, 17, 16)):
+for capability, settings in ((90, Settings(1, 227 << 10)), (89, Settings(1, 99 << 10))):
+    for channels, k, rows in (
+        (1, 3, 128), (3, 3, 16), (3, 5, 128), (3, 7, 128), (3, 9, 128), (3, 17, 128), (3, 17, 16),
+    ):
         layout = Layout.of(k * k * channels, settings.most_held)
         options = settings.of_program(rows, layout)
         constants = {
@@ -57,6 +59,7 @@ for capability, settings in ((90, Settings(1, 256, 3)), (89, Settings(1, 132, 2)
         found[f"{capability} {channels} {k} {rows}"] = {
             "shared": binary.metadata.shared, "bytes": len(binary.asm["cubin"]), "wgmma": "wgmma.mma" in ptx,
             "mma": "mma.sync" in ptx, "held": layout.held, "numbers": layout.first + layout.rest,
+            "stages": options["num_stages"], "registers": options.get("maxnreg"),
         }
 for channels in (1, 3):
     pointers = [FLOAT16, FLOAT32, INT32, INT32, FLOAT16, FLOAT32, FLOAT16]
@@ -84,7 +87,7 @@ def compiled(tmp_path_factory):
 
 
 def test_the_kernels_compile_for_gpus(compiled):
-    assert len(compiled) == 10
+    assert len(compiled) == 14
     assert all(found["bytes"] > 10_000 for found in compiled.values())
 
 
@@ -95,12 +98,22 @@ def test_products_go_to_the_tensor_cores(compiled):
 
 
 def test_programs_fit_into_shared_memory(compiled):
-    """On an H100 a program may have 227 KiB; where there are 99 KiB, `settings_of` makes programs smaller."""
+    """Alone, or where registers are limited for that, beside another program."""
     for case, found in compiled.items():
         most = (227 if case.startswith("90") else 99) << 10
-        assert found["shared"] <= most, case
+        assert found["shared"] + 1024 <= (most // 2 if found["registers"] else most + 1024), case
+
+
+def test_shared_memory_is_estimated_as_the_compiler_has_it(compiled):
+    seen = set()
+    for case, found in compiled.items():
         if case.startswith("90") and case.endswith("128"):
-            estimate = (
-                found["numbers"] * fused_device.HELD_BYTES if found["held"] else fused_device.STREAMED_BYTES
-            )
+            kind = (found["held"], found["stages"])
+            estimate = {
+                (True, 2): found["numbers"] * fused_device.HELD_BYTES,
+                (True, 1): found["numbers"] * fused_device.HELD_BYTES_ONCE,
+                (False, 3): fused_device.STREAMED_BYTES,
+            }[kind]
             assert found["shared"] <= estimate, case
+            seen.add(kind)
+    assert len(seen) == 3
