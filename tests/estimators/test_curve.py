@@ -16,7 +16,7 @@ from patchindex.estimators.curve import (
     TopPoint,
     best_share,
 )
-from patchindex.estimators.policy import DEFAULT_POLICY
+from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
 
 NOTHING = (0.0,) * len(MOVES)
 CURVE = OperatingCurve(
@@ -121,3 +121,8 @@ def test_a_curve_is_read_as_written():
     assert OperatingCurve.of(SimpleNamespace(path="k003", attributes={})) is None
     other = {**CURVE.as_dict(), "version": 0, "something": "else"}
     assert OperatingCurve.of(SimpleNamespace(path="k003", attributes={ATTRIBUTE: other})) is None
+
+
+def test_the_seconds_of_a_near_field_are_those_of_its_probes_and_candidates():
+    policy = AutoPolicy(probe_ns=2.0, candidate_ns=3.0)
+    assert policy.near_field_seconds(5, 7) == pytest.approx(31e-9)
