@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from io import BytesIO
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +22,23 @@ HONEST = (0.8, 1.25)  # range of RMSE over standard error that is shaded
 SECONDS = "seconds per step and image"
 
 
+@cache
 def figure_class() -> type[Figure]:
-    """Return matplotlib's `Figure`, or raise an InputError if matplotlib is not installed."""
+    """Return matplotlib's `Figure`, shown in notebooks; raise an InputError if matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import figure
     except ImportError:
         remedy = "pip install 'patchindex[plots]'"
         raise InputError("matplotlib is not installed", where="plot", remedy=remedy) from None
+
+    class Figure(figure.Figure):
+        """A figure that a notebook shows, also where pyplot, which registers figures, is not imported."""
+
+        def _repr_png_(self) -> bytes:
+            png = BytesIO()
+            self.savefig(png, format="png")
+            return png.getvalue()
+
     return Figure
 
 
