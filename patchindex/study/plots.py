@@ -24,7 +24,7 @@ SECONDS = "seconds per step and image"
 
 @cache
 def figure_class() -> type[Figure]:
-    """Return matplotlib's `Figure`, shown in notebooks; raise an InputError if matplotlib is not installed."""
+    """Return matplotlib's `Figure`, with a picture for notebooks; without matplotlib, raise an InputError."""
     try:
         from matplotlib import figure
     except ImportError:
