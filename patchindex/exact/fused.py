@@ -34,7 +34,7 @@ SAMPLE = 64  # images whose mean colour is the grey
 COLUMNS = 1 << 15  # training windows of a program
 WINDOW_BYTES = 1 << 30  # of the training windows of a block: more do not pay
 UNFOLDED = 64  # numbers of a window that are written at a time
-MERGED_ROWS = 128  # of a program that merges
+MERGED_ROWS, MERGED_SEGMENTS = 32, 32  # of a program that merges
 LARGEST_INT = (1 << 31) - 1
 
 _launching = Lock()  # scans of several threads compile a kernel once, and the interpreter knows no threads
@@ -134,7 +134,7 @@ class _Scan:
             self._compare(self._unfold(images), n, segments, partial)
             kernel.merge_segments[(-(-rows // MERGED_ROWS), len(bounds) - 1)](
                 partial, of_parts, self._tops, self._totals, rows, part,
-                SUMS=self._fields - 1, BM=MERGED_ROWS, **OPTIONS,
+                SUMS=self._fields - 1, BM=MERGED_ROWS, BS=MERGED_SEGMENTS, **OPTIONS,
             )  # fmt: skip
 
     def _unfold(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

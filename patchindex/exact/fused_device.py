@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +15,8 @@ from patchindex.errors import DeviceError
 from patchindex.exact.window_tables import MOST_HELD, Layout
 
 __all__ = ["Settings", "check_device", "settings_of"]
+
+log = logging.getLogger(__name__)
 
 CAPABILITY = (8, 0)  # of the oldest GPU that Triton supports
 # Bytes of shared memory in a program of 128 rows: for each number of windows that it holds, in two stages and
@@ -41,8 +45,23 @@ def check_device(device: torch.device) -> None:
         if capability < CAPABILITY:
             least, mine = (".".join(map(str, version)) for version in (CAPABILITY, capability))
             refuse(f"a GPU of compute capability {least}, this one has {mine}")
+        if (error := _driver_error()) is not None:
+            refuse(f"Triton, which does not work here: {error}")
     elif os.environ.get("TRITON_INTERPRET") != "1":
         refuse("a CUDA device", f"{remedy}; for tests, set TRITON_INTERPRET=1 to run it slowly on a CPU")
+
+
+@lru_cache(maxsize=1)
+def _driver_error() -> str | None:
+    """Return why Triton cannot use the GPU; Triton builds a part of itself by a C compiler, for example."""
+    from triton.runtime import driver
+
+    try:
+        _ = driver.active.utils
+    except Exception as error:
+        log.info("Triton does not work", exc_info=True)
+        return str(error)
+    return None
 
 
 @dataclass(frozen=True)

@@ -202,8 +202,9 @@ def merge_segments(  # type: ignore[no-untyped-def]
     part,
     SUMS: tl.constexpr,
     BM: tl.constexpr,
+    BS: tl.constexpr,
 ):
-    """Merge the partial sums of segments into the totals of their parts, in the order of the segments.
+    """Merge the partial sums of segments into the totals of their parts, `BS` segments at a time.
 
     Parameters
     ----------
@@ -227,19 +228,24 @@ def merge_segments(  # type: ignore[no-untyped-def]
     top = tl.load(tops + total + rows, mask=wanted, other=0.0)
     best = top
     step = (1 + SUMS) * n_rows
-    for segment in range(first, last):
-        found = tl.load(partial + segment * step + rows, mask=wanted, other=0.0)
-        best = tl.maximum(best, found)
+    for start in range(first, last, BS):
+        segment = start + tl.arange(0, BS)
+        there = (segment < last)[:, None] & wanted[None, :]
+        found = tl.load(partial + segment[:, None] * step + rows[None, :], mask=there, other=float("-inf"))
+        best = tl.maximum(best, tl.max(found, 0))
+    best = tl.where(wanted, best, 0.0)
     before = tl.exp2(top - best).to(tl.float64)
     tl.store(tops + total + rows, best, mask=wanted)
     for field in tl.static_range(SUMS):
         at = totals + total * SUMS + field * n_rows + rows
         factor = before * before if field == 1 else before
         result = tl.load(at, mask=wanted, other=0.0) * factor
-        for segment in range(first, last):
-            found = partial + segment * step + rows
-            factor = tl.exp2(tl.load(found, mask=wanted, other=0.0) - best).to(tl.float64)
-            factor = factor * factor if field == 1 else factor
-            new = tl.load(found + (field + 1) * n_rows, mask=wanted, other=0.0)
-            result += new.to(tl.float64) * factor
+        for start in range(first, last, BS):
+            segment = start + tl.arange(0, BS)
+            there = (segment < last)[:, None] & wanted[None, :]
+            found = partial + segment[:, None] * step + rows[None, :]
+            factors = tl.exp2(tl.load(found, mask=there, other=float("-inf")) - best[None, :]).to(tl.float64)
+            factors = factors * factors if field == 1 else factors
+            new = tl.load(found + (field + 1) * n_rows, mask=there, other=0.0)
+            result += tl.sum(new.to(tl.float64) * factors, 0)
         tl.store(at, result, mask=wanted)

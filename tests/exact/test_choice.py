@@ -107,6 +107,7 @@ def gpu(monkeypatch):
 
     def found(capability):
         monkeypatch.setattr(fused_device, "find_spec", lambda name: object())
+        monkeypatch.setattr(fused_device, "_driver_error", lambda: None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
     yield found
@@ -145,6 +146,15 @@ def test_without_triton_a_gpu_takes_offsets_and_fused_is_refused(gpu, monkeypatc
         DeviceError, match="needs Triton, which is not installed; pip install triton; or leave"
     ):
         choice.check_engine("fused", CUDA)
+
+
+def test_a_triton_that_cannot_use_the_gpu_says_why(gpu, monkeypatch):
+    gpu((9, 0))
+    monkeypatch.setattr(fused_device, "_driver_error", lambda: "Failed to find C compiler.")
+    with pytest.warns(
+        PatchIndexWarning, match="needs Triton, which does not work here: Failed to find C comp"
+    ):
+        assert fastest(CUDA, torch.float32) == "offsets"
 
 
 def test_fused_on_a_cpu_is_refused_before_any_work(real_images, monkeypatch):

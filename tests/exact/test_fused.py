@@ -168,6 +168,16 @@ def test_memory_batches_and_segments_change_nothing(real_images, monkeypatch, na
     assert_same(exact.scan(request), usual, 1e-6)
 
 
+def test_many_segments_are_merged(real_images, monkeypatch):
+    """More than a program merges at a time, and no multiple."""
+    images, x = images_and_query(real_images, 71, (4, 4), 1, 0.4)
+    request = request_of(images, x, 0.4, "ELS", 3)
+    usual = exact.scan(request)
+    monkeypatch.setattr(fused, "COLUMNS", 1)
+    monkeypatch.setattr(fused, "settings_of", lambda device: Settings(10_000, LARGE_GPU, 1024))
+    assert_same(exact.scan(request), usual, 1e-6)
+
+
 @pytest.mark.parametrize("memory", [1, 256 << 20])
 @pytest.mark.parametrize("name", ["LS", "ELS", "bbELS"])
 def test_parts_of_the_images(real_images, name, memory):

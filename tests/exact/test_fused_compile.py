@@ -65,7 +65,7 @@ for channels in (1, 3):
     pointers = [FLOAT16, FLOAT32, INT32, INT32, FLOAT16, FLOAT32, FLOAT16]
     compile(fused.unfold, pointers, {"CHANNELS": channels, "BN": 32, "BD": 64}, {}, 90)
     pointers = [FLOAT32, INT64, FLOAT32, FLOAT64]
-    compile(fused.merge_segments, pointers, {"SUMS": 2 + channels, "BM": 128}, {}, 90)
+    compile(fused.merge_segments, pointers, {"SUMS": 2 + channels, "BM": 32, "BS": 32}, {}, 90)
 print(json.dumps(found))
 """
 
