@@ -246,11 +246,7 @@ def store_record(source: object, training: Training, machines: Iterable[Denoiser
 
     index, scales = training.index, set[int]()
     for machine in machines:
-        if (
-            isinstance(machine, ScoreMachine)
-            and machine.estimator != "exact"
-            and machine.locality is not None
-        ):
+        if isinstance(machine, ScoreMachine) and machine.searches_index and machine.locality is not None:
             scales |= {*machine.locality.distinct}
     curves = [] if index is None else [OperatingCurve.of(index.scale(k)) for k in sorted(scales)]
     known = [curve.as_dict() for curve in curves if curve is not None]

@@ -56,7 +56,7 @@ class ScoreMachine(TrainingDenoiser):
     Parameters
     ----------
     source : PatchIndex, or anything `open_images` takes
-        A patch index (or its path), or raw images (exact scores only).
+        A patch index (or its path), or raw images (for `"auto"` and `"exact"`).
     labels : array of int or path, optional
         Labels of raw images, shape (N,). An index has its own.
     machine : str, optional
@@ -64,8 +64,7 @@ class ScoreMachine(TrainingDenoiser):
     train_windows : str, optional
         `"valid"` (default) or `"wrapped"`, for ELS. An index has its own.
     estimator : str, optional
-        `"auto"`, `"topk"` or `"exact"`. The default for an index with scales is `"auto"` on the CPU and
-        `"topk"` on a GPU, else `"exact"`.
+        `"auto"`, `"topk"` or `"exact"`. The default for an index with scales is `"auto"`, else `"exact"`.
     noise : str or callable
         Noise schedule: a name, or a function from t to beta.
     locality : str, path, int, sequence of int, or LocalitySchedule, optional
@@ -88,8 +87,8 @@ class ScoreMachine(TrainingDenoiser):
     shards : patchindex.cluster.ImageShards, optional
         The same images on the workers of a cluster, which then compute the exact scores.
     **options
-        Of the estimator: `tolerance`, `probes` and `candidates` for `"auto"`; `candidates`, `probes` and
-        `quality` for `"topk"`.
+        Of the estimator: `tolerance`, `probes`, `candidates` and `engine` for `"auto"`; `candidates`,
+        `probes` and `quality` for `"topk"`; `engine` for `"exact"`.
 
     Raises
     ------
@@ -140,8 +139,7 @@ class ScoreMachine(TrainingDenoiser):
             self.machine, self.train_windows = machine or "ELS", train_windows or "valid"
         self._devices = resolve_devices(device)
         self._context = self._where(shards)
-        drawing = "auto" if self.device.type == "cpu" else "topk"
-        self.estimator = estimator or (drawing if self.index is not None and self.index.scales else "exact")
+        self.estimator = estimator or ("auto" if self.index is not None and self.index.scales else "exact")
         if self.estimator != "exact" and dtype != torch.float32:
             raise InputError(
                 f"{self.estimator} computes in float32 only",
@@ -155,7 +153,7 @@ class ScoreMachine(TrainingDenoiser):
         self._options, self._dtype = dict[str, Any](options), dtype
         for k in self.locality.distinct if self.locality else (1,):
             self._geometry(k)
-            if self.locality is not None and self.index is not None and self.estimator != "exact":
+            if self.locality is not None and self.index is not None and self.searches_index:
                 self.index.scale(k)
         log.info(
             "%s, estimator %s%s, scales %s, %d images of %d x %d, on %s",
@@ -188,6 +186,11 @@ class ScoreMachine(TrainingDenoiser):
     def devices(self) -> Sequence[torch.device]:
         """The devices that compute exact scores; `device` is the first."""
         return self._devices
+
+    @property
+    def searches_index(self) -> bool:
+        """True when the estimator searches an index, which must have the scales of the machine."""
+        return self._score_pixels.searches
 
     def exact(self) -> ScoreMachine:
         """Return the same machine with the estimator `"exact"`, and with its engine if one is named."""

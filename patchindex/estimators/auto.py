@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import InputError, Option
 from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of
 from patchindex.estimators.curve import OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Auto:
-    """Estimate each pixel to a tolerance at the least cost.
+    """Estimate each pixel to a tolerance at the least cost, on the CPU.
 
     The *near field* of a pixel, its heaviest patches, is retrieved from the index and summed exactly. All
     other patches are estimated from a random sample of the images, which also gives the standard error. The
@@ -54,6 +53,8 @@ class Auto:
         When there is no index, or an option is not positive.
     """
 
+    searches = True
+
     def __init__(
         self,
         context: ScoreContext,
@@ -62,12 +63,6 @@ class Auto:
         candidates: int | None = None,
         policy: AutoPolicy = DEFAULT_POLICY,
     ) -> None:
-        if context.device.type != "cpu":
-            raise InputError(
-                "auto runs on the CPU only",
-                parameter="device",
-                remedy=["use ", Option("device", "cpu"), " or ", Option("estimator", "topk")],
-            )
         self.index = index_of(context, "auto", probes=probes, candidates=candidates)
         check_between("tolerance", tolerance, 0, math.inf, "use 0.01, for example")
         self.tolerance, self.policy = tolerance, policy

@@ -138,8 +138,15 @@ def check_between(name: str, value: Any, low: float, high: float, remedy: str) -
 class Estimator(Protocol):
     """A function from a `ScoreRequest` to an `Estimate`.
 
-    Estimators are classes; the constructor takes the `ScoreContext` and the options of the estimator.
+    The constructor takes the `ScoreContext` and the options of the estimator.
+
+    Attributes
+    ----------
+    searches : bool
+        True when the estimator searches an index, which must have the scale of each request.
     """
+
+    searches: bool
 
     def __call__(self, request: ScoreRequest) -> Estimate:
         """Estimate the posterior mean at every pixel of the request."""

@@ -33,6 +33,8 @@ class Exact:
         When the engine is unknown, or cannot run on the device.
     """
 
+    searches = False
+
     def __init__(self, context: ScoreContext, engine: str | None = None) -> None:
         if engine is not None:
             check_engine(engine, context.device)

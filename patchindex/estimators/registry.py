@@ -12,17 +12,50 @@ from patchindex.errors import InputError
 from patchindex.estimators.auto import Auto
 from patchindex.estimators.base import Estimator, ScoreContext
 from patchindex.estimators.exact import Exact
-from patchindex.estimators.policy import AutoPolicy
+from patchindex.estimators.policy import DEFAULT_POLICY, AutoPolicy
+from patchindex.estimators.sampled import SampledAuto
 from patchindex.estimators.topk import TopK
 from patchindex.options import read_text
 
 __all__ = ["ESTIMATORS", "EstimatorOptions", "make_estimator", "parse_estimator"]
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {"exact": Exact, "topk": TopK, "auto": Auto}
+
+def make_auto(
+    context: ScoreContext,
+    tolerance: float = 0.01,
+    probes: int | None = None,
+    candidates: int | None = None,
+    policy: AutoPolicy = DEFAULT_POLICY,
+    engine: str | None = None,
+) -> Estimator:
+    """Make `auto`: `Auto` for an index on the CPU, else `SampledAuto`.
+
+    A near field comes from the CPU, and takes longer there than an exact scan of as many images on a GPU. So
+    `auto` on a GPU, or by a named engine, uses the images of an index and not its lists.
+
+    Raises
+    ------
+    InputError, DeviceError
+        As from `Auto` and `SampledAuto`, and when there are probes or candidates and no near field.
+    """
+    indexed = context.index is not None and bool(context.index.scales)
+    if indexed and context.device.type == "cpu" and engine is None:
+        return Auto(context, tolerance, probes, candidates, policy)
+    for name, value in {"probes": probes, "candidates": candidates}.items():
+        if value is not None:
+            raise InputError(
+                "applies to an index on the CPU only: here, auto has no near field",
+                parameter=name,
+                remedy="leave it out",
+            )
+    return SampledAuto(context, tolerance, engine)
+
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {"exact": Exact, "topk": TopK, "auto": make_auto}
 
 
 class EstimatorOptions(TypedDict, total=False):
-    """Options of all estimators, for type checkers. `Auto` and `TopK` describe their own."""
+    """Options of all estimators, for type checkers. Each estimator describes its own."""
 
     engine: str | None
     tolerance: float

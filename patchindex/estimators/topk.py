@@ -53,6 +53,8 @@ class TopK:
         on a GPU, and the installed FAISS cannot search there.
     """
 
+    searches = True
+
     def __init__(
         self, context: ScoreContext, candidates: int = 256, probes: int | None = None, quality: float = 0.98
     ) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from patchindex.exact.costs import lanes, plan_of
 from patchindex.exact.cpu import new_sums, new_tile, prepare
 from patchindex.exact.frame import SAMPLE, Frame
+from patchindex.exact.groups import covariance_of_groups
 from patchindex.exact.in_order import InOrder
 from patchindex.exact.request import ScoreRequest
 from patchindex.exact.tables import Plan
@@ -182,10 +183,8 @@ class SampledScan:
     def state(self) -> SoftmaxState:
         """Return the estimated state of all patches except the known ones, shape (H, W), with its variance.
 
-        With n of M strata scanned and `Z_g = (W_g, C_g)` the sums of g, one of the `G = LANES n` groups of
-        images that shared a lane of a stratum, `(M / n) sum_g Z_g` has the covariance
-
-            (M / n)^2 (1 - n / M) G / (G - 1) (sum_g Z_g Z_g^T - sum_g Z_g sum_g Z_g^T / G)
+        The groups of `covariance_of_groups` are images that shared a lane of a stratum: with n of M strata
+        scanned there are `LANES n` of them, and their share is n / M.
         """
         frame, channels = self._frame, self._frame.plan.channels
         n = torch.from_numpy(np.maximum(self._since, 1)).double()[:, None]
@@ -194,10 +193,9 @@ class SampledScan:
         unit = torch.from_numpy(frame.grey.astype(np.float64) / 127.5 - 1)
         v0, v1, v2 = torch.from_numpy(self._squares).split([1, channels, channels], 1)
         v1, v2 = v1 / 127.5 + unit * v0, v2 / 127.5**2 + 2 * unit * v1 / 127.5 + unit**2 * v0
-        w, c = state.weight.reshape(-1, 1), state.centre.reshape(-1, channels)
-        covariance = torch.cat([v0 - w * w / groups, v1 - w * c / groups, v2 - c * c / groups], 1)
         m = self.strata / n
-        covariance *= m * m * (1 - 1 / m) * groups / (groups - 1)
+        sums = state.weight.reshape(-1, 1), state.centre.reshape(-1, channels)
+        covariance = covariance_of_groups(*sums, torch.cat([v0, v1, v2], 1), groups, 1 / m)
         state.variance = covariance.reshape(*state.weight.shape, -1)
         m = m.reshape(state.weight.shape)
         state.weight, state.weight_sq = state.weight * m, state.weight_sq * m
