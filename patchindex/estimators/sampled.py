@@ -22,13 +22,14 @@ __all__ = ["SampledAuto"]
 log = logging.getLogger(__name__)
 
 STAGE = "posterior mean"
-GROUPS = 512  # of all images: fewer make the first sample larger, and more give engines little to do at once
+GROUPS = 512  # of all images at most: fewer make the first sample larger, and more take longer to scan
+LEAST = 16  # images of a group: engines take no less time for fewer
 # Groups of the first sample, and the factor from each sample to the next. A pixel leaves after one of these
 # samples, whatever the other pixels need, so that results do not depend on the batch.
 FIRST, GROWTH = 32, 1.5
 AT_ONCE = 32  # groups of a scan: the states of all of them are in memory
-# Largest relative standard error of the sum of weights of a pixel that leaves: beyond, the linearised standard
-# error of the mean says little.
+# Largest relative standard error of the sum of weights of a pixel that leaves: beyond, the linearised
+# standard error of the mean says little.
 LARGEST_RELATIVE = 0.25
 
 
@@ -38,13 +39,13 @@ class SampledAuto:
     The images are scanned in random order, group after group. A pixel leaves when its standard error is
     within the tolerance. A pixel that never does is exact in the end, when all images are scanned. The order
     depends on the seed and on the noise level, and not on the noisy image, so that a batch shares its scans.
-    IS and LS, and fewer than 64 images, are computed exactly.
+    IS and LS, and fewer than 1 024 images, are computed exactly.
 
     The standard error has two parts: the spread of the groups, and an allowance for patches that were not
     drawn (`patchindex.exact.groups`). A pixel whose sum of weights has a relative standard error above .25
     does not leave. There is a risk left: one patch may weigh more than all other patches together, and no
     drawn patch tells of it. The probability that a sample misses such a patch is the share of the images
-    that was not drawn, `1 - captured_mass`. Decision record 15 measures how often that matters.
+    that was not drawn, `1 - captured_mass`. Decision record 16 measures how often that matters.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ class SampledAuto:
         lo, hi = request.image_range
         # Sources that unpack many images to read one: a store or a .npy file is read in any order.
         packed = request.x.device.type == "cpu" and request.training.source.chunk > 1
-        return request.geometry.is_exact or hi - lo < 2 * FIRST or packed
+        return request.geometry.is_exact or hi - lo < 2 * FIRST * LEAST or packed
 
     def _estimate(self, request: ScoreRequest) -> Estimate:
         """Sample until every pixel has left; return the estimate."""
@@ -100,8 +101,9 @@ class SampledAuto:
         level = int(np.float64(request.beta).view(np.uint64))
         order = np.random.default_rng([request.seed % 2**64, level]).permutation(hi - lo)
         drawn = replace(request, training=request.training.select(lo + order), label=None)
-        groups = min(GROUPS, hi - lo)
-        bounds = [i * (hi - lo) // groups for i in range(groups + 1)]
+        # Groups of one size, but for the last one: other sizes would add to the spread of the sums.
+        bounds = [*range(0, hi - lo, _group_size(hi - lo)), hi - lo]
+        groups = len(bounds) - 1
         pixels = _Pixels.empty(request)
         left, sums = pixels.all, pixels.no_sums
         done, ahead = 0, FIRST
@@ -124,6 +126,11 @@ class SampledAuto:
                 request.progress(STAGE, 1.0, 1.0)
                 return pixels.estimate((batch, height, width))
             ahead = min(groups, math.ceil(done * GROWTH))
+
+
+def _group_size(images: int) -> int:
+    """Return the number of images of a group."""
+    return max(LEAST, math.ceil(images / GROUPS))
 
 
 @dataclass

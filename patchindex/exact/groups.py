@@ -1,9 +1,9 @@
 """Sums of random groups of training images, and the standard error of an estimate from some of the groups.
 
-The images are in random order, and a *group* is a run of them. The sums of the groups that were scanned, times
-(all groups / scanned groups), are unbiased, and the spread of the groups gives the standard error. This is an
-estimate from the patches that were drawn. A patch that was not drawn may weigh more than all drawn patches
-together, and `GroupSums.allowance` estimates by the tail of the weights what it may change.
+The images are in random order, and a *group* is a run of them. The sums over the groups that were scanned,
+divided by their share of the images, are unbiased, and the spread of the groups gives the standard error.
+This is an estimate from the patches that were drawn. A patch that was not drawn may weigh more than all drawn
+patches together. `GroupSums.allowance` estimates the error by such patches from the tail of the weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["GroupSums", "covariance_of_groups"]
 
 TAIL = 16  # the heaviest groups, whose weights give the exponent of the tail
 # The squared distance between an undrawn heavy patch's centre and the mean, per channel: this multiple of the
-# spread between groups, and this at least. Decision record 15 has the figures that chose them.
+# spread between groups, and this at least. Decision record 16 has the figures that chose them.
 SPREAD, LEAST_SPREAD = 4.0, 0.04
 NODES = 12  # of the quadrature over the tail
 
@@ -55,9 +55,9 @@ def covariance_of_groups(
 class GroupSums:
     """Sums over groups of training images, for M pixels.
 
-    `top` is the largest logit, and the other sums are relative to its exponential. `squares` has the sums over
-    groups of `W_g^2`, `W_g C_g` and `C_g^2`, `spread` of `C_g^2 / W_g`; `heaviest` are the logarithms of the
-    weights of the heaviest groups, from the heaviest one.
+    `top` is the largest logit, and the other sums are relative to its exponential. `squares` has the sums
+    over groups of `W_g^2`, `W_g C_g` and `C_g^2`, `spread` of `C_g^2 / W_g`; `heaviest` are the logarithms of
+    the weights of the heaviest groups, from the heaviest one.
     """
 
     top: Tensor  # (M,)
@@ -72,7 +72,7 @@ class GroupSums:
 
     @classmethod
     def empty(cls, pixels: int, channels: int, device: torch.device) -> GroupSums:
-        """Return the sums of no group."""
+        """Return the sums over no group."""
 
         def zeros(*tail: int) -> Tensor:
             return torch.zeros((pixels, *tail), dtype=torch.float64, device=device)
@@ -109,9 +109,8 @@ class GroupSums:
 
     def restrict(self, pixels: Tensor) -> GroupSums:
         """Return the sums of some pixels: a mask (M,)."""
-        return GroupSums(
-            *(value[pixels] if isinstance(value, Tensor) else value for value in vars(self).values())
-        )
+        chosen = {name: value[pixels] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return GroupSums(**chosen, groups=self.groups)
 
     def state(self, share: float) -> SoftmaxState:
         """Return the estimated state of all members, (M,), of which this share was scanned."""
@@ -120,12 +119,12 @@ class GroupSums:
         return SoftmaxState(self.top, weight, weight_sq, self.centre / share, variance, self.count)
 
     def allowance(self, share: float) -> Tensor:
-        """Return the expected squared error of the mean by patches that were not drawn, (M,), mean over channels.
+        """Return the expected squared error by patches that were not drawn, (M,), mean over channels.
 
-        The weights of groups are taken to have a Pareto tail, `P(W > w) ~ w^(-1 / k)`, with Hill's estimate of
-        k from the heaviest groups. Then (1 - f) / f groups that were not drawn are expected to be heavier than
-        the heaviest one drawn, which is r of the estimated sum of weights, and each moves the mean by
-        `rho / (1 + rho)` of its distance d from the mean:
+        The weights of groups are taken to have a Pareto tail, `P(W > w) ~ w^(-1 / k)`, with Hill's estimate
+        of k from the heaviest groups. Then (1 - f) / f groups that were not drawn are expected to be heavier
+        than the heaviest one drawn, which has the share r of the estimated sum of weights. Each moves the
+        mean by `rho / (1 + rho)` of its distance d from the mean:
 
             (1 - f) / f d^2 int_0^1 (rho / (1 + rho))^2 dv,    rho = r v^-k
         """
@@ -140,7 +139,8 @@ class GroupSums:
             rho = heaviest * v**-k
             moved += (rho / (1 + rho)).square() / NODES
         mean = self.centre / self.weight
-        distance = (SPREAD * (self.spread / self.weight - mean.square())).mean(-1).clamp_min(LEAST_SPREAD)
+        spread = (self.spread / self.weight - mean.square()).mean(-1)
+        distance = (SPREAD * spread).clamp_min(LEAST_SPREAD)
         return (1 - share) / share * distance * moved
 
 

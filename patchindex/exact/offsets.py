@@ -127,10 +127,10 @@ class _Rows(NamedTuple):
 
 
 class _Offsets(NamedTuple):
-    """`count` neighbouring column offsets, the largest one `last`, and training columns of their pairs."""
+    """`number` neighbouring column offsets, the largest one `last`, and training columns of their pairs."""
 
     last: int
-    count: int
+    number: int
     train: slice
 
 
@@ -265,15 +265,15 @@ class _AllPixels:
         columns, rows, depth = left.shape[1:]
         start = left.storage_offset() + (self._last - group.last) * rows * depth
         size, strides = (
-            (s, width, group.count * rows, depth),
+            (s, width, group.number * rows, depth),
             (columns * rows * depth, rows * depth, depth, 1),
         )
         slabs = left.as_strided(size, strides, start).reshape(s * width, -1, depth)
         partial = torch.bmm(slabs, right).reshape(s, width, -1)
         window = torch.from_numpy(self._geometry.x.window[group.train]).to(left) / self._beta
-        logits = (window @ partial).reshape(s, len(window), group.count * rows, parts, -1)
+        logits = (window @ partial).reshape(s, len(window), group.number * rows, parts, -1)
         state = SoftmaxState.of(logits.transpose(2, 3), centres[:, group.train])  # (s, columns, P, g q b)
-        state = state.reshape((s, len(window), parts, group.count, rows))
+        state = state.reshape((s, len(window), parts, group.number, rows))
         return state.transpose(0, 1).transpose(1, 3).reshape((-1, parts, s, rows))
 
 
@@ -310,10 +310,10 @@ def _slots(axis: Axis, groups: Sequence[_Offsets]) -> np.ndarray:
     pairs: list[list[int]] = [[] for _ in range(axis.size)]
     total = 0
     for group in groups:
-        for i in range(group.count):
+        for i in range(group.number):
             offset = offsets[group.last - i]
             for query, train in zip(offset.query, range(offset.train.start, offset.train.stop), strict=True):
-                pairs[query].append(total + (train - group.train.start) * group.count + i)
-        total += (group.train.stop - group.train.start) * group.count
+                pairs[query].append(total + (train - group.train.start) * group.number + i)
+        total += (group.train.stop - group.train.start) * group.number
     most = max(map(len, pairs))
     return np.array([mine + [total] * (most - len(mine)) for mine in pairs])

@@ -1,4 +1,4 @@
-"""The exact scan of single pixels in torch: a matrix product of their windows and the patches of their class."""
+"""The exact scan of single pixels in torch: products of their windows and the patches of their class."""
 
 from __future__ import annotations
 

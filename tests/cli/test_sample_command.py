@@ -215,6 +215,6 @@ def test_images_without_a_store_are_drawn_from_exactly(source, tmp_path):
     with np.load(tmp_path / "samples.npz") as samples:
         expected = pi.sample(machine, n=2, steps=4).images
         np.testing.assert_allclose(samples["images"], expected, rtol=0, atol=1e-3)
-    assert "--estimator: auto needs a patch index" in refused(
-        "sample", source, "-o", tmp_path / "no", "--estimator", "auto", "--locality", 3
+    assert "--estimator: topk needs a patch index" in refused(
+        "sample", source, "-o", tmp_path / "no", "--estimator", "topk", "--locality", 3
     )

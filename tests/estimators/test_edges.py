@@ -96,7 +96,11 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
             {},
             "topk has no option 'depth'; its options are candidates, probes",
         ),
-        ({"estimator": "exact", "candidates": 3}, {}, "exact has no option 'candidates'; it has none"),
+        (
+            {"estimator": "exact", "candidates": 3},
+            {},
+            "exact has no option 'candidates'; its options are engine",
+        ),
         ({"estimator": "topk", "candidates": 0}, {}, "candidates: must be at least 1, got 0"),
         ({"estimator": "topk", "probes": -1}, {}, "probes: must be at least 1, got -1"),
         ({"estimator": "topk", "dtype": torch.float64}, {}, "dtype: topk computes in float32 only"),
