@@ -29,7 +29,7 @@ from patchindex.exact.window_tables import Layout
 from patchindex.kernels import fused
 
 CAPABILITY, ROWS, IMAGES, SIZE, CHANNELS = 90, 128, 50_000, 32, 3
-POINTERS = ("*fp16", "*fp16", "*fp32", "*fp16", "*fp32", "*fp16", "*i32", "*i32", "*fp32")
+POINTERS = ("*fp16", "*fp16", "*fp32", "*fp16", "*fp32", "*i32", "*i32", "*fp32")
 FLOAT = ("FADD", "FFMA", "FMUL", "FMNMX", "FSEL", "MUFU", "HADD2")
 MEMORY = ("LDG", "LDS", "LDSM", "STS", "STSM", "SHFL", "LDGSTS")
 

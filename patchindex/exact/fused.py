@@ -109,7 +109,7 @@ class _Scan:
         self._segments = min(room, -(-frame.settings.programs // programs))
         self._images_of_segment = max(1, COLUMNS // int(tables.counts.max()))
         channels, windows, plane = tables.channels, len(queries.places), math.prod(tables.padded)
-        unfolded = windows * (2 * tables.stride + 4 + 2 * channels)
+        unfolded = windows * (2 * tables.stride + 16)
         prepared = plane * (2 * channels + 4) + math.prod(request.geometry.size) * (11 * channels + 28)
         self.images_at_once = max(
             1,
@@ -137,22 +137,21 @@ class _Scan:
                 SUMS=self._fields - 1, BM=MERGED_ROWS, BS=MERGED_SEGMENTS, **OPTIONS,
             )  # fmt: skip
 
-    def _unfold(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all training windows in float16, their biases, and their centres (C, ...) in float16."""
+    def _unfold(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all training windows in float16, and their biases and centres (..., 4) in float32."""
         from patchindex.kernels import fused as kernel
 
         tables, n, places, device = self._tables, len(images), len(self._places), images.device
         pixels, plane_biases = self._prepare(images)
         windows = torch.empty((n * places, tables.stride), dtype=torch.half, device=device)
-        biases = torch.empty(n * places, device=device)
-        values = torch.empty((tables.channels, n * places), dtype=torch.half, device=device)
+        columns = torch.empty((n * places, 4), device=device)
         at_once = self._frame.settings.unfolded
         kernel.unfold[(n * -(-places // at_once),)](
-            pixels, plane_biases, self._offsets, self._places, windows, biases, values,
+            pixels, plane_biases, self._offsets, self._places, windows, columns,
             n, places, math.prod(tables.padded), tables.stride,
             CHANNELS=tables.channels, BN=at_once, BD=UNFOLDED, **OPTIONS,
         )  # fmt: skip
-        return windows, biases, values
+        return windows, columns
 
     def _prepare(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return pixels (n, plane, C) in float16, and the logits of windows with zeros (n, plane)."""
@@ -168,7 +167,7 @@ class _Scan:
         return pixels, biases
 
     def _compare(
-        self, unfolded: tuple[Tensor, Tensor, Tensor], images: int, segments: Tensor, partial: Tensor
+        self, unfolded: tuple[Tensor, Tensor], images: int, segments: Tensor, partial: Tensor
     ) -> None:
         """Write the partial sums of the segments of a block of `images` images."""
         from patchindex.kernels import fused as kernel
@@ -177,7 +176,7 @@ class _Scan:
         for size, count, blocks in self._blocks:
             kernel.scan_block[(count * len(segments),)](
                 queries.high, queries.low, queries.scales, *unfolded, blocks, segments, partial,
-                count, len(queries.pixels), images, images * len(self._places), tables.stride,
+                count, len(queries.pixels), images, tables.stride,
                 CHANNELS=tables.channels, BM=size, BD=layout.first, REST=layout.rest, HELD=layout.held,
                 **self._frame.settings.of_program(size, layout),
             )  # fmt: skip

@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 CAPABILITY = (8, 0)  # of the oldest GPU that Triton supports
 # Bytes of shared memory in a program of 128 rows: for each number of windows that it holds, in two stages and
-# in one stage, and of a program that streams windows in three stages.
+# in one stage, and beside these windows; and of a program that streams windows in three stages.
 # `tests/exact/test_fused_compile.py` compares them with what the compiler says.
-HELD_BYTES, HELD_BYTES_ONCE, STREAMED_BYTES = 768, 640, 144 << 10
+HELD_BYTES, HELD_BYTES_ONCE, COLUMN_BYTES, STREAMED_BYTES = 768, 640, 1024, 144 << 10
 RESERVED_BYTES = 1 << 10  # in each program, by CUDA
 LARGE_GPU = 227 << 10  # bytes of shared memory in a program on an H100
 WAVES = 8  # programs that run one after the other: with many, few multiprocessors wait for the last
@@ -80,7 +80,7 @@ class Settings:
     @property
     def most_held(self) -> int:
         """Numbers of the longest window that a program holds."""
-        return min(MOST_HELD, self.shared // HELD_BYTES)
+        return min(MOST_HELD, (self.shared - COLUMN_BYTES) // HELD_BYTES)
 
     def of_program(self, rows: int, layout: Layout) -> dict[str, Any]:
         """Return the settings of a program of 16 or 128 rows."""
@@ -89,7 +89,7 @@ class Settings:
         if not layout.held:
             stages = 3 if self.shared >= STREAMED_BYTES else 2
             return OPTIONS | {"BN": 128, "num_warps": 8, "num_stages": stages}
-        numbers, half = layout.first + layout.rest, self.shared // 2 - RESERVED_BYTES
+        numbers, half = layout.first + layout.rest, self.shared // 2 - RESERVED_BYTES - COLUMN_BYTES
         for stages, each in ((2, HELD_BYTES), (1, HELD_BYTES_ONCE)):
             if each * numbers <= half:
                 return OPTIONS | {"BN": 64, "num_warps": 8, "num_stages": stages, "maxnreg": 128}

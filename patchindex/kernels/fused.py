@@ -28,8 +28,7 @@ def unfold(  # type: ignore[no-untyped-def]
     offsets,
     places,
     windows,
-    biases,
-    values,
+    columns,
     n_images,
     n_places,
     plane,
@@ -53,8 +52,8 @@ def unfold(  # type: ignore[no-untyped-def]
         within the class.
     windows : pointer to float16, shape (n_images * n_places, stride)
         Written, class by class, and image by image within a class.
-    biases, values : pointers to float32 and float16, shapes (n_images * n_places,) and (CHANNELS, ...)
-        Written: bias and centre of each window.
+    columns : pointer to float32, shape (n_images * n_places, 4)
+        Written: the bias of each window, and its centre.
     """
     tiles = tl.cdiv(n_places, BN)
     image = tl.program_id(0) // tiles
@@ -68,10 +67,10 @@ def unfold(  # type: ignore[no-untyped-def]
     number = tl.load(entry + 4, mask=wanted, other=0)
     row = before * n_images + image * count + number
     at = image * plane + centre
-    tl.store(biases + row, tl.load(plane_biases + at, mask=wanted, other=0.0), mask=wanted)
+    tl.store(columns + 4 * row, tl.load(plane_biases + at, mask=wanted, other=0.0), mask=wanted)
     for channel in tl.static_range(CHANNELS):
         value = tl.load(pixels + at * CHANNELS + channel, mask=wanted, other=0.0)
-        tl.store(values + channel * (n_images * n_places) + row, value, mask=wanted)
+        tl.store(columns + 4 * row + 1 + channel, value.to(tl.float32), mask=wanted)
     for start in range(0, stride, BD):
         numbers = start + tl.arange(0, BD)
         kept = wanted[:, None] & (numbers < stride)[None, :]
@@ -80,21 +79,19 @@ def unfold(  # type: ignore[no-untyped-def]
         tl.store(windows + row[:, None] * stride + numbers[None, :], window, mask=kept)
 
 
-@triton.jit(do_not_specialize=["n_blocks", "n_rows", "n_images", "n_windows"])
+@triton.jit(do_not_specialize=["n_blocks", "n_rows", "n_images"])
 def scan_block(  # type: ignore[no-untyped-def]
     high,
     low,
     scales,
     windows,
-    biases,
-    values,
+    columns,
     blocks,
     segments,
     partial,
     n_blocks,
     n_rows,
     n_images,
-    n_windows,
     stride,
     CHANNELS: tl.constexpr,
     BM: tl.constexpr,
@@ -110,8 +107,8 @@ def scan_block(  # type: ignore[no-untyped-def]
     high, low : pointer to float16, shape (n_rows, stride)
         Query windows: `scales[row] * (high + low)` is the window in units of base-2 logits by grey level.
     scales : pointer to float32, shape (n_rows,)
-    windows, biases, values : pointers
-        As `unfold` writes them; n_windows = n_images * n_places.
+    windows, columns : pointers
+        As `unfold` writes them.
     blocks : pointer to int32, shape (n_blocks, 5)
         First row, number of rows, length of a window, places of all classes before, places of the class.
     segments : pointer to int32, shape (programs / n_blocks, 2)
@@ -167,21 +164,23 @@ def scan_block(  # type: ignore[no-untyped-def]
                 some_high = tl.load(high + at + start, mask=wanted[:, None], other=0.0)
                 products = tl.dot(some_high, window.T, tl.dot(some_low, window.T))
                 logits += products * scale[:, None]
-        bias = tl.load(biases + member)
-        logits += tl.where(first + tl.arange(0, BN) < end, bias, float("-inf"))[None, :]
+        # One load for a tile: loads of a column each would be repeated by all threads that need the column.
+        tile = tl.load(columns + 4 * member[:, None] + tl.arange(0, 4)[None, :])
+        here = (first + tl.arange(0, BN) < end)[:, None] | (tl.arange(0, 4) > 0)[None, :]
+        even, odd = tl.split(tl.reshape(tl.where(here, tile, float("-inf")), (BN, 2, 2)))
+        bias, value_1 = tl.split(even)
+        value_0, value_2 = tl.split(odd)
+        logits += bias[None, :]
         new_top = tl.maximum(top, tl.max(logits, 1))
         w = tl.exp2(logits - new_top[:, None])
         kept = tl.exp2(top - new_top)
         top = new_top
         weight = weight * kept + tl.sum(w, 1)
         square = square * (kept * kept) + tl.sum(w * w, 1)
-        value = tl.load(values + member).to(tl.float32)
-        centre_0 = centre_0 * kept + tl.sum(w * value[None, :], 1)
+        centre_0 = centre_0 * kept + tl.sum(w * value_0[None, :], 1)
         if CHANNELS == 3:
-            value = tl.load(values + n_windows + member).to(tl.float32)
-            centre_1 = centre_1 * kept + tl.sum(w * value[None, :], 1)
-            value = tl.load(values + 2 * n_windows + member).to(tl.float32)
-            centre_2 = centre_2 * kept + tl.sum(w * value[None, :], 1)
+            centre_1 = centre_1 * kept + tl.sum(w * value_1[None, :], 1)
+            centre_2 = centre_2 * kept + tl.sum(w * value_2[None, :], 1)
     out = partial + segment.to(tl.int64) * ((3 + CHANNELS) * n_rows) + rows
     tl.store(out, top, mask=wanted)
     tl.store(out + n_rows, weight, mask=wanted)
