@@ -200,6 +200,23 @@ def test_samples_of_several_devices_are_those_of_one(data):
     torch.testing.assert_close(*images, rtol=0, atol=1e-4)  # as `sample` promises
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_auto_samples_the_same_images_on_several_devices(real_images, labels):
+    images, of_images = real_images(300, 12)
+    x = torch.from_numpy(real_images(1, 12, skip=1000)[0]).permute(0, 3, 1, 2) / 127.5 - 1
+    x = x + 2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    one, several = (
+        pi.ScoreMachine(
+            images, of_images if labels else None, estimator="auto", tolerance=0.05, device=device
+        ).posterior_mean(x / 2.2, 0.7, k=3)
+        for device in ("cpu", "cpu,cpu")
+    )
+    assert 0 < one.captured_mass.min() < 1
+    assert one.patches_evaluated == several.patches_evaluated
+    torch.testing.assert_close(several.mean, one.mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(several.stderr, one.stderr, rtol=1e-3, atol=1e-6)
+
+
 def test_several_devices_with_shards_of_a_cluster_are_refused(data):
     with pytest.raises(InputError, match="device: names several devices, and there are shards on a cluster"):
         pi.ScoreMachine(*data, locality=3, device="cpu,cpu", shards=DeviceShards([CPU]))
