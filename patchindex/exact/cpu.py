@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from itertools import pairwise
 from threading import Condition, Event
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # the longest task: Ctrl-C stops threads only between tasks
 LEAST_LAG = 4  # tiles in a row that threads can work on without waiting for one another
-LEAST_TASKS = 32  # with many tasks, threads wait little for the last task to end
+LEAST_TASKS = 16  # with many tasks, threads wait little for the last task to end
 
 
 class Piece(NamedTuple):
@@ -105,27 +106,27 @@ def _choose(plan: Plan, request: ScoreRequest) -> list[np.ndarray | None]:
 
 
 def _cut(plan: Plan, pixels: list[np.ndarray | None], tiles: int) -> list[list[Piece]]:
-    """Cut the work of a tile into tasks."""
+    """Cut the work of a tile into tasks: queries into pieces, and neighbouring pieces into tasks.
+
+    The pieces of a query do not depend on other queries, so that its sums have the same bytes in any batch.
+    """
     units = [plan.full.units if some is None else len(some) for some in pixels]
-    nanoseconds = [
-        full_cost(plan) / n if some is None else pixel_cost(plan)
+    each = [
+        1e-9 * (full_cost(plan) / n if some is None else pixel_cost(plan))
         for some, n in zip(pixels, units, strict=True)
     ]
-    each = [n * 1e-9 for n in nanoseconds]
-    seconds = sum(n * s for n, s in zip(units, each, strict=True))
-    limit = seconds / max(math.ceil(seconds / TASK_SECONDS), math.ceil(LEAST_TASKS / tiles))
+    least, total = math.ceil(LEAST_TASKS / tiles), sum(n * s for n, s in zip(units, each, strict=True))
+    limit = total / max(least, math.ceil(total / TASK_SECONDS))
     cut: list[list[Piece]] = [[]]
     room = limit
-    for q in range(len(pixels)):
-        first = 0
-        while first < units[q]:
-            count = max(1, min(units[q] - first, round(room / each[q])))
-            cut[-1].append(Piece(q, first, first + count))
-            room -= count * each[q]
-            first += count
-            if room < 0.5 * each[q]:
+    for q, (n, seconds) in enumerate(zip(units, each, strict=True)):
+        pieces = min(n, max(least, math.ceil(n * seconds / TASK_SECONDS)))
+        for first, last in pairwise(n * i // pieces for i in range(pieces + 1) if pieces):
+            if cut[-1] and room < 0.5 * (last - first) * seconds:
                 cut.append([])
                 room = limit
+            cut[-1].append(Piece(q, first, last))
+            room -= (last - first) * seconds
     return [pieces for pieces in cut if pieces]
 
 

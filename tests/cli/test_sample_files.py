@@ -106,7 +106,7 @@ def test_a_resumed_run_draws_missing_images_only_whatever_their_batches(small_st
     assert "100 % of pixels exactly" in printed
     run(*command("whole", 16))
     cut, whole = images_of(tmp_path / "cut"), images_of(tmp_path / "whole")
-    np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(cut, whole)  # exact scores do not depend on the batch
     np.testing.assert_array_equal(cut[[0, 1, 4]], kept)
     steps = json.loads((tmp_path / "cut" / "samples.json").read_text())["steps"]
     assert [(step["first"], step["images"]) for step in steps[::3]] == [(0, 2), (2, 2), (4, 1), (5, 5)]

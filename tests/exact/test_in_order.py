@@ -64,6 +64,25 @@ def test_exact_gives_equal_bytes_on_any_number_of_threads(images, x, machine, k)
         assert_equal_bytes(means[0], other)
 
 
+@pytest.mark.parametrize("machine", ["LS", "ELS", "bbELS"])
+@pytest.mark.parametrize("n", [20, 400])
+def test_samples_with_exact_have_equal_bytes_in_any_batches(images, machine, n):
+    m = pi.ScoreMachine(images[:n], machine=machine, locality=[3, 3, 5, 7], threads=2)
+    one, three, eight = (pi.sample(m, n=8, steps=6, batch_size=size).images for size in (1, 3, 8))
+    assert torch.equal(one, three)
+    assert torch.equal(one, eight)
+
+
+@pytest.mark.parametrize("name", ["IS", "wiener", "topk", "auto"])
+def test_samples_of_other_estimators_agree_in_any_batches(images, index, name):
+    if name in pi.ESTIMATORS:
+        m = pi.ScoreMachine(index, estimator=name, probes=8, candidates=32, locality=[3, 3, 7, 7], threads=2)
+    else:
+        m = pi.denoiser(name, images[:60], threads=2)
+    one, eight = (pi.sample(m, n=8, steps=20, batch_size=size).images for size in (1, 8))
+    torch.testing.assert_close(one, eight, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("tolerance", [0.05, 0.005])
 def test_auto_gives_equal_bytes_on_equal_threads(index, x, tolerance):
     options = {"estimator": "auto", "tolerance": tolerance, "probes": 8, "candidates": 32}
