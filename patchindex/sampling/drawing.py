@@ -68,8 +68,8 @@ def sample(
         `"heun"` (second order, evaluates twice per step), or `"dpmpp"` (second order, evaluates once).
     seed : int
         Seed of the noise and of the estimator. Equal seeds give equal images for any batch size and number
-        of threads: the same bytes with exact scores of LS, ELS and bbELS on a CPU, and else up to the rounding
-        of float32 sums (up to 1e-4 of the range after 19 steps).
+        of threads: the same bytes with exact scores of LS, ELS and bbELS on a CPU, and else up to the
+        rounding of float32 sums (up to 1e-4 of the range after 19 steps).
     x_T : Tensor or array, shape (n, C, H, W), optional
         Noise to start from, in place of the seed's.
     callback : callable, optional
