@@ -18,6 +18,7 @@ __all__ = ["Settings", "check_device", "settings_of"]
 
 log = logging.getLogger(__name__)
 
+TRITON = (3, 2)  # the oldest version: Triton 3.0 takes 30 KiB more of shared memory for a program
 CAPABILITY = (8, 0)  # of the oldest GPU that Triton supports
 # Bytes of shared memory in a program of 128 rows: for each number of windows that it holds, in two stages and
 # in one stage, and beside these windows; and of a program that streams windows in three stages.
@@ -36,19 +37,37 @@ def check_device(device: torch.device) -> None:
     def refuse(what: str, remedy: str = remedy) -> None:
         raise DeviceError(f"the engine 'fused' needs {what}", where=f"device {device}", remedy=remedy)
 
-    if find_spec("triton") is None:
+    version = _triton_version()
+    if version is None:
         refuse("Triton, which is not installed", f"pip install triton; or {remedy}")
+    elif version < TRITON:
+        found = f"this is {_dotted(version)}"
+        refuse(f"Triton {_dotted(TRITON)}, {found}", f"install a torch that comes with it; or {remedy}")
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if torch.version.hip is not None:
             refuse("an NVIDIA GPU")
         if capability < CAPABILITY:
-            least, mine = (".".join(map(str, version)) for version in (CAPABILITY, capability))
-            refuse(f"a GPU of compute capability {least}, this one has {mine}")
+            mine = _dotted(capability)
+            refuse(f"a GPU of compute capability {_dotted(CAPABILITY)}, this one has {mine}")
         if (error := _driver_error()) is not None:
             refuse(f"Triton, which does not work here: {error}")
     elif os.environ.get("TRITON_INTERPRET") != "1":
         refuse("a CUDA device", f"{remedy}; for tests, set TRITON_INTERPRET=1 to run it slowly on a CPU")
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _triton_version() -> tuple[int, int] | None:
+    """Return the version of Triton, or None when it is not installed."""
+    if find_spec("triton") is None:
+        return None
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 @lru_cache(maxsize=1)

@@ -106,7 +106,7 @@ def gpu(monkeypatch):
     choice._warn_of_slow_scans.cache_clear()
 
     def found(capability):
-        monkeypatch.setattr(fused_device, "find_spec", lambda name: object())
+        monkeypatch.setattr(fused_device, "_triton_version", lambda: (3, 9))
         monkeypatch.setattr(fused_device, "_driver_error", lambda: None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
@@ -139,13 +139,27 @@ def test_an_old_gpu_takes_offsets_and_one_warning_says_why(gpu, recwarn):
 
 def test_without_triton_a_gpu_takes_offsets_and_fused_is_refused(gpu, monkeypatch):
     gpu((9, 0))
-    monkeypatch.setattr(fused_device, "find_spec", lambda name: None)
+    monkeypatch.setattr(fused_device, "_triton_version", lambda: None)
     with pytest.warns(PatchIndexWarning, match="because the engine 'fused' needs Triton, which is"):
         assert fastest(CUDA, torch.float32) == "offsets"
     with pytest.raises(
         DeviceError, match="needs Triton, which is not installed; pip install triton; or leave"
     ):
         choice.check_engine("fused", CUDA)
+
+
+def test_an_old_triton_is_refused(gpu, monkeypatch):
+    gpu((9, 0))
+    monkeypatch.setattr(fused_device, "_triton_version", lambda: (3, 1))
+    with pytest.raises(
+        DeviceError, match=r"needs Triton 3.2, this is 3.1; install a torch that comes with it"
+    ):
+        choice.check_engine("fused", CUDA)
+
+
+def test_the_version_of_triton_is_read():
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    assert triton.__version__.startswith("{}.{}".format(*fused_device._triton_version()))
 
 
 def test_a_triton_that_cannot_use_the_gpu_says_why(gpu, monkeypatch):
