@@ -41,6 +41,7 @@ QUERIES_PER_TILE = 8
 CPU_IMAGES, CPU_RESULT = 256, 1 << 18
 IMAGES = 4096
 LEAST_MEMORY = 1 << 20  # bytes for queries and results: with less, a scan takes a hundred times as long
+PAIR = 75.0  # multiply-adds that take as long as the softmax of a pair
 RESULTS = 6  # arrays of the size of R: R, the logits, and four temporaries of the softmax
 
 
@@ -147,11 +148,11 @@ def _rows_of(axis: Axis) -> list[_Rows]:
 
 
 def _full_cost(geometry: Geometry, batch: int, channels: int) -> float:
-    """Return the multiply-adds of an image and all queries in `_AllPixels`."""
+    """Return the cost of an image and all queries in `_AllPixels`, in multiply-adds."""
     rows = sum(rows.query.size * rows.train.shape[1] for rows in _rows_of(geometry.y))
     width, offsets = geometry.size[1], geometry.x.offsets
     columns = sum(len(offset.query) for offset in offsets)
-    return batch * rows * width * (len(offsets) * (geometry.k * channels + 1) + columns)
+    return batch * rows * (width * (len(offsets) * (geometry.k * channels + 1) + columns) + PAIR * columns)
 
 
 class _AllPixels:

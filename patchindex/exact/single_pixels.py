@@ -11,10 +11,10 @@ from patchindex.softmax import SoftmaxState
 
 __all__ = ["SinglePixels"]
 
-# Costs in multiply-adds of the scan of all pixels: of a multiply-add, of copying windows (as much as COPIED
-# queries), of the dozen calls for a position class. They choose the faster way and change no result;
-# `benchmarks/exact.py --parts pixels` checks them on a CPU.
-WINDOW, COPIED, CLASS = 1.0, 8, 1e6
+# Costs in multiply-adds of the scan of all pixels: of a multiply-add, of copying a number of a window, of a
+# pair's softmax, and of the calls for a position class, per image of a tile. They choose the faster way and
+# change no result; `benchmarks/exact.py --parts pixels` checks them on a CPU.
+WINDOW, COPY, PAIR, CLASS = 0.35, 50.0, 170.0, 1e5
 
 
 class SinglePixels:
@@ -41,7 +41,8 @@ class SinglePixels:
             y, x_ = place[mine] // geometry.size[1], place[mine] % geometry.size[1]
             patches = (members == number).nonzero()[:, 0]
             self._classes.append((batch[mine], y, x_, patches))
-            self.cost += len(patches) * self._size * (len(y) + COPIED) * WINDOW + CLASS
+            each = self._size * (len(y) * WINDOW + COPY) + len(y) * PAIR
+            self.cost += len(patches) * each + CLASS
             most = max(most, len(patches))
         self.bytes_an_image = 3 * most * self._size * x.element_size()
 
