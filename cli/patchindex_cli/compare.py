@@ -27,7 +27,7 @@ from .options import (
 from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
 from .progress import stages
-from .sources import Training, choose_locality, image_options, open_denoiser, open_training, parse_label
+from .sources import Training, image_options, locality_of, open_denoiser, open_training, parse_label
 
 if TYPE_CHECKING:
     from patchindex import Denoiser, ImageSource
@@ -155,8 +155,9 @@ def compare(
     if not other_images:
         images = training.images if training.index is None else training.index.training
         network.check_images(images, remedy=remedy)
-    schedule = choose_locality(options, training, network.noise)
     texts = split_machines(machines or ",".join(dict.fromkeys((_machine(training), *MACHINES))))
+    schedules = (locality_of(text, options, training, network.noise) for text in texts)
+    schedule = next((each for each in schedules if each is not None), None)
     denoisers = _open_all(texts, training, network, run, schedule, estimator)
     theory_options = TheoryOptions(
         steps=options.steps,

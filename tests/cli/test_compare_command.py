@@ -66,7 +66,8 @@ def test_compare_resumes_and_adds_images_and_machines(compared, store, network, 
 def test_images_are_compared_without_a_store(compared, source, network, tmp_path):
     args = ("compare", source, "--network", network, "-o", tmp_path / "out", *SIZES, "--machines", "ELS,IS")
     args += ("--along", 0, "--noised", 0)
-    assert "there is no schedule" in refused(*args)
+    printed = run(*args, "-o", tmp_path / "default").stderr
+    assert "no --locality: taking fashion-mnist-resnet-zeros for images of 28 x 28" in printed
     assert "was trained on other images" in refused(*args, "--locality", "3,3,5", "--limit", 30)
     printed = json.loads(run(*args, "--locality", "3,3,5", "--json").stdout)
     exact, ideal = (

@@ -168,3 +168,24 @@ def test_info_draws_the_scales_and_the_curves(fashion, tmp_path):
     assert "time per pixel" in (tmp_path / "s.svg").read_text()
     assert "exists already" in refused("info", store, "--plot", tmp_path / "s.svg")
     assert "is no name of a picture" in refused("info", store, "--plot", tmp_path / "s.txt")
+
+
+@pytest.mark.parametrize("machine", ["IS", "LS"])
+def test_stores_of_is_and_ls_work_with_all_defaults(machine, fashion, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, labels = fashion[0][:24, 8:20, 8:20], fashion[1][:24]
+    np.savez("images.npz", images=images[:20], labels=labels[:20])
+    np.savez("more.npz", images=images[20:], labels=labels[20:])
+    run("build", "images.npz", "-o", "s.zarr", "--machine", machine)
+    run("append", "s.zarr", "more.npz")
+    run("tune", "s.zarr")
+    run("verify", "s.zarr")
+    assert machine in run("info", "s.zarr").stdout
+    run("sample", "s.zarr", "-n", 2, "-o", "samples")
+    run("explain", "samples", "-o", "explained")
+    run("originality", "samples/samples.npz", "s.zarr", "-o", "originality")
+    run("study", "s.zarr", "-n", 1, "-o", "study")
+    np.savez("all.npz", images=images, labels=labels)
+    run("train", "all.npz", "-o", "run", "--channels", 16, "--layers", 1, "--steps", 2)
+    run("calibrate", "s.zarr", "-n", 2, "-o", "scales")
+    run("compare", "s.zarr", "--network", "run", "-n", 2, "--network-steps", 3, "-o", "compared")
