@@ -156,7 +156,7 @@ def compare(
         images = training.images if training.index is None else training.index.training
         network.check_images(images, remedy=remedy)
     texts = split_machines(machines or ",".join(dict.fromkeys((_machine(training), *MACHINES))))
-    schedules = (locality_of(text, options, training, network.noise) for text in texts)
+    schedules = (locality_of(text, options, training, network.noise, "machines") for text in texts)
     schedule = next((each for each in schedules if each is not None), None)
     denoisers = _open_all(texts, training, network, run, schedule, estimator)
     theory_options = TheoryOptions(

@@ -192,16 +192,20 @@ def default_locality(images: ImageSource, scales: Sequence[int] | None = None) -
 
 
 def locality_of(
-    text: str, options: SamplingOptions, training: Training, noise: str | NoiseSchedule = "cosine"
+    text: str,
+    options: SamplingOptions,
+    training: Training,
+    noise: str | NoiseSchedule = "cosine",
+    parameter: str = "machine",
 ) -> LocalitySchedule | None:
     """Return the schedule of `choose_locality`, or a default if the denoiser cannot do without a schedule.
 
-    `text` is the denoiser, such as `LS:estimator=exact`.
+    `text` is the denoiser, such as `LS:estimator=exact`, and comes from `parameter`.
     """
     from patchindex.denoisers import parse_denoiser, takes_locality
 
     schedule = choose_locality(options, training, noise)
-    name, _ = parse_denoiser(text)
+    name, _ = parse_denoiser(text, parameter)
     if schedule is not None or not takes_locality(name) or name == "IS":
         return schedule
     return default_locality(training.images, None if training.index is None else training.index.scales)
