@@ -182,6 +182,10 @@ class PatchIndex:
         self._scales: dict[int, ScaleIndex] = {}
         self._lists_checked: dict[int, np.ndarray] = {}  # `ScaleIndex.checked`, kept when a scale is closed
 
+    def __len__(self) -> int:
+        """Number of training images."""
+        return len(self.training)
+
     def __repr__(self) -> str:
         n, (height, width) = len(self.training), self.training.size
         scales = f", scales {', '.join(map(str, self.scales))}" if self.scales else ""

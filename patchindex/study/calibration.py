@@ -16,6 +16,7 @@ from patchindex.errors import Option, OutputExistsError
 from patchindex.schedules import LocalitySchedule, Provenance
 from patchindex.store.atomic import atomic_write
 from patchindex.study.plots_calibration import plot_calibration
+from patchindex.study.shown import ShownRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ COLUMNS = ("sample", "label", "step", "t", "beta", "k", *MEASURES, "seconds")
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(ShownRows):
     """The locality scale of each noise level, as `calibrate` measured it.
 
     Attributes

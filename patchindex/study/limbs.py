@@ -23,6 +23,7 @@ from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import sample, starting_noise
 from patchindex.study.files import write_csv, write_json
 from patchindex.study.limb_plots import plot_counts, plot_examples
+from patchindex.study.shown import ShownRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +137,7 @@ def count_features(
 
 
 @dataclass(frozen=True)
-class FeatureCounts:
+class FeatureCounts(ShownRows):
     """Counts of a feature in drawn images, made by `count_features`.
 
     Attributes

@@ -22,6 +22,7 @@ from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.study.contributions import some_pixels
 from patchindex.study.files import write_csv, write_json
 from patchindex.study.originality_plots import plot_memorisation
+from patchindex.study.shown import ShownRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,7 +132,7 @@ def memorisation(
 
 
 @dataclass(frozen=True)
-class Memorisation:
+class Memorisation(ShownRows):
     """Errors and effective sample sizes by locality scale and time, made by `memorisation`.
 
     Attributes
@@ -147,6 +148,10 @@ class Memorisation:
 
     rows: list[dict[str, Any]] = field(repr=False)
     settings: dict[str, Any]
+
+    def shown_rows(self) -> list[dict[str, Any]]:
+        """Return the rows."""
+        return self.rows
 
     def best(self) -> dict[float, int]:
         """Return the scale with the least error on held-out images, by time."""

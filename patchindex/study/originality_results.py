@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchindex.study.files import write_csv, write_json
 from patchindex.study.originality_plots import plot_neighbours, plot_originality
+from patchindex.study.shown import ShownRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ __all__ = ["Originality"]
 
 
 @dataclass(frozen=True)
-class Originality:
+class Originality(ShownRows):
     """Distances of images from training images, made by `originality`.
 
     Attributes
@@ -50,6 +51,10 @@ class Originality:
     steps: list[dict[str, Any]] = field(repr=False)
     images: dict[str, Tensor] = field(repr=False)
     settings: dict[str, Any]
+
+    def shown_rows(self) -> list[dict[str, Any]]:
+        """Return the summary without its steps, as one row."""
+        return [{name: value for name, value in self.summary().items() if name != "steps"}]
 
     def summary(self) -> dict[str, Any]:
         """Return medians over images, the number of copies, and medians of `images` and `ess` by time."""

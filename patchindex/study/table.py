@@ -13,6 +13,7 @@ from torch import Tensor
 from patchindex.estimators.base import COSTS
 from patchindex.study.metrics import root_mean_square
 from patchindex.study.plots import plot_accuracy
+from patchindex.study.shown import ShownRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ COLUMNS = (*PLACE, *MEASURES, *COSTS, "seconds")
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(ShownRows):
     """A comparison of estimators with exact scores, made by `compare`.
 
     Attributes

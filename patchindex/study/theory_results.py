@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchindex.study.files import write_csv, write_json
 from patchindex.study.plots_theory import plot_curves, plot_images, plot_scatter
+from patchindex.study.shown import ShownRows
 from patchindex.study.theory_table import RESULTS, Run, write_tables
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["Theory"]
 
 
 @dataclass(frozen=True)
-class Theory:
+class Theory(ShownRows):
     """A comparison of analytic denoisers with a network, made by `theory`.
 
     Attributes

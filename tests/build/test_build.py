@@ -143,6 +143,7 @@ def test_info_and_repr(store):
     assert info["bytes"] == sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
     assert set(info["indexes"]) == {"3", "5"}
     assert "40 images of 14 x 14, scales 3, 5" in repr(store)
+    assert len(store) == 40
 
 
 def test_opening_again_gives_the_same_answers(store):
