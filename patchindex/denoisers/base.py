@@ -17,6 +17,7 @@ from patchindex.devices import enough_memory, resolve_devices
 from patchindex.errors import InputError, Option, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
+from patchindex.notebook import html_table
 from patchindex.runtime import (
     Progress,
     as_progress,
@@ -151,11 +152,19 @@ class Denoiser(Adaptable, ABC):
 
     def __repr__(self) -> str:
         """Return the settings that were given, in one line."""
+        size, *rest = self._described().items()
+        named = ", ".join(f"{name}={value}" for name, value in rest)
+        return f"{type(self).__name__}({size[1]}, {named})"
+
+    def _repr_html_(self) -> str:
+        """Return the settings that were given as a table, for a notebook."""
+        return html_table(type(self).__name__, ("setting", "value"), self._described().items())
+
+    def _described(self) -> dict[str, Any]:
         channels, height, width = self.shape
-        told = {"noise": self.settings["noise"]} | ({} if self.label is None else {"label": self.label})
-        told |= self._told()
-        named = ", ".join(f"{name}={value}" for name, value in told.items())
-        return f"{type(self).__name__}({channels} x {height} x {width}, {named})"
+        label = {} if self.label is None else {"label": self.label}
+        size = {"images": f"{channels} x {height} x {width}"}
+        return size | {"noise": self.settings["noise"]} | label | self._told()
 
     def _told(self) -> dict[str, Any]:
         """Return the settings that `repr` has beside shape, noise and label."""

@@ -31,6 +31,7 @@ from patchindex.index.layout import (
 )
 from patchindex.index.scale import ScaleIndex
 from patchindex.index.values import image_columns, image_names
+from patchindex.notebook import html_table
 from patchindex.regular_files import IrregularFileError, refuse_links
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.arrays import REMEDY, read_file, read_group
@@ -190,6 +191,12 @@ class PatchIndex:
         n, (height, width) = len(self.training), self.training.size
         scales = f", scales {', '.join(map(str, self.scales))}" if self.scales else ""
         return f"PatchIndex({self.path}: {self.machine}, {n} images of {height} x {width}{scales})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the scales, for a notebook."""
+        columns = ("patches", "lists", "pca_dims", "bytes")
+        rows = ((k, *(f"{scale[name]:,}" for name in columns)) for k, scale in self.info()["indexes"].items())
+        return html_table(repr(self), ("k", "patches", "lists", "bytes of a code", "bytes"), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path: another process opens the store again, if it is the same store."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 
 import pytest
@@ -96,3 +97,10 @@ def test_a_mapped_file_that_becomes_shorter_is_refused_at_the_next_step(labelled
             machine.posterior_mean(x, 0.5)
     with pytest.raises(StoreError, match="became shorter"):
         store.check_images(0, 1)
+
+
+def test_a_notebook_shows_the_scales_of_a_store(store):
+    shown = store._repr_html_()
+    assert html.escape(repr(store)) in shown
+    for k in store.scales:
+        assert f"<tr><td>{k}</td><td>{store.scale(k).attributes['patches']:,}</td><td>" in shown

@@ -79,4 +79,8 @@ def test_denoisers_say_what_they_are(real_images):
     machine = pi.ScoreMachine(pixels, labels, machine="bbELS", locality=[3, 3, 5], label=5)
     found = "ScoreMachine(1 x 10 x 10, noise=cosine, label=5, machine=bbELS, estimator=exact, scales=[3, 5])"
     assert repr(machine) == found
+    shown = machine._repr_html_()
+    assert shown.startswith("<table><caption>ScoreMachine</caption>")
+    assert "<tr><td>images</td><td>1 x 10 x 10</td></tr><tr><td>noise</td><td>cosine</td></tr>" in shown
+    assert "<tr><td>scales</td><td>[3, 5]</td></tr>" in shown
     assert repr(pi.denoiser("wiener", pixels, noise="flow")) == "Wiener(1 x 10 x 10, noise=flow)"
