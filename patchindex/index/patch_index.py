@@ -184,7 +184,7 @@ class PatchIndex:
         self._lists_checked: dict[int, np.ndarray] = {}  # `ScaleIndex.checked`, kept when a scale is closed
 
     def __len__(self) -> int:
-        """Number of training images."""
+        """Return the number of training images."""
         return len(self.training)
 
     def __repr__(self) -> str:
