@@ -33,6 +33,8 @@ def resident(training: TrainingImages, device: torch.device, share: float = SHAR
     The copy is made once and kept as long as `training`. Return None on the CPU, and where the copy would
     take more than `share` of the free memory.
     """
+    if device.type == "cuda" and device.index is None:  # the same copy as for its number
+        device = torch.device("cuda", torch.cuda.current_device())
     with _copying:
         copies = _copies.setdefault(training, {})
         if device not in copies:

@@ -107,7 +107,8 @@ class ListMoments:
         bounds = self.lists.bounds
         for c in range(len(bounds) - 1):
             lists = slice(int(bounds[c]), int(bounds[c + 1]))
-            base, slopes = self._log_sums(lists, a, beta, label_index)
+            # z may be on a GPU, and the lists on the CPU.
+            base, slopes = (t.to(z.device) for t in self._log_sums(lists, a, beta, label_index))
             mine = torch.from_numpy(np.flatnonzero(classes == c)).to(z.device)
             for rows in mine.split(max(1, REST_BYTES // (24 * (lists.stop - lists.start)))):
                 gaussian = torch.addmm(base, torch.cat([z[rows].square(), z[rows]], 1), slopes)
