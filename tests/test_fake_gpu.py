@@ -1,4 +1,4 @@
-"""What runs on a GPU mixes no devices, and has the results of the CPU: on a fake GPU, `fake_gpu.py`."""
+"""On a fake GPU (`fake_gpu.py`), posterior means mix no devices, and are those of the CPU."""
 
 from __future__ import annotations
 
