@@ -149,7 +149,9 @@ def _write(output: Path, result: Study, columns: int) -> None:
     result.to_csv(output / "study.csv")
     result.to_json(output / "study.json")
     figure.savefig(output / "study.png", dpi=120)
-    image_grid(torch.cat(list(result.images.values())), columns=columns).save(output / "images.png")
+    names = [name for name, images in result.images.items() for _ in range(0, len(images), columns)]
+    grid = image_grid(torch.cat(list(result.images.values())), columns, row_names=names)
+    grid.save(output / "images.png")
 
 
 def _format(text: str, known: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["figure_class", "plot_accuracy"]
 
 HONEST = (0.8, 1.25)  # range of RMSE over standard error that is shaded
+LEAST_ERROR = 1e-7  # rounding of float32: a pixel that was computed exactly has a smaller error
 SECONDS = "seconds per step and image"
 
 
@@ -69,6 +70,8 @@ def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> 
         max(line.get_ydata()) > 0 for line in errors.get_lines()
     ):  # zeros alone have no place on a log axis
         errors.set_yscale("log")
+        low, high = errors.get_ylim()
+        errors.set_ylim(min(max(low, LEAST_ERROR), high / 10), high)
     ratios.set(title="RMSE over standard error (1 is right)")
     ratios.axhspan(*HONEST, color="0.9")
     mass.set(title="captured mass: share of the softmax that was evaluated", xlabel="t", ylim=(0, 1.05))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from commands import refused, run
+from PIL import Image
 
 
 def test_study_writes_and_prints_its_results(store, tmp_path):
@@ -16,6 +17,9 @@ def test_study_writes_and_prints_its_results(store, tmp_path):
     assert found["summary"][1]["rmse"] > found["summary"][2]["rmse"]
     assert sorted(file.name for file in out.iterdir()) == sorted(Path(file).name for file in found["files"])
     assert len((out / "study.csv").read_text().splitlines()) == 1 + 2 * 3 * (2 * 2 + 1)
+    with Image.open(out / "images.png") as grid:  # a row per estimator, with its name to the left
+        assert grid.width > 2 * 112 + 60
+        assert grid.height == 3 * 112 + 4 * 4
     assert "already has study.csv, study.json, study.png, images.png" in refused(*args)
     printed = run(*args, "--steps", 3, "--overwrite").stdout
     assert "rmse / stderr" in printed

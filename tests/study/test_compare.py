@@ -14,6 +14,7 @@ from patchindex.errors import InputError
 from patchindex.estimators import AutoPolicy
 from patchindex.sampling import draw_noise
 from patchindex.study import compare
+from patchindex.study.plots import plot_accuracy
 from patchindex.study.table import COLUMNS
 
 LOCALITY = [3, 3, 3, 5, 5]
@@ -140,6 +141,18 @@ def test_a_figure_has_plain_titles(study, tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 10_000
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[0] == "RMSE of posterior mean (solid) and of image so far (dotted)"
+
+
+def test_a_pixel_that_was_computed_exactly_does_not_stretch_the_axis():
+    common = {"seconds": 1.0, "stderr": 0.01, "captured_mass": 1.0}
+    rows = [
+        {"estimator": "auto", "trajectory": kind, "t": t, "rmse": rmse, **common}
+        for kind in ("exact", "own")
+        for t, rmse in ((0.1, 1e-12), (0.5, 0.0), (0.9, 0.01))
+    ]
+    low, high = plot_accuracy(rows, ["auto"]).axes[0].get_ylim()
+    assert 1e-8 < low < 1e-3
+    assert high > 0.01
 
 
 def test_progress_grows_to_one(index):
