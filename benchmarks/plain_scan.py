@@ -101,6 +101,8 @@ def _same_size(geometry: Geometry) -> list[tuple[Tensor, Tensor]]:
 
     def of(numbers: list[int], which: int) -> Tensor:
         order, values = members[which]
-        return order[torch.isin(values, torch.tensor(numbers, device=values.device))].reshape(len(numbers), -1)
+        return order[torch.isin(values, torch.tensor(numbers, device=values.device))].reshape(
+            len(numbers), -1
+        )
 
     return [(of(numbers, 0), of(numbers, 1)) for numbers in sizes.values()]

@@ -172,3 +172,11 @@ def test_kernels_that_are_not_compiled_are_refused():
     environment = {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "NUMBA_DISABLE_JIT: is set: the kernels would run as plain Python" in done.stderr
+
+
+def test_results_have_no_gradient(images):
+    x = torch.zeros(1, 3, *images.shape[1:3], requires_grad=True)
+    for name in ("IS", "ELS", "wiener"):
+        m = pi.denoiser(name, images, **({"locality": 3} if name == "ELS" else {}))
+        assert not m.posterior_mean(x, 0.5).mean.requires_grad
+        assert not m.score(x, 0.5).requires_grad
