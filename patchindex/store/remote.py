@@ -36,7 +36,6 @@ from patchindex.store.checksums import (
     check_small_files,
     fingerprint,
     problem_of_file,
-    read_checksummed,
     read_manifest,
 )
 
@@ -142,10 +141,6 @@ class Remote:
         except _UnreachableError:
             return self.fetch(part)
         return folder
-
-    def scales(self) -> list[int]:
-        """Return the scales of the store, ascending."""
-        return sorted(read_checksummed(self.fetch() / SCALES))
 
     def _read(self, part: str, name: str) -> bytes | None:
         """Return the content of a file; None when the file does not exist."""

@@ -114,6 +114,30 @@ def test_a_refused_permission_is_an_error_even_with_a_copy(small, put, monkeypat
             opening(URL)
 
 
+@pytest.mark.parametrize(("status", "read"), [(403, True), (404, False), (500, False)])
+def test_a_bucket_that_forbids_a_file_that_does_not_exist_is_read(small, put, monkeypatch, status, read):
+    """Buckets that may not be listed answer 403, and not 404, for such a file."""
+    files = put(small)
+    cat_file = type(files).cat_file
+
+    class AnswerError(Exception):
+        pass
+
+    def answer(self, path, *args, **options):
+        if path.endswith(CURVE):
+            error = AnswerError("no such key")
+            error.status = status
+            raise error
+        return cat_file(self, path, *args, **options)
+
+    monkeypatch.setattr(type(files), "cat_file", answer)
+    if read:
+        assert "operating_curve" not in pi.open_index(URL).scale(3).attributes
+    else:
+        with pytest.raises(PatchIndexError, match=r"cannot be read .*no such key"):
+            pi.open_index(URL).scale(3)
+
+
 def test_a_failed_copy_is_an_error_and_is_tried_again(small, put, tmp_path, monkeypatch):
     files = put(small)
     with monkeypatch.context() as broken:
