@@ -188,7 +188,8 @@ def sample(
         schedule = schedule.nearest(index.scales)
     labels = [parse_label(label, training) for label in options.label] or [None]
     denoiser = open_denoiser(text, training, run, locality=schedule, label=labels[0], settings=settings)
-    report_exact(text, training)
+    if denoiser.settings.get("estimator", "exact") == "exact":
+        report_exact(text, training)
     arguments, fingerprints = conditions.read(denoiser)
     check_files(fingerprints, accept=conditions.other_inputs)
     per_label = _images_per_label(n, arguments.get("x_T"), len(labels))

@@ -218,3 +218,15 @@ def test_images_without_a_store_are_drawn_from_exactly(source, tmp_path):
     assert "--estimator: topk needs a patch index" in refused(
         "sample", source, "-o", tmp_path / "no", "--estimator", "topk", "--locality", 3
     )
+
+
+def test_auto_draws_from_images_without_an_index(real_images, tmp_path):
+    source = tmp_path / "images.npz"
+    np.savez(source, images=real_images(1100, 10)[0])
+    drawn = ("-n", 1, "--steps", 3, "--estimator", "auto:tolerance=0.2,engine=offsets", "--locality", 3)
+    done = run("sample", source, "-o", tmp_path / "out", *drawn)
+    assert "0 % of pixels exactly" in done.stdout
+    assert "no index" not in done.stderr
+    assert "probes: applies to an index on the CPU only" in refused(
+        "sample", source, "-o", tmp_path / "no", "--estimator", "auto:probes=8", "--locality", 3
+    )
