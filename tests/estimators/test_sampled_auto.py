@@ -158,6 +158,31 @@ def test_several_devices_give_the_same_estimate(images, noisy_images):
     torch.testing.assert_close(two.stderr, one.stderr, rtol=1e-3, atol=1e-6)
 
 
+def test_the_fused_kernel_gives_the_same_estimate(real_images):
+    """On a GPU, or in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = real_images(1100, 8)
+    x = torch.from_numpy(brute.noisy(real_images(1, 8, skip=5000)[0], 0.8))
+    fused = machine(images, tolerance=0.05, engine="fused", device=device).posterior_mean(
+        x.to(device), 0.8, k=3
+    )
+    torch_ = machine(images, tolerance=0.05, engine="offsets").posterior_mean(x, 0.8, k=3)
+    assert (fused.stderr > 0).any()
+    torch.testing.assert_close(fused.mean.cpu(), torch_.mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(fused.stderr.cpu(), torch_.stderr, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_store_on_a_gpu_is_sampled(store, held_out):
+    m = pi.ScoreMachine(store.path, device="cuda")
+    assert m.estimator == "auto"
+    assert not m.searches_index
+    e = m.posterior_mean(held_out(0.5).cuda(), 0.5, k=3)
+    assert (e.stderr == 0).all()  # forty images are computed exactly
+    assert e.mean.device.type == "cuda"
+
+
 def test_an_index_gives_its_images_to_a_named_engine(store, held_out):
     e = pi.ScoreMachine(store, estimator="auto", engine="offsets").posterior_mean(held_out(0.5), 0.5, k=7)
     assert e.codes_scanned == 0  # and the index has no scale of 7
