@@ -119,6 +119,8 @@ def run_line(line):
         shutil.rmtree(words[words.index("-o") + 1], ignore_errors=True)
     if name in FEW_STEPS and "--config" not in words and not {"--steps", "--minutes"} & {*words}:
         words += ["--steps", "3"]
+    if name == "train" and not {"--channels", "--widths", "--config"} & {*words}:
+        words += ["--channels", "16", "--layers", "1"]
     if name == "compare":
         words += ["--network-steps", "3", "--along", "1", "--noised", "1"]
     if name == "calibrate":
