@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -111,13 +112,13 @@ class SampledAuto:
             mask = torch.zeros(batch * height * width, dtype=torch.bool, device=request.x.device)
             mask[left] = True
             some = replace(drawn, pixels=mask.reshape(batch, height, width))
-            for first in range(done, ahead, AT_ONCE):
-                last = min(first + AT_ONCE, ahead)
-                progress = part_of(
-                    request.progress, STAGE, bounds[first] / (hi - lo), bounds[last] / (hi - lo)
-                )
-                some = replace(some, progress=progress)
-                sums.add(self._context.scan_parts(some, bounds[first : last + 1]))
+            # Sums over all images need no standard error, so that one group holds the images that are left.
+            ends = [done, groups] if ahead == groups else [*range(done, ahead, AT_ONCE), ahead]
+            for first, last in pairwise(ends):
+                span = (bounds[first] / (hi - lo), bounds[last] / (hi - lo))
+                some = replace(some, progress=part_of(request.progress, STAGE, *span))
+                cuts = [first, last] if ahead == groups else range(first, last + 1)
+                sums.add(self._context.scan_parts(some, [bounds[cut] for cut in cuts]))
             done, share = ahead, bounds[ahead] / (hi - lo)
             enough = pixels.write(left, sums, share, self.tolerance)
             left, sums = left[~enough], sums.restrict(~enough)
