@@ -13,7 +13,7 @@ import patchindex as pi
 from patchindex.estimators import AutoPolicy, ScoreContext
 from patchindex.estimators.near import NearField
 from patchindex.estimators.neighbours import NeighbourRefiner
-from patchindex.exact import ScoreRequest, scan
+from patchindex.exact import ScoreRequest, heaviest, scan
 
 ALL = 10**4
 NO_NEIGHBOURS = AutoPolicy(heavy=2.0)  # no patch has twice the weight of its near field
@@ -88,6 +88,16 @@ def test_more_probes_retrieve_more(store, held_out):
         masses.append(float((found.log_weight() - flat(exact(request)[0]).log_weight()).exp().mean()))
     assert masses == sorted(masses)
     assert masses[-1] > 1.5 * masses[0]
+
+
+@pytest.mark.parametrize(("k", "t", "least"), [(3, 0.2, 0.9), (3, 0.4, 0.9), (5, 0.5, 0.85)])
+def test_a_quarter_of_the_lists_holds_most_of_the_weight(store, held_out, k, t, least):
+    """The recall of the search, against as many of the heaviest patches; without those of neighbours."""
+    request = request_for(store, held_out(t), t, k)
+    found = near_field(store, request, 6, 60, heavy=NO_NEIGHBOURS.heavy).image(0).state
+    best = heaviest(replace(request.select(slice(0, 1)), dtype=torch.float64), 60).weight.sum(-1)
+    share = (found.log_weight() - flat(exact(request)[0]).log_weight()).exp()
+    assert float((share / best).mean()) > least
 
 
 def test_neighbouring_pixels_share_heavy_patches(store, held_out):
