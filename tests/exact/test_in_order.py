@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import patchindex as pi
+from patchindex.estimators import AutoPolicy
 from patchindex.exact.in_order import InOrder
 from patchindex.runtime import threads
 
@@ -73,7 +74,16 @@ def test_samples_with_exact_have_equal_bytes_in_any_batches(images, machine, n):
     assert torch.equal(one, eight)
 
 
-@pytest.mark.parametrize("name", ["IS", "wiener", "topk", "auto"])
+@pytest.mark.parametrize("policy", [AutoPolicy(), AutoPolicy(cost_limit=np.inf)])  # exact scores; samples
+def test_samples_with_auto_have_equal_bytes_in_any_batches(index, policy):
+    options = {"estimator": "auto", "probes": 8, "candidates": 32, "policy": policy}
+    m = pi.ScoreMachine(index, locality=[3, 3, 7, 7], threads=2, **options)
+    one, three, eight = (pi.sample(m, n=8, steps=12, batch_size=size).images for size in (1, 3, 8))
+    assert torch.equal(one, three)
+    assert torch.equal(one, eight)
+
+
+@pytest.mark.parametrize("name", ["IS", "wiener", "topk"])
 def test_samples_of_other_estimators_agree_in_any_batches(images, index, name):
     if name in pi.ESTIMATORS:
         m = pi.ScoreMachine(index, estimator=name, probes=8, candidates=32, locality=[3, 3, 7, 7], threads=2)
