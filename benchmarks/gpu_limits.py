@@ -42,7 +42,7 @@ PASSES = 10  # of `offsets` over its float32 arrays of pairs
 def limits(rates: Rates, engine: str, k: int, channels: int, size: int, rows: int) -> dict[str, float]:
     """Return the pairs per second that each part of the GPU allows an engine; empty for other engines.
 
-    `rows` is the number of pixels that are scanned together: those of all noisy images.
+    `rows` is the number of pixels of all noisy images, which are scanned together.
     """
     numbers = Layout.of(k * k * channels).padded(k * k * channels)
     if engine == "fused":

@@ -1,4 +1,4 @@
-"""On a fake GPU (`fake_gpu.py`), posterior means mix no devices, and are those of the CPU."""
+"""On a fake GPU (`fake_gpu.py`), posterior means mix no devices, and equal the CPU's."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
 def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
     """Return a softmax state for each of several parts of the training images.
 
-    Part i has the images `bounds[i]` to `bounds[i + 1] - 1` of the request's images (those of its label),
+    Part i has the images `bounds[i]` to `bounds[i + 1] - 1` of the request's images with its label,
     counted from 0 in label order; no part is empty. `TrainingImages.select` gives images another order.
 
     Returns

@@ -28,7 +28,7 @@ NODES = 12  # of the quadrature over the tail
 def covariance_of_groups(
     weight: Tensor, centre: Tensor, squares: Tensor, groups: Tensor | float, share: Tensor | float
 ) -> Tensor:
-    """Return the `variance` of a state whose sums are those of a random sample over its share.
+    """Return the `variance` of a state that a random sample estimates.
 
     With `Z_g = (W_g, C_g)` the sums of group g, G groups and the share f of all members,
     `(1 / f) sum_g Z_g` has the covariance

@@ -116,8 +116,8 @@ def scan_block(  # type: ignore[no-untyped-def]
     partial : pointer to float32, shape (segments, 3 + CHANNELS, n_rows)
         Written: the largest logit, and the sums of weights, of their squares and of weights times centres.
     HELD : bool
-        True when a program holds all its query windows, as BD + REST numbers. Else it reads BD numbers of
-        query and training windows at a time, as many as `length` says.
+        True when a program holds all its query windows, as BD + REST numbers. Else it reads `length` numbers
+        of query and training windows, BD at a time.
     """
     # Programs that run at the same time share their segment, which stays in the cache.
     block = blocks + (tl.program_id(0) % n_blocks) * 5

@@ -229,7 +229,7 @@ class Sampling:
             self.denoiser.prepare(label, progress)
 
     def draw(self, lo: int, hi: int, progress: Progress | None = None) -> SampleResult:
-        """Draw the images of a batch, lo to hi - 1. The settings are those of the whole sample."""
+        """Draw images lo to hi - 1, a batch. The result has the settings of the whole sample."""
         total = len(self.x_T)
         batch = _Batch(self, lo, hi, part_of(as_progress(progress), "sampling", lo / total, hi / total))
         images = batch.draw(self._x[lo:hi])

@@ -154,7 +154,7 @@ def dpmpp(
         x' = sqrt(beta' / beta) x + a' (1 - s' / s) D
 
     The first step and a step to beta = 0 have D = mu: they are Euler steps. The error falls with the square
-    of the number of steps, and a step calls the model once. Parameters are those of `ddim`.
+    of the number of steps, and a step calls the model once. `ddim` describes the parameters.
     """
     before: tuple[Tensor, float] | None = None
     for step in _steps(steps, noise):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Any
+
+from patchindex.notebook import html_table
 
 __all__ = ["ShownRows", "text_table"]
 
@@ -24,11 +25,7 @@ class ShownRows:
 
     def _repr_html_(self) -> str:
         rows = self.shown_rows()
-        head = "".join(f"<th>{html.escape(column)}</th>" for column in _columns(rows))
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in _cells(rows)
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(type(self).__name__, _columns(rows), _cells(rows))
 
 
 def text_table(rows: Sequence[Row]) -> str:

@@ -92,7 +92,7 @@ def test_more_probes_retrieve_more(store, held_out):
 
 @pytest.mark.parametrize(("k", "t", "least"), [(3, 0.2, 0.9), (3, 0.4, 0.9), (5, 0.5, 0.85)])
 def test_a_quarter_of_the_lists_holds_most_of_the_weight(store, held_out, k, t, least):
-    """The recall of the search, against as many of the heaviest patches; without those of neighbours."""
+    """Recall without the patches of neighbouring pixels: weight found over the weight of the 60 heaviest."""
     request = request_for(store, held_out(t), t, k)
     found = near_field(store, request, 6, 60, heavy=NO_NEIGHBOURS.heavy).image(0).state
     best = heaviest(replace(request.select(slice(0, 1)), dtype=torch.float64), 60).weight.sum(-1)

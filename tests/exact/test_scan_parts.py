@@ -1,4 +1,4 @@
-"""The states of parts of the training images: those of the parts alone, by every engine."""
+"""Each engine scans parts of the training images: a part has the state of a scan of the part alone."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_a_refused_permission_is_an_error_even_with_a_copy(small, put, monkeypat
 
 @pytest.mark.parametrize(("status", "read"), [(403, True), (404, False), (500, False)])
 def test_a_bucket_that_forbids_a_file_that_does_not_exist_is_read(small, put, monkeypatch, status, read):
-    """Buckets that may not be listed answer 403, and not 404, for such a file."""
+    """A bucket that may not be listed answers 403, and not 404, for a missing file."""
     files = put(small)
     cat_file = type(files).cat_file
 
