@@ -31,8 +31,10 @@ from typing import Any
 
 from patchindex.errors import StoreError
 from patchindex.geometry import LARGEST_SCALE
+from patchindex.regular_files import IrregularFileError, refuse_links
 from patchindex.store.arrays import METADATA, REMEDY, read_group
 from patchindex.store.checksums import MANIFEST, SCALES, read_checksummed
+from patchindex.store.remote import ATTRIBUTES
 
 __all__ = [
     "BUILD_ID",
@@ -45,6 +47,7 @@ __all__ = [
     "attributes_of",
     "listed_scales",
     "read_attributes",
+    "refuse_linked_group",
     "replaced_path",
     "scale_group",
     "scales_of",
@@ -104,3 +107,11 @@ def attributes_of(folder: Path) -> dict[str, Any]:
         return read_group(folder) or {}
     except StoreError:
         return {}
+
+
+def refuse_linked_group(path: Path, group: str) -> None:
+    """Refuse a group of a store that is reached by a link: raise StoreError."""
+    try:
+        refuse_links(path, f"{group}/{ATTRIBUTES}")
+    except IrregularFileError as error:
+        raise StoreError(error.what, where=path / group, remedy=REMEDY) from None

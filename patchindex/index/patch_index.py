@@ -20,33 +20,31 @@ from patchindex.images import open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.file_names import numbered
 from patchindex.images.on_device import resident
-from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale, check_store
+from patchindex.index.attributes import IndexedImages, check_store
 from patchindex.index.layout import (
     FORMAT_VERSION,
     listed_scales,
     read_attributes,
+    refuse_linked_group,
     replaced_path,
     scale_group,
     scales_of,
 )
 from patchindex.index.scale import ScaleIndex
+from patchindex.index.scale_info import read_scale_info
 from patchindex.index.values import image_columns, image_names
 from patchindex.notebook import html_table
-from patchindex.regular_files import IrregularFileError, refuse_links
 from patchindex.schedules import LocalitySchedule
-from patchindex.store.arrays import REMEDY, read_file, read_group
+from patchindex.store.arrays import REMEDY
 from patchindex.store.checksums import (
-    CURVE,
     MANIFEST,
     bytes_of,
     check_small_files,
     crc32c,
     image_block,
-    read_checksummed,
-    read_manifest,
 )
 from patchindex.store.raw import is_shorter, open_raw, raw_checksum, raw_path
-from patchindex.store.remote import ATTRIBUTES, Remote, is_url
+from patchindex.store.remote import Remote, is_url
 
 __all__ = ["PatchIndex", "open_index"]
 
@@ -285,7 +283,7 @@ class PatchIndex:
     def _open_scale(self, k: int) -> ScaleIndex:
         group = scale_group(k)
         if self._remote is None:
-            _refuse_linked(self.path, group)
+            refuse_linked_group(self.path, group)
         folder = self.path / group if self._remote is None else self._remote.fetch(group)
         if not folder.is_dir():
             raise StoreError("is missing", where=folder, remedy=["add it again with ", Option("add_scales")])
@@ -378,9 +376,8 @@ class PatchIndex:
         for k in self.scales:
             group, remote = scale_group(k), self._remote
             with TemporaryDirectory(prefix="patchindex-") as folder:
-                scales[str(k)] = self._scale_info(
-                    k, self.path / group if remote is None else remote.fetch_attributes(group, Path(folder))
-                )
+                found = self.path / group if remote is None else remote.fetch_attributes(group, Path(folder))
+                scales[str(k)] = read_scale_info(found, self.geometry(k), self._images)
         return {
             "path": str(self.path),
             **self.attributes,
@@ -392,22 +389,6 @@ class PatchIndex:
             "indexes": scales,
         }
 
-    def _scale_info(self, k: int, folder: Path) -> dict[str, Any]:
-        """Return the attributes, the bytes and the operating curve of a scale."""
-        attributes = folder / ATTRIBUTES
-        content = read_file(folder, ATTRIBUTES)
-        if f"{crc32c(content):08x}" != read_manifest(folder).get(ATTRIBUTES, (0, ""))[1]:
-            raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
-        found = read_group(folder) or {}
-        check_scale(found, self.geometry(k), self._images, folder)
-        info: dict[str, Any] = {**found, "bytes": bytes_of(folder)}
-        if (folder / CURVE).exists():
-            info["operating_curve"] = dict(read_checksummed(folder / CURVE))
-            info["operating_curve"].pop("scale", None)
-            if info["operating_curve"].get("version") == CURVE_VERSION:
-                check_curve(info["operating_curve"], folder / CURVE, REMEDY)
-        return info
-
 
 def _open_same(
     path: str | Path, fingerprint: str, device: str, storage_options: dict[str, Any] | None
@@ -417,10 +398,3 @@ def _open_same(
     if index.attributes["fingerprint"] != fingerprint:
         raise StoreError("is another store than the pickled one", where=path, remedy="open it again")
     return index
-
-
-def _refuse_linked(path: Path, group: str) -> None:
-    try:
-        refuse_links(path, f"{group}/{ATTRIBUTES}")
-    except IrregularFileError as error:
-        raise StoreError(error.what, where=path / group, remedy=REMEDY) from None

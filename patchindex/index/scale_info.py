@@ -1,0 +1,35 @@
+"""A scale as `patchindex info` describes it: its attributes, its bytes and its operating curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from patchindex.errors import StoreError
+from patchindex.geometry import Geometry
+from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale
+from patchindex.store.arrays import REMEDY, read_file, read_group
+from patchindex.store.checksums import CURVE, bytes_of, crc32c, read_checksummed, read_manifest
+from patchindex.store.remote import ATTRIBUTES
+
+__all__ = ["read_scale_info"]
+
+
+def read_scale_info(folder: Path, geometry: Geometry, images: IndexedImages) -> dict[str, Any]:
+    """Return the attributes, the bytes and the operating curve of the scale in a folder.
+
+    Raises StoreError when one of the small files of the scale is damaged.
+    """
+    attributes = folder / ATTRIBUTES
+    content = read_file(folder, ATTRIBUTES)
+    if f"{crc32c(content):08x}" != read_manifest(folder).get(ATTRIBUTES, (0, ""))[1]:
+        raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
+    found = read_group(folder) or {}
+    check_scale(found, geometry, images, folder)
+    info: dict[str, Any] = {**found, "bytes": bytes_of(folder)}
+    if (folder / CURVE).exists():
+        info["operating_curve"] = dict(read_checksummed(folder / CURVE))
+        info["operating_curve"].pop("scale", None)
+        if info["operating_curve"].get("version") == CURVE_VERSION:
+            check_curve(info["operating_curve"], folder / CURVE, REMEDY)
+    return info
