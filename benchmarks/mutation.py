@@ -30,6 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 ESTIMATORS, STORE = "tests/estimators", "tests/store"
+COSTS = [f"{ESTIMATORS}/test_costs.py"]
 # The fastest tests that must kill the mutants of a module.
 TESTS = {
     "patchindex/softmax.py": ["tests/test_softmax.py"],
@@ -37,12 +38,19 @@ TESTS = {
     "patchindex/estimators/base.py": [f"{ESTIMATORS}/test_topk.py", f"{ESTIMATORS}/test_edges.py"],
     "patchindex/estimators/exact.py": [f"{ESTIMATORS}/test_exact.py"],
     "patchindex/estimators/topk.py": [f"{ESTIMATORS}/test_topk.py", f"{ESTIMATORS}/test_edges.py"],
-    "patchindex/estimators/auto.py": [f"{ESTIMATORS}/test_auto.py", f"{ESTIMATORS}/test_edges.py"],
-    "patchindex/estimators/near.py": [f"{ESTIMATORS}/test_near_field.py", f"{ESTIMATORS}/test_auto.py"],
-    "patchindex/estimators/neighbours.py": [f"{ESTIMATORS}/test_near_field.py"],
+    "patchindex/estimators/auto.py": [*COSTS, f"{ESTIMATORS}/test_auto.py", f"{ESTIMATORS}/test_edges.py"],
+    "patchindex/estimators/near.py": [
+        f"{ESTIMATORS}/test_near_field.py",
+        *COSTS,
+        f"{ESTIMATORS}/test_auto.py",
+    ],
+    "patchindex/estimators/neighbours.py": [f"{ESTIMATORS}/test_near_field.py", *COSTS],
     "patchindex/estimators/curve.py": [f"{ESTIMATORS}/test_curve.py", f"{ESTIMATORS}/test_auto.py"],
-    "patchindex/estimators/policy.py": [f"{ESTIMATORS}/test_curve.py", f"{ESTIMATORS}/test_auto.py"],
-    "patchindex/estimators/registry.py": [f"{ESTIMATORS}/test_edges.py", "tests/test_options.py"],
+    "patchindex/estimators/policy.py": [f"{ESTIMATORS}/test_curve.py", *COSTS, f"{ESTIMATORS}/test_auto.py"],
+    "patchindex/estimators/registry.py": [
+        f"{ESTIMATORS}/test_edges.py",
+        f"{ESTIMATORS}/test_sampled_auto.py",
+    ],
     "patchindex/store/atomic.py": [f"{STORE}/test_atomic.py"],
     "patchindex/store/raw.py": [f"{STORE}/test_raw.py", "tests/index/test_verify.py"],
     "patchindex/store/checksums.py": [

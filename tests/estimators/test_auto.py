@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.estimators import AutoPolicy
-from patchindex.exact import ScoreRequest, scan
+from patchindex.estimators import AutoPolicy, ScoreContext, make_estimator
+from patchindex.exact import ScoreRequest, heaviest, scan
 
 # So few images are scanned faster than anything is retrieved: sample all the same.
 SAMPLED = AutoPolicy(cost_limit=np.inf)
@@ -166,3 +166,19 @@ def test_a_batch_beyond_the_memory_is_taken_in_parts(larger, held_out):
 def test_a_policy_is_part_of_the_settings_as_plain_data(store):
     options = machine(store, policy=SAMPLED).settings["options"]
     assert options["policy"]["cost_limit"] == np.inf
+
+
+def test_the_relative_error_of_weights_is_the_error_of_their_sum(larger, held_out):
+    x, every = held_out(0.6), [torch.arange(14 * 14)] * 2
+    context = ScoreContext(larger, torch.device("cpu"))
+    options = {"tolerance": 0.05, "probes": 4, "candidates": 10, "policy": SAMPLED}
+    request = ScoreRequest(larger.training, larger.geometry(3), x, brute.beta_of(0.6), pixels=every)
+    found = make_estimator("auto", context, **options).heaviest(request, 1)
+    table = heaviest(request, 1)
+    # The heaviest patch is the same where it was retrieved; its weight is off by the error of the sum.
+    same = (found.image == table.image) & (found.place == table.place)
+    off = (found.weight / table.weight - 1)[same]
+    stated = found.relative_error.unsqueeze(-1)[same]
+    assert same.double().mean() > 0.5
+    # The pixels of an image share their sample, so one draw says less than their number.
+    assert 0.4 < float((off.square().mean() / stated.square().mean()).sqrt()) < 1.6
