@@ -1,31 +1,32 @@
 r"""Estimators on a store of all of CIFAR-10, against the exact steps and images in benchmarks/data.
 
-    patchindex build cifar10_train.npz -o STORE --locality cifar10-resnet-circular --no-tune
-    python benchmarks/cifar10.py STORE --ways exact auto topk --json FILE
+    patchindex build cifar10_train.npz -o STORE --locality cifar10-resnet-circular
+    python benchmarks/cifar10.py STORE --parts steps --ways exact auto
+    python benchmarks/cifar10.py STORE --parts images --plot docs/error-against-time.png \
+        --ways exact auto:tolerance=0.0025 auto:tolerance=0.005 auto auto:tolerance=0.02 auto:tolerance=0.04 topk
 
-Two tables. `steps`: each step of the exact trajectory of seed 0, where every way sees the same noisy image.
-`images`: the images that each way draws by itself from the noise of seeds 0 to 3, four at once (but `exact`,
-whose images are kept).
+A way is an estimator with its options, as in `patchindex sample --estimator`. Two tables. `steps`: each step
+of the exact trajectory of seed 0, where every way sees the same noisy image. `images`: the images that each
+way draws by itself from the noise of seeds 0 to 3, four at once, and `exact` from seed 0 alone. The plot has
+the error of these images over the time of one.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import FINALS, TRAJECTORY, arguments, report, write_json
+from matplotlib.figure import Figure
 
 import patchindex as pi
+from patchindex.estimators import parse_estimator
 from patchindex.study.metrics import accuracy, pearson_r, r2, rmse
 
-WAYS: dict[str, dict[str, Any]] = {
-    "exact": {"estimator": "exact"},
-    "auto": {"estimator": "auto", "tolerance": 0.01},
-    "topk": {"estimator": "topk", "probes": 32},
-    "topk-1024": {"estimator": "topk", "candidates": 1024, "probes": 128},
-}
+SCHEDULE = "cifar10-resnet-circular"
 
 
 def steps(machines: dict[str, pi.ScoreMachine]) -> list[dict[str, Any]]:
@@ -58,24 +59,59 @@ def steps(machines: dict[str, pi.ScoreMachine]) -> list[dict[str, Any]]:
 
 def images(machines: dict[str, pi.ScoreMachine]) -> list[dict[str, Any]]:
     """Draw with each way from the kept noise, and compare with the exact images."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     with np.load(FINALS) as archive:
         seeds = archive["seeds"].tolist()
         noise, exact = (torch.from_numpy(archive[name]) for name in ("x_T", "images"))
     for way, machine in machines.items():
-        if way == "exact":
-            continue
+        n = 1 if way == "exact" else len(seeds)
+        if n > 1:  # opens the scales, compares lists with their checksums
+            pi.sample(machine, x_T=noise[:1], steps=20)
         start = time.perf_counter()
-        drawn = pi.sample(machine, x_T=noise, steps=20).images
-        seconds = (time.perf_counter() - start) / len(noise)
+        drawn = pi.sample(machine, x_T=noise[:n], steps=20).images
+        seconds = (time.perf_counter() - start) / n
         measures = {"pearson r": pearson_r, "R2": r2, "rmse": rmse}
-        found = {name: measure(drawn, exact).tolist() for name, measure in measures.items()}
-        for i, seed in enumerate(seeds):
+        found = {name: measure(drawn, exact[:n]).tolist() for name, measure in measures.items()}
+        for i, seed in enumerate(seeds[:n]):
             row = {"way": way, "seed": seed, "s per image": seconds}
+            if "exact" in machines:
+                row["exact / it"] = (rows[0]["s per image"] if rows else seconds) / seconds
             rows.append(row | {name: each[i] for name, each in found.items()})
-    forms = {"way": "s", "seed": "d", "s per image": ".1f", "pearson r": ".5f", "R2": ".5f", "rmse": ".4f"}
-    report(rows, forms)
+    forms = {"way": "s", "seed": "d", "s per image": ".1f", "exact / it": ".1f"}
+    report(rows, forms | {"pearson r": ".5f", "R2": ".5f", "rmse": ".4f"})
     return rows
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the median error of the images of each way over the seconds of an image."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    mine = {way: [row for row in rows if row["way"] == way] for way in ways}
+    points = {
+        way: (each[0]["s per image"], float(np.median([row["rmse"] for row in each])), each)
+        for way, each in mine.items()
+    }
+    if "exact" in points:
+        seconds = points.pop("exact")[0]
+        axes.axvline(seconds, color="0.5", linestyle="--")
+        label = f"exact: {seconds:.0f} s, no error "
+        axes.text(seconds, 0.98, label, transform=axes.get_xaxis_transform(), ha="right", va="top")
+    tolerances = {way: parse_estimator(way)[1].get("tolerance", 0.01) for way in points if way[:4] == "auto"}
+    curve = sorted(tolerances, key=lambda way: points[way][0])
+    axes.plot([points[way][0] for way in curve], [points[way][1] for way in curve], "o-", label="auto")
+    for way, (seconds, error, each) in points.items():
+        r = min(row["pearson r"] for row in each)
+        name = f"tolerance {tolerances[way]:g}" if way in tolerances else way
+        if way not in tolerances:
+            axes.plot([seconds], [error], "s", label=way)
+        axes.annotate(
+            f" {name}: r {r:.4f}" if r > 0.99 else f" {name}: r {r:.2f}", (seconds, error), va="bottom"
+        )
+    axes.set(xscale="log", yscale="log", xlabel="seconds per image", ylabel="rms error of the image")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    figure.savefig(path, dpi=144)
+    print(f"plot: {path}")
 
 
 PARTS = {"steps": steps, "images": images}
@@ -84,15 +120,20 @@ PARTS = {"steps": steps, "images": images}
 def main() -> None:
     parser = arguments(__doc__, source=False)
     parser.add_argument("store")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["auto"])
+    parser.add_argument("--ways", nargs="+", default=["auto"], metavar="ESTIMATOR")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the errors of the images there")
     args = parser.parse_args()
     store = pi.open_index(args.store)
     print(f"{store}, {torch.get_num_threads()} threads")
-    machines = {
-        way: pi.ScoreMachine(store, locality="cifar10-resnet-circular", **WAYS[way]) for way in args.ways
-    }
-    write_json(args.json, **{part: PARTS[part](machines) for part in args.parts})
+    machines = {}
+    for way in args.ways:
+        name, options = parse_estimator(way)
+        machines[way] = pi.ScoreMachine(store, locality=SCHEDULE, estimator=name, **options)
+    found = {part: PARTS[part](machines) for part in args.parts}
+    write_json(args.json, **found)
+    if args.plot and "images" in found:
+        plot(found["images"], args.plot)
 
 
 if __name__ == "__main__":

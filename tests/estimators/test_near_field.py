@@ -46,6 +46,7 @@ def test_all_probes_and_candidates_retrieve_all_patches(store, held_out, k, t, l
         # Patches more than 20 nats below the largest logit are left out.
         torch.testing.assert_close(state.mean(), one.mean(), rtol=0, atol=5e-5)
         torch.testing.assert_close(state.log_weight(), one.log_weight(), rtol=0, atol=5e-5)
+        torch.testing.assert_close(state.ess(), one.ess(), rtol=1e-3, atol=0)
         # Negligible patches may be compared once more, for a neighbouring pixel.
         assert state.count.sum() < 1.1 * one.count.sum()
         assert float(state.count.sum() / one.count.sum()) > (0.99 if t > 0.5 else 0.5)
@@ -67,6 +68,19 @@ def test_members_are_unique_and_of_the_pixels_class(store, held_out, probes, can
         assert np.isin(j, axis.train_positions).all()
         classes = np.array(axis.classes)
         assert (classes[q] == classes[j]).all()
+
+
+@pytest.mark.parametrize("t", [0.2, 0.6])
+def test_the_state_is_the_softmax_of_the_members(store, held_out, t):
+    """Also where a neighbouring pixel's patch is the heaviest one, so that earlier sums are scaled down."""
+    near = near_field(store, request_for(store, held_out(t), t, 5), 4, 10).image(0)
+    pixel, logit = near.members.pixel, near.members.logit.astype(np.float64)
+    assert len(pixel) > 10 * len(near.state.weight)  # neighbours' patches, too
+    weights = np.exp(logit - near.state.max_logit.numpy()[pixel])
+    for power, found in ((1, near.state.weight), (2, near.state.weight_sq)):
+        expected = np.bincount(pixel, weights**power, len(found))
+        # Logits are float32: 20 with seven digits. Negligible patches are no members.
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
 def test_logits_are_those_of_an_exact_scan(store, held_out):
