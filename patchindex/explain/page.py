@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -197,9 +198,19 @@ def _lead(found: Explanation) -> str:
     training = found.machine.training
     images = f"{len(training):,} training images"
     return (
-        f"Drawn by {found.machine.machine} from {images} of {training.source.name}, without a network. "
+        f"Drawn by {found.machine.machine} from {images} of {_last_part(training.source.name)}, without a network. "
         "The value of a pixel is a mean of the centres of training patches; the page shows the heaviest."
     )
+
+
+def _last_part(name: str) -> str:
+    """Return the name of a source without its folders: a page is passed on.
+
+    >>> _last_part("/home/me/photos/"), _last_part("/data/set.h5::train/images"), _last_part("array")
+    ('photos', 'set.h5::train/images', 'array')
+    """
+    path, colons, inside = name.partition("::")
+    return f"{PurePath(path).name or path}{colons}{inside}"
 
 
 def _summary(found: Explanation) -> list[tuple[str, str]]:

@@ -44,6 +44,7 @@ __all__ = [
     "IMAGES_CHECKSUM",
     "IMAGE_NAMES",
     "IMAGE_NAME_BOUNDS",
+    "NAMES",
     "attributes_of",
     "listed_scales",
     "read_attributes",
@@ -56,10 +57,11 @@ __all__ = [
 FORMAT_VERSION = 4
 FAISS_ARRAY = "faiss"
 IMAGE_NAMES, IMAGE_NAME_BOUNDS = "image_names", "image_name_bounds"
-# Attributes of a scale whose names on disk differ from the names in Python.
+# Attributes of a scale whose names on disk differ from the names in Python, which `info` has.
 BUILD_ID = "of"  # the build that wrote the scale
 IMAGES_CHECKSUM = "images"  # checksum of the store's images
 HEADER_CHECKSUM = "head_checksum"  # checksum of the FAISS file in front of its lists
+NAMES = {BUILD_ID: "build_id", IMAGES_CHECKSUM: "images_checksum", HEADER_CHECKSUM: "header_checksum"}
 SCALE_NAME = re.compile(r"k[0-9]{3,4}")
 
 

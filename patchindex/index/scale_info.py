@@ -1,4 +1,4 @@
-"""A scale as `patchindex info` describes it: its attributes, its bytes and its operating curve."""
+"""A scale as `patchindex info` describes it: its attributes by their names in Python, its bytes and its operating curve."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from patchindex.errors import StoreError
 from patchindex.geometry import Geometry
 from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale
+from patchindex.index.layout import NAMES
 from patchindex.store.arrays import REMEDY, read_file, read_group
 from patchindex.store.checksums import CURVE, bytes_of, crc32c, read_checksummed, read_manifest
 from patchindex.store.remote import ATTRIBUTES
@@ -26,7 +27,8 @@ def read_scale_info(folder: Path, geometry: Geometry, images: IndexedImages) -> 
         raise StoreError("is missing or damaged", where=attributes, remedy=REMEDY)
     found = read_group(folder) or {}
     check_scale(found, geometry, images, folder)
-    info: dict[str, Any] = {**found, "bytes": bytes_of(folder)}
+    info: dict[str, Any] = {NAMES.get(name, name): value for name, value in found.items()}
+    info["bytes"] = bytes_of(folder)
     if (folder / CURVE).exists():
         info["operating_curve"] = dict(read_checksummed(folder / CURVE))
         info["operating_curve"].pop("scale", None)

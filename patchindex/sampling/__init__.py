@@ -7,7 +7,7 @@ from patchindex.sampling.draws import draw_noise, starting_noise
 from patchindex.sampling.grids import SPACINGS, time_grid
 from patchindex.sampling.result import SampleResult
 from patchindex.sampling.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp, euler, heun
-from patchindex.sampling.trajectory import Trajectory, TrajectoryFile
+from patchindex.sampling.trajectory import Step, Trajectory, TrajectoryFile
 
 __all__ = [
     "SAMPLERS",
@@ -17,6 +17,7 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "Sampling",
+    "Step",
     "Trajectory",
     "TrajectoryFile",
     "as_unet",

@@ -9,20 +9,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from torch import Tensor
 from zarr.storage import LocalStore
 
+from patchindex.checks import is_whole
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.estimators import Estimate
 from patchindex.images.zarr_data import CheckedStore, check_array, checked_store
 
-__all__ = ["Trajectory", "TrajectoryFile", "values_per_step"]
+__all__ = ["Step", "Trajectory", "TrajectoryFile", "values_per_step"]
 
 OF_STEPS = ("t", "k")
 OF_IMAGES = ("x", "mean")
 OF_PIXELS = ("stderr", "ess", "captured_mass")
 FORMAT = "patchindex trajectory 1"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a `Trajectory`: the first evaluation of the posterior mean, for n images.
+
+    Attributes
+    ----------
+    t : float
+        Time, in (0, 1).
+    k : int or None
+        Locality scale; None for a denoiser without one.
+    x : Tensor, shape (n, C, H, W), float32
+        Noisy images before the step.
+    mean : Tensor, shape (n, C, H, W), float32
+        Posterior means, in [-1, 1].
+    stderr, ess, captured_mass : Tensor, shape (n, H, W), float32
+        As in `Estimate`.
+    """
+
+    t: float
+    k: int | None
+    x: Tensor
+    mean: Tensor
+    stderr: Tensor
+    ess: Tensor
+    captured_mass: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,6 +70,21 @@ class Trajectory:
         Posterior means, in [-1, 1].
     stderr, ess, captured_mass : numpy.ndarray, shape (S, n, H, W), float32
         As in `Estimate`.
+
+    Examples
+    --------
+    >>> from patchindex.denoisers import ScoreMachine
+    >>> from patchindex.sampling import sample
+    >>> images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), np.uint8)
+    >>> m = ScoreMachine(images, machine="LS", locality=3)
+    >>> path = sample(m, n=2, steps=5, trajectory=True).trajectory
+    >>> path.x.shape, path.t.tolist()
+    ((4, 2, 1, 8, 8), [0.8, 0.6, 0.4, 0.2])
+    >>> last = path.step(-1)
+    >>> last.t, last.k, last.x.shape
+    (0.2, 3, torch.Size([2, 1, 8, 8]))
+    >>> m.explain(last.x, last.t, [(4, 4)])
+    Attributions(2 pixels, 16 patches each, exact)
     """
 
     t: np.ndarray
@@ -74,6 +118,23 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def step(self, i: int) -> Step:
+        """Return one step: 0 is the noisiest, -1 the last.
+
+        Raises
+        ------
+        InputError
+            When there is no such step.
+        """
+        if not is_whole(i) or not -len(self) <= i < len(self):
+            raise InputError(
+                f"there is no step {i!r}",
+                parameter="i",
+                remedy=f"use 0 to {len(self) - 1}, or -1 for the last",
+            )
+        arrays = {name: torch.from_numpy(getattr(self, name)[i]) for name in (*OF_IMAGES, *OF_PIXELS)}
+        return Step(float(self.t[i]), int(self.k[i]) or None, **arrays)
 
 
 def values_per_step(shape: tuple[int, int, int]) -> int:

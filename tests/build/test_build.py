@@ -142,6 +142,9 @@ def test_info_and_repr(store):
     assert info["labels"] == [1, 4, 9]
     assert info["bytes"] == sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
     assert set(info["indexes"]) == {"3", "5"}
+    assert info["indexes"]["3"]["build_id"] == store.scale(3).build_id
+    assert info["indexes"]["3"]["images_checksum"] == store.scale(3).images_checksum
+    assert not {"of", "images", "head_checksum"} & set(info["indexes"]["3"])
     assert "40 images of 14 x 14, scales 3, 5" in repr(store)
     assert len(store) == 40
 

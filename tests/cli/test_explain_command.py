@@ -1,6 +1,7 @@
 """`patchindex explain`: files, numbers, and what it refuses."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -78,13 +79,15 @@ def test_samples_of_known_pixels_need_their_trajectory(samples, tmp_path):
     assert "cannot be drawn again; draw the samples with sample --save-trajectory" in message
 
 
-def test_the_page_has_all_steps(samples, tmp_path):
+def test_the_page_has_all_steps_and_no_folder_of_this_machine(samples, store, tmp_path):
     page = tmp_path / "page.html"
     found = explained(samples, tmp_path / "out", "--html", page, "--beside", samples / "samples.npz")
     assert str(page) in found["files"]
     assert [step["method"] for step in found["steps"]] == ["exact"] * 3
     text = page.read_text(encoding="utf-8")
     assert "default-src 'none'" in text
+    assert re.search(r" training images of [^/\s]+, without a network", text)
+    assert str(store.parent) not in text
     assert "already has page.html" in refused("explain", samples, "-o", tmp_path / "b", "--html", page)
 
 

@@ -41,6 +41,24 @@ def test_a_trajectory_has_the_first_evaluation_of_each_step(machine, sampler):
             )
 
 
+def test_a_step_has_the_record_that_a_posterior_mean_takes(machine, drawn):
+    path, last = drawn.trajectory, drawn.trajectory.step(-1)
+    assert (last.t, last.k) == (0.2, 3)
+    for name in ARRAYS[2:]:
+        np.testing.assert_array_equal(getattr(last, name), getattr(path, name)[3])
+    estimate = machine.posterior_mean(last.x, last.t, k=last.k)
+    torch.testing.assert_close(estimate.mean, last.mean, rtol=1e-3, atol=1e-4)
+    assert path.step(0).t == path.step(-4).t == 0.8
+    wiener = pi.sample(pi.denoiser("wiener", np.zeros((3, 4, 4), np.uint8)), n=1, steps=2, trajectory=True)
+    assert wiener.trajectory.step(0).k is None
+
+
+@pytest.mark.parametrize("i", [4, -5, 1.0, True, "0"])
+def test_a_step_that_is_not_there_is_refused(drawn, i):
+    with pytest.raises(InputError, match="there is no step .*; use 0 to 3"):
+        drawn.trajectory.step(i)
+
+
 def test_without_the_option_there_is_no_trajectory(machine):
     assert pi.sample(machine, n=1, steps=3).trajectory is None
 
