@@ -13,6 +13,7 @@ from torch import Tensor
 from patchindex.checks import check_least
 from patchindex.denoisers.arguments import Label, image_numbers, number_of_label, times_of
 from patchindex.denoisers.conventions import Adaptable
+from patchindex.denoisers.noising import Noising
 from patchindex.devices import enough_memory, resolve_devices
 from patchindex.errors import InputError, Option, PatchIndexError
 from patchindex.estimators import Estimate
@@ -64,7 +65,7 @@ class Call:
     k: int | None = None
 
 
-class Denoiser(Adaptable, ABC):
+class Denoiser(Adaptable, Noising, ABC):
     """An estimate of `E[x_0 | x_t]`, where `x_t = sqrt(1 - beta(t)) x_0 + sqrt(beta(t)) eps`.
 
     A subclass defines `_estimate`, and `check_label` if it has labels. This class checks the arguments of a

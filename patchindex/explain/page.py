@@ -196,9 +196,9 @@ def _steps(found: Explanation) -> list[dict[str, Any]]:
 def _lead(found: Explanation) -> str:
     """Return the sentence below the title."""
     training = found.machine.training
-    images = f"{len(training):,} training images"
+    images = f"{len(training):,} training images of {_last_part(training.source.name)}"
     return (
-        f"Drawn by {found.machine.machine} from {images} of {_last_part(training.source.name)}, without a network. "
+        f"Drawn by {found.machine.machine} from {images}, without a network. "
         "The value of a pixel is a mean of the centres of training patches; the page shows the heaviest."
     )
 

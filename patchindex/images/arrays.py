@@ -66,7 +66,7 @@ class ArraySource(ImageSource):
         self.chunk = int(chunks[0]) if chunks and isinstance(chunks[0], int) else 1
         # None for uint8, and until `choose_values` is called.
         self._scaling: Scaling | None = None
-        self.floats = None if array.dtype == np.uint8 else self._find_floats()
+        self.float_values = None if array.dtype == np.uint8 else self._find_floats()
 
     def _open(self) -> AbstractContextManager[Any]:
         """Return the array in a context; a subclass opens a file here."""
@@ -77,7 +77,7 @@ class ArraySource(ImageSource):
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         with self._open() as array:
             images = self._copy(array, index) if isinstance(index, slice) else self._gather(array, index)
-        if self.floats is not None:
+        if self.float_values is not None:
             if self._scaling is None:
                 choose_values([self])
             assert self._scaling is not None
@@ -154,14 +154,14 @@ def choose_values(sources: Sequence[ImageSource], values: str | None = None) -> 
 
     `values` is "unit", "signed", or None to find out.
     """
-    floats = [s for s in sources if isinstance(s, ArraySource) and s.floats is not None]
+    floats = [s for s in sources if isinstance(s, ArraySource) and s.float_values is not None]
     if not floats:
         if values is not None:
             raise InputError(
                 "images are not floats", where=sources[0].name, remedy=["leave out ", Option("values")]
             )
         return
-    scaling = choose_scaling([s.floats for s in floats if s.floats is not None], values)
+    scaling = choose_scaling([s.float_values for s in floats if s.float_values is not None], values)
     for source in floats:
         source._scaling = scaling
 

@@ -10,14 +10,13 @@ from numbers import Integral
 from typing import TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from patchindex.errors import InputError, Option
 from patchindex.images.file_names import FileNames, numbered
 from patchindex.images.labels import LabelsLike
 from patchindex.images.registry import ImagesLike, open_images
 from patchindex.images.source import ImageSource
+from patchindex.images.tensors import as_tensor, to_unit
 
 __all__ = ["TrainingImages", "as_tensor", "read_ahead", "to_unit"]
 
@@ -216,13 +215,3 @@ def read_ahead(blocks: Iterator[T]) -> Iterator[Iterator[T]]:
                 yield block
 
         yield ahead()
-
-
-def as_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Return an array as a tensor on a device; a read-only array is copied: torch can write to any tensor."""
-    return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
-
-
-def to_unit(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return uint8 pixels as floats in [-1, 1]: `p / 127.5 - 1`."""
-    return pixels.to(dtype).div_(127.5).sub_(1)

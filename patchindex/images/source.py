@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from patchindex.errors import InputError
 from patchindex.images.file_names import FileNames
 from patchindex.images.labels import as_labels
 from patchindex.images.preparation import Preparation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ImageSource", "Index", "SubsetSource"]
 
@@ -132,6 +135,36 @@ class ImageSource(ABC):
         resolved = self._resolve(index)
         empty = resolved.start == resolved.stop if isinstance(resolved, slice) else len(resolved) == 0
         return np.empty((0, *self.shape[1:]), np.uint8) if empty else self._read(resolved)
+
+    def floats(self, index: int | Index = slice(None)) -> Tensor:
+        """Return images as floats in [-1, 1], as all functions of this package take them: `p / 127.5 - 1`.
+
+        Parameters
+        ----------
+        index : int, slice of step 1, array of int, or array of bool
+            One image, or an index as `read` takes it; by default all images.
+
+        Returns
+        -------
+        Tensor
+            float32, shape (n, C, H, W), on the CPU; one image has the shape (1, C, H, W).
+
+        Raises
+        ------
+        InputError
+            As from `read`.
+
+        Examples
+        --------
+        >>> from patchindex.images import open_images
+        >>> source = open_images(np.full((5, 8, 9, 3), 255, np.uint8))
+        >>> source.floats([4, 0]).shape, source.floats(2).shape, float(source.floats(2).max())
+        (torch.Size([2, 3, 8, 9]), torch.Size([1, 3, 8, 9]), 1.0)
+        """
+        from patchindex.images.tensors import as_tensor, to_unit  # torch takes seconds to import
+
+        ids = [index] if isinstance(index, int | np.integer) else index
+        return to_unit(as_tensor(self.read(ids))).permute(0, 3, 1, 2).contiguous()
 
     def _resolve(self, index: Index) -> slice | np.ndarray:
         """Return the index as slice(start, stop) or int64 ids inside [0, N)."""

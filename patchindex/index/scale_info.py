@@ -1,4 +1,4 @@
-"""A scale as `patchindex info` describes it: its attributes by their names in Python, its bytes and its operating curve."""
+"""A scale as `patchindex info` describes it: its attributes, its bytes and its operating curve."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ __all__ = ["read_scale_info"]
 
 def read_scale_info(folder: Path, geometry: Geometry, images: IndexedImages) -> dict[str, Any]:
     """Return the attributes, the bytes and the operating curve of the scale in a folder.
+
+    Attributes have the names that they have in Python, which differ from the names on disk.
 
     Raises StoreError when one of the small files of the scale is damaged.
     """

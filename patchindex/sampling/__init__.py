@@ -1,9 +1,10 @@
 """Samplers: free functions over any score, and `sample`, which draws with a denoiser."""
 
+from patchindex.denoisers.noising import draw_noise
 from patchindex.sampling.adapters import as_unet
 from patchindex.sampling.conditions import ImageStart, KnownPixels
 from patchindex.sampling.drawing import Sampling, sample
-from patchindex.sampling.draws import draw_noise, starting_noise
+from patchindex.sampling.draws import starting_noise
 from patchindex.sampling.grids import SPACINGS, time_grid
 from patchindex.sampling.result import SampleResult
 from patchindex.sampling.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp, euler, heun

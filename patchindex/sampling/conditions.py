@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from patchindex.denoisers import Denoiser
+from patchindex.denoisers.noising import check_clean
 from patchindex.errors import InputError
 from patchindex.sampling.draws import as_tensor
+from patchindex.schedules.frames import with_noise
 
 __all__ = ["ImageStart", "KnownPixels"]
 
@@ -50,8 +52,8 @@ class ImageStart:
 
     def noised(self, denoiser: Denoiser, noise: Tensor, t: float) -> Tensor:
         """Return `sqrt(1 - beta(t)) images + sqrt(beta(t)) noise`."""
-        clean, beta = clean_images(denoiser, self.images, len(noise), "start"), denoiser.noise(t)
-        return (1 - beta) ** 0.5 * clean + beta**0.5 * noise
+        clean = clean_images(denoiser, self.images, len(noise), "start")
+        return with_noise(clean, noise, denoiser.noise(t))
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class KnownPixels:
 
     def held(self, x: Tensor, noise: Tensor, beta: float) -> Tensor:
         """Return x with known pixels at their noised values, after `prepared`."""
-        return torch.where(self.mask, (1 - beta) ** 0.5 * self.images + beta**0.5 * noise, x)
+        return torch.where(self.mask, with_noise(self.images, noise, beta), x)
 
 
 def clean_images(denoiser: Denoiser, images: Any, n: int, parameter: str) -> Tensor:
@@ -104,13 +106,5 @@ def clean_images(denoiser: Denoiser, images: Any, n: int, parameter: str) -> Ten
         raise InputError(
             f"there are {len(clean)} images for {n} samples", parameter=parameter, remedy="give one, or all"
         )
-    if float(clean.abs().max()) > 1 + ROUNDING:
-        raise InputError(
-            f"values must lie in [-1, 1], got {float(clean.abs().max()):.3g}",
-            parameter=parameter,
-            remedy="scale the images: uint8 / 127.5 - 1",
-        )
+    check_clean(clean, parameter)
     return clean.expand(n, *clean.shape[1:])
-
-
-ROUNDING = 0.01  # of images that were drawn, such as those of another sample

@@ -17,12 +17,13 @@ from torch import Tensor
 from patchindex.checks import check_least, is_whole
 from patchindex.denoisers import Denoiser
 from patchindex.denoisers.arguments import Label
+from patchindex.denoisers.noising import KEPT, check_memory
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling.conditions import ImageStart, KnownPixels
-from patchindex.sampling.draws import KEPT, check_memory, starting_noise, step_noise
+from patchindex.sampling.draws import starting_noise, step_noise
 from patchindex.sampling.grids import Steps, time_grid
 from patchindex.sampling.result import SampleResult
 from patchindex.sampling.samplers import SAMPLERS, Callback

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,38 +11,12 @@ from torch import Tensor
 
 from patchindex.checks import check_least
 from patchindex.denoisers import Denoiser
+from patchindex.denoisers.noising import draw_noise
 from patchindex.errors import InputError
-from patchindex.runtime import memory_limit
 
-__all__ = ["as_tensor", "check_memory", "draw_noise", "starting_noise", "step_noise"]
+__all__ = ["as_tensor", "starting_noise", "step_noise"]
 
-VALUE_BYTES = 4  # float32
-KEPT = 2  # arrays of the size of the images that `sample` always keeps: the noise and the images
 STEPS_STREAM = 1  # tells the noise of steps from the noise of the start
-
-
-def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw standard normal noise (n, C, H, W) in float32; image i depends on the seed and on i only.
-
-    Raises InputError when noise and images need more memory than the process may use.
-    """
-    check_least(n=(n, 0), seed=(seed, 0))
-    check_memory(n, KEPT * math.prod(shape))
-    noise = np.empty((n, *shape), np.float32)
-    for i in range(n):
-        noise[i] = np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32)
-    return torch.from_numpy(noise)
-
-
-def check_memory(n: int, values: int) -> None:
-    """Refuse a number of images that takes more memory than the process may use, at `values` per image."""
-    need, limit = VALUE_BYTES * n * values, memory_limit()
-    if need > limit:
-        raise InputError(
-            f"{n} images take {need / 2**30:,.0f} GiB, and this process may use {limit / 2**30:,.1f}",
-            parameter="n",
-            remedy="draw fewer at a time",
-        )
 
 
 def step_noise(seed: int, image_ids: Sequence[int]) -> Callable[[Tensor, int], Tensor]:

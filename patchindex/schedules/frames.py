@@ -11,8 +11,17 @@ They are one image up to a factor: `y = x / a` with `sigma = sqrt(beta) / a`, an
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-__all__ = ["beta_of_flow", "beta_of_sigma", "flow_norm", "flow_of", "sigma_of"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["beta_of_flow", "beta_of_sigma", "flow_norm", "flow_of", "sigma_of", "with_noise"]
+
+
+def with_noise(x_0: Tensor, eps: Tensor, beta: float | Tensor) -> Tensor:
+    """Return the variance-preserving image `sqrt(1 - beta) x_0 + sqrt(beta) eps`."""
+    return (1 - beta) ** 0.5 * x_0 + beta**0.5 * eps
 
 
 def sigma_of(beta: float) -> float:

@@ -19,6 +19,7 @@ from patchindex.networks.network import Network
 from patchindex.runtime import Progress, resolve_device
 from patchindex.sampling import ddim, draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
+from patchindex.schedules.frames import with_noise
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COSINE, MSE
 from patchindex.study.noised import image_checksums
@@ -279,7 +280,7 @@ class OnImages:
                 np.random.default_rng([self.options.seed, j, i]).standard_normal(clean.shape[1:], np.float32)
                 for j in samples
             ]
-            x = (1 - beta) ** 0.5 * clean + beta**0.5 * torch.from_numpy(np.stack(eps))
+            x = with_noise(clean, torch.from_numpy(np.stack(eps)), beta)
             pixels = _some_pixels(self.options, x, i, samples)
             noisy = Noisy(x.to(device), beta, self.labels[samples[0]], samples, pixels)
             yield Step(i, t, noisy, noisy.flat(clean), np.zeros(len(x)))

@@ -18,7 +18,6 @@ from patchindex.checks import check_least
 from patchindex.denoisers import Denoiser
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, open_images
-from patchindex.images.by_label import as_tensor, to_unit
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import sample, starting_noise
 from patchindex.study.files import write_csv, write_json
@@ -116,8 +115,7 @@ def count_features(
     _check(denoisers)
     images: dict[str, Tensor] = {}
     if reference is not None:
-        pixels = as_tensor(open_images(reference).read(slice(None)))
-        images[REFERENCE] = to_unit(pixels).permute(0, 3, 1, 2)
+        images[REFERENCE] = open_images(reference).floats()
     expected = _expected(counter, images, expected)
     noise = starting_noise(next(iter(denoisers.values())), n, seed, None)
     for number, (name, denoiser) in enumerate(denoisers.items()):

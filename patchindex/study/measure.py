@@ -26,6 +26,7 @@ from patchindex.images.by_label import TrainingImages, to_unit
 from patchindex.index import PatchIndex
 from patchindex.index.attributes import MOST_SIZE
 from patchindex.kernels.known_patches import KnownPatches
+from patchindex.schedules.frames import with_noise
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["DEFAULT_SETTINGS", "TuneSettings", "heaviest_logits", "measure_curve", "missed_moves"]
@@ -85,7 +86,7 @@ def measure_curve(
     requests = []
     for beta in betas:
         noise = torch.from_numpy(rng.standard_normal(clean.shape)).float()
-        x = (1 - beta) ** 0.5 * clean + beta**0.5 * noise
+        x = with_noise(clean, noise, beta)
         requests.append(ScoreRequest(training, geometry, x, beta))
     exact = settings.exact_seconds
     if exact is None:

@@ -15,10 +15,11 @@ from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, open_images
-from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
+from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
+from patchindex.schedules.frames import with_noise
 from patchindex.study.contributions import some_pixels
 from patchindex.study.files import write_csv, write_json
 from patchindex.study.originality_plots import plot_memorisation
@@ -91,7 +92,7 @@ def memorisation(
     rest = np.setdiff1d(np.arange(len(opened)), held)
     known = rest[np.linspace(0, len(rest) - 1, n).round().astype(np.int64)]
     training = TrainingImages(opened.subset(rest))
-    clean = to_unit(as_tensor(opened.read(np.concatenate([held, known])))).permute(0, 3, 1, 2)
+    clean = opened.floats(np.concatenate([held, known]))
     chosen = some_pixels(clean, pixels, seed)
     held_count = sum(len(numbers) for numbers in chosen[:n])
     if held_count == 0 or all(len(numbers) == 0 for numbers in chosen[n:]):
@@ -108,7 +109,7 @@ def memorisation(
                 f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, for example"
             )
         beta = schedule(t)
-        x = (1 - beta) ** 0.5 * clean + beta**0.5 * noises
+        x = with_noise(clean, noises, beta)
         geometry = Geometry.of(machine, k, training.size, train_windows or "valid")
         part = part_of(progress, "memorisation", done / len(cells), (done + 1) / len(cells))
         state = scan(ScoreRequest(training, geometry, x, beta, pixels=chosen, progress=part))

@@ -21,6 +21,7 @@ from patchindex.images.npz import read_arrays
 from patchindex.index import PatchIndex, open_index
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import draw_noise
+from patchindex.schedules.frames import with_noise
 from patchindex.study.contributions import contributions, some_pixels
 from patchindex.study.distances import Nearest, nearest_images, shifts_within
 from patchindex.study.originality_results import Originality
@@ -177,7 +178,7 @@ def read_images(
         return given.detach().cpu().float()
     opened = open_images(images)
     _check_shape((opened.shape[3], *opened.shape[1:3]), shape, parameter)
-    return to_unit(as_tensor(opened.read(slice(None)))).permute(0, 3, 1, 2).contiguous()
+    return opened.floats()
 
 
 def _check_shape(found: tuple[int, ...], shape: tuple[int, int, int], parameter: str) -> None:
@@ -252,7 +253,7 @@ def _sources(
         raise InputError(f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, for example")
     beta, k = machine.noise(t), machine.scale_at(t)
     geometry = Geometry.of(machine.machine, k, machine.training.size, machine.train_windows)
-    noisy = (1 - beta) ** 0.5 * x + beta**0.5 * noise
+    noisy = with_noise(x, noise, beta)
     request = ScoreRequest(
         machine.training, geometry, noisy, beta, label=machine.label, pixels=chosen, progress=progress
     )

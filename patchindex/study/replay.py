@@ -18,6 +18,7 @@ from patchindex.errors import Option
 from patchindex.exact import TrajectoryCache, load_kernel
 from patchindex.runtime import Progress, no_progress, part_of, plain_state
 from patchindex.sampling import ddim, draw_noise
+from patchindex.schedules.frames import with_noise
 from patchindex.study.noised import MEASURES, Noised, fresh_noise
 from patchindex.study.parts import Layout, Parts
 
@@ -121,7 +122,7 @@ class Replay:
         for batch in self._batches(missing, int):
             signal, own_noise = clean[batch.images], noise[batch.images]
             betas = [self.network.noise(t) for t in self.times]
-            x = torch.stack([(1 - beta) ** 0.5 * signal + beta**0.5 * own_noise for beta in betas], 1)
+            x = torch.stack([with_noise(signal, own_noise, beta) for beta in betas], 1)
             tasks.append((batch, x.numpy(), self.times))
         found = self._each(_estimate, self.network, tasks, f"{NETWORK}: {kind} images")
         for (batch, x, _), (means, _) in found:

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
+from patchindex.errors import InputError
 from patchindex.images import open_images
 
 
@@ -16,6 +18,20 @@ def test_a_source_has_shape_name_and_labels(source, rgb, labels):
     assert source.labels.dtype == np.int64
     assert source.labels.tolist() == labels.tolist()
     assert "20 images 28×28×3" in repr(source)
+
+
+def test_floats_are_channels_first_in_the_range_of_all_functions(source, rgb):
+    expected = rgb.transpose(0, 3, 1, 2) / 127.5 - 1
+    for index in (slice(None), slice(3, 7), [7, 0, 7], np.arange(20) % 3 == 0, []):
+        found = source.floats(index)
+        assert found.dtype == torch.float32
+        assert found.is_contiguous()
+        rows = np.array(index, np.int64) if isinstance(index, list) else index
+        np.testing.assert_allclose(found, expected[rows], rtol=0, atol=1e-6)  # float32
+    assert torch.equal(source.floats(), source.floats(slice(None)))
+    assert torch.equal(source.floats(4), source.floats([4]))
+    with pytest.raises(InputError, match="there is no image 20; use ids from 0 to 19"):
+        source.floats(20)
 
 
 @pytest.mark.parametrize(

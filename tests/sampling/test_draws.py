@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from patchindex.sampling.draws import draw_noise, step_noise
+from patchindex.sampling import draw_noise
+from patchindex.sampling.draws import step_noise
 
 
 def test_noise_of_an_image_depends_on_seed_and_number_only():

@@ -55,7 +55,7 @@ def test_a_step_has_the_record_that_a_posterior_mean_takes(machine, drawn):
 
 @pytest.mark.parametrize("i", [4, -5, 1.0, True, "0"])
 def test_a_step_that_is_not_there_is_refused(drawn, i):
-    with pytest.raises(InputError, match="there is no step .*; use 0 to 3"):
+    with pytest.raises(InputError, match=r"there is no step .*; use 0 to 3"):
         drawn.trajectory.step(i)
 
 
