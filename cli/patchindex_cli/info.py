@@ -55,6 +55,12 @@ def info(store: Path | str, plot: Path | None, as_json: bool) -> None:
       recall        weight of topk's patches relative to the heaviest patches
 
     \b
+    Columns of the third table, the expected time of an image of 20 steps, where the store was tuned:
+      tolerance     largest standard error of a pixel, as for sample --tolerance
+      auto          seconds per image by estimator auto
+      exact / auto  how many times longer estimator exact takes
+
+    \b
     Examples:
       patchindex info fashion.zarr
       patchindex info fashion.zarr --plot fashion.png
@@ -100,6 +106,7 @@ def _print_indexes(index: PatchIndex, scales: dict[str, dict[str, Any]], store: 
             added = count(drift["images"], "appended image")
             echo(f"k = {k}: {added}: {describe_drift(drift, scale['pca_energy'])}")
     _print_curves(scales)
+    _print_tolerances(index)
     if missing := [k for k, scale in scales.items() if "operating_curve" not in scale]:
         where = "the original store" if "://" in str(store) else store
         reason = EXACT_IS_FASTER if exact_is_faster(index) else f"run patchindex tune {where}"
@@ -208,6 +215,18 @@ def _print_curves(scales: dict[str, dict[str, Any]]) -> None:
             f"operating curve: microseconds per pixel; auto to a tolerance of {tolerance}, "
             f"topk with {candidates} candidates to a quality of {quality}"
         )
+        print_table(table)
+
+
+def _print_tolerances(index: PatchIndex) -> None:
+    """Print what a tolerance costs, if the store says."""
+    from patchindex.study.cost_of_tolerances import cost_of_tolerances
+
+    table = new_table(("tolerance", "auto", "exact / auto"))
+    for each in cost_of_tolerances(index):
+        add_row(table, f"{each.tolerance:g}", f"{each.auto:.2f}", f"{each.exact / each.auto:.1f}")
+    if table.row_count:
+        echo("expected seconds per image of 20 steps, where the store was tuned; exact has no error")
         print_table(table)
 
 

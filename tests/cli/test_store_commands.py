@@ -71,7 +71,9 @@ def test_tune_measures_untuned_scales(copied):
     assert "not tuned: k = 5; exact scores take less time" in run("info", copied).stdout
     one = ("--threads", 1)
     assert json.loads(run("tune", copied, "--json", *one).stdout)["measured"] == [5]
-    assert "not tuned" not in run("info", copied).stdout
+    printed = run("info", copied).stdout
+    assert "not tuned" not in printed
+    assert "expected seconds per image of 20 steps" in printed
     assert "nothing to do: all scales are tuned" in run("tune", copied).stdout
     assert "tuned k = 3, 5, 7" in run("tune", copied, "--overwrite", *one).stdout
     assert "no such store" in refused("tune", copied / "none")
