@@ -6,6 +6,7 @@ from patchindex.sampling.conditions import ImageStart, KnownPixels
 from patchindex.sampling.drawing import Sampling, sample
 from patchindex.sampling.draws import starting_noise
 from patchindex.sampling.grids import SPACINGS, time_grid
+from patchindex.sampling.pictures import image_grid
 from patchindex.sampling.result import SampleResult
 from patchindex.sampling.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp, euler, heun
 from patchindex.sampling.trajectory import Step, Trajectory, TrajectoryFile
@@ -28,6 +29,7 @@ __all__ = [
     "draw_noise",
     "euler",
     "heun",
+    "image_grid",
     "sample",
     "starting_noise",
     "time_grid",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from textwrap import fill
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from patchindex.study.plots import figure_class
 from patchindex.study.theory_table import Run
@@ -16,7 +13,7 @@ from patchindex.study.theory_table import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_curves", "plot_images", "plot_scatter", "plot_trajectories"]
+__all__ = ["plot_curves", "plot_scatter", "plot_trajectories"]
 
 INPUTS = {
     "trajectory": "images on the network's trajectory",
@@ -107,37 +104,3 @@ def plot_trajectories(runs: Sequence[Run]) -> Figure | None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5))
     return figure
-
-
-def plot_images(rows: Mapping[str, Tensor], columns: int = 12) -> Figure:
-    """Draw rows of images (n, C, H, W) in [-1, 1] with the name of each row, up to `columns` images."""
-    count = min(columns, *(len(images) for images in rows.values()))
-    cell, margin = 0.8, 1.6  # inches
-    figure = figure_class()(figsize=(margin + cell * count, cell * len(rows) + 0.1))
-    left, height = margin / figure.get_figwidth(), 1 / len(rows)
-    for number, (name, images) in enumerate(rows.items()):
-        bottom = 1 - (number + 1) * height
-        figure.text(left - 0.01, bottom + height / 2, _wrapped(name), ha="right", va="center", fontsize=9)
-        axes = figure.add_axes((left, bottom, 1 - left, height))
-        axes.imshow(_strip(images[:count]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_axis_off()
-    return figure
-
-
-def _wrapped(name: str) -> str:
-    """Break a name with options into lines that fit beside a row of images.
-
-    >>> print(_wrapped("pca-locality:tau=0.05,relative_to=pixel"))
-    pca-locality: tau=0.05,
-    relative_to=pixel
-    """
-    return "\n".join(fill(re.sub(r"[:,](?=\S)", r"\g<0> ", line), 24) for line in name.splitlines())
-
-
-def _strip(images: Tensor) -> np.ndarray:
-    """Return images side by side as one (H, W) or (H, W, 3) array in [0, 1], white between them."""
-    levels = ((images.detach().cpu().float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    gap = max(1, levels.shape[1] // 20)
-    padded = np.pad(levels, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=1.0)
-    strip = np.concatenate(list(padded), axis=1)
-    return strip[..., 0] if strip.shape[-1] == 1 else strip

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
+from patchindex.sampling.pictures import image_grid
 from patchindex.study.files import write_csv, write_json
-from patchindex.study.plots_theory import plot_curves, plot_images, plot_scatter
+from patchindex.study.plots_theory import plot_curves, plot_scatter
 from patchindex.study.shown import ShownRows
 from patchindex.study.theory_table import RESULTS, Run, write_tables
 
@@ -76,7 +78,7 @@ class Theory(ShownRows):
             Facts about the network, such as `parameters` and `loss`.
         """
         folder, run = Path(folder), self.run(name, network)
-        figures = {"scatter": plot_scatter([run]), "images": self.plot_images()}
+        figures = {"scatter": plot_scatter([run])}
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / "images.csv", self.images)
         if self.points:
@@ -85,6 +87,7 @@ class Theory(ShownRows):
         write_tables(folder, [run])
         for kind, figure in figures.items():
             figure.savefig(folder / f"{kind}.png", dpi=150)
+        self.grid().save(folder / "images.png")
         write_json(  # last: only a complete folder can be joined
             folder / RESULTS,
             name=name,
@@ -139,12 +142,12 @@ class Theory(ShownRows):
         """Draw r and mean square error of posterior means over t."""
         return plot_curves(self.curves())
 
-    def plot_images(self, columns: int = 12) -> Figure:
-        """Draw the first images: a row for the network, and one for each denoiser with its median r."""
+    def grid(self, columns: int = 12) -> Image.Image:
+        """Return the first images: a row of the network, and one of each denoiser with its median r."""
         medians = {row["denoiser"]: row["pearson_r"] for row in reversed(self.summary())}
         names = [name for name in self.finals if name in medians]
         network = next(iter(self.finals))
         rows = {network: self.finals[network]} | {
             f"{name}\nr = {medians[name]:.2f}": self.finals[name] for name in names
         }
-        return plot_images(rows, columns)
+        return image_grid(rows, columns)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import patchindex as pi
+from patchindex.errors import InputError
 from patchindex.sampling.pictures import filmstrip, image_grid, pictures_of
 
 
@@ -43,6 +44,50 @@ def test_names_are_written_to_the_left_of_rows(drawn):
     assert written[4:44].any()
     assert not written[48:88].any()
     assert written[92:132].any()
+
+
+def test_a_mapping_is_a_row_per_name_and_rows_may_differ_in_length_and_colour(drawn):
+    grid = np.asarray(
+        pi.sampling.image_grid({"LS": drawn, "red": torch.ones(2, 3, 10, 10)}, height=20, gap=2)
+    )
+    assert grid.shape[2] == 3
+    margin = grid.shape[1] - (3 * 22 + 2)
+    assert margin > 10
+    levels = ((drawn.images[2, 0] + 1) * 127.5).clamp(0, 255).round().numpy()
+    np.testing.assert_array_equal(grid[2:22:2, margin + 46 : margin + 66 : 2, 1], levels)
+    assert (grid[24:44, margin + 46 : margin + 66] == 255).all()  # the second row has two images
+    few = pi.sampling.image_grid(rows, 1, height=20, gap=2)
+    assert few.width == margin + 24
+
+
+def test_names_are_written_above_columns(drawn):
+    plain = np.asarray(image_grid(drawn.images, columns=3, height=40))
+    named = np.asarray(image_grid(drawn.images, 3, height=40, column_names=["k = 3", "", "k = 5"]))
+    head = len(named) - len(plain)
+    np.testing.assert_array_equal(named[head:], plain)
+    written = (named[:head] < 128).any(axis=0)
+    assert written[4:44].any()
+    assert not written[48:88].any()
+    assert written[92:132].any()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            torch.zeros(1, 8, 8),
+            r"images: must be .* \(n, C, H, W\), C 1 or 3, got \(1, 8, 8\)",
+        ),
+        (torch.zeros(1, 2, 8, 8), "got \\(1, 2, 8, 8\\)"),
+        (np.zeros((1, 1, 8, 8)), "got ndarray"),
+        ({}, "have one size, got no images"),
+        ({"a": torch.zeros(1, 1, 8, 8), "b": torch.zeros(1, 1, 8, 9)}, "have one size, got 8 x 8, 8 x 9"),
+        ({"bags": torch.zeros(0, 1, 8, 8)}, "bags: must be a tensor of shape"),
+    ],
+)
+def test_images_that_form_no_grid_are_refused(images, message):
+    with pytest.raises(InputError, match=message):
+        image_grid(images)
 
 
 def test_each_image_is_a_picture_of_its_own_pixels(drawn):
