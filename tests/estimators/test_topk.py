@@ -12,7 +12,7 @@ from patchindex.errors import DeviceError, InputError
 from patchindex.estimators import ScoreContext
 from patchindex.estimators.base import project
 from patchindex.estimators.topk import TopK, _rerank_by_torch, rerank
-from patchindex.exact import ScoreRequest, scan
+from patchindex.exact import ScoreRequest, heaviest, scan
 
 EVERYTHING = 10**6
 CPU = torch.device("cpu")
@@ -191,6 +191,38 @@ def test_batches_of_any_size_and_memory_agree(store, real_images):
     torch.testing.assert_close(together.mean, alone, rtol=0, atol=1e-2)
     assert float((together.mean - alone).abs().mean()) < 1e-5
     torch.testing.assert_close(tight.posterior_mean(x, 0.4, k=5).mean, together.mean, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [256 << 20, 50_000])  # all pixels at once, and pixel by pixel
+@pytest.mark.parametrize("label", [None, 4])
+def test_the_heaviest_of_all_patches_are_those_of_an_exact_comparison(store, held_out, label, memory):
+    x, wanted = held_out(0.3), [torch.tensor([0, 30, 195]), torch.tensor([100])]
+    beta = brute.beta_of(0.3)
+    request = ScoreRequest(
+        store.training, store.geometry(3), x, beta, label=label, pixels=wanted, memory=memory
+    )
+    every = TopK(ScoreContext(store, CPU), candidates=EVERYTHING, probes=EVERYTHING)
+    found, truth = every.heaviest(request, 5), heaviest(request, 5)
+    # Patches of equal weight may come in another order.
+    torch.testing.assert_close(found.weight, truth.weight, rtol=1e-3, atol=1e-6)
+    distinct = (truth.weight[:, 0] > 1.01 * truth.weight[:, 1]).nonzero()[:, 0]
+    assert len(distinct) > 1
+    for name in ("image", "place"):
+        assert torch.equal(getattr(found, name)[distinct, 0], getattr(truth, name)[distinct, 0])
+    assert (found.captured_mass == 1).all()
+    assert (found.relative_error == 0).all()
+
+
+def test_fewer_candidates_than_heaviest_patches_leave_empty_places(store, held_out):
+    request = ScoreRequest(
+        store.training, store.geometry(3), held_out(0.3), 0.3, pixels=[torch.tensor([7])] * 2
+    )
+    found = TopK(ScoreContext(store, CPU), candidates=3, probes=EVERYTHING).heaviest(request, 5)
+    assert found.image.shape == (2, 5)
+    assert (found.image[:, :3] >= 0).all()
+    assert (found.place[:, 3:] == -1).all()
+    assert (found.weight[:, 3:] == 0).all()
+    torch.testing.assert_close(found.rest, 1 - found.weight.sum(1))
 
 
 def test_topk_needs_an_index(labelled, tmp_path):
