@@ -47,16 +47,15 @@ def test_names_are_written_to_the_left_of_rows(drawn):
 
 
 def test_a_mapping_is_a_row_per_name_and_rows_may_differ_in_length_and_colour(drawn):
-    grid = np.asarray(
-        pi.sampling.image_grid({"LS": drawn, "red": torch.ones(2, 3, 10, 10)}, height=20, gap=2)
-    )
+    rows = {"LS": drawn, "red": torch.ones(2, 3, 10, 10)}
+    grid = np.asarray(image_grid(rows, height=20, gap=2))
     assert grid.shape[2] == 3
     margin = grid.shape[1] - (3 * 22 + 2)
     assert margin > 10
     levels = ((drawn.images[2, 0] + 1) * 127.5).clamp(0, 255).round().numpy()
     np.testing.assert_array_equal(grid[2:22:2, margin + 46 : margin + 66 : 2, 1], levels)
     assert (grid[24:44, margin + 46 : margin + 66] == 255).all()  # the second row has two images
-    few = pi.sampling.image_grid(rows, 1, height=20, gap=2)
+    few = image_grid(rows, 1, height=20, gap=2)
     assert few.width == margin + 24
 
 
