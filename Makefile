@@ -7,11 +7,15 @@ DEMO := demo
 IMAGES := data/fashion_mnist_6k.npz
 NETWORK := data/fashion_resnet
 MNIST ?= mnist_train.npz
+# Of `make bench`; without CIFAR10 and AUTHORS, what needs them is left out.
+WORK ?= bench
+CIFAR10 ?=
+AUTHORS ?=
 
 SITE := site
 PACKAGE := build/package
 
-.PHONY: demo test lint docs notebooks links package format study-mnist clean
+.PHONY: demo test lint docs notebooks links package format bench study-mnist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -73,6 +77,10 @@ $(DEMO)/compared/images.png: | $(STAMP)
 study-mnist: | $(STAMP)
 	$(BIN)/python benchmarks/table1.py --mnist $(MNIST) --work study-mnist \
 		--only mnist-resnet-zeros mnist-resnet-circular mnist-unet-zeros
+
+# docs/benchmarks.md as this machine prints it: about an hour with a store of CIFAR-10 in $(WORK), half an hour more without one.
+bench: | $(STAMP)
+	$(BIN)/python benchmarks/page.py --work $(WORK) $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(if $(AUTHORS),--authors $(AUTHORS))
 
 clean:
 	rm -rf $(DEMO) $(SITE) build dist *.egg-info

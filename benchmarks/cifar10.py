@@ -1,14 +1,14 @@
 r"""Estimators on a store of all of CIFAR-10, against the exact steps and images in benchmarks/data.
 
-    patchindex build cifar10_train.npz -o STORE --locality cifar10-resnet-circular
-    python benchmarks/cifar10.py STORE --parts steps --ways exact auto
-    python benchmarks/cifar10.py STORE --parts images --plot docs/error-against-time.png \
-        --ways exact auto:tolerance=0.0025 auto:tolerance=0.005 auto auto:tolerance=0.02 auto:tolerance=0.04 topk
+    python benchmarks/cifar10.py cifar10_train.npz --work DIR --parts steps --ways exact auto
+    python benchmarks/cifar10.py cifar10_train.npz --work DIR --parts images --plot FILE \
+        --ways exact auto auto:tolerance=0.02 auto:tolerance=0.04 topk
 
-A way is an estimator with its options, as in `patchindex sample --estimator`. Two tables. `steps`: each step
-of the exact trajectory of seed 0, where every way sees the same noisy image. `images`: the images that each
-way draws by itself from the noise of seeds 0 to 3, four at once, and `exact` from seed 0 alone. The plot has
-the error of these images over the time of one.
+Builds a store of all images in DIR where it is missing, and measures its operating curves. A way is an
+estimator with its options, as in `patchindex sample --estimator`. Two tables. `steps`: each step of the exact
+trajectory of seed 0, where every way sees the same noisy image. `images`: the images that each way draws by
+itself from the noise of seeds 0 to 3, four at once, and `exact` from seed 0 alone; the plot has the error of
+these images over the time of one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import FINALS, TRAJECTORY, arguments, report, write_json
+from common import FINALS, LOCALITY, TRAJECTORY, arguments, report, store_of, write_json
 from matplotlib.figure import Figure
 
 import patchindex as pi
 from patchindex.estimators import parse_estimator
 from patchindex.study.metrics import accuracy, pearson_r, r2, rmse
-
-SCHEDULE = "cifar10-resnet-circular"
 
 
 def steps(machines: dict[str, pi.ScoreMachine]) -> list[dict[str, Any]]:
@@ -118,18 +116,17 @@ PARTS = {"steps": steps, "images": images}
 
 
 def main() -> None:
-    parser = arguments(__doc__, source=False)
-    parser.add_argument("store")
+    parser = arguments(__doc__, work=True)
     parser.add_argument("--ways", nargs="+", default=["auto"], metavar="ESTIMATOR")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the errors of the images there")
     args = parser.parse_args()
-    store = pi.open_index(args.store)
+    store = pi.tune(store_of(args.source, 50_000, args.work).path)
     print(f"{store}, {torch.get_num_threads()} threads")
     machines = {}
     for way in args.ways:
         name, options = parse_estimator(way)
-        machines[way] = pi.ScoreMachine(store, locality=SCHEDULE, estimator=name, **options)
+        machines[way] = pi.ScoreMachine(store, locality=LOCALITY, estimator=name, **options)
     found = {part: PARTS[part](machines) for part in args.parts}
     write_json(args.json, **found)
     if args.plot and "images" in found:

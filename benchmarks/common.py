@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import patchindex as pi
 from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
@@ -24,6 +25,7 @@ from patchindex.schedules import cosine
 
 DATA = Path(__file__).parent / "data"
 TRAJECTORY, FINALS = DATA / "cifar10_exact_trajectory.npz", DATA / "cifar10_exact_finals.npz"
+LOCALITY = "cifar10-resnet-circular"
 LEAST = 0.3  # seconds: a way that is faster is called several times a round
 
 
@@ -40,6 +42,14 @@ def arguments(
         parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     return parser
+
+
+def store_of(source: Path, n: int, work: Path) -> pi.PatchIndex:
+    """Return a store of the first n images, by the schedule `LOCALITY`; build a missing one in `work`."""
+    path = work / f"cifar10-{n}.zarr"
+    if not path.exists():
+        pi.build_index(pi.open_images(source, limit=n), path, locality=LOCALITY, resume=True)
+    return pi.open_index(path)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 r"""Time of a step against the number of training images, at a fixed tolerance.
 
-    python benchmarks/growth.py cifar10_train.npz --work DIR [--store STORE] --json FILE --plot FILE
+    python benchmarks/growth.py cifar10_train.npz --work DIR --plot FILE
 
 Builds stores of the first 6 250, 12 500, 25 000 and 50 000 images in DIR where they are missing, with the
-schedule cifar10-resnet-circular; --store gives the last one. Each way estimates the 19 noisy images of the
+schedule cifar10-resnet-circular. Each way estimates the 19 noisy images of the
 exact trajectory in benchmarks/data with each store, in turn: `auto` several times, `exact` once.
 """
 
@@ -15,28 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import TRAJECTORY, alternate, arguments, report, write_json
+from common import LOCALITY, TRAJECTORY, alternate, arguments, report, store_of, write_json
 
 import patchindex as pi
 
-LOCALITY = "cifar10-resnet-circular"
 # The same near field for all stores, tuned or not.
 WAYS: dict[str, dict[str, Any]] = {"auto": {"probes": 1024, "candidates": 1024}, "exact": {}}
 
 
 def main() -> None:
     parser = arguments(__doc__, work=True, repeats=3)
-    parser.add_argument("--store", type=Path, help="the store of the largest size")
     parser.add_argument("--sizes", type=int, nargs="+", default=[6250, 12500, 25000, 50000])
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     sizes: list[int] = args.sizes
-    stores = {}
-    for n in sizes:
-        path = args.store if args.store and n == max(sizes) else args.work / f"growth-{n}.zarr"
-        if not path.exists():
-            pi.build_index(pi.open_images(args.source, limit=n), path, locality=LOCALITY, resume=True)
-        stores[n] = pi.open_index(path)
+    stores = {n: store_of(args.source, n, args.work) for n in sizes}
     with np.load(TRAJECTORY) as archive:
         path = list(zip(*(archive[name] for name in ("t", "k", "x")), strict=True))
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What a tolerance of `auto` costs: the expected time of an image, by the operating curves of a store."""
+"""The cost of a tolerance of `auto`: the expected time of an image, by the operating curves of a store."""
 
 from __future__ import annotations
 

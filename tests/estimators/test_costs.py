@@ -1,4 +1,4 @@
-"""What `auto` spends: each estimate does the recorded work, so that a change which costs more is seen.
+"""The work of `auto`: each estimate costs what was recorded, so that a change that costs more is seen.
 
 Replace the numbers when a change is meant to cost more or less: a failing test prints the new ones.
 """
