@@ -278,9 +278,10 @@ def _score_settings(
 
     name, own = parse_denoiser(text)
     given = {"estimator": estimator, "tolerance": tolerance} if name not in MACHINES else {}
-    if not takes_locality(name):
-        given |= {"locality": options.locality, "resize_locality": options.resize_locality}
-        given |= {"nearest_scales": nearest_scales}
+    unused = {"locality": options.locality, "resize_locality": options.resize_locality}
+    for parameter, asked in {**unused, "nearest_scales": nearest_scales}.items():
+        if asked and not takes_locality(name):
+            echo(f"{name} has no locality: --{parameter.replace('_', '-')} is not used", err=True)
     for parameter, value in given.items():
         if value is not None and value is not False:
             raise InputError(f"{name} has no such option", parameter=parameter, remedy="leave it out")

@@ -206,7 +206,7 @@ def locality_of(
 
     schedule = choose_locality(options, training, noise)
     name, _ = parse_denoiser(text, parameter)
-    if schedule is not None or not takes_locality(name) or name == "IS":
+    if schedule is not None or not takes_locality(name):
         return schedule
     return default_locality(training.images, None if training.index is None else training.index.scales)
 
@@ -322,7 +322,7 @@ def open_denoiser(
     name, options = parse_denoiser(text, parameter)
     if takes_locality(name):
         options["locality"] = locality
-        if locality is None and name != "IS":
+        if locality is None:
             what = "there is no schedule" if training.index is None else "the store has no schedule"
             raise InputError(what, parameter="locality", remedy="give a preset, a .json file or scales")
     common = {"label": label, "device": run.device, "threads": run.threads}

@@ -64,8 +64,8 @@ def parse_denoiser(text: str, parameter: str = "machine") -> tuple[str, dict[str
 
 
 def takes_locality(name: str) -> bool:
-    """Return whether a registered denoiser has a locality schedule."""
-    return "locality" in inspect.signature(DENOISERS[name]).parameters
+    """Return whether a registered denoiser has a locality schedule. IS has none: it compares whole images."""
+    return name != "IS" and "locality" in inspect.signature(DENOISERS[name]).parameters
 
 
 def denoiser(
@@ -83,7 +83,8 @@ def denoiser(
     labels : array of int or path, optional
         Labels of raw images, shape (N,). An index has its own.
     **options
-        Of the denoiser, such as `noise`, `label` and `locality`.
+        Of the denoiser, such as `noise`, `label` and `locality`. Every name accepts `locality`, so that all
+        denoisers of a comparison take the same options; a denoiser without a locality scale does not use it.
 
     Raises
     ------
@@ -92,16 +93,20 @@ def denoiser(
 
     Examples
     --------
-    >>> import numpy as np, torch
+    >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
-    >>> ideal = denoiser("IS", images)
-    >>> ideal.posterior_mean(torch.randn(1, 1, 8, 8), 0.5).mean.shape
-    torch.Size([1, 1, 8, 8])
+    >>> for name in ("LS", "IS", "wiener"):
+    ...     print(denoiser(name, images, locality=3))
+    ScoreMachine(1 x 8 x 8, noise=cosine, machine=LS, estimator=exact, scales=[3])
+    ScoreMachine(1 x 8 x 8, noise=cosine, machine=IS, estimator=exact)
+    Wiener(1 x 8 x 8, noise=cosine)
     """
     if name not in DENOISERS:
         raise InputError(
             f"unknown denoiser {name!r}", parameter="name", remedy=f"use one of {', '.join(DENOISERS)}"
         )
+    if not takes_locality(name):
+        options.pop("locality", None)
     known = _options_of(DENOISERS[name])
     for option in options:
         if known is not None and option not in known:

@@ -55,6 +55,8 @@ class Replay:
     progress : Progress
     client : distributed.Client, optional
         A cluster that computes the batches.
+    x_T : Tensor, shape (n, C, H, W), optional
+        Noise of all images, in place of the seed's.
     """
 
     network: Denoiser
@@ -65,11 +67,16 @@ class Replay:
     batch_size: int
     progress: Progress = no_progress
     client: Client | None = None
+    x_T: Tensor | None = None  # noqa: N815
 
     @property
     def times(self) -> list[float]:
         """The times of the grid, highest noise first."""
         return [i / self.steps for i in range(self.steps - 1, 0, -1)]
+
+    def start(self, n: int) -> Tensor:
+        """Return the noise that the first n images start from, on the CPU."""
+        return draw_noise(self.seed, n, self.network.shape) if self.x_T is None else self.x_T[:n].cpu()
 
     def label_of(self, image: int) -> int | None:
         """Return the label of an image."""
@@ -92,9 +99,8 @@ class Replay:
         self.parts.add(NETWORK, PROBE, [0], mean=mean)
 
     def draw(self, name: str, denoiser: Denoiser, n: int, steps: int, stage: str) -> None:
-        """Draw images by DDIM from the noise of the seed; each result has `images` and `seconds`."""
-        kind = images_in(steps)
-        noise = draw_noise(self.seed, n, denoiser.shape)
+        """Draw images by DDIM; each result has `images` and `seconds`."""
+        kind, noise = images_in(steps), self.start(n)
         missing = self.parts.missing(name, kind, range(n))
         tasks = [(batch, noise[batch.images], steps) for batch in self._batches(missing, int)]
         for (batch, *_), (images, seconds) in self._each(_draw, denoiser, tasks, stage):
@@ -103,8 +109,7 @@ class Replay:
 
     def trajectory(self, n: int) -> Noised:
         """Return the noisy images and the posterior means of the network along its own trajectory."""
-        noise = draw_noise(self.seed, n, self.network.shape)
-        missing = self.parts.missing(NETWORK, TRAJECTORY, range(n))
+        noise, missing = self.start(n), self.parts.missing(NETWORK, TRAJECTORY, range(n))
         tasks = [(batch, noise[batch.images], self.steps) for batch in self._batches(missing, int)]
         found = self._each(_draw_trajectory, self.network, tasks, f"{NETWORK}: trajectory")
         for (batch, *_), (x, means) in found:

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
 from patchindex.checks import check_least
@@ -18,6 +20,7 @@ from patchindex.errors import InputError
 from patchindex.images import ImagesLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import Progress, as_progress, plain_state
+from patchindex.sampling import starting_noise
 from patchindex.store.checksums import fingerprint
 from patchindex.study.metrics import r2, rmse
 from patchindex.study.noised import Noised, correlation, held_out_images, training_images
@@ -69,15 +72,16 @@ class TheoryOptions:
     batch_size: int = 16
 
 
-DEFAULT_OPTIONS = TheoryOptions()
+DEFAULT_OPTIONS, DEFAULT_N = TheoryOptions(), 100
 
 
 @plain_state()
 def theory(
     network: Denoiser,
     denoisers: Mapping[str, Denoiser],
-    n: int = 100,
+    n: int | None = None,
     *,
+    x_T: Tensor | np.ndarray | None = None,
     options: TheoryOptions = DEFAULT_OPTIONS,
     held_out: ImagesLike | None = None,
     folder: str | Path | None = None,
@@ -100,8 +104,11 @@ def theory(
     denoisers : mapping of str to Denoiser
         Denoisers by name, with the noise schedule of the network. The summary compares the first one with
         each other denoiser. At least one is made of training images, and all of these have the same images.
-    n : int
-        Number of images.
+    n : int, optional
+        Number of images; by default that of `x_T`, or 100.
+    x_T : Tensor or array, shape (n, C, H, W), optional
+        Noise to start from, in place of the seed's. Finished results belong to this noise: no images can be
+        added to them.
     options : TheoryOptions
         Steps, labels, sizes and seeds.
     held_out : anything `open_images` takes, optional
@@ -147,7 +154,6 @@ def theory(
     """
     progress = as_progress(progress)
     check_least(
-        n=(n, 1),
         steps=(options.steps, 2),
         network_steps=(options.network_steps, 2),
         along=(options.along, 0),
@@ -155,6 +161,9 @@ def theory(
         seed=(options.seed, 0),
         batch_size=(options.batch_size, 1),
     )
+    noise = None if x_T is None else starting_noise(network, n, options.seed, x_T)
+    n = len(noise) if noise is not None else DEFAULT_N if n is None else n
+    check_least(n=(n, 1))
     training = _check_denoisers(network, denoisers, options)
     labels = _labels(network, denoisers, options.labels)
     shared: dict[str, Any] = {
@@ -167,6 +176,8 @@ def theory(
     labelled = labels[0] is not None or any(each.label is not None for each in denoisers.values())
     if labelled and training.source.labels is not None:
         shared["training_labels"] = fingerprint(training.source.labels)
+    if noise is not None:
+        shared["x_T"] = fingerprint(noise.cpu().numpy())
     shapes = layout(network.shape, options.steps)
     other = None if reuse is None else Parts.of(Path(reuse), shared, shapes)
     place = None if folder is None else Path(folder)
@@ -178,7 +189,7 @@ def theory(
             if denoiser.label is not None:
                 own["label"] = denoiser.label
             parts.check(name, own, overwrite=overwrite)
-        args = (labels, options.steps, options.seed, options.batch_size, progress, client)
+        args = (labels, options.steps, options.seed, options.batch_size, progress, client, noise)
         replay = Replay(network, parts, *args)
         replay.check_network(overwrite=overwrite)
         if other is not None:
@@ -187,6 +198,7 @@ def theory(
         inputs = _run(replay, denoisers, n, options, training, held_out)
     settings = {
         "n": n,
+        "x_T": "drawn",
         **asdict(options),
         **shared,
         "network": network.settings,

@@ -146,8 +146,6 @@ def test_a_machine_has_its_estimator_in_its_own_text(store, tmp_path):
         (["--machine", "wiener:circulant=3"], "--machine: circulant must be true or false, got '3'"),
         (["--machine", "wiener", "--estimator", "exact"], "--estimator: wiener has no such option"),
         (["--machine", "wiener", "--tolerance", 0.1], "--tolerance: wiener has no such option"),
-        (["--machine", "wiener", "--locality", "3,3"], "--locality: wiener has no such option"),
-        (["--machine", "nearest", "--nearest-scales"], "--nearest-scales: nearest has no such option"),
         (
             ["--machine", "wiener", "--memory", "9K"],
             "--memory: the covariance of 784 numbers per image needs",
@@ -160,6 +158,18 @@ def test_a_machine_has_its_estimator_in_its_own_text(store, tmp_path):
 def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, args, message):
     assert message in refused("sample", store, "-o", tmp_path / "out", *args)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("machine", ["IS", "wiener"])
+def test_a_denoiser_without_locality_does_not_use_a_schedule_and_says_so(store, tmp_path, machine):
+    args = ("sample", store, "-n", 1, "--steps", 3, "--machine", machine)
+    given = run(*args, "-o", tmp_path / "given", "--locality", "3,3", "--nearest-scales").stderr
+    assert f"{machine} has no locality: --locality is not used\n" in given
+    assert f"{machine} has no locality: --nearest-scales is not used\n" in given
+    plain = run(*args, "-o", tmp_path / "plain")
+    assert "not used" not in plain.stderr
+    images = [np.load(tmp_path / name / "samples.npz")["images"] for name in ("given", "plain")]
+    np.testing.assert_array_equal(*images)
 
 
 def test_unreadable_noise_is_refused(store, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.denoisers import TrainingDenoiser, parse_denoiser
+from patchindex.denoisers import TrainingDenoiser, parse_denoiser, takes_locality
 from patchindex.denoisers.registry import DENOISERS
 from patchindex.errors import InputError
 
@@ -117,3 +117,12 @@ def test_damaged_images_of_a_store_are_found_by_another_machine(images, tmp_path
 def test_a_negative_seed_is_refused(images):
     with pytest.raises(InputError, match="seed"):
         pi.denoiser("IS", images[0]).posterior_mean(torch.zeros(1, 1, 10, 10), 0.5, seed=-1)
+
+
+def test_every_denoiser_accepts_a_locality_schedule(real_images):
+    images, _ = real_images(12, 8)
+    for name in DENOISERS:
+        made = pi.denoiser(name, images, locality=[3, 3, 5])
+        assert made.scale_at(0.9) == (5 if takes_locality(name) else None)
+        assert ("locality" in made.settings and made.settings["locality"] is not None) == takes_locality(name)
+    assert [name for name in DENOISERS if takes_locality(name)] == ["LS", "ELS", "bbELS", "pspc"]

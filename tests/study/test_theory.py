@@ -238,3 +238,23 @@ def test_comparisons_that_are_not_possible_are_refused(denoisers, images, held_o
     refused("held_out: has 0 of 3 images that are not training images", held_out=images[0])
     refused(r"held_out: images are of \(8, 8, 1\)", held_out=images[0][:, :8, :8])
     refused("held_out: the images have no labels", held_out=np.asarray(held_out), labels=4)
+
+
+def test_given_noise_takes_the_place_of_the_seed(denoisers, tmp_path):
+    network = denoisers["LS"]
+    noise = draw_noise(9, 2, network.shape)
+    found = theory(network, denoisers, x_T=noise, options=OPTIONS, folder=tmp_path)
+    for name, denoiser in denoisers.items():
+        expected = pi.sample(denoiser, x_T=noise, steps=OPTIONS.steps, seed=OPTIONS.seed).images
+        torch.testing.assert_close(found.finals[name], expected, rtol=0, atol=2e-5)  # float32 sums
+    assert found.settings["n"] == 2
+    again = theory(
+        denoisers["LS"], denoisers, x_T=noise.numpy(), options=OPTIONS, folder=tmp_path, resume=True
+    )
+    assert torch.equal(again.finals["LS"], found.finals["LS"])
+    with pytest.raises(InputError, match="has results of other settings: x_T"):
+        theory(network, denoisers, x_T=noise + 1e-3, options=OPTIONS, folder=tmp_path, resume=True)
+    with pytest.raises(InputError, match="has results of other settings: x_T"):
+        theory(network, denoisers, 2, options=OPTIONS, folder=tmp_path, resume=True)
+    with pytest.raises(InputError, match="n: is 3, but x_T has 2 images"):
+        theory(network, denoisers, 3, x_T=noise, options=OPTIONS)
