@@ -41,7 +41,7 @@ def main() -> None:
         times = [t for t in grid if t > max(last)] + [*last, 0.0] if last else grid
         for number in range(args.first, args.first + args.n):
             start = time.perf_counter()
-            steps = pi.explain.redraw(machine, noise[number], steps=times, number=number)
+            steps = pi.explain.redraw(machine, noise[number : number + 1], steps=times, number=number)
             drawn = time.perf_counter()
             found = pi.explain.explain_sample(machine, steps, last_only=True)
             numbers = found.mosaic.summary()

@@ -42,6 +42,8 @@ def run(path: Path) -> str | None:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
                 return f"{cell.source}\n{output.text}"
+            if "image/png" in output.get("data", {}):
+                output.data.pop("image/jpeg", None)  # Pillow shows a picture in both formats
     notebook.metadata.language_info = {"name": "python"}
     nbformat.write(notebook, path)
     return None

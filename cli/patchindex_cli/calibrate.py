@@ -137,9 +137,9 @@ def calibrate(
       patchindex sample fashion.zarr -o samples --locality scales/schedule.json --nearest-scales
     """
     import patchindex
+    from patchindex.figures import figure_class
     from patchindex.study import CalibrationOptions
     from patchindex.study.calibration import FILES
-    from patchindex.study.plots import figure_class
 
     check_output(
         output, FILES, overwrite=overwrite, sources=[source, held_out], inputs=[network, values["labels"]]

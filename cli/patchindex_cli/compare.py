@@ -133,9 +133,9 @@ def compare(
       patchindex compare fashion.zarr --network runs/fashion -o compared --batch-size 4 --cluster local
     """
     import patchindex
+    from patchindex.figures import figure_class
     from patchindex.study import TheoryOptions
     from patchindex.study.parts import PARTS
-    from patchindex.study.plots import figure_class
 
     check_output(
         output,

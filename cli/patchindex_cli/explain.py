@@ -111,7 +111,7 @@ def explain(
     """
     import patchindex
     from patchindex.explain.mosaic import TOLERANCE
-    from patchindex.study.plots import figure_class
+    from patchindex.figures import figure_class
 
     outputs = [(output, FILES), *([] if html is None else [(html.parent, (html.name,))])]
     for place, names in outputs:
@@ -142,8 +142,9 @@ def explain(
     more = {"pixels": found.pixels(chosen)} if chosen else {}
     files = _write(output, found, {**more, "command": record_of(click.get_current_context())})
     if html is not None:
+        name = beside.name if beside else ""
         text = patchindex.explain.page_of(
-            found, beside=second, beside_name=str(beside or ""), label_names=list(training.label_names)
+            found, beside=second, beside_name=name, label_names=list(training.label_names)
         )
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(text, encoding="utf-8")
@@ -166,7 +167,7 @@ def _read_beside(path: Path, number: int, machine: ScoreMachine) -> Tensor:
             parameter="beside",
             remedy="give one image, or one for each sample",
         )
-    return images[number if len(images) > 1 else 0]
+    return images[number : number + 1] if len(images) > 1 else images
 
 
 def _parse_pixel(text: str, size: tuple[int, int]) -> tuple[int, int]:

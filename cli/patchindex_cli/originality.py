@@ -100,9 +100,9 @@ def originality(
       patchindex originality samples/samples.npz fashion.zarr -o originality --times '' --shift 0
     """
     import patchindex
+    from patchindex.figures import figure_class
     from patchindex.runtime import threads
     from patchindex.study.originality import read_images
-    from patchindex.study.plots import figure_class
 
     planned = (*FILES, *(MEMORISATION if memorise else ()))
     check_output(output, planned, overwrite=overwrite, sources=[samples, store])

@@ -157,8 +157,8 @@ def read_sample(
         label = int(labels[number])
     return SavedSample(
         number,
-        torch.from_numpy(images[number].astype("float32")),
-        None if noise is None else torch.from_numpy(noise[number].astype("float32")),
+        torch.from_numpy(images[number : number + 1].astype("float32")),
+        None if noise is None else torch.from_numpy(noise[number : number + 1].astype("float32")),
         None if label == -1 else label,
         record["settings"],
     )

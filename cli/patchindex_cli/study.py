@@ -94,7 +94,7 @@ def study(
     """
     import patchindex
     from patchindex.estimators import parse_estimator
-    from patchindex.study.plots import figure_class
+    from patchindex.figures import figure_class
 
     check_output(output, FILES, overwrite=options.overwrite, sources=[store], inputs=[image["labels"]])
     figure_class()  # matplotlib is optional: without it, fail before any work

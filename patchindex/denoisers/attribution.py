@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from torch import Tensor
 
-from patchindex.checks import is_whole
+from patchindex.checks import check_least, is_whole
 from patchindex.errors import InputError
 from patchindex.exact import HeaviestPatches
+from patchindex.figures import figure_class, file_title, show_image, show_window
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.file_names import numbered
+from patchindex.images.tensors import as_tensor, to_unit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Attribution", "Attributions", "check_pixels"]
 
@@ -56,6 +61,14 @@ class Attribution:
         index, which may miss one, and the sum of all weights is an estimate.
     name : tuple of str, length n
         File names of the training images; empty names for images that are no files.
+    noisy : Tensor, shape (C, H, W), float32
+        The noisy image.
+    t : float
+        Its time.
+    k : int or None
+        Locality scale: the patches have k x k pixels. None for IS, which compares whole images.
+    training : TrainingImages
+        The training images.
     """
 
     sample: int
@@ -72,9 +85,58 @@ class Attribution:
     relative_error: float
     method: str
     name: tuple[str, ...]
+    noisy: Tensor
+    t: float
+    k: int | None
+    training: TrainingImages
 
     def __len__(self) -> int:
         return len(self.weight)
+
+    def plot(self, most: int = 6) -> Figure:
+        """Draw the noisy image with the window of the pixel, and the heaviest patches in their images.
+
+        Parameters
+        ----------
+        most : int
+            Number of patches, at most.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            A notebook shows the figure; `savefig` writes it to a file.
+
+        Raises
+        ------
+        InputError
+            When matplotlib is not installed, or `most` is below 1.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from patchindex.denoisers import ScoreMachine
+        >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+        >>> m = ScoreMachine(images, machine="LS", locality=3)
+        >>> figure = m.explain(torch.randn(1, 1, 8, 8), 0.3, [(4, 2)])[0].plot(most=3)
+        >>> [panel.get_title().split()[0] for panel in figure.axes]
+        ['t', 'image', 'image', 'image']
+        """
+        check_least(most=(most, 1))
+        shown = min(most, len(self))
+        height = 2.4 if any(self.name) else 2.2  # two or three lines of text above the images
+        figure = figure_class()(figsize=(1.6 * (1 + shown), height), layout="constrained")
+        noisy, *panels = figure.subplots(1, 1 + shown, squeeze=False)[0]
+        show_image(noisy, self.noisy / self.noisy.abs().max().clamp_min(1))
+        show_window(noisy, self.pixel, self.k)
+        noisy.set_title(f"t = {self.t:.3g}" + (f", k = {self.k}" if self.k else ""), fontsize=9)
+        numbers = self.training.numbers_of(self.image[:shown])
+        for i, (panel, number) in enumerate(zip(panels, numbers, strict=True)):
+            pixels = as_tensor(self.training.read_some(np.array([number])))
+            show_image(panel, to_unit(pixels)[0].permute(2, 0, 1))
+            show_window(panel, (int(self.y[i]), int(self.x[i])), self.k)
+            name = f"\n{file_title(self.name[i])}" if self.name[i] else ""
+            panel.set_title(f"image {self.image[i]}{name}\nweight {self.weight[i]:.4f}", fontsize=9)
+        return figure
 
     def __repr__(self) -> str:
         heaviest = ", ".join(
@@ -109,6 +171,10 @@ class Attributions(Sequence[Attribution]):
         As in `Attribution`.
     file_names : dict of int to str
         File names of the training images by their numbers; empty when the images are no files.
+    noisy : Tensor, shape (B, C, H, W), float32
+        The noisy images.
+    t, k, training
+        As in `Attribution`.
     """
 
     sample: np.ndarray
@@ -125,10 +191,20 @@ class Attributions(Sequence[Attribution]):
     relative_error: np.ndarray
     method: str
     file_names: Mapping[int, str]
+    noisy: Tensor
+    t: float
+    k: int | None
+    training: TrainingImages
 
     @classmethod
     def of(
-        cls, found: HeaviestPatches, pixels: np.ndarray, batch: int, training: TrainingImages
+        cls,
+        found: HeaviestPatches,
+        pixels: np.ndarray,
+        noisy: Tensor,
+        t: float,
+        k: int | None,
+        training: TrainingImages,
     ) -> Attributions:
         """Name the patches of the pixels (n, 2) of each noisy image by the numbers of the source."""
         number, place = found.image.cpu().numpy(), found.place.cpu().numpy()
@@ -141,8 +217,8 @@ class Attributions(Sequence[Attribution]):
         image = np.where(there, training.source_ids[number], -1)
         used = np.unique(image[there]) if training.has_names else np.empty(0, np.int64)
         return cls(
-            sample=np.repeat(np.arange(batch), len(pixels)),
-            pixel=np.tile(pixels, (batch, 1)),
+            sample=np.repeat(np.arange(len(noisy)), len(pixels)),
+            pixel=np.tile(pixels, (len(noisy), 1)),
             image=image,
             y=np.where(there, place // width, -1),
             x=np.where(there, place % width, -1),
@@ -150,6 +226,10 @@ class Attributions(Sequence[Attribution]):
             **one,
             method=found.method,
             file_names=dict(zip(used.tolist(), training.image_names(used), strict=True)),
+            noisy=noisy.cpu(),
+            t=t,
+            k=k,
+            training=training,
         )
 
     def __len__(self) -> int:
@@ -179,6 +259,10 @@ class Attributions(Sequence[Attribution]):
             relative_error=float(self.relative_error[index]),
             method=self.method,
             name=tuple(self.file_names.get(n, "") for n in self.image[index][there].tolist()),
+            noisy=self.noisy[self.sample[index]],
+            t=self.t,
+            k=self.k,
+            training=self.training,
         )
 
     def __iter__(self) -> Iterator[Attribution]:

@@ -362,8 +362,9 @@ class Denoiser(Adaptable, Noising, ABC):
         if not isinstance(x, Tensor) or x.dim() != 4 or tuple(x.shape[1:]) != self.shape or len(x) == 0:
             found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             expected = "(B, {}, {}, {})".format(*self.shape)
+            remedy = f"give {name}[None]" if found == self.shape else "reshape it"
             raise InputError(
-                f"must be a tensor of shape {expected}, got {found}", parameter=name, remedy="reshape it"
+                f"must be a tensor of shape {expected}, got {found}", parameter=name, remedy=remedy
             )
         if x.layout != torch.strided or x.device.type == "meta" or x.dtype not in FLOATS:
             raise InputError(

@@ -325,7 +325,8 @@ class ScoreMachine(TrainingDenoiser):
         call = Call(time, number, ids, int(seed), as_progress(progress), k=k)
         request = replace(self._request(x, self._beta(time), call), pixels=[numbers] * len(x))
         with use_threads(self._threads), enough_memory(self.device, *self._if_out_of_memory):
-            return Attributions.of(self._score_pixels.heaviest(request, top), chosen, len(x), self.training)
+            found = self._score_pixels.heaviest(request, top)
+        return Attributions.of(found, chosen, x, time, self.scale_at(time, k), self.training)
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
         return self._score_pixels(self._request(x, beta, call))

@@ -60,7 +60,7 @@ def explain_sample(
     >>> from patchindex.explain import redraw
     >>> images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), np.uint8)
     >>> m = ScoreMachine(images, machine="LS", locality=3)
-    >>> found = explain_sample(m, redraw(m, torch.randn(1, 8, 8), steps=5))
+    >>> found = explain_sample(m, redraw(m, torch.randn(1, 1, 8, 8), steps=5))
     >>> found.mosaic.image.shape, len(found.patches)
     ((8, 8), 4)
     """

@@ -12,6 +12,7 @@ from torch import Tensor
 from patchindex.denoisers import Attributions, ScoreMachine
 from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, heaviest
+from patchindex.explain.steps import one_image
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.runtime import Progress, as_progress, full_precision, no_progress, part_of, plain_state
@@ -53,13 +54,13 @@ def mosaic(
     ----------
     machine : ScoreMachine
         Its estimator decides how the heaviest patches are found; the nearest patches are always exact.
-    x : Tensor, shape (C, H, W) or (1, C, H, W)
+    x : Tensor, shape (1, C, H, W)
         The noisy image before the step, usually the last step.
     t : float
         Time of the step, in (0, 1).
-    image : Tensor, shape (C, H, W) or (1, C, H, W), optional
-        The sample, in [-1, 1]. By default the posterior mean at (x, t), which is the image that DDIM returns
-        after its last step.
+    image : Tensor, shape (1, C, H, W), optional
+        The sample in [-1, 1], such as `result.images[3:4]`. By default the posterior mean at (x, t), which is
+        the image that DDIM returns after its last step.
     k : int, optional
         Locality scale, in place of the schedule's.
     label : int, optional
@@ -74,31 +75,27 @@ def mosaic(
     Raises
     ------
     InputError
-        As for `ScoreMachine.explain`, or when scipy is not installed.
+        As for `ScoreMachine.explain`, when `x` or `image` is not one image, or when scipy is not installed.
 
     Examples
     --------
     >>> import torch
     >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
     >>> m = ScoreMachine(images, machine="LS", locality=3)
-    >>> x = torch.from_numpy(images[7:8, None] / 127.5 - 1).float()
+    >>> x = m.training.source.floats(7)
     >>> found = mosaic(m, x, 0.02)
     >>> found.summary()["source_images"], found.summary()["segments"], int(found.image[0, 0])
     (1, 1, 7)
     """
     _sparse()  # without scipy, fail before any work
     progress = as_progress(progress)
-    x = machine.check_x(x if x.dim() == 4 else x[None])
-    if len(x) != 1:
-        raise InputError(f"has {len(x)} images", parameter="x", remedy="give one image")
+    x = one_image(machine, x, "x")
+    image = None if image is None else one_image(machine, image, "image")
     label = machine.label if label is None else label
     k = machine.scale_at(t, k)
     common: dict[str, Any] = {"k": k, "label": label, "seed": seed, "image_ids": [number]}
     found = machine.explain(x, t, top=1, progress=part_of(progress, "mosaic", 0.0, 0.5), **common)
-    if image is None:
-        sample = machine.posterior_mean(x, t, **common).mean
-    else:
-        sample = machine.check_x(image if image.dim() == 4 else image[None], "image")
+    sample = machine.posterior_mean(x, t, **common).mean if image is None else image
     return mosaic_of(
         machine,
         found,

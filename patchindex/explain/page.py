@@ -43,7 +43,7 @@ def page_of(
     Parameters
     ----------
     found : Explanation
-    beside : Tensor, shape (C, H, W), optional
+    beside : Tensor, shape (1, C, H, W), optional
         A second image, such as a network's, in [-1, 1].
     beside_name : str
         Caption of the second image.
@@ -58,7 +58,7 @@ def page_of(
     InputError
         When the second image has another size, or the page is too large without any training image.
     """
-    image = found.steps.image
+    image = found.steps.image[None]
     if beside is not None and tuple(beside.shape) != tuple(image.shape):
         raise InputError(
             f"is of shape {tuple(beside.shape)}, the sample of {tuple(image.shape)}",
@@ -67,17 +67,17 @@ def page_of(
         )
     arrays, images, weights = _patches(found)
     pictures = {
-        "sample": _png(image[None], 1),
+        "sample": _png(image, 1),
         "strip": _png(torch.cat([found.steps.x, found.steps.mean]), len(found.steps)),
         "nearest": _png(found.nearest, len(found.nearest)),
     }
     if beside is not None:
-        pictures["beside"] = _png(beside[None], 1)
+        pictures["beside"] = _png(beside, 1)
     training = found.machine.training
     labels, numbers = training.labels, training.numbers_of(images)
     machine = found.machine
     data: dict[str, Any] = {
-        "size": image.shape[1:],
+        "size": image.shape[2:],
         "top": arrays.pop("top"),
         "number": found.steps.number,
         "circular": machine.machine == "ELS",

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.errors import printable
 from patchindex.explain.explanation import Explanation
-from patchindex.study.limb_plots import show_image
-from patchindex.study.plots import figure_class
+from patchindex.figures import figure_class, file_title, show_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +20,6 @@ NAMED = 10  # training images and segments with a colour of their own
 OTHERS = 0.85  # grey level of all others
 MOST_STEPS = 10  # columns of the figure of steps
 SHOWN = 6  # sources that are shown
-NAME_WIDTH = 18  # characters of a file name
 
 
 def figures(found: Explanation) -> dict[str, Figure]:
@@ -169,10 +166,7 @@ def _line(found: Explanation, number: int) -> str:
 
 def _file(found: Explanation, number: int) -> str:
     """Return the end of the file name of a training image; an empty text without a name."""
-    name = printable(found.machine.training.image_names([number])[0])
-    # The font has Latin letters only, and two dollars would begin a formula.
-    shown = name.encode("latin-1", "replace").decode("latin-1").replace("$", r"\$")
-    return f"{'...' * (len(name) > NAME_WIDTH)}{shown[-NAME_WIDTH:]}"
+    return file_title(found.machine.training.image_names([number])[0])
 
 
 def _faded(image: Tensor, mask: np.ndarray) -> Tensor:

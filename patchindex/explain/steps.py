@@ -15,7 +15,7 @@ from patchindex.errors import InputError, PatchIndexWarning, warn
 from patchindex.runtime import Progress, as_progress, part_of
 from patchindex.sampling import Trajectory, TrajectoryFile, sample
 
-__all__ = ["Steps", "explain_steps", "read_steps", "redraw"]
+__all__ = ["Steps", "explain_steps", "one_image", "read_steps", "redraw"]
 
 ARRAYS = ("x", "mean", "stderr", "ess", "captured_mass")
 SAME = 0.02  # in [-1, 1]: rounding changes an image that is drawn again by less
@@ -59,7 +59,7 @@ class Steps:
 
     @classmethod
     def of(cls, trajectory: Trajectory, image: Tensor, *, number: int, seed: int, label: int | None) -> Steps:
-        """Return the steps of the first image of a trajectory."""
+        """Return the steps of the first image of a trajectory; `image` (1, C, H, W) is the sample."""
         x, mean, stderr, ess, captured = (getattr(trajectory, name)[:, 0] for name in ARRAYS)
         return cls(
             trajectory.t,
@@ -69,7 +69,7 @@ class Steps:
             stderr,
             ess,
             captured,
-            image,
+            image[0],
             number,
             seed,
             label,
@@ -77,6 +77,14 @@ class Steps:
 
     def __len__(self) -> int:
         return len(self.t)
+
+
+def one_image(machine: ScoreMachine, x: Tensor, name: str) -> Tensor:
+    """Return one image (1, C, H, W) on the machine's device; refuse others."""
+    x = machine.check_x(x, name)
+    if len(x) != 1:
+        raise InputError(f"has {len(x)} images", parameter=name, remedy=f"give one, such as {name}[:1]")
+    return x
 
 
 def redraw(
@@ -97,43 +105,45 @@ def redraw(
     Parameters
     ----------
     machine : ScoreMachine
-    x_T : Tensor, shape (C, H, W)
-        The noise that the sample started from.
+    x_T : Tensor, shape (1, C, H, W)
+        The noise that the sample started from, such as `result.x_T[3:4]`.
     steps, sampler, spacing, seed, label
         Settings of the run, as for `sample`.
     number : int
         Number of the sample in its run.
-    expected : Tensor, shape (C, H, W), optional
+    expected : Tensor, shape (1, C, H, W), optional
         The sample. A warning says if the new image differs.
     progress : Progress, optional
 
     Raises
     ------
     InputError
-        As for `sample`.
+        As for `sample`, and when `x_T` or `expected` is not one image.
 
     Examples
     --------
     >>> images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), np.uint8)
     >>> m = ScoreMachine(images, machine="LS", locality=3)
-    >>> found = redraw(m, torch.randn(1, 8, 8), steps=5)
+    >>> found = redraw(m, torch.randn(1, 1, 8, 8), steps=5)
     >>> found.x.shape, found.t.tolist()
     (torch.Size([4, 1, 8, 8]), [0.8, 0.6, 0.4, 0.2])
     """
+    x_T = one_image(machine, x_T, "x_T")
+    expected = None if expected is None else one_image(machine, expected, "expected")
     drawn = sample(
         machine,
         None,
         steps,
         sampler,
         seed,
-        x_T[None],
+        x_T,
         spacing=spacing,
         label=label,
         trajectory=True,
         first=number,
         progress=progress,
     )
-    image = drawn.images[0].cpu()
+    image = drawn.images.cpu()
     if expected is not None and float((image - expected.cpu()).abs().max()) > SAME:
         warn(PatchIndexWarning(
             "the sample, drawn again, differs: another version or other settings made it",
@@ -156,7 +166,7 @@ def read_steps(
         The folder trajectory.zarr.
     number : int
         Number of the sample in its run.
-    image : Tensor, shape (C, H, W)
+    image : Tensor, shape (1, C, H, W)
         The sample.
     seed, label
         Of the run.
@@ -169,9 +179,9 @@ def read_steps(
         When the folder is no trajectory of this sample.
     """
     found = TrajectoryFile(path).read([number])
-    if found.x.shape[2:] != tuple(image.shape):
+    if found.x.shape[1:] != tuple(image.shape):
         raise InputError(
-            f"has images of shape {found.x.shape[2:]}, the sample of {tuple(image.shape)}",
+            f"has an image of shape {found.x.shape[1:]}, the sample is of {tuple(image.shape)}",
             where=path,
             remedy="use the trajectory of these samples",
         )

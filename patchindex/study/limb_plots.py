@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from patchindex.study.plots import figure_class
+from patchindex.figures import figure_class, show_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_counts", "plot_examples", "show_image"]
+__all__ = ["plot_counts", "plot_examples"]
 
 RIGHT, FEWER, MORE = "#4a8f5a", ("#c6dbef", "#2171b5"), ("#fdbe85", "#b02a02")
 
@@ -56,13 +56,6 @@ def plot_examples(images: Mapping[str, Tensor], counts: Mapping[str, np.ndarray]
             axes.set_title(str(count), fontsize=9, color=colour, pad=2)
         line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     return figure
-
-
-def show_image(axes: Any, image: Tensor) -> None:
-    """Draw one image (C, H, W) in [-1, 1], grey or in colour, without an axis."""
-    levels = ((image.detach().cpu().permute(1, 2, 0).float() + 1) / 2).clamp(0, 1).numpy()
-    axes.imshow(levels.squeeze(2) if levels.shape[2] == 1 else levels, cmap="gray", vmin=0, vmax=1)
-    axes.axis("off")
 
 
 def _colour(value: int, expected: int, largest: int) -> Any:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from patchindex.study.limb_plots import show_image
-from patchindex.study.plots import figure_class
+from patchindex.figures import figure_class, show_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,42 +5,20 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
-from io import BytesIO
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from patchindex.errors import InputError
+from patchindex.figures import figure_class
 from patchindex.study.metrics import root_mean_square
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figure_class", "plot_accuracy"]
+__all__ = ["plot_accuracy"]
 
 HONEST = (0.8, 1.25)  # range of RMSE over standard error that is shaded
 LEAST_ERROR = 1e-7  # rounding of float32: a pixel that was computed exactly has a smaller error
 SECONDS = "seconds per step and image"
-
-
-@cache
-def figure_class() -> type[Figure]:
-    """Return matplotlib's `Figure`, with a picture for notebooks; without matplotlib, raise an InputError."""
-    try:
-        from matplotlib import figure
-    except ImportError:
-        remedy = "pip install 'patchindex[plots]'"
-        raise InputError("matplotlib is not installed", where="plot", remedy=remedy) from None
-
-    class Figure(figure.Figure):
-        """A figure that a notebook shows, also where pyplot, which registers figures, is not imported."""
-
-        def _repr_png_(self) -> bytes:
-            png = BytesIO()
-            self.savefig(png, format="png")
-            return png.getvalue()
-
-    return Figure
 
 
 def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> Figure:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchindex.figures import figure_class
 from patchindex.schedules import LocalitySchedule
-from patchindex.study.plots import figure_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchindex.estimators import ESTIMATORS
 from patchindex.estimators.curve import OperatingCurve
-from patchindex.study.plots import figure_class
+from patchindex.figures import figure_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

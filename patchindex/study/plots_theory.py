@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchindex.study.plots import figure_class
+from patchindex.figures import figure_class
 from patchindex.study.theory_table import Run
 
 if TYPE_CHECKING:

@@ -131,3 +131,31 @@ def test_patches_of_image_files_have_the_names_of_the_files(labelled, held_out):
     assert f"of image {one.image[0]} ({one.image[0]}\\t.png) at (2, 5)" in repr(one)
     plain = pi.ScoreMachine(labelled[0], machine="LS", locality=3)
     assert plain.explain(held_out(0.3), 0.3, (2, 5), top=4)[0].name == ("",) * 4
+
+
+def test_a_plot_shows_the_window_of_the_pixel_and_the_patches_in_their_images(labelled, held_out):
+    pytest.importorskip("matplotlib")
+    source = pi.open_images(labelled[0])
+    source.file_names = FileNames.of(f"${i}$.png" for i in range(40))
+    x = held_out(0.3)
+    found = pi.ScoreMachine(source, machine="bbELS", locality=[3, 3, 5, 7]).explain(x, 0.3, (2, 5), top=4)
+    one = found[1]
+    assert (one.t, one.k) == (0.3, 3)
+    assert torch.equal(one.noisy, x[1])
+    noisy, *panels = one.plot(3).axes
+    assert noisy.get_title() == "t = 0.3, k = 3"
+    assert len(panels) == 3
+    for i, panel in enumerate(panels):
+        assert panel.get_title().startswith(f"image {one.image[i]}\n\\${one.image[i]}\\$.png\nweight ")
+        shown = panel.get_images()[0].get_array() * 255
+        np.testing.assert_allclose(shown, labelled[0][one.image[i]].squeeze(), atol=1e-3)
+        (window,) = panel.patches
+        assert window.get_xy() == (one.x[i] - 1.5, one.y[i] - 1.5)
+        assert (window.get_width(), window.get_height()) == (3, 3)
+    assert noisy.patches[0].get_xy() == (5 - 1.5, 2 - 1.5)
+    assert len(one.plot(9).axes) == 5  # there are four patches
+    with pytest.raises(InputError, match="most: must be at least 1"):
+        one.plot(0)
+    whole = pi.ScoreMachine(labelled[0], machine="IS").explain(x, 0.3, (2, 5), top=2)[0]
+    assert whole.k is None
+    assert whole.plot().axes[0].get_title() == "t = 0.3"

@@ -16,6 +16,6 @@ def machine(real_images):
 @pytest.fixture(scope="session")
 def explanation(machine):
     """All steps of a sample of the machine."""
-    noise = torch.randn(3, 12, 10, generator=torch.Generator().manual_seed(5))
+    noise = torch.randn(1, 3, 12, 10, generator=torch.Generator().manual_seed(5))
     steps = pi.explain.redraw(machine, noise, steps=6)
     return pi.explain.explain_sample(machine, steps, top=5)

@@ -69,7 +69,7 @@ def test_nearest_patches_agree_with_a_brute_force(images, name, label):
 @pytest.mark.parametrize("name", ["IS", "LS", "ELS-wrapped", "bbELS"])
 def test_a_training_image_is_one_segment_and_its_own_mosaic(images, name):
     m = pi.ScoreMachine(images, locality=5, **brute.settings_of(name))
-    x = torch.from_numpy(images[4].transpose(2, 0, 1) / np.float32(127.5) - 1)
+    x = m.training.source.floats(4)
     found = pi.explain.mosaic(m, x, 0.02, image=x)
     numbers = found.summary()
     assert (found.image == 4).all()
@@ -77,7 +77,7 @@ def test_a_training_image_is_one_segment_and_its_own_mosaic(images, name):
     assert numbers["mosaic_share"] == numbers["same_patch"] == numbers["single"] == 1
     assert numbers["effective_images"] == pytest.approx(1)
     np.testing.assert_allclose(found.nearest_distance, 0, atol=1e-6)
-    np.testing.assert_allclose(found.centres, x, atol=1e-6)
+    np.testing.assert_allclose(found.centres, x[0], atol=1e-6)
 
 
 def test_images_of_a_store_are_named_by_their_number_in_the_source(labelled, tmp_path):
@@ -96,7 +96,19 @@ def test_segments_are_connected_along_edges_and_ordered_by_size():
     assert segments(key[None]).tolist() == [[1, 1, 0], [2, 1, 0], [3, 0, 0]]
 
 
-def test_a_batch_is_refused(images):
+def test_images_have_one_shape_in_all_functions_that_explain(images):
     m = pi.ScoreMachine(images, machine="LS", locality=3)
-    with pytest.raises(InputError, match="x: has 2 images; give one image"):
-        pi.explain.mosaic(m, torch.zeros(2, 3, *SIZE), 0.1)
+    one, two, flat = torch.zeros(1, 3, *SIZE), torch.zeros(2, 3, *SIZE), torch.zeros(3, *SIZE)
+    calls = {
+        "x": lambda x: pi.explain.mosaic(m, x, 0.1),
+        "image": lambda x: pi.explain.mosaic(m, one, 0.1, image=x),
+        "x_T": lambda x: pi.explain.redraw(m, x, steps=3),
+        "expected": lambda x: pi.explain.redraw(m, one, steps=3, expected=x),
+    }
+    for name, call in calls.items():
+        with pytest.raises(InputError, match=rf"{name}: has 2 images; give one, such as {name}\[:1\]"):
+            call(two)
+        with pytest.raises(InputError, match=rf"{name}: must be a tensor of shape .*; give {name}\[None\]"):
+            call(flat)
+    with pytest.raises(InputError, match=r"x: must be a tensor of shape .*; give x\[None\]"):
+        m.explain(flat, 0.1)

@@ -17,7 +17,7 @@ NAMES = ["T-shirt", "Trouser", "</script><b>", "Dress", "Coat"]
 
 @pytest.fixture(scope="module")
 def text(explanation):
-    return page_of(explanation, beside=explanation.nearest[0], beside_name="a network", label_names=NAMES)
+    return page_of(explanation, beside=explanation.nearest[:1], beside_name="a network", label_names=NAMES)
 
 
 def test_the_page_names_nothing_outside(text):
@@ -39,7 +39,7 @@ def test_a_smaller_page_leaves_out_the_lightest_images(explanation, text):
 
 def test_a_second_image_of_another_size_is_refused(explanation):
     with pytest.raises(InputError, match="beside: is of shape"):
-        page_of(explanation, beside=explanation.nearest[0][:, :5])
+        page_of(explanation, beside=explanation.nearest[:1, :, :5])
 
 
 @pytest.fixture(scope="module")

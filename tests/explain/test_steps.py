@@ -21,7 +21,7 @@ def drawn(machine):
 
 
 def test_a_sample_drawn_again_has_the_steps_of_its_run(machine, drawn):
-    steps = pi.explain.redraw(machine, drawn.x_T[1], steps=6, seed=7, number=1, expected=drawn.images[1])
+    steps = pi.explain.redraw(machine, drawn.x_T[1:2], steps=6, seed=7, number=1, expected=drawn.images[1:2])
     np.testing.assert_array_equal(steps.t, drawn.trajectory.t)
     np.testing.assert_array_equal(steps.k, drawn.trajectory.k)
     for name in ARRAYS:
@@ -34,28 +34,28 @@ def test_a_sample_drawn_again_has_the_steps_of_its_run(machine, drawn):
 @pytest.mark.parametrize("settings", [{"sampler": "ddpm"}, {"sampler": "euler", "spacing": "log-snr"}])
 def test_a_sample_of_another_sampler_is_drawn_again(machine, settings):
     drawn = pi.sample(machine, n=2, steps=8, seed=7, **settings)
-    steps = pi.explain.redraw(machine, drawn.x_T[1], steps=8, seed=7, number=1, **settings)
+    steps = pi.explain.redraw(machine, drawn.x_T[1:2], steps=8, seed=7, number=1, **settings)
     torch.testing.assert_close(steps.image, drawn.images[1], rtol=0, atol=1e-3)
 
 
 def test_a_sample_that_comes_out_differently_warns(machine, drawn):
     with pytest.warns(PatchIndexWarning, match="the sample, drawn again, differs"):
-        steps = pi.explain.redraw(machine, drawn.x_T[0], steps=6, expected=-drawn.images[0])
+        steps = pi.explain.redraw(machine, drawn.x_T[:1], steps=6, expected=-drawn.images[:1])
     assert torch.equal(steps.image, -drawn.images[0])
 
 
 def test_steps_are_read_from_a_trajectory(drawn, tmp_path):
     path = tmp_path / "t.zarr"
     TrajectoryFile(path).write(drawn.trajectory, 0, 2)
-    steps = pi.explain.read_steps(path, 1, drawn.images[1], seed=7, label=4)
+    steps = pi.explain.read_steps(path, 1, drawn.images[1:2], seed=7, label=4)
     np.testing.assert_array_equal(steps.t, drawn.trajectory.t)
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(steps, name), getattr(drawn.trajectory, name)[:, 1])
     assert (steps.number, steps.seed, steps.label) == (1, 7, 4)
-    with pytest.raises(InputError, match="has images of shape"):
-        pi.explain.read_steps(path, 1, drawn.images[1, :, :5])
+    with pytest.raises(InputError, match="has an image of shape"):
+        pi.explain.read_steps(path, 1, drawn.images[1:2, :, :5])
     with pytest.raises(InputError, match="has no image 2"):
-        pi.explain.read_steps(path, 2, drawn.images[1])
+        pi.explain.read_steps(path, 2, drawn.images[1:2])
 
 
 def test_each_step_has_the_patches_of_its_own_noise(machine, explanation):
@@ -108,7 +108,7 @@ def test_the_legend_of_the_mosaic_names_training_images_and_their_files(explanat
     for name, image in zip(names, real_images(3, 12)[0], strict=True):
         Image.fromarray(image[..., 0]).save(tmp_path / name)
     m = pi.ScoreMachine(pi.open_images(tmp_path), machine="ELS", locality=[3, 3, 5])
-    found = pi.explain.explain_sample(m, pi.explain.redraw(m, torch.randn(1, 12, 12), steps=4))
+    found = pi.explain.explain_sample(m, pi.explain.redraw(m, torch.randn(1, 1, 12, 12), steps=4))
     shown = dict(enumerate(["a.png", "...of-shirts-0001.png", r"price\$.png"]))
     assert legend(found) == [f"{number} {shown[number]} ({count})" for number, count in found.sources(10)]
 
@@ -118,7 +118,7 @@ def test_a_sample_of_the_near_field_says_that_weights_are_estimated(labelled, tm
     images, labels = labelled
     store = pi.build_index(images, tmp_path / "s.zarr", labels=labels, locality=[3, 5, 5], lists=150)
     m = pi.ScoreMachine(store, tolerance=0.05, probes=64, candidates=256)
-    noise = torch.randn(1, 14, 14, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(1, 1, 14, 14, generator=torch.Generator().manual_seed(2))
     found = pi.explain.explain_sample(m, pi.explain.redraw(m, noise, steps=4), top=3)
     assert [row["method"] for row in found.by_step()] == ["near field"] * 3
     assert all(row["entropy"] is None for row in found.by_step())

@@ -31,9 +31,7 @@ def test_a_figure_says_what_it_is(figure):
 
 
 def test_figures_leave_pyplot_alone():
-    code = (
-        "import sys; from patchindex.study.plots import figure_class; figure_class()(); print(*sys.modules)"
-    )
+    code = "import sys; from patchindex.figures import figure_class; figure_class()(); print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "matplotlib.figure" in found.split()
     assert "matplotlib.pyplot" not in found.split()

@@ -91,7 +91,7 @@ FUNCTIONS = {
     "open_run": lambda i: open_run(i.run).posterior_mean(i.x, 0.5).mean,
     "train": Inputs.trained,
     "mosaic": lambda i: mosaic(i.machine, i.x[:1], 0.5, k=3),
-    "explain_sample": lambda i: explain_sample(i.machine, redraw(i.machine, i.x[0], steps=3), top=2).patches,
+    "explain_sample": lambda i: explain_sample(i.machine, redraw(i.machine, i.x[:1], steps=3), top=2).patches,
     "compare": lambda i: study.compare({"a": i.machine}, 1, 3),
     "theory": lambda i: study.theory(open_run(i.run), {"bbELS": i.machine}, 1, options=OPTIONS),
     "calibrate": lambda i: study.calibrate(i.images, i.machine, "bbELS", (3, 5), n=1, steps=3).rows,
@@ -157,7 +157,7 @@ CALLS = {
     "memorisation": lambda i: study.memorisation(i.images, progress=3),
     "count_features": lambda i: study.count_features({"a": i.machine}, study.count_strokes, progress=3),
     "mosaic": lambda i: mosaic(i.machine, i.x[:1], 0.5, progress=3),
-    "redraw": lambda i: redraw(i.machine, i.x[0], progress=3),
+    "redraw": lambda i: redraw(i.machine, i.x[:1], progress=3),
 }
 
 
