@@ -251,6 +251,7 @@ class _Image:
             self.state[None],
             stderr=_variance(self.state).sqrt()[None],
             captured_mass=self.captured_mass()[None],
+            method="near field",
             codes_scanned=self.codes,
             exact_pixels=self.exact,
         )

@@ -41,7 +41,7 @@ class ScoreContext:
     scan_parts: Callable[[ScoreRequest, Sequence[int]], SoftmaxState] = scan_parts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """A posterior mean with its standard error and its cost.
 
@@ -61,6 +61,18 @@ class Estimate:
     patches_evaluated, codes_scanned, exact_pixels : int
         Comparisons of a pixel with a training patch (or image) and approximate distances computed, summed
         over all pixels; and the pixels that were compared with every patch (or image) of their class.
+    method : str
+        Source of the mean: `"exact"`, all patches; `"near field"`, retrieved patches and a random sample of
+        all others; `"sample"`, a random sample alone; `"topk"`, retrieved patches alone. Pixels of a near
+        field or a sample may be exact: `exact_pixels` counts them. The methods of images at different times
+        are joined by commas. Empty for a denoiser without an estimator.
+
+    Examples
+    --------
+    >>> import numpy as np, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    >>> pi.ScoreMachine(images, locality=3).posterior_mean(torch.randn(2, 1, 8, 8), 0.5)
+    Estimate(2 images of 1 x 8 x 8: exact, 128 of 128 pixels exact, 720 patches per pixel)
     """
 
     mean: Tensor
@@ -70,9 +82,12 @@ class Estimate:
     patches_evaluated: int
     codes_scanned: int = 0
     exact_pixels: int = 0
+    method: str = ""
 
     @classmethod
-    def from_state(cls, state: SoftmaxState, stderr: Tensor, captured_mass: Tensor, **costs: int) -> Estimate:
+    def from_state(
+        cls, state: SoftmaxState, stderr: Tensor, captured_mass: Tensor, method: str = "", **costs: int
+    ) -> Estimate:
         """Return the estimate of a softmax state of shape (B, H, W)."""
         return cls(
             mean=state.mean().permute(0, 3, 1, 2).float().contiguous(),
@@ -80,6 +95,7 @@ class Estimate:
             ess=state.ess().float(),
             captured_mass=captured_mass.float(),
             patches_evaluated=int(state.count.sum()),
+            method=method,
             **costs,
         )
 
@@ -87,11 +103,25 @@ class Estimate:
     def cat(cls, parts: Sequence[Estimate]) -> Estimate:
         """Join the estimates of parts of a batch."""
         joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in TENSORS}
-        return cls(**joined, **{name: sum(getattr(p, name) for p in parts) for name in COSTS})
+        costs: dict[str, Any] = {name: sum(getattr(p, name) for p in parts) for name in COSTS}
+        methods = dict.fromkeys(each for p in parts for each in p.method.split(", ") if each)
+        return cls(**joined, **costs, method=", ".join(methods))
 
     def __getitem__(self, rows: Tensor) -> Estimate:
         """Return the same estimate with its images permuted."""
         return replace(self, **{name: getattr(self, name)[rows] for name in TENSORS})
+
+    def __repr__(self) -> str:
+        n, channels, height, width = self.mean.shape
+        pixels = n * height * width
+        found = [self.method] if self.method else []
+        found += [f"{self.exact_pixels:,} of {pixels:,} pixels exact"] if self.exact_pixels else []
+        if self.patches_evaluated:
+            found.append(f"{self.patches_evaluated / pixels:,.0f} patches per pixel")
+        if (largest := float(self.stderr.max())) > 0:  # NaN is not
+            found.append(f"standard error at most {largest:.2g}")
+        images = f"{n} image{'s' * (n != 1)} of {channels} x {height} x {width}"
+        return f"Estimate({images}{': ' * bool(found)}{', '.join(found)})"
 
 
 def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchIndex:

@@ -50,7 +50,9 @@ class Exact:
             state = self._context.scan(replace(request.select(slice(first, last)), progress=progress))
             zero = torch.zeros_like(state.weight)
             parts.append(
-                Estimate.from_state(state, stderr=zero, captured_mass=zero + 1, exact_pixels=zero.numel())
+                Estimate.from_state(
+                    state, stderr=zero, captured_mass=zero + 1, method="exact", exact_pixels=zero.numel()
+                )
             )
         return Estimate.cat(parts)
 

@@ -178,5 +178,6 @@ class _Pixels:
             self.state.reshape(shape),
             stderr=self.variance.sqrt().reshape(shape),
             captured_mass=self.shares.reshape(shape),
+            method="sample",
             exact_pixels=int((self.shares == 1).sum()),
         )

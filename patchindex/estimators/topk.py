@@ -109,6 +109,7 @@ class TopK:
             state,
             stderr=torch.full_like(state.weight, torch.nan),
             captured_mass=torch.cat(captured).reshape(shape),
+            method="topk",
             codes_scanned=codes,
         )
 
