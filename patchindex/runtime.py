@@ -1,4 +1,4 @@
-"""Settings of the machine and of the process: threads, memory, devices, FAISS, callbacks for progress.
+"""Settings of the machine and of the process: threads, memory, FAISS, callbacks for progress.
 
 torch is imported before FAISS: both bring an OpenMP runtime, and with torch loaded first they share its
 settings. All modules get FAISS from `load_faiss` or `require_faiss`, which import it on first use.
@@ -36,7 +36,6 @@ __all__ = [
     "plain_state",
     "pool",
     "require_faiss",
-    "resolve_device",
     "threads",
 ]
 
@@ -116,36 +115,6 @@ def faiss_gpus() -> int:
     """Return the number of GPUs that the installed FAISS can use; 0 for faiss-cpu."""
     faiss = load_faiss()
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
-
-
-def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = False) -> torch.device:
-    """Return the device of this name: `cpu` (also None) or an existing `cuda` device; else a DeviceError."""
-    if isinstance(device, str) and ("," in device or device.endswith(":all")):
-        raise DeviceError(f"{device!r} names several devices", parameter="device", remedy="use one of them")
-    try:
-        found = torch.device("cpu" if device is None else device)
-    except RuntimeError:
-        raise DeviceError(
-            f"unknown device {device!r}", parameter="device", remedy="use cpu or cuda"
-        ) from None
-    if found.type not in ("cpu", "cuda"):
-        raise DeviceError(f"{found.type!r} is not supported", parameter="device", remedy="use cpu or cuda")
-    if found.type == "cuda":
-        if not torch.cuda.is_available():
-            raise DeviceError("torch finds no CUDA device", where=f"device {found}", remedy="use cpu")
-        if found.index is not None and found.index >= torch.cuda.device_count():
-            raise DeviceError(
-                f"there are {torch.cuda.device_count()} CUDA devices",
-                where=f"device {found}",
-                remedy="use a lower number",
-            )
-        if needs_faiss and not faiss_gpus():
-            raise DeviceError(
-                "the installed faiss has no GPU support",
-                where=f"device {found}",
-                remedy="pip uninstall faiss-cpu, then pip install 'patchindex[gpu]'; or use cpu",
-            )
-    return found
 
 
 def check_threads(n: int | None) -> None:
@@ -320,6 +289,8 @@ def full_precision() -> Iterator[None]:
 # NumPy's defaults: a program that raises at each underflow gets the same numbers as any other.
 ERRORS: dict[str, Any] = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
 
+AUTOCAST = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)]
+
 
 @contextmanager
 def plain_state() -> Iterator[None]:
@@ -331,7 +302,7 @@ def plain_state() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(full_precision())
         stack.enter_context(np.errstate(**ERRORS))
-        for kind in ("cpu", "cuda"):
+        for kind in AUTOCAST:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchindex.devices import float64_device, to_float64
 from patchindex.errors import InputError
 from patchindex.runtime import plain_state
 
@@ -33,10 +34,10 @@ def _scale(logit: Tensor, reference: Tensor) -> Tensor:
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """Return sum_j weights[..., j] values[..., j, :] in float64."""
     if values.dim() < 3 or weights.dim() < 2:
-        return (weights @ values).double()
+        return to_float64(weights @ values)
     if values.shape[-3] == 1:  # the pixels along the last dimension share their members: one matrix product
-        return (weights @ values.squeeze(-3)).double()
-    return (weights.unsqueeze(-2) @ values).squeeze(-2).double()
+        return to_float64(weights @ values.squeeze(-3))
+    return to_float64((weights.unsqueeze(-2) @ values).squeeze(-2))
 
 
 @dataclass
@@ -62,7 +63,8 @@ class SoftmaxState:
     Notes
     -----
     The state is float64 because a float32 sum of tens of millions of equal terms loses half of them. The
-    tiles that are added may be float32.
+    tiles that are added may be float32. On a device without float64, tiles are summed on the device, and the
+    state is on the CPU.
 
     Examples
     --------
@@ -84,7 +86,11 @@ class SoftmaxState:
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], channels: int, device: torch.device | str = "cpu") -> SoftmaxState:
-        """Return the state without members for a grid of pixels: the neutral element of `merge`."""
+        """Return the state without members for a grid of pixels: the neutral element of `merge`.
+
+        The state is on the `float64_device` of the device.
+        """
+        device = float64_device(device)
 
         def zeros(*tail: int) -> Tensor:
             return torch.zeros((*shape, *tail), dtype=torch.float64, device=device)
@@ -129,11 +135,11 @@ class SoftmaxState:
         if valid is not None:
             w = torch.where(valid, w, 0.0)
         state = cls.empty(tuple(top.shape), centres.shape[-1], logits.device)
-        state.max_logit = top.double()
-        state.weight = w.sum(-1).double()
-        state.weight_sq = (w * w).sum(-1).double()
+        state.max_logit = to_float64(top)
+        state.weight = to_float64(w.sum(-1))
+        state.weight_sq = to_float64((w * w).sum(-1))
         state.centre = _weighted_sum(w, centres)
-        state.count += n if valid is None else valid.sum(-1)
+        state.count += n if valid is None else valid.sum(-1).to(state.count.device)
         return state
 
     @classmethod
@@ -142,8 +148,9 @@ class SoftmaxState:
         return cls(*(torch.cat(parts) for parts in zip(*(vars(s).values() for s in states), strict=True)))
 
     def to(self, device: torch.device | str) -> SoftmaxState:
-        """Return the state on a device; itself if it is there."""
-        return self._map(lambda field: field.to(device))
+        """Return the state on the `float64_device` of a device; itself if it is there."""
+        where = float64_device(device)
+        return self._map(lambda field: field.to(where))
 
     def clone(self) -> SoftmaxState:
         """Return a copy that shares no memory with this state."""

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import patchindex as pi
+from patchindex.images.by_label import TrainingImages
 from patchindex.images.on_device import resident
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+GPU = torch.device("cuda:0")
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +25,9 @@ def x():
     return torch.randn(2, 1, 10, 10, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["copied", "streamed"])
-def gpu(request, monkeypatch):
-    fake_gpu.install(monkeypatch, free=1 << 30 if request.param == "copied" else 0)
-    return fake_gpu.FakeGPU()
+@pytest.fixture
+def gpu(monkeypatch):
+    return fake_gpu.install(monkeypatch)
 
 
 def assert_same_mean(gpu, make, x, tolerance=2e-5, **how):
@@ -34,7 +35,7 @@ def assert_same_mean(gpu, make, x, tolerance=2e-5, **how):
     expected = make("cpu").posterior_mean(x, 0.5, **how)
     with gpu:
         found = make("cuda").posterior_mean(x, 0.5, **how)
-        assert found.mean.device == found.stderr.device == fake_gpu.GPU
+        assert found.mean.device == found.stderr.device == GPU
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=tolerance)
 
 
@@ -63,6 +64,19 @@ def test_exact_scores(gpu, data, x, machine, engine, label):
         return pi.ScoreMachine(*data, machine=machine, estimator="exact", device=device, **named)
 
     assert_same_mean(gpu, make, x, k=3, label=label)
+
+
+@pytest.mark.parametrize("machine", ["LS", "IS"])
+def test_images_that_do_not_fit_are_streamed(monkeypatch, data, x, machine):
+    gpu = fake_gpu.install(monkeypatch, free=data[0].nbytes)
+
+    def make(device):
+        named = {} if device == "cpu" else {"engine": "offsets"}
+        return pi.ScoreMachine(*data, machine=machine, estimator="exact", device=device, **named)
+
+    assert_same_mean(gpu, make, x, k=3)
+    with gpu:
+        assert resident(TrainingImages(*data), GPU) is None
 
 
 def test_auto(gpu, real_images, x):
@@ -109,9 +123,7 @@ def test_patches_of_pixels(gpu, data, x):
 def test_patches_of_a_store(gpu, store, held_out):
     """Lists are searched on the CPU, and patches are compared on the GPU, where all images are."""
     x = held_out(0.4)
-    with gpu:
-        copied = resident(store.training, fake_gpu.GPU) is not None
-    for estimator in ("topk", "exact") if copied else ("exact",):
+    for estimator in ("topk", "exact"):
         make = {"estimator": estimator}
         expected = pi.ScoreMachine(store, **make).posterior_mean(x, 0.4, k=3)
         with gpu:

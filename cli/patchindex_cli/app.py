@@ -116,13 +116,19 @@ class _Group(click.Group):
 
 def _is_short_of_memory(error: Exception) -> bool:
     """Return True for an allocation that Python, NumPy or torch was refused."""
-    is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError) or is_torch  # torch has a type of error for devices only
+    # torch has a type of error for CUDA and XPU only.
+    is_torch = _is_of_device(error) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torch
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Return True for an allocation on a device that torch was refused."""
+    return type(error).__name__ == "OutOfMemoryError" or "MPS backend out of memory" in str(error)
 
 
 def _told(error: Exception) -> str:
     """Return the message of an error for lack of memory; torch's is long for a device."""
-    if type(error).__name__ != "OutOfMemoryError":
+    if not _is_of_device(error):
         return str(error)
     from patchindex.devices import out_of_memory
 

@@ -44,7 +44,8 @@ def report_plan(
     from patchindex.build import free_bytes, measure_rates, parse_memory, stage_seconds
     from patchindex.build.limits import check_limits
     from patchindex.build.workdir import ExistingOutput, check_no_unfinished, existing_output, real_path
-    from patchindex.runtime import resolve_device, threads
+    from patchindex.devices import resolve_device
+    from patchindex.runtime import threads
     from patchindex.study.tune_times import measure_slowness, tuning_seconds
 
     path, budget = real_path(output), parse_memory(options.memory)

@@ -70,7 +70,9 @@ SHOWN = 4  # patches per pixel in the printed table
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
 @image_options
 @threads_option
-@click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda, cuda:N, mps or xpu."
+)
 @json_option
 def explain(
     samples: Path,

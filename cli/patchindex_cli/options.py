@@ -149,7 +149,7 @@ def run_options(seed_help: str) -> Decorator:
         metavar="DEVICE",
         default="cpu",
         show_default=True,
-        help="cpu, cuda or cuda:N; for exact scores also cuda:0,cuda:1,... or cuda:all.",
+        help="cpu, cuda, cuda:N, mps or xpu; for exact scores also cuda:0,cuda:1,... or cuda:all.",
     )
     return grouped("run", RunOptions, [seed_option(seed_help), threads_option, device, json_option])
 

@@ -29,12 +29,13 @@ from patchindex.build.workdir import (
     real_path,
     working_directory,
 )
+from patchindex.devices import resolve_device
 from patchindex.errors import InputError, Option
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, as_progress, plain_state, require_faiss, resolve_device
+from patchindex.runtime import Progress, as_progress, plain_state, require_faiss
 from patchindex.runtime import threads as use_threads
 
 __all__ = ["build_index"]
@@ -96,7 +97,8 @@ def build_index(
         Memory budget in bytes, or as `"4G"`; by default half of the memory that the process may use,
         in a container for example. A build that needs more is refused before it starts.
     device : str or torch.device, optional
-        `"cpu"` (default) or `"cuda"`: the device that trains lists and assigns patches.
+        `"cpu"` (default) or `"cuda"`: the device that trains lists and assigns patches. FAISS does not
+        support `"mps"` and `"xpu"`: the CPU does the work, with a warning.
     overwrite : bool
         Replace a store at `path` when the new one is complete.
     resume : bool

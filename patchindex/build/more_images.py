@@ -26,6 +26,7 @@ from patchindex.build.workdir import (
     real_path,
     working_directory,
 )
+from patchindex.devices import device_of_faiss, resolve_device, warn_of_faiss
 from patchindex.errors import Option
 from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
@@ -34,7 +35,7 @@ from patchindex.images.preparation import Preparation
 from patchindex.images.registry import paths_of
 from patchindex.index.layout import replaced_path
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, as_progress, plain_state, require_faiss, resolve_device
+from patchindex.runtime import Progress, as_progress, plain_state, require_faiss
 from patchindex.runtime import threads as use_threads
 from patchindex.store.raw import open_raw
 
@@ -113,6 +114,8 @@ def append(
     (8, ['clipped', 'distance', 'images', 'left_out'])
     """
     path, where, progress = real_path(store), resolve_device(device), as_progress(progress)
+    warn_of_faiss(where)
+    where = device_of_faiss(where)
     prepared = image_options_of(path)  # refuse what is not a store before a lock is made
     if paths_of(images) is None:  # objects are images as they are meant
         prepared = {}

@@ -17,11 +17,12 @@ from patchindex.build.scale import ScaleBuild
 from patchindex.build.settings import BuildSettings
 from patchindex.build.times import announce
 from patchindex.build.workdir import check_no_unfinished, locked, real_path
+from patchindex.devices import resolve_device
 from patchindex.errors import InputError, Option
 from patchindex.images import ImageSource
 from patchindex.index.layout import scales_of
 from patchindex.index.patch_index import PatchIndex, open_index
-from patchindex.runtime import Progress, as_progress, plain_state, require_faiss, resolve_device
+from patchindex.runtime import Progress, as_progress, plain_state, require_faiss
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, write_scales

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from patchindex.checks import is_whole
+from patchindex.devices import in_float64
 from patchindex.errors import InputError, printable
 from patchindex.images.unreadable import plain_name
 
@@ -52,7 +52,7 @@ NAMES_SHOWN = 20
 def times_of(t: float | Tensor, batch: int) -> list[float]:
     """Return a time per image; refuse times outside (0, 1), and another number of them."""
     try:
-        times = torch.as_tensor(t, dtype=torch.float64).flatten().tolist()
+        times = in_float64(t).flatten().tolist()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(
             f"is not a time: {t!r}", parameter="t", remedy="give a float, or one for each image"

@@ -14,7 +14,7 @@ from patchindex.checks import check_least
 from patchindex.denoisers.arguments import Label, image_numbers, number_of_label, times_of
 from patchindex.denoisers.conventions import Adaptable
 from patchindex.denoisers.noising import Noising
-from patchindex.devices import enough_memory, resolve_devices
+from patchindex.devices import enough_memory, resolve_devices, to_float64
 from patchindex.errors import InputError, Option, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
@@ -80,8 +80,8 @@ class Denoiser(Adaptable, Noising, ABC):
     label : int or str, optional
         Restrict all calls to images of this label, its number or name, unless a call has a label of its own.
     device : str or torch.device, optional
-        Where posterior means are computed; `"cpu"` by default. Of several devices, as in `"cuda:0,cuda:1"`
-        or `"cuda:all"`, the first; exact scans of a `ScoreMachine` use all.
+        Where posterior means are computed: `"cpu"` (default), `"cuda"`, `"mps"` or `"xpu"`. Of several
+        devices, as in `"cuda:0,cuda:1"` or `"cuda:all"`, the first; exact scans of a `ScoreMachine` use all.
     threads : int, optional
         CPU threads; by default as many as torch uses.
 
@@ -295,7 +295,7 @@ class Denoiser(Adaptable, Noising, ABC):
                 call = Call(time, number, [numbers[row] for row in mine], seed, part, cache, k)
                 estimate = self._estimate(x[mine], self._beta(time), call)
                 self._check_mean(estimate.mean, len(mine), time)
-                parts.append(estimate)
+                parts.append(estimate.to(self.device))
                 rows += mine
             joined = Estimate.cat(parts)
             return joined[torch.argsort(torch.tensor(rows, device=self.device))]
@@ -340,8 +340,9 @@ class Denoiser(Adaptable, Noising, ABC):
         """Return the score that goes with a posterior mean at (x, t)."""
         x = self.check_x(x)
         beta = torch.tensor([self._beta(time) for time in times_of(t, len(x))], dtype=torch.float64)
+        x, mean = to_float64(x), to_float64(mean)
         beta = beta.to(x.device)[:, None, None, None]
-        return (((1 - beta).sqrt() * mean - x) / beta).float()
+        return (((1 - beta).sqrt() * mean - x) / beta).float().to(self.device)
 
     def _beta(self, t: float) -> float:
         beta = self.noise(t)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from patchindex.denoisers.arguments import Label
+from patchindex.devices import in_float64
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate
 from patchindex.schedules import NoiseSchedule, time_of
@@ -118,7 +119,7 @@ def mean_at(
 def _numbers(value: Any, batch: int, name: str) -> list[float]:
     """Return a number per image."""
     try:
-        numbers = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+        numbers = in_float64(value).flatten().tolist()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         numbers = []
     if len(numbers) not in (1, batch) or not all(0 < each < float("inf") for each in numbers):
@@ -132,7 +133,7 @@ def _numbers(value: Any, batch: int, name: str) -> list[float]:
 
 def _column(values: list[float], like: Tensor) -> Tensor:
     """Return a number per image, to be multiplied with images."""
-    return torch.tensor(values, dtype=torch.float64, device=like.device).to(like.dtype)[:, None, None, None]
+    return torch.tensor(values, dtype=torch.float64).to(like.device, like.dtype)[:, None, None, None]
 
 
 class Adaptable:

@@ -16,7 +16,7 @@ from patchindex.denoisers.arguments import Label, image_numbers, times_of
 from patchindex.denoisers.attribution import Attributions, check_pixels
 from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import TrainingDenoiser
-from patchindex.devices import enough_memory, resolve_devices
+from patchindex.devices import check_dtype, enough_memory, resolve_devices
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate, EstimatorOptions, ScoreContext, make_estimator
 from patchindex.exact import DeviceShards, ScoreRequest, Shards, TrajectoryCache
@@ -74,8 +74,8 @@ class ScoreMachine(TrainingDenoiser):
     label : int or str, optional
         Compare with the training images of this label only.
     device : str or torch.device, optional
-        Where scores are computed; `"cpu"` by default. `"cuda:0,cuda:1"` and `"cuda:all"` divide the training
-        images among several GPUs, which compute exact scores together.
+        Where scores are computed: `"cpu"` (default), `"cuda"`, `"mps"` or `"xpu"`. `"cuda:0,cuda:1"` and
+        `"cuda:all"` divide the training images among several GPUs, which compute exact scores together.
     threads : int, optional
         CPU threads; by default as many as torch uses.
     memory : int or str, optional
@@ -83,7 +83,7 @@ class ScoreMachine(TrainingDenoiser):
         256 MiB. On a GPU the default, and the most, is 0.4 of the memory that is free when a call begins;
         a copy of the training images takes half of the free memory at most.
     dtype : torch.dtype
-        `torch.float32`, or `torch.float64` for exact studies.
+        `torch.float32`, or `torch.float64` for exact studies, on a device that has float64.
     shards : patchindex.cluster.ImageShards, optional
         The same images on the workers of a cluster, which then compute the exact scores.
     **options
@@ -138,6 +138,8 @@ class ScoreMachine(TrainingDenoiser):
         else:
             self.machine, self.train_windows = machine or "ELS", train_windows or "valid"
         self._devices = resolve_devices(device)
+        for each in self._devices:
+            check_dtype(each, dtype)
         self._context = self._where(shards)
         self.estimator = estimator or ("auto" if self.index is not None and self.index.scales else "exact")
         if self.estimator != "exact" and dtype != torch.float32:

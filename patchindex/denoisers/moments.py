@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from patchindex.devices import float64_device, to_float64
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead
 from patchindex.runtime import Progress, no_progress, plain_state
@@ -53,7 +54,7 @@ def image_moments(
     label : int, optional
         The images of this label only.
     device : torch.device or str
-        The device that computes and keeps the moments.
+        The device that computes the moments. They are on its `float64_device`.
     memory : int
         Bytes for temporary arrays, besides the 8 D^2 bytes of the covariance. The least is about 20 D bytes.
     progress : Progress
@@ -78,16 +79,17 @@ def image_moments(
     # An image takes its bytes twice (the next block is read ahead), and twice as floats.
     step = max(1, min(IMAGES, memory // 2 // (10 * size)))
     columns = max(1, min(size, memory // 2 // (12 * size)))
-    total = torch.zeros(size, dtype=torch.float64, device=device)
-    products = torch.zeros((size, size), dtype=torch.float64, device=device)
+    where = float64_device(device)
+    total = torch.zeros(size, dtype=torch.float64, device=where)
+    products = torch.zeros((size, size), dtype=torch.float64, device=where)
     done = 0
     with torch.no_grad(), read_ahead(training.blocks(lo, hi, step)) as blocks:
         for block in blocks:
             pixels = as_tensor(block, device).permute(0, 3, 1, 2).flatten(1).float() - GREY
-            total += pixels.sum(0, dtype=torch.float64)
+            total += to_float64(pixels.sum(0))  # a whole number below 2^24
             for first in range(0, size, columns):  # the upper triangle
                 some = slice(first, first + columns)
-                products[some, first:] += pixels[:, some].T @ pixels[:, first:]
+                products[some, first:] += to_float64(pixels[:, some].T @ pixels[:, first:])
             done += len(block)
             progress("image moments", done, hi - lo)
     count, unit = hi - lo, 127.5**2

@@ -10,6 +10,7 @@ from torch import Tensor
 from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import TrainingDenoiser
 from patchindex.denoisers.registry import register_denoiser
+from patchindex.devices import to_float64
 from patchindex.estimators import Estimate
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to_unit
@@ -56,9 +57,9 @@ class NearestImage(TrainingDenoiser):
     """
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
-        y = x.double() / (1 - beta) ** 0.5
+        y = to_float64(x) / (1 - beta) ** 0.5
         found = find_nearest(self.training, y, call.label, memory=self._memory, progress=call.progress)
-        one = torch.ones_like(x[:, 0])
+        one = torch.ones_like(y[:, 0], dtype=torch.float32)
         lo, hi = self.training.range_of(call.label)
         return Estimate(
             to_unit(found.images).permute(0, 3, 1, 2).contiguous(),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchindex.checks import check_least
 from patchindex.denoisers.arguments import times_of
+from patchindex.devices import to_float64
 from patchindex.errors import InputError
 from patchindex.runtime import memory_limit
 from patchindex.schedules import NoiseSchedule
@@ -131,4 +132,6 @@ class Noising:
         if noise is None:
             noise = draw_noise(seed, n, self.shape).to(self.device)
         betas = torch.tensor([self.noise(time) for time in times_of(t, n)], dtype=torch.float64)
-        return with_noise(clean.double(), noise, betas.to(self.device)[:, None, None, None]).float()
+        clean, noise = to_float64(clean), to_float64(noise)
+        noisy = with_noise(clean, noise, betas.to(clean.device)[:, None, None, None])
+        return noisy.float().to(self.device)

@@ -156,7 +156,7 @@ class PCALocality(TrainingDenoiser):
         if key not in self._masks:
             masks = locality_masks(self._covariance_of(label, progress), sigma2, self.tau, self.relative_to)
             on_cpu = self.device.type == "cpu"
-            self._masks[key] = list_masks(masks, self.shape, sigma2) if on_cpu else masks
+            self._masks[key] = list_masks(masks, self.shape, sigma2) if on_cpu else masks.to(self.device)
             while len(self._masks) > 1 and sum(map(_bytes, self._masks.values())) > self._memory:
                 self._masks.popitem(last=False)
         self._masks.move_to_end(key)

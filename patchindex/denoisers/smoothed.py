@@ -12,6 +12,7 @@ from torch import Tensor
 from patchindex.denoisers.base import LARGEST_X, Call
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser
 from patchindex.denoisers.registry import register_denoiser
+from patchindex.devices import float64_device
 from patchindex.errors import InputError
 from patchindex.estimators import Estimate
 from patchindex.exact import ScoreRequest
@@ -106,8 +107,9 @@ class SmoothedClosedForm(TrainingDenoiser):
         scale = self.smoothing * ((1 - beta) ** 0.5 + beta**0.5)
         time = int(np.float64(call.t).view(np.uint64))
         generators = [np.random.default_rng([call.seed, number, time]) for number in call.image_ids]
-        images = torch.arange(batch, device=x.device).repeat_interleave(self.draws)
-        total = torch.zeros((batch, numbers), dtype=torch.float64, device=x.device)
+        sums = float64_device(x.device)
+        images = torch.arange(batch, device=sums).repeat_interleave(self.draws)
+        total = torch.zeros((batch, numbers), dtype=torch.float64, device=sums)
         squares, ess = torch.zeros_like(total), torch.zeros_like(total[:, 0])
         compared = 0
         # A quarter of the memory is for displaced images with their states, and half for the scan.
@@ -131,12 +133,12 @@ class SmoothedClosedForm(TrainingDenoiser):
             squares.index_add_(0, chunk, means.square())
             ess.index_add_(0, chunk, state.ess())
             compared += len(chunk)
-        return self._average(x, total / self.draws, squares / self.draws, ess / self.draws, call)
+        return self._average(x.shape, total / self.draws, squares / self.draws, ess / self.draws, call)
 
-    def _average(self, x: Tensor, mean: Tensor, square: Tensor, ess: Tensor, call: Call) -> Estimate:
+    def _average(self, shape: torch.Size, mean: Tensor, square: Tensor, ess: Tensor, call: Call) -> Estimate:
         """Return the estimate, given averages over draws of the mean, its square and the sample size."""
-        batch, channels, height, width = x.shape
-        one = torch.ones_like(x[:, 0])
+        batch, channels, height, width = shape
+        one = torch.ones((batch, height, width), device=mean.device)
         lo, hi = self.training.range_of(call.label)
         stderr = torch.nan * one
         if self.draws > 1:

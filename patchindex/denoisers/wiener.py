@@ -13,6 +13,7 @@ from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser
 from patchindex.denoisers.moments import image_moments
 from patchindex.denoisers.registry import register_denoiser
+from patchindex.devices import float64_device, to_float64
 from patchindex.errors import InputError, Option
 from patchindex.estimators import Estimate
 from patchindex.images import ImagesLike, LabelsLike
@@ -34,7 +35,7 @@ class Wiener(TrainingDenoiser):
 
     m and S are the mean and the covariance of all training images (of the label). The Gaussian with these
     moments has this posterior mean, the Wiener filter of x. (Wang & Vastola, arXiv 2412.09726; Li, Dai & Qu,
-    arXiv 2410.24060.) The computation is in float64.
+    arXiv 2410.24060.) The computation is in float64, on the CPU where the device has no float64.
 
     Parameters
     ----------
@@ -121,14 +122,15 @@ class Wiener(TrainingDenoiser):
             room = self._memory - (0 if self.circulant else self._needed(label))
             while self._filters and sum(each.bytes for each in self._filters.values()) > room:
                 self._filters.popitem(last=False)
+            where = float64_device(self.device)
             make = _Circulant.of if self.circulant else _Dense.of
-            self._filters[label] = make(self.training, label, self.device, self._memory, progress)
+            self._filters[label] = make(self.training, label, where, self._memory, progress)
         self._filters.move_to_end(label)
         return self._filters[label]
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
-        mean = self._filter(call.label, call.progress).apply(x.double(), beta).float()
-        one = torch.ones_like(x[:, 0])
+        mean = self._filter(call.label, call.progress).apply(to_float64(x), beta).float()
+        one = torch.ones_like(mean[:, 0])
         call.progress("posterior mean", 1, 1)
         return Estimate(mean, stderr=0 * one, ess=torch.nan * one, captured_mass=one, patches_evaluated=0)
 

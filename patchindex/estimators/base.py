@@ -107,6 +107,10 @@ class Estimate:
         methods = dict.fromkeys(each for p in parts for each in p.method.split(", ") if each)
         return cls(**joined, **costs, method=", ".join(methods))
 
+    def to(self, device: torch.device) -> Estimate:
+        """Return the same estimate on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+
     def __getitem__(self, rows: Tensor) -> Estimate:
         """Return the same estimate with its images permuted."""
         return replace(self, **{name: getattr(self, name)[rows] for name in TENSORS})

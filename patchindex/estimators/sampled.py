@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.devices import float64_device
 from patchindex.estimators.base import Estimate, ScoreContext, check_between
 from patchindex.estimators.exact import Exact
 from patchindex.exact import HeaviestPatches, ScoreRequest, check_engine, heaviest
@@ -109,7 +110,7 @@ class SampledAuto:
         left, sums = pixels.all, pixels.no_sums
         done, ahead = 0, FIRST
         while True:
-            mask = torch.zeros(batch * height * width, dtype=torch.bool, device=request.x.device)
+            mask = torch.zeros(batch * height * width, dtype=torch.bool, device=left.device)
             mask[left] = True
             some = replace(drawn, pixels=mask.reshape(batch, height, width))
             # Sums over all images need no standard error, so that one group holds the images that are left.
@@ -145,7 +146,7 @@ class _Pixels:
     @classmethod
     def empty(cls, request: ScoreRequest) -> _Pixels:
         batch, channels, height, width = request.x.shape
-        pixels, device = batch * height * width, request.x.device
+        pixels, device = batch * height * width, float64_device(request.x.device)
         zero = torch.zeros(pixels, dtype=torch.float64, device=device)
         return cls(SoftmaxState.empty((pixels,), channels, device), zero, zero.clone())
 

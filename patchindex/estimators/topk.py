@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.devices import resolve_device, to_float64, warn_of_faiss
 from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of, label_index, project
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.neighbours import NOTHING, PAIR_BYTES, NeighbourRefiner
@@ -15,7 +16,6 @@ from patchindex.exact import HeaviestPatches, ScoreRequest
 from patchindex.exact.heaviest import wanted_pixels
 from patchindex.geometry import gather_patches, query_windows
 from patchindex.index import ScaleIndex
-from patchindex.runtime import resolve_device
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["TopK", "rerank"]
@@ -61,6 +61,7 @@ class TopK:
         self._context = context
         self._index = index_of(context, "topk", candidates=candidates, probes=probes)
         resolve_device(self._index.device, needs_faiss=True)
+        warn_of_faiss(context.device)
         check_between("quality", quality, 0, 1, "use 0.98, for example")
         self._candidates, self._probes, self._quality = candidates, probes, quality
 
@@ -159,7 +160,7 @@ class TopK:
         # A pixel that found all patches of its class left nothing out.
         patches_of_class = np.add.reduceat(scale.list_sizes(label), scale.lists.bounds[:-1])
         everything = patches_of_class[classes] <= (ids >= 0).sum(1)
-        captured[torch.from_numpy(everything).to(z.device)] = 1
+        captured[torch.from_numpy(everything).to(captured.device)] = 1
         return captured
 
     def _probes_at(self, scale: ScaleIndex, beta: float) -> int:
@@ -221,9 +222,11 @@ def _heaviest_of(
 ) -> HeaviestPatches:
     """Return the heaviest of the candidates `ids`, which hold the share `captured` of all weights."""
     parts = list(_compare(pixels, request, rows, ids))
-    found, logits = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-    logits = logits.double().masked_fill(found < 0, -torch.inf)
-    total = logits.logsumexp(1) - captured.double().log()
+    logits = to_float64(torch.cat([part[1] for part in parts]))
+    found = torch.cat([part[0] for part in parts]).to(logits.device)
+    captured = to_float64(captured)
+    logits = logits.masked_fill(found < 0, -torch.inf)
+    total = logits.logsumexp(1) - captured.log()
     logits, order = logits.sort(dim=1, descending=True, stable=True)
     weight, found = (logits - total[:, None]).exp(), found.gather(1, order)
     image, y, x = request.geometry.position(found)
@@ -244,7 +247,7 @@ def _heaviest_of(
         rest=(1 - weight.sum(1)).clamp_min(0),
         ess=unknown,
         entropy=unknown,
-        captured_mass=captured.double(),
+        captured_mass=captured,
         relative_error=torch.where(captured == 1, 0.0, unknown),
         method="topk",
     )

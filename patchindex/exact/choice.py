@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 
 from patchindex.errors import DeviceError, InputError, Option, PatchIndexWarning, warn
-from patchindex.exact import cpu, fused, offsets, whole_images
-from patchindex.exact.fused_device import check_device
+from patchindex.exact import cpu, offsets, whole_images
+from patchindex.exact.fused import Fused
+from patchindex.exact.fused_device import INSTALLED, Triton, check_device
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry
 from patchindex.softmax import SoftmaxState
@@ -19,7 +20,7 @@ __all__ = ["ENGINES", "Engine", "check_engine", "engine_of", "fastest"]
 
 
 class Engine(Protocol):
-    """The functions of an engine module."""
+    """The functions of an engine: a module, or an object."""
 
     def query_bytes(self, geometry: Geometry, channels: int) -> int:
         """Return the bytes of one noisy image's sums and states, with copies."""
@@ -33,7 +34,7 @@ class Engine(Protocol):
         ...
 
 
-ENGINES: dict[str, Engine] = {"cpu": cpu, "fused": fused, "offsets": offsets}
+ENGINES: dict[str, Engine] = {"cpu": cpu, "fused": Fused(), "offsets": offsets}
 
 
 def engine_of(request: ScoreRequest) -> Engine:
@@ -54,7 +55,7 @@ def engine_of(request: ScoreRequest) -> Engine:
     return ENGINES[fastest(device, dtype)]
 
 
-def fastest(device: torch.device, dtype: torch.dtype) -> str:
+def fastest(device: torch.device, dtype: torch.dtype, triton: Triton = INSTALLED) -> str:
     """Return the name of the fastest engine that can compute in a dtype on a device.
 
     A warning says why `fused` does not run on a GPU in float32.
@@ -64,7 +65,7 @@ def fastest(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cpu":
         return "cpu"
     try:
-        check_device(device)
+        check_device(device, triton)
     except DeviceError as error:
         _warn_of_slow_scans(device, error.what)
         return "offsets"
@@ -83,7 +84,9 @@ def _warn_of_slow_scans(device: torch.device, reason: str) -> None:
     )
 
 
-def check_engine(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+def check_engine(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, triton: Triton = INSTALLED
+) -> None:
     """Refuse an engine that is unknown, or that cannot compute in a dtype on a device.
 
     Raises
@@ -106,4 +109,4 @@ def check_engine(name: str, device: torch.device, dtype: torch.dtype = torch.flo
             f"{name!r} computes in float32 only", parameter="engine", remedy="leave it out, or use 'offsets'"
         )
     if name == "fused":
-        check_device(device)
+        check_device(device, triton)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from patchindex.devices import check_dtype
 from patchindex.errors import InputError
 from patchindex.exact.choice import Engine, engine_of
 from patchindex.exact.parts import STAGE, check_bounds
@@ -31,7 +32,7 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     -------
     SoftmaxState
         In float64, of shape (B, H, W); with `pixels` of shape (M,): image by image, in raster order for a
-        mask, else in the order of the lists.
+        mask, else in the order of the lists. It is on the `float64_device` of x.
 
     Raises
     ------
@@ -39,7 +40,8 @@ def scan(request: ScoreRequest) -> SoftmaxState:
         When x or the geometry do not fit the training images, `pixels` does not fit x, or the engine cannot
         run the request.
     DeviceError
-        When the engine needs a device or a package that is not there.
+        When the engine needs a device or a package that is not there, or the dtype is float64 and the device
+        has no float64.
     """
     lo, hi = request.image_range
     return scan_parts(request, [0, hi - lo])[0]
@@ -77,6 +79,7 @@ def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
     """
     check_bounds(request, bounds)
     _check(request)
+    check_dtype(request.x.device, request.dtype)
     request = replace(request, x=request.x.detach())
     x, geometry = request.x, request.geometry
     batch, channels, height, width = x.shape
@@ -102,7 +105,7 @@ def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
         with torch.no_grad():
             state = engine.scan_parts(part, bounds)
         if rows is not None:
-            state = state.reshape((parts, -1))[:, rows]
+            state = state.reshape((parts, -1))[:, rows.to(state.weight.device)]
         size = state.weight.shape[1]
         result.write((slice(None), slice(done, done + size)), state)
         done += size

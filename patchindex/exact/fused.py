@@ -4,8 +4,8 @@ Noisy images become the rows of a matrix once, class by class. Training images p
 become rows too. A program of the kernel compares some query windows with the windows of a segment, a few
 images of a block, and writes sums in float32. The sums of segments are merged in float64.
 
-A sum of a segment has at most `COLUMNS` members (or the windows of one image) in `BN` at a time: its relative
-error is below 3e-5, and about 1e-6 where the rounding errors are not all of the same sign.
+A sum of a segment has at most `Settings.columns` members (or the windows of one image) in `BN` at a time: its
+relative error is below 3e-5, and about 1e-6 where the rounding errors are not all of the same sign.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.exact.fused_device import OPTIONS, settings_of
+from patchindex.exact.fused_device import OPTIONS, Settings, interpreted, settings_of
 from patchindex.exact.parts import STAGE
 from patchindex.exact.request import ScoreRequest
 from patchindex.exact.window_tables import Queries, tables_of
@@ -28,10 +29,9 @@ from patchindex.geometry import Geometry, query_counts
 from patchindex.images.on_device import blocks_on
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["query_bytes", "scan_parts"]
+__all__ = ["Fused"]
 
 SAMPLE = 64  # images whose mean colour is the grey
-COLUMNS = 1 << 15  # training windows of a program
 WINDOW_BYTES = 1 << 30  # of the training windows of a block: more do not pay
 UNFOLDED = 64  # numbers of a window that are written at a time
 MERGED_ROWS, MERGED_SEGMENTS = 32, 32  # of a program that merges
@@ -40,39 +40,46 @@ LARGEST_INT = (1 << 31) - 1
 _launching = Lock()  # scans of several threads compile a kernel once, and the interpreter knows no threads
 
 
-def query_bytes(geometry: Geometry, channels: int) -> int:
-    """Return the bytes of a query's windows, of its sums, and of its states with copies."""
-    height, width = geometry.size
-    sums = 4 + 8 * (2 + channels) + 3 * 8 * (5 + 3 * channels)
-    return height * width * (4 * tables_of(geometry, channels).stride + sums)
+@dataclass(frozen=True)
+class Fused:
+    """The engine, by default with `settings_of` the device."""
 
+    settings: Settings | None = None
 
-def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
-    """Return the states of parts of the training images, (P, B, H, W), as `engine.scan_parts` does."""
-    (lo, hi), training = request.image_range, request.training
-    if list(bounds) != [0, hi - lo]:  # parts are counted in label order
-        training, lo, hi = training.select(slice(lo + bounds[0], lo + bounds[-1])), 0, bounds[-1] - bounds[0]
-    ends = np.asarray(bounds) - bounds[0]
-    batch, channels, height, width = request.x.shape
-    frame = _Frame(request, training.read(lo, min(lo + SAMPLE, hi)))
-    scan = _Scan(request, frame, len(ends) - 1)
-    done = 0
-    size = scan.images_at_once
-    block_bytes = size * height * width * channels
-    with blocks_on(training, request.x.device, lo, hi, size, block_bytes=block_bytes) as blocks:
-        for block in blocks:
-            scan.add(block, done, ends)
-            done += len(block)
-            request.progress(STAGE, done, hi - lo)
-    return scan.state(np.diff(ends)).reshape((len(ends) - 1, batch, height, width))
+    def query_bytes(self, geometry: Geometry, channels: int) -> int:
+        """Return the bytes of a query's windows, of its sums, and of its states with copies."""
+        height, width = geometry.size
+        sums = 4 + 8 * (2 + channels) + 3 * 8 * (5 + 3 * channels)
+        return height * width * (4 * tables_of(geometry, channels).stride + sums)
+
+    def scan_parts(self, request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
+        """Return the states of parts of the training images, (P, B, H, W), as `engine.scan_parts` does."""
+        (lo, hi), training = request.image_range, request.training
+        if list(bounds) != [0, hi - lo]:  # parts are counted in label order
+            first, last = bounds[0], bounds[-1]
+            training, lo, hi = training.select(slice(lo + first, lo + last)), 0, last - first
+        ends = np.asarray(bounds) - bounds[0]
+        batch, channels, height, width = request.x.shape
+        settings = self.settings or settings_of(request.x.device)
+        frame = _Frame(request, training.read(lo, min(lo + SAMPLE, hi)), settings)
+        scan = _Scan(request, frame, len(ends) - 1)
+        done = 0
+        size = scan.images_at_once
+        block_bytes = size * height * width * channels
+        with blocks_on(training, request.x.device, lo, hi, size, block_bytes=block_bytes) as blocks:
+            for block in blocks:
+                scan.add(block, done, ends)
+                done += len(block)
+                request.progress(STAGE, done, hi - lo)
+        return scan.state(np.diff(ends)).reshape((len(ends) - 1, batch, height, width))
 
 
 class _Frame:
     """Noisy images in grey levels, centred, and the norms that their logits lack."""
 
-    def __init__(self, request: ScoreRequest, sample: np.ndarray) -> None:
+    def __init__(self, request: ScoreRequest, sample: np.ndarray, settings: Settings) -> None:
         geometry, x, a, beta = request.geometry, request.x.double(), request.a, request.beta
-        self.settings = settings_of(x.device)
+        self.settings = settings
         self.tables = tables_of(geometry, x.shape[1], self.settings.most_held)
         # Subtracted from all images: sums of smaller values have smaller rounding errors.
         self.grey = torch.from_numpy(np.rint(sample.mean((0, 1, 2), dtype=np.float64))).to(x.device)
@@ -107,7 +114,7 @@ class _Scan:
         # A quarter of the memory is for the sums of segments, and a quarter for the images of a block.
         room = max(1, request.memory // 4 // (4 * self._fields * rows))
         self._segments = min(room, -(-frame.settings.programs // programs))
-        self._images_of_segment = max(1, COLUMNS // int(tables.counts.max()))
+        self._images_of_segment = max(1, frame.settings.columns // int(tables.counts.max()))
         channels, windows, plane = tables.channels, len(queries.places), math.prod(tables.padded)
         unfolded = windows * (2 * tables.stride + 16)
         prepared = plane * (2 * channels + 4) + math.prod(request.geometry.size) * (11 * channels + 28)
@@ -130,7 +137,7 @@ class _Scan:
         cut, bounds, part = _segments(first, first + n, ends, step)
         segments, of_parts = torch.from_numpy(cut).to(device), torch.from_numpy(bounds).to(device)
         partial = torch.empty((len(cut), self._fields, rows), device=device)
-        with _launching, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with _launching, nullcontext() if interpreted() else torch.cuda.device(device):
             self._compare(self._unfold(images), n, segments, partial)
             kernel.merge_segments[(-(-rows // MERGED_ROWS), len(bounds) - 1)](
                 partial, of_parts, self._tops, self._totals, rows, part,

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from patchindex.devices import ACCELERATORS
 from patchindex.errors import DeviceError
 from patchindex.exact.window_tables import MOST_HELD, Layout
 
-__all__ = ["Settings", "check_device", "settings_of"]
+__all__ = ["INSTALLED", "Settings", "Triton", "check_device", "interpreted", "settings_of"]
 
 log = logging.getLogger(__name__)
 
@@ -26,53 +27,69 @@ CAPABILITY = (8, 0)  # of the oldest GPU that Triton supports
 HELD_BYTES, HELD_BYTES_ONCE, COLUMN_BYTES, STREAMED_BYTES = 768, 640, 1024, 144 << 10
 RESERVED_BYTES = 1 << 10  # in each program, by CUDA
 LARGE_GPU = 227 << 10  # bytes of shared memory in a program on an H100
+COLUMNS = 1 << 15
 WAVES = 8  # programs that run one after the other: with many, few multiprocessors wait for the last
 OPTIONS = {"enable_fp_fusion": True}  # Triton warns unless the choice is made
 
 
-def check_device(device: torch.device) -> None:
-    """Raise DeviceError where the fused kernel cannot run."""
+def interpreted() -> bool:
+    """Return whether Triton interprets kernels in NumPy, whatever device their tensors are on."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Triton:
+    """The installed Triton."""
+
+    def version(self) -> tuple[int, int] | None:
+        """Return the version, or None when Triton is not installed."""
+        if find_spec("triton") is None:
+            return None
+        import triton
+
+        major, minor = triton.__version__.split(".")[:2]
+        return int(major), int(minor)
+
+    def driver_error(self) -> str | None:
+        """Return why Triton cannot use the GPU: for example, it needs a C compiler at the first use."""
+        return _driver_error()
+
+
+INSTALLED = Triton()
+
+
+def check_device(device: torch.device, triton: Triton = INSTALLED) -> None:
+    """Raise DeviceError where the fused kernel cannot run by a Triton."""
     remedy = "leave the engine out, or use 'offsets'"
 
     def refuse(what: str, remedy: str = remedy) -> None:
         raise DeviceError(f"the engine 'fused' needs {what}", where=f"device {device}", remedy=remedy)
 
-    version = _triton_version()
+    version = triton.version()
     if version is None:
         refuse("Triton, which is not installed", f"pip install triton; or {remedy}")
     elif version < TRITON:
         found = f"this is {_dotted(version)}"
         refuse(f"Triton {_dotted(TRITON)}, {found}", f"install a torch that comes with it; or {remedy}")
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if torch.version.hip is not None:
-            refuse("an NVIDIA GPU")
-        if capability < CAPABILITY:
-            mine = _dotted(capability)
-            refuse(f"a GPU of compute capability {_dotted(CAPABILITY)}, this one has {mine}")
-        if (error := _driver_error()) is not None:
-            refuse(f"Triton, which does not work here: {error}")
-    elif os.environ.get("TRITON_INTERPRET") != "1":
+    if interpreted() and device.type in ("cpu", "cuda"):
+        return
+    if device.type != "cuda":
         refuse("a CUDA device", f"{remedy}; for tests, set TRITON_INTERPRET=1 to run it slowly on a CPU")
+    capability = ACCELERATORS["cuda"].capability(device)
+    if capability is None:
+        refuse("an NVIDIA GPU")
+    elif capability < CAPABILITY:
+        mine = _dotted(capability)
+        refuse(f"a GPU of compute capability {_dotted(CAPABILITY)}, this one has {mine}")
+    if (error := triton.driver_error()) is not None:
+        refuse(f"Triton, which does not work here: {error}")
 
 
 def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def _triton_version() -> tuple[int, int] | None:
-    """Return the version of Triton, or None when it is not installed."""
-    if find_spec("triton") is None:
-        return None
-    import triton
-
-    major, minor = triton.__version__.split(".")[:2]
-    return int(major), int(minor)
-
-
 @lru_cache(maxsize=1)
 def _driver_error() -> str | None:
-    """Return why Triton cannot use the GPU; Triton builds a part of itself by a C compiler, for example."""
     from triton.runtime import driver
 
     try:
@@ -95,6 +112,7 @@ class Settings:
     programs: int  # that the device should have, to be busy
     shared: int  # bytes of shared memory in a program
     unfolded: int = 32  # training windows that a program writes
+    columns: int = COLUMNS  # training windows that a program compares, and at least those of one image
 
     @property
     def most_held(self) -> int:
@@ -116,8 +134,8 @@ class Settings:
 
 
 def settings_of(device: torch.device) -> Settings:
-    """Return the settings for a device; for the CPU, where Triton interprets the kernel, about an H100's."""
-    if device.type != "cuda":
+    """Return the settings for a device; where Triton interprets the kernel, about an H100's."""
+    if interpreted() or device.type != "cuda":
         return Settings(1, LARGE_GPU, 1024)
     from triton.runtime import driver
 

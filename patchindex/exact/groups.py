@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patchindex.devices import float64_device
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["GroupSums", "covariance_of_groups"]
@@ -73,9 +74,10 @@ class GroupSums:
     @classmethod
     def empty(cls, pixels: int, channels: int, device: torch.device) -> GroupSums:
         """Return the sums over no group."""
+        where = float64_device(device)
 
         def zeros(*tail: int) -> Tensor:
-            return torch.zeros((pixels, *tail), dtype=torch.float64, device=device)
+            return torch.zeros((pixels, *tail), dtype=torch.float64, device=where)
 
         return cls(
             top=zeros() - torch.inf, weight=zeros(1), weight_sq=zeros(1), centre=zeros(channels),

@@ -4,7 +4,8 @@
 
 One pass over the training images compares the windows of the pixels with blocks of patches, class by class,
 in float32 matrix products. The `top + SPARE` largest logits of each pixel are computed again in float64: at
-low noise float32 rounds logits of some thousands by 1e-3. All other logits are summed as they are.
+low noise float32 rounds logits of some thousands by 1e-3. All other logits are summed as they are. The
+products are on the device of the noisy images, and the heaviest patches so far on its `float64_device`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.devices import float64_device, to_float64
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import windows
-from patchindex.images.by_label import as_tensor, read_ahead, to_unit
+from patchindex.images.by_label import as_tensor, to_unit
+from patchindex.images.on_device import blocks_on, in_root, resident
 from patchindex.kernels.known_patches import KnownPatches
 from patchindex.runtime import Progress, part_of, plain_state
 from patchindex.softmax import SoftmaxState
@@ -109,8 +112,9 @@ def heaviest(request: ScoreRequest, top: int) -> HeaviestPatches:
     image, place = wanted_pixels(request)
     if request.geometry.machine == "IS":  # all pixels of an image share their softmax
         images, rows = image.unique(return_inverse=True)
-        found = _in_groups(request, images, torch.zeros_like(images), top)[rows]
-        own = torch.where(found.image >= 0, place[:, None], -1)
+        found = _in_groups(request, images, torch.zeros_like(images), top)
+        found = found[rows.to(found.image.device)]
+        own = torch.where(found.image >= 0, place[:, None].to(found.image.device), -1)
         return HeaviestPatches(**{**vars(found), "place": own})
     return _in_groups(request, image, place, top)
 
@@ -142,6 +146,7 @@ class _Search:
         self._request, self._kept = request, kept
         self._a, self._beta, geometry = request.a, request.beta, request.geometry
         x, device = request.x, request.x.device
+        self._sums = sums = float64_device(device)
         width, channels = geometry.size[1], x.shape[1]
         lo, hi = request.image_range
         sample = as_tensor(request.training.read(lo, min(lo + SAMPLE, hi)), device)
@@ -152,18 +157,18 @@ class _Search:
         else:
             windows_ = windows(x, geometry, query=True)[image, :, place // width, place % width].flatten(1)
         self._grey = grey.repeat_interleave(windows_.shape[1] // channels)
-        self._windows = windows_.double()
-        centred = self._windows - self._a * self._grey.double()
+        self._windows = to_float64(windows_)
+        centred = self._windows - self._a * to_float64(self._grey)
         self._norms = centred.square().sum(1) / (2 * self._beta)
-        self._queries = (centred * (self._a / self._beta)).to(request.dtype)
+        self._queries = (centred * (self._a / self._beta)).to(device, request.dtype)
         rows = len(image)
         self._state = SoftmaxState.empty((rows,), 1, device)
         # Entropies are sums of weight times logit: logits near zero keep their rounding errors small.
         self._reference = torch.zeros(rows, dtype=request.dtype, device=device)
-        self._logit = torch.full((rows, kept), -torch.inf, dtype=request.dtype, device=device)
-        self._precise = torch.full((rows, kept), -torch.inf, dtype=torch.float64, device=device)
-        self._patch = torch.full((rows, kept), -1, device=device)
-        self._count = torch.full((rows,), hi - lo, device=device)
+        self._logit = torch.full((rows, kept), -torch.inf, dtype=request.dtype, device=sums)
+        self._precise = torch.full((rows, kept), -torch.inf, dtype=torch.float64, device=sums)
+        self._patch = torch.full((rows, kept), -1, device=sums)
+        self._count = torch.full((rows,), hi - lo, device=sums)
         self._classes: list[tuple[Tensor, Tensor]] = []
         if whole:
             self._classes = [(torch.arange(rows, device=device), torch.zeros(1, dtype=torch.int64))]
@@ -173,11 +178,11 @@ class _Search:
         for number in of_row.unique():
             mine = (of_row == number).nonzero()[:, 0]
             self._classes.append((mine, (members == number).nonzero()[:, 0]))
-            self._count[mine] *= len(self._classes[-1][1])
+            self._count[mine.to(sums)] *= len(self._classes[-1][1])
 
     def run(self, progress: Progress) -> None:
         """Compare the pixels with all training images of the request."""
-        request, geometry = self._request, self._request.geometry
+        request, geometry, device = self._request, self._request.geometry, self._request.x.device
         training, (lo, hi) = request.training, request.image_range
         (height, width), channels = geometry.size, request.x.shape[1]
         members = max(len(members) for _, members in self._classes)
@@ -185,13 +190,15 @@ class _Search:
         padded = channels * (height + geometry.k) * (width + geometry.k)
         an_image = 4 * (padded + 3 * members * self._queries.shape[1])
         step = max(1, min(max(IMAGES, COLUMNS // members), request.memory // 4 // an_image))
-        numbers = training.numbers_of(training.ids_of_blocks(lo, hi))
+        if resident(in_root(training, slice(lo, hi))[0], device) is None:
+            numbers = training.numbers_of(training.ids_of_blocks(lo, hi))
+        else:  # the copy on the device is in label order
+            numbers = np.arange(lo, hi)
         done = 0
-        with read_ahead(training.blocks(lo, hi, 8 * step, multiple=step)) as blocks:
+        with blocks_on(training, device, lo, hi, 8 * step, multiple=step) as blocks:
             for block in blocks:
-                for first in range(0, len(block), step):
-                    tile = as_tensor(block[first : first + step], request.x.device).permute(0, 3, 1, 2)
-                    ids = torch.from_numpy(numbers[done : done + len(tile)]).to(tile.device)
+                for tile in block.permute(0, 3, 1, 2).split(step):
+                    ids = torch.from_numpy(numbers[done : done + len(tile)]).to(device)
                     self._add(to_unit(tile), ids)
                     done += len(tile)
                     progress(STAGE, done, hi - lo)
@@ -227,22 +234,23 @@ class _Search:
 
     def _sum(self, rows: Tensor, logits: Tensor, best: Tensor) -> None:
         """Add logits to the softmax of each row."""
-        known = self._state.max_logit[rows]
-        first = known == -torch.inf
+        known = self._state.max_logit[rows.to(self._sums)]
+        first = (known == -torch.inf).to(rows.device)
         self._reference[rows[first]] = best[first]
-        near = (best > known - NEGLIGIBLE).nonzero()[:, 0]
+        near = (to_float64(best) > known - NEGLIGIBLE).nonzero()[:, 0].to(rows.device)
         if len(near):
             rows, logits = rows[near], logits[near]
             values = (logits - self._reference[rows, None]).unsqueeze(-1)
-            self._state.merge(SoftmaxState.of(logits, values), (rows,))
+            self._state.merge(SoftmaxState.of(logits, values), (rows.to(self._sums),))
 
     def _keep(self, rows: Tensor, logits: Tensor, best: Tensor, patches: Tensor, numbers: Tensor) -> None:
         """Keep the largest logits of each row, with their float64 values."""
+        rows, numbers = rows.to(self._sums), numbers.to(self._sums)
         bar = self._logit[rows, -1]
-        better = (best > bar).nonzero()[:, 0]
+        better = (best.to(self._sums) > bar).nonzero()[:, 0]
         if not len(better):
             return
-        rows, logits, bar = rows[better], logits[better], bar[better]
+        rows, logits, bar = rows[better], logits[better.to(logits.device)].to(self._sums), bar[better]
         most = min(self._kept, logits.shape[1])
         if bool((bar == -torch.inf).any()):
             # Few rows have all of their places taken by a block: the block's own largest logits are enough.
@@ -272,16 +280,17 @@ class _Search:
     def _logits(self, rows: Tensor, patches: Tensor, columns: Tensor) -> Tensor:
         """Return the logits of pairs of a row and a patch in float64, with all terms."""
         step = max(1, self._request.memory // 8 // (32 * patches.shape[1]))
-        parts = [torch.empty(0, dtype=torch.float64, device=patches.device)]
+        parts = [torch.empty(0, dtype=torch.float64, device=self._sums)]
         for some, column in zip(rows.split(step), columns.split(step), strict=True):
             # Values are multiples of 1/255 of the range, also the zeros of padding: undo their rounding.
-            exact = ((patches[column].double() + 1) * 255).round_().div_(255).sub_(1)
+            exact = to_float64(patches[column.to(patches.device)])
+            exact = ((exact + 1) * 255).round_().div_(255).sub_(1)
             parts.append((self._windows[some] - self._a * exact).square_().sum(1) / (-2 * self._beta))
         return torch.cat(parts)
 
     def found(self, top: int) -> HeaviestPatches:
         """Return the result: float64 logits in place of the float32 logits that were kept."""
-        state, reference = self._state, self._reference.double()
+        state, reference = self._state, to_float64(self._reference)
         largest = state.max_logit
         rough = torch.exp(self._logit.double() - largest[:, None])
         offset = self._logit.double() - reference[:, None]

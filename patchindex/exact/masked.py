@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.devices import to_float64
 from patchindex.exact.frame import NEGLIGIBLE
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to_unit
@@ -156,23 +157,23 @@ class _Part:
     beyond: Tensor = field(init=False)  # 2 r
 
     def __post_init__(self) -> None:
-        near = self.y.double().clamp(-1, 1)
+        y = to_float64(self.y)
+        near = y.clamp(-1, 1)
         object.__setattr__(self, "near", near)
-        object.__setattr__(self, "beyond", 2 * (self.y.double() - near))
+        object.__setattr__(self, "beyond", 2 * (y - near))
 
 
 def _multiply(part: _Part, masks: Tensor) -> SoftmaxState:
     """Scan by matrix products, in the dtype and on the device of the request."""
-    request, dtype = part.request, part.request.dtype
-    masks = masks.to(dtype)
-    near, beyond = part.near.to(dtype), part.beyond.to(dtype)
+    request, dtype, device = part.request, part.request.dtype, part.y.device
+    masks, near, beyond = (tensor.to(device, dtype) for tensor in (masks, part.near, part.beyond))
     batch, size = near.shape
     # An image takes its bytes twice, and floats: values, differences, logits, weights and three temporaries.
     step = max(1, min(512, part.memory // (size * (2 + 7 * dtype.itemsize))))
-    state, done = SoftmaxState.empty((batch, size), 1, near.device), 0
+    state, done = SoftmaxState.empty((batch, size), 1, device), 0
     with read_ahead(request.training.blocks(part.lo, part.hi, step)) as blocks:
         for block in blocks:
-            values = to_unit(as_tensor(block, near.device).flatten(1), dtype)
+            values = to_unit(as_tensor(block, device).flatten(1), dtype)
             for b in range(batch):
                 u = near[b] - values
                 logits = masks @ (u * (u + beyond[b]) * (-0.5 / request.sigma2)).T

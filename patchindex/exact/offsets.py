@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.devices import float64_device, to_float64
 from patchindex.exact.parts import STAGE
 from patchindex.exact.request import ScoreRequest
 from patchindex.exact.single_pixels import SinglePixels
@@ -79,8 +80,9 @@ def scan_parts(request: ScoreRequest, bounds: Sequence[int]) -> SoftmaxState:
             done += tile.images
             request.progress(STAGE, done, hi - lo)
     state = state.transpose(1, 3)
-    along_y, along_x = (torch.from_numpy(counts).to(x.device) for counts in query_counts(geometry))
-    norms = torch.einsum("yi,bij,xj->byx", along_y, x.double().square().sum(1), along_x)
+    squares = to_float64(x).square().sum(1)
+    along_y, along_x = (torch.from_numpy(counts).to(squares.device) for counts in query_counts(geometry))
+    norms = torch.einsum("yi,bij,xj->byx", along_y, squares, along_x)
     state.max_logit -= norms / (2 * request.beta)
     return state
 
@@ -197,7 +199,7 @@ class _AllPixels:
             step = min(step, IMAGES)
         at_once = max(1, room // (result * step))  # offsets times training rows
         self._groups, self._train_rows = list(_grouped(geometry.x, at_once)), max(1, at_once // len(offsets))
-        self._slots = torch.from_numpy(_slots(geometry.x, self._groups)).to(x.device)
+        self._slots = torch.from_numpy(_slots(geometry.x, self._groups)).to(float64_device(x.device))
 
     def add(self, state: SoftmaxState, tile: Tensor) -> None:
         """Add images of P parts (P, m, C, H, W) to their states, of shape (P, W, H, B)."""

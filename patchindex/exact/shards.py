@@ -117,7 +117,7 @@ class DeviceShards(Shards):
             if len(filled):
                 some = ScoreRequest(shard.select(_range_or_ids(numbers)), **self._settings(request, device))
                 works.append((some, np.unique(ends).tolist()))
-                parts.append(torch.from_numpy(filled).to(request.x.device))
+                parts.append(torch.from_numpy(filled))
         states = []
         for mine, state in zip(parts, _scan_all(works, request), strict=True):
             every = SoftmaxState.empty(

@@ -49,6 +49,7 @@ class SinglePixels:
     def add(self, state: SoftmaxState, tile: Tensor) -> None:
         """Add images of P parts (P, m, C, H, W) to their states, of shape (P, W, H, B)."""
         parts, channels, images = len(tile), tile.shape[2], tile.flatten(0, 1)
+        sums = state.weight.device
         patches = windows(images, self._geometry, query=False)
         rows, columns = (axis.train_positions for axis in (self._geometry.y, self._geometry.x))
         for batch, query_y, query_x, members in self._classes:
@@ -63,4 +64,5 @@ class SinglePixels:
                 for b, qy, qx in zip(*(p.split(at_once) for p in (batch, query_y, query_x)), strict=True):
                     window = self._queries[b, :, qy, qx].flatten(1) * (self._a / self._beta)
                     logits = torch.addmm(norms, window, mine.T).reshape(len(b), parts, -1).transpose(0, 1)
-                    state.merge(SoftmaxState.of(logits, centres), (slice(None), qx, qy, b))
+                    at = (place.to(sums) for place in (qx, qy, b))
+                    state.merge(SoftmaxState.of(logits, centres), (slice(None), *at))

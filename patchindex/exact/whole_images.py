@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchindex.devices import to_float64
 from patchindex.exact.parts import STAGE, scan_each
 from patchindex.exact.request import ScoreRequest
 from patchindex.geometry import Geometry
@@ -83,6 +84,6 @@ def scan_images(request: ScoreRequest) -> SoftmaxState:
             state.add(logits, values)
             done += len(block)
             request.progress(STAGE, done, hi - lo)
-    state.centre += state.weight.unsqueeze(-1) * origin
-    state.max_logit -= queries.double().square().sum(1) / (2 * beta)
+    state.centre += state.weight.unsqueeze(-1) * to_float64(origin)
+    state.max_logit -= to_float64(queries).square().sum(1) / (2 * beta)
     return state

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.devices import to_float64
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to_unit
 from patchindex.runtime import Progress, full_precision, no_progress, part_of
@@ -119,15 +120,17 @@ class _Windows:
         self._request, self._dtype = request, request.dtype
         self._lo, self._hi = request.training.range_of(request.label)
         height, width = request.training.size
+        # (y - v)^2 = u (u + 2 r) + r^2 with y = near + r and u = near - v. The sum of r^2 is the same for all
+        # images. It is left out, because it can be so large that its rounding error matters.
+        device, y = y.device, to_float64(y).permute(0, 2, 3, 1).unsqueeze(-1)
+        near = y.clamp(-1, 1)
+        self._near, self._beyond = (t.to(device, self._dtype) for t in (near, 2 * (y - near)))
         self._rows, self._columns = (
             torch.from_numpy(window_rows(side, request.k, request.padded)).to(y.device)
             for side in (height, width)
         )
-        # (y - v)^2 = u (u + 2 r) + r^2 with y = near + r and u = near - v. The sum of r^2 is the same for all
-        # images. It is left out, because it can be so large that its rounding error matters.
-        y = y.permute(0, 2, 3, 1).double().unsqueeze(-1)
-        near = y.clamp(-1, 1)
-        self._near, self._beyond = near.to(self._dtype), (2 * (y - near)).to(self._dtype)
+        scaled = self._rows * (-0.5 / request.sigma2)
+        self._along_y, self._along_x = (t.to(device, self._dtype) for t in (scaled, self._columns))
 
     def scan(self, progress: Progress) -> WindowResult:
         batch, height, width, channels, _ = self._near.shape
@@ -138,9 +141,10 @@ class _Windows:
         for values in self._tiles(part_of(progress, STAGE, 0.0, 0.5)):
             for b in range(batch):
                 state.merge(SoftmaxState.of(self._logits(values, b), nothing[: values.shape[-1]]), (b,))
-        top, share = state.max_logit.to(self._dtype).unsqueeze(-1), (1 / state.weight).to(self._dtype)
-        total = torch.zeros((batch, height, width, channels), dtype=torch.float64, device=device)
-        rows, columns = self._rows.T.to(self._dtype), self._columns.T.to(self._dtype)
+        top, share = (t.to(device, self._dtype) for t in (state.max_logit.unsqueeze(-1), 1 / state.weight))
+        sums = state.weight.device
+        total = torch.zeros((batch, height, width, channels), dtype=torch.float64, device=sums)
+        rows, columns = (t.T.to(device, self._dtype) for t in (self._rows, self._columns))
         for values in self._tiles(part_of(progress, STAGE, 0.5, 1.0)):
             n = values.shape[-1]
             for b in range(batch):
@@ -148,7 +152,7 @@ class _Windows:
                 weights.mul_(share[b].unsqueeze(-1))
                 along = (columns @ weights).reshape(len(self._rows), width * n)
                 held = (rows @ along).reshape(height, width, n, 1)
-                total[b] += (values @ held).squeeze(-1)
+                total[b] += to_float64((values @ held).squeeze(-1))
         counts = self._rows.sum(0).unsqueeze(1) * self._columns.sum(0)
         ess = self._rows.T @ state.ess() @ self._columns / counts
         mean = total.permute(0, 3, 1, 2) / counts
@@ -177,6 +181,5 @@ class _Windows:
         height, width, _, n = values.shape
         u = self._near[b] - values
         squares = (u * (u + self._beyond[b])).sum(2).reshape(height, width * n)
-        rows = (self._rows * (-0.5 / self._request.sigma2)).to(self._dtype)
-        along = (rows @ squares).reshape(len(rows), width, n)
-        return self._columns.to(self._dtype) @ along
+        along = (self._along_y @ squares).reshape(-1, width, n)
+        return self._along_x @ along

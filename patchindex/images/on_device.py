@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.devices import free_bytes
+from patchindex.devices import ACCELERATORS, free_bytes, numbered
 from patchindex.images.by_label import BLOCK_BYTES, TrainingImages, as_tensor, read_ahead
 
 __all__ = ["blocks_on", "in_root", "resident"]
@@ -33,8 +33,7 @@ def resident(training: TrainingImages, device: torch.device, share: float = SHAR
     The copy is made once and kept as long as `training`. Return None on the CPU, and where the copy would
     take more than `share` of the free memory.
     """
-    if device.type == "cuda" and device.index is None:  # the same copy as for its number
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = numbered(device)
     with _copying:
         copies = _copies.setdefault(training, {})
         if device not in copies:
@@ -57,8 +56,9 @@ def blocks_on(
     """Iterate over images [lo, hi) in blocks on a device: uint8, shape (n, H, W, C), n at most `most`.
 
     Images that fit into half of the free memory come from the resident copy, in label order. All other images
-    come as `TrainingImages.blocks` reads them, by a thread that is one block ahead, and go to a GPU through
-    pinned memory. Arguments are as for `TrainingImages.blocks`. The blocks are read-only: some are views.
+    come as `TrainingImages.blocks` reads them, by a thread that is one block ahead, and go to a CUDA device
+    through pinned memory. Arguments are as for `TrainingImages.blocks`. The blocks are read-only: some are
+    views.
 
     Examples
     --------
@@ -76,11 +76,12 @@ def blocks_on(
         yield _slices(copy, numbers, size)
         return
     host = training.blocks(lo, hi, most, multiple, block_bytes)
-    if device.type != "cuda":
+    accelerator = ACCELERATORS.get(device.type)
+    if accelerator is None or not accelerator.pins_memory:
         with read_ahead(host) as blocks:
             yield (as_tensor(block, device) for block in blocks)
         return
-    with read_ahead(as_tensor(block).pin_memory() for block in host) as pinned:
+    with read_ahead(accelerator.pin(as_tensor(block)) for block in host) as pinned:
         yield (block.to(device, non_blocking=True) for block in pinned)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.devices import float64_device
 from patchindex.index.lists import InvertedLists
 from patchindex.softmax import SoftmaxState
 
@@ -103,7 +104,7 @@ class ListMoments:
         retrieved for each of the projected queries z (n, dims). Returns float64 (n,).
         """
         log_sizes = torch.from_numpy(self.sizes(label_index)).to(z).log()
-        out = torch.empty(len(z), dtype=torch.float64, device=z.device)
+        out = torch.empty(len(z), dtype=torch.float64, device=float64_device(z.device))
         bounds = self.lists.bounds
         for c in range(len(bounds) - 1):
             lists = slice(int(bounds[c]), int(bounds[c + 1]))
@@ -114,7 +115,7 @@ class ListMoments:
                 gaussian = torch.addmm(base, torch.cat([z[rows].square(), z[rows]], 1), slopes)
                 logits = torch.minimum(gaussian, log_sizes[lists] + ceiling[rows].unsqueeze(1))
                 no_centres = torch.empty(logits.shape[1], 0, dtype=z.dtype, device=z.device)
-                out[rows] = SoftmaxState.of(logits, no_centres).log_weight()
+                out[rows.to(out.device)] = SoftmaxState.of(logits, no_centres).log_weight()
         return out
 
     def _log_sums(

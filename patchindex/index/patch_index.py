@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from patchindex.checks import check_path
-from patchindex.devices import free_bytes, resolve_devices
+from patchindex.devices import device_of_faiss, free_bytes, resolve_devices
 from patchindex.errors import DeviceError, InputError, Option, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
 from patchindex.images import open_images
@@ -69,7 +69,7 @@ def open_index(
         copies the scale; the copies are kept.
     device : str or torch.device, optional
         Device that searches the lists: `"cpu"` (default, memory-mapped) or a CUDA device. Of several devices,
-        as in `"cuda:all"`, the first.
+        as in `"cuda:all"`, the first. The CPU searches the lists for devices that FAISS does not support.
     storage_options : dict, optional
         Options of `fsspec` for a URL.
 
@@ -91,7 +91,7 @@ def open_index(
     (3,)
     """
     check_path(path)
-    where, remote = resolve_devices(device)[0], None
+    where, remote = device_of_faiss(resolve_devices(device)[0]), None
     if is_url(path):
         remote = Remote(str(path), storage_options)
         path = remote.fetch()

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from patchindex.checks import is_whole
+from patchindex.devices import float64_device, to_float64
 from patchindex.errors import InputError, Option, PatchIndexError
 from patchindex.images import ImageSource
 from patchindex.images.by_label import as_tensor, to_unit
@@ -108,7 +109,9 @@ class Training:
         self.betas = torch.tensor([noise(i / LEVELS) for i in range(LEVELS)], dtype=torch.float64).float()
         self.clock = _Clock()
         self.step, self.losses = 0, list[dict[str, Any]]()
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the steps since the last row
+        self.loss_sum = torch.zeros(
+            (), dtype=torch.float64, device=float64_device(device)
+        )  # since the last row
 
     @property
     def last_step(self) -> float:
@@ -175,7 +178,7 @@ class Training:
         self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        return loss.detach().double()
+        return to_float64(loss.detach())
 
     def _loss(self, network: nn.Module, batch: Batch) -> Tensor:
         # Channels last, as the network is.

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from patchindex.build.workdir import check_writable, hold_lock
+from patchindex.devices import resolve_device
 from patchindex.errors import InputError, Option, OutputExistsError
 from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.networks.batches import split_images
 from patchindex.networks.files import FILES, LOCK, RUN, STATE, WEIGHTS
 from patchindex.networks.loop import Report, Training
 from patchindex.networks.settings import TrainSettings
-from patchindex.runtime import Progress, as_progress, plain_state, resolve_device
+from patchindex.runtime import Progress, as_progress, plain_state
 from patchindex.runtime import threads as use_threads
 
 __all__ = ["train"]

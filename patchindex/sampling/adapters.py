@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from patchindex.denoisers import Denoiser
 from patchindex.denoisers.conventions import mean_at
+from patchindex.devices import in_float64, to_float64
 from patchindex.errors import InputError
 from patchindex.schedules.frames import beta_of_flow, beta_of_sigma, flow_norm, sigma_of
 
@@ -54,7 +55,7 @@ class UNetStandIn(nn.Module):
         return_dict: bool = True,
     ) -> Predicted | tuple[Tensor]:
         """Return the prediction for noisy images (B, C, H, W) at a time step of the scheduler."""
-        steps = torch.as_tensor(timestep, dtype=torch.float64).flatten().cpu().tolist()
+        steps = in_float64(timestep).flatten().tolist()
         steps = steps * len(sample) if len(steps) == 1 else steps
         labels = [self._label] * len(sample) if class_labels is None else class_labels.tolist()
         predicted = torch.empty_like(sample)
@@ -96,7 +97,7 @@ def _level_of(scheduler: Any) -> Any:
     kept = getattr(scheduler, "alphas_cumprod", None)
     if steps and kept is not None and predicts in PREDICTIONS:
         # Schedulers with noise levels between two steps interpolate log sigma.
-        log_sigmas = [math.log(sigma_of(1 - each)) for each in torch.as_tensor(kept).double().tolist()]
+        log_sigmas = [math.log(sigma_of(1 - each)) for each in to_float64(torch.as_tensor(kept)).tolist()]
 
         def discrete(step: float) -> _Level:
             log_sigma = float(np.interp(step, np.arange(len(log_sigmas)), log_sigmas))

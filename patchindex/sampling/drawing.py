@@ -18,6 +18,7 @@ from patchindex.checks import check_least, is_whole
 from patchindex.denoisers import Denoiser
 from patchindex.denoisers.arguments import Label
 from patchindex.denoisers.noising import KEPT, check_memory
+from patchindex.devices import to_float64
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
@@ -320,9 +321,9 @@ class _Batch:
                 "seconds": round(time.perf_counter() - start, 4),
                 "patches_evaluated": estimate.patches_evaluated,
                 "codes_scanned": estimate.codes_scanned,
-                "captured_mass": _rounded(estimate.captured_mass.double().mean(), 6),
-                "ess": _rounded(estimate.ess.double().mean(), 3),
-                "stderr": _rounded(estimate.stderr.double().square().mean().sqrt(), 6),
+                "captured_mass": _rounded(to_float64(estimate.captured_mass).mean(), 6),
+                "ess": _rounded(to_float64(estimate.ess).mean(), 3),
+                "stderr": _rounded(to_float64(estimate.stderr).square().mean().sqrt(), 6),
                 "exact_pixels": estimate.exact_pixels,
             }
         )

@@ -15,14 +15,14 @@ from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
 from patchindex.checks import check_least
 from patchindex.denoisers.base import Denoiser
 from patchindex.denoisers.from_images import is_store
-from patchindex.devices import memory_budget
+from patchindex.devices import memory_budget, resolve_device
 from patchindex.errors import InputError, Option
 from patchindex.exact import load_kernel
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
-from patchindex.runtime import Progress, as_progress, part_of, plain_state, resolve_device
+from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.runtime import threads as use_threads
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COLUMNS, Calibration

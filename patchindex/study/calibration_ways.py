@@ -12,11 +12,12 @@ from torch import Tensor
 
 from patchindex.checks import check_least
 from patchindex.denoisers.base import Denoiser
+from patchindex.devices import resolve_device
 from patchindex.errors import InputError, Option
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.networks.network import Network
-from patchindex.runtime import Progress, resolve_device
+from patchindex.runtime import Progress
 from patchindex.sampling import ddim, draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.schedules.frames import with_noise

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from patchindex.checks import check_least
 from patchindex.denoisers.machine import ScoreMachine
+from patchindex.devices import to_float64
 from patchindex.errors import InputError
 from patchindex.estimators.base import COSTS
 from patchindex.exact import load_kernel
@@ -165,13 +166,13 @@ def _along(
     exact, t, first = step["estimate"].mean, step["t"], step["first"]
     found: list[dict[str, list[Any]]] = []
     spent: list[dict[str, float]] = []
-    total = torch.zeros_like(exact, dtype=torch.float64)
+    total = torch.zeros_like(to_float64(exact))
     for seed in seeds:
         start = time.perf_counter()
         e = machine.posterior_mean(x, t, label=label, seed=seed, image_ids=range(first, first + len(x)))
         spent.append({"seconds": time.perf_counter() - start} | {cost: getattr(e, cost) for cost in COSTS})
         found.append(accuracy(e, exact))
-        total += e.mean
+        total += to_float64(e.mean)
     repeats = len(seeds)
     bias = rmse(total / repeats, exact).tolist()
     costs = {cost: sum(s[cost] for s in spent) / repeats / len(x) for cost in spent[0]}
@@ -195,7 +196,7 @@ def _own(
     name: str, record: dict[str, Any], at: tuple[int, int], x: Tensor, exact: Tensor
 ) -> Iterator[dict[str, Any]]:
     """Yield a row per image: the image after a step of an own trajectory and of the exact one."""
-    (i, first), off = at, (x.double() - exact.double()).abs().flatten(1)
+    (i, first), off = at, (to_float64(x) - to_float64(exact)).abs().flatten(1)
     measures = {"rmse": rmse(x, exact), "pearson_r": pearson_r(x, exact), "r2": r2(x, exact)}
     costs = {cost: record[cost] / len(x) for cost in ("seconds", *COSTS)}
     for b in range(len(x)):

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from patchindex.devices import to_float64
 from patchindex.estimators import Estimate
 
 __all__ = ["accuracy", "pearson_r", "r2", "rmse", "root_mean_square"]
@@ -27,7 +28,8 @@ def pearson_r(images: Tensor, reference: Tensor) -> Tensor:
     >>> round(pearson_r(0.5 * x + 0.1, x).item(), 6)
     1.0
     """
-    a, b = (t.double().flatten(1) - t.double().flatten(1).mean(1, keepdim=True) for t in (images, reference))
+    rows = (to_float64(each).flatten(1) for each in (images, reference))
+    a, b = (each - each.mean(1, keepdim=True) for each in rows)
     return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
 
 
@@ -41,13 +43,13 @@ def r2(images: Tensor, reference: Tensor) -> Tensor:
     >>> r2(x, x).item(), round(r2(0.5 * x, x).item(), 6)
     (1.0, 0.75)
     """
-    a, b = images.double().flatten(1), reference.double().flatten(1)
+    a, b = to_float64(images).flatten(1), to_float64(reference).flatten(1)
     return 1 - (a - b).square().sum(1) / (b - b.mean(1, keepdim=True)).square().sum(1)
 
 
 def rmse(images: Tensor, reference: Tensor) -> Tensor:
     """Return the root mean square difference, (n,) float64, of each image (n, C, H, W) from its reference."""
-    return (images.double() - reference.double()).flatten(1).square().mean(1).sqrt()
+    return (to_float64(images) - to_float64(reference)).flatten(1).square().mean(1).sqrt()
 
 
 def root_mean_square(values: Iterable[float]) -> float:
@@ -70,9 +72,9 @@ def accuracy(estimate: Estimate, exact: Tensor) -> dict[str, list[Any]]:
     >>> round(found["rmse"][0], 4), round(found["stderr"][0], 4), found["coverage"]
     (0.01, 0.01, [1.0])
     """
-    error = (estimate.mean.double() - exact.double()).abs()
-    allowed = (2 * estimate.stderr.double() + SLACK).unsqueeze(1)
-    stderr = estimate.stderr.double().square().flatten(1).mean(1).sqrt()
+    error = (to_float64(estimate.mean) - to_float64(exact)).abs()
+    allowed = (2 * to_float64(estimate.stderr) + SLACK).unsqueeze(1)
+    stderr = to_float64(estimate.stderr).square().flatten(1).mean(1).sqrt()
     within = (error <= allowed).double().flatten(1).mean(1)
     known = ~stderr.isnan()
     return {
@@ -80,6 +82,6 @@ def accuracy(estimate: Estimate, exact: Tensor) -> dict[str, list[Any]]:
         "max_error": error.flatten(1).amax(1).tolist(),
         "stderr": [float(value) if there else None for value, there in zip(stderr, known, strict=True)],
         "coverage": [float(value) if there else None for value, there in zip(within, known, strict=True)],
-        "captured_mass": estimate.captured_mass.double().flatten(1).mean(1).tolist(),
-        "ess": estimate.ess.double().flatten(1).mean(1).tolist(),
+        "captured_mass": to_float64(estimate.captured_mass).flatten(1).mean(1).tolist(),
+        "ess": to_float64(estimate.ess).flatten(1).mean(1).tolist(),
     }

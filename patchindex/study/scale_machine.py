@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from patchindex.devices import to_float64
 from patchindex.estimators import Estimator, ScoreContext, make_estimator
 from patchindex.exact import ScoreRequest, expected_seconds, scan
 from patchindex.exact.request import WORKING_MEMORY
@@ -62,7 +63,7 @@ class Noisy:
 
     def flat(self, images: Tensor) -> Tensor:
         """Return the evaluated pixels of images (B, C, H, W): float64 (B, P, C)."""
-        rows = images.to(self.x.device).double().permute(0, 2, 3, 1).flatten(1, 2)
+        rows = to_float64(images.to(self.x.device)).permute(0, 2, 3, 1).flatten(1, 2)
         if self.pixels is None:
             return rows
         return torch.stack([row[numbers] for row, numbers in zip(rows, self.pixels, strict=True)])
@@ -116,7 +117,8 @@ class ScaleMachine:
     def mean(self, noisy: Noisy, k: int, progress: Progress = no_progress) -> tuple[Tensor, Tensor]:
         """Return posterior means, float64 (B, P, C), and effective sample sizes, (B, P)."""
         if self._auto is not None and self.index is not None and k in self.index.scales:
-            request = replace(self._request(noisy, k, progress), pixels=None)  # auto estimates all pixels
+            # `auto` estimates all pixels, and its index is on the CPU.
+            request = replace(self._request(noisy, k, progress), x=noisy.x.cpu(), pixels=None)
             estimate = self._auto(request)
             return noisy.flat(estimate.mean), noisy.flat(estimate.ess.unsqueeze(1)).squeeze(2)
         state = self.state(noisy, k, progress)

@@ -289,7 +289,7 @@ def test_a_bad_scale_is_refused(images, x, store):
         ({"memory": "much"}, "not an amount of memory"),
         ({"dtype": torch.float16}, "dtype: torch.float16 is too coarse"),
         ({"labels": [1, 2, 3]}, "3 labels for 20 images"),
-        *(({"device": device}, "use cpu or cuda") for device in ("tpu", "mps", "cpu?")),
+        *(({"device": device}, "use cpu, cuda, mps or xpu") for device in ("tpu", "hpu", "cpu?")),
     ],
 )
 def test_bad_settings_are_refused(images, settings, words):

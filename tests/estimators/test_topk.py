@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import brute
+import fake_gpu
 import numpy as np
 import pytest
 import torch
 
 import patchindex as pi
+from patchindex.devices import ACCELERATORS
 from patchindex.errors import DeviceError, InputError
 from patchindex.estimators import ScoreContext
 from patchindex.estimators.base import project
 from patchindex.estimators.topk import TopK, _rerank_by_torch, rerank
 from patchindex.exact import ScoreRequest, heaviest, scan
+from patchindex.runtime import faiss_gpus
 
 EVERYTHING = 10**6
 CPU = torch.device("cpu")
@@ -234,10 +237,9 @@ def test_topk_needs_an_index(labelled, tmp_path):
     assert pi.ScoreMachine(exact_only).estimator == "exact"
 
 
+@pytest.mark.skipif(faiss_gpus() > 0, reason="faiss searches on a GPU here")
 def test_lists_on_a_gpu_need_a_faiss_that_searches_there(store, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr("patchindex.runtime.faiss_gpus", lambda: 0)
+    monkeypatch.setitem(ACCELERATORS, "cuda", fake_gpu.Fake([1 << 30]))
     opened = pi.open_index(store.path, device="cuda")
     assert pi.ScoreMachine(opened, estimator="exact", device="cuda").device.type == "cuda"
     with pytest.raises(

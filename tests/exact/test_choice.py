@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import brute
+import fake_gpu
 import numpy as np
 import pytest
 import torch
 
 import patchindex as pi
+from patchindex.devices import ACCELERATORS
 from patchindex.errors import DeviceError, InputError, PatchIndexWarning
-from patchindex.exact import ScoreRequest, choice, fused_device, scan, scan_parts
+from patchindex.exact import ScoreRequest, choice, scan, scan_parts
 from patchindex.exact.choice import fastest
+from patchindex.exact.fused_device import Triton
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 
@@ -100,15 +103,28 @@ def test_the_cpu_engine_is_refused_in_float64(request_of):
 CUDA = torch.device("cuda:0")
 
 
+@dataclass(frozen=True)
+class Installed(Triton):
+    """A Triton of some version, which works unless there is an error."""
+
+    number: tuple[int, int] | None = (3, 9)
+    error: str | None = None
+
+    def version(self):
+        return self.number
+
+    def driver_error(self):
+        return self.error
+
+
 @pytest.fixture
 def gpu(monkeypatch):
-    """`gpu(capability)`: torch then finds a GPU of this compute capability, and Triton is installed."""
+    """`gpu(capability)`: there is then a GPU of this compute capability, and Triton does not interpret."""
     choice._warn_of_slow_scans.cache_clear()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     def found(capability):
-        monkeypatch.setattr(fused_device, "_triton_version", lambda: (3, 9))
-        monkeypatch.setattr(fused_device, "_driver_error", lambda: None)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setitem(ACCELERATORS, "cuda", fake_gpu.Fake([1 << 30], capability=capability))
 
     yield found
     choice._warn_of_slow_scans.cache_clear()
@@ -116,8 +132,8 @@ def gpu(monkeypatch):
 
 def test_a_gpu_takes_the_fused_kernel_in_float32(gpu):
     gpu((9, 0))
-    assert fastest(CUDA, torch.float32) == "fused"
-    assert fastest(CUDA, torch.float64) == "offsets"
+    assert fastest(CUDA, torch.float32, Installed()) == "fused"
+    assert fastest(CUDA, torch.float64, Installed()) == "offsets"
 
 
 def test_the_cpu_never_takes_the_fused_kernel_by_itself():
@@ -132,43 +148,42 @@ def test_an_old_gpu_takes_offsets_and_one_warning_says_why(gpu, recwarn):
         match=r"device cuda:0: exact scans take the slower engine 'offsets', because the engine 'fused' "
         r"needs a GPU of compute capability 8.0, this one has 7.5; give engine='offsets' to the estimator",
     ):
-        assert fastest(CUDA, torch.float32) == "offsets"
-    assert fastest(CUDA, torch.float32) == "offsets"
+        assert fastest(CUDA, torch.float32, Installed()) == "offsets"
+    assert fastest(CUDA, torch.float32, Installed()) == "offsets"
     assert not recwarn.list
 
 
-def test_without_triton_a_gpu_takes_offsets_and_fused_is_refused(gpu, monkeypatch):
+def test_without_triton_a_gpu_takes_offsets_and_fused_is_refused(gpu):
     gpu((9, 0))
-    monkeypatch.setattr(fused_device, "_triton_version", lambda: None)
+    none = Installed(None)
     with pytest.warns(PatchIndexWarning, match="because the engine 'fused' needs Triton, which is"):
-        assert fastest(CUDA, torch.float32) == "offsets"
+        assert fastest(CUDA, torch.float32, none) == "offsets"
     with pytest.raises(
         DeviceError, match="needs Triton, which is not installed; pip install triton; or leave"
     ):
-        choice.check_engine("fused", CUDA)
+        choice.check_engine("fused", CUDA, triton=none)
 
 
-def test_an_old_triton_is_refused(gpu, monkeypatch):
+def test_an_old_triton_is_refused(gpu):
     gpu((9, 0))
-    monkeypatch.setattr(fused_device, "_triton_version", lambda: (3, 1))
     with pytest.raises(
         DeviceError, match=r"needs Triton 3.2, this is 3.1; install a torch that comes with it"
     ):
-        choice.check_engine("fused", CUDA)
+        choice.check_engine("fused", CUDA, triton=Installed((3, 1)))
 
 
 def test_the_version_of_triton_is_read():
     triton = pytest.importorskip("triton", reason="Triton is not installed")
-    assert triton.__version__.startswith("{}.{}".format(*fused_device._triton_version()))
+    assert triton.__version__.startswith("{}.{}".format(*Triton().version()))
 
 
-def test_a_triton_that_cannot_use_the_gpu_says_why(gpu, monkeypatch):
+def test_a_triton_that_cannot_use_the_gpu_says_why(gpu):
     gpu((9, 0))
-    monkeypatch.setattr(fused_device, "_driver_error", lambda: "Failed to find C compiler.")
+    broken = Installed(error="Failed to find C compiler.")
     with pytest.warns(
         PatchIndexWarning, match="needs Triton, which does not work here: Failed to find C comp"
     ):
-        assert fastest(CUDA, torch.float32) == "offsets"
+        assert fastest(CUDA, torch.float32, broken) == "offsets"
 
 
 def test_fused_on_a_cpu_is_refused_before_any_work(real_images, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from patchindex import exact
-from patchindex.exact import fused, fused_device
+from patchindex.exact import choice, fused, fused_device
 from patchindex.exact.fused_device import LARGE_GPU, Settings
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
@@ -67,10 +67,14 @@ class Wide(Settings):
         return super().of_program(rows, layout) | {"BN": 1024}
 
 
+def use(monkeypatch, settings):
+    monkeypatch.setitem(choice.ENGINES, "fused", fused.Fused(settings))
+
+
 @pytest.fixture
 def few_programs(monkeypatch):
     if DEVICE.type == "cpu":
-        monkeypatch.setattr(fused, "settings_of", lambda device: Wide(1, LARGE_GPU, 1024))
+        use(monkeypatch, Wide(1, LARGE_GPU, 1024))
 
 
 def small(name):
@@ -98,11 +102,11 @@ def test_the_kernel_agrees_with_brute_force(real_images, name, k, size, n, chann
 def test_long_windows_are_streamed(real_images, monkeypatch, name, streamed):
     """Windows of 289 numbers never fit into a program; windows of 49 numbers do not where memory is small."""
     k, size = (17, (17, 18)) if not streamed else (7, (9, 12))
-    if streamed:
-        monkeypatch.setattr(fused, "settings_of", lambda device: Settings(1, 8 << 10))
+    settings = Settings(1, 8 << 10) if streamed else fused_device.settings_of(DEVICE)
+    use(monkeypatch, settings)
     images, x = images_and_query(real_images, 12, size, 1, 0.5)
     request = request_of(images, x, 0.5, name, k)
-    assert not fused._Frame(request, images).tables.layout.held
+    assert not fused._Frame(request, images, settings).tables.layout.held
     assert_agrees_with_brute_force(images, x, 0.5, name, k)
 
 
@@ -163,8 +167,7 @@ def test_memory_batches_and_segments_change_nothing(real_images, monkeypatch, na
     alone = [exact.scan(request.select(slice(i, i + 1))) for i in range(3)]
     for i in range(3):
         assert_same(alone[i][0], usual[i], 1e-6)
-    monkeypatch.setattr(fused, "COLUMNS", 1)
-    monkeypatch.setattr(fused, "settings_of", lambda device: Settings(10_000, LARGE_GPU))
+    use(monkeypatch, Settings(10_000, LARGE_GPU, columns=1))
     assert_same(exact.scan(request), usual, 1e-6)
 
 
@@ -173,8 +176,7 @@ def test_many_segments_are_merged(real_images, monkeypatch):
     images, x = images_and_query(real_images, 71, (4, 4), 1, 0.4)
     request = request_of(images, x, 0.4, "ELS", 3)
     usual = exact.scan(request)
-    monkeypatch.setattr(fused, "COLUMNS", 1)
-    monkeypatch.setattr(fused, "settings_of", lambda device: Settings(10_000, LARGE_GPU, 1024))
+    use(monkeypatch, Settings(10_000, LARGE_GPU, 1024, columns=1))
     assert_same(exact.scan(request), usual, 1e-6)
 
 

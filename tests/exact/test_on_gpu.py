@@ -8,14 +8,25 @@ import pytest
 import torch
 
 import patchindex as pi
+from patchindex.devices import ACCELERATORS, CudaDevices
 from patchindex.exact import ScoreRequest, choice, scan
 from patchindex.geometry import Geometry
-from patchindex.images import on_device
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.on_device import blocks_on, resident
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CUDA = torch.device("cuda:0")
+
+
+class Full(CudaDevices):
+    """GPUs without free memory."""
+
+    def free_bytes(self, device):
+        return 0
+
+
+def full(monkeypatch):
+    monkeypatch.setitem(ACCELERATORS, "cuda", Full(torch.cuda))
 
 
 @pytest.fixture
@@ -42,7 +53,7 @@ def test_streamed_and_resident_images_give_the_same(images, monkeypatch, memory)
     states = []
     for fits in (True, False):
         if not fits:
-            monkeypatch.setattr(on_device, "free_bytes", lambda device: 0)
+            full(monkeypatch)
         training = TrainingImages(images)
         request = ScoreRequest(training, Geometry.of("ELS", 7, (28, 28)), x, 0.36, memory=memory)
         states.append(scan(request))
@@ -52,7 +63,7 @@ def test_streamed_and_resident_images_give_the_same(images, monkeypatch, memory)
 
 
 def test_blocks_come_through_pinned_memory_in_order(images, monkeypatch):
-    monkeypatch.setattr(on_device, "free_bytes", lambda device: 0)
+    full(monkeypatch)
     chosen = TrainingImages(images).select(np.random.default_rng(0).permutation(600))
     with blocks_on(chosen, CUDA, 0, 600, most=37) as blocks:
         found = torch.cat([block.clone() for block in blocks])

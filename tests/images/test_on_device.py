@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 
+import fake_gpu
 import numpy as np
 import pytest
 import torch
 
+from patchindex.devices import ACCELERATORS
 from patchindex.images import on_device
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.on_device import blocks_on, resident
@@ -15,11 +17,14 @@ from patchindex.images.on_device import blocks_on, resident
 CPU = torch.device("cpu")
 
 
+def stand_in(monkeypatch, free):
+    monkeypatch.setitem(ACCELERATORS, "cpu", fake_gpu.Fake([free], pins_memory=False))
+
+
 @pytest.fixture(params=["resident", "streamed"])
 def where(request, monkeypatch):
     """Both ways to a device: images that fit into its free memory, and images that do not."""
-    free = 1 << 30 if request.param == "resident" else 0
-    monkeypatch.setattr(on_device, "free_bytes", lambda device: free)
+    stand_in(monkeypatch, 1 << 30 if request.param == "resident" else 0)
     return request.param
 
 
@@ -83,11 +88,11 @@ def test_blocks_end_at_multiples_and_have_about_the_bytes_asked_for(images, wher
 
 
 def test_a_copy_is_made_once_and_goes_with_its_images(images, monkeypatch):
-    monkeypatch.setattr(on_device, "free_bytes", lambda device: 1 << 30)
+    stand_in(monkeypatch, 1 << 30)
     training = TrainingImages(*images)
     copy = resident(training, CPU)
     np.testing.assert_array_equal(copy, training.read(0, 40))
-    monkeypatch.setattr(on_device, "free_bytes", lambda device: 0)
+    stand_in(monkeypatch, 0)
     assert resident(training, CPU) is copy
     before = len(on_device._copies)
     del training
@@ -97,6 +102,6 @@ def test_a_copy_is_made_once_and_goes_with_its_images(images, monkeypatch):
 
 def test_images_that_need_more_than_their_share_stay_where_they_are(images, monkeypatch):
     training = TrainingImages(images[0])
-    monkeypatch.setattr(on_device, "free_bytes", lambda device: 2 * training.source_bytes - 1)
+    stand_in(monkeypatch, 2 * training.source_bytes - 1)
     assert resident(training, CPU) is None
     assert resident(training, CPU, share=1.0) is not None
