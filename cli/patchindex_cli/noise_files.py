@@ -46,7 +46,7 @@ def read_mask(source: str) -> np.ndarray:
 
 
 def _npz(path: Path) -> np.ndarray:
-    from patchindex.images.npz import read_arrays
+    from patchindex.images.formats.npz import read_arrays
 
     return read_arrays(path, required=KEY)[KEY]
 
@@ -54,7 +54,7 @@ def _npz(path: Path) -> np.ndarray:
 def _npy(path: Path) -> np.ndarray:
     import numpy as np
 
-    from patchindex.images.npz import read_array
+    from patchindex.images.formats.npz import read_array
 
     return np.array(read_array(path))
 

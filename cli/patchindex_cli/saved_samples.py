@@ -131,7 +131,7 @@ def read_sample(
     """Read one sample, its noise and its label."""
     import torch
 
-    from patchindex.images.npz import read_arrays
+    from patchindex.images.formats.npz import read_arrays
 
     path = samples if samples.suffix == ".npz" else folder / "samples.npz"
     if not path.is_file():

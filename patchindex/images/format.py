@@ -61,9 +61,12 @@ class Format:
         labels from "attributes", "transform"; "arrays" for `axes` (`open_images` sees to `values`);
         "pictures" for `max_pixels`. `open_images` refuses an option that the format does not name; it applies
         the transform itself if the format does not name it.
+    matches_anything : bool
+        True for a format that is asked last, because it matches what other formats match too.
     """
 
     description: str
     matches: Callable[[Path], bool]
     open: Callable[[Path, Options], ImageSource]
     features: tuple[Feature, ...] = ()
+    matches_anything: bool = False

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from patchindex.errors import InputError, Option, PatchIndexWarning, SourceNotFoundError, warn
-from patchindex.images import idx, npz
+from patchindex.images.formats import idx, npz
 from patchindex.images.labels import as_labels
 from patchindex.images.source import ImageSource
 from patchindex.images.untrusted import check_regular, read_text

@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 import numpy as np
 
 from patchindex.errors import InputError, Option, SourceNotFoundError, printable
-from patchindex.images import celeba, folder, hdf5, idx, npz, zarr
 from patchindex.images.arrays import ArraySource, choose_values
 from patchindex.images.axes import AXES
 from patchindex.images.concat import ConcatSource
@@ -22,6 +21,7 @@ from patchindex.images.datasets import DatasetSource, is_dataset
 from patchindex.images.files import SUFFIXES
 from patchindex.images.float_values import VALUES
 from patchindex.images.format import Format, Options
+from patchindex.images.formats import all_formats, zarr
 from patchindex.images.label_files import check_order, read_label_file
 from patchindex.images.labels import LabelsLike, LabelSpec, as_labels
 from patchindex.images.preparation import Preparation
@@ -32,16 +32,7 @@ from patchindex.images.untrusted import check_regular, missing
 
 __all__ = ["FORMATS", "KNOWN_SETS", "ImageOptions", "ImagesLike", "open_images", "paths_of"]
 
-# The first format that matches a path opens it. `folder` matches every folder, so it is last.
-FORMATS: tuple[Format, ...] = (
-    npz.NPZ,
-    npz.NPY,
-    hdf5.FORMAT,
-    zarr.FORMAT,
-    idx.FORMAT,
-    celeba.FORMAT,
-    folder.FORMAT,
-)
+FORMATS = all_formats()  # the first that matches a path opens it
 
 # Name: (file, how to install it).
 KNOWN_SETS = {
@@ -105,8 +96,9 @@ def open_images(
         - An array or CPU tensor of shape (N, H, W) or (N, H, W, C), C 1 or 3; uint8, or a uint8 image scaled
           exactly to floats in [0, 1] or [-1, 1].  A shape such as (20, 24, 3), which may also be one image in
           colour, needs `axes`.
-        - A path: .npz, .npy, HDF5 (`file.h5` or `file.h5::path/in/file`), zarr, IDX (also .gz), CelebA as it
-          is distributed, a folder or .zip of image files. Several paths: a list, or a pattern with `*`.
+        - A path: .npz, .npy, HDF5 (`file.h5` or `file.h5::path/in/file`), zarr, IDX (also .gz), the binary
+          version of CIFAR, CelebA as it is distributed, a folder or .zip of image files. Several paths: a
+          list, or a pattern with `*`.
         - The URL of a zarr array or group, opened with `fsspec` (`s3://...`).
         - A data set object of torchvision or Hugging Face `datasets`.
         - The name of a known set: "fashion-mnist".

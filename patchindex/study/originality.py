@@ -17,7 +17,7 @@ from patchindex.exact import ScoreRequest
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
-from patchindex.images.npz import read_arrays
+from patchindex.images.formats.npz import read_arrays
 from patchindex.index import PatchIndex, open_index
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import draw_noise

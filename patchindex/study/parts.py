@@ -13,7 +13,7 @@ import numpy as np
 
 from patchindex.build.workdir import hold_lock
 from patchindex.errors import InputError, Option, OutputExistsError, StoreError
-from patchindex.images.npz import read_arrays
+from patchindex.images.formats.npz import read_arrays
 from patchindex.regular_files import read_regular
 from patchindex.store.atomic import atomic_write
 

@@ -13,8 +13,8 @@ from PIL import Image
 from patchindex.errors import InputError
 from patchindex.images import open_images
 from patchindex.images.files import Folder
-from patchindex.images.folder import FolderSource
 from patchindex.images.format import Options
+from patchindex.images.formats.folder import FolderSource
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from patchindex.images import open_images
-from patchindex.images.idx import read_array
+from patchindex.images.formats.idx import read_array
 
 
 def write(path, array):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from patchindex.images import open_images
-from patchindex.images.npz import read_array
+from patchindex.images.formats.npz import read_array
 
 
 def test_npy_files_are_mapped_in_any_memory_order(tmp_path, rgb):

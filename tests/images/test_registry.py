@@ -21,7 +21,7 @@ def test_the_typed_options_are_those_of_open_images():
 
 def test_the_example_of_the_docs_works(tmp_path, rgb, labels, refused):
     page = (Path(__file__).parents[2] / "docs" / "adding-an-image-format.md").read_text()
-    module, _, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {"np": np}
     exec(module + test.split("CASES")[0], names)
     names["write_raw"](tmp_path / "set.raw", rgb, labels)

@@ -122,6 +122,7 @@ FORMAT = Format(
     matches,
     open_folder,
     features=("folders", "pictures", "transform"),
+    matches_anything=True,  # every folder
 )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from patchindex.errors import InputError, Option
 from patchindex.images.files import Files, files_at
-from patchindex.images.folder import FolderSource
 from patchindex.images.format import Format, Options
+from patchindex.images.formats.folder import FolderSource
 from patchindex.images.source import ImageSource
 from patchindex.images.untrusted import read_text
 
