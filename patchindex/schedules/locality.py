@@ -26,7 +26,7 @@ from patchindex.schedules.checks import (
     problem_of_scale,
 )
 from patchindex.schedules.noise import NoiseSchedule, cosine, noise_schedule
-from patchindex.schedules.presets import LOCALITY_PRESETS, Provenance, provenance_of
+from patchindex.schedules.presets import LOCALITY_PRESETS, PUBLISHED, Provenance, provenance_of
 
 __all__ = ["LOCALITY_PRESETS", "LocalityLike", "LocalitySchedule", "Provenance", "noise_levels"]
 
@@ -309,11 +309,11 @@ LocalityLike = str | os.PathLike[str] | int | Sequence[int] | LocalitySchedule
 
 
 def noise_levels(k: int, schedule: LocalitySchedule | None = None) -> list[float]:
-    """Return the noise variances at which a schedule, or any preset, uses scale k, ascending.
+    """Return the noise variances at which a schedule, or any preset of the paper, uses scale k, ascending.
 
     A scale that no schedule uses gets the variances of the paper's sampling grid.
     """
-    schedules = [schedule] if schedule else [LocalitySchedule.of(name) for name in LOCALITY_PRESETS]
+    schedules = [schedule] if schedule else [LocalitySchedule.of(name) for name in PUBLISHED]
     betas = {beta for each in schedules for beta in each.betas(k)}
     return sorted(betas or {cosine(i / STEPS) for i in range(1, STEPS)})
 

@@ -1,4 +1,4 @@
-"""The locality schedules that Kamb & Ganguli (arXiv 2412.20292) calibrated, and their provenance."""
+"""Locality schedules by name, and their provenance: most are those of Kamb & Ganguli (arXiv 2412.20292)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from patchindex.errors import InputError
 from patchindex.schedules.checks import is_int
 
-__all__ = ["LOCALITY_PRESETS", "Provenance", "provenance_of"]
+__all__ = ["LOCALITY_PRESETS", "PUBLISHED", "Provenance", "provenance_of"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _refused(what: str) -> InputError:
 
 
 # Entry i of 20 holds at t = i / 20 of the cosine noise schedule. The first entry is never used.
-LOCALITY_PRESETS: dict[str, tuple[int, ...]] = {
+PUBLISHED: dict[str, tuple[int, ...]] = {
     "cifar10-resnet-circular": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15, 15),
     "cifar10-resnet-zeros": (3, 3, 3, 3, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 11, 13, 15, 17, 17, 17),
     "cifar10-unet-zeros": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 13, 13, 15, 17, 25),
@@ -74,25 +74,46 @@ LOCALITY_PRESETS: dict[str, tuple[int, ...]] = {
     "mnist-unet-zeros": (3, 3, 3, 5, 5, 7, 7, 7, 9, 9, 9, 11, 13, 15, 17, 21, 23, 23, 25, 27),
 }
 
-_DATA = {  # the images, and whether the networks take a label
+DATA = {  # the images, and whether the networks take a label
     "celeba": ("CelebA", "unconditional"),
     "cifar10": ("CIFAR-10", "class-conditional"),
     "fashion-mnist": ("Fashion-MNIST", "class-conditional"),
     "mnist": ("MNIST", "unconditional"),
 }
-_NETWORKS = {
+NETWORKS = {
     "resnet-circular": "ResNet with circular padding",
     "resnet-zeros": "ResNet with zero padding",
     "unet-zeros": "UNet with zero padding",
 }
-_METHOD = (
+METHOD = (
     "published with arXiv 2412.20292: largest cosine similarity to the network's score, median of 10 samples"
 )
 
+# Presets that are not of the paper: scales as above, and their provenance.
+OTHERS: dict[str, tuple[tuple[int, ...], Provenance]] = {
+    "fashion-mnist-28-small-resnet": (
+        (3, 3, 3, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 7, 7, 7, 7, 9, 9, 9),
+        Provenance(
+            "ResNet with zero padding, 64 channels and 4 000 steps of training, unconditional",
+            "6 000 images of Fashion-MNIST",
+            (28, 28),
+            "cosine",
+            "patchindex calibrate: largest cosine similarity to the network's score, median of 10 samples",
+        ),
+    ),
+}
+
+LOCALITY_PRESETS: dict[str, tuple[int, ...]] = {
+    **PUBLISHED,
+    **{name: scales for name, (scales, _) in OTHERS.items()},
+}
+
 
 def provenance_of(preset: str) -> Provenance:
-    """Return the provenance of a preset: 32 x 32 images, and a network of the paper."""
-    data = next(name for name in sorted(_DATA) if preset.startswith(name))
-    images, labels = _DATA[data]
-    network = f"{_NETWORKS[preset.removeprefix(f'{data}-')]}, {labels}"
-    return Provenance(network, images, (32, 32), "cosine", _METHOD)
+    """Return the provenance of a preset: one of its own, or 32 x 32 images and a network of the paper."""
+    if preset in OTHERS:
+        return OTHERS[preset][1]
+    data = next(name for name in sorted(DATA) if preset.startswith(name))
+    images, labels = DATA[data]
+    network = f"{NETWORKS[preset.removeprefix(f'{data}-')]}, {labels}"
+    return Provenance(network, images, (32, 32), "cosine", METHOD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ mnist-resnet-circular        3 3 5 5 5 7 7 9 9 9 11 11 11 11 9 9 7 7 3 3
 mnist-resnet-zeros           3 3 5 5 5 7 7 7 9 9 11 11 11 11 13 15 15 15 15 15
 mnist-unet-zeros             3 3 3 5 5 7 7 7 9 9 9 11 13 15 17 21 23 23 25 27
 """
+SCHEDULE = Path(__file__).parents[2] / "data" / "fashion_resnet" / "schedule.json"
 PUBLISHED = {line.split()[0]: tuple(map(int, line.split()[1:])) for line in TABLE.split("\n") if line}
 
 
@@ -41,8 +43,14 @@ def by_time(scales, t):
     return scales[int(np.clip(round(n * t), 1, n - 1))] if n > 1 else scales[0]
 
 
-def test_there_are_no_other_presets():
-    assert set(LOCALITY_PRESETS) == set(PUBLISHED)
+def test_all_other_presets_were_calibrated_in_this_repository():
+    (name,) = set(LOCALITY_PRESETS) - set(PUBLISHED)
+    preset, calibrated = LocalitySchedule.of(name), LocalitySchedule.load(SCHEDULE)
+    assert preset.name == name == "fashion-mnist-28-small-resnet"
+    assert preset.scales == calibrated.scales
+    np.testing.assert_allclose(*([beta for beta, _ in each.pairs] for each in (preset, calibrated)))
+    assert preset.provenance.image_size == calibrated.provenance.image_size == (28, 28)
+    assert preset.provenance.noise == calibrated.provenance.noise
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
