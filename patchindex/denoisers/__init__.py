@@ -3,6 +3,7 @@
 from patchindex.denoisers.attribution import Attribution, Attributions
 from patchindex.denoisers.base import Call, Denoiser
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser, is_store
+from patchindex.denoisers.gaussian_mixture import GaussianMixture
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.denoisers.moments import ImageMoments, image_moments
 from patchindex.denoisers.nearest import NearestImage
@@ -17,6 +18,7 @@ from patchindex.denoisers.registry import (
 )
 from patchindex.denoisers.smoothed import SmoothedClosedForm
 from patchindex.denoisers.wiener import Wiener
+from patchindex.modules import import_modules
 
 __all__ = [
     "DENOISERS",
@@ -26,6 +28,7 @@ __all__ = [
     "Call",
     "Denoiser",
     "DenoiserOptions",
+    "GaussianMixture",
     "ImageMoments",
     "NearestImage",
     "PCALocality",
@@ -40,3 +43,5 @@ __all__ = [
     "register_denoiser",
     "takes_locality",
 ]
+
+import_modules(__name__, __path__)  # every module registers its denoisers

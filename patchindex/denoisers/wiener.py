@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Protocol, Unpack
@@ -21,14 +22,66 @@ from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to
 from patchindex.index import PatchIndex
 from patchindex.runtime import Progress
 
-__all__ = ["Wiener"]
+__all__ = ["DenseGaussian", "GaussianDenoiser", "Wiener"]
 
 DEFAULT_MEMORY = 1 << 30  # bytes: the covariance of 32 x 32 x 3 numbers takes 288 MiB with its decomposition
 STAGE = "decomposition of the covariance"
 
 
+class GaussianDenoiser(TrainingDenoiser):
+    """A denoiser that is made of Gaussians of whole images; it keeps their decompositions by label."""
+
+    _default_memory = DEFAULT_MEMORY
+    circulant = False
+
+    def __init__(
+        self,
+        source: PatchIndex | ImagesLike,
+        labels: LabelsLike | None = None,
+        **options: Unpack[DenoiserOptions],
+    ) -> None:
+        super().__init__(source, labels, **options)
+        self._filters: OrderedDict[int | None, _Filter] = OrderedDict()
+
+    def _check_memory(self, label: int | None) -> None:
+        """Refuse a covariance that is too large for the memory."""
+        if self.circulant:
+            return
+        needed, (channels, height, width) = self._needed(label), self.shape
+        if needed > self._memory:
+            numbers = channels * height * width
+            raise InputError(
+                f"the covariance of {numbers:,} numbers per image needs {_size(needed)}, more than the "
+                f"{_size(self._memory)} allowed",
+                parameter="memory",
+                remedy=["give more, or use ", Option("circulant", True), " or smaller images"],
+            )
+
+    def _needed(self, label: int | None) -> int:
+        """Return the bytes that the decomposition of the covariance takes."""
+        lo, hi = self.training.range_of(label)
+        numbers = self.training.channels * self.training.size[0] * self.training.size[1]
+        return min(_covariance_bytes(numbers), _gram_bytes(hi - lo, numbers))
+
+    def _prepare(self, label: int | None, progress: Progress) -> None:
+        self._filter(label, progress)
+
+    def _filter(self, label: int | None, progress: Progress) -> _Filter:
+        """Return the filter of a label; make it if it is not kept."""
+        if label not in self._filters:
+            self._check_memory(label)
+            room = self._memory - (0 if self.circulant else self._needed(label))
+            while self._filters and sum(each.bytes for each in self._filters.values()) > room:
+                self._filters.popitem(last=False)
+            make = _Circulant.of if self.circulant else DenseGaussian.of
+            where = float64_device(self.device)
+            self._filters[label] = make(self.training, label, where, self._memory, progress)
+        self._filters.move_to_end(label)
+        return self._filters[label]
+
+
 @register_denoiser("wiener")
-class Wiener(TrainingDenoiser):
+class Wiener(GaussianDenoiser):
     """A whole-image Gaussian denoiser.
 
         mu = m + a S (a^2 S + beta I)^-1 (x - a m),    a = sqrt(1 - beta)
@@ -72,8 +125,6 @@ class Wiener(TrainingDenoiser):
     (torch.Size([2, 1, 8, 8]), 0, True)
     """
 
-    _default_memory = DEFAULT_MEMORY
-
     def __init__(
         self,
         source: PatchIndex | ImagesLike,
@@ -84,49 +135,12 @@ class Wiener(TrainingDenoiser):
     ) -> None:
         super().__init__(source, labels, **options)
         self.circulant = bool(circulant)
-        self._filters: OrderedDict[int | None, _Filter] = OrderedDict()
         self._check_memory(self.label)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the denoiser, as plain data."""
         return {**super().settings, "circulant": self.circulant}
-
-    def _check_memory(self, label: int | None) -> None:
-        """Refuse a covariance that is too large for the memory."""
-        if self.circulant:
-            return
-        needed, (channels, height, width) = self._needed(label), self.shape
-        if needed > self._memory:
-            numbers = channels * height * width
-            raise InputError(
-                f"the covariance of {numbers:,} numbers per image needs {_size(needed)}, more than the "
-                f"{_size(self._memory)} allowed",
-                parameter="memory",
-                remedy=["give more, or use ", Option("circulant", True), " or smaller images"],
-            )
-
-    def _needed(self, label: int | None) -> int:
-        """Return the bytes that the decomposition of the covariance takes."""
-        lo, hi = self.training.range_of(label)
-        numbers = self.training.channels * self.training.size[0] * self.training.size[1]
-        return min(_covariance_bytes(numbers), _gram_bytes(hi - lo, numbers))
-
-    def _prepare(self, label: int | None, progress: Progress) -> None:
-        self._filter(label, progress)
-
-    def _filter(self, label: int | None, progress: Progress) -> _Filter:
-        """Return the filter of a label; make it if it is not kept."""
-        if label not in self._filters:
-            self._check_memory(label)
-            room = self._memory - (0 if self.circulant else self._needed(label))
-            while self._filters and sum(each.bytes for each in self._filters.values()) > room:
-                self._filters.popitem(last=False)
-            where = float64_device(self.device)
-            make = _Circulant.of if self.circulant else _Dense.of
-            self._filters[label] = make(self.training, label, where, self._memory, progress)
-        self._filters.move_to_end(label)
-        return self._filters[label]
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
         mean = self._filter(call.label, call.progress).apply(to_float64(x), beta).float()
@@ -151,8 +165,8 @@ def _gain(variances: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Dense:
-    """The covariance of flattened images: components of positive variance, and their variances."""
+class DenseGaussian:
+    """A Gaussian of flattened images: its mean, the components of positive variance, and their variances."""
 
     mean: Tensor  # (D,)
     basis: Tensor  # (D, components)
@@ -160,6 +174,7 @@ class _Dense:
 
     @property
     def bytes(self) -> int:
+        """Bytes of the arrays."""
         return 8 * (len(self.mean) + self.basis.numel() + len(self.variances))
 
     @classmethod
@@ -170,7 +185,8 @@ class _Dense:
         device: torch.device,
         memory: int,
         progress: Progress,
-    ) -> _Dense:
+    ) -> DenseGaussian:
+        """Return the Gaussian with the moments of the training images of a label."""
         lo, hi = training.range_of(label)
         numbers, count = training.channels * training.size[0] * training.size[1], hi - lo
         if _gram_bytes(count, numbers) < _covariance_bytes(numbers):
@@ -185,7 +201,7 @@ class _Dense:
     @classmethod
     def _of_gram(
         cls, training: TrainingImages, lo: int, hi: int, device: torch.device, progress: Progress
-    ) -> _Dense:
+    ) -> DenseGaussian:
         """Decompose the N x N products of images, which give the same components."""
         count = hi - lo
         pixels = to_unit(as_tensor(training.read(lo, hi), device), torch.float64)
@@ -201,9 +217,23 @@ class _Dense:
         return cls(mean, basis, variances)
 
     def apply(self, x: Tensor, beta: float) -> Tensor:
+        """Return the posterior mean of noisy images, in float64."""
         a = (1 - beta) ** 0.5
         shift = (x.flatten(1) - a * self.mean) @ self.basis * _gain(self.variances, beta)
         return (self.mean + shift @ self.basis.T).reshape(x.shape)
+
+    def log_density(self, x: Tensor, beta: float) -> Tensor:
+        """Return the logarithm of the density of noisy images, (B,), up to a number that is the same for all.
+
+        `log N(x; a m, a^2 S + beta I)`, without `-D / 2 log(2 pi)`.
+        """
+        a, numbers = (1 - beta) ** 0.5, len(self.mean)
+        residual = x.flatten(1) - a * self.mean
+        inside = residual @ self.basis
+        variances = a * a * self.variances + beta
+        outside = (residual.square().sum(1) - inside.square().sum(1)).clamp_min(0) / beta
+        logs = variances.log().sum() + (numbers - len(variances)) * math.log(beta)
+        return -0.5 * ((inside.square() / variances).sum(1) + outside + logs)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""`GaussianMixture`: the posterior mean of a mixture of Gaussians, one for each label."""
+
+from __future__ import annotations
+
+import math
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from patchindex.denoisers.base import Call
+from patchindex.denoisers.from_images import DenoiserOptions
+from patchindex.denoisers.registry import register_denoiser
+from patchindex.denoisers.wiener import DenseGaussian, GaussianDenoiser
+from patchindex.devices import to_float64
+from patchindex.estimators import Estimate
+from patchindex.images import ImagesLike, LabelsLike
+from patchindex.index import PatchIndex
+from patchindex.runtime import Progress, part_of
+
+__all__ = ["GaussianMixture"]
+
+
+@register_denoiser("gaussian-mixture")
+class GaussianMixture(GaussianDenoiser):
+    """A mixture of whole-image Gaussians, one for each label of the training images.
+
+        mu = sum_c w_c(x) mu_c(x),    w_c(x) = softmax_c(log p_c + log N(x; a m_c, a^2 S_c + beta I))
+
+    mu_c is the `Wiener` posterior mean with the mean m_c and the covariance S_c of the images with label c,
+    p_c is the share of these images, and a = sqrt(1 - beta). With one label, or for calls with a label, it is
+    `Wiener`. (Wang & Vastola, arXiv 2412.09726, compare Gaussians, mixtures of Gaussians and mixtures of
+    points, which is IS. They fit mixtures; here the labels say which image belongs to which Gaussian.)
+
+    Parameters
+    ----------
+    source, labels
+        As for `TrainingDenoiser`. Images without labels have one Gaussian.
+    **options
+        `noise`, `label`, `device`, `threads` and `memory`, as for `Wiener`. The decompositions of all labels
+        are kept while they fit into `memory`; others are made again for each call.
+
+    Raises
+    ------
+    InputError
+        As for `Wiener`.
+
+    Notes
+    -----
+    `Estimate.ess` is 1 / sum_c w_c^2, the number of Gaussians that matter: one number for each image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    >>> mixture = GaussianMixture(images, labels=np.arange(20) % 2)
+    >>> e = mixture.posterior_mean(torch.randn(3, 1, 8, 8), 0.5)
+    >>> e.mean.shape, bool((e.ess >= 1).all() and (e.ess <= 2).all())
+    (torch.Size([3, 1, 8, 8]), True)
+    """
+
+    def __init__(
+        self,
+        source: PatchIndex | ImagesLike,
+        labels: LabelsLike | None = None,
+        **options: Unpack[DenoiserOptions],
+    ) -> None:
+        super().__init__(source, labels, **options)
+        found = self.training.labels
+        self._labels: list[int | None] = [None] if found is None else sorted(set(found.tolist()))
+        self._check_memory(self.label)
+
+    def _check_memory(self, label: int | None) -> None:
+        """Refuse a covariance of one label that is too large for the memory."""
+        for each in self._components(label):
+            super()._check_memory(each)
+
+    def _prepare(self, label: int | None, progress: Progress) -> None:
+        for each in self._components(label):
+            self._filter(each, progress)
+
+    def _components(self, label: int | None) -> list[int | None]:
+        """Return the labels of the Gaussians of a call."""
+        return self._labels if label is None else [label]
+
+    def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
+        components = self._components(call.label)
+        means, logs = [], []
+        for i, label in enumerate(components):
+            part = part_of(call.progress, "posterior mean", i / len(components), (i + 1) / len(components))
+            gaussian = self._filter(label, part)
+            assert isinstance(gaussian, DenseGaussian)
+            lo, hi = self.training.range_of(label)
+            means.append(gaussian.apply(to_float64(x), beta))
+            logs.append(math.log(hi - lo) + gaussian.log_density(to_float64(x), beta))
+            part("posterior mean", 1, 1)
+        weights = torch.stack(logs).softmax(0)  # (components, B)
+        mean = torch.einsum("cb,cbijk->bijk", weights, torch.stack(means)).float().contiguous()
+        one = torch.ones_like(mean[:, 0])
+        ess = (1 / weights.square().sum(0)).float()[:, None, None] * one
+        return Estimate(mean, stderr=0 * one, ess=ess, captured_mass=one, patches_evaluated=0)
