@@ -17,7 +17,7 @@ from patchindex.estimators import AutoPolicy, ScoreContext
 from patchindex.estimators.auto import Auto, combine
 from patchindex.estimators.base import project
 from patchindex.estimators.curve import MOVES, NearPoint, OperatingCurve, TopPoint
-from patchindex.estimators.near import Near, NearField
+from patchindex.estimators.near import Near
 from patchindex.estimators.policy import DEFAULT_POLICY
 from patchindex.estimators.topk import TopK, rerank
 from patchindex.exact import ScoreRequest, expected_seconds, scan
@@ -40,9 +40,13 @@ class TuneSettings:
 
     # Images that are drawn: they take most of the time for a small store.
     images: int = 2
-    # Probes and candidates of near fields. The last is for scales whose codes rank patches badly: it is
-    # measured where the one before misses too much for the tolerance `fine`.
-    near: tuple[tuple[int, int], ...] = ((1024, 1024), (2048, 1024), (2048, 2048), (4096, 4096))
+    # Probes and candidates of near fields, ascending: a coarse tolerance needs small ones only. The last is
+    # for scales whose codes rank patches badly: it is measured where the one before misses too much for the
+    # tolerance `fine`.
+    near: tuple[tuple[int, int], ...] = (
+        *((128, 128), (256, 256), (512, 512), (1024, 1024)),
+        *((2048, 1024), (2048, 2048), (4096, 4096)),
+    )
     fine: float = 0.005
     # Searches of `topk`, all pairs of probes and candidates, and the pixels that each is measured on.
     probes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
@@ -155,12 +159,12 @@ class _Level:
         if self.points and self.points[-1].seconds > self._exact:
             return
         request, settings = replace(self._request, cache={}), self._settings
-        field, nears, seconds = self.retrieve(request, probes, candidates)
+        nears, seconds = self.retrieve(request, probes, candidates)
         for i, near in enumerate(nears):
             self._auto.remember(request, i, near)
         again = self.retrieve(request, probes, candidates)[-1]
         if not self._deeper and seconds < self._exact:
-            self._retrieve_deeper(field, nears)
+            self._retrieve_deeper()
         variances, moves = [], []
         for i, near in enumerate(nears):
             state, share = self._sample(i, near)
@@ -176,16 +180,19 @@ class _Level:
         variance = tuple(np.quantile(torch.cat(variances).numpy(), levels).tolist())
         self.points.append(NearPoint(request.beta, probes, candidates, seconds, again, variance, missed))
 
-    def retrieve(self, request: ScoreRequest, *size: int) -> tuple[NearField, list[Near], float]:
-        """Return the near fields, of all images and of each, and the seconds per pixel that they took."""
+    def retrieve(self, request: ScoreRequest, *size: int) -> tuple[list[Near], float]:
+        """Return the near field of each image, and the seconds per pixel that they took."""
         start = time.perf_counter()
         field = self._auto.retrieve(request, *size)
         nears = [field.image(i) for i in range(len(request.x))]
-        return field, nears, (time.perf_counter() - start) / request.x[:, 0].numel()
+        return nears, (time.perf_counter() - start) / request.x[:, 0].numel()
 
-    def _retrieve_deeper(self, field: NearField, nears: list[Near]) -> None:
+    def _retrieve_deeper(self) -> None:
         """Retrieve a larger near field of as many pixels as memory allows: it has what all others miss."""
-        for i, near in enumerate(nears):
+        policy = self._settings.policy
+        field = self._auto.retrieve(self._request, policy.probes, policy.candidates)
+        for i in range(len(self._request.x)):
+            near = field.image(i)
             order = np.random.default_rng(i).permutation(self._request.x[0, 0].numel())
             pixels = np.sort(order[: field.most_deeper])
             found = field.deeper(i, near, pixels)

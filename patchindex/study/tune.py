@@ -116,7 +116,7 @@ def exact_is_faster(index: PatchIndex | BuildPlan, settings: TuneSettings = DEFA
 
     `index` is a store, or the plan of a store that is not built yet. If exact scores are faster, an operating
     curve would choose them everywhere, and `patchindex build` does not measure it. At each scale, the time of
-    an exact scan is compared with half the time of the smallest near field that `tune` tries: in a
+    an exact scan is compared with half the time of a near field of the default size: in a
     trajectory, half of the near fields come from the step before. Both times are of one thread, by the cost
     models of the exact scan and of `AutoPolicy`, and depend on the number, the size and the channels of the
     images only.
@@ -142,8 +142,9 @@ def fewest_images(shape: Sequence[int]) -> int:
 
 
 def _least_seconds(settings: TuneSettings) -> float:
-    """Return the seconds per pixel that the smallest near field takes at least, in a trajectory."""
-    return min(settings.policy.near_field_seconds(*size) for size in settings.near) / 2
+    """Return the seconds per pixel that a near field of the default size takes at least, in a trajectory."""
+    policy = settings.policy
+    return policy.near_field_seconds(policy.probes, policy.candidates) / 2
 
 
 def _unmeasured(index: PatchIndex, overwrite: bool) -> list[int]:

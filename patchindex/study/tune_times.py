@@ -42,7 +42,7 @@ def tuning_seconds(
         return {}
     n, height, width, channels = plan.images
     area, policy = height * width, settings.policy
-    first = policy.near_field_seconds(*settings.near[0]) * SEARCHED
+    first = policy.near_field_seconds(policy.probes, policy.candidates) * SEARCHED
     drawn, curves = 0.0, {}
     for k in (scale.k for scale in plan.scales):
         geometry = Geometry.of(plan.machine, k, (height, width), plan.train_windows)
@@ -56,9 +56,9 @@ def tuning_seconds(
             if seconds > exact:
                 break
         whole = area * per_pixel
-        if first < exact:
-            fitting = WORKING_MEMORY // (policy.deeper * settings.near[0][1] * PAIR_BYTES)
-            whole += min(area, fitting) * policy.deeper * first
+        if policy.near_field_seconds(*settings.near[0]) * SEARCHED < exact:
+            fitting = WORKING_MEMORY // (policy.deeper * policy.candidates * PAIR_BYTES)
+            whole += area * first + min(area, fitting) * policy.deeper * first
         heaviest = n * geometry.patches_per_image * k**2 * channels * settings.pixels * PRODUCT
         searches = len(settings.probes) * len(settings.candidates) * SEARCH
         timing = 2 * area * exact * min(1, settings.exact_images / n)

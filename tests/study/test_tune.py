@@ -228,5 +228,5 @@ def test_sizes_that_a_curve_cannot_hold_are_refused_before_any_work(name, sizes)
 def test_exact_scores_are_faster_for_few_images_and_slower_for_many(real_images, tmp_path):
     index = pi.build_index(real_images(40, 14)[0], tmp_path / "s.zarr", scales=[3])
     assert exact_is_faster(index)
-    quick = TuneSettings(near=((1, 1),))
+    quick = TuneSettings(policy=AutoPolicy(probes=1, candidates=1))
     assert not exact_is_faster(index, quick)

@@ -7,6 +7,7 @@ from stores import stages_of
 
 import patchindex as pi
 from patchindex.build import BuildSettings, plan_build
+from patchindex.estimators import AutoPolicy
 from patchindex.study.measure import TuneSettings
 from patchindex.study.tune import exact_is_faster
 from patchindex.study.tune_times import measure_slowness, tuning_seconds
@@ -41,7 +42,7 @@ def test_tuning_takes_longer_for_more_images_and_for_a_slower_machine(images):
 def test_a_plan_is_tuned_if_its_store_is(images, tmp_path):
     plan = plan_build(images, BuildSettings((3, 5)))[0]
     index = pi.build_index(images, tmp_path / "s.zarr", scales=(3, 5))
-    for settings in (TuneSettings(), TuneSettings(near=((1, 1),))):
+    for settings in (TuneSettings(), TuneSettings(policy=AutoPolicy(probes=1, candidates=1))):
         assert exact_is_faster(plan, settings) == exact_is_faster(index, settings)
     assert not exact_is_faster(plan_build(images, BuildSettings((3,)), assume_images=10**5)[0])
 
