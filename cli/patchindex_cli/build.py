@@ -111,8 +111,9 @@ def build(
 ) -> None:
     """Build a store from the images of SOURCE: an index of all patches at each locality scale.
 
-    SOURCE is a folder or .zip of images, a .npz, .npy, HDF5, zarr or IDX file, several files by a pattern
-    with *, the CelebA folder, the URL of a zarr array, or the name of a known data set.
+    SOURCE is a folder or .zip of images, a .npz, .npy, HDF5, zarr or IDX file, a file or folder of CIFAR's
+    binary version, several files by a pattern with *, the CelebA folder, the URL of a zarr array, or the
+    name of a known data set.
 
     \b
     Examples:
