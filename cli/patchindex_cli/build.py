@@ -119,7 +119,7 @@ def build(
     Examples:
       patchindex build data/fashion_mnist_6k.npz -o fashion.zarr --scales 3,7,15
       patchindex build photos/ -o photos.zarr --crop square --resize 32 --labels folders \\
-          --locality celeba-resnet-zeros --dry-run
+          --locality celeba-resnet-zeros --machine bbELS --dry-run
       patchindex build photos/ -o photos.zarr --resize 32 --limit 500 --dry-run --assume-images 200000
       patchindex build --add-scales 9,11 -o photos.zarr
     """

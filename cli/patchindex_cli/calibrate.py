@@ -181,7 +181,7 @@ def calibrate(
         print_json({"settings": result.settings, "summary": result.summary(), "files": files})
         return
     _print(result)
-    echo(f"{output / 'schedule.json'}, {output / 'calibration.png'}")
+    echo(f"written: {output / 'schedule.json'}, {output / 'calibration.png'}")
 
 
 def _image_names() -> list[str]:

@@ -188,7 +188,7 @@ def compare(
         print_json({"summary": summary, "seconds": found.seconds(), "files": files})
         return
     _print_summary(summary)
-    echo(f"{output / 'table.md'}, {output / 'images.png'}")
+    echo(f"written: {output / 'table.md'}, {output / 'images.png'}")
 
 
 @click.command(name="compare-table", short_help="Join comparisons into one table.")

@@ -46,7 +46,7 @@ SHOWN = 4  # patches per pixel in the printed table
     help="Images to show beside the sample on the page: a samples.npz, or any images. The image with the "
     "number of the sample is taken, or the only image.",
 )
-@count_option("--top", "Patches per pixel.", 8)
+@count_option("--top", f"Patches per pixel in the files; the printed table has the {SHOWN} heaviest.", 8)
 @click.option(
     "--all-steps",
     is_flag=True,
@@ -155,7 +155,7 @@ def explain(
         print_json({**found.as_dict(), **more, "files": files})
         return
     _print(found, chosen)
-    echo(", ".join(file for file in files if not file.endswith(".json")))
+    echo(f"written: {', '.join(files)}")
 
 
 def _read_beside(path: Path, number: int, machine: ScoreMachine) -> Tensor:
@@ -226,9 +226,10 @@ def _print(found: Explanation, pixels: list[tuple[int, int]]) -> None:
     last = found.pixels(pixels)
     t = float(found.steps.t[-1])
     for one in (row for row in last if row["t"] == t):
+        rest = one["rest"] + sum(patch["weight"] for patch in one["patches"][SHOWN:])
         for i, patch in enumerate(one["patches"][:SHOWN]):
             ess = "-" if one["ess"] is None else f"{one['ess']:.1f}"
-            ends = (f"{one['rest']:.4f}", ess) if i == 0 else ("", "")
+            ends = (f"{rest:.4f}", ess) if i == 0 else ("", "")
             name = f"{one['pixel'][0]},{one['pixel'][1]}" if i == 0 else ""
             label = "-" if patch["label"] < 0 else patch["label"]
             source = numbered(patch["image"], patch.get("name", ""))

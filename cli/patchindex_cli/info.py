@@ -157,6 +157,7 @@ def _locality(schedule: dict[str, Any] | None) -> dict[str, str]:
         origin.get("data"),
         "{} x {}".format(*size) if size else "",
         f"{origin['noise']} noise schedule" if origin.get("noise") else "",
+        origin.get("method"),
     ]
     return {
         "locality": f"{schedule['name']}: k = {scales} from beta = {first:.3g} to {last:.3g}",

@@ -122,7 +122,9 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PIXELS|square",
             help="Crop to a centred square: PIXELS wide, or as large as the image. Comes before --resize.",
         ),
-        count_option("--resize", "Resize to N x N pixels."),
+        count_option(
+            "--resize", "Resize to N x N pixels. Images that are not square are stretched: add --crop square."
+        ),
         click.option("--grayscale", is_flag=True, help="Convert to one channel."),
     ]
     return add_options(options, command)

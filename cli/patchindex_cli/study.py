@@ -136,7 +136,21 @@ def study(
         known = {name: value for name, value in row.items() if value is not None}
         add_row(table, row["estimator"], *(_format(text, known) for text in COLUMNS.values()))
     print_table(table)
-    echo(f"{output / 'study.png'}, {output / 'study.csv'}")
+    _report_no_estimates(result)
+    echo(f"written: {', '.join(str(output / name) for name in FILES)}")
+
+
+def _report_no_estimates(result: Study) -> None:
+    """Say on stderr which estimators computed every pixel exactly: their errors of 0 tell nothing."""
+    height, width = result.images["exact"].shape[2:]
+    for name in result.images:
+        rows = [row for row in result.rows if (row["estimator"], row["trajectory"]) == (name, "exact")]
+        if rows and all(row["exact_pixels"] == height * width for row in rows):
+            echo(
+                f"{name}: computed all pixels exactly, so its errors are 0: with these images and options "
+                "that takes less time than estimates",
+                err=True,
+            )
 
 
 def _write(output: Path, result: Study, columns: int) -> None:

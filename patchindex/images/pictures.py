@@ -99,7 +99,13 @@ class PictureSource(ImageSource):
             raise InputError(
                 f"has {size[0]}×{size[1]} pixels, but the first image has {expected[0]}×{expected[1]}",
                 where=self._where(i),
-                remedy=["bring all images to one size with ", Option("resize", 32), ", for example"],
+                remedy=[
+                    "bring all images to one size with ",
+                    Option("crop", "square"),
+                    " and ",
+                    Option("resize", 32),
+                    ", for example",
+                ],
             )
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:

@@ -265,8 +265,10 @@ class PatchIndex:
                 remedy=[
                     "index it with ",
                     Option("add_scales"),
-                    ", or move the schedule to those scales with ",
+                    ", move the schedule to those scales with ",
                     Option("nearest_scales", python="LocalitySchedule.nearest"),
+                    ", or compute exact scores, which need no index, with ",
+                    Option("estimator", "exact"),
                 ],
             )
         if k not in self._scales:

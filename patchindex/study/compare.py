@@ -45,8 +45,8 @@ def compare(
     ----------
     machines : mapping of str to ScoreMachine, or sequence of ScoreMachine
         Machines by name, which differ only in their estimators. In a sequence a machine's name is the name of
-        its estimator. The reference is the machine called `"exact"`, or else the first machine with the
-        estimator `exact`. The reference alone has no errors, but times and images.
+        its estimator. The reference is the machine called `"exact"`; without one, exact scores of the first
+        machine are added as the reference. The reference alone has no errors, but times and images.
     n : int, optional
         Number of images; by default as many as in `x_T`, or 1.
     steps : int

@@ -30,6 +30,7 @@ def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> 
         return _plot_seconds({name: table[name, "own"] for name in estimators})
     figure = figure_class()(figsize=(11, 8), layout="constrained")
     (errors, ratios), (mass, seconds) = figure.subplots(2, 2, sharex=True)
+    estimated = False  # some estimator has standard errors that are not 0
     for number, name in enumerate(estimators):
         along, own, colour = table[name, "exact"], table[name, "own"], f"C{number}"
         if along:
@@ -37,6 +38,7 @@ def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> 
             ratio = [error / each if each else math.nan for error, each in zip(rmse, stderr, strict=True)]
             errors.plot([*along], rmse, "o-", color=colour, label=name)
             ratios.plot([*along], ratio, "o-", color=colour)
+            estimated = estimated or not all(map(math.isnan, ratio))
             mass.plot([*along], _by_time(fmean, "captured_mass", along), "o-", color=colour)
         if own:
             if along:
@@ -50,8 +52,13 @@ def plot_accuracy(rows: Iterable[dict[str, Any]], estimators: Sequence[str]) -> 
         errors.set_yscale("log")
         low, high = errors.get_ylim()
         errors.set_ylim(min(max(low, LEAST_ERROR), high / 10), high)
-    ratios.set(title="RMSE over standard error (1 is right)")
-    ratios.axhspan(*HONEST, color="0.9")
+    low, high = HONEST
+    ratios.set(title=f"RMSE over standard error (1 is right; grey: {low} to {high})")
+    ratios.axhspan(low, high, color="0.9")
+    if not estimated:
+        ratios.text(
+            0.5, 0.5, "no standard errors above 0", transform=ratios.transAxes, ha="center", va="center"
+        )
     mass.set(title="captured mass: share of the softmax that was evaluated", xlabel="t", ylim=(0, 1.05))
     seconds.set(title=SECONDS, xlabel="t", yscale="log")
     figure.legend(loc="outside upper center", ncols=3)

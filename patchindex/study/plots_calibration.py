@@ -62,6 +62,8 @@ def plot_calibration(
     floor = SMALLEST if on_network else min(row["value"] for row in summary) / DEEP
     axes[1].set(xlabel="locality scale k", yscale="log")
     axes[1].set_ylim(bottom=max(floor, 0.5 * min(float(np.min(each)) for each in values)))
+    for each in axes[1:]:
+        each.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     if on_network:
         like = "1 - cosine similarity" if settings["measure"] == "cosine" else "squared difference"

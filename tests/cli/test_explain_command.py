@@ -54,8 +54,12 @@ def test_explain_writes_pictures_and_their_numbers(samples, store, tmp_path):
 
 def test_explain_prints_the_mosaic_and_the_patches_of_pixels(samples, tmp_path):
     printed = run("explain", samples / "samples.npz", "-o", tmp_path, "--pixels", "14,9").stdout
-    for words in ("source images", "exact search", "14,9", "ESS", "mosaic.png"):
+    for words in ("source images", "exact search", "14,9", "ESS", "mosaic.png", "explain.json"):
         assert words in printed
+    first, *others = [line.split() for line in printed.splitlines() if re.search(r" 0\.\d{4} ", line)]
+    named = [float(first[1]), *(float(line[0]) for line in others)]
+    assert len(named) == 4  # of the eight patches in explain.json
+    assert sum(named) + float(first[-2]) == pytest.approx(1, abs=3e-4)
 
 
 def test_a_saved_trajectory_is_read_instead_of_a_new_one(samples, tmp_path, store):

@@ -21,10 +21,12 @@ def test_study_writes_and_prints_its_results(store, tmp_path):
         assert grid.width > 2 * 112 + 60
         assert grid.height == 3 * 112 + 4 * 4
     assert "already has study.csv, study.json, study.png, images.png" in refused(*args)
-    printed = run(*args, "--steps", 3, "--overwrite").stdout
-    assert "rmse / stderr" in printed
-    assert "topk:" in printed
-    assert "study.png" in printed
+    printed = run(*args, "--steps", 3, "--overwrite")
+    assert "rmse / stderr" in printed.stdout
+    assert "topk:" in printed.stdout
+    assert all(str(file) in printed.stdout for file in out.iterdir())
+    assert "auto: computed all pixels exactly, so its errors are 0" in printed.stderr
+    assert "topk:candidates=16,probes=4: computed" not in printed.stderr
 
 
 def test_study_compares_images_of_one_label(store, tmp_path):
