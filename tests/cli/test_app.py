@@ -149,7 +149,10 @@ def test_wrong_usage_is_one_line_with_the_help_command(args):
         (["build", "SOURCE", "-o", "STORE", "--scales", "3", "--resume"], "or --overwrite"),
         (["build", "SOURCE", "-o", "new", "--scales", "3", "--memory", "9M"], "--memory: .*; raise it"),
         (["append", "STORE", "SOURCE", "--memory", "1K"], "Error: --memory: .*; raise it"),
-        (["study", "STORE", "-o", "new", "--locality", "3,9"], "build --add-scales.*sample --nearest-scales.*with --estimator exact"),
+        (
+            ["study", "STORE", "-o", "new", "--locality", "3,9"],
+            "build --add-scales.*sample --nearest-scales.*with --estimator exact",
+        ),
         (["sample", "STORE", "-o", "new", "--estimator", "auto:probes=0"], "--estimator: probes: must be"),
         (["build", "SOURCE", "-o", "new", "--scales", "3", "--memory", "lots"], "Error: --memory: "),
         (["build", "SOURCE", "-o", "new", "--scales", "3", "--device", "tpu"], "Error: --device: "),
