@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,6 +36,7 @@ __all__ = [
     "plain_state",
     "pool",
     "require_faiss",
+    "said_after",
     "threads",
 ]
 
@@ -80,6 +81,18 @@ def part_of(progress: Progress, stage: str, first: float, last: float) -> Progre
         progress(stage, first + (last - first) * done / total, 1.0)
 
     return report
+
+
+@contextmanager
+def said_after(seconds: float, say: Callable[[], object]) -> Iterator[None]:
+    """Call `say` once, in another thread, if the block takes more than so many seconds."""
+    timer = Timer(seconds, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @lru_cache(maxsize=1)

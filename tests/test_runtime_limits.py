@@ -1,15 +1,16 @@
-"""The memory that a process may use: the machine's, or less in a container."""
+"""The memory that a process may use, the machine's or less in a container; and messages of slow blocks."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from threading import Event
 
 import pytest
 
 from patchindex.build import parse_memory
-from patchindex.runtime import memory_limit
+from patchindex.runtime import memory_limit, said_after
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 LEAST = 100 << 20  # of the limits below; every machine has more
@@ -66,3 +67,10 @@ print(memory_limit())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert int(done.stdout) <= 1 << 32
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_message_comes_from_a_block_that_takes_long_and_from_no_other(slow):
+    said = Event()
+    with said_after(0.01 if slow else 60.0, said.set):
+        assert said.wait(10 if slow else 0.05) == slow

@@ -10,10 +10,12 @@ relative error is below 3e-5, and about 1e-6 where the rounding errors are not a
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from threading import Lock
 
@@ -27,16 +29,23 @@ from patchindex.exact.request import ScoreRequest
 from patchindex.exact.window_tables import Queries, tables_of
 from patchindex.geometry import Geometry, query_counts
 from patchindex.images.on_device import blocks_on
+from patchindex.runtime import said_after
 from patchindex.softmax import SoftmaxState
 
 __all__ = ["Fused"]
 
+log = logging.getLogger(__name__)
+
+COMPILES = "Triton compiles the engine 'fused' for k = %d on %s, for some seconds; ~/.triton keeps the result"
 SAMPLE = 64  # images whose mean colour is the grey
 WINDOW_BYTES = 1 << 30  # of the training windows of a block: more do not pay
 UNFOLDED = 64  # numbers of a window that are written at a time
 MERGED_ROWS, MERGED_SEGMENTS = 32, 32  # of a program that merges
 LARGEST_INT = (1 << 31) - 1
 
+SLOW = 2.0  # seconds of a launch, after which a message says that Triton compiles
+
+_launched = set[tuple[object, ...]]()  # devices and kernels that Triton has compiled or read from its cache
 _launching = Lock()  # scans of several threads compile a kernel once, and the interpreter knows no threads
 
 
@@ -136,13 +145,22 @@ class _Scan:
         step = max(1, min(-(-n // self._segments), self._images_of_segment))
         cut, bounds, part = _segments(first, first + n, ends, step)
         segments, of_parts = torch.from_numpy(cut).to(device), torch.from_numpy(bounds).to(device)
-        partial = torch.empty((len(cut), self._fields, rows), device=device)
-        with _launching, nullcontext() if interpreted() else torch.cuda.device(device):
-            self._compare(self._unfold(images), n, segments, partial)
+        sums = torch.empty((len(cut), self._fields, rows), device=device)
+        with _launching, nullcontext() if interpreted() else self._launch_on(device):
+            self._compare(self._unfold(images), n, segments, sums)
             kernel.merge_segments[(-(-rows // MERGED_ROWS), len(bounds) - 1)](
-                partial, of_parts, self._tops, self._totals, rows, part,
+                sums, of_parts, self._tops, self._totals, rows, part,
                 SUMS=self._fields - 1, BM=MERGED_ROWS, BS=MERGED_SEGMENTS, **OPTIONS,
             )  # fmt: skip
+
+    @contextmanager
+    def _launch_on(self, device: torch.device) -> Iterator[None]:
+        """Launch on a device; say that Triton compiles if the first launch of a kernel takes long."""
+        kernels = (device, self._tables.layout, self._tables.channels, *(size for size, _, _ in self._blocks))
+        first = said_after(SLOW, partial(log.warning, COMPILES, self._geometry.k, device))
+        with torch.cuda.device(device), nullcontext() if kernels in _launched else first:
+            yield
+        _launched.add(kernels)
 
     def _unfold(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return all training windows in float16, and their biases and centres (..., 4) in float32."""
@@ -173,16 +191,14 @@ class _Scan:
                 pixels, biases = pixels.index_select(axis, at), biases.index_select(axis, at)
         return pixels, biases
 
-    def _compare(
-        self, unfolded: tuple[Tensor, Tensor], images: int, segments: Tensor, partial: Tensor
-    ) -> None:
+    def _compare(self, unfolded: tuple[Tensor, Tensor], images: int, segments: Tensor, sums: Tensor) -> None:
         """Write the partial sums of the segments of a block of `images` images."""
         from patchindex.kernels import fused as kernel
 
         tables, queries, layout = self._tables, self._queries, self._tables.layout
         for size, count, blocks in self._blocks:
             kernel.scan_block[(count * len(segments),)](
-                queries.high, queries.low, queries.scales, *unfolded, blocks, segments, partial,
+                queries.high, queries.low, queries.scales, *unfolded, blocks, segments, sums,
                 count, len(queries.pixels), images, tables.stride,
                 CHANNELS=tables.channels, BM=size, BD=layout.first, REST=layout.rest, HELD=layout.held,
                 **self._frame.settings.of_program(size, layout),
