@@ -134,13 +134,21 @@ class OperatingCurve:
         """Return the smallest of the fastest near fields, and its seconds; None and theirs for exact scores.
 
         Only near fields whose standard errors are right at all noise levels count: missed patches are rare
-        and may show at one level only. Arguments as for `expected`.
+        and may show at one level only. A near field below the default size has to save much time
+        (`AutoPolicy.saves`). Arguments as for `expected`.
         """
         blind = {(point.probes, point.candidates) for point in self.near if not point.sees(tolerance, policy)}
         expected = {
             point: self.expected(point, tolerance, part, steps, policy)
             for point in _at(self.near, beta)
             if (point.probes, point.candidates) not in blind
+        }
+        large = [seconds for point, seconds in expected.items() if point.candidates >= policy.candidates]
+        most = policy.saves * min(large, default=math.inf)
+        expected = {
+            point: seconds
+            for point, seconds in expected.items()
+            if seconds <= most or point.candidates >= policy.candidates
         }
         least = min(expected.values(), default=math.inf)
         if least > part * self.exact:

@@ -43,10 +43,7 @@ class TuneSettings:
     # Probes and candidates of near fields, ascending: a coarse tolerance needs small ones only. The last is
     # for scales whose codes rank patches badly: it is measured where the one before misses too much for the
     # tolerance `fine`.
-    near: tuple[tuple[int, int], ...] = (
-        *((128, 128), (256, 256), (512, 512), (1024, 1024)),
-        *((2048, 1024), (2048, 2048), (4096, 4096)),
-    )
+    near: tuple[tuple[int, int], ...] = ((256, 256), (1024, 1024), (2048, 1024), (2048, 2048), (4096, 4096))
     fine: float = 0.005
     # Searches of `topk`, all pairs of probes and candidates, and the pixels that each is measured on.
     probes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)

@@ -77,6 +77,22 @@ def test_a_tight_tolerance_gets_a_larger_near_field():
     assert max(between) > max(t for t in tolerances if probes(0.1, t) == 512)
 
 
+def test_a_near_field_below_the_default_size_has_to_save_a_fifth():
+    def curve(seconds):
+        return replace(CURVE, near=(replace(CURVE.near[0], seconds=seconds), default, larger))
+
+    variance = (1e-9,) * 3
+    default = replace(CURVE.near[1], candidates=DEFAULT_POLICY.candidates, seconds=8e-5, variance=variance)
+    larger = replace(default, candidates=4096, seconds=9e-5)
+    least = CURVE.least * CURVE.scan  # of a sample, in addition to the near field
+    between = DEFAULT_POLICY.saves * (8e-5 + least) - least
+    assert curve(0.95 * between).near_field(0.1, 10.0)[0].candidates == 64
+    assert curve(1.05 * between).near_field(0.1, 10.0)[0] == default
+    # Without a larger one there is nothing to compare with.
+    alone = replace(curve(1.05 * between), near=curve(1.05 * between).near[:1])
+    assert alone.near_field(0.1, 10.0)[0].candidates == 64
+
+
 def test_exact_scores_are_chosen_where_they_are_cheaper():
     point, seconds = CURVE.near_field(0.1, 0.003)
     assert seconds == CURVE.expected(point, 0.003) < CURVE.exact
