@@ -7,10 +7,9 @@ DEMO := demo
 IMAGES := data/fashion_mnist_6k.npz
 NETWORK := data/fashion_resnet
 MNIST ?= mnist_train.npz
-# Of `make bench`; without CIFAR10 and AUTHORS, what needs them is left out.
+# Of `make bench`; without CIFAR10, the commands that need it are left out.
 WORK ?= bench
 CIFAR10 ?=
-AUTHORS ?=
 
 SITE := site
 PACKAGE := build/package
@@ -78,9 +77,9 @@ study-mnist: | $(STAMP)
 	$(BIN)/python benchmarks/table1.py --mnist $(MNIST) --work study-mnist \
 		--only mnist-resnet-zeros mnist-resnet-circular mnist-unet-zeros
 
-# docs/benchmarks.md as this machine prints it: about an hour with a store of CIFAR-10 in $(WORK), half an hour more without one.
+# docs/benchmarks.md as this machine prints it: a quarter of an hour with a store of CIFAR-10 in $(WORK), more without one.
 bench: | $(STAMP)
-	$(BIN)/python benchmarks/page.py --work $(WORK) $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(if $(AUTHORS),--authors $(AUTHORS))
+	$(BIN)/python benchmarks/page.py --work $(WORK) $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
 clean:
 	rm -rf $(DEMO) $(SITE) build dist *.egg-info
