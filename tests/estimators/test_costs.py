@@ -17,6 +17,9 @@ from patchindex.estimators.curve import MOVES, NearPoint, OperatingCurve, TopPoi
 # So few images are scanned faster than anything is retrieved: sample all the same.
 DEFAULT = AutoPolicy(cost_limit=np.inf)
 SMALL_SAMPLE = AutoPolicy(cost_limit=np.inf, first_strata=24, pixel_strata=2)
+# Here some of the pixels that are left get a larger near field: those whose samples would cost more.
+DEEPER = AutoPolicy(cost_limit=np.inf, first_strata=24, pixel_strata=2, probe_ns=20.0, candidate_ns=20.0)
+DEARER = AutoPolicy(cost_limit=np.inf, first_strata=24, pixel_strata=2, probe_ns=60.0, candidate_ns=60.0)
 SMALL_FIELD = {"tolerance": 0.02, "probes": 20, "candidates": 40}
 TINY_FIELD = {"tolerance": 0.01, "probes": 4, "candidates": 10}
 # The clusters of FAISS differ a little between processors.
@@ -31,6 +34,9 @@ WORK = [
     (5, 0.5, 4, TINY_FIELD, SMALL_SAMPLE, (78.8, 5956, 0), (12.5, 6014, 0)),
     (5, 0.8, None, TINY_FIELD, SMALL_SAMPLE, (650, 39066, 27), (150, 38141, 25)),
     (5, 0.3, None, {"tolerance": 0.003}, SMALL_SAMPLE, (60000, 49383, 118), (33878, 46903, 103)),
+    (5, 0.5, None, TINY_FIELD, DEEPER, (2778, 50058, 108), (2040, 49321, 100)),
+    (5, 0.5, None, TINY_FIELD, DEARER, (1317, 52814, 97), (806, 50674, 81)),
+    (5, 0.5, None, {**TINY_FIELD, "memory": 150_000}, DEEPER, (1894, 50596, 95), (1303, 49197, 85)),
     (3, 0.3, 4, {"tolerance": 0.003}, SMALL_SAMPLE, (8496, 10190, 0), (4907, 10119, 0)),
 ]
 

@@ -63,9 +63,9 @@ def test_images_and_denoisers_are_added_to_a_finished_comparison(denoisers, tmp_
 
 
 def test_results_of_other_settings_are_refused(denoisers, images, held_out, tmp_path):
-    def run(machine=denoisers["IS"], network=denoisers["LS"], held_out=None, **changed):
+    def run(machine=denoisers["bbELS"], network=denoisers["LS"], held_out=None, **changed):
         options = TheoryOptions(**{**vars(OPTIONS), **changed})
-        every = {"IS": machine}
+        every = {"bbELS": machine}
         return theory(network, every, 2, options=options, held_out=held_out, folder=tmp_path, resume=True)
 
     run()
@@ -80,8 +80,8 @@ def test_results_of_other_settings_are_refused(denoisers, images, held_out, tmp_
         InputError, match=r"has results of other settings: seed \(was 5, is 6\); use the same"
     ):
         run(seed=6)
-    other = pi.denoiser("IS", *images, estimator="exact", noise=denoisers["LS"].noise, locality=5)
-    with pytest.raises(InputError, match=r"has results of IS with other settings: locality \(was "):
+    other = pi.denoiser("bbELS", *images, estimator="exact", noise=denoisers["LS"].noise, locality=5)
+    with pytest.raises(InputError, match=r"has results of bbELS with other settings: locality \(was "):
         run(other)
     run(batch_size=1)
 
