@@ -68,10 +68,10 @@ def test_an_interrupted_import_is_one_line(monkeypatch):
 def test_an_interrupted_command_is_one_line(store, monkeypatch):
     class Interrupting:
         def find_spec(self, name, *_):
-            if name == "patchindex.study.plots":
+            if name == "patchindex.figures":
                 raise KeyboardInterrupt
 
-    monkeypatch.delitem(sys.modules, "patchindex.study.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "patchindex.figures", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     assert run("study", store, "-o", "unused", code=1).stderr.strip() == "Error: interrupted"
 
