@@ -94,18 +94,27 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         seconds = points.pop("exact")[0]
         axes.axvline(seconds, color="0.5", linestyle="--")
         label = f"exact: {seconds:.0f} s, no error "
-        axes.text(seconds, 0.98, label, transform=axes.get_xaxis_transform(), ha="right", va="top")
+        axes.text(seconds, 0.5, label, transform=axes.get_xaxis_transform(), ha="right", va="center")
     tolerances = {way: parse_estimator(way)[1].get("tolerance", 0.01) for way in points if way[:4] == "auto"}
     curve = sorted(tolerances, key=lambda way: points[way][0])
-    axes.plot([points[way][0] for way in curve], [points[way][1] for way in curve], "o-", label="auto")
+    axes.plot([points[way][0] for way in curve], [points[way][1] for way in curve], "o-")
+    for way in points.keys() - curve:
+        axes.plot([points[way][0]], [points[way][1]], "s")
+    # Neighbours on the curve have their names on different sides.
+    below = set(curve[1::2])
     for way, (seconds, error, each) in points.items():
         r = min(row["pearson r"] for row in each)
         name = f"tolerance {tolerances[way]:g}" if way in tolerances else way
-        if way not in tolerances:
-            axes.plot([seconds], [error], "s", label=way)
         axes.annotate(
-            f" {name}: r {r:.4f}" if r > 0.99 else f" {name}: r {r:.2f}", (seconds, error), va="bottom"
+            f"{name}: r {r:.4f}" if r > 0.99 else f"{name}: r {r:.2f}",
+            (seconds, error),
+            xytext=(-6, -4) if way in below else (6, 4),
+            textcoords="offset points",
+            ha="right" if way in below else "left",
+            va="top" if way in below else "bottom",
         )
+    axes.margins(y=0.15)
+    axes.set_xlim(left=min(seconds for seconds, _, _ in points.values()) / 5)  # room for names
     axes.set(xscale="log", yscale="log", xlabel="seconds per image", ylabel="rms error of the image")
     axes.grid(visible=True, which="both", alpha=0.25)
     figure.savefig(path, dpi=144)
