@@ -21,7 +21,7 @@ __all__ = ["KEPT", "Noising", "check_clean", "check_memory", "draw_noise"]
 
 VALUE_BYTES = 4  # float32
 KEPT = 2  # arrays of the size of the images that `sample` always keeps: the noise and the images
-ROUNDING = 0.01  # of images that were drawn, such as those of another sample
+ROUNDING = 0.01  # drawn images may leave [-1, 1] by so much
 
 
 def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:

@@ -24,8 +24,8 @@ SMALL_FIELD = {"tolerance": 0.02, "probes": 20, "candidates": 40}
 TINY_FIELD = {"tolerance": 0.01, "probes": 4, "candidates": 10}
 # The clusters of FAISS differ a little between processors.
 CLOSE = 0.02
-# Scale, time, label, options, policy; codes and patches per pixel and exact pixels of a step by itself, and
-# of a step after another one.
+# Scale, time, label, options and policy; then codes per pixel, patches per pixel and exact pixels, of a first
+# step and of a second step.
 WORK = [
     (3, 0.2, None, SMALL_FIELD, DEFAULT, (7036, 72956, 0), (494, 73151, 0)),
     (5, 0.5, None, SMALL_FIELD, DEFAULT, (6002, 50622, 0), (337, 50797, 0)),
