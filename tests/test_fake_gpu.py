@@ -57,7 +57,7 @@ def test_the_fake_gpu_refuses_what_a_gpu_refuses():
 )
 def test_exact_scores(gpu, data, x, machine, engine, label):
     if engine == "fused":
-        pytest.importorskip("triton")
+        pytest.importorskip("triton", minversion="3.2")
 
     def make(device):
         named = {} if device == "cpu" else {"engine": engine}

@@ -187,7 +187,7 @@ def test_float64_is_refused_before_any_work(mps, data):
 
 
 def test_the_fused_kernel_is_refused_and_its_replacement_is_said(mps, data, x, monkeypatch):
-    pytest.importorskip("triton", reason="Triton is not installed")
+    pytest.importorskip("triton", minversion="3.2", reason="Triton 3.2 is not installed")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with mps:
         with pytest.raises(DeviceError, match="device mps: the engine 'fused' needs a CUDA device; leave"):

@@ -160,7 +160,7 @@ def test_several_devices_give_the_same_estimate(images, noisy_images):
 
 def test_the_fused_kernel_gives_the_same_estimate(real_images):
     """On a GPU, or in Triton's interpreter."""
-    pytest.importorskip("triton", reason="Triton is not installed")
+    pytest.importorskip("triton", minversion="3.2", reason="Triton 3.2 is not installed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = real_images(1100, 8)
     x = torch.from_numpy(brute.noisy(real_images(1, 8, skip=5000)[0], 0.8))

@@ -173,7 +173,7 @@ def test_an_old_triton_is_refused(gpu):
 
 
 def test_the_version_of_triton_is_read():
-    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    triton = pytest.importorskip("triton", minversion="3.2", reason="Triton 3.2 is not installed")
     assert triton.__version__.startswith("{}.{}".format(*Triton().version()))
 
 
@@ -187,7 +187,7 @@ def test_a_triton_that_cannot_use_the_gpu_says_why(gpu):
 
 
 def test_fused_on_a_cpu_is_refused_before_any_work(real_images, monkeypatch):
-    pytest.importorskip("triton", reason="Triton is not installed")
+    pytest.importorskip("triton", minversion="3.2", reason="Triton 3.2 is not installed")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(
         DeviceError, match="device cpu: the engine 'fused' needs a CUDA device; leave the engine"

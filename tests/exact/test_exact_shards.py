@@ -59,7 +59,7 @@ def test_several_devices_give_the_state_of_one(training, x, machine, label, devi
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton runs on a GPU here")
 def test_the_fused_kernel_runs_in_several_threads(training, x):
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", minversion="3.2")
     request = request_of(training, x[:1], engine="fused")
     assert_same(DeviceShards([CPU, CPU]).scan(request), scan(request))
 

@@ -17,7 +17,7 @@ from patchindex.exact.fused_device import LARGE_GPU, Settings
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
 
-pytest.importorskip("triton", reason="Triton is not installed")
+pytest.importorskip("triton", minversion="3.2", reason="Triton 3.2 is not installed")
 
 MACHINES = [name for name in brute.MACHINES if name != "IS"]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

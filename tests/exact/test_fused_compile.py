@@ -12,7 +12,7 @@ import pytest
 
 from patchindex.exact import fused_device
 
-pytest.importorskip("triton", reason="Triton is not installed")
+pytest.importorskip("triton", minversion="3.2", reason="Triton 3.2 is not installed")
 
 ROOT = Path(__file__).parents[2]
 COMPILE = """
