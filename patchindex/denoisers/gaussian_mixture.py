@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patchindex.denoisers.base import Call
-from patchindex.denoisers.from_images import DenoiserOptions
 from patchindex.denoisers.registry import register_denoiser
 from patchindex.denoisers.wiener import DenseGaussian, GaussianDenoiser
 from patchindex.devices import to_float64
 from patchindex.estimators import Estimate
-from patchindex.images import ImagesLike, LabelsLike
-from patchindex.index import PatchIndex
 from patchindex.runtime import Progress, part_of
 
 __all__ = ["GaussianMixture"]
@@ -51,24 +48,12 @@ class GaussianMixture(GaussianDenoiser):
 
     Examples
     --------
-    >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
     >>> mixture = GaussianMixture(images, labels=np.arange(20) % 2)
     >>> e = mixture.posterior_mean(torch.randn(3, 1, 8, 8), 0.5)
     >>> e.mean.shape, bool((e.ess >= 1).all() and (e.ess <= 2).all())
     (torch.Size([3, 1, 8, 8]), True)
     """
-
-    def __init__(
-        self,
-        source: PatchIndex | ImagesLike,
-        labels: LabelsLike | None = None,
-        **options: Unpack[DenoiserOptions],
-    ) -> None:
-        super().__init__(source, labels, **options)
-        found = self.training.labels
-        self._labels: list[int | None] = [None] if found is None else sorted(set(found.tolist()))
-        self._check_memory(self.label)
 
     def _check_memory(self, label: int | None) -> None:
         """Refuse a covariance of one label that is too large for the memory."""
@@ -81,7 +66,10 @@ class GaussianMixture(GaussianDenoiser):
 
     def _components(self, label: int | None) -> list[int | None]:
         """Return the labels of the Gaussians of a call."""
-        return self._labels if label is None else [label]
+        labels = self.training.labels
+        if label is not None or labels is None:
+            return [label]
+        return np.unique(labels).tolist()
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
         components = self._components(call.label)

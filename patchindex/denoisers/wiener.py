@@ -42,6 +42,7 @@ class GaussianDenoiser(TrainingDenoiser):
     ) -> None:
         super().__init__(source, labels, **options)
         self._filters: OrderedDict[int | None, _Filter] = OrderedDict()
+        self._check_memory(self.label)
 
     def _check_memory(self, label: int | None) -> None:
         """Refuse a covariance that is too large for the memory."""
@@ -133,9 +134,8 @@ class Wiener(GaussianDenoiser):
         circulant: bool = False,
         **options: Unpack[DenoiserOptions],
     ) -> None:
-        super().__init__(source, labels, **options)
         self.circulant = bool(circulant)
-        self._check_memory(self.label)
+        super().__init__(source, labels, **options)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -112,7 +112,9 @@ class Settings:
     programs: int  # that the device should have, to be busy
     shared: int  # bytes of shared memory in a program
     unfolded: int = 32  # training windows that a program writes
-    columns: int = COLUMNS  # training windows that a program compares, and at least those of one image
+    columns: int = (
+        COLUMNS  # training windows that a program compares; one image at least, however many it has
+    )
 
     @property
     def most_held(self) -> int:

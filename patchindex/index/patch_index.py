@@ -263,12 +263,10 @@ class PatchIndex:
                 f"the store has no index for it, only for {held}",
                 where=f"locality scale {k}",
                 remedy=[
-                    "index it with ",
-                    Option("add_scales"),
+                    *("index it with ", Option("add_scales")),
                     ", move the schedule to those scales with ",
                     Option("nearest_scales", python="LocalitySchedule.nearest"),
-                    ", or compute exact scores, which need no index, with ",
-                    Option("estimator", "exact"),
+                    *(", or compute exact scores, which need no index, with ", Option("estimator", "exact")),
                 ],
             )
         if k not in self._scales:

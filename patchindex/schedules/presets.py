@@ -1,4 +1,4 @@
-"""Locality schedules by name, and their provenance: most are those of Kamb & Ganguli (arXiv 2412.20292)."""
+"""Locality schedules by name, with their provenance. Kamb & Ganguli (arXiv 2412.20292) published most."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def cost_of_tolerances(
 ) -> list[ImageSeconds]:
     """Return the expected seconds of an image for each tolerance, on the machine that tuned the store.
 
-    The steps are those of `patchindex.sample` with the locality schedule of the store and the paper's noise
-    schedule. Each takes what the operating curve of its scale says for the noise level that is nearest.
+    `patchindex.sample` takes these steps, with the locality schedule of the store and the paper's noise
+    schedule. The time of a step is that of the nearest noise level on the operating curve of its scale.
 
     Parameters
     ----------
