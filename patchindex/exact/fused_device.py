@@ -112,9 +112,8 @@ class Settings:
     programs: int  # that the device should have, to be busy
     shared: int  # bytes of shared memory in a program
     unfolded: int = 32  # training windows that a program writes
-    columns: int = (
-        COLUMNS  # training windows that a program compares; one image at least, however many it has
-    )
+    # Training windows that a program compares: those of whole images, and of one image at least.
+    columns: int = COLUMNS
 
     @property
     def most_held(self) -> int:
