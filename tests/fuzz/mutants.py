@@ -173,6 +173,14 @@ def write_celeba(folder: Path) -> str:
     return "."
 
 
+def write_cifar(folder: Path) -> str:
+    """Three records of CIFAR-10, and its file of label names."""
+    images = np.resize(IMAGES, (3, 3 * 32 * 32))
+    (folder / "data_batch_1.bin").write_bytes(np.insert(images, 0, LABELS[:3], axis=1).tobytes())
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+    return "data_batch_1.bin"
+
+
 def write_with_labels(name: str, data: bytes) -> Callable[[Path], str]:
     def write(folder: Path) -> str:
         (folder / name).write_bytes(data)
@@ -210,6 +218,7 @@ SEEDS = {
     "tga": Seed(write_pictures(".tga"), PICTURE),
     "zip": Seed(write_zip, {"": (*PLAIN, inside_zip(*PLAIN))}),
     "celeba": Seed(write_celeba, {".txt": (change_text, change_bytes)}),
+    "cifar": Seed(write_cifar, {".bin": PLAIN, ".txt": (change_text, change_bytes)}),
     "labels.txt": Seed(
         write_with_labels("l.txt", ANY_LINES), {"l.txt": (change_text, change_bytes)}, "l.txt"
     ),

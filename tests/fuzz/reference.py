@@ -45,6 +45,8 @@ def read_reference(name: str, folder: Path, source: str) -> tuple[np.ndarray, np
             return as_pictures([open_picture(archive.open(plain[n])) for n in names]), None
     if name == "celeba":
         return read_celeba(folder)
+    if name == "cifar":
+        return read_cifar(path)
     files = sorted(file for file in folder.iterdir() if file.suffix[1:] in SUFFIXES)
     return as_pictures([open_picture(file) for file in files]), None
 
@@ -83,6 +85,14 @@ def read_idx(path: Path) -> np.ndarray:
     data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     shape = struct.unpack_from(f">{data[3]}I", data, 4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and labels of records with one label or with two."""
+    data = np.fromfile(path, np.uint8)
+    record = next(size for size in (3073, 3074) if len(data) and len(data) % size == 0)
+    records = data.reshape(-1, record)
+    return records[:, -3072:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, -3073]
 
 
 def read_labels(name: str, folder: Path) -> np.ndarray:
