@@ -51,6 +51,11 @@ TESTS = {
         f"{ESTIMATORS}/test_edges.py",
         f"{ESTIMATORS}/test_sampled_auto.py",
     ],
+    "patchindex/estimators/sampled.py": [
+        f"{ESTIMATORS}/test_sampled_auto.py",
+        *COSTS,
+        f"{ESTIMATORS}/test_auto.py",
+    ],
     "patchindex/store/atomic.py": [f"{STORE}/test_atomic.py"],
     "patchindex/store/raw.py": [f"{STORE}/test_raw.py", "tests/index/test_verify.py"],
     "patchindex/store/checksums.py": [

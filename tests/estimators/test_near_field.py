@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import brute
@@ -183,6 +184,40 @@ def test_memory_and_threads_change_nothing(store, held_out):
     for other in states[1:]:
         assert torch.equal(states[0].count, other.count)
         torch.testing.assert_close(states[0].mean(), other.mean(), rtol=0, atol=1e-7)
+
+
+def peak_of(make):
+    """Return the peak of the arrays that NumPy allocates, in bytes."""
+    make()
+    tracemalloc.start()
+    try:
+        make()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 4 << 20, 8 << 20])
+@pytest.mark.parametrize(("probes", "candidates"), [(150, 50), (20, 2000)])
+def test_a_search_takes_half_of_the_memory(store, held_out, memory, probes, candidates):
+    """Beside the patch ids that it finds; with less memory it searches for fewer pixels at once."""
+    request = request_for(store, held_out(0.4), 0.4, 3, memory=memory)
+    found = 8 * request.x[:, 0].numel() * candidates
+    whole = 12 * request.x[:, 0].numel() * (2 * (probes + candidates) + 500)  # for all pixels at once
+    took = peak_of(lambda: near_field(store, request, probes, candidates)) - found
+    assert took < memory / 2 + 1e6  # lists, windows and their projections
+    assert took > min(memory, whole) / 8  # the threads need not search at the same time
+
+
+def test_fewer_pixels_have_a_larger_near_field_in_less_memory(store, held_out):
+    def most(memory, candidates):
+        return near_field(
+            store, request_for(store, held_out(0.4), 0.4, 3, memory=memory), 2, candidates
+        ).most_deeper
+
+    # A pixel has eight times as many candidates, of 64 bytes each.
+    assert most(1 << 20, 20) == (1 << 20) // (8 * 64 * 20) > 100
+    assert most(1 << 10, 20) == 1
 
 
 @pytest.fixture

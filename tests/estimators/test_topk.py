@@ -72,6 +72,9 @@ def test_a_label_restricts_to_its_images(store, held_out, label):
     image, _, _ = store.geometry(3).position(ids[ids >= 0].numpy())
     assert len(image) > 0
     assert set(store.training.labels[image].tolist()) == {label}
+    _, _, every = retrieved(store, x, 0.4, 3, label, candidates=EVERYTHING, probes=EVERYTHING)
+    of_label = int((store.training.labels == label).sum())
+    assert every.shape[1] == of_label * store.geometry(3).patches_per_image  # and no room for more
     by_call = machine(store, candidates=50, probes=4).posterior_mean(x, 0.4, k=3, label=label)
     of_machine = machine(store, candidates=50, probes=4, label=label).posterior_mean(x, 0.4, k=3)
     torch.testing.assert_close(by_call.mean, of_machine.mean, rtol=0, atol=1e-5)
