@@ -103,15 +103,20 @@ def test_equal_seeds_give_equal_means_in_any_batch(images, noisy_images):
     assert (other.mean - both.mean).abs().max() > 1e-3
 
 
-def test_a_label_restricts_the_sample(images, noisy_images):
+@pytest.mark.parametrize("tolerance", [0.03, 0.0001])
+@pytest.mark.parametrize("label", [0, 5])  # the first images in the order of labels, and others
+def test_a_label_restricts_the_sample(images, noisy_images, label, tolerance):
     pixels, labels = images
-    x, label = noisy_images(0.7), int(labels[0])
-    e = machine((np.repeat(pixels, 5, 0), np.repeat(labels, 5)), tolerance=0.03).posterior_mean(
-        x, 0.7, k=3, label=label
+    x, shares = noisy_images(0.7), []
+    e = machine((np.repeat(pixels, 5, 0), np.repeat(labels, 5)), tolerance=tolerance).posterior_mean(
+        x, 0.7, k=3, label=label, progress=lambda _, done, total: shares.append(done / total)
     )
     off = errors(e, exact_mean(pixels[labels == label], x, 0.7, 3))
-    assert (e.stderr > 0).any()
-    assert off.square().mean().sqrt() < 0.03
+    assert (e.stderr > 0).any() == (tolerance > 0.01)
+    assert off.square().mean().sqrt() < tolerance
+    assert e.patches_evaluated <= x[:, 0].numel() * 5 * (labels == label).sum() * 8**2  # each of them once
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
 
 
 @pytest.mark.parametrize(("name", "count"), [("LS", 2000), ("IS", 2000), ("ELS", 1000)])
@@ -145,6 +150,7 @@ def test_progress_grows_to_one(images, noisy_images):
         noisy_images(0.5), 0.5, k=3, progress=lambda _, done, total: shares.append(done / total)
     )
     assert shares == sorted(shares)
+    assert any(0.5 < share < 1 for share in shares)  # the second image alone, after the first
     assert shares[-1] == 1
 
 
