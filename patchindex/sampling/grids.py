@@ -49,7 +49,8 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
     spacing : str
         `"uniform"`: `(steps - 1) / steps, ..., 1 / steps, 0`, the grid of the paper's code. Others space
         `sigma = sqrt(beta / (1 - beta))` between the times 0.999 and 0.001, and add 0: `"karras"` has equal
-        steps of sigma^(1/7) (Karras et al., arXiv 2206.00364), `"log-snr"` of log sigma.
+        steps of sigma^(1/7) (Karras et al., arXiv 2206.00364), `"log-snr"` of log sigma. A schedule with few
+        noise levels has the same time for several sigma; such a time is in the grid once.
 
     Raises
     ------
@@ -76,7 +77,11 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
         return [i / steps for i in range(steps - 1, -1, -1)]
     high, low = (sigma_of(noise(t)) for t in ENDS)
     levels = [spaced(i / max(steps - 2, 1), high, low) for i in range(steps - 1)]
-    return [*(time_of(noise, beta_of_sigma(sigma)) for sigma in levels), 0.0]
+    times = [1.0]
+    for t in (time_of(noise, beta_of_sigma(sigma)) for sigma in levels):
+        if t < times[-1]:
+            times.append(t)
+    return [*times[1:], 0.0]
 
 
 def _checked(times: Sequence[Any]) -> list[float]:

@@ -25,6 +25,8 @@ Model = Callable[[Tensor, float], Tensor]  # the score
 Callback = Callable[[dict[str, Any]], None]
 Draw = Callable[[Tensor, int], Tensor]  # standard normal noise of the shape of x, for step i
 
+SHORTEST = 1e-9  # length of a step in log sigma; the length of a shorter step is a rounding error
+
 
 def ddim(
     model: Model,
@@ -128,13 +130,13 @@ def heun(
     """Integrate the probability-flow ODE by Heun's method (Karras et al., arXiv 2206.00364, algorithm 1).
 
     A step averages eps at x and at the end of an Euler step, so that it calls the model twice; a step to
-    beta = 0 is an Euler step. The error falls with the square of the number of steps. Parameters are those of
-    `ddim`; the callback gets the first score of a step.
+    t = 0, where no score is defined, is an Euler step. The error falls with the square of the number of
+    steps. Parameters are those of `ddim`; the callback gets the first score of a step.
     """
     for step in _steps(steps, noise):
         score = model(x, step.t)
         eps = -(step.beta**0.5) * score
-        if step.beta_next > 0:
+        if min(step.t_next, step.beta_next) > 0:
             ahead = model(step.along(x, eps), step.t_next)
             eps = (eps - step.beta_next**0.5 * ahead) / 2
         x = step.along(x, eps)
@@ -153,21 +155,21 @@ def dpmpp(
         D  = mu + h / (2 h_before) (mu - mu_before)
         x' = sqrt(beta' / beta) x + a' (1 - s' / s) D
 
-    The first step and a step to beta = 0 have D = mu: they are Euler steps. The error falls with the square
-    of the number of steps, and a step calls the model once. `ddim` describes the parameters.
+    The first step and a step to beta = 0 have D = mu: they are Euler steps. A step between equal noise
+    variances leaves x as it is, and is no "step before". The error falls with the square of the number of
+    steps, and a step calls the model once. `ddim` describes the parameters.
     """
     before: tuple[Tensor, float] | None = None
     for step in _steps(steps, noise):
         score = model(x, step.t)
         mean = (x + step.beta * score) / (1 - step.beta) ** 0.5
-        target, length = mean, math.inf
-        if step.beta_next > 0:
-            length = -math.log(step.shrink)
-            if before is not None:
-                target = mean + length / (2 * before[1]) * (mean - before[0])
+        target, length = mean, -math.log(step.shrink) if step.beta_next > 0 else math.inf
+        if before is not None and length < math.inf:
+            target = mean + length / (2 * before[1]) * (mean - before[0])
         share = (step.beta_next / step.beta) ** 0.5
         x = share * x + (1 - step.beta_next) ** 0.5 * (1 - step.shrink) * target
-        before = mean, length
+        if length > SHORTEST:
+            before = mean, length
         step.report(callback, x, score)
     return x
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from patchindex.errors import InputError
+from patchindex.networks import NoiseTable
 from patchindex.sampling import SPACINGS, time_grid
 from patchindex.schedules import NOISE_SCHEDULES, cosine
 
@@ -34,6 +35,15 @@ def test_spacings_of_sigma(noise):
     np.testing.assert_allclose(karras, expected, rtol=1e-9)
     log_snr = np.log(sigmas(time_grid(12, noise, "log-snr")[:-1], noise))
     np.testing.assert_allclose(np.diff(log_snr), (np.log(low) - np.log(high)) / 10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("noise", [NoiseTable(np.linspace(0.05, 0.95, 6)), lambda t: 0.5])
+def test_a_grid_descends_for_fewer_noise_levels_than_steps(noise, spacing):
+    times = time_grid(20, noise, spacing)
+    assert (np.diff(times) < 0).all()
+    assert times[-1] == 0
+    assert {noise(t) for t in times[:-1]} == {noise(t) for t in np.linspace(0.05, 0.95, 19)}
 
 
 def test_times_may_be_given():

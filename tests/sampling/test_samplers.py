@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 
+from patchindex.denoisers import ScoreMachine
 from patchindex.errors import InputError
-from patchindex.sampling import SAMPLERS, ddim, ddpm, dpmpp, euler, heun, time_grid
+from patchindex.networks import NoiseTable
+from patchindex.sampling import SAMPLERS, ddim, ddpm, dpmpp, euler, heun, sample, time_grid
 from patchindex.schedules import cosine
 
 
@@ -174,6 +179,50 @@ def test_every_sampler_reports_every_step_and_calls_the_model_as_often_as_it_say
     # A step to the data is an Euler step.
     assert len(calls) == sampler.evaluations * 5 - (sampler.evaluations - 1)
     assert torch.equal(steps[0]["score"], gaussian(torch.ones(1, 1, 2, 2), 5 / 6))
+
+
+@pytest.mark.parametrize("levels", [10, 13])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_between_equal_noise_variances_changes_nothing(name, levels):
+    """A table of fewer levels than steps gives the images of the grid without the repeated levels."""
+    table = NoiseTable(torch.linspace(0.05, 0.95, levels))
+    times, start = time_grid(40, table), torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    distinct = [later for t, later in pairwise([1.0, *times]) if table(t) != table(later)]
+    sampler, path = SAMPLERS[name], []
+    options = {"draw": lambda x, i: torch.full_like(x, 0.1)} if sampler.random else {}
+
+    def score(x, t):
+        return -x / ((1 - table(t)) * S**2 + table(t))
+
+    end = sampler.function(score, start, times, table, path.append, **options)
+    for before, step in pairwise([{"x": start}, *path]):
+        if table(step["t"]) == table(step["t_next"]):
+            assert torch.equal(step["x"], before["x"])
+    assert torch.equal(end, sampler.function(score, start, [times[0], *distinct], table, **options))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_as_short_as_a_rounding_error_is_no_step_before(name):
+    """A flat schedule of floats may fall by its last digit, and its step says nothing about the next step."""
+    start, calls = torch.ones(1, 1, 2, 2, dtype=torch.float64), []
+
+    def score(x, t):  # the estimates of a posterior mean at equal noise differ
+        calls.append(t)
+        return -x * (1 + 0.01 * (-1) ** len(calls))
+
+    def flat(t):
+        return math.nextafter(0.5, 0) if t < 0.5 else 0.5 if t < 0.8 else 0.9
+
+    end = SAMPLERS[name].function(score, start, [0.9, 0.7, 0.4, 0.3, 0.2, 0.1], flat)
+    assert float(end.abs().max()) < 2
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_take_a_table_of_fewer_levels_than_steps_and_a_schedule_with_noise_at_0(name, real_images):
+    images = real_images(20, 8)[0]
+    for noise in (NoiseTable(torch.linspace(0.05, 0.95, 10)), lambda t: 0.01 + 0.9 * round(t, 1)):
+        machine = ScoreMachine(images, machine="IS", noise=noise)
+        assert float(sample(machine, n=1, steps=20, sampler=name).images.abs().max()) < 1.5
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
