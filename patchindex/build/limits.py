@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from patchindex.build.plan import BuildPlan
-from patchindex.build.workdir import existing_parent, real_path, working_path
+from patchindex.build.workdir import existing_folder, real_path, working_path
 from patchindex.errors import InputError, Option, PatchIndexError
 
 __all__ = ["check_limits", "failing_disk", "free_bytes"]
@@ -28,7 +28,7 @@ def check_limits(path: Path, plan: BuildPlan, budget: int) -> None:
     if need > have:
         raise InputError(
             f"the build may need {need:.2f} GiB there, and {have:.2f} are free",
-            where=existing_parent(path),
+            where=existing_folder(path.parent),
             remedy="free some space, use another disk, or build with fewer scales or fewer PCA dimensions",
         )
 
@@ -37,7 +37,7 @@ def free_bytes(path: Path) -> int:
     """Return the disk space for a build at `path`: free space, and the space of unfinished builds there."""
     path = real_path(path)
     unfinished = [working_path(path), *(path / "scales").glob("*.tmp")]
-    return shutil.disk_usage(existing_parent(path)).free + sum(map(_bytes_in, unfinished))
+    return shutil.disk_usage(existing_folder(path.parent)).free + sum(map(_bytes_in, unfinished))
 
 
 def _bytes_in(folder: Path) -> int:

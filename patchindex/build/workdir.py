@@ -34,8 +34,8 @@ __all__ = [
     "check_no_unfinished",
     "check_writable",
     "existing_append",
+    "existing_folder",
     "existing_output",
-    "existing_parent",
     "has_images",
     "hold_lock",
     "is_building",
@@ -85,7 +85,7 @@ def existing_output(
             raise OutputExistsError(
                 "exists and is not a patchindex store", where=path, remedy="use another path"
             )
-    check_writable(path)
+    check_writable(path.parent)
     if unfinished is None or (overwrite and (changed or not resume)):
         return ExistingOutput.NEW
     if not resume:
@@ -180,16 +180,17 @@ def working_path(path: Path) -> Path:
     return path.with_name(path.name + ".building")
 
 
-def existing_parent(path: Path) -> Path:
-    """Return the nearest folder above a path that exists."""
-    return next(parent for parent in path.parents if parent.exists())
+def existing_folder(folder: Path) -> Path:
+    """Return a folder if it exists, else the nearest folder above it that exists; without symbolic links."""
+    folder = Path(os.path.realpath(folder))
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a store in a folder that cannot be written to."""
-    parent = existing_parent(path)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError("cannot write there", where=parent, remedy="use a folder that you may write to")
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or that cannot be made."""
+    existing = existing_folder(folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError("cannot write there", where=existing, remedy="use a folder that you may write to")
 
 
 @contextmanager
@@ -272,7 +273,7 @@ def is_building(path: Path) -> bool:
 def locked(path: Path) -> Iterator[None]:
     """Keep other builds from a store, and complete a replacement that was interrupted."""
     refused = InputError("another build of the store is running", where=path, remedy="wait until it ends")
-    check_writable(path)
+    check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(Path(f"{working_path(path)}.lock"), refused):
         _settle(path)

@@ -279,7 +279,7 @@ class Training:
             state = file.header
             before = state["run"]
             self.settings.check_resumed(before["settings"], folder)
-            if before["images"] != self.record["images"]:
+            if ImagesRecord(**before["images"]) != ImagesRecord(**self.record["images"]):
                 raise InputError(
                     "the run has other images",
                     where=folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
@@ -20,7 +20,7 @@ class ImagesRecord:
     Attributes
     ----------
     source : str
-        The source as the user typed it.
+        The source as the user typed it. Records of the same images are equal, whatever their source is.
     count : int
     fingerprint : str
         Fingerprint of up to 1024 images, spread evenly over the source, as in the settings of a store.
@@ -28,7 +28,7 @@ class ImagesRecord:
         Fingerprint of the labels.
     """
 
-    source: str
+    source: str = field(compare=False)
     count: int
     fingerprint: str
     labels: str | None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -154,10 +155,50 @@ def test_a_network_without_the_state_to_continue_from_is_kept(pictures, small, t
     assert train(pictures[0], tmp_path, small(steps=1), resume=True, overwrite=True)["step"] == 1
 
 
+def test_a_run_may_be_in_the_folder_that_the_process_is_in(pictures, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train(pictures[0], ".", small(steps=1), threads=1)["step"] == 1
+    assert (tmp_path / "weights.safetensors").is_file()
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_refused(pictures, small, tmp_path):
+    (tmp_path / "run").write_text("notes")
+    for folder in (tmp_path / "run", tmp_path / "run" / "deeper"):
+        with pytest.raises(InputError, match="run: cannot write there; use a folder that you may write to"):
+            train(pictures[0], folder, small(steps=1), threads=1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every folder")
+def test_the_run_folder_has_to_be_writable_and_not_the_folder_above(pictures, small, tmp_path):
+    above = tmp_path / "above"
+    run = above / "run"
+    run.mkdir(parents=True)
+    above.chmod(0o500)
+    assert train(pictures[0], run, small(steps=1), threads=1)["step"] == 1
+    with pytest.raises(InputError, match="above: cannot write there"):
+        train(pictures[0], above / "new", small(steps=1), threads=1)
+    run.chmod(0o500)
+    with pytest.raises(InputError, match="run: cannot write there"):
+        train(pictures[0], run, small(steps=2), threads=1, resume=True)
+    above.chmod(0o700)
+    run.chmod(0o700)
+
+
 def test_two_processes_do_not_train_in_one_folder(pictures, small, tmp_path):
     with FileLock(tmp_path / "train.lock"), pytest.raises(InputError, match="another process trains in this"):
         train(pictures[0], tmp_path, small(), threads=1)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("first", [str, os.path.abspath])
+def test_a_run_resumes_whatever_the_spelling_of_the_path_of_its_images(
+    pictures, small, tmp_path, monkeypatch, first
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", pictures[0])
+    for steps, source in ((1, first("a.npy")), (2, "./a.npy")):
+        record = train(source, tmp_path / "run", small(steps=steps), threads=1, resume=True)
+    assert (record["step"], record["images"]["source"]) == (2, "./a.npy")
 
 
 def test_other_settings_or_images_are_refused_on_resume(pictures, small, tmp_path):
