@@ -155,7 +155,6 @@ def calibrate(
         "train_windows": theory.train_windows,
         "scales": list(ks),
         "images": len(theory.training),
-        "source": training.source.name,
         "image_size": list(training.size),
         "steps": steps,
         **way.settings,
@@ -174,7 +173,8 @@ def calibrate(
         load_kernel()
         _check_network(way, parts, overwrite=overwrite)
         _run(way, ks, options.pixels, _batches(way, options.batch_size), parts, progress)
-        return Calibration(list(_rows(way, ks, parts)), settings)
+        reported = {**settings, "source": training.source.name, **way.reported}
+        return Calibration(list(_rows(way, ks, parts)), reported)
 
 
 def _machine_of(index: PatchIndex | None, machine: str | None, windows: str | None) -> tuple[str, str]:

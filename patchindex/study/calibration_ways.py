@@ -24,6 +24,7 @@ from patchindex.schedules.frames import with_noise
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COSINE, MSE
 from patchindex.study.noised import image_checksums
+from patchindex.study.parts import compared_settings
 from patchindex.study.scale_machine import Noisy, ScaleMachine
 
 __all__ = ["CalibrationOptions", "OnImages", "OnNetwork", "Step"]
@@ -118,7 +119,8 @@ class OnNetwork:
     labels: list[int | None]  # of each sample
     noise: NoiseSchedule
     options: CalibrationOptions
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # compared with those of an unfinished run
+    reported: dict[str, Any]  # not compared
 
     @classmethod
     def of(
@@ -149,11 +151,12 @@ class OnNetwork:
             "way": "network",
             "measure": options.measure,
             "labels": labels,
-            "network": network.settings,
-            "network_name": network.settings.get("name") or type(network).__name__,
+            "network": compared_settings(network.settings),
             "noise": network.settings["noise"],
         }
-        return cls(theory, network, steps, labels, network.noise, options, settings)
+        name = network.settings.get("name") or type(network).__name__
+        reported = {"network": network.settings, "network_name": name}
+        return cls(theory, network, steps, labels, network.noise, options, settings, reported)
 
     def trajectories(self, samples: Sequence[int]) -> Iterator[Step]:
         """Yield the steps of the trajectories of some samples, highest noise first."""
@@ -200,7 +203,8 @@ class OnImages:
     labels: list[int | None]
     noise: NoiseSchedule
     options: CalibrationOptions
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # compared with those of an unfinished run
+    reported: dict[str, Any]  # not compared
 
     @classmethod
     def of(
@@ -263,12 +267,11 @@ class OnImages:
             "way": "held-out",
             "measure": MSE,
             "labels": labels,
-            "held_out": mine.name,
             "held_out_ids": chosen.tolist(),
             "held_out_fingerprint": fingerprint(images),
             "noise": getattr(noise, "__name__", str(noise)),
         }
-        return cls(theory, images, steps, labels, noise, options, settings)
+        return cls(theory, images, steps, labels, noise, options, settings, {"held_out": mine.name})
 
     def trajectories(self, samples: Sequence[int]) -> Iterator[Step]:
         """Yield some images with the noise of each step, highest noise first."""

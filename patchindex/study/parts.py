@@ -17,12 +17,15 @@ from patchindex.images.formats.npz import read_arrays
 from patchindex.regular_files import read_regular
 from patchindex.store.atomic import atomic_write
 
-__all__ = ["PARTS", "Layout", "Parts", "hold_folder"]
+__all__ = ["PARTS", "Layout", "Parts", "compared_settings", "hold_folder"]
 
 PARTS = "parts"  # folder of the finished results
 LOCK = "parts.lock"  # held by the process that writes results
 SETTINGS, MOST_SETTINGS = "settings.json", 1 << 25  # bytes
 NUMBERS = "numbers"  # the array of a file with the numbers of its images
+# Settings of a denoiser that change no result, or whose values are compared in another way: images by their
+# fingerprint, and networks by what they return.
+NOT_COMPARED = ("device", "name", "images")
 REMEDY: Sequence[str | Option] = ["use the same settings, another folder, or ", Option("overwrite", True)]
 
 Result = dict[str, np.ndarray]
@@ -48,6 +51,11 @@ def hold_folder(folder: Path | None) -> Iterator[None]:
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def compared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a denoiser that its results depend on."""
+    return {name: value for name, value in settings.items() if name not in NOT_COMPARED}
 
 
 class Parts:
@@ -252,10 +260,14 @@ def _as_json(settings: dict[str, Any]) -> Any:
     return json.loads(json.dumps(settings, sort_keys=True, default=str))
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Return `name (was X, is Y)` for each setting that differs."""
-    names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-    return [f"{name} (was {_short(found.get(name))}, is {_short(wanted.get(name))})" for name in names]
+def _differences(found: dict[str, Any], wanted: dict[str, Any], within: str = "") -> Iterator[str]:
+    """Yield `name (was X, is Y)` for each setting that differs, `name.inner (...)` for those in a setting."""
+    for name in sorted({*found, *wanted}):
+        was, now = found.get(name), wanted.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _differences(was, now, f"{within}{name}.")
+        elif was != now:
+            yield f"{within}{name} (was {_short(was)}, is {_short(now)})"
 
 
 def _short(value: Any) -> str:

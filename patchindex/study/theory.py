@@ -24,7 +24,7 @@ from patchindex.sampling import starting_noise
 from patchindex.store.checksums import fingerprint
 from patchindex.study.metrics import r2, rmse
 from patchindex.study.noised import Noised, correlation, held_out_images, training_images
-from patchindex.study.parts import Parts, hold_folder
+from patchindex.study.parts import Parts, compared_settings, hold_folder
 from patchindex.study.replay import NETWORK, Replay, images_in, layout
 from patchindex.study.theory_results import Theory
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["TheoryOptions", "theory"]
 
 log = logging.getLogger(__name__)
-
-NOT_COMPARED = ("device", "name", "images")  # settings that change no result, or that are compared by value
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def theory(
         parts = Parts(place, shared, shapes, resume=resume, overwrite=overwrite)
         for name, denoiser in {NETWORK: network, **denoisers}.items():
             log.info("%s: %r", name, denoiser)
-            own = {key: value for key, value in denoiser.settings.items() if key not in NOT_COMPARED}
+            own = compared_settings(denoiser.settings)
             if denoiser.label is not None:
                 own["label"] = denoiser.label
             parts.check(name, own, overwrite=overwrite)

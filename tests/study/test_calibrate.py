@@ -256,6 +256,35 @@ def test_an_interrupted_run_resumes_with_the_same_result(real_images, tmp_path):
     assert without_seconds(replaced) == without_seconds(run(other))
 
 
+@pytest.mark.parametrize("way", ["network", "held-out"])
+def test_a_run_resumes_whatever_the_device_and_the_spelling_of_paths(real_images, tmp_path, monkeypatch, way):
+    images, _ = real_images(20, 10)
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", images[:15])
+    np.save("b.npy", images[15:])
+
+    def run(prefix, device, predicts="epsilon", **settings):
+        if way == "held-out":
+            return calibrate(f"{prefix}a.npy", None, "LS", SCALES, n=2, held_out=f"{prefix}b.npy", **settings)
+        name = f"{prefix}weights.pt"
+        network = pi.networks.wrap(
+            lambda x, t: 0.5 * x, (1, 10, 10), predicts=predicts, device=device, name=name
+        )
+        return calibrate(f"{prefix}a.npy", network, "LS", SCALES, n=2, **settings)
+
+    first = run("", "cpu", steps=3, folder="out")
+    # One device with two names: the settings differ as between the CPU and a GPU.
+    again = run(f"{tmp_path}/", "cpu:0", steps=3, folder="out", resume=True)
+    assert again.rows == first.rows
+    assert (first.settings["source"], again.settings["source"]) == ("a.npy", f"{tmp_path}/a.npy")
+    if way == "network":
+        assert (first.settings["network"]["device"], again.settings["network"]["device"]) == ("cpu", "cpu:0")
+        with pytest.raises(
+            InputError, match=r'other settings: network\.predicts \(was "epsilon", is "v"\); use'
+        ):
+            run("", "cpu", "v", steps=3, folder="out", resume=True)
+
+
 def test_all_files_are_written_and_the_schedule_can_be_read(real_images, tmp_path):
     pytest.importorskip("matplotlib")
     images, _ = real_images(20, 10)

@@ -81,7 +81,9 @@ def test_results_of_other_settings_are_refused(denoisers, images, held_out, tmp_
     ):
         run(seed=6)
     other = pi.denoiser("bbELS", *images, estimator="exact", noise=denoisers["LS"].noise, locality=5)
-    with pytest.raises(InputError, match=r"has results of bbELS with other settings: locality \(was "):
+    with pytest.raises(
+        InputError, match=r"has results of bbELS with other settings: locality\.pairs \(was \[\["
+    ):
         run(other)
     run(batch_size=1)
 
