@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from patchindex.errors import InputError
 
-__all__ = ["check_least", "check_path", "is_whole"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+__all__ = ["check_least", "check_optional", "check_path", "is_whole"]
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeIs[int]:
     """Return whether a value is an integer, also of NumPy, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_least(**limits: tuple[Any, int]) -> None:
-    """Refuse a value that is no whole number, or below its least value.
+def check_least(**limits: tuple[Any, int] | tuple[Any, int, int]) -> None:
+    """Refuse a value that is no whole number, below its least value, or above its largest value.
 
-    The limits are given as `name=(value, least)`.
+    The limits are given as `name=(value, least)` or `name=(value, least, most)`.
 
     Examples
     --------
@@ -28,12 +31,20 @@ def check_least(**limits: tuple[Any, int]) -> None:
         ...
     patchindex.errors.InputError: steps: must be a whole number, got 2.5; use 2 or more
     """
-    for name, (value, least) in limits.items():
-        if not is_whole(value) or value < least:
-            wanted = f"at least {least}" if is_whole(value) else "a whole number"
-            raise InputError(
-                f"must be {wanted}, got {value!r}", parameter=name, remedy=f"use {least} or more"
-            )
+    for name, (value, least, *most) in limits.items():
+        if not is_whole(value):
+            wanted = "a whole number"
+        elif value < least or any(value > each for each in most):
+            wanted = f"from {least} to {most[0]}" if most else f"at least {least}"
+        else:
+            continue
+        remedy = f"use {least} to {most[0]}" if most else f"use {least} or more"
+        raise InputError(f"must be {wanted}, got {value!r}", parameter=name, remedy=remedy)
+
+
+def check_optional(**limits: tuple[Any, int] | tuple[Any, int, int]) -> None:
+    """Refuse values as `check_least` does, but accept None."""
+    check_least(**{name: limit for name, limit in limits.items() if limit[0] is not None})
 
 
 def check_path(path: object, parameter: str = "path") -> None:

@@ -18,7 +18,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from patchindex.checks import check_least
+from patchindex.checks import check_optional
 from patchindex.dask_tasks import lost_workers, on_workers, submit
 from patchindex.denoisers.from_images import is_store
 from patchindex.denoisers.machine import MachineOptions, ScoreMachine
@@ -171,7 +171,7 @@ class ImageShards(Shards):
         images: int | None = None,
         **options: Unpack[ImageOptions],
     ) -> None:
-        check_least(images=(1 if images is None else images, 1))
+        check_optional(images=(images, 1))
         self._client = client
         where = _place(source)
         labels = None if labels is None else LabelSpec.parse(labels).absolute()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import patchindex as pi
-from patchindex.checks import check_least, check_path
+from patchindex.checks import check_least, check_optional, check_path
 from patchindex.errors import InputError
 
 
@@ -19,6 +19,19 @@ def test_whole_numbers_are_accepted(value):
 def test_other_values_are_no_whole_numbers(value):
     with pytest.raises(InputError, match=r"steps: must be a whole number, got .*; use 2 or more"):
         check_least(steps=(value, 2))
+
+
+def test_a_whole_number_may_have_a_largest_value():
+    check_least(steps=(np.int64(9), 2, 9))
+    for value in (1, 10):
+        with pytest.raises(InputError, match=f"steps: must be from 2 to 9, got {value}; use 2 to 9"):
+            check_least(steps=(value, 2, 9))
+
+
+def test_none_is_accepted_where_a_value_is_optional():
+    check_optional(steps=(None, 2))
+    with pytest.raises(InputError, match="steps: must be at least 2, got 1"):
+        check_optional(steps=(1, 2))
 
 
 @pytest.mark.parametrize("value", [None, 3, b"s.zarr", ["s.zarr"], "", "a\0b"])

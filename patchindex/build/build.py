@@ -136,7 +136,6 @@ def build_index(
         raise InputError(
             "is not a name for a store", where=path, remedy="give a folder that does not exist yet"
         )
-    scales = [scales] if isinstance(scales, int) else scales
     settings = BuildSettings(scales, machine, train_windows, locality, pca_dims, lists, seed)
     source, budget = open_images(images, labels=labels), parse_memory(memory)
     plan, schedule = plan_build(source, settings, memory=budget)
@@ -158,9 +157,8 @@ def build_index(
             build_id = build_id_of(folder)
             for scale in plan.scales:
                 geometry = Geometry.of(machine, scale.k, source.shape[1:3], train_windows)
-                build_scale(
-                    ScaleBuild(folder, geometry, scale, seed, where, build_id), progress, client, threads
-                )
+                work = ScaleBuild(folder, geometry, scale, settings.seed, where, build_id)
+                build_scale(work, progress, client, threads)
             write_attributes(folder, stored, source, source.skipped)
             move_into_place(folder, path, replace=overwrite)
         return open_index(path, device=device)

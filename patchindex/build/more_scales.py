@@ -93,9 +93,11 @@ def add_scales(
         plan = _plan(index, settings, budget)
         check_limits(path, plan, budget)
         announce(plan, progress)
-        build_id = fingerprint([index.attributes["fingerprint"], pca_dims, lists, seed])
+        build_id = fingerprint(
+            [index.attributes["fingerprint"], settings.pca_dims, settings.lists, settings.seed]
+        )
         for scale in plan.scales:
-            work = ScaleBuild(path, index.geometry(scale.k), scale, seed, where, build_id)
+            work = ScaleBuild(path, index.geometry(scale.k), scale, settings.seed, where, build_id)
             build_scale(work, progress, client, threads)
             write_scales(path, {*index.scales, scale.k})
             index = open_index(path)
@@ -118,9 +120,8 @@ def _settings(
     index: PatchIndex, scales: Sequence[int] | int, pca_dims: int | None, lists: int | None, seed: int
 ) -> BuildSettings:
     given = index.attributes["locality"]
-    missing = ({scales} if isinstance(scales, int) else set(scales)) - set(scales_of(index.path))
-    return BuildSettings(
-        scales=sorted(missing),
+    settings = BuildSettings(
+        scales=scales,
         machine=index.machine,
         train_windows=index.train_windows,
         # The schedule as it was given to the build: it may name scales that the store does not have yet.
@@ -129,6 +130,7 @@ def _settings(
         lists=lists,
         seed=seed,
     )
+    return replace(settings, scales=sorted(set(settings.scales or ()) - set(scales_of(index.path))))
 
 
 def _plan(index: PatchIndex, settings: BuildSettings, memory: int | None) -> BuildPlan:

@@ -14,6 +14,7 @@ import torch
 from patchindex.build.settings import BuildSettings, some_images
 from patchindex.build.shards import shard_bytes
 from patchindex.build.train import PCA_SAMPLE, draw_patches
+from patchindex.checks import check_optional
 from patchindex.errors import InputError, Option
 from patchindex.geometry import Geometry, gather_patches
 from patchindex.images import ImageSource
@@ -94,6 +95,7 @@ def plan_build(
     `assume_images` is the number of images of the whole set if the source is a sample of it.
     """
     height, width, channels = source.shape[1:]
+    check_optional(assume_images=(assume_images, 1))
     if assume_images is not None and assume_images < len(source):
         raise InputError(
             f"{assume_images:,} images are fewer than the {len(source):,} of the source",

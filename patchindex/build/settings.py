@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, check_optional, is_whole
 from patchindex.errors import InputError
 from patchindex.images import ImageSource
+from patchindex.json_data import as_json
 from patchindex.schedules import LocalitySchedule
+from patchindex.schedules.checks import problem_of_scale
 from patchindex.store.checksums import fingerprint
 
 __all__ = ["BuildSettings", "appended_settings", "changed_settings", "some_images"]
@@ -27,7 +28,7 @@ NOT_COMPARED = ("source", "prepared", "duplicates", "equal")
 class BuildSettings:
     """The settings that determine a store's content; see `build_index`."""
 
-    scales: Sequence[int] | None = None
+    scales: Any = None  # a tuple of int or None, once checked
     machine: str = "ELS"
     train_windows: str = "valid"
     locality: Any = None
@@ -36,21 +37,23 @@ class BuildSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("pca_dims", "lists"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
-                raise InputError(
-                    f"must be an integer of at least 1, got {value!r}",
-                    parameter=name,
-                    remedy="leave it out for the default",
-                )
         check_least(seed=(self.seed, 0))
-        if self.scales is not None and not isinstance(self.scales, Iterable):
-            raise InputError(
-                f"must be a sequence, got {self.scales!r}",
-                parameter="scales",
-                remedy="give for example [3, 5]",
-            )
+        check_optional(pca_dims=(self.pca_dims, 1), lists=(self.lists, 1))
+        for name in ("seed", "pca_dims", "lists"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, int(value))  # FAISS takes no numbers of NumPy
+        if self.scales is not None:
+            if not is_whole(self.scales) and not isinstance(self.scales, Iterable):
+                raise InputError(
+                    f"must be a sequence, got {self.scales!r}",
+                    parameter="scales",
+                    remedy="give for example [3, 5]",
+                )
+            scales = (self.scales,) if is_whole(self.scales) else tuple(self.scales)
+            for k in scales:
+                if (problem := problem_of_scale(k)) is not None:
+                    raise InputError(problem, parameter="scales", remedy="give for example [3, 5]")
+            object.__setattr__(self, "scales", tuple(map(int, scales)))
         locality = None if self.locality is None else LocalitySchedule.of(self.locality)
         object.__setattr__(self, "locality", locality)
 
@@ -63,7 +66,7 @@ class BuildSettings:
         """
         # A store with an index keeps the schedule as given: `add_scales` may add scales of the schedule.
         locality = self.locality if scales else nearest
-        return _as_json(
+        return as_json(
             {
                 "machine": self.machine,
                 "train_windows": self.train_windows,
@@ -97,7 +100,7 @@ def appended_settings(
         "scales": list(scales),
         "appended": [*before.get("appended", []), appended],
     }
-    return _as_json(before | changed)
+    return as_json(before | changed)
 
 
 def changed_settings(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -114,11 +117,6 @@ def _compared(settings: Any) -> Any:
     if isinstance(settings, dict):
         return {name: _compared(value) for name, value in settings.items() if name not in NOT_COMPARED}
     return settings
-
-
-def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON reads them back: tuples become lists, NumPy numbers become Python numbers."""
-    return dict(json.loads(json.dumps(settings, default=lambda number: number.item())))
 
 
 def some_images(source: ImageSource, most: int) -> np.ndarray:

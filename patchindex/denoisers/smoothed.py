@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.denoisers.base import LARGEST_X, Call
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser
 from patchindex.denoisers.registry import register_denoiser
@@ -80,12 +81,7 @@ class SmoothedClosedForm(TrainingDenoiser):
         smoothing: float = 1.0,
         **options: Unpack[DenoiserOptions],
     ) -> None:
-        if not isinstance(draws, Integral) or isinstance(draws, bool) or draws < 1:
-            raise InputError(
-                f"must be a whole number from 1, got {draws!r}",
-                parameter="draws",
-                remedy="use 16, for example",
-            )
+        check_least(draws=(draws, 1))
         if not isinstance(smoothing, Real) or not 0 <= smoothing <= LARGEST_X:
             raise InputError(
                 f"must be a number from 0 to {LARGEST_X:g}, got {smoothing!r}",

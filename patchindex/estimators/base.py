@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from patchindex.checks import check_optional
 from patchindex.errors import InputError, Option
 from patchindex.exact import HeaviestPatches, ScoreRequest, scan, scan_parts
 from patchindex.index import PatchIndex, ScaleIndex
@@ -140,11 +141,7 @@ def index_of(context: ScoreContext, name: str, **counts: int | None) -> PatchInd
                 ", or a store of ELS or bbELS, as patchindex build makes it",
             ],
         )
-    for option, value in counts.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            what = f"must be {'at least 1' if whole else 'a whole number'}, got {value}"
-            raise InputError(what, parameter=option, remedy="use 256, for example")
+    check_optional(**{option: (value, 1) for option, value in counts.items()})
     return context.index
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from numbers import Integral
 from typing import TypeVar
 
 import numpy as np
 
+from patchindex.checks import is_whole
 from patchindex.errors import InputError, Option
 from patchindex.images.file_names import FileNames, numbered
 from patchindex.images.labels import LabelsLike
@@ -73,7 +73,7 @@ class TrainingImages:
         """Return the range [lo, hi) of images with a label (all for None), or raise `InputError`."""
         if label is None:
             return 0, len(self)
-        if not isinstance(label, Integral):
+        if not is_whole(label):
             raise InputError(f"{label!r} is not an integer", parameter="label", remedy="give one, such as 3")
         if self.labels is None:
             raise InputError(

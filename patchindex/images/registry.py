@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
-import numpy as np
-
+from patchindex.checks import check_optional
 from patchindex.errors import InputError, Option, SourceNotFoundError, printable
 from patchindex.images.arrays import ArraySource, choose_values
 from patchindex.images.axes import AXES
@@ -158,6 +157,7 @@ def open_images(
     >>> source.shape, source.labels.tolist()
     ((4, 28, 28, 1), [0, 1, 2, 3])
     """
+    check_optional(limit=(limit, 1), max_pixels=(max_pixels, 1))
     options = Options(
         dataset,
         LabelSpec.parse(labels),
@@ -167,7 +167,7 @@ def open_images(
         _one_of("axes", axes, AXES),
         _one_of("values", values, VALUES),
         external_links,
-        _count("max_pixels", max_pixels),
+        None if max_pixels is None else int(max_pixels),
     )
     paths = paths_of(source)
     found = [_open_object(source, options)] if paths is None else [_open_path(p, options) for p in paths]
@@ -186,23 +186,13 @@ def open_images(
     if opened is not source:
         before = source.prepared if isinstance(source, ImageSource) else Preparation()
         opened.prepared = before.then(options.transform, options.labels)
-    if limit is None:
-        return opened
-    return opened.subset(_count("limit", limit) or 0)
+    return opened if limit is None else opened.subset(int(limit))
 
 
 def _one_of(parameter: str, value: str | None, known: Collection[str]) -> str | None:
     if value is not None and value not in known:
         raise InputError(f"there is no {value!r}", parameter=parameter, remedy=f"use {', '.join(known)}")
     return value
-
-
-def _count(parameter: str, value: int | None) -> int | None:
-    if value is not None and not isinstance(value, int | np.integer):
-        raise InputError(
-            f"must be an integer, got {value!r}", parameter=parameter, remedy="use 1000, for example"
-        )
-    return None if value is None else int(value)
 
 
 def _name_by_folder(parts: Sequence[ImageSource], paths: Sequence[str | os.PathLike[str]]) -> None:

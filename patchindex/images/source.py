@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchindex.checks import check_least, is_whole
 from patchindex.errors import InputError
 from patchindex.images.file_names import FileNames
 from patchindex.images.labels import as_labels
@@ -163,7 +164,7 @@ class ImageSource(ABC):
         """
         from patchindex.images.tensors import as_tensor, to_unit  # torch takes seconds to import
 
-        ids = [index] if isinstance(index, int | np.integer) else index
+        ids = [index] if is_whole(index) else index
         return to_unit(as_tensor(self.read(ids))).permute(0, 3, 1, 2).contiguous()
 
     def _resolve(self, index: Index) -> slice | np.ndarray:
@@ -197,10 +198,7 @@ class ImageSource(ABC):
 
     def chunks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield all images in order, `size` at a time: the id of the first image, and uint8 (n, H, W, C)."""
-        if size < 1:
-            raise InputError(
-                f"must be at least 1, got {size}", parameter="size", remedy="use 256, for example"
-            )
+        check_least(size=(size, 1))
         for start in range(0, len(self), size):
             yield start, self.read(slice(start, start + size))
 
@@ -217,7 +215,7 @@ class ImageSource(ABC):
         InputError
             No image left, or ids outside [0, N).
         """
-        if isinstance(which, int | np.integer):
+        if is_whole(which):
             if which < 1:
                 raise InputError(
                     f"a limit of {which} leaves no image", where=self.name, remedy="give 1 or more"
@@ -232,7 +230,7 @@ class ImageSource(ABC):
 
     def __getitem__(self, index: int | Index) -> np.ndarray:
         """Return one image (H, W, C) for an int, images (n, H, W, C) for a slice, ids or a mask."""
-        if isinstance(index, int | np.integer):
+        if is_whole(index):
             if not -len(self) <= index < len(self):
                 # An IndexError ends a for loop over the source.
                 raise IndexError(f"{self.name}: there is no image {index}; use ids from 0 to {len(self) - 1}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from patchindex.checks import check_least
 from patchindex.errors import InputError
 
 __all__ = ["ARCHITECTURES", "PADDINGS", "ResNet", "UNet", "make_network"]
@@ -154,7 +155,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_width("channels", channels)
-        _check_integer("layers", layers, 1, MOST_LAYERS)
+        check_least(layers=(layers, 1, MOST_LAYERS))
         _check_padding(padding)
         self.options = {"channels": channels, "layers": layers, "padding": padding}
         self.embedding = TimeEmbedding(channels, classes)
@@ -260,7 +261,7 @@ class UNet(nn.Module):
         for width in widths:
             _check_width("widths", width)
         for level in attention:
-            _check_integer("attention", level, 0, len(widths) - 1)
+            check_least(attention=(level, 0, len(widths) - 1))
         _check_padding(padding)
         _check_width("embedding_dims", embedding_dims)
         self.options = {
@@ -368,17 +369,8 @@ def _add_level(x: Tensor, level: nn.Module, embedding: Tensor) -> Tensor:
     return x + _in_float32(level, embedding).to(x.dtype)[:, :, None, None]
 
 
-def _check_integer(name: str, value: Any, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(
-            f"must be an integer from {least} to {most}, got {value!r}",
-            parameter=name,
-            remedy=f"use {least}, for example",
-        )
-
-
 def _check_width(name: str, value: Any) -> None:
-    _check_integer(name, value, 2 * GROUPS, MOST_CHANNELS)
+    check_least(**{name: (value, 2 * GROUPS, MOST_CHANNELS)})
     if value % GROUPS:
         raise InputError(
             f"must be a multiple of {GROUPS}, got {value}",

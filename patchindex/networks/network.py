@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patchindex.checks import is_whole
 from patchindex.denoisers import Call, Denoiser
 from patchindex.denoisers.arguments import Label
 from patchindex.errors import InputError, Option
@@ -70,13 +71,14 @@ class Network(Denoiser):
                 parameter="predict",
                 remedy="give a function of (x, time)",
             )
-        shape = tuple(shape)  # type: ignore[assignment]
-        if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
+        sides = tuple(shape) if isinstance(shape, Iterable) else ()
+        if len(sides) != 3 or not all(is_whole(side) and side > 0 for side in sides):
             raise InputError(
                 f"must be (channels, height, width), got {shape}",
                 parameter="shape",
                 remedy="give (3, 32, 32)",
             )
+        shape = (int(sides[0]), int(sides[1]), int(sides[2]))
         if predicts not in PREDICTIONS:
             raise InputError(
                 f"unknown prediction {predicts!r}",

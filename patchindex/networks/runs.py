@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchindex.checks import is_whole
 from patchindex.devices import resolve_devices
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.networks.architectures import ResNet, UNet, make_network
@@ -192,7 +193,7 @@ class _Record:
 
 
 def _is_integer(value: Any, least: int, most: float = float("inf")) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    return is_whole(value) and least <= value <= most
 
 
 def _is_number(value: Any) -> bool:

@@ -9,7 +9,9 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal
 
+from patchindex.checks import check_least, check_optional
 from patchindex.errors import InputError, Option
+from patchindex.json_data import as_json
 from patchindex.schedules import NOISE_SCHEDULES
 
 __all__ = ["PRECISIONS", "TrainSettings"]
@@ -75,7 +77,7 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        object.__setattr__(self, "options", MappingProxyType(as_json(self.options)))
         if all(getattr(self, name) is None for name in LIMITS):
             object.__setattr__(self, "epochs", EPOCHS)
         if self.noise not in NOISE_SCHEDULES:
@@ -90,16 +92,17 @@ class TrainSettings:
                 parameter="precision",
                 remedy=f"use {' or '.join(PRECISIONS)}",
             )
-        _check_integers(batch_size=(self.batch_size, 1), validation=(self.validation, 0), seed=(self.seed, 0))
-        for name in ("epochs", "steps"):
-            if getattr(self, name) is not None:
-                _check_integers(**{name: (getattr(self, name), 1)})
+        check_least(batch_size=(self.batch_size, 1), validation=(self.validation, 0), seed=(self.seed, 0))
+        check_optional(epochs=(self.epochs, 1), steps=(self.steps, 1))
         _check_real("lr", self.lr, 0, math.inf)
         _check_real("lr_decay", self.lr_decay, 0, 1, closed=True)
         if self.minutes is not None:
             _check_real("minutes", self.minutes, 0, math.inf)
         if self.ema is not None:
             _check_real("ema", self.ema, 0, 1)
+        found = as_json({name: getattr(self, name) for name in self.__annotations__ if name != "options"})
+        for name, value in found.items():  # numbers of NumPy become Python numbers
+            object.__setattr__(self, name, value)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON data."""
@@ -123,16 +126,6 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat = {**settings, **settings.get("options", {})}
     flat.pop("options", None)
     return flat
-
-
-def _check_integers(**values: tuple[Any, int]) -> None:
-    for name, (value, least) in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(
-                f"must be an integer of at least {least}, got {value!r}",
-                parameter=name,
-                remedy=f"use {max(least, 1)} or more",
-            )
 
 
 def _check_real(name: str, value: Any, above: float, below: float, *, closed: bool = False) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, check_optional
 from patchindex.denoisers import Denoiser
 from patchindex.denoisers.noising import draw_noise
 from patchindex.errors import InputError
@@ -34,7 +34,8 @@ def step_noise(seed: int, image_ids: Sequence[int]) -> Callable[[Tensor, int], T
 
 def starting_noise(denoiser: Denoiser, n: int | None, seed: int, x_T: Tensor | np.ndarray | None) -> Tensor:
     """Return the noise that `sample` starts from, on the denoiser's device: `x_T`, or the seed's."""
-    check_least(n=(1 if n is None else n, 1), seed=(seed, 0))
+    check_least(seed=(seed, 0))
+    check_optional(n=(n, 1))
     if x_T is None:
         return draw_noise(seed, 1 if n is None else n, denoiser.shape).to(denoiser.device)
     noise = denoiser.check_x(x_T if isinstance(x_T, Tensor) else as_tensor(x_T), "x_T")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, check_optional
 from patchindex.errors import InputError, printable
 from patchindex.sampling.trajectory import Trajectory
 
@@ -80,7 +80,8 @@ def image_grid(
     >>> grid.mode, grid.height  # two rows of 8 pixels, 4 white pixels around them
     ('L', 28)
     """
-    check_least(columns=(1 if columns is None else columns, 1), height=(height, 1), gap=(gap, 0))
+    check_optional(columns=(columns, 1))
+    check_least(height=(height, 1), gap=(gap, 0))
     if isinstance(images, Mapping):
         row_names = [*images]
         rows = [_levels(each, name)[:columns] for name, each in images.items()]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
-__all__ = ["is_int", "problem_of_pairs", "problem_of_quartiles", "problem_of_scale"]
-
-
-def is_int(value: object) -> bool:
-    """Return whether a value is an integer, also one of NumPy, and no bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+__all__ = ["problem_of_pairs", "problem_of_quartiles", "problem_of_scale"]
 
 
 def _is_number(value: object) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from patchindex.checks import check_least, is_whole
 from patchindex.errors import (
     InputError,
     Option,
@@ -19,12 +20,7 @@ from patchindex.errors import (
     SourceNotFoundError,
     warn,
 )
-from patchindex.schedules.checks import (
-    is_int,
-    problem_of_pairs,
-    problem_of_quartiles,
-    problem_of_scale,
-)
+from patchindex.schedules.checks import problem_of_pairs, problem_of_quartiles, problem_of_scale
 from patchindex.schedules.noise import NoiseSchedule, cosine, noise_schedule
 from patchindex.schedules.presets import LOCALITY_PRESETS, PUBLISHED, Provenance, provenance_of
 
@@ -122,7 +118,7 @@ class LocalitySchedule:
             preset = cls.of(LOCALITY_PRESETS[locality])
             return replace(preset, name=locality, provenance=provenance_of(locality))
         try:
-            entries = (int(locality),) if is_int(locality) else tuple(locality)  # type: ignore[arg-type]
+            entries = (int(locality),) if is_whole(locality) else tuple(locality)
         except TypeError:
             raise InputError(
                 f"is no locality schedule: {locality!r}", parameter="locality", remedy="give a list of scales"
@@ -202,7 +198,10 @@ class LocalitySchedule:
         >>> s.distinct, s.resized(28).distinct
         ((3, 5, 7, 9, 11, 13, 15, 17), (3, 5, 7, 9, 11, 13, 15))
         """
-        new = (size, size) if isinstance(size, int) else size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        for side in (height, width):
+            check_least(size=(side, 1))
+        new = int(height), int(width)
         if self.provenance is None or self.provenance.image_size is None:
             raise InputError(
                 "the size of the images that it was calibrated on is unknown",

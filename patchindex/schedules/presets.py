@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from patchindex.checks import is_whole
 from patchindex.errors import InputError
-from patchindex.schedules.checks import is_int
 
 __all__ = ["LOCALITY_PRESETS", "PUBLISHED", "Provenance", "provenance_of"]
 
@@ -47,7 +47,11 @@ class Provenance:
         size = self.image_size
         if size is None:
             return
-        if not isinstance(size, list | tuple) or len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
+        if (
+            not isinstance(size, list | tuple)
+            or len(size) != 2
+            or not all(is_whole(n) and n > 0 for n in size)
+        ):
             raise _refused(f"image_size must be two numbers of pixels, got {size!r}")
         object.__setattr__(self, "image_size", (int(size[0]), int(size[1])))
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from patchindex.build import parse_memory
 from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
-from patchindex.checks import check_least
+from patchindex.checks import check_least, check_optional
 from patchindex.denoisers.base import Denoiser
 from patchindex.denoisers.from_images import is_store
 from patchindex.devices import memory_budget, resolve_device
@@ -129,7 +129,8 @@ def calibrate(
     training = TrainingImages(source, labels) if index is None else index.training  # type: ignore[arg-type]
     kind, windows = _machine_of(index, machine, options.train_windows)
     use_auto = _use_auto(options, index, kind, network)
-    check_least(n=(1 if n is None else n, 1), steps=(steps, 2))
+    check_least(steps=(steps, 2))
+    check_optional(n=(n, 1))
     given = None if options.memory is None else parse_memory(options.memory)
     memory = memory_budget([resolve_device(options.device)], given, WORKING_MEMORY)
     theory = ScaleMachine(training, kind, windows, index if use_auto else None, memory)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, check_optional
 from patchindex.denoisers.base import Denoiser
 from patchindex.devices import resolve_device
 from patchindex.errors import InputError, Option
@@ -83,7 +83,7 @@ class CalibrationOptions:
     memory: int | str | None = None
 
     def __post_init__(self) -> None:
-        check_least(pixels=(1 if self.pixels is None else self.pixels, 1))
+        check_optional(pixels=(self.pixels, 1))
         check_least(seed=(self.seed, 0), batch_size=(self.batch_size, 1))
         if not self.ratio > 1:
             raise InputError(

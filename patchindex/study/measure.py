@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.checks import is_whole
-from patchindex.errors import InputError
+from patchindex.checks import check_least
 from patchindex.estimators import AutoPolicy, ScoreContext
 from patchindex.estimators.auto import Auto, combine
 from patchindex.estimators.base import project
@@ -63,9 +62,7 @@ class TuneSettings:
         sizes = {"near": sum(self.near, ()), "probes": self.probes, "candidates": self.candidates}
         for name, values in sizes.items():
             for value in values:
-                if not is_whole(value) or not 1 <= value <= MOST_SIZE:
-                    what = f"must be whole numbers from 1 to {MOST_SIZE:,}, got {value!r}"
-                    raise InputError(what, parameter=name, remedy="give other sizes")
+                check_least(**{name: (value, 1, MOST_SIZE)})
 
 
 DEFAULT_SETTINGS = TuneSettings()

@@ -97,15 +97,18 @@ def test_scales_default_to_those_of_the_schedule(labelled):
         ({}, "scales: ELS needs scales"),
         ({"machine": "bbELS"}, "scales: bbELS needs scales"),
         ({"scales": []}, "scales: the sequence is empty"),
-        ({"scales": 3}, "scales: must be a sequence, got 3"),
+        ({"scales": 3.5}, "scales: must be a sequence, got 3.5"),
+        ({"scales": True}, "scales: must be a sequence, got True"),
+        ({"scales": [3, "5"]}, "scales: k must be odd and at least 1, got '5'"),
         ({"scales": [3], "seed": None}, "seed: must be a whole number, got None"),
         ({"scales": [3], "seed": 1.5}, "seed: must be a whole number, got 1.5"),
         ({"scales": [3, 4]}, "k must be odd"),
         ({"scales": [15]}, "k = 15 is larger than the images"),
         ({"scales": [3], "machine": "XLS"}, "unknown machine"),
         ({"machine": "XLS"}, "unknown machine"),
-        ({"scales": [3], "pca_dims": 0}, "pca_dims: must be an integer of at least 1"),
-        ({"scales": [3], "lists": 0}, "lists: must be an integer of at least 1"),
+        ({"scales": [3], "pca_dims": 0}, "pca_dims: must be at least 1"),
+        ({"scales": [3], "pca_dims": True}, "pca_dims: must be a whole number, got True"),
+        ({"scales": [3], "lists": 0}, "lists: must be at least 1"),
         ({"locality": "none"}, "unknown preset"),
         ({"machine": "LS", "train_windows": "wrapped"}, "train_windows"),
     ],
@@ -113,6 +116,16 @@ def test_scales_default_to_those_of_the_schedule(labelled):
 def test_invalid_settings_are_refused(labelled, settings, words):
     with pytest.raises(InputError, match=words):
         plan_build(pi.open_images(labelled[0]), BuildSettings(**settings))
+
+
+def test_scales_may_be_a_generator_a_number_or_numbers_of_numpy(labelled, tmp_path):
+    numbers = {"lists": np.int64(4), "seed": np.int64(1)}
+    for scales in ((k for k in (3, 5)), np.array([3, 5]), 3, np.int64(3)):
+        index = pi.build_index(labelled[0], tmp_path / "s.zarr", scales=scales, **numbers, overwrite=True)
+        assert index.scales[0] == 3
+    assert index.attributes["settings"]["lists"] == 4
+    added = pi.add_scales(index.path, np.int64(5), pca_dims=np.int64(2), **numbers)
+    assert added.scales == (3, 5)
 
 
 def test_a_small_budget_reduces_the_default_number_of_lists():

@@ -92,7 +92,8 @@ def test_the_standard_error_is_right(images, noisy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draws": 0}, "draws: must be a whole number from 1, got 0"),
+        ({"draws": 0}, "draws: must be at least 1, got 0"),
+        ({"draws": True}, "draws: must be a whole number"),
         ({"draws": 2.5}, "draws: must be a whole number"),
         ({"smoothing": -1.0}, "smoothing: must be a number from 0 to 100, got -1"),
         ({"smoothing": float("nan")}, "smoothing: must be a number from 0"),

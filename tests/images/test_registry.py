@@ -53,9 +53,9 @@ def test_a_limit_takes_the_first_images(gray, labels, refused):
     assert len(open_images(gray, limit=np.int64(7))) == 7
     assert len(open_images(gray, limit=10**6)) == 20
     for limit in (0, -4):
-        with refused("array", "limit"):
+        with refused("limit", "must be at least 1"):
             open_images(gray, limit=limit)
-    with refused("limit", "integer"):
+    with refused("limit", "must be a whole number"):
         open_images(gray, limit=2.5)
 
 

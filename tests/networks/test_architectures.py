@@ -123,14 +123,14 @@ def test_times_keep_their_precision_in_bfloat16():
     [
         ("vgg", {}, "unknown architecture 'vgg'; use resnet, unet, unet-attention"),
         ("resnet", {"channels": 20}, "channels: must be a multiple of 8"),
-        ("resnet", {"channels": 8}, "channels: must be an integer from 16"),
-        ("resnet", {"layers": True}, "layers: must be an integer"),
+        ("resnet", {"channels": 8}, "channels: must be from 16 to 4096, got 8"),
+        ("resnet", {"layers": True}, "layers: must be a whole number"),
         ("resnet", {"padding": "same"}, "unknown padding 'same'"),
         ("resnet", {"widths": (16,)}, "widths: resnet has no such option"),
         ("unet", {"channels": 64}, "channels: unet has no such option"),
         ("unet", {"widths": "64"}, "widths: must be a list of integers"),
         ("unet", {"widths": ()}, "widths: must have 1 to 16 levels"),
-        ("unet", {"widths": (16, 16), "attention": (2,)}, "attention: must be an integer from 0 to 1"),
+        ("unet", {"widths": (16, 16), "attention": (2,)}, "attention: must be from 0 to 1"),
         ("unet", {"widths": (16, 16, 16, 16)}, "sides are multiples of 8, not 12×12"),
     ],
 )

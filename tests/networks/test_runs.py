@@ -95,7 +95,7 @@ def test_a_missing_or_foreign_path_is_refused(tmp_path):
         ({"noise": {}}, "noise is {}"),
         ({"architecture": "resnet"}, "architecture is 'resnet', expected an object"),
         ({"architecture": {"name": "vgg"}}, "unknown architecture 'vgg'"),
-        ({"architecture": {"name": "resnet", "channels": "64"}}, "channels: must be an integer"),
+        ({"architecture": {"name": "resnet", "channels": "64"}}, "channels: must be a whole number"),
         ({"architecture": {"name": "resnet", "channels": 4096, "layers": 256}}, "lacks tensor blocks.1"),
         ({"architecture": {"name": "resnet", "channels": 4096, "layers": 1}}, "the architecture has"),
         ({"architecture": {"name": "resnet", "depth": 3}}, "depth: resnet has no such option"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, PatchIndexError
 from patchindex.images.by_label import TrainingImages
-from patchindex.networks import batches, loop, open_run, train
+from patchindex.networks import TrainSettings, batches, loop, open_run, train
 from patchindex.networks.losses import COLUMNS
 
 
@@ -230,13 +230,23 @@ def test_settings_that_do_not_fit_the_images_leave_nothing(pictures, small, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_may_be_numbers_of_numpy(pictures, tmp_path):
+    numbers = {"batch_size": np.int64(16), "steps": np.int32(2), "seed": np.uint8(1), "lr": np.float32(1e-3)}
+    settings = TrainSettings(options={"channels": np.int64(16), "layers": np.int64(1)}, **numbers)
+    record = train(pictures[0], tmp_path / "run", settings, threads=1)
+    assert record["architecture"]["channels"] == 16
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["batch_size"] == 16
+    assert train(pictures[0], tmp_path / "run", settings, threads=1, resume=True)["step"] == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"noise": "parabola"}, "unknown noise schedule 'parabola'"),
         ({"precision": "int8"}, "unknown precision 'int8'"),
-        ({"batch_size": 0}, "batch_size: must be an integer of at least 1"),
-        ({"epochs": 0}, "epochs: must be an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size: must be at least 1"),
+        ({"batch_size": True}, "batch_size: must be a whole number"),
+        ({"epochs": 0}, "epochs: must be at least 1"),
         ({"lr": 0.0}, "lr: must be above 0"),
         ({"lr": float("nan")}, "lr: must be above 0"),
         ({"lr_decay": 1.5}, "lr_decay: must be above 0 and at most 1"),

@@ -221,7 +221,7 @@ def test_a_seed_that_is_no_whole_number_is_refused(tuned):
     ("name", "sizes"), [("near", ((1 << 16, 8),)), ("probes", (8, 32_769)), ("candidates", (0,))]
 )
 def test_sizes_that_a_curve_cannot_hold_are_refused_before_any_work(name, sizes):
-    with pytest.raises(InputError, match=rf"{name}: must be whole numbers from 1 to 32,768, got \d+; give"):
+    with pytest.raises(InputError, match=rf"{name}: must be from 1 to 32768, got \d+; use"):
         TuneSettings(**{name: sizes})
 
 
