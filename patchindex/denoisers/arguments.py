@@ -85,6 +85,8 @@ def image_numbers(image_ids: Sequence[int] | None, batch: int) -> list[int]:
         what = f"there are {len(numbers)} numbers for {batch} images"
     elif not all(map(is_whole, numbers)):
         what = f"must be whole numbers, got {numbers[:3]}"
+    elif any(number < 0 for number in numbers):  # `numpy.random.default_rng` takes none
+        what = f"must be at least 0, got {numbers[:3]}"
     else:
         return list(map(int, numbers))  # numbers of NumPy would overflow
     raise InputError(what, parameter="image_ids", remedy="give one number for each image")

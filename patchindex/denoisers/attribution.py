@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -277,7 +277,8 @@ def check_pixels(pixels: Any, size: tuple[int, int]) -> np.ndarray:
     if pixels is None:
         return np.indices(size).reshape(2, -1).T
     remedy = f"give pairs (y, x) from (0, 0) to ({size[0] - 1}, {size[1] - 1})"
-    given = pixels.tolist() if isinstance(pixels, np.ndarray | Tensor) else list(pixels)
+    given = pixels.tolist() if isinstance(pixels, np.ndarray | Tensor) else pixels
+    given = list(given) if isinstance(given, Iterable) else [given]
     if len(given) == 2 and all(map(is_whole, given)):
         given = [given]
     for pair in given:

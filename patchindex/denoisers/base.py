@@ -240,8 +240,8 @@ class Denoiser(Adaptable, Noising, ABC):
         seed : int
             Seed of denoisers that draw random numbers.
         image_ids : sequence of B int, optional
-            Numbers of the images, by default 0, 1, ...: an image with the same number and seed gets the same
-            random draws in any batch.
+            Numbers of the images, at least 0, by default 0, 1, ...: an image with the same number and seed
+            gets the same random draws in any batch.
         progress : Progress, optional
             Called as `progress(stage, done, total)`.
         cache : dict, optional

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.errors import InputError
 
 __all__ = ["count_holes", "count_limbs", "count_strokes", "draw_figures"]
@@ -32,7 +33,7 @@ def draw_figures(n: int, *, size: int = 32, limbs: int = 4, seed: int = 0) -> np
     Parameters
     ----------
     n : int
-        Number of figures.
+        Number of figures, at least 1.
     size : int
         Height and width, at least 32 pixels.
     limbs : int
@@ -46,7 +47,7 @@ def draw_figures(n: int, *, size: int = 32, limbs: int = 4, seed: int = 0) -> np
     Raises
     ------
     InputError
-        When the figures do not fit into the image.
+        When a number is out of range.
 
     Examples
     --------
@@ -54,10 +55,7 @@ def draw_figures(n: int, *, size: int = 32, limbs: int = 4, seed: int = 0) -> np
     >>> figures.shape, figures.dtype, count_limbs(_unit(figures)).tolist()
     ((2, 32, 32, 1), dtype('uint8'), [3, 3])
     """
-    if size < 32:
-        raise InputError(f"must be at least 32, got {size}", parameter="size", remedy="use 32")
-    if not 1 <= limbs <= 6:
-        raise InputError(f"must be 1 to 6, got {limbs}", parameter="limbs", remedy="use 4, for example")
+    check_least(n=(n, 1), size=(size, 32), limbs=(limbs, 1, 6), seed=(seed, 0))
     return np.stack([_figure(size, limbs, np.random.default_rng([seed, i])) for i in range(n)])
 
 

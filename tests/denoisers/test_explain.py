@@ -109,6 +109,8 @@ def test_one_pixel_may_be_given_alone(labelled, held_out):
         ([(0, 14)], r"pixels: \(0, 14\) is outside the image; give pairs"),
         ([(-1, 0)], "is outside the image"),
         ([3], "3 is not a pixel"),
+        (3, "3 is not a pixel"),
+        (np.array(3), "3 is not a pixel"),
         ([(0.5, 1)], "is not a pixel"),
         ([], "is empty"),
     ],

@@ -62,7 +62,7 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
     numbers = {key: np.asarray(v)[()] for key, v in options.items() if key != "policy"}
     machine = pi.ScoreMachine(store, estimator=name, **{**options, **numbers})
     found = machine.posterior_mean(
-        held_out(0.5), 0.5, k=3.0, label=np.int64(4), image_ids=[-1, 2**70], seed=2**70
+        held_out(0.5), 0.5, k=3.0, label=np.int64(4), image_ids=[3, 2**70], seed=2**70
     )
     assert torch.isfinite(found.mean).all()
     means = [
@@ -108,6 +108,7 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
         ({"threads": 0}, {}, "threads: must be a whole number from 1 to 1024"),
         ({}, {"label": "4"}, "label: no label is called '4'; give its number"),
         ({}, {"image_ids": [0]}, "image_ids: there are 1 numbers for 2 images"),
+        ({}, {"image_ids": [0, -1]}, r"image_ids: must be at least 0, got \[0, -1\]"),
         ({}, {"image_ids": [0, 1, 2]}, "image_ids: there are 3 numbers for 2 images"),
     ],
 )

@@ -67,7 +67,9 @@ def test_colour_images_are_counted_by_their_mean():
 def test_impossible_figures_are_refused():
     with pytest.raises(InputError, match="size: must be at least 32, got 16"):
         draw_figures(1, size=16)
-    with pytest.raises(InputError, match="limbs: must be 1 to 6, got 9"):
+    with pytest.raises(InputError, match="n: must be at least 1, got 0"):
+        draw_figures(0)
+    with pytest.raises(InputError, match="limbs: must be from 1 to 6, got 9"):
         draw_figures(1, limbs=9)
 
 
