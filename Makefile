@@ -58,7 +58,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 demo: $(DEMO)/samples/grid.png $(DEMO)/compared/images.png
-	@echo "Look at $(DEMO)/samples/grid.png: images drawn from an index, without a network"
+	@echo "Look at $(DEMO)/samples/grid.png: images drawn from training images, without a network"
 	@echo "Look at $(DEMO)/compared/images.png: a trained network, and what the theory predicts from the same noise"
 
 $(DEMO)/fashion.zarr/zarr.json: | $(STAMP)
@@ -77,9 +77,11 @@ study-mnist: | $(STAMP)
 	$(BIN)/python benchmarks/table1.py --mnist $(MNIST) --work study-mnist \
 		--only mnist-resnet-zeros mnist-resnet-circular mnist-unet-zeros
 
-# docs/benchmarks.md as this machine prints it: a quarter of an hour with a store of CIFAR-10 in $(WORK), more without one.
+# Writes docs/benchmarks.md, with CIFAR10 given, or else $(WORK)/benchmarks.md without the tables of CIFAR-10: a quarter of an
+# hour with a store of CIFAR-10 in $(WORK), more without one.
 bench: | $(STAMP)
-	$(BIN)/python benchmarks/page.py --work $(WORK) $(if $(CIFAR10),--cifar10 $(CIFAR10))
+	$(BIN)/python benchmarks/page.py --work $(WORK) \
+		$(if $(CIFAR10),--cifar10 $(CIFAR10),--output $(WORK)/benchmarks.md)
 
 clean:
 	rm -rf $(DEMO) $(SITE) build dist *.egg-info

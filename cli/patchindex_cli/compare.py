@@ -57,7 +57,7 @@ MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
     "--machines",
     metavar="NAME[:OPTION=VALUE,...],...",
     help="Denoisers to compare; the first is compared with each of the others.  "
-    f"[default: the store's machine, or bbELS, {', '.join(MACHINES)}]",
+    f"[default: the store's machine (bbELS without an index), {', '.join(MACHINES)}]",
 )
 @count_option("-n", "Number of images.", 100)
 @count_option("--network-steps", "Grid points for the network.", 150, least=2)
@@ -87,7 +87,7 @@ MACHINES = ("LS", "IS", "wiener")  # beside the machine of the store
 @cluster_option("Compute batches")
 @sampling_options(batch_size=16)
 @image_options
-@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
+@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.", several_devices=True)
 def compare(
     source: str,
     network_path: str,

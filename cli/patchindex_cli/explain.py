@@ -11,7 +11,15 @@ from patchindex.errors import InputError
 
 from .computing import Computing
 from .config import record_of
-from .options import LocalPath, RunOptions, count_option, json_option, store_path, threads_option
+from .options import (
+    LocalPath,
+    RunOptions,
+    count_option,
+    device_option,
+    json_option,
+    store_path,
+    threads_option,
+)
 from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
 from .progress import stages
@@ -55,10 +63,10 @@ SHOWN = 4  # patches per pixel in the printed table
 )
 @click.option("--exact", is_flag=True, help="Compare every patch, whatever estimator drew the samples.")
 @click.option(
-    "--tolerance",
+    "--mosaic-tolerance",
     type=float,
     metavar="X",
-    help="Difference up to which a pixel equals the centre of its nearest patch, in [-1, 1].  "
+    help="Difference up to which a pixel counts as equal to the centre of its nearest patch, in [-1, 1].  "
     "[default: 0.05]",
 )
 @click.option(
@@ -70,9 +78,7 @@ SHOWN = 4  # patches per pixel in the printed table
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
 @image_options
 @threads_option
-@click.option(
-    "--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda, cuda:N, mps or xpu."
-)
+@device_option()
 @json_option
 def explain(
     samples: Path,
@@ -84,7 +90,7 @@ def explain(
     top: int,
     all_steps: bool,
     exact: bool,
-    tolerance: float | None,
+    mosaic_tolerance: float | None,
     store: Path | str | None,
     overwrite: bool,
     threads: int | None,
@@ -108,7 +114,7 @@ def explain(
       patchindex explain samples -o explained --image 3 --pixels 14,9 --pixels 3,20
       patchindex explain samples -o explained --html explained/sample.html --beside network/samples.npz
       patchindex explain samples -o explained --all-steps --exact --top 16 --device cuda
-      patchindex explain samples -o explained --store moved/fashion.zarr --tolerance 0.02 --overwrite
+      patchindex explain samples -o explained --store moved/fashion.zarr --mosaic-tolerance 0.02 --overwrite
       patchindex explain of-photos -o explained --resize 32 --limit 500
     """
     import patchindex
@@ -138,7 +144,7 @@ def explain(
             steps,
             top=top,
             last_only=not (all_steps or html is not None),
-            tolerance=TOLERANCE if tolerance is None else tolerance,
+            tolerance=TOLERANCE if mosaic_tolerance is None else mosaic_tolerance,
             progress=progress,
         )
     more = {"pixels": found.pixels(chosen)} if chosen else {}

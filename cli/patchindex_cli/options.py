@@ -20,6 +20,8 @@ from patchindex.schedules.checks import problem_of_scale
 if TYPE_CHECKING:
     from distributed import Client
 
+# Schedules where none is given. Networks with zero padding are the common ones.
+GRAY_PRESET, COLOUR_PRESET = "fashion-mnist-resnet-zeros", "cifar10-resnet-zeros"
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -142,16 +144,22 @@ threads_option = count_option("--threads", "CPU threads.  [default: all]", most=
 seed_option = functools.partial(count_option, "--seed", default=0, least=0)
 
 
-def run_options(seed_help: str) -> Decorator:
-    """Return a decorator that adds the options of each command that computes, as `run`."""
-    device = click.option(
+def device_option(several: bool = False) -> Decorator:
+    """Return the option of a device, or of several GPUs."""
+    more = "; for exact scores also cuda:0,cuda:1,... or cuda:all" if several else ""
+    return click.option(
         "--device",
         metavar="DEVICE",
         default="cpu",
         show_default=True,
-        help="cpu, cuda, cuda:N, mps or xpu; for exact scores also cuda:0,cuda:1,... or cuda:all.",
+        help=f"cpu, cuda, cuda:N, mps, xpu or xpu:N{more}.",
     )
-    return grouped("run", RunOptions, [seed_option(seed_help), threads_option, device, json_option])
+
+
+def run_options(seed_help: str, several_devices: bool = False) -> Decorator:
+    """Return a decorator that adds the options of each command that computes, as `run`."""
+    options = [seed_option(seed_help), threads_option, device_option(several_devices), json_option]
+    return grouped("run", RunOptions, options)
 
 
 build_options = grouped(
@@ -184,7 +192,8 @@ def locality_option(help_text: str) -> Decorator:
         "--locality",
         metavar="SCHEDULE|K,K,...",
         help=f"{help_text} A preset ({presets}), a .json file, or locality scales by time, lowest noise "
-        "first: 3,3,5,7.",
+        f"first: 3,3,5,7.  [default: the store's schedule; without one {GRAY_PRESET} for gray images and "
+        f"{COLOUR_PRESET} for colour images, resized]",
     )
     resize = click.option(
         "--resize-locality",

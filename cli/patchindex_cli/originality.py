@@ -56,7 +56,7 @@ MEMORISATION = ("memorisation.csv", "memorisation.json", "memorisation.png")
 )
 @locality_option("Locality schedule, in place of the store's schedule.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
-@run_options("Seed of the noise and of the pixels.")
+@run_options("Seed of the noise and of the pixels.", several_devices=True)
 def originality(
     samples: Path,
     store: Path | str,

@@ -115,7 +115,7 @@ if TYPE_CHECKING:
     16, "Use the training images of this label only. Given again: -n images, and a row of the grid, for each."
 )
 @image_options
-@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
+@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.", several_devices=True)
 def sample(
     store: Path | str,
     n: int | None,

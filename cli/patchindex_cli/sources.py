@@ -13,6 +13,8 @@ from patchindex.errors import InputError
 from patchindex.schedules import LocalitySchedule, NoiseSchedule
 
 from .options import (
+    COLOUR_PRESET,
+    GRAY_PRESET,
     CropSize,
     RunOptions,
     SamplingOptions,
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from patchindex.denoisers import TrainingDenoiser
 
 LABELS_SHOWN = 20
-# Schedules for images without one. Networks with zero padding are the common ones.
-GRAY_PRESET, COLOUR_PRESET = "fashion-mnist-resnet-zeros", "cifar10-resnet-zeros"
 
 
 @dataclass(frozen=True)

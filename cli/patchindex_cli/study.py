@@ -55,7 +55,7 @@ COLUMNS = {  # format of a row of the summary, by heading
 @count_option("--repeats", "Repeat each estimate with other seeds, to measure its bias.", 1)
 @sampling_options(batch_size=4)
 @image_options
-@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.")
+@run_options("Seed of the noise. Equal seeds give equal images, up to rounding.", several_devices=True)
 def study(
     store: Path | str,
     output: Path,

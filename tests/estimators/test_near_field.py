@@ -199,13 +199,14 @@ def peak_of(make):
 
 @pytest.mark.parametrize("memory", [1 << 20, 4 << 20, 8 << 20])
 @pytest.mark.parametrize(("probes", "candidates"), [(150, 50), (20, 2000)])
-def test_a_search_takes_half_of_the_memory(store, held_out, memory, probes, candidates):
-    """Beside the patch ids that it finds; with less memory it searches for fewer pixels at once."""
+def test_a_search_stays_within_its_memory(store, held_out, memory, probes, candidates):
+    """Beside the ids of all pixels; with less memory it searches for fewer pixels at once."""
     request = request_for(store, held_out(0.4), 0.4, 3, memory=memory)
     found = 8 * request.x[:, 0].numel() * candidates
     whole = 12 * request.x[:, 0].numel() * (2 * (probes + candidates) + 500)  # for all pixels at once
     took = peak_of(lambda: near_field(store, request, probes, candidates)) - found
-    assert took < memory / 2 + 1e6  # lists, windows and their projections
+    # The best items take half of the memory, and their ids a third of that; lists and windows come on top.
+    assert took < 0.7 * memory + 1e6
     assert took > min(memory, whole) / 8  # the threads need not search at the same time
 
 

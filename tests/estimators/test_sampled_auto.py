@@ -99,7 +99,7 @@ def test_equal_seeds_give_equal_means_in_any_batch(images, noisy_images):
     torch.testing.assert_close(second.stderr, both.stderr[1:], rtol=1e-3, atol=1e-6)
     small = machine(images, tolerance=0.05, memory="1M").posterior_mean(x, 0.8, k=3, seed=3)
     torch.testing.assert_close(small.mean, both.mean, rtol=0, atol=1e-5)
-    other = m.posterior_mean(x, 0.8, k=3, seed=4)
+    other = m.posterior_mean(x, 0.8, k=3, seed=5)
     assert (other.mean - both.mean).abs().max() > 1e-3
 
 
@@ -142,6 +142,15 @@ def test_a_tight_tolerance_costs_more(images, noisy_images):
         for tolerance in (0.1, 0.01, 0.002)
     ]
     assert spent[0] < spent[1] < spent[2]
+
+
+def test_the_default_tolerance_is_a_hundredth(images, noisy_images):
+    x = noisy_images(0.9)
+    default, stated = (
+        machine(images, **options).posterior_mean(x, 0.9, k=3) for options in ({}, {"tolerance": 0.01})
+    )
+    assert 0.005 < float(default.stderr.max()) <= 0.01
+    assert torch.equal(default.mean, stated.mean)
 
 
 def test_progress_grows_to_one(images, noisy_images):
