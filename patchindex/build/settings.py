@@ -11,10 +11,11 @@ import numpy as np
 from patchindex.checks import check_least, check_optional, is_whole
 from patchindex.errors import InputError
 from patchindex.images import ImageSource
-from patchindex.json_data import as_json
+from patchindex.index.layout import APPENDED_FINGERPRINT
 from patchindex.schedules import LocalitySchedule
 from patchindex.schedules.checks import problem_of_scale
 from patchindex.store.checksums import fingerprint
+from patchindex.store.text_files import as_json
 
 __all__ = ["BuildSettings", "appended_settings", "changed_settings", "some_images"]
 
@@ -91,7 +92,7 @@ def appended_settings(
     appended = {
         "images": len(new),
         "source": new.name,
-        "digest": fingerprint(some_images(new, FINGERPRINT_IMAGES)),
+        APPENDED_FINGERPRINT: fingerprint(some_images(new, FINGERPRINT_IMAGES)),
         "labels": _fingerprint_of_labels(new),
     }
     changed = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from patchindex.explain.mosaic import TOLERANCE, Mosaic, mosaic_of
 from patchindex.explain.steps import Steps, explain_steps
 from patchindex.images.by_label import as_tensor, to_unit
 from patchindex.runtime import Progress, as_progress, part_of
+from patchindex.store.text_files import write_json
 from patchindex.study.distances import nearest_images
 
 __all__ = ["Explanation", "explain_sample"]
@@ -219,7 +219,7 @@ class Explanation:
 
     def to_json(self, path: str | Path, **more: Any) -> None:
         """Write the numbers of the figures, and more items."""
-        Path(path).write_text(json.dumps({**self.as_dict(), **more}, indent=2, default=str) + "\n")
+        write_json(path, {**self.as_dict(), **more})
 
     def __repr__(self) -> str:
         return f"Explanation(sample {self.steps.number}, {len(self.steps)} steps: {self.mosaic!r})"

@@ -37,6 +37,7 @@ from patchindex.store.checksums import MANIFEST, SCALES, read_checksummed
 from patchindex.store.remote import ATTRIBUTES
 
 __all__ = [
+    "APPENDED_FINGERPRINT",
     "BUILD_ID",
     "FAISS_ARRAY",
     "FORMAT_VERSION",
@@ -57,10 +58,11 @@ __all__ = [
 FORMAT_VERSION = 4
 FAISS_ARRAY = "faiss"
 IMAGE_NAMES, IMAGE_NAME_BOUNDS = "image_names", "image_name_bounds"
-# Attributes of a scale whose names on disk differ from the names in Python, which `info` has.
+# Attributes whose names on disk differ from the names in Python, which `info` has.
 BUILD_ID = "of"  # the build that wrote the scale
 IMAGES_CHECKSUM = "images"  # checksum of the store's images
 HEADER_CHECKSUM = "head_checksum"  # checksum of the FAISS file in front of its lists
+APPENDED_FINGERPRINT = "digest"  # fingerprint of appended images, in the settings of a store
 NAMES = {BUILD_ID: "build_id", IMAGES_CHECKSUM: "images_checksum", HEADER_CHECKSUM: "header_checksum"}
 SCALE_NAME = re.compile(r"k[0-9]{3,4}")
 

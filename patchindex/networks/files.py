@@ -35,7 +35,6 @@ __all__ = [
     "WEIGHTS",
     "TensorFile",
     "read_header",
-    "write_json",
     "write_tensors",
 ]
 
@@ -55,12 +54,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> Non
     content = save(contiguous, {HEADER: json.dumps(header)})
     with atomic_write(path) as file:
         file.write(content)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON data, atomically."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_header(path: Path, remedy: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:

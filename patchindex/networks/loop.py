@@ -42,7 +42,6 @@ from patchindex.networks.files import (
     STATE,
     WEIGHTS,
     TensorFile,
-    write_json,
     write_tensors,
 )
 from patchindex.networks.losses import COLUMNS, plot_losses, write_losses
@@ -50,6 +49,7 @@ from patchindex.networks.provenance import ImagesRecord
 from patchindex.networks.settings import TrainSettings
 from patchindex.runtime import Progress
 from patchindex.schedules import noise_schedule
+from patchindex.store.text_files import write_json
 
 __all__ = ["Report", "Training"]
 
@@ -252,7 +252,7 @@ class Training:
         write_losses(folder / LOSSES, rows)
         write_tensors(folder / STATE, self._state(), state)
         write_tensors(folder / WEIGHTS, self._result().state_dict(), self.record)
-        write_json(folder / RUN, self.record)
+        write_json(folder / RUN, self.record, durable=True)
         title = f"{self.record['architecture']['name']}, {self.record['parameters']:,} parameters"
         plot_losses(folder / PICTURE, rows, title)
 

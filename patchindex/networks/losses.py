@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from patchindex.store.atomic import atomic_write
+from patchindex.store.text_files import write_csv
 
 __all__ = ["COLUMNS", "plot_losses", "write_losses"]
 
@@ -17,12 +16,7 @@ COLUMNS = ("step", "images_seen", "loss", "validation_loss", "lr", "seconds")
 
 def write_losses(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows as CSV, atomically; an unknown value is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    write_csv(path, rows, COLUMNS, durable=True)
 
 
 def plot_losses(path: Path, rows: list[dict[str, Any]], title: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from patchindex.checks import check_least, check_optional
 from patchindex.errors import InputError, Option
-from patchindex.json_data import as_json
 from patchindex.schedules import NOISE_SCHEDULES
+from patchindex.store.text_files import as_json
 
 __all__ = ["PRECISIONS", "TrainSettings"]
 

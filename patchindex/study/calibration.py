@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from patchindex.errors import Option, OutputExistsError
 from patchindex.schedules import LocalitySchedule, Provenance
 from patchindex.store.atomic import atomic_write
+from patchindex.store.text_files import csv_text, write_csv, write_json
 from patchindex.study.plots_calibration import plot_calibration
 from patchindex.study.shown import ShownRows
 
@@ -135,11 +134,7 @@ class Calibration(ShownRows):
 
     def to_csv(self) -> str:
         """Return the table as CSV; None is an empty field."""
-        out = io.StringIO(newline="")
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return out.getvalue()
+        return csv_text(self.rows, COLUMNS)
 
     def save(
         self,
@@ -168,11 +163,6 @@ class Calibration(ShownRows):
         picture = io.BytesIO()
         self.plot(beside).savefig(picture, dpi=120, format="png")
         result = {"settings": self.settings, "summary": self.summary()}
-        contents = {
-            "calibration.csv": self.to_csv().encode(),
-            "calibration.json": (json.dumps(result, indent=2, default=str) + "\n").encode(),
-            "calibration.png": picture.getvalue(),
-        }
         for name in () if overwrite else FILES:
             if (folder / name).exists():
                 raise OutputExistsError(
@@ -182,9 +172,10 @@ class Calibration(ShownRows):
                 )
         folder.mkdir(parents=True, exist_ok=True)
         self.schedule.save(folder / FILES[0], overwrite=overwrite)
-        for name, content in contents.items():
-            with atomic_write(folder / name) as file:
-                file.write(content)
+        write_csv(folder / FILES[1], self.rows, COLUMNS, durable=True)
+        write_json(folder / FILES[2], result, durable=True)
+        with atomic_write(folder / FILES[3]) as file:
+            file.write(picture.getvalue())
 
     def plot(self, beside: Mapping[str, LocalitySchedule] | None = None) -> Figure:
         """Draw k(t) with quartiles, with other schedules beside it, and the curves; needs matplotlib."""

@@ -20,7 +20,7 @@ from patchindex.errors import InputError
 from patchindex.images import ImagesLike, open_images
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import sample, starting_noise
-from patchindex.study.files import write_csv, write_json
+from patchindex.store.text_files import write_csv, write_json
 from patchindex.study.limb_plots import plot_counts, plot_examples
 from patchindex.study.shown import ShownRows
 
@@ -187,7 +187,7 @@ class FeatureCounts(ShownRows):
 
     def to_json(self, path: str | Path) -> None:
         """Write settings, summary and rows."""
-        write_json(path, settings=self.settings, summary=self.summary(), rows=self.rows)
+        write_json(path, {"settings": self.settings, "summary": self.summary(), "rows": self.rows})
 
     def plot(self) -> Figure:
         """Draw the distribution of counts, and the share of right counts; needs matplotlib."""

@@ -20,8 +20,8 @@ from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.schedules.frames import with_noise
+from patchindex.store.text_files import write_csv, write_json
 from patchindex.study.contributions import some_pixels
-from patchindex.study.files import write_csv, write_json
 from patchindex.study.originality_plots import plot_memorisation
 from patchindex.study.shown import ShownRows
 
@@ -166,7 +166,7 @@ class Memorisation(ShownRows):
 
     def to_json(self, path: str | Path) -> None:
         """Write settings and rows."""
-        write_json(path, settings=self.settings, rows=self.rows)
+        write_json(path, {"settings": self.settings, "rows": self.rows})
 
     def plot(self) -> Figure:
         """Draw effective sample sizes and errors; a white dot is where one patch decides most pixels."""

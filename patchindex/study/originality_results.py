@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from patchindex.study.files import write_csv, write_json
+from patchindex.store.text_files import write_csv, write_json
 from patchindex.study.originality_plots import plot_neighbours, plot_originality
 from patchindex.study.shown import ShownRows
 
@@ -95,7 +95,7 @@ class Originality(ShownRows):
     def to_json(self, path: str | Path) -> None:
         """Write settings, summary, rows, baseline and steps."""
         parts = {"rows": self.rows, "baseline": self.baseline, "steps": self.steps}
-        write_json(path, settings=self.settings, summary=self.summary(), **parts)
+        write_json(path, {"settings": self.settings, "summary": self.summary(), **parts})
 
     def plot(self) -> Figure:
         """Draw the distances beside the baseline, and the training images drawn from against t."""

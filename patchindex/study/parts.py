@@ -16,6 +16,7 @@ from patchindex.errors import InputError, Option, OutputExistsError, StoreError
 from patchindex.images.formats.npz import read_arrays
 from patchindex.regular_files import read_regular
 from patchindex.store.atomic import atomic_write
+from patchindex.store.text_files import as_json
 
 __all__ = ["PARTS", "Layout", "Parts", "compared_settings", "hold_folder"]
 
@@ -100,7 +101,7 @@ class Parts:
             return
         has_results = any(self._folder.rglob("*.npz"))
         found = self._settings(self._folder) if has_results else None
-        wanted = _as_json(settings)
+        wanted = as_json(settings)
         if has_results and not overwrite:
             if found is None:
                 raise InputError("has results without settings", where=self._folder, remedy=REMEDY)
@@ -134,7 +135,7 @@ class Parts:
         if self._folder is None:
             return
         folder = self._folder / quote(name, safe="=,")
-        found, wanted = self._settings(folder), _as_json(settings)
+        found, wanted = self._settings(folder), as_json(settings)
         if found is not None and found != wanted:
             if not overwrite:
                 what = f"has results of {name} with other settings: {', '.join(_differences(found, wanted))}"
@@ -254,10 +255,6 @@ class Parts:
             path.unlink()
         for path in sorted(folder.rglob(SETTINGS), reverse=True):
             path.unlink()
-
-
-def _as_json(settings: dict[str, Any]) -> Any:
-    return json.loads(json.dumps(settings, sort_keys=True, default=str))
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any], within: str = "") -> Iterator[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from patchindex.estimators.base import COSTS
+from patchindex.store.text_files import write_csv, write_json
 from patchindex.study.metrics import root_mean_square
 from patchindex.study.plots import plot_accuracy
 from patchindex.study.shown import ShownRows
@@ -91,15 +90,11 @@ class Study(ShownRows):
 
     def to_csv(self, path: str | Path) -> None:
         """Write the table; None is an empty field."""
-        with Path(path).open("w", newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_csv(path, self.rows, COLUMNS)
 
     def to_json(self, path: str | Path) -> None:
         """Write settings, summary and table."""
-        whole = {"settings": self.settings, "summary": self.summary(), "rows": self.rows}
-        Path(path).write_text(json.dumps(whole, indent=2, default=str) + "\n")
+        write_json(path, {"settings": self.settings, "summary": self.summary(), "rows": self.rows})
 
     def plot(self) -> Figure:
         """Draw error, error over standard error, captured mass and time against t; needs matplotlib.

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchindex.sampling.pictures import image_grid
-from patchindex.study.files import write_csv, write_json
+from patchindex.store.text_files import write_csv, write_json
 from patchindex.study.plots_theory import plot_curves, plot_scatter
 from patchindex.study.shown import ShownRows
 from patchindex.study.theory_table import RESULTS, Run, write_tables
@@ -88,18 +88,18 @@ class Theory(ShownRows):
         for kind, figure in figures.items():
             figure.savefig(folder / f"{kind}.png", dpi=150)
         self.grid().save(folder / "images.png")
-        write_json(  # last: only a complete folder can be joined
-            folder / RESULTS,
-            name=name,
-            network=run.network,
-            settings=self.settings,
-            versions={package: version(package) for package in ("patchindex", "torch", "numpy")},
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=self.seconds(),
-            summary=run.summary(),
-            points=self.curves(),
-            images=self.images,
-        )
+        results = {
+            "name": name,
+            "network": run.network,
+            "settings": self.settings,
+            "versions": {package: version(package) for package in ("patchindex", "torch", "numpy")},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": self.seconds(),
+            "summary": run.summary(),
+            "points": self.curves(),
+            "images": self.images,
+        }
+        write_json(folder / RESULTS, results)  # last: only a complete folder can be joined
 
     def seconds(self) -> dict[str, dict[str, float]]:
         """Return the seconds of each denoiser: for all images, and for all posterior means."""

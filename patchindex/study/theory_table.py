@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.store.text_files import write_csv
 from patchindex.study.bootstrap import median_interval
-from patchindex.study.files import write_csv
 
 __all__ = ["RESULTS", "Run", "markdown", "read_run", "wide_rows", "write_tables"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,16 @@ def test_files_hold_the_table(study, tmp_path):
     kept = json.loads((tmp_path / "s.json").read_text())
     assert kept["rows"] == json.loads(json.dumps(study.rows))
     assert kept["settings"]["machines"]["topk"]["options"] == {"candidates": 32}
+
+
+def test_files_are_replaced_at_once_and_have_plain_numbers(study, tmp_path):
+    study.to_csv(tmp_path / "s.csv")
+    before = (tmp_path / "s.csv").read_bytes()
+    with pytest.raises(ValueError, match="unknown"):
+        replace(study, rows=[*study.rows, {"unknown": 1}]).to_csv(tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_bytes() == before
+    replace(study, settings={**study.settings, "n": np.int64(3)}).to_json(tmp_path / "s.json")
+    assert json.loads((tmp_path / "s.json").read_text())["settings"]["n"] == 3
 
 
 def test_the_summary_has_the_worst_values(study):
