@@ -226,14 +226,7 @@ def parse_integers(text: str, parameter: str, example: str = "64,128") -> list[i
 
 def parse_scales(text: str, parameter: str = "scales") -> list[int]:
     """Read `3,5,7`."""
-    try:
-        scales = [int(part) for part in text.replace(" ", ",").split(",") if part]
-    except ValueError:
-        raise InputError(
-            f"{text!r} is not a list of scales", parameter=parameter, remedy="write for example 3,5,7"
-        ) from None
-    if not scales:
-        raise InputError("the list is empty", parameter=parameter, remedy="write for example 3,5,7")
+    scales = parse_integers(text, parameter, "3,5,7")
     for k in scales:
         if (problem := problem_of_scale(k)) is not None:
             raise InputError(problem, parameter=parameter, remedy="write for example 3,5,7")

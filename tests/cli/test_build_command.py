@@ -101,7 +101,9 @@ def test_counts_below_one_are_refused(option, value, source, tmp_path):
 @pytest.mark.parametrize("option", ["--scales", "--add-scales"])
 def test_an_empty_list_of_scales_is_refused(option, source, tmp_path):
     images = [source] if option == "--scales" else []
-    assert f"{option}: the list is empty" in refused("build", *images, "-o", tmp_path / "s", option, "")
+    assert f"{option}: '' is not a list of integers" in refused(
+        "build", *images, "-o", tmp_path / "s", option, ""
+    )
 
 
 @pytest.mark.parametrize("machine", ["IS", "LS"])
