@@ -57,7 +57,10 @@ class _Group(click.Group):
         except (MemoryError, RuntimeError) as error:
             if not _is_short_of_memory(error):
                 raise
-            code, message = 1, f"not enough memory ({_told(error)}); use a smaller batch or smaller options"
+            code, message = (
+                1,
+                f"not enough memory ({_message_of(error)}); use a smaller batch or smaller options",
+            )
         except OSError as error:  # a full disk, a read-only folder: the work failed
             where = f"{error.filename}: " if error.filename else ""
             code, message = 1, f"{where}{error.strerror or error}"
@@ -126,7 +129,7 @@ def _is_of_device(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "MPS backend out of memory" in str(error)
 
 
-def _told(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     """Return the message of an error for lack of memory; torch's is long for a device."""
     if not _is_of_device(error):
         return str(error)

@@ -165,9 +165,9 @@ class Denoiser(Adaptable, Noising, ABC):
         channels, height, width = self.shape
         label = {} if self.label is None else {"label": self.label}
         size = {"images": f"{channels} x {height} x {width}"}
-        return size | {"noise": self.settings["noise"]} | label | self._told()
+        return size | {"noise": self.settings["noise"]} | label | self._own_settings()
 
-    def _told(self) -> dict[str, Any]:
+    def _own_settings(self) -> dict[str, Any]:
         """Return the settings that `repr` has beside shape, noise and label."""
         return {}
 

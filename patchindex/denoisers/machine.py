@@ -216,7 +216,7 @@ class ScoreMachine(TrainingDenoiser):
             "locality": schedule and schedule.as_dict(),
         }
 
-    def _told(self) -> dict[str, Any]:
+    def _own_settings(self) -> dict[str, Any]:
         scales = None if self.locality is None else list(self.locality.distinct)
         found = {"machine": self.machine, "estimator": self.estimator, "scales": scales}
         return {name: value for name, value in found.items() if value is not None} | self._options
