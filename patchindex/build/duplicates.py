@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 
+from patchindex.images.fingerprints import image_fingerprint
 from patchindex.runtime import Progress
 
 __all__ = ["Duplicates", "find_duplicates"]
 
-DIGEST_BYTES = 16  # two different images have one digest with a chance of 2^-128
 REPORTED = 4096  # images per report of progress
 
 
@@ -39,19 +38,18 @@ def find_duplicates(pixels: np.ndarray, new: np.ndarray, progress: Progress) -> 
     progress : callable
         Called as `progress(stage, done, total)`.
     """
-    digests = np.empty((len(pixels), 2), np.uint64)
+    fingerprints = np.empty((len(pixels), 2), np.uint64)
     for i, image in enumerate(pixels):
-        digest = blake2b(image.tobytes(), digest_size=DIGEST_BYTES).digest()
-        digests[i] = np.frombuffer(digest, np.uint64)
+        fingerprints[i] = np.frombuffer(image_fingerprint(image), np.uint64)
         if (i + 1) % REPORTED == 0 or i + 1 == len(pixels):
             progress("duplicates", i + 1, len(pixels))
     is_new = np.zeros(len(pixels), bool)
     is_new[new] = True
     # Sort equal images together, and within them the images of the store before new images.
-    order = np.lexsort((is_new, *digests.T))
-    digests, is_new = digests[order], is_new[order]
+    order = np.lexsort((is_new, *fingerprints.T))
+    fingerprints, is_new = fingerprints[order], is_new[order]
     first = np.ones(len(pixels), bool)
-    first[1:] = (digests[1:] != digests[:-1]).any(1)
+    first[1:] = (fingerprints[1:] != fingerprints[:-1]).any(1)
     original = np.flatnonzero(first)[np.cumsum(first) - 1]
     in_store = ~is_new[original]
     counts = {"store": int((is_new & in_store).sum()), "new": int((is_new & ~in_store & ~first).sum())}

@@ -63,7 +63,7 @@ LARGE = 1.4  # times as long in a build, as measured: the few patches here stay 
 # that the process has already.
 SORTED_BYTES = 40 << 20
 WRITTEN = 8  # times a checksum, as a file is written: two checksums, a copy and the disk
-COMPARED = 1e-5  # seconds of the digest of an image
+COMPARED = 1e-5  # seconds of the fingerprint of an image
 OPENING = 0.4  # seconds for the small files of a scale, which are synchronised and read again
 
 

@@ -31,7 +31,7 @@ from patchindex.index.layout import (
     scales_of,
 )
 from patchindex.index.scale import ScaleIndex
-from patchindex.index.scale_info import read_scale_info
+from patchindex.index.scale_info import attributes_info, read_scale_info
 from patchindex.index.values import image_columns, image_names
 from patchindex.notebook import html_table
 from patchindex.schedules import LocalitySchedule
@@ -380,7 +380,7 @@ class PatchIndex:
                 scales[str(k)] = read_scale_info(found, self.geometry(k), self._images)
         return {
             "path": str(self.path),
-            **self.attributes,
+            **attributes_info(self.attributes),
             "scales": list(self.scales),
             "locality": None if self.locality is None else self.locality.as_dict(),
             "images": len(self.training),

@@ -1,4 +1,4 @@
-"""A scale as `patchindex info` describes it: its attributes, its bytes and its operating curve."""
+"""A store and its scales as `patchindex info` describes them: attributes, bytes and operating curves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ from typing import Any
 from patchindex.errors import StoreError
 from patchindex.geometry import Geometry
 from patchindex.index.attributes import CURVE_VERSION, IndexedImages, check_curve, check_scale
-from patchindex.index.layout import NAMES
+from patchindex.index.layout import APPENDED_FINGERPRINT, NAMES
 from patchindex.store.arrays import REMEDY, read_file, read_group
 from patchindex.store.checksums import CURVE, bytes_of, crc32c, read_checksummed, read_manifest
 from patchindex.store.remote import ATTRIBUTES
 
-__all__ = ["read_scale_info"]
+__all__ = ["attributes_info", "read_scale_info"]
+
+
+def attributes_info(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a store with the names that they have in Python."""
+    settings = dict(attributes["settings"])
+    if "appended" in settings:
+        names = {APPENDED_FINGERPRINT: "fingerprint"}
+        settings["appended"] = [
+            {names.get(name, name): value for name, value in call.items()} for call in settings["appended"]
+        ]
+    return {**attributes, "settings": settings}
 
 
 def read_scale_info(folder: Path, geometry: Geometry, images: IndexedImages) -> dict[str, Any]:

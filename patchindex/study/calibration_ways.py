@@ -14,8 +14,9 @@ from patchindex.checks import check_least, check_optional
 from patchindex.denoisers.base import Denoiser
 from patchindex.devices import resolve_device
 from patchindex.errors import InputError, Option
-from patchindex.images import ImagesLike, open_images
+from patchindex.images import ImagesLike, ImageSource, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
+from patchindex.images.fingerprints import FINGERPRINT_BYTES, image_fingerprints
 from patchindex.networks.network import Network
 from patchindex.runtime import Progress
 from patchindex.sampling import ddim, draw_noise
@@ -23,7 +24,6 @@ from patchindex.schedules import NoiseSchedule, noise_schedule
 from patchindex.schedules.frames import with_noise
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COSINE, MSE
-from patchindex.study.noised import image_checksums
 from patchindex.study.parts import compared_settings
 from patchindex.study.scale_machine import Noisy, ScaleMachine
 
@@ -231,10 +231,9 @@ class OnImages:
                     "the held-out images have no labels", parameter="held_out", remedy="give labels"
                 )
             usable = np.flatnonzero(mine.labels == options.label)
-        digests = np.fromiter(image_checksums(source), "S16", len(source))
+        fingerprints = _fingerprints(source)
         if held_out is not None:
-            mine_digests = np.fromiter(image_checksums(mine), "S16", len(mine))
-            usable = usable[~np.isin(mine_digests[usable], digests)]
+            usable = usable[~np.isin(_fingerprints(mine)[usable], fingerprints)]
         left = len(usable) - (held_out is None)  # one training image has to be left
         if n > left:
             unseen = "" if held_out is None else " that are not training images"
@@ -245,7 +244,7 @@ class OnImages:
         chosen = np.sort(rng.choice(usable, n, replace=False))
         if held_out is None:
             # Copies of a held-out image are no training images either.
-            kept = np.flatnonzero(~np.isin(digests, digests[chosen]))
+            kept = np.flatnonzero(~np.isin(fingerprints, fingerprints[chosen]))
             if not len(kept):
                 raise InputError(
                     "leaves no training image: all are equal", parameter="n", remedy="use a smaller number"
@@ -336,3 +335,7 @@ def _some_pixels(
         for j in samples
     )
     return [torch.from_numpy(np.sort(each)) for each in chosen]
+
+
+def _fingerprints(source: ImageSource) -> np.ndarray:
+    return np.fromiter(image_fingerprints(source), f"S{FINGERPRINT_BYTES}", len(source))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchindex.errors import InputError
-from patchindex.images import ImagesLike, ImageSource, open_images
+from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
+from patchindex.images.fingerprints import image_fingerprint, image_fingerprints
 from patchindex.study.metrics import pearson_r, r2, rmse
 
 __all__ = [
@@ -22,14 +22,12 @@ __all__ = [
     "correlation",
     "fresh_noise",
     "held_out_images",
-    "image_checksums",
     "training_images",
 ]
 
 MEASURES = ("pearson_r", "r2", "mse", "error", "network_error")
 CHOICE, HELD_OUT = 11, 12  # second entries of seeds; the entries of `fresh_noise` are smaller
 ONE_COLOUR = 1e-5  # standard deviation; float32 rounds posterior means by up to about 1e-6
-BLOCK = 4096  # images in memory at once
 
 
 @dataclass(frozen=True)
@@ -118,14 +116,14 @@ def held_out_images(
         )
     if labels[0] is not None and images.labels is None:
         raise InputError("the images have no labels", parameter="held_out", remedy="give images with labels")
-    known = set(image_checksums(training.source))
+    known = set(image_fingerprints(training.source))
     wanted, found = Counter(labels), {label: list[np.ndarray]() for label in labels}
     for number in np.random.default_rng([seed, HELD_OUT]).permutation(len(images)).tolist():
         label = None if labels[0] is None or images.labels is None else int(images.labels[number])
         if len(found.get(label, ())) >= wanted[label]:
             continue
         image = images[number]
-        if _digest(image) not in known:
+        if image_fingerprint(image) not in known:
             found[label].append(image)
         if all(len(found[each]) == wanted[each] for each in wanted):
             break
@@ -139,16 +137,6 @@ def held_out_images(
         )
     order = [found[label].pop(0) for label in labels]
     return _as_images(np.stack(order))
-
-
-def image_checksums(source: ImageSource) -> Iterator[bytes]:
-    """Yield a digest of each image: equal images have equal digests."""
-    for _, block in source.chunks(BLOCK):
-        yield from map(_digest, block)
-
-
-def _digest(image: np.ndarray) -> bytes:
-    return blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def _as_images(pixels: np.ndarray) -> Tensor:

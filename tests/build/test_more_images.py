@@ -64,7 +64,9 @@ def test_each_call_records_its_drift(real_images, tmp_path):
     assert like["clipped"] < 0.01
     assert unlike["distance"] > 2
     assert index.training.source_ids.tolist() == list(range(450))
-    assert [entry["images"] for entry in index.attributes["settings"]["appended"]] == [100, 50]
+    stored, shown = (found["settings"]["appended"] for found in (index.attributes, index.info()))
+    assert [entry["images"] for entry in stored] == [100, 50]
+    assert [entry["fingerprint"] for entry in shown] == [entry["digest"] for entry in stored]
     assert pi.verify(path).whole
 
 
