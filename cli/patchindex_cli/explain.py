@@ -118,7 +118,7 @@ def explain(
       patchindex explain of-photos -o explained --resize 32 --limit 500
     """
     import patchindex
-    from patchindex.explain.mosaic import TOLERANCE
+    from patchindex.explain.mosaic import TOLERANCE, require_sparse
     from patchindex.figures import figure_class
 
     outputs = [(output, FILES), *([] if html is None else [(html.parent, (html.name,))])]
@@ -130,7 +130,8 @@ def explain(
     for place, names in outputs:
         check_output(place, names, overwrite=overwrite, sources=[where])
     run = RunOptions(int(record["settings"]["seed"]), threads, device, as_json)
-    figure_class()  # matplotlib is optional: without it, fail before any work
+    figure_class()  # matplotlib and scipy are optional: without them, fail before any work
+    require_sparse()
     training = open_training(str(where), prepared, run)
     check_fingerprint(training, record, where)
     machine = machine_of(training, record, run)

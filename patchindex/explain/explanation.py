@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from patchindex.denoisers import Attributions, ScoreMachine
-from patchindex.explain.mosaic import TOLERANCE, Mosaic, mosaic_of
+from patchindex.explain.mosaic import TOLERANCE, Mosaic, mosaic_of, require_sparse
 from patchindex.explain.steps import Steps, explain_steps
 from patchindex.images.by_label import as_tensor, to_unit
 from patchindex.runtime import Progress, as_progress, part_of
@@ -64,6 +64,7 @@ def explain_sample(
     >>> found.mosaic.image.shape, len(found.patches)
     ((8, 8), 4)
     """
+    require_sparse()  # without scipy, fail before any work
     progress = as_progress(progress)
     patches = explain_steps(
         machine, steps, top, last_only=last_only, progress=part_of(progress, "explain", 0.0, 0.8)

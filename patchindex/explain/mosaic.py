@@ -17,7 +17,7 @@ from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.runtime import Progress, as_progress, full_precision, no_progress, part_of, plain_state
 
-__all__ = ["TOLERANCE", "Mosaic", "mosaic"]
+__all__ = ["TOLERANCE", "Mosaic", "mosaic", "require_sparse"]
 
 SINGLE = 1.5  # effective sample size below which one patch has at least 79 % of the weight
 TOLERANCE = 0.05  # in [-1, 1], about 6 grey levels: less is hard to see
@@ -87,7 +87,7 @@ def mosaic(
     >>> found.summary()["source_images"], found.summary()["segments"], int(found.image[0, 0])
     (1, 1, 7)
     """
-    _sparse()  # without scipy, fail before any work
+    require_sparse()  # without scipy, fail before any work
     progress = as_progress(progress)
     x = one_image(machine, x, "x")
     image = None if image is None else one_image(machine, image, "image")
@@ -248,7 +248,7 @@ def segments(keys: np.ndarray) -> np.ndarray:
 
     Pixels are connected along edges. Among segments of equal size, the first in raster order comes first.
     """
-    sparse = _sparse()
+    sparse = require_sparse()
     size = keys.shape[1:]
     pixel = np.arange(size[0] * size[1]).reshape(size)
     right = (keys[:, :, 1:] == keys[:, :, :-1]).all(0)
@@ -296,7 +296,7 @@ def _centres(training: TrainingImages, image: np.ndarray, y: np.ndarray, x: np.n
     return to_unit(as_tensor(pixels)).T.reshape(-1, *image.shape)
 
 
-def _sparse() -> ModuleType:
+def require_sparse() -> ModuleType:
     """Return `scipy.sparse`, or raise an InputError if scipy is not installed."""
     try:
         import scipy.sparse

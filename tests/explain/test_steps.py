@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,14 @@ def test_each_step_has_the_patches_of_its_own_noise(machine, explanation):
         np.testing.assert_array_equal(one.image, truth.image)
         np.testing.assert_allclose(one.weight, truth.weight, rtol=1e-4)
         assert one.ess == pytest.approx(float(steps.ess[i, 3, 4]), rel=1e-3)
+
+
+def test_a_missing_scipy_is_refused_before_any_work(machine, explanation, monkeypatch):
+    done = []
+    monkeypatch.setitem(sys.modules, "scipy.sparse", None)  # as Python marks a module that is not there
+    with pytest.raises(InputError, match=r"scipy is not installed; pip install 'patchindex\[studies\]'"):
+        pi.explain.explain_sample(machine, explanation.steps, progress=lambda *step: done.append(step))
+    assert done == []
 
 
 def test_the_last_step_can_be_explained_alone(machine, explanation):
