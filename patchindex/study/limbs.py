@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from patchindex.checks import check_least
@@ -19,7 +20,7 @@ from patchindex.denoisers import Denoiser
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, open_images
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
-from patchindex.sampling import sample, starting_noise
+from patchindex.sampling import Sampling, starting_noise
 from patchindex.store.text_files import write_csv, write_json
 from patchindex.study.limb_plots import plot_counts, plot_examples
 from patchindex.study.shown import ShownRows
@@ -80,7 +81,8 @@ def count_features(
         Denoisers by name, of images of one shape, for example score machines with different locality
         schedules.
     counter : callable
-        Returns one whole number per image for images (n, C, H, W) in [-1, 1]: `count_limbs`, for example.
+        Returns one whole number per image for images (n, C, H, W) in [-1, 1]: `count_limbs`, for example. It
+        is tried on one image before images are drawn, the first of the reference or noise.
     n : int
         Images per denoiser.
     reference : images, optional
@@ -118,12 +120,17 @@ def count_features(
         images[REFERENCE] = open_images(reference).floats()
     expected = _expected(counter, images, expected)
     noise = starting_noise(next(iter(denoisers.values())), n, seed, None)
-    for number, (name, denoiser) in enumerate(denoisers.items()):
+    # A counter or a denoiser that cannot be used is refused before any image is drawn.
+    _count(counter, images.get(REFERENCE, noise)[:1].clamp(-1, 1))
+    samplings = {
+        name: Sampling(denoiser, x_T=noise, steps=steps, seed=seed, label=label, batch_size=batch_size)
+        for name, denoiser in denoisers.items()
+    }
+    for number, (name, sampling) in enumerate(samplings.items()):
         part = part_of(progress, "drawing", number / len(denoisers), (number + 1) / len(denoisers))
-        drawn = sample(
-            denoiser, x_T=noise, steps=steps, seed=seed, label=label, batch_size=batch_size, progress=part
-        )
-        images[name] = drawn.images.cpu()
+        sampling.prepare(part)
+        drawn = [sampling.draw(lo, hi, part).images for lo, hi in sampling.batches]
+        images[name] = torch.cat(drawn).cpu()
     settings = {
         "n": n,
         "steps": steps,
@@ -238,7 +245,7 @@ def _count(counter: Counter, images: Tensor) -> np.ndarray:
     counts = np.asarray(counter(images))
     if counts.shape != (len(images),) or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise InputError(
-            f"returned {counts.dtype} of shape {counts.shape} for {len(images)} images",
+            f"returned {counts.dtype} of shape {counts.shape} for images of shape {tuple(images.shape)}",
             parameter="counter",
             remedy="return one whole number from 0 per image",
         )

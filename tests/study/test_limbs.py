@@ -92,6 +92,23 @@ def test_scales_are_replaced_at_some_times_only():
     assert replace_scales(scales, 1, low=0.5, high=0.5) == scales
 
 
+def test_a_counter_and_all_denoisers_are_tried_before_images_are_drawn(figures):
+    labelled = pi.ScoreMachine(figures, np.arange(20) % 2, machine="LS", locality=LOCAL)
+    some, done = {"labelled": labelled, **machines(figures)}, []
+
+    def tried(counter, **settings):
+        count_features(some, counter, n=1, steps=5, progress=lambda *step: done.append(step), **settings)
+
+    for reference in (None, figures):
+        with pytest.raises(
+            InputError, match=r"returned float32 of shape \(1,\) for images of shape \(1, 1, "
+        ):
+            tried(lambda images: images.mean((1, 2, 3)), expected=4, reference=reference)
+    with pytest.raises(InputError, match=r"label: .*no label"):
+        tried(ink, expected=4, label=1)
+    assert done == []
+
+
 def test_bad_input_is_refused(figures):
     some = machines(figures)
     with pytest.raises(InputError, match="denoisers: there are none"):
