@@ -57,10 +57,8 @@ class _Group(click.Group):
         except (MemoryError, RuntimeError) as error:
             if not _is_short_of_memory(error):
                 raise
-            code, message = (
-                1,
-                f"not enough memory ({_message_of(error)}); use a smaller batch or smaller options",
-            )
+            remedy = "use a smaller batch or smaller options"
+            code, message = 1, f"not enough memory ({_message_of(error)}); {remedy}"
         except OSError as error:  # a full disk, a read-only folder: the work failed
             where = f"{error.filename}: " if error.filename else ""
             code, message = 1, f"{where}{error.strerror or error}"

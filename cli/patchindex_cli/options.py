@@ -158,7 +158,12 @@ def device_option(several: bool = False) -> Decorator:
 
 def run_options(seed_help: str, several_devices: bool = False) -> Decorator:
     """Return a decorator that adds the options of each command that computes, as `run`."""
-    options = [seed_option(seed_help), threads_option, device_option(several_devices), json_option]
+    options: list[Decorator] = [
+        seed_option(seed_help),
+        threads_option,
+        device_option(several_devices),
+        json_option,
+    ]
     return grouped("run", RunOptions, options)
 
 
