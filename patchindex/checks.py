@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from numbers import Integral
+from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from patchindex.errors import InputError
@@ -11,7 +12,7 @@ from patchindex.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["check_least", "check_optional", "check_path", "is_whole"]
+__all__ = ["check_least", "check_optional", "check_path", "check_times", "is_whole"]
 
 
 def is_whole(value: object) -> TypeIs[int]:
@@ -56,3 +57,12 @@ def check_path(path: object, parameter: str = "path") -> None:
     else:
         return
     raise InputError(what, parameter=parameter, remedy="give the name of a file or folder")
+
+
+def check_times(times: Iterable[Any]) -> None:
+    """Refuse times that are not all numbers in (0, 1)."""
+    for t in times:
+        if not isinstance(t, Real) or not 0 < t < 1:
+            raise InputError(
+                f"must lie in (0, 1), got {t!r}", parameter="times", remedy="use 0.05, for example"
+            )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, check_times
 from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
@@ -85,7 +85,9 @@ def memorisation(
     """
     progress = as_progress(progress)
     check_least(n=(n, 1), pixels=(pixels, 1), seed=(seed, 0))
+    check_times(times)
     opened, schedule = open_images(source), noise_schedule(noise)
+    geometries = [Geometry.of(machine, k, opened.shape[1:3], train_windows or "valid") for k in scales]
     if len(opened) <= 2 * n:
         raise InputError(f"{len(opened)} images are too few", parameter="n", remedy="hold out fewer images")
     held = np.linspace(0, len(opened) - 1, n).round().astype(np.int64)
@@ -102,15 +104,10 @@ def memorisation(
     truth = torch.cat([image.flatten(1).T[numbers] for image, numbers in zip(clean, chosen, strict=True)])
     noises = draw_noise(seed, len(clean), tuple(clean.shape[1:]))
     rows = []
-    cells = [(k, t) for k in scales for t in times]
-    for done, (k, t) in enumerate(cells):
-        if not 0 < t < 1:
-            raise InputError(
-                f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, for example"
-            )
+    cells = [(k, geometry, t) for k, geometry in zip(scales, geometries, strict=True) for t in times]
+    for done, (k, geometry, t) in enumerate(cells):
         beta = schedule(t)
         x = with_noise(clean, noises, beta)
-        geometry = Geometry.of(machine, k, training.size, train_windows or "valid")
         part = part_of(progress, "memorisation", done / len(cells), (done + 1) / len(cells))
         state = scan(ScoreRequest(training, geometry, x, beta, pixels=chosen, progress=part))
         squares = (state.mean() - truth).square().mean(1)

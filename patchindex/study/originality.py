@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, check_times
 from patchindex.denoisers import ScoreMachine, is_store
 from patchindex.errors import InputError, printable
 from patchindex.exact import ScoreRequest
@@ -96,6 +97,7 @@ def originality(
     """
     progress = as_progress(progress)
     check_least(shift=(shift, 0), pixels=(pixels, 1), baseline=(baseline, 1), seed=(seed, 0))
+    check_times(times)
     training = _training(source)
     x = read_images(images, (training.channels, *training.size))
     if len(training) < 2:
@@ -104,6 +106,7 @@ def originality(
         raise InputError(
             "has other images than the source", parameter="machine", remedy="use the same images"
         )
+    levels = [] if machine is None else [_Level.of(machine, t) for t in times]
     shares = (0.5, 0.7) if machine is not None else (0.7, 1.0)
     shifts = shifts_within(shift, training.size)
     found = _neighbours(x, training, shifts, None, part_of(progress, "nearest images", 0, shares[0]))
@@ -126,9 +129,10 @@ def originality(
     if machine is not None:
         chosen = some_pixels(x, pixels, seed)
         noise = draw_noise(seed, len(x), tuple(x.shape[1:]))
-        for number, t in enumerate(times):
-            low, high = (shares[1] + (1 - shares[1]) * (number + i) / len(times) for i in (0, 1))
-            steps += _sources(machine, x, noise, chosen, t, part_of(progress, "training images", low, high))
+        for number, level in enumerate(levels):
+            low, high = (shares[1] + (1 - shares[1]) * (number + i) / len(levels) for i in (0, 1))
+            part = part_of(progress, "training images", low, high)
+            steps += _sources(machine, level, x, noise, chosen, part)
     neighbours = {
         name: torch.cat([
             torch.roll(_read(training, int(each.image[i, 0])), each.shift[i, 0].tolist(), (2, 3))
@@ -245,17 +249,40 @@ def _named(column: str, place: int, training: TrainingImages) -> dict[str, Any]:
     return {f"{column}_image": number, **name}
 
 
+@dataclass(frozen=True)
+class _Level:
+    """A time, and what a machine does at this time."""
+
+    t: float
+    beta: float
+    k: int | None
+    geometry: Geometry
+
+    @classmethod
+    def of(cls, machine: ScoreMachine, t: float) -> _Level:
+        k = machine.scale_at(t)
+        geometry = Geometry.of(machine.machine, k, machine.training.size, machine.train_windows)
+        return cls(t, machine.noise(t), k, geometry)
+
+
 def _sources(
-    machine: ScoreMachine, x: Tensor, noise: Tensor, chosen: list[Tensor], t: float, progress: Progress
+    machine: ScoreMachine,
+    level: _Level,
+    x: Tensor,
+    noise: Tensor,
+    chosen: list[Tensor],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Return one row per image: the training images that it draws from at time t."""
-    if not 0 < t < 1:
-        raise InputError(f"must lie in (0, 1), got {t}", parameter="times", remedy="use 0.05, for example")
-    beta, k = machine.noise(t), machine.scale_at(t)
-    geometry = Geometry.of(machine.machine, k, machine.training.size, machine.train_windows)
-    noisy = with_noise(x, noise, beta)
+    """Return one row per image: the training images that it draws from at a time."""
+    noisy = with_noise(x, noise, level.beta)
     request = ScoreRequest(
-        machine.training, geometry, noisy, beta, label=machine.label, pixels=chosen, progress=progress
+        machine.training,
+        level.geometry,
+        noisy,
+        level.beta,
+        label=machine.label,
+        pixels=chosen,
+        progress=progress,
     )
     found = contributions(request)
     heaviest, where = found.weight.max(1)
@@ -264,9 +291,9 @@ def _sources(
     return [
         {
             "image": i,
-            "t": t,
-            "beta": beta,
-            "k": k,
+            "t": level.t,
+            "beta": level.beta,
+            "k": level.k,
             "ess": float(found.ess[i]) if len(chosen[i]) else None,
             "images_per_pixel": float(found.images_per_pixel[i]) if len(chosen[i]) else None,
             "images": float(found.images[i]) if len(chosen[i]) else None,

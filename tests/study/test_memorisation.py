@@ -55,6 +55,21 @@ def test_files_and_the_figure_hold_every_cell(found, tmp_path):
     assert (tmp_path / "m.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+    ("scales", "times", "message"),
+    [
+        ((3,), (0.1, 1.5), r"times: must lie in \(0, 1\), got 1\.5"),
+        ((3, 4), (0.1,), "locality scale: k must be odd"),
+        ((3, 15), (0.1,), "locality scale: k = 15 is larger than the images"),
+    ],
+)
+def test_times_and_scales_are_checked_before_any_work(real_images, scales, times, message):
+    images, done = real_images(10, 14)[0], []
+    with pytest.raises(InputError, match=message):
+        memorisation(images, scales, times, machine="ELS", n=2, progress=lambda *step: done.append(step))
+    assert done == []
+
+
 def test_bad_input_is_refused(real_images):
     images = real_images(10, 14)[0]
     with pytest.raises(InputError, match="n: 10 images are too few"):

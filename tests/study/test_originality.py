@@ -97,6 +97,23 @@ def test_samples_are_read_as_they_were_written(tmp_path):
     assert torch.equal(read_images(levels, (1, 14, 14)), torch.ones(2, 1, 14, 14))
 
 
+@pytest.mark.parametrize("machine", ["LS", None])
+def test_times_and_scales_are_checked_before_any_work(training, new, machine):
+    done = []
+
+    def refused(times, **settings):
+        made = machine and pi.ScoreMachine(training, machine=machine, **settings)
+        with pytest.raises(InputError) as caught:
+            originality(new, training, made, times=times, progress=lambda *step: done.append(step))
+        return str(caught.value)
+
+    for wrong in (1.5, 0, float("nan"), "0.1"):
+        assert refused((0.1, wrong), locality=3).startswith(f"times: must lie in (0, 1), got {wrong!r}")
+    if machine is not None:
+        assert "locality: there is none" in refused((0.1,))
+    assert done == []
+
+
 def test_what_does_not_fit_is_refused(training, new):
     with pytest.raises(
         InputError, match=r"images: are of shape \(1, 12, 12\), the training images of \(1, 14, 14\)"
