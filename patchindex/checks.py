@@ -62,7 +62,7 @@ def check_path(path: object, parameter: str = "path") -> None:
 def check_times(times: Iterable[Any]) -> None:
     """Refuse times that are not all numbers in (0, 1)."""
     for t in times:
-        if not isinstance(t, Real) or not 0 < t < 1:
+        if not isinstance(t, Real) or not 0 < float(t) < 1:
             raise InputError(
                 f"must lie in (0, 1), got {t!r}", parameter="times", remedy="use 0.05, for example"
             )
