@@ -69,6 +69,12 @@ def connect(
     InputError
         When no scheduler answers at the address, or `workers` or `threads` are given for a cluster that
         is not local.
+
+    Examples
+    --------
+    >>> import patchindex as pi
+    >>> with pi.cluster.connect(workers=2) as client:  # doctest: +SKIP
+    ...     index = pi.build_index("faces", "faces.zarr", scales=[3, 5], client=client)
     """
     check_threads(threads)
     try:
@@ -316,12 +322,23 @@ def sample(
     **machine
         Options of `ScoreMachine`: `estimator`, `label`, `tolerance`, ...
 
+    Returns
+    -------
+    SampleResult
+        `images` is a Tensor of shape (n, C, H, W), in [-1, 1].
+
     Raises
     ------
     InputError
         As from `patchindex.sample` and `ScoreMachine`.
     PatchIndexError
         When too many workers are lost.
+
+    Examples
+    --------
+    >>> import patchindex as pi
+    >>> with pi.cluster.connect(workers=2) as client:  # doctest: +SKIP
+    ...     images = pi.cluster.sample(client, "faces.zarr", n=16, label=3).images
     """
     sampling = Sampling(
         ScoreMachine(_place(store), **machine), n, steps, sampler, seed, batch_size=batch_size
@@ -346,12 +363,26 @@ def draw_batches(
     progress : Progress, optional
         Called as `progress("sampling", done, total)`, in batches.
 
+    Yields
+    ------
+    (int, int), SampleResult
+        A batch [lo, hi), and its images lo to hi - 1, in the order in which batches end.
+
     Raises
     ------
     InputError
         As from `Sampling.draw`.
     PatchIndexError
         When too many workers are lost, or as from `Sampling.draw`.
+
+    Examples
+    --------
+    >>> import patchindex as pi
+    >>> from patchindex.sampling import Sampling
+    >>> sampling = Sampling(pi.ScoreMachine("faces.zarr"), n=16)  # doctest: +SKIP
+    >>> with pi.cluster.connect(workers=2) as client:  # doctest: +SKIP
+    ...     for (lo, hi), result in pi.cluster.draw_batches(client, sampling, sampling.batches):
+    ...         print(lo, hi, result.images.shape)
     """
     count = partial(as_progress(progress), "sampling")
     yield from on_workers(client, _draw, sampling, batches, count, "draw again in smaller batches")

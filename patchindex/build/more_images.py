@@ -157,10 +157,27 @@ def image_options_of(store: str | os.PathLike[str]) -> dict[str, Any]:
     The keys of the dict are options of `open_images`. Options with their default value are left out, and so
     are `labels` from a file or an array. The dict is empty for a store of an earlier version.
 
+    Parameters
+    ----------
+    store : str or Path
+        A store that `build_index` made.
+
+    Returns
+    -------
+    dict of str to Any
+
     Raises
     ------
-    SourceNotFoundError, StoreError
+    SourceNotFoundError, InputError, StoreError
         As `open_index` does.
+
+    Examples
+    --------
+    >>> import tempfile, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 16, 16), np.uint8)
+    >>> store = pi.build_index(pi.open_images(images, resize=12), tempfile.mkdtemp() + "/s.zarr", scales=[3])
+    >>> image_options_of(store.path)
+    {'resize': (12, 12)}
     """
     path = real_path(store)
     before = replaced_path(path)  # of a call that stopped while it replaced the store

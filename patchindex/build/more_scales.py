@@ -112,7 +112,36 @@ def plan_scales(
     lists: int | None = None,
     memory: int | None = None,
 ) -> BuildPlan:
-    """Forecast the build of more scales of a store; see `add_scales` and `plan_build`."""
+    """Forecast the build of more scales of a store, as `add_scales` would do it.
+
+    Parameters
+    ----------
+    index : PatchIndex
+        The store.
+    scales : int or sequence of int
+        Scales that the store has already are left out.
+    pca_dims, lists : int, optional
+        As for `build_index`.
+    memory : int, optional
+        Budget in bytes, as for `plan_build`.
+
+    Returns
+    -------
+    BuildPlan
+
+    Raises
+    ------
+    InputError
+        When a scale does not fit the images, or the machine of the store has no index.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8)
+    >>> index = pi.build_index(images, tempfile.mkdtemp() + "/s.zarr", scales=[3])
+    >>> [(scale.k, scale.patches) for scale in plan_scales(index, [3, 5]).scales]
+    [(5, 512)]
+    """
     return _plan(index, _settings(index, scales, pca_dims, lists, 0), memory)
 
 

@@ -90,9 +90,38 @@ def plan_build(
 ) -> tuple[BuildPlan, LocalitySchedule | None]:
     """Check the settings of a build against its images; return the forecast and the store's schedule.
 
-    While training the default number of lists needs more than `memory` bytes, the number is halved, down to
-    1 024; the caller compares the plan with the budget. `beside` are scales that the store has already.
-    `assume_images` is the number of images of the whole set if the source is a sample of it.
+    Parameters
+    ----------
+    source : ImageSource
+        The images; up to 512 of them are read.
+    settings : BuildSettings
+    memory : int, optional
+        Budget in bytes. While training the default number of lists needs more, the number is halved, down to
+        1 024; the caller compares the plan with the budget.
+    beside : sequence of int
+        Scales that the store has already.
+    assume_images : int, optional
+        Number of images of the whole set, if the source is a sample of it.
+
+    Returns
+    -------
+    BuildPlan
+        The scales with their patches and lists, and upper bounds of memory and disk in bytes.
+    LocalitySchedule or None
+        The schedule of the settings, moved to the nearest scales of the store.
+
+    Raises
+    ------
+    InputError
+        When the settings do not fit each other or the images.
+
+    Examples
+    --------
+    >>> from patchindex.images import open_images
+    >>> source = open_images(np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8))
+    >>> plan, schedule = plan_build(source, BuildSettings([3, 5]))
+    >>> [(scale.k, scale.patches) for scale in plan.scales], schedule
+    ([(3, 800), (5, 512)], None)
     """
     height, width, channels = source.shape[1:]
     check_optional(assume_images=(assume_images, 1))

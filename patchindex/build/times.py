@@ -190,6 +190,35 @@ def measure_rates(source: ImageSource, plan: BuildPlan, device: torch.device) ->
     """Measure how long each unit of the work of a build takes here, on a few images: about a second in all.
 
     The work is done by the functions of the build. Files are written to a temporary folder.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The images of the build.
+    plan : BuildPlan
+        From `plan_build`.
+    device : torch.device
+        The device of the build.
+
+    Returns
+    -------
+    dict of int to Rates
+        The rates of each scale of the plan, and under 0 the rate of reading images, for `stage_seconds`.
+
+    Raises
+    ------
+    InputError
+        When an image cannot be read.
+
+    Examples
+    --------
+    >>> from patchindex.build import BuildSettings, plan_build
+    >>> from patchindex.images import open_images
+    >>> source = open_images(np.random.default_rng(0).integers(0, 256, (20, 12, 12), np.uint8))
+    >>> plan, _ = plan_build(source, BuildSettings([3]))
+    >>> rates = measure_rates(source, plan, torch.device("cpu"))  # doctest: +SKIP
+    >>> list(stage_seconds(plan, rates))[:2]  # doctest: +SKIP
+    ['images', 'k = 3: drawing patches']
     """
     images, seconds = _timed(lambda: some_images(source, MEASURED_IMAGES))
     pixels = torch.from_numpy(images)

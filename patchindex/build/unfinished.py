@@ -79,10 +79,31 @@ def unfinished_build(store: str | os.PathLike[str]) -> UnfinishedBuild | None:
 
     Reads small files only. Shards are counted, and their checksums are not compared.
 
+    Parameters
+    ----------
+    store : str or Path
+        The path that was given to `build_index` or `append`.
+
+    Returns
+    -------
+    UnfinishedBuild or None
+
     Raises
     ------
     StoreError
         When the working directory is damaged.
+
+    Examples
+    --------
+    >>> import contextlib, tempfile, numpy as np, patchindex as pi
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 12, 12), np.uint8)
+    >>> path = tempfile.mkdtemp() + "/s.zarr"
+    >>> def stop(stage, done, total):
+    ...     raise KeyboardInterrupt
+    >>> with contextlib.suppress(KeyboardInterrupt):
+    ...     pi.build_index(images, path, scales=[3], progress=stop)
+    >>> unfinished_build(path).scales
+    (ScaleState(k=3, stage='train', encoded=None, shards=None),)
     """
     path = real_path(store)
     folder = working_path(path)

@@ -29,10 +29,31 @@ def register_denoiser(name: str) -> Callable[[F], F]:
     `TrainingDenoiser`. Its own parameters of type bool, int, float or str are its options on the command
     line: `NAME:OPTION=VALUE`.
 
+    Parameters
+    ----------
+    name : str
+        The name for `denoiser` and for `--machine`.
+
+    Returns
+    -------
+    callable
+        The decorator, which returns the class or function as it is.
+
     Raises
     ------
     InputError
         When the name is taken.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from patchindex.denoisers import NearestImage
+    >>> @register_denoiser("closest")
+    ... class Closest(NearestImage):
+    ...     pass
+    >>> type(denoiser("closest", np.zeros((4, 8, 8), np.uint8)))
+    <class 'patchindex.denoisers.registry.Closest'>
+    >>> del DENOISERS["closest"]
     """
 
     def register(factory: F) -> F:

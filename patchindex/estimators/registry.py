@@ -80,7 +80,41 @@ def parse_estimator(text: str) -> tuple[str, EstimatorOptions]:
 
 
 def make_estimator(name: str, context: ScoreContext, **options: Unpack[EstimatorOptions]) -> Estimator:
-    """Make an estimator by name."""
+    """Make an estimator by name.
+
+    Parameters
+    ----------
+    name : str
+        One of `ESTIMATORS`: `"exact"`, `"topk"` or `"auto"`.
+    context : ScoreContext
+        The index, the device and the scans of a machine.
+    **options
+        Options of the estimator: `tolerance`, `candidates`, ...
+
+    Returns
+    -------
+    Estimator
+        A function from a `ScoreRequest` to an `Estimate`.
+
+    Raises
+    ------
+    InputError
+        When the name or an option is unknown, an option is out of range, or there is no index and the
+        estimator needs one.
+    DeviceError
+        When the engine or FAISS cannot run on the device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from patchindex.exact import ScoreRequest
+    >>> from patchindex.geometry import Geometry
+    >>> from patchindex.images.by_label import TrainingImages
+    >>> estimator = make_estimator("exact", ScoreContext(None, torch.device("cpu")))
+    >>> training = TrainingImages(np.arange(6 * 25, dtype=np.uint8).reshape(6, 5, 5))
+    >>> estimator(ScoreRequest(training, Geometry.of("LS", 3, (5, 5)), torch.zeros(1, 1, 5, 5), 0.5))
+    Estimate(1 image of 1 x 5 x 5: exact, 25 of 25 pixels exact, 6 patches per pixel)
+    """
     _check_name(name)
     for option in options:
         _check_option(name, option, _options_of(name))

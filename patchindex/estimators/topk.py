@@ -63,8 +63,7 @@ class TopK:
         resolve_device(self._index.device, needs_faiss=True)
         warn_of_faiss(context.device)
         check_between("quality", quality, 0, 1, "use 0.98, for example")
-        self._candidates, self._quality = int(candidates), quality  # FAISS takes no numbers of NumPy
-        self._probes = None if probes is None else int(probes)
+        self._candidates, self._probes, self._quality = candidates, probes, quality
 
     def __call__(self, request: ScoreRequest) -> Estimate:
         """Search, re-rank and sum, a few images at a time."""

@@ -28,6 +28,11 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     CUDA device of compute capability 8.0 or later; `offsets`, in torch, on all devices and in float64. The
     memory holds if one noisy image fits: half a MiB at 32 x 32 x 3 for `cpu`, 13 MiB in float64.
 
+    Parameters
+    ----------
+    request : ScoreRequest
+        Noisy images (B, C, H, W) of one noise variance, and the training images.
+
     Returns
     -------
     SoftmaxState
@@ -42,6 +47,16 @@ def scan(request: ScoreRequest) -> SoftmaxState:
     DeviceError
         When the engine needs a device or a package that is not there, or the dtype is float64 and the device
         has no float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from patchindex.geometry import Geometry
+    >>> from patchindex.images.by_label import TrainingImages
+    >>> training = TrainingImages(np.arange(6 * 25, dtype=np.uint8).reshape(6, 5, 5))
+    >>> state = scan(ScoreRequest(training, Geometry.of("LS", 3, (5, 5)), torch.zeros(2, 1, 5, 5), 0.5))
+    >>> state.mean().shape, state.count[0, 0].tolist()
+    (torch.Size([2, 5, 5, 1]), [6, 6, 6, 6, 6])
     """
     lo, hi = request.image_range
     return scan_parts(request, [0, hi - lo])[0]

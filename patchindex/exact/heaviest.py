@@ -108,6 +108,33 @@ def heaviest(request: ScoreRequest, top: int) -> HeaviestPatches:
 
     Among patches of equal weight, the patches that come first in the training images are taken. The time is
     that of a matrix product of all windows and all patches.
+
+    Parameters
+    ----------
+    request : ScoreRequest
+        Noisy images (B, C, H, W); `pixels` are the M wanted pixels, all B * H * W by default.
+    top : int
+        Patches per pixel, at least 1.
+
+    Returns
+    -------
+    HeaviestPatches
+        Of M pixels, on the `float64_device` of x.
+
+    Raises
+    ------
+    InputError
+        When no training image has the label of the request.
+
+    Examples
+    --------
+    >>> from patchindex.geometry import Geometry
+    >>> from patchindex.images.by_label import TrainingImages
+    >>> training = TrainingImages(np.arange(6 * 25, dtype=np.uint8).reshape(6, 5, 5))
+    >>> x = training.source.floats(4)
+    >>> found = heaviest(ScoreRequest(training, Geometry.of("LS", 3, (5, 5)), x, 1e-3), top=2)
+    >>> found.image.shape, found.image[:, 0].unique().tolist(), float(found.weight[0, 0]) > 0.99
+    (torch.Size([25, 2]), [4], True)
     """
     image, place = wanted_pixels(request)
     if request.geometry.machine == "IS":  # all pixels of an image share their softmax

@@ -49,6 +49,10 @@ def explain_sample(
         As for `mosaic`.
     progress : Progress, optional
 
+    Returns
+    -------
+    Explanation
+
     Raises
     ------
     InputError

@@ -72,6 +72,10 @@ def mosaic(
     progress : Progress, optional
         Called as `progress(stage, done, total)`.
 
+    Returns
+    -------
+    Mosaic
+
     Raises
     ------
     InputError

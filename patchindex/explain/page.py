@@ -50,13 +50,28 @@ def page_of(
     label_names : sequence of str
         Names of the labels 0, 1, ...
     largest : int
-        Bytes of the page. Training images are left out until the page is smaller: the images with the least
+        Most bytes. Training images are left out until the page is smaller: the images with the least
         weight first. Their patches are still listed.
+
+    Returns
+    -------
+    str
+        HTML that needs no other file and no network.
 
     Raises
     ------
     InputError
         When the second image has another size, or the page is too large without any training image.
+
+    Examples
+    --------
+    >>> from patchindex.denoisers import ScoreMachine
+    >>> from patchindex.explain import explain_sample, redraw
+    >>> images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), np.uint8)
+    >>> m = ScoreMachine(images, machine="LS", locality=3)
+    >>> found = explain_sample(m, redraw(m, torch.randn(1, 1, 8, 8), steps=3))
+    >>> "Patches behind sample 0" in page_of(found)
+    True
     """
     image = found.steps.image[None]
     if beside is not None and tuple(beside.shape) != tuple(image.shape):

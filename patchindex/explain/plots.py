@@ -23,9 +23,34 @@ SHOWN = 6  # sources that are shown
 
 
 def figures(found: Explanation) -> dict[str, Figure]:
-    """Draw the mosaic, the steps and the sources of a sample: figures by file name without ending.
+    """Draw the mosaic, the steps and the sources of a sample.
 
-    Raises InputError when matplotlib is not installed.
+    Parameters
+    ----------
+    found : Explanation
+        From `explain_sample`.
+
+    Returns
+    -------
+    dict of str to matplotlib.figure.Figure
+        `mosaic`: the sample, its mosaic, and the pixels by training image, by segment and by nearest patch.
+        `steps`: the noisy image, the posterior mean and the effective sample size at each step.
+        `sources`: the training images that most pixels came from.
+
+    Raises
+    ------
+    InputError
+        When matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from patchindex.denoisers import ScoreMachine
+    >>> from patchindex.explain import explain_sample, redraw
+    >>> images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), np.uint8)
+    >>> m = ScoreMachine(images, machine="LS", locality=3)
+    >>> found = explain_sample(m, redraw(m, torch.randn(1, 1, 8, 8), steps=3))
+    >>> list(figures(found))
+    ['mosaic', 'steps', 'sources']
     """
     return {"mosaic": plot_mosaic(found), "steps": plot_steps(found), "sources": plot_sources(found)}
 

@@ -114,6 +114,11 @@ def redraw(
     expected : Tensor, shape (1, C, H, W), optional
         The sample. A warning says if the new image differs.
     progress : Progress, optional
+        Called as `progress(stage, done, total)`.
+
+    Returns
+    -------
+    Steps
 
     Raises
     ------
@@ -168,8 +173,12 @@ def read_steps(
         Number of the sample in its run.
     image : Tensor, shape (1, C, H, W)
         The sample.
-    seed, label
+    seed, label : int, optional
         Of the run.
+
+    Returns
+    -------
+    Steps
 
     Raises
     ------
@@ -177,6 +186,18 @@ def read_steps(
         When there is no such folder.
     InputError
         When the folder is no trajectory of this sample.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from patchindex.sampling.trajectory import TrajectoryFile
+    >>> images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), np.uint8)
+    >>> drawn = sample(ScoreMachine(images, machine="LS", locality=3), n=2, steps=5, trajectory=True)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = folder + "/trajectory.zarr"
+    ...     TrajectoryFile(path).write(drawn.trajectory, 0, 2)
+    ...     read_steps(path, 1, drawn.images[1:2]).t.tolist()
+    [0.8, 0.6, 0.4, 0.2]
     """
     found = TrajectoryFile(path).read([number])
     if found.x.shape[1:] != tuple(image.shape):
@@ -208,6 +229,24 @@ def explain_steps(
     last_only : bool
         Explain the last step only.
     progress : Progress, optional
+        Called as `progress(stage, done, total)`.
+
+    Returns
+    -------
+    list of Attributions or None
+
+    Raises
+    ------
+    InputError
+        As for `ScoreMachine.explain`.
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), np.uint8)
+    >>> m = ScoreMachine(images, machine="LS", locality=3)
+    >>> found = explain_steps(m, redraw(m, torch.randn(1, 1, 8, 8), steps=3), last_only=True)
+    >>> found[0] is None, found[1].weight.shape
+    (True, (64, 8))
     """
     progress = as_progress(progress)
     wanted = [len(steps) - 1] if last_only else list(range(len(steps)))

@@ -36,13 +36,7 @@ from patchindex.index.values import image_columns, image_names
 from patchindex.notebook import html_table
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.arrays import REMEDY
-from patchindex.store.checksums import (
-    MANIFEST,
-    bytes_of,
-    check_small_files,
-    crc32c,
-    image_block,
-)
+from patchindex.store.checksums import MANIFEST, bytes_of, check_small_files, crc32c, image_block
 from patchindex.store.raw import is_shorter, open_raw, raw_checksum, raw_path
 from patchindex.store.remote import Remote, is_url
 
@@ -72,6 +66,10 @@ def open_index(
         as in `"cuda:all"`, the first. The CPU searches the lists for devices that FAISS does not support.
     storage_options : dict, optional
         Options of `fsspec` for a URL.
+
+    Returns
+    -------
+    PatchIndex
 
     Raises
     ------

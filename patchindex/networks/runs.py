@@ -46,7 +46,14 @@ def open_run(
     label : int, optional
         The label of calls without a label.
     device : str or torch.device, optional
+        By default the CPU.
     threads : int, optional
+        CPU threads; by default as many as torch uses.
+
+    Returns
+    -------
+    Network
+        A denoiser, whose shape, labels and noise schedule are those of the run.
 
     Raises
     ------
@@ -110,10 +117,28 @@ def open_network(
     label, device, threads : optional
         As for `open_run`.
 
+    Returns
+    -------
+    Network
+
     Raises
     ------
+    SourceNotFoundError
+        When there is nothing at the path.
     InputError
-        When there is no network at the path, or it is not of a known kind.
+        When the file or folder is damaged, or is no network of a known kind.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from patchindex.networks import TrainSettings, train
+    >>> images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    >>> settings = TrainSettings(options={"channels": 16, "layers": 1}, steps=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     record = train(images, folder, settings)
+    ...     open_network(folder).shape
+    (1, 8, 8)
     """
     where = Path(path)
     if where.suffix.lower() in PICKLED:

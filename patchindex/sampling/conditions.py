@@ -29,6 +29,19 @@ class ImageStart:
     strength : float
         In (0, 1]: sampling starts at the first time of the grid that is not above the strength. Much of an
         image is kept for a small strength, nothing for 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from patchindex.denoisers import ScoreMachine
+    >>> from patchindex.sampling import sample
+    >>> images = np.random.default_rng(0).integers(0, 256, (9, 8, 8), np.uint8)
+    >>> m = ScoreMachine(images, machine="LS", locality=3)
+    >>> start = ImageStart(m.training.source.floats(2), strength=0.5)
+    >>> start.times([0.8, 0.6, 0.4, 0.2, 0.0])
+    [0.4, 0.2, 0.0]
+    >>> sample(m, n=3, steps=5, start=start).images.shape
+    torch.Size([3, 1, 8, 8])
     """
 
     images: Any
@@ -69,6 +82,18 @@ class KnownPixels:
         In [-1, 1]; one image stands for all n. Only known pixels matter.
     mask : Tensor or array of bool, shape (H, W) or (n, H, W)
         True for a known pixel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from patchindex.denoisers import ScoreMachine
+    >>> from patchindex.sampling import sample
+    >>> images = np.random.default_rng(0).integers(0, 256, (9, 8, 8), np.uint8)
+    >>> m = ScoreMachine(images, machine="LS", locality=3)
+    >>> image, left = m.training.source.floats(2), torch.arange(8).expand(8, 8) < 4
+    >>> drawn = sample(m, n=3, steps=5, known=KnownPixels(image, left)).images
+    >>> torch.equal(drawn[..., :4], image[..., :4].expand(3, 1, 8, 4))
+    True
     """
 
     images: Any

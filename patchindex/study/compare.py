@@ -58,6 +58,11 @@ def compare(
     seed, label, batch_size, progress
         As for `sample`.
 
+    Returns
+    -------
+    Study
+        A row per estimator, trajectory, image and step, and the images that each estimator draws.
+
     Raises
     ------
     InputError

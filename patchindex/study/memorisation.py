@@ -71,6 +71,11 @@ def memorisation(
         Seed of the noise and of the pixels.
     progress : Progress, optional
 
+    Returns
+    -------
+    Memorisation
+        A row per scale and time.
+
     Raises
     ------
     InputError

@@ -74,6 +74,10 @@ def tune(
     progress : callable, optional
         Called as `progress(stage, done, total)`.
 
+    Returns
+    -------
+    PatchIndex
+
     Raises
     ------
     SourceNotFoundError, InputError, StoreError
