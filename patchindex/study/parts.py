@@ -125,10 +125,22 @@ class Parts:
 
     @classmethod
     def of(cls, folder: Path, settings: dict[str, Any], layout: Layout) -> Parts:
-        """Return the results of another study with these settings; refuse a folder that has none."""
-        if not (folder / PARTS / SETTINGS).is_file():
+        """Return the results of another study, to be read; refuse a folder with other settings or none.
+
+        Another process may write to the folder: nothing is written or deleted here.
+        """
+        found, wanted = cls._settings(folder / PARTS), as_json(settings)
+        if found is None:
             raise InputError("has no results", where=folder, remedy="give the folder of a comparison")
-        return cls(folder, settings, layout, resume=True)
+        if found != wanted:
+            raise InputError(
+                f"has results of other settings: {', '.join(_differences(found, wanted))}",
+                where=folder / PARTS,
+                remedy="use the same settings, or another folder",
+            )
+        parts = cls(None, settings, layout)
+        parts._folder = folder / PARTS
+        return parts
 
     def check(self, name: str, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         """Refuse results of a denoiser whose settings have changed; `overwrite` deletes them."""

@@ -253,3 +253,24 @@ def test_only_results_of_the_same_images_and_settings_are_reused(denoisers, tmp_
     reuse = tmp_path / "first"
     with pytest.raises(InputError, match=r"has results of other settings: seed \(was 1, is 2\)"):
         run("second", seed=2)
+
+
+def test_nothing_is_written_to_the_folder_whose_results_are_reused(denoisers, tmp_path):
+    def run(network, folder, seed, **options):
+        settings = TheoryOptions(steps=2, network_steps=2, along=0, noised=0, seed=seed)
+        every = {"IS": denoisers["IS"]}
+        return theory(network, every, 2, options=settings, folder=tmp_path / folder, **options)
+
+    def contents():
+        return {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}
+
+    with pytest.raises(StoppedError):  # a comparison that has begun, and has no results yet
+        run(Fragile((1, SIZE, SIZE), 0), "first", seed=1)
+    before = contents()
+    assert [path.name for path in before] == ["settings.json"] * len(before) != []
+    with pytest.raises(
+        InputError, match=r"other settings: seed \(was 1, is 2\); use the same settings, or another folder$"
+    ):
+        run(denoisers["LS"], "second", seed=2, reuse=tmp_path / "first")
+    run(denoisers["LS"], "second", seed=1, reuse=tmp_path / "first")
+    assert contents() == before
