@@ -171,13 +171,17 @@ class Parts:
         on_disk = self._folder is not None and any(self._folder.rglob("*.npz"))
         return on_disk or any(self._found.values())
 
-    def refuse(self, what: str, *, overwrite: bool) -> None:
-        """Refuse all results, for a reason; `overwrite` deletes them."""
+    def refuse(self, what: str, *, overwrite: bool, kind: str = "*", last: str = "") -> None:
+        """Refuse the results of a kind, by default of all kinds, for a reason; `overwrite` deletes them.
+
+        The results of the denoiser `last` are deleted last: they say what the results of others belong to.
+        """
         if not overwrite:
             raise InputError(what, where=self._folder, remedy=REMEDY)
-        self._found.clear()
+        self._found = {key: held for key, held in self._found.items() if kind not in ("*", key[1])}
         if self._folder is not None:
-            for path in self._folder.rglob("*.npz"):
+            paths = self._folder.rglob(f"{kind}.*.npz")
+            for path in sorted(paths, key=lambda path: path.parent.name == quote(last, safe="=,")):
                 path.unlink()
 
     def missing(self, name: str, kind: str, images: Iterable[int]) -> list[int]:

@@ -116,13 +116,18 @@ class Replay:
             self.parts.add(NETWORK, TRAJECTORY, batch.images, x=x, mean=means)
         return Noised(**self.parts.get(NETWORK, TRAJECTORY, range(n)))
 
-    def noised(self, kind: str, clean: Tensor) -> Noised:
-        """Noise clean images, one noise per image for all times, and estimate them by the network."""
+    def noised(self, kind: str, clean: Tensor, *, overwrite: bool) -> Noised:
+        """Noise clean images, one noise per image for all times, and estimate them by the network.
+
+        Results of other clean images are refused; `overwrite` deletes those of this kind, of all denoisers.
+        """
         noise = fresh_noise(self.seed, KINDS.index(kind), len(clean), self.network.shape)
         missing = self.parts.missing(NETWORK, kind, range(len(clean)))
         kept = sorted({*range(len(clean))} - {*missing})
         if kept and not np.array_equal(self.parts.get(NETWORK, kind, kept)["clean"], clean[kept].numpy()):
-            self.parts.refuse(f"has results of other {kind} images", overwrite=False)
+            what = f"has results of other {kind} images"
+            self.parts.refuse(what, overwrite=overwrite, kind=kind, last=NETWORK)
+            missing = [*range(len(clean))]
         tasks = []
         for batch in self._batches(missing, int):
             signal, own_noise = clean[batch.images], noise[batch.images]

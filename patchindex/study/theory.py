@@ -117,7 +117,8 @@ def theory(
     resume : bool
         Continue from the finished results in the folder. Images and denoisers may be added.
     overwrite : bool
-        Replace the finished results in the folder.
+        Replace the finished results in the folder; with `resume`, only those of other settings, another
+        network or other held-out images.
     reuse : str or Path, optional
         Folder of a comparison with another network of the same training images: take the images of
         denoisers with the same settings from there. They do not depend on the network.
@@ -193,7 +194,7 @@ def theory(
         if other is not None:
             for name in denoisers:
                 parts.reuse(other, name, images_in(options.steps), range(n))
-        inputs = _run(replay, denoisers, n, options, training, held_out)
+        inputs = _run(replay, denoisers, n, options, training, held_out, overwrite=overwrite)
     settings = {
         "n": n,
         "x_T": "drawn",
@@ -223,6 +224,8 @@ def _run(
     options: TheoryOptions,
     training: TrainingImages,
     held_out: ImagesLike | None,
+    *,
+    overwrite: bool,
 ) -> dict[str, Noised]:
     """Compute all results that are missing; return the noisy images at which posterior means are compared."""
     network, inputs = replay.network, dict[str, Noised]()
@@ -235,7 +238,7 @@ def _run(
     if options.along:
         inputs["trajectory"] = replay.trajectory(min(options.along, n))
     for kind, images in clean.items():
-        inputs[kind] = replay.noised(kind, images)
+        inputs[kind] = replay.noised(kind, images, overwrite=overwrite)
     for number, (name, denoiser) in enumerate(denoisers.items(), 1):
         replay.draw(name, denoiser, n, options.steps, f"{name} ({number} of {len(denoisers)}): images")
     for number, (name, denoiser) in enumerate(denoisers.items(), 1):

@@ -88,6 +88,30 @@ def test_results_of_other_settings_are_refused(denoisers, images, held_out, tmp_
     run(batch_size=1)
 
 
+def test_results_of_other_held_out_images_are_replaced_and_all_others_kept(denoisers, held_out, tmp_path):
+    def run(held_out, folder=None, names=("bbELS", "IS"), **options):
+        every = {name: denoisers[name] for name in names}
+        found = theory(
+            denoisers["LS"], every, 2, options=OPTIONS, held_out=held_out, folder=folder, **options
+        )
+        return [row["mse"] for row in found.points if row["denoiser"] == "bbELS"]
+
+    def files():
+        every = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
+        return every, {path for path in every if path.name.startswith("held-out.")}
+
+    other = 255 - np.asarray(held_out)
+    first = run(held_out, tmp_path)
+    before, replaced = files()
+    again = run(other, tmp_path, names=["bbELS"], resume=True, overwrite=True)
+    assert again == pytest.approx(run(other, names=["bbELS"]), rel=1e-6)
+    assert again != pytest.approx(first, rel=1e-2)
+    after, new = files()
+    assert {path.parent.name for path in replaced} - {path.parent.name for path in new} == {"IS"}
+    assert all(after[path] == content for path, content in before.items() if path not in replaced)
+    assert len(before) > len(replaced) > 0
+
+
 def test_no_result_of_an_earlier_network_is_left_when_another_network_replaces_it(images, tmp_path):
     def run(network, folder=None, **options):
         every = {"IS": pi.denoiser("IS", *images)}
