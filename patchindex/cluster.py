@@ -77,6 +77,7 @@ def connect(
     ...     index = pi.build_index("faces", "faces.zarr", scales=[3, 5], client=client)
     """
     check_threads(threads)
+    check_optional(workers=(workers, 1))
     try:
         from distributed import Client, LocalCluster
     except ImportError:

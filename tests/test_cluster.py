@@ -321,6 +321,8 @@ def test_bad_arguments_are_refused(client, labelled, saved):
         pi.cluster.ImageShards(client, saved, images=0)
     with pytest.raises(InputError, match="batch_size: must be at least 1"):
         pi.cluster.sample(client, saved, 1, batch_size=0)
+    with pytest.raises(InputError, match="workers: must be at least 1"), pi.cluster.connect(workers=0):
+        pass
     with pytest.raises(InputError, match="no scheduler answers"), pi.cluster.connect("tcp://127.0.0.1:1"):
         pass
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.denoisers import Attributions, ScoreMachine
 from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, heaviest
@@ -92,6 +93,7 @@ def mosaic(
     (1, 1, 7)
     """
     require_sparse()  # without scipy, fail before any work
+    check_least(seed=(seed, 0), number=(number, 0))
     progress = as_progress(progress)
     x = one_image(machine, x, "x")
     image = None if image is None else one_image(machine, image, "image")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import check_least
 from patchindex.denoisers import Attributions, ScoreMachine
 from patchindex.errors import InputError, PatchIndexWarning, warn
 from patchindex.runtime import Progress, as_progress, part_of
@@ -133,6 +134,7 @@ def redraw(
     >>> found.x.shape, found.t.tolist()
     (torch.Size([4, 1, 8, 8]), [0.8, 0.6, 0.4, 0.2])
     """
+    check_least(number=(number, 0))
     x_T = one_image(machine, x_T, "x_T")
     expected = None if expected is None else one_image(machine, expected, "expected")
     drawn = sample(
@@ -199,6 +201,7 @@ def read_steps(
     ...     read_steps(path, 1, drawn.images[1:2]).t.tolist()
     [0.8, 0.6, 0.4, 0.2]
     """
+    check_least(number=(number, 0))
     found = TrajectoryFile(path).read([number])
     if found.x.shape[1:] != tuple(image.shape):
         raise InputError(

@@ -77,6 +77,12 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.options, Mapping):
+            raise InputError(
+                f"must be a mapping, got {self.options!r}",
+                parameter="options",
+                remedy="give {'channels': 64}, for example",
+            )
         object.__setattr__(self, "options", MappingProxyType(as_json(self.options)))
         if all(getattr(self, name) is None for name in LIMITS):
             object.__setattr__(self, "epochs", EPOCHS)

@@ -198,10 +198,14 @@ class LocalitySchedule:
         >>> s.distinct, s.resized(28).distinct
         ((3, 5, 7, 9, 11, 13, 15, 17), (3, 5, 7, 9, 11, 13, 15))
         """
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        for side in (height, width):
+        sides = size if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2:
+            raise InputError(
+                f"must be height and width, got {size!r}", parameter="size", remedy="give 28, or (28, 28)"
+            )
+        for side in sides:
             check_least(size=(side, 1))
-        new = int(height), int(width)
+        new = int(sides[0]), int(sides[1])
         if self.provenance is None or self.provenance.image_size is None:
             raise InputError(
                 "the size of the images that it was calibrated on is unknown",

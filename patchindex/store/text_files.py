@@ -34,7 +34,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
 
 
 def json_text(data: Any) -> str:
-    """Return data as JSON text: NumPy numbers become Python numbers, and other objects become text.
+    """Return data as JSON text: NumPy numbers and arrays become numbers and lists, other objects text.
 
     Examples
     --------
@@ -52,8 +52,8 @@ def as_json(data: Mapping[str, Any]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> as_json({"beta": np.float32(0.5), "sizes": (1, 2)})
-    {'beta': 0.5, 'sizes': [1, 2]}
+    >>> as_json({"beta": np.float32(0.5), "sizes": (1, 2), "widths": np.array([3, 4])})
+    {'beta': 0.5, 'sizes': [1, 2], 'widths': [3, 4]}
     """
     return dict(json.loads(json_text(dict(data))))
 
@@ -80,4 +80,4 @@ def _write(path: str | Path, text: str, durable: bool) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else str(value)
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)

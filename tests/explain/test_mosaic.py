@@ -112,3 +112,9 @@ def test_images_have_one_shape_in_all_functions_that_explain(images):
             call(flat)
     with pytest.raises(InputError, match=r"x: must be a tensor of shape .*; give x\[None\]"):
         m.explain(flat, 0.1)
+    for call in (
+        lambda: pi.explain.mosaic(m, one, 0.1, number=-1),
+        lambda: pi.explain.redraw(m, one, number=-1),
+    ):
+        with pytest.raises(InputError, match="number: must be at least 0, got -1"):
+            call()

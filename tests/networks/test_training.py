@@ -242,6 +242,7 @@ def test_settings_may_be_numbers_of_numpy(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"options": 5}, "options: must be a mapping, got 5"),
         ({"noise": "parabola"}, "unknown noise schedule 'parabola'"),
         ({"precision": "int8"}, "unknown precision 'int8'"),
         ({"batch_size": 0}, "batch_size: must be at least 1"),

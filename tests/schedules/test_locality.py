@@ -212,6 +212,10 @@ def test_resized_says_so_in_its_name_and_provenance():
         InputError, match=r"locality schedule 'custom': the size of the images .* unknown; leave out resized"
     ):
         LocalitySchedule.of([3, 5]).resized(28)
+    assert schedule.resized(np.int64(28)) == found
+    for size in (2.5, True, (28, 0), (28, 28, 3)):
+        with pytest.raises(InputError, match="size: must be"):
+            schedule.resized(size)
 
 
 def test_the_noise_levels_of_a_scale_are_those_at_which_it_is_used():
