@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections import namedtuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from stores import assert_nothing_at, interrupted, names_in
 
 import patchindex as pi
-from patchindex.build import BuildSettings, plan_build
+from patchindex.build import BuildSettings, free_bytes, plan_build
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.store.raw import ChecksumWriter
 
@@ -66,6 +67,26 @@ def test_a_disk_that_is_too_small_is_refused_before_the_build(images, tmp_path, 
     with pytest.raises(InputError, match=r"may need 0\.00 GiB there, and 0\.00 are free"):
         pi.build_index(images, tmp_path / "s.zarr", (3, 5))
     assert names_in(tmp_path) == []
+
+
+def test_free_space_is_measured_while_another_build_removes_its_files(tmp_path):
+    folder, stop = tmp_path / "s.zarr.building" / "scales", threading.Event()
+
+    def build():
+        while not stop.is_set():
+            folder.mkdir(parents=True)
+            for number in range(30):
+                (folder / f"{number}.tmp").touch()
+            shutil.rmtree(folder.parent)
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    try:
+        measured = [free_bytes(tmp_path / "s.zarr") for _ in range(2000)]
+    finally:
+        stop.set()
+        thread.join()
+    assert min(measured) > 0
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
