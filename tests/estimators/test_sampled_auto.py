@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import brute
+import fake_gpu
 import h5py
 import numpy as np
 import pytest
 import torch
 
 import patchindex as pi
+from patchindex.devices import ACCELERATORS
 from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
@@ -196,6 +198,13 @@ def test_a_store_on_a_gpu_is_sampled(store, held_out):
     e = m.posterior_mean(held_out(0.5).cuda(), 0.5, k=3)
     assert (e.stderr == 0).all()  # forty images are computed exactly
     assert e.mean.device.type == "cuda"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the test above draws on it")
+def test_auto_does_not_search_the_index_on_a_gpu(store, monkeypatch):
+    monkeypatch.setitem(ACCELERATORS, "cuda", fake_gpu.Fake([1 << 30]))
+    opened = pi.open_index(store.path, device="cuda")
+    assert not pi.ScoreMachine(opened, estimator="auto", device="cuda").searches_index
 
 
 def test_an_index_gives_its_images_to_a_named_engine(store, held_out):
