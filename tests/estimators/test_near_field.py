@@ -172,6 +172,15 @@ def test_some_pixels_have_a_larger_near_field(store, held_out):
     assert (deeper.state.log_weight()[pixels] < truth + 1e-4).all()
 
 
+def test_a_larger_near_field_has_eight_times_the_candidates(store, held_out):
+    """Without patches of neighbouring pixels: up to 80, and up to ten that the smaller one had."""
+    field = near_field(store, request_for(store, held_out(0.4), 0.4, 3), 4, 10, heavy=NO_NEIGHBOURS.heavy)
+    pixels = np.array([3, 40, 41, 150])
+    compared = field.deeper(1, field.image(1), pixels).state.count[pixels]
+    assert 40 < float(compared.double().mean())
+    assert int(compared.max()) <= 90
+
+
 def test_memory_and_threads_change_nothing(store, held_out):
     states, before = [], torch.get_num_threads()
     try:
