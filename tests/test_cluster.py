@@ -97,14 +97,18 @@ def _raises(tries):
 
 
 def test_a_build_that_loses_all_its_workers_says_so_and_resumes(saved, tmp_path):
-    path = tmp_path / "s.zarr"
+    path, built = tmp_path / "s.zarr", tmp_path / "built.zarr"
+    pi.build_index(saved, built, scales=[3], threads=1)
     fewer = dask.config.set({"distributed.scheduler.allowed-failures": 1})
     with fewer, pi.cluster.connect(workers=2, threads=1) as client:
         client.register_plugin(_Dying())
         with pytest.raises(PatchIndexError, match=r"lost with each of 2 workers.*resume=True$") as caught:
             pi.build_index(saved, path, scales=[3], threads=1, client=client)
+        with pytest.raises(PatchIndexError, match=r"lost with each of 2 workers.*add the scales again$"):
+            pi.add_scales(built, [5], threads=1, client=client)
     assert "\n" not in str(caught.value)
     assert pi.build_index(saved, path, scales=[3], threads=1, resume=True).scales == (3,)
+    assert pi.add_scales(built, [5], threads=1).scales == (3, 5)
 
 
 class _Dying(distributed.WorkerPlugin):

@@ -21,6 +21,7 @@ from patchindex.build.scale import ScaleBuild
 from patchindex.build.settings import BuildSettings
 from patchindex.build.times import announce
 from patchindex.build.workdir import (
+    GO_ON,
     ExistingOutput,
     build_id_of,
     existing_output,
@@ -30,7 +31,7 @@ from patchindex.build.workdir import (
     working_directory,
 )
 from patchindex.devices import resolve_device
-from patchindex.errors import InputError, Option
+from patchindex.errors import InputError
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
@@ -146,7 +147,7 @@ def build_index(
     check_attributes(stored, source, source.skipped)
     if not path.parent.exists():  # a refused build leaves nothing, not even the parent folders
         check_limits(path, plan, budget)
-    with use_threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):
+    with use_threads(threads), failing_disk(path, *GO_ON), locked(path):
         existing = existing_output(path, stored, overwrite=overwrite, resume=resume)
         if existing is ExistingOutput.FINISHED:
             return open_index(path, device=device)

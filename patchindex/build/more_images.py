@@ -18,6 +18,7 @@ from patchindex.build.settings import appended_settings
 from patchindex.build.shards import OldLists
 from patchindex.build.times import announce
 from patchindex.build.workdir import (
+    GO_ON,
     ExistingOutput,
     build_id_of,
     existing_append,
@@ -27,7 +28,6 @@ from patchindex.build.workdir import (
     working_directory,
 )
 from patchindex.devices import device_of_faiss, resolve_device, warn_of_faiss
-from patchindex.errors import Option
 from patchindex.images import ImagesLike, ImageSource, LabelsLike, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.concat import ConcatSource
@@ -120,7 +120,7 @@ def append(
     if paths_of(images) is None:  # objects are images as they are meant
         prepared = {}
     source = open_images(images, **prepared | ({} if labels is None else {"labels": labels}))
-    with use_threads(threads), failing_disk(path, "go on with ", Option("resume", True)), locked(path):
+    with use_threads(threads), failing_disk(path, *GO_ON), locked(path):
         old = open_index(path)
         both = ConcatSource([labelled_images(old), source])
         settings = appended_settings(old.attributes["settings"], old.scales, both, source)

@@ -29,6 +29,8 @@ from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, wr
 
 __all__ = ["add_scales", "labelled_images", "plan_scales"]
 
+AGAIN = "add the scales again"  # in a remedy: how an interrupted call continues
+
 
 @plain_state()
 def add_scales(
@@ -84,7 +86,7 @@ def add_scales(
         raise InputError("cannot be written to", where=path, remedy="copy the store to a writable folder")
     where, budget = resolve_device(device, needs_faiss=True), parse_memory(memory)
     require_faiss()
-    with use_threads(threads), failing_disk(path, "add the scales again"), locked(path):
+    with use_threads(threads), failing_disk(path, AGAIN), locked(path):
         index = open_index(path)
         check_no_unfinished(path)
         write_scales(path, index.scales)  # an earlier call may have been killed before it wrote the list
@@ -97,7 +99,8 @@ def add_scales(
             [index.attributes["fingerprint"], settings.pca_dims, settings.lists, settings.seed]
         )
         for scale in plan.scales:
-            work = ScaleBuild(path, index.geometry(scale.k), scale, settings.seed, where, build_id)
+            geometry = index.geometry(scale.k)
+            work = ScaleBuild(path, geometry, scale, settings.seed, where, build_id, go_on=[AGAIN])
             build_scale(work, progress, client, threads)
             write_scales(path, {*index.scales, scale.k})
             index = open_index(path)

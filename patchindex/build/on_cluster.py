@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from patchindex.build.scale import ScaleBuild
 from patchindex.dask_tasks import lost_workers, submit
-from patchindex.errors import Option
 from patchindex.runtime import Progress
 from patchindex.runtime import threads as use_threads
 
@@ -30,7 +29,7 @@ def build_scale(scale: ScaleBuild, progress: Progress, client: Client | None, th
         return submit(client, _run_stage, scale, stage, threads, *arguments)
 
     scale.begin(progress)
-    with lost_workers("go on with ", Option("resume", True)):
+    with lost_workers(*scale.go_on):
         start("train").result()
         futures = [start("encode", shard) for shard in scale.missing()]
         for done, future in enumerate(as_completed(futures)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -24,8 +24,8 @@ from patchindex.build.merge import Bucket, ListStatistics, write_index
 from patchindex.build.plan import ScalePlan
 from patchindex.build.shards import OldLists, Shards
 from patchindex.build.train import keep_model, train_scale
-from patchindex.build.workdir import hold_lock
-from patchindex.errors import PatchIndexError
+from patchindex.build.workdir import GO_ON, hold_lock
+from patchindex.errors import Option, PatchIndexError
 from patchindex.geometry import Geometry
 from patchindex.index.attributes import check_scale_numbers
 from patchindex.index.faiss_file import code_ranges, empty_index
@@ -62,6 +62,7 @@ class ScaleBuild:
     build_id: str  # the folder of another build is removed
     old: OldLists | None = None  # the trained scale and its images, when images are appended
     new_images: np.ndarray | None = None  # numbers of the images to encode, ascending; by default all
+    go_on: Sequence[str | Option] = GO_ON  # in a remedy: how the caller continues
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields only: other processes map the images themselves."""
@@ -104,7 +105,7 @@ class ScaleBuild:
         found = attributes_of(self._folder)
         if found.get(BUILD_ID) != self.build_id:
             raise PatchIndexError(
-                "belongs to another build, or to none", where=self._folder, remedy="start the build again"
+                "belongs to another build, or to none", where=self._folder, remedy=self.go_on
             )
         return found
 
@@ -113,7 +114,7 @@ class ScaleBuild:
         attributes = self._attributes
         return Shards(
             self._folder / SHARDS, attributes["lists"], attributes["pca_dims"], self._images,
-            self.geometry.patches_per_image, self.old,
+            self.geometry.patches_per_image, self.old, self.go_on,
         )  # fmt: skip
 
     def _is_done(self, stage: str) -> bool:
@@ -125,7 +126,7 @@ class ScaleBuild:
         refused = PatchIndexError(
             f"another process has held the lock for {LONGEST_WAIT // 3600} hours",
             where=lock,
-            remedy="end that process, and resume the build",
+            remedy=["end that process, and ", *self.go_on],
         )
 
         def waiting() -> None:

@@ -8,13 +8,14 @@ a part of one list: when many patches are alike, most are in one list.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from patchindex.build.merge import Bucket
-from patchindex.errors import StoreError
+from patchindex.build.workdir import GO_ON
+from patchindex.errors import Option, StoreError
 from patchindex.index.scale import ScaleIndex
 from patchindex.store.atomic import atomic_write
 from patchindex.store.checksums import CHECKSUM_OF_CHECKED, checksum_of_file
@@ -54,7 +55,8 @@ class Shards:
     """The shards of one scale, in a folder of their own.
 
     `images` are the numbers of the shards' images, int (n,), ascending; `old` has the patches of all other
-    images. Patch ids are `image * patches_per_image + position`.
+    images. Patch ids are `image * patches_per_image + position`. `go_on` says in a remedy how the caller
+    continues.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Shards:
         images: np.ndarray,
         patches_per_image: int,
         old: OldLists | None = None,
+        go_on: Sequence[str | Option] = GO_ON,
     ) -> None:
-        self._folder, self._lists, self._old = folder, lists, old
+        self._folder, self._lists, self._old, self._go_on = folder, lists, old, go_on
         self._images, self._per_image = images, patches_per_image
         self._record = np.dtype([("id", "<i8"), ("code", "u1", (code_bytes,))])
         image_bytes = patches_per_image * self._record.itemsize
@@ -137,7 +140,7 @@ class Shards:
         with self._path(i).open("rb") as file:
             file.seek(offset)
             if file.readinto(found.view(np.uint8).data) != found.nbytes:
-                raise StoreError("is too short", where=self._path(i), remedy="resume the build")
+                raise StoreError("is too short", where=self._path(i), remedy=self._go_on)
         return found
 
     def merged(self) -> Iterator[Bucket]:

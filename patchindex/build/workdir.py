@@ -28,6 +28,7 @@ from patchindex.store.checksums import MANIFEST, read_checksummed, write_checksu
 from patchindex.store.remote import is_url
 
 __all__ = [
+    "GO_ON",
     "IMAGES",
     "ExistingOutput",
     "build_id_of",
@@ -49,6 +50,7 @@ __all__ = [
 
 SETTINGS = "settings.json"  # checksummed; with it a folder is an unfinished build or a store
 BUILD_ID = "build"  # key in the settings
+GO_ON = ("go on with ", Option("resume", True))  # in a remedy: how a build continues that was interrupted
 IMAGES = "images_written"  # attribute of the working directory: all images are written
 
 

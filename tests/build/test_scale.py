@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,15 @@ def test_a_scale_build_is_pickled_without_its_images(make):
     scale.train()
     assert not make().finished
     assert len(make().missing()) == 1
+
+
+def test_an_error_says_how_the_caller_continues(make):
+    for scale, way in (
+        (make(), "go on with resume=True"),
+        (replace(make(), go_on=["call again"]), "call again"),
+    ):
+        with pytest.raises(PatchIndexError, match=f"belongs to another build, or to none; {way}$"):
+            scale.train()
 
 
 @pytest.mark.parametrize("stage", ["train", "merge"])
