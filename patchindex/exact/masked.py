@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Event
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to
 from patchindex.kernels import masked as kernel
 from patchindex.kernels.scan import NOTHING_YET, Sums, Tile
 from patchindex.kernels.simd import BLOCK, LANES, aligned
-from patchindex.kernels.totals import flush
+from patchindex.kernels.totals import flush, merge
 from patchindex.runtime import Progress, full_precision, no_progress, part_of
 from patchindex.softmax import SoftmaxState
 
@@ -126,8 +126,9 @@ def scan(request: MaskedRequest) -> SoftmaxState:
     lo, hi = request.training.range_of(request.label)
     threads = torch.get_num_threads()
     flat = request.y.permute(0, 2, 3, 1).flatten(1)
-    # Half of the memory is for the noisy images of a group, with their states, and half for the scan.
-    group = max(1, request.memory // 2 // (flat.shape[1] * 8 * 24))
+    # Half of the memory is for the noisy images of a group, with their states and the sums of each thread,
+    # and half for the scan.
+    group = max(1, request.memory // 2 // (flat.shape[1] * 8 * (24 + 4 * threads)))
     states = []
     for first in range(0, len(flat), group):
         y = flat[first : first + group]
@@ -184,16 +185,19 @@ def _multiply(part: _Part, masks: Tensor) -> SoftmaxState:
 
 
 class _Totals:
-    """The sums of all threads."""
+    """Sums of all noisy images, relative to 2^tops, as `flush` writes them."""
 
     def __init__(self, batch: int, size: int) -> None:
         self.tops = np.full((batch, size), float(NOTHING_YET))
         self.sums = np.zeros((batch, size, 3))
-        self._adding = Lock()
 
-    def add(self, query: int, sums: Sums) -> None:
-        with self._adding:
-            flush(sums, 1, self.tops[query], self.sums[query])
+    def add(self, found: _Totals) -> None:
+        merge(
+            found.tops.reshape(-1), found.sums.reshape(-1, 3), self.tops.reshape(-1), self.sums.reshape(-1, 3)
+        )
+
+    def clear(self) -> None:
+        self.tops[:], self.sums[:] = NOTHING_YET, 0
 
 
 def _run(part: _Part, masks: kernel.Masks, threads: int) -> SoftmaxState:
@@ -208,15 +212,13 @@ def _run(part: _Part, masks: kernel.Masks, threads: int) -> SoftmaxState:
     )
     images = max(1, tiles) * BLOCK
     totals, stop, done = _Totals(batch, size), Event(), 0
-    scratch: deque[_Scratch] = deque(
-        _Scratch(part, masks, max(1, tiles), totals, stop) for _ in range(threads)
-    )
+    scratch = deque(_Scratch(part, masks, max(1, tiles), stop) for _ in range(threads))
     at_once = max(1, part.memory // 2 // (4 * size))
-    pending: deque[tuple[Future[None], _Scratch, int]] = deque()
+    pending: deque[tuple[Future[_Totals], _Scratch, int]] = deque()
 
-    def finish() -> int:
+    def finish() -> int:  # in the order of the tasks: sums that round depend on their order
         future, one, count = pending.popleft()
-        future.result()
+        totals.add(future.result())
         scratch.append(one)
         return count
 
@@ -248,9 +250,9 @@ def _cut(blocks: Iterator[np.ndarray], images: int) -> Iterator[np.ndarray]:
 class _Scratch:
     """The arrays of one thread."""
 
-    def __init__(self, part: _Part, masks: kernel.Masks, tiles: int, totals: _Totals, stop: Event) -> None:
-        size = part.y.shape[1]
-        self._totals, self._stop, self._masks = totals, stop, masks
+    def __init__(self, part: _Part, masks: kernel.Masks, tiles: int, stop: Event) -> None:
+        batch, size = part.y.shape
+        self._totals, self._stop, self._masks = _Totals(batch, size), stop, masks
         self._near, self._beyond = part.near.float().numpy(), part.beyond.float().numpy()
         self._scale = np.float32(1 / (2 * part.request.sigma2 * math.log(2)))
         self._tiles = [
@@ -262,8 +264,9 @@ class _Scratch:
         threshold = np.float32(math.log2((part.hi - part.lo) * 4 / NEGLIGIBLE))
         self._sums = Sums(top, aligned(size * 3 * LANES), np.zeros(1, np.float32), threshold)
 
-    def work(self, images: np.ndarray) -> None:
-        """Add the images of a task, uint8 (n, H, W, C), to the totals."""
+    def work(self, images: np.ndarray) -> _Totals:
+        """Return the sums of the images of a task, uint8 (n, H, W, C), valid until the next call."""
+        self._totals.clear()
         flat = np.require(images.reshape(len(images), -1), np.uint8, ["C", "W"])
         parts = [flat[i : i + BLOCK] for i in range(0, len(flat), BLOCK)]
         for tile, some in zip(self._tiles, parts, strict=False):
@@ -272,10 +275,11 @@ class _Scratch:
             self._sums.top[:] = NOTHING_YET
             for tile, some in zip(self._tiles, parts, strict=False):
                 if self._stop.is_set():
-                    return
+                    return self._totals
                 kernel.square(tile.values, near, beyond, self._scale, self._differences)
                 kernel.scan_masked(tile, self._differences, self._masks, len(some), self._recent, self._sums)
-            self._totals.add(query, self._sums)
+            flush(self._sums, 1, self._totals.tops[query], self._totals.sums[query])
+        return self._totals
 
 
 def _state(part: _Part, totals: _Totals) -> SoftmaxState:

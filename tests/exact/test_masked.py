@@ -9,6 +9,7 @@ import torch
 
 from patchindex.exact.masked import MaskedRequest, list_masks, scan
 from patchindex.images.by_label import TrainingImages
+from patchindex.runtime import threads
 
 SHAPE = (3, 7, 9)
 SIZE = 3 * 7 * 9
@@ -31,8 +32,8 @@ def neighbourhoods(reach):
     return torch.from_numpy(near & (np.random.default_rng(0).random((SIZE, SIZE)) < 0.95))
 
 
-def random_masks(share):
-    return torch.from_numpy(np.random.default_rng(0).random((SIZE, SIZE)) < share)
+def random_masks(share, size=SIZE):
+    return torch.from_numpy(np.random.default_rng(0).random((size, size)) < share)
 
 
 MASKS = {
@@ -67,6 +68,18 @@ def test_masks_follow_from_neighbours_where_that_is_shorter_and_the_noise_is_not
     )
     for masks in (list_masks(MASKS["large"], SHAPE, 1e-4), list_masks(MASKS["random"], SHAPE, 1.0)):
         assert (masks.back == 0).all()
+
+
+def test_equal_scans_on_two_threads_give_equal_bytes(real_images):
+    """The threads have some ten tasks each, which end in another order each time."""
+    training = TrainingImages(real_images(3000, 14)[0])
+    size = 14 * 14
+    y = torch.from_numpy(brute.noisy(real_images(4, 14, skip=4000)[0], 0.5))
+    lists = list_masks(random_masks(0.1, size), (1, 14, 14), 1.0)
+    with threads(2):
+        states = [scan(MaskedRequest(training, None, y, 1.0, lists)) for _ in range(20)]
+    for name in ("max_logit", "weight", "weight_sq", "centre"):
+        assert len({getattr(state, name).numpy().tobytes() for state in states}) == 1
 
 
 def test_memory_does_not_change_the_sums(training, clean):
