@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from threading import Lock, Timer
+from threading import Lock, RLock, Timer
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from patchindex.checks import is_whole
 from patchindex.errors import DeviceError, InputError, PatchIndexWarning, warn
 
 __all__ = [
+    "PicklableLock",
     "Progress",
     "as_progress",
     "cache_folder",
@@ -216,6 +217,25 @@ def pool(threads: int) -> ThreadPoolExecutor:
 @lru_cache(maxsize=4)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "patchindex-pool")
+
+
+class PicklableLock:
+    """A lock for values that threads share, taken by `with lock:`; the thread that has it may take it again.
+
+    A copy of the lock in another process is a new lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[PicklableLock], tuple[()]]:
+        return PicklableLock, ()
 
 
 SPAWN = "start processes with the method 'spawn' of multiprocessing"

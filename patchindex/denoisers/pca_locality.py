@@ -18,7 +18,7 @@ from patchindex.exact.masked import MaskedRequest, list_masks, scan
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.index import PatchIndex
 from patchindex.kernels.masked import Masks
-from patchindex.runtime import Progress, part_of
+from patchindex.runtime import PicklableLock, Progress, part_of
 
 __all__ = ["PCALocality", "locality_masks"]
 
@@ -106,6 +106,7 @@ class PCALocality(TrainingDenoiser):
         self.tau, self.relative_to = float(tau), relative_to
         self._covariance: tuple[int | None, Tensor] | None = None  # of the last label
         self._masks: OrderedDict[tuple[int | None, float], Masks | Tensor] = OrderedDict()
+        self._making = PicklableLock()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,29 +153,31 @@ class PCALocality(TrainingDenoiser):
 
     def _masks_at(self, sigma2: float, label: int | None, progress: Progress) -> Masks | Tensor:
         """Return the masks in the form that the device needs; the latest are kept, in `memory` bytes."""
-        key = label, sigma2
-        if key not in self._masks:
-            masks = locality_masks(self._covariance_of(label, progress), sigma2, self.tau, self.relative_to)
-            on_cpu = self.device.type == "cpu"
-            self._masks[key] = list_masks(masks, self.shape, sigma2) if on_cpu else masks.to(self.device)
-            while len(self._masks) > 1 and sum(map(_bytes, self._masks.values())) > self._memory:
-                self._masks.popitem(last=False)
-        self._masks.move_to_end(key)
-        return self._masks[key]
+        key, settings = (label, sigma2), (sigma2, self.tau, self.relative_to)
+        with self._making:
+            if key not in self._masks:
+                masks = locality_masks(self._covariance_of(label, progress), *settings)
+                on_cpu = self.device.type == "cpu"
+                self._masks[key] = list_masks(masks, self.shape, sigma2) if on_cpu else masks.to(self.device)
+                while len(self._masks) > 1 and sum(map(_bytes, self._masks.values())) > self._memory:
+                    self._masks.popitem(last=False)
+            self._masks.move_to_end(key)
+            return self._masks[key]
 
     def _covariance_of(self, label: int | None, progress: Progress | None = None) -> Tensor:
         """Return the covariance of the images of a label, with entries in the order (H, W, C)."""
-        if self._covariance is None or self._covariance[0] != label:
-            self._covariance = None  # before there are two
-            options = {} if progress is None else {"progress": progress}
-            found = image_moments(
-                self.training, label, device=self.device, memory=self._memory, **options
-            ).covariance
-            channels, height, width = self.shape
-            order = torch.arange(len(found), device=found.device).reshape(channels, height, width)
-            order = order.permute(1, 2, 0).flatten()
-            self._covariance = label, found[order][:, order]
-        return self._covariance[1]
+        with self._making:
+            if self._covariance is None or self._covariance[0] != label:
+                self._covariance = None  # before there are two
+                options = {} if progress is None else {"progress": progress}
+                found = image_moments(
+                    self.training, label, device=self.device, memory=self._memory, **options
+                ).covariance
+                channels, height, width = self.shape
+                order = torch.arange(len(found), device=found.device).reshape(channels, height, width)
+                order = order.permute(1, 2, 0).flatten()
+                self._covariance = label, found[order][:, order]
+            return self._covariance[1]
 
 
 def locality_masks(covariance: Tensor, sigma2: float, tau: float, relative_to: str = "matrix") -> Tensor:

@@ -20,7 +20,7 @@ from patchindex.estimators import Estimate
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to_unit
 from patchindex.index import PatchIndex
-from patchindex.runtime import Progress
+from patchindex.runtime import PicklableLock, Progress
 
 __all__ = ["DenseGaussian", "GaussianDenoiser", "Wiener"]
 
@@ -42,6 +42,7 @@ class GaussianDenoiser(TrainingDenoiser):
     ) -> None:
         super().__init__(source, labels, **options)
         self._filters: OrderedDict[int | None, _Filter] = OrderedDict()
+        self._making = PicklableLock()
         self._check_memory(self.label)
 
     def _check_memory(self, label: int | None) -> None:
@@ -69,16 +70,17 @@ class GaussianDenoiser(TrainingDenoiser):
 
     def _filter(self, label: int | None, progress: Progress) -> _Filter:
         """Return the filter of a label; make it if it is not kept."""
-        if label not in self._filters:
-            self._check_memory(label)
-            room = self._memory - (0 if self.circulant else self._needed(label))
-            while self._filters and sum(each.bytes for each in self._filters.values()) > room:
-                self._filters.popitem(last=False)
-            make = _Circulant.of if self.circulant else DenseGaussian.of
-            where = float64_device(self.device)
-            self._filters[label] = make(self.training, label, where, self._memory, progress)
-        self._filters.move_to_end(label)
-        return self._filters[label]
+        with self._making:
+            if label not in self._filters:
+                self._check_memory(label)
+                room = self._memory - (0 if self.circulant else self._needed(label))
+                while self._filters and sum(each.bytes for each in self._filters.values()) > room:
+                    self._filters.popitem(last=False)
+                make = _Circulant.of if self.circulant else DenseGaussian.of
+                where = float64_device(self.device)
+                self._filters[label] = make(self.training, label, where, self._memory, progress)
+            self._filters.move_to_end(label)
+            return self._filters[label]
 
 
 @register_denoiser("wiener")

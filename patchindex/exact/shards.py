@@ -136,15 +136,16 @@ class DeviceShards(Shards):
         """
         lo, hi = request.image_range
         training, numbers = in_root(request.training, slice(lo, hi))
-        if self._held is None or self._held.training is not training:
-            self._held = _Held(training, len(self._devices))
+        held = self._held
+        if held is None or held.training is not training:
+            held = self._held = _Held(training, len(self._devices))
         if isinstance(numbers, slice):
             numbers = np.arange(numbers.start, numbers.stop)
-        owners = self._held.owners[numbers]
-        for i, (device, shard) in enumerate(zip(self._devices, self._held.shards, strict=False)):
+        owners = held.owners[numbers]
+        for i, (device, shard) in enumerate(zip(self._devices, held.shards, strict=False)):
             places = np.flatnonzero(owners == i)
             if len(places):
-                yield device, shard, self._held.numbers[numbers[places]], places
+                yield device, shard, held.numbers[numbers[places]], places
 
     def _settings(self, request: ScoreRequest, device: torch.device) -> dict[str, Any]:
         """Return the settings of a device's scan: devices that are the same share the memory."""

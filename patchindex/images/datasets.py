@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from patchindex.errors import InputError, Option, PatchIndexWarning, warn
 from patchindex.images.format import Options
 from patchindex.images.pictures import BadImageError, PictureSource, check_depth, decoding, is_gray
+from patchindex.runtime import PicklableLock
 
 __all__ = ["DatasetSource", "is_dataset"]
 
@@ -107,7 +107,7 @@ class _Items:
             raise InputError(f"items have no axes {axes}", parameter="axes", remedy="give HW, HWC or CHW")
         self._axes = axes
         self.name = f"{type(dataset).__module__.partition('.')[0]}.{type(dataset).__name__}"
-        self._dataset, self._lock = dataset, threading.Lock()
+        self._dataset, self._lock = dataset, PicklableLock()
         # The columns of a table; None if an item is an image, or a tuple that begins with an image.
         self._image: str | None = None
         self._label: str | None = None
@@ -140,12 +140,6 @@ class _Items:
             check_depth(image, where)
             image.load()
         return image, label
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
 
     def stored_labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
         """Return the labels that are stored apart from the items, and their names; each may be None."""

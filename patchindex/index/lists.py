@@ -152,15 +152,16 @@ class InvertedLists:
 
     def _tiles(self, c: int) -> tuple[Tiles, Tiles]:
         """Return the tiles of the cells and of the lists of a class, kept for `TILES_HELD` classes."""
-        if c not in self._tiles_of:
+        found = self._tiles_of.get(c)
+        if found is None:
             if len(self._tiles_of) >= TILES_HELD:
                 self._tiles_of.clear()
             lo, hi = self.bounds[c : c + 2]
             first, last = np.searchsorted(self.cell_bounds, (lo, hi))
             cells = Tiles.of(self.cells[first:last], np.array([0, last - first]))
             lists = Tiles.of(self.centroids[lo:hi], self.cell_bounds[first : last + 1] - lo)
-            self._tiles_of[c] = cells, lists._replace(bounds=lists.bounds + lo)
-        return self._tiles_of[c]
+            found = self._tiles_of[c] = cells, lists._replace(bounds=lists.bounds + lo)
+        return found
 
     @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

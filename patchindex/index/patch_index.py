@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ class PatchIndex:
         self.training = TrainingImages(source, labels, ids)
         by_label = np.array([shape[0]]) if labels is None else np.unique(labels, return_counts=True)[1]
         self._images = IndexedImages(by_label, shape[3], raw_checksum(path, "images"))
-        self._scales: dict[int, ScaleIndex] = {}
+        self._scales, self._opening = dict[int, ScaleIndex](), RLock()  # threads share open scales
         self._lists_checked: dict[int, np.ndarray] = {}  # `ScaleIndex.checked`, kept when a scale is closed
 
     def __len__(self) -> int:
@@ -267,16 +268,17 @@ class PatchIndex:
                     *(", or compute exact scores, which need no index, with ", Option("estimator", "exact")),
                 ],
             )
-        if k not in self._scales:
-            while len(self._scales) >= SCALES_HELD:
-                self._scales.pop(next(iter(self._scales)))
-            try:
-                scale = self._open_scale(k)
-            finally:  # the files of a store that replaced this one do not fit: their errors would mislead
-                self._check_not_replaced()
-            self._scales[k], self._lists_checked[k] = scale, scale.checked
-            log.debug("opened scale %d in %s", k, scale.path)
-        return self._scales[k]
+        with self._opening:
+            if k not in self._scales:
+                while len(self._scales) >= SCALES_HELD:
+                    self._scales.pop(next(iter(self._scales)))
+                try:
+                    scale = self._open_scale(k)
+                finally:  # the files of a store that replaced this one do not fit: their errors would mislead
+                    self._check_not_replaced()
+                self._scales[k], self._lists_checked[k] = scale, scale.checked
+                log.debug("opened scale %d in %s", k, scale.path)
+            return self._scales[k]
 
     def _open_scale(self, k: int) -> ScaleIndex:
         group = scale_group(k)
@@ -304,7 +306,9 @@ class PatchIndex:
         StoreError
             When an image is damaged, or a mapped file became shorter.
         """
-        for array, file in ((self._map, self._file), *(scale.mapped for scale in self._scales.values())):
+        with self._opening:
+            scales = list(self._scales.values())
+        for array, file in ((self._map, self._file), *(scale.mapped for scale in scales)):
             if is_shorter(array) and not self._mend(file):
                 raise StoreError(
                     "became shorter while it was in use", where=file, remedy="restore it, and open it again"
