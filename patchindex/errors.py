@@ -155,7 +155,7 @@ class PatchIndexWarning(_Message, UserWarning):
     """
 
 
-def warn(warning: Warning | str) -> None:
+def warn(warning: PatchIndexWarning) -> None:
     """Issue a warning that names the nearest caller outside this package."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Unpack
 
@@ -32,6 +33,7 @@ class GaussianDenoiser(TrainingDenoiser):
     """A denoiser that is made of Gaussians of whole images; it keeps their decompositions by label."""
 
     _default_memory = DEFAULT_MEMORY
+    _needs_less_memory: Sequence[str | Option] = ("smaller images",)
     circulant = False
 
     def __init__(
@@ -56,7 +58,7 @@ class GaussianDenoiser(TrainingDenoiser):
                 f"the covariance of {numbers:,} numbers per image needs {_size(needed)}, more than the "
                 f"{_size(self._memory)} allowed",
                 parameter="memory",
-                remedy=["give more, or use ", Option("circulant", True), " or smaller images"],
+                remedy=["give more, or use ", *self._needs_less_memory],
             )
 
     def _needed(self, label: int | None) -> int:
@@ -127,6 +129,8 @@ class Wiener(GaussianDenoiser):
     >>> e.mean.shape, e.patches_evaluated, bool(e.ess.isnan().all())
     (torch.Size([2, 1, 8, 8]), 0, True)
     """
+
+    _needs_less_memory = (Option("circulant", True), " or smaller images")
 
     def __init__(
         self,

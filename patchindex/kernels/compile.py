@@ -41,7 +41,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from patchindex.errors import InputError, warn
+from patchindex.errors import InputError, PatchIndexWarning, warn
 from patchindex.runtime import cache_folder
 
 __all__ = ["compiled", "inlined", "lean"]
@@ -107,7 +107,12 @@ class _KernelCache(NullCache):
             unfinished.write_bytes(hashlib.sha256(code).digest() + code)
             unfinished.replace(file)
         except OSError as error:
-            warn(f"{self._folder}: cannot keep compiled kernels ({error})")
+            warning = PatchIndexWarning(
+                f"compiled kernels cannot be kept ({error})",
+                where=self._folder,
+                remedy="set NUMBA_CACHE_DIR to a folder with free space, or the next process compiles again",
+            )
+            warn(warning)
 
     def _file(self, signature: Any, codegen: Any) -> Path:
         key = hashlib.sha256(f"{signature} {codegen.magic_tuple()}".encode()).hexdigest()[:16]

@@ -26,7 +26,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from patchindex.errors import InputError, PatchIndexError, SourceNotFoundError, StoreError, warn
+from patchindex.errors import (
+    InputError,
+    PatchIndexError,
+    PatchIndexWarning,
+    SourceNotFoundError,
+    StoreError,
+    warn,
+)
 from patchindex.runtime import cache_folder
 from patchindex.store.atomic import atomic_write, publish
 from patchindex.store.checksums import (
@@ -200,7 +207,12 @@ class Remote:
             raise error
         if self._offline is None:
             self._offline = error
-            warn(f"{self.url}: {error.what}; using the copy in {self._home}")
+            warning = PatchIndexWarning(
+                f"{error.what}: the copy in {self._home} is used as it is",
+                where=self.url,
+                remedy=error.remedy,
+            )
+            warn(warning)
         return folder
 
     @contextmanager

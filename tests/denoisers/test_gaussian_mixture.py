@@ -80,5 +80,6 @@ def test_little_memory_changes_no_result(images, noisy):
 def test_options_of_wiener_are_refused(images):
     with pytest.raises(InputError, match="gaussian-mixture has no option 'circulant'"):
         pi.denoiser("gaussian-mixture", *images, circulant=True)
-    with pytest.raises(InputError, match="memory: the covariance of 90 numbers per image needs"):
+    with pytest.raises(InputError, match="memory: the covariance of 90 numbers per image needs") as refused:
         pi.denoiser("gaussian-mixture", *images, memory="9K")
+    assert str(refused.value).endswith("; give more, or use smaller images")  # `circulant` is Wiener's

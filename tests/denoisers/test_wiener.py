@@ -117,8 +117,9 @@ def test_a_covariance_larger_than_the_memory_is_refused(real_images):
     many = real_images(300, 10)[0]
     with pytest.raises(
         InputError, match=r"memory: the covariance of 100 numbers .* needs 312.5 KiB, more than"
-    ):
+    ) as refused:
         pi.denoiser("wiener", many, memory="300K")
+    assert str(refused.value).endswith("; give more, or use circulant=True or smaller images")
     pi.denoiser("wiener", many[:10], memory="300K").prepare()  # few images: their products are smaller
     pi.denoiser("wiener", many, memory="300K", circulant=True).prepare()
     m = pi.denoiser("wiener", many, (np.arange(300) > 9).astype(int), memory="300K", label=0)

@@ -170,6 +170,28 @@ def test_edited_helper_and_damaged_machine_code_are_compiled_again(copied_packag
     assert flush() == ["16.0", "0"]
 
 
+def test_a_folder_that_takes_no_machine_code_gives_a_warning_of_the_package(tmp_path):
+    script = """
+import shutil, warnings
+import numpy as np
+from patchindex.errors import PatchIndexWarning
+from patchindex.kernels.compile import FOLDER, compiled
+shutil.rmtree(FOLDER)
+FOLDER.write_bytes(b"no folder")
+@compiled
+def double(values):
+    values[0] *= 2
+warnings.simplefilter("error", PatchIndexWarning)
+try:
+    double(np.ones(1))
+except PatchIndexWarning as warning:
+    print(warning)
+"""
+    told = " ".join(run(script, NUMBA_CACHE_DIR=str(tmp_path)))
+    assert "compiled kernels cannot be kept" in told
+    assert "; set NUMBA_CACHE_DIR to a folder with free space" in told
+
+
 def test_read_only_installation_without_home_compiles_in_every_process(copied_package):
     (copied_package / "kernels" / "__pycache__").touch()  # a file, so that no folder can be made there
     nowhere = {"NUMBA_CACHE_DIR": "/dev/null/numba", "PATCHINDEX_CACHE": "/dev/null/patchindex"}

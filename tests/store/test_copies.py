@@ -16,7 +16,7 @@ from patchindex.errors import InputError, PatchIndexError, StoreError
 from patchindex.store.checksums import CURVE, MANIFEST
 from patchindex.store.raw import raw_path
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*; using the copy in:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.* is used as it is:patchindex.PatchIndexWarning")
 
 
 def test_a_later_operating_curve_is_copied(small, put, tmp_path):
@@ -82,7 +82,7 @@ def test_without_the_network_copies_are_used(small, put, tmp_path, monkeypatch):
     index = pi.open_index(URL)
     with monkeypatch.context() as broken:
         broken.setattr(type(files), "cat_file", fail)
-        with pytest.warns(UserWarning, match="using the copy in"):
+        with pytest.warns(pi.PatchIndexWarning, match="the copy in .* is used as it is; check the URL"):
             away = pi.open_index(URL)
         assert away.scales == (3,)
         with pytest.raises(InputError, match="no network"):
@@ -90,14 +90,14 @@ def test_without_the_network_copies_are_used(small, put, tmp_path, monkeypatch):
     index.scale(3)
     for name in ("cat_file", "get_file"):
         monkeypatch.setattr(type(files), name, fail)
-    with pytest.warns(UserWarning, match="using the copy in"):
+    with pytest.warns(pi.PatchIndexWarning, match="the copy in .* is used as it is; check the URL"):
         there = pi.open_index(URL)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the warning is given once
         assert there.scale(3).path == index.scale(3).path
         assert there.info()["indexes"]["3"]["lists"] == index.scale(3).attributes["lists"]
         assert pi.ScoreMachine(there, estimator="auto").index is there
-    with pytest.warns(UserWarning, match="using the copy in"):
+    with pytest.warns(pi.PatchIndexWarning, match="the copy in .* is used as it is; check the URL"):
         assert pi.ScoreMachine(URL, estimator="auto").index.scales == (3,)
 
 
