@@ -168,7 +168,21 @@ class TrajectoryFile:
         self.path = Path(path)
 
     def write(self, part: Trajectory, first: int, n: int) -> None:
-        """Write the images `first`, `first + 1`, ... of n; the first call makes the group."""
+        """Write the images `first`, `first + 1`, ... of n; the first call makes the group.
+
+        Raises
+        ------
+        InputError
+            When the group has other steps, another number of images or another shape than this part, or n
+            images do not hold the part.
+        """
+        count = part.x.shape[1]
+        if not 0 <= first <= n - count:
+            raise InputError(
+                f"{count} images from image {first} on do not fit into {n}",
+                parameter="first",
+                remedy="give the number of the part's first image, and the number of all images",
+            )
         group = zarr.open_group(LocalStore(self.path), mode="a", zarr_format=3)
         if "format" not in group.attrs:
             for name in OF_STEPS:
@@ -179,9 +193,23 @@ class TrajectoryFile:
                     name, shape=(steps, n, *rest), chunks=(steps, 1, *rest), dtype="f4", overwrite=True
                 )
             group.attrs["format"] = FORMAT
+        self._check_fits(group, part, n)
         for name in (*OF_IMAGES, *OF_PIXELS):
             array: Any = group[name]
-            array[:, first : first + part.x.shape[1]] = getattr(part, name)
+            array[:, first : first + count] = getattr(part, name)
+
+    def _check_fits(self, group: zarr.Group, part: Trajectory, n: int) -> None:
+        """Refuse a part of another trajectory than the group has."""
+        for each in fields(Trajectory):
+            held, given = group.get(each.name), getattr(part, each.name)
+            shape = given.shape if each.name in OF_STEPS else (len(given), n, *given.shape[2:])
+            fits = isinstance(held, zarr.Array) and held.shape == shape
+            if not fits or (each.name in OF_STEPS and not np.array_equal(held[:], given)):
+                raise InputError(
+                    f"has another trajectory: its array {each.name} differs",
+                    where=self.path,
+                    remedy="write to another path, or remove the folder",
+                )
 
     def read(self, images: Sequence[int] | None = None) -> Trajectory:
         """Return the trajectory of some images, by default of all.

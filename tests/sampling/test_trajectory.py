@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -74,6 +75,30 @@ def test_a_file_that_is_written_in_parts_has_the_same_trajectory(drawn, tmp_path
     np.testing.assert_array_equal(one.mean, path.mean[:, [1]])
     with pytest.raises(InputError, match="has no image 3; it has 3; use 0 to 2"):
         file.read([3])
+
+
+@pytest.mark.parametrize(
+    ("changed", "n", "array"),
+    [({"t": np.array([0.8, 0.4])}, 3, "t"), ({"k": np.array([9, 9])}, 3, "k"), ({}, 4, "x")],
+)
+def test_a_part_of_another_trajectory_is_refused(drawn, tmp_path, changed, n, array):
+    file, path = TrajectoryFile(tmp_path / "trajectory.zarr"), drawn.trajectory
+    two = Trajectory(path.t[:2], path.k[:2], *[getattr(path, name)[:2] for name in ARRAYS[2:]])
+    file.write(two, 0, 3)
+    other = dataclasses.replace(two, x=two.x + 1, **changed)
+    with pytest.raises(InputError, match=f"has another trajectory: its array {array} differs; write to"):
+        file.write(other, 0, n)
+    with pytest.raises(InputError, match=r"has another trajectory: its array t differs"):
+        file.write(path, 0, 3)  # more steps
+    np.testing.assert_array_equal(file.read().x, two.x)
+
+
+@pytest.mark.parametrize("first", [-1, 1])
+def test_a_part_outside_of_the_images_is_refused(drawn, tmp_path, first):
+    file = TrajectoryFile(tmp_path / "trajectory.zarr")
+    with pytest.raises(InputError, match=f"first: 3 images from image {first} on do not fit into 3; give"):
+        file.write(drawn.trajectory, first, 3)
+    assert not file.path.exists()
 
 
 def _drop(path):
