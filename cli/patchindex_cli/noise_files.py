@@ -63,14 +63,15 @@ def _hdf5(path: Path) -> np.ndarray:
     import h5py
     import numpy as np
 
-    from patchindex.images.untrusted import check_stored
+    from patchindex.images.hdf5_data import DeflatedChunks, check_data
 
     try:
         with h5py.File(path, "r") as file:
             data = file[KEY] if isinstance(file.get(KEY, getlink=True), h5py.HardLink) else None
-            if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+            if not isinstance(data, h5py.Dataset):
                 raise _refused(path, f"has no dataset {KEY} of its own", f"save the noise as {KEY}")
-            check_stored(data.nbytes, data.id.get_storage_size(), path)
+            check_data(data, path)
+            DeflatedChunks(data, f"{path}::{KEY}").check(data, slice(0, data.shape[0] if data.shape else 1))
             return np.asarray(data[()])
     except InputError:  # a ValueError, too
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     try:
         record = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"is no JSON ({error})", where=path, remedy="draw the samples again") from error
     settings = record.get("settings") if isinstance(record, dict) else None
     settings = settings if isinstance(settings, dict) else {}
@@ -64,7 +65,11 @@ def read_record(folder: Path) -> dict[str, Any]:
             parameter="samples",
             remedy="give samples of IS, LS, ELS or bbELS",
         )
-    wrong = [name for name, kind in SETTINGS.items() if not isinstance(settings.get(name), kind)]
+    wrong = [
+        name
+        for name, kind in SETTINGS.items()
+        if name not in settings or not isinstance(settings[name], kind)
+    ]
     if drawn_by is None or wrong or not isinstance(record.get("store") or {}, dict):
         missing = ", ".join(wrong) or "settings"
         raise InputError(f"is no record of samples: {missing}", where=path, remedy="draw the samples again")
@@ -75,15 +80,15 @@ def read_record(folder: Path) -> dict[str, Any]:
 def recorded_store(record: dict[str, Any]) -> Path | str:
     """Return the store that the samples name."""
     path = (record.get("store") or {}).get("path")
-    if path is None:
+    if not isinstance(path, str):
         raise InputError(
             "samples.json names no store", parameter="samples", remedy=["give ", Option("store")]
         )
-    if "://" not in str(path) and not Path(path).exists():
+    if "://" not in path and not os.path.exists(path):
         raise SourceNotFoundError(
             "the store of the samples is not there", where=path, remedy=["give ", Option("store")]
         )
-    return store_path(str(path))
+    return store_path(path)
 
 
 def check_fingerprint(training: Training, record: dict[str, Any], where: Path | str) -> None:

@@ -300,8 +300,8 @@ class UNet(nn.Module):
 
 def _unet_with_attention(image_channels: int, classes: int = 0, **options: Any) -> UNet:
     """Return a UNet with self-attention at all levels but the finest, unless `attention` names others."""
-    coarse = range(1, len(options.get("widths", (64, 128, 256))))
-    return UNet(image_channels, classes, **{"attention": tuple(coarse), **options})
+    levels = len(_as_tuple("widths", options.get("widths", (64, 128, 256))))
+    return UNet(image_channels, classes, **{"attention": tuple(range(1, levels)), **options})
 
 
 ARCHITECTURES: dict[str, Callable[..., ResNet | UNet]] = {

@@ -17,6 +17,7 @@ __all__ = ["SPACINGS", "Steps", "time_grid"]
 Steps = int | Sequence[float]
 
 ENDS = (0.999, 0.001)  # times of the first and the last noise level, of a grid that is spaced by sigma
+MOST_STEPS = 1_000_000  # a larger number is a typing mistake, or comes from a damaged file
 RHO = 7.0  # of Karras et al.
 
 
@@ -42,7 +43,7 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
     Parameters
     ----------
     steps : int, or sequence of float
-        Number of grid points, at least 2; a sampler takes one step fewer. Or the times themselves,
+        Number of grid points, from 2 to 1 000 000; a sampler takes one step fewer. Or the times themselves,
         descending, in [0, 1).
     noise : callable
         The noise schedule, from t to beta.
@@ -72,6 +73,8 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
     if isinstance(steps, Sequence) and not isinstance(steps, str):
         return _checked(steps)
     check_least(steps=(steps, 2))
+    if steps > MOST_STEPS:
+        raise InputError(f"must be at most {MOST_STEPS:,}, got {steps}", parameter="steps", remedy="use 20")
     steps, spaced = int(steps), SPACINGS[spacing]
     if spaced is None:
         return [i / steps for i in range(steps - 1, -1, -1)]

@@ -287,18 +287,16 @@ class LocalitySchedule:
     @classmethod
     def from_dict(cls, found: dict[str, Any], where: object = "locality schedule") -> LocalitySchedule:
         """Return the schedule of `as_dict`, or of a store of an earlier release: scales by cosine time."""
-        if set(found) == {"name", "scales"}:
-            name, scales = found["name"], tuple(found["scales"])
-            if LOCALITY_PRESETS.get(name) == scales:
-                return cls.of(name)
-            return replace(cls.of(scales), name=name)
-        if unknown := set(found) - {"name", "pairs", "provenance", "quartiles"}:
+        by_time = set(found) == {"name", "scales"}
+        if not by_time and (unknown := set(found) - {"name", "pairs", "provenance", "quartiles"}):
             raise _not_a_schedule(f"has an unknown field {min(unknown)!r}", where)
         name, pairs, quartiles = found.get("name"), found.get("pairs"), found.get("quartiles")
         if not isinstance(name, str) or not name:
             raise _not_a_schedule("has no name", where)
         given = found.get("provenance")
         try:
+            if by_time:
+                return cls._by_time(name, found["scales"])
             provenance = None if given is None else Provenance(**given)
             return cls(name, pairs, provenance, quartiles)  # type: ignore[arg-type]
         except TypeError:
@@ -306,6 +304,15 @@ class LocalitySchedule:
             raise _not_a_schedule(f"provenance must have the fields {fields}", where) from None
         except InputError as error:
             raise _not_a_schedule(error.what, where) from None
+
+    @classmethod
+    def _by_time(cls, name: str, scales: Any) -> LocalitySchedule:
+        """Return the schedule of scales by cosine time, which has the name of a preset where it is one."""
+        if not isinstance(scales, list | tuple):
+            raise InputError("scales must be a list of scales", parameter="locality")
+        if LOCALITY_PRESETS.get(name) == tuple(scales):
+            return cls.of(name)
+        return replace(cls.of(scales), name=name)
 
 
 LocalityLike = str | os.PathLike[str] | int | Sequence[int] | LocalitySchedule

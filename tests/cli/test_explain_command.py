@@ -134,14 +134,29 @@ def test_samples_of_another_machine_than_the_stores_are_explained(store, tmp_pat
     assert found["mosaic"]["method"] == "exact"
 
 
+def _with(setting, value):
+    return lambda record: {**record, "settings": {**record["settings"], setting: value}}
+
+
+def _without(setting):
+    return lambda record: {
+        **record,
+        "settings": {name: value for name, value in record["settings"].items() if name != setting},
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda record: [], "is no record of samples"),
         (lambda record: {**record, "settings": {}}, "is no record of samples"),
-        (lambda record: {**record, "settings": {**record["settings"], "seed": "3"}}, "samples: seed"),
+        (_with("seed", "3"), "samples: seed"),
         (lambda record: {**record, "store": {}}, "samples.json names no store; give --store"),
-        (lambda record: {**record, "settings": {**record["settings"], "noise": "brown"}}, "brown"),
+        (lambda record: {**record, "store": {"path": 5}}, "samples.json names no store; give --store"),
+        (lambda record: {**record, "store": {"path": "x" * 5000}}, "the store of the samples is not there"),
+        (_with("locality", {"name": "x", "scales": 5}), "scales must be a list of scales"),
+        (_without("locality"), "is no record of samples: locality"),
+        (_with("noise", "brown"), "brown"),
     ],
 )
 def test_a_damaged_record_is_refused(samples, tmp_path, change, message):
@@ -159,8 +174,9 @@ def test_damaged_samples_are_refused(samples, tmp_path):
     assert "has noise x_T of another shape" in refused("explain", folder, "-o", tmp_path / "out")
     np.savez(folder / "samples.npz", **{**arrays, "images": arrays["images"][:, :, :9]})
     assert "has images of shape (1, 9, 28)" in refused("explain", folder, "-o", tmp_path / "out")
-    (folder / "samples.json").write_text("{")
-    assert "is no JSON" in refused("explain", folder, "-o", tmp_path / "out")
+    for text in ("{", "[" * 100_000):
+        (folder / "samples.json").write_text(text)
+        assert "is no JSON" in refused("explain", folder, "-o", tmp_path / "out")
     (folder / "samples.json").unlink()
     assert "no such file" in refused("explain", folder, "-o", tmp_path / "out")
 

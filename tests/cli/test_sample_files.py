@@ -208,6 +208,19 @@ def _write_hdf5(path, noise):
         file["x_T"] = noise
 
 
+def _write_huge_chunks(path):
+    with h5py.File(path, "w") as file:
+        shape, chunk = (1, 1, 28, 28), (1, 1, 2**15, 2**14)
+        file.create_dataset("x_T", shape, "f4", chunks=chunk, maxshape=(None,) * 4, compression="gzip")
+
+
+def _write_elsewhere(path):
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            "x_T", (1, 1, 28, 28), "f4", external=[(path.with_suffix(".raw"), 0, 28 * 28 * 4)]
+        )
+
+
 WRITERS = {
     "npy": np.save,
     "npz": lambda path, noise: np.savez(path, x_T=noise),
@@ -245,6 +258,8 @@ class Evil:
         ("text.pt", lambda path: path.write_text("text"), "is no file of plain tensors"),
         ("words.pt", lambda path: torch.save({"other": torch.zeros(1)}, path), "has no tensor x_T"),
         ("other.h5", lambda path: h5py.File(path, "w").close(), "has no dataset x_T"),
+        ("chunks.h5", _write_huge_chunks, "has chunks of 2147483648 bytes"),
+        ("elsewhere.h5", _write_elsewhere, "has its data in another file, which is not read"),
         ("text.h5", lambda path: path.write_text("text"), "cannot be read"),
         ("other.safetensors", lambda path: save_file({"a": np.zeros(1)}, path), "has no tensor x_T"),
         ("text.safetensors", lambda path: path.write_text("text"), "cannot be read"),

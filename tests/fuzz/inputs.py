@@ -1,4 +1,4 @@
-"""Small valid inputs other than images: networks, unfinished runs, schedules and results of comparisons.
+"""Small valid inputs other than images: networks, unfinished runs, schedules, samples and noise, comparisons.
 
 `use` opens an input with the package and returns numbers or text; `reference` returns them without the checks
 of the package. A mutant that the reference cannot read either may be refused or give any result.
@@ -14,19 +14,31 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
+from click.testing import CliRunner
 from mutations import PLAIN, Mutation, change_bytes, change_json, change_text, inside_safetensors, inside_zip
+from patchindex_cli import main
+from patchindex_cli.noise_files import read_noise
+from patchindex_cli.options import RunOptions
+from patchindex_cli.saved_samples import machine_of, read_record, read_sample, recorded_store, steps_of
+from patchindex_cli.sources import open_training
 from safetensors import safe_open
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 import patchindex as pi
 from patchindex.networks import TrainSettings, make_network, open_network, train
+from patchindex.runtime import no_progress
+from patchindex.sampling import time_grid
+from patchindex.sampling.draws import starting_noise
 from patchindex.schedules import NOISE_SCHEDULES, LocalitySchedule
 from patchindex.study import TheoryOptions, theory
 from patchindex.study.theory_table import markdown, read_run, wide_rows
@@ -36,6 +48,13 @@ LABELS = np.arange(24) % 3
 T = 0.5
 SMALL = TrainSettings(options={"channels": 16, "layers": 1}, batch_size=8, steps=1, conditional=True)
 LONGER = TrainSettings(options={"channels": 16, "layers": 1}, batch_size=8, steps=2, conditional=True)
+UNET = TrainSettings(
+    "unet-attention",
+    options={"widths": [16, 16], "embedding_dims": 16},
+    batch_size=8,
+    steps=1,
+    conditional=True,
+)
 OPTIONS = TheoryOptions(steps=3, network_steps=3, along=1, noised=1)
 JSON = (change_json, change_json, change_text, change_bytes)
 WEIGHTS = (*PLAIN, inside_safetensors, inside_safetensors, inside_safetensors)
@@ -78,6 +97,10 @@ def means(network: Any) -> np.ndarray:
 
 def make_run(folder: Path) -> None:
     train(IMAGES, folder, SMALL, labels=LABELS, threads=1)
+
+
+def make_unet(folder: Path) -> None:
+    train(IMAGES, folder, UNET, labels=LABELS, threads=1)
 
 
 def run_by_torch(folder: Path) -> np.ndarray:
@@ -146,6 +169,63 @@ def schedule_by_json(folder: Path) -> list[Any]:
     return [found["name"], [list(pair) for pair in found["pairs"]]]
 
 
+# Samples, and noise to start from.
+
+
+def make_samples(folder: Path) -> None:
+    np.save(folder / "images.npy", IMAGES)
+    arguments = f"sample {folder}/images.npy -o {folder} -n 2 --steps 4 --machine LS --locality 3,5,7 --quiet"
+    done = CliRunner().invoke(main, arguments.split())
+    assert done.exit_code == 0, done.output
+
+
+def redrawn(folder: Path) -> np.ndarray:
+    """Return a sample as `patchindex explain` reads it, after its steps were drawn again."""
+    record, run = read_record(folder), RunOptions(0, 1, "cpu", as_json=False)
+    recorded_store(record)
+    training = open_training(str(template(make_samples) / "images.npy"), {}, run)
+    machine = machine_of(training, record, run)
+    drawn = read_sample(folder, folder, 1, machine, record)
+    if len(time_grid(record["settings"]["steps"], machine.noise)) < 100:  # more take as long as they say
+        assert np.isfinite(steps_of(machine, drawn, folder, no_progress).x).all()
+    return drawn.image.numpy()
+
+
+def sample_by_numpy(folder: Path) -> np.ndarray:
+    with np.load(folder / "samples.npz", allow_pickle=False) as file:
+        return file["images"][1:2].astype(np.float32)
+
+
+def make_noise(folder: Path) -> None:
+    x_T = noisy((1, 8, 8)).numpy()
+    np.savez(folder / "x.npz", x_T=x_T)
+    with h5py.File(folder / "x.h5", "w") as file:
+        file.create_dataset("x_T", data=x_T, chunks=(1, 1, 8, 8), compression="gzip", shuffle=True)
+    save_file({"x_T": x_T}, folder / "x.safetensors")
+    torch.save({"x_T": torch.from_numpy(x_T)}, folder / "x.pt")
+
+
+def noise_of(end: str, folder: Path) -> np.ndarray:
+    return starting_noise(
+        pi.denoiser("IS", IMAGES, threads=1), None, 0, read_noise(folder / f"x{end}")
+    ).numpy()
+
+
+def noise_by_h5py(folder: Path) -> np.ndarray:
+    with h5py.File(folder / "x.h5") as file:
+        return file["x_T"][()]
+
+
+def noise_by_numpy(folder: Path) -> np.ndarray:
+    with np.load(folder / "x.npz", allow_pickle=False) as file:
+        return file["x_T"]
+
+
+def noise_by_torch(folder: Path) -> np.ndarray:
+    found = torch.load(folder / "x.pt", weights_only=True)
+    return (found["x_T"] if isinstance(found, dict) else found).float().numpy()
+
+
 # Results of comparisons.
 
 
@@ -199,10 +279,29 @@ def images_by_numpy(folder: Path) -> np.ndarray:
 
 
 PARTS = {".npz": (*PLAIN, inside_zip(*PLAIN, change_text)), "settings.json": JSON}
+NOISE = {
+    ".npz": ((*PLAIN, inside_zip(*PLAIN, change_text)), noise_by_numpy),
+    ".h5": (PLAIN, noise_by_h5py),
+    ".safetensors": (WEIGHTS, lambda f: load_numpy(f / "x.safetensors")["x_T"]),
+    ".pt": ((*PLAIN, inside_zip(*PLAIN)), noise_by_torch),
+}
 INPUTS = {
     "run": Input(make_run, {"weights.safetensors": WEIGHTS}, lambda f: means(open_network(f)), run_by_torch),
+    "unet-run": Input(
+        make_unet, {"weights.safetensors": WEIGHTS}, lambda f: means(open_network(f)), run_by_torch
+    ),
     "resumed-run": Input(make_run, {"state.safetensors": WEIGHTS}, resumed),
     "schedule": Input(make_schedule, {"s.json": JSON}, schedule_pairs, schedule_by_json),
+    "samples": Input(
+        make_samples,
+        {"samples.json": JSON, "samples.npz": (*PLAIN, inside_zip(*PLAIN, change_text))},
+        redrawn,
+        sample_by_numpy,
+    ),
+    **{
+        f"noise{end}": Input(make_noise, {end: mutations}, partial(noise_of, end), read)
+        for end, (mutations, read) in NOISE.items()
+    },
     "results": Input(make_results, {"results.json": JSON}, table, table_by_json),
     "parts": Input(make_results, PARTS, again, images_by_numpy),
     "reused-parts": Input(make_results, PARTS, reused, images_by_numpy),

@@ -129,6 +129,7 @@ def test_times_keep_their_precision_in_bfloat16():
         ("resnet", {"widths": (16,)}, "widths: resnet has no such option"),
         ("unet", {"channels": 64}, "channels: unet has no such option"),
         ("unet", {"widths": "64"}, "widths: must be a list of integers"),
+        ("unet-attention", {"widths": 64}, "widths: must be a list of integers"),
         ("unet", {"widths": ()}, "widths: must have 1 to 16 levels"),
         ("unet", {"widths": (16, 16), "attention": (2,)}, "attention: must be from 0 to 1"),
         ("unet", {"widths": (16, 16, 16, 16)}, "sides are multiples of 8, not 12×12"),

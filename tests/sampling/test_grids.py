@@ -55,6 +55,7 @@ def test_times_may_be_given():
     ("steps", "words"),
     [
         (1, "must be at least 2, got 1"),
+        (10**12, "must be at most 1,000,000, got 1000000000000; use 20"),
         ("20", "must be a whole number, got '20'"),
         ([], "list of at least two times"),
         ([0.5, True], "list of at least two times"),

@@ -105,6 +105,21 @@ def test_scales_by_time_are_not_read_from_a_file(tmp_path):
         LocalitySchedule.load(tmp_path / "k.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "scales", "words"),
+    [
+        ("x", 5, "scales must be a list of scales"),
+        ("x", "35", "scales must be a list of scales"),
+        ("x", [], "the schedule is empty"),
+        ("x", [3, [5]], r"k must be odd and at least 1, got \[5\]"),
+        (["x"], [3, 5], "has no name"),
+    ],
+)
+def test_scales_by_time_of_another_form_are_refused(name, scales, words):
+    with pytest.raises(InputError, match=f"s.json: {words}"):
+        LocalitySchedule.from_dict({"name": name, "scales": scales}, "s.json")
+
+
 def test_scales_by_time_of_earlier_stores_are_read():
     found = LocalitySchedule.from_dict({"name": "custom", "scales": [9, 3, 5, 7]})
     assert found == LocalitySchedule.of([9, 3, 5, 7])
