@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["beta_of_flow", "beta_of_sigma", "flow_norm", "flow_of", "sigma_of", "with_noise"]
+__all__ = ["beta_of_flow", "beta_of_sigma", "flow_norm", "sigma_of", "with_noise"]
 
 
 def with_noise(x_0: Tensor, eps: Tensor, beta: float | Tensor) -> Tensor:
@@ -38,11 +38,6 @@ def sigma_of(beta: float) -> float:
 def beta_of_sigma(sigma: float) -> float:
     """Return `sigma^2 / (1 + sigma^2)`, the noise variance of a variance-preserving image."""
     return sigma**2 / (1 + sigma**2)
-
-
-def flow_of(beta: float) -> float:
-    """Return the time s in [0, 1) of a rectified flow whose images have the noise variance beta."""
-    return sigma_of(beta) / (1 + sigma_of(beta))
 
 
 def beta_of_flow(s: float) -> float:
