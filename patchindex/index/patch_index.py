@@ -356,11 +356,7 @@ class PatchIndex:
                 f"the images take {self.pixels.numel() / 2**30:.1f} GiB, and"
                 f" {free_bytes(device) / 2**30:.1f} GiB are free",
                 where=f"device {device}",
-                remedy=[
-                    "use ",
-                    Option("estimator", "exact"),
-                    ", which streams the images, or another device",
-                ],
+                remedy=["use ", Option("estimator", "exact"), ", which streams images, or another device"],
             )
         return copy
 
