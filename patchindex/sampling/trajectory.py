@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -236,28 +237,35 @@ class TrajectoryFile:
             wanted = {**dict.fromkeys(OF_STEPS, whole[:1]), **dict.fromkeys(OF_IMAGES, whole)}
             if array.shape != wanted.get(name, (*whole[:2], *whole[3:])) or not steps or not n:
                 raise self._refusal(f"has an array {name} of shape {array.shape}")
+            if array.dtype.kind not in ("iu" if name == "k" else "f"):
+                raise self._refusal(f"has an array {name} of type {array.dtype}")
         chosen = list(range(n)) if images is None else list(images)
         for image in chosen:
             if not 0 <= image < n:
                 raise InputError(
                     f"has no image {image}; it has {n}", where=self.path, remedy=f"use 0 to {n - 1}"
                 )
-        return Trajectory(
-            **{
-                name: array[:] if name in OF_STEPS else np.stack([array[:, i] for i in chosen], 1)
-                for name, array in arrays.items()
-            }
-        )
+        found = {}
+        for name, array in arrays.items():
+            with self._reading(name):
+                found[name] = array[:] if name in OF_STEPS else np.stack([array[:, i] for i in chosen], 1)
+        return Trajectory(**found)
 
     def _array(self, store: CheckedStore, name: str) -> Any:
-        try:
+        with self._reading(name):
             array = zarr.open_array(store, path=name, mode="r", zarr_format=3)
+            check_array(array, store, self.path / name)
+        return array
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Refuse an array for which zarr raises an error, which may be of any kind."""
+        try:
+            yield
         except InputError:
             raise
         except Exception as error:
             raise self._refusal(f"has no array {name} that can be read ({type(error).__name__})") from error
-        check_array(array, store, self.path / name)
-        return array
 
     def _refusal(self, what: str) -> InputError:
         return InputError(what, where=self.path, remedy="draw again with --save-trajectory")

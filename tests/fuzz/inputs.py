@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+import zarr
 from click.testing import CliRunner
 from mutations import PLAIN, Mutation, change_bytes, change_json, change_text, inside_safetensors, inside_zip
 from patchindex_cli import main
@@ -37,7 +38,7 @@ from safetensors.torch import load_file
 import patchindex as pi
 from patchindex.networks import TrainSettings, make_network, open_network, train
 from patchindex.runtime import no_progress
-from patchindex.sampling import time_grid
+from patchindex.sampling import Trajectory, TrajectoryFile, time_grid
 from patchindex.sampling.draws import starting_noise
 from patchindex.schedules import NOISE_SCHEDULES, LocalitySchedule
 from patchindex.study import TheoryOptions, theory
@@ -196,6 +197,23 @@ def sample_by_numpy(folder: Path) -> np.ndarray:
         return file["images"][1:2].astype(np.float32)
 
 
+def make_trajectory(folder: Path) -> None:
+    arrays = [np.tile(IMAGES[:2, None] / np.float32(255), (3, 1, 1, 1, 1)) for _ in range(2)]
+    part = Trajectory(np.array([0.9, 0.5, 0.1]), np.array([5, 3, 3]), *arrays, *[arrays[0][:, :, 0]] * 3)
+    TrajectoryFile(folder / "t.zarr").write(part, 0, 2)
+
+
+def trajectory(folder: Path) -> list[np.ndarray]:
+    found = TrajectoryFile(folder / "t.zarr").read([1])
+    return [np.nan_to_num(getattr(found, each.name)) for each in fields(Trajectory)]
+
+
+def trajectory_by_zarr(folder: Path) -> list[np.ndarray]:
+    group = zarr.open_group(folder / "t.zarr", mode="r")
+    arrays = [group[each.name][:] for each in fields(Trajectory)]
+    return [np.nan_to_num(array if array.ndim == 1 else array[:, 1:2]) for array in arrays]
+
+
 def make_noise(folder: Path) -> None:
     x_T = noisy((1, 8, 8)).numpy()
     np.savez(folder / "x.npz", x_T=x_T)
@@ -297,6 +315,12 @@ INPUTS = {
         {"samples.json": JSON, "samples.npz": (*PLAIN, inside_zip(*PLAIN, change_text))},
         redrawn,
         sample_by_numpy,
+    ),
+    "trajectory": Input(
+        make_trajectory,
+        {"json": (change_json, change_text), "0": PLAIN, "1": PLAIN},
+        trajectory,
+        trajectory_by_zarr,
     ),
     **{
         f"noise{end}": Input(make_noise, {end: mutations}, partial(noise_of, end), read)

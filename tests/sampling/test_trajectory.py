@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import zarr
 
 import patchindex as pi
 from patchindex.errors import InputError, SourceNotFoundError
@@ -119,7 +120,25 @@ def _pickle(path):
     metadata.write_text(json.dumps(found))
 
 
-@pytest.mark.parametrize("damage", [_drop, _other_shape, _pickle])
+def _other_type(path):
+    zarr.open_group(path, mode="a").create_array("k", data=np.full(4, np.nan), overwrite=True)
+
+
+def _damaged_chunk(path):
+    chunk = next(file for file in sorted((path / "mean" / "c").rglob("*")) if file.is_file())
+    chunk.write_bytes(bytes(len(chunk.read_bytes())))
+
+
+def _no_chunk_shape(path):
+    metadata = path / "x" / "zarr.json"
+    found = json.loads(metadata.read_text())
+    found["chunk_grid"]["configuration"]["chunk_shape"][0] = 0
+    metadata.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    "damage", [_drop, _other_shape, _pickle, _other_type, _damaged_chunk, _no_chunk_shape]
+)
 def test_a_damaged_file_is_refused_in_one_line(drawn, tmp_path, damage):
     file = TrajectoryFile(tmp_path / "trajectory.zarr")
     file.write(drawn.trajectory, 0, 3)
