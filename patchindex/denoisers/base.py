@@ -83,7 +83,7 @@ class Denoiser(Adaptable, Noising, ABC):
         Where posterior means are computed: `"cpu"` (default), `"cuda"`, `"mps"` or `"xpu"`. Of several
         devices, as in `"cuda:0,cuda:1"` or `"cuda:all"`, the first; exact scans of a `ScoreMachine` use all.
     threads : int, optional
-        CPU threads; by default as many as torch uses.
+        Number of CPU threads. The default is the number that torch uses.
 
     Attributes
     ----------

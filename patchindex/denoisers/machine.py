@@ -77,7 +77,7 @@ class ScoreMachine(TrainingDenoiser):
         Where scores are computed: `"cpu"` (default), `"cuda"`, `"mps"` or `"xpu"`. `"cuda:0,cuda:1"` and
         `"cuda:all"` divide the training images among several GPUs, which compute exact scores together.
     threads : int, optional
-        CPU threads; by default as many as torch uses.
+        Number of CPU threads. The default is the number that torch uses.
     memory : int or str, optional
         Bytes for temporary arrays on each device, or a size such as `"1G"`. The default on the CPU is
         256 MiB. On a GPU the default, and the most, is 0.4 of the memory that is free when a call begins;

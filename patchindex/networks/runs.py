@@ -46,14 +46,14 @@ def open_run(
     label : int, optional
         The label of calls without a label.
     device : str or torch.device, optional
-        By default the CPU.
+        The default is the CPU.
     threads : int, optional
-        CPU threads; by default as many as torch uses.
+        Number of CPU threads. The default is the number that torch uses.
 
     Returns
     -------
     Network
-        A denoiser, whose shape, labels and noise schedule are those of the run.
+        A denoiser with the shape, the labels and the noise schedule of the run.
 
     Raises
     ------

@@ -62,7 +62,7 @@ def train(
         Labels of the images, as for `open_images`.
     device : str or torch.device, optional
     threads : int, optional
-        CPU threads; by default as many as torch uses.
+        Number of CPU threads. The default is the number that torch uses.
     resume : bool
         Continue an unfinished run, or a finished run with larger limits. Starts a run where there is none. A
         network without `state.safetensors` cannot be continued, and is refused.

@@ -108,7 +108,7 @@ def ddpm(
     """Integrate by the ancestral sampler of DDPM (Ho, Jain & Abbeel, arXiv 2006.11239).
 
     A step draws x' from `q(x' | x, x_0 = mu)`, whose variance is `beta' / beta (1 - (a / a')^2)`: DDIM with
-    `eta = 1`. Parameters are those of `ddim`.
+    `eta = 1`. `ddim` describes the parameters.
     """
     return ddim(model, x, steps, noise, callback, eta=1.0, draw=draw)
 
@@ -119,7 +119,7 @@ def euler(
     """Integrate the probability-flow ODE by Euler steps in sigma = sqrt(beta) / a.
 
     The ODE is `d(x / a) / d sigma = eps` (Karras et al., arXiv 2206.00364, equation 1). An Euler step of it
-    is a deterministic DDIM step, so both samplers give the same images. Parameters are those of `ddim`.
+    is a deterministic DDIM step, so both samplers give the same images. `ddim` describes the parameters.
     """
     return ddim(model, x, steps, noise, callback)
 
@@ -131,7 +131,7 @@ def heun(
 
     A step averages eps at x and at the end of an Euler step, so that it calls the model twice; a step to
     t = 0, where no score is defined, is an Euler step. The error falls with the square of the number of
-    steps. Parameters are those of `ddim`; the callback gets the first score of a step.
+    steps. `ddim` describes the parameters; the callback gets the first score of a step.
     """
     for step in _steps(steps, noise):
         score = model(x, step.t)

@@ -119,7 +119,7 @@ class OnNetwork:
     labels: list[int | None]  # of each sample
     noise: NoiseSchedule
     options: CalibrationOptions
-    settings: dict[str, Any]  # compared with those of an unfinished run
+    settings: dict[str, Any]  # compared with the settings of an unfinished run
     reported: dict[str, Any]  # not compared
 
     @classmethod
@@ -203,7 +203,7 @@ class OnImages:
     labels: list[int | None]
     noise: NoiseSchedule
     options: CalibrationOptions
-    settings: dict[str, Any]  # compared with those of an unfinished run
+    settings: dict[str, Any]  # compared with the settings of an unfinished run
     reported: dict[str, Any]  # not compared
 
     @classmethod

@@ -119,7 +119,8 @@ class Replay:
     def noised(self, kind: str, clean: Tensor, *, overwrite: bool) -> Noised:
         """Noise clean images, one noise per image for all times, and estimate them by the network.
 
-        Results of other clean images are refused; `overwrite` deletes those of this kind, of all denoisers.
+        Refuse results of other clean images. With `overwrite`, delete the results of this kind for all
+        denoisers.
         """
         noise = fresh_noise(self.seed, KINDS.index(kind), len(clean), self.network.shape)
         missing = self.parts.missing(NETWORK, kind, range(len(clean)))

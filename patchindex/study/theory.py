@@ -117,8 +117,8 @@ def theory(
     resume : bool
         Continue from the finished results in the folder. Images and denoisers may be added.
     overwrite : bool
-        Replace the finished results in the folder; with `resume`, only those of other settings, another
-        network or other held-out images.
+        Replace the finished results in the folder. With `resume`, replace only the results of other settings,
+        of another network or of other held-out images.
     reuse : str or Path, optional
         Folder of a comparison with another network of the same training images: take the images of
         denoisers with the same settings from there. They do not depend on the network.
