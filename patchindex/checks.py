@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -12,12 +13,28 @@ from patchindex.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["check_least", "check_optional", "check_path", "check_times", "is_whole"]
+__all__ = ["check_least", "check_optional", "check_path", "check_times", "is_real", "is_whole"]
 
 
 def is_whole(value: object) -> TypeIs[int]:
     """Return whether a value is an integer, also of NumPy, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> TypeIs[float]:
+    """Return whether a value is a finite real number, also of NumPy, and no bool.
+
+    Examples
+    --------
+    >>> [is_real(value) for value in (2, 0.5, float("nan"), 10**400, True, "2")]
+    [True, True, False, False, False, False]
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def check_least(**limits: tuple[Any, int] | tuple[Any, int, int]) -> None:
@@ -62,7 +79,7 @@ def check_path(path: object, parameter: str = "path") -> None:
 def check_times(times: Iterable[Any]) -> None:
     """Refuse times that are not all numbers in (0, 1)."""
     for t in times:
-        if not isinstance(t, Real) or not 0 < float(t) < 1:
+        if not is_real(t) or not 0 < t < 1:
             raise InputError(
                 f"must lie in (0, 1), got {t!r}", parameter="times", remedy="use 0.05, for example"
             )

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Real
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.checks import is_real
 from patchindex.errors import InputError, Option
 from patchindex.images.by_label import to_unit
 
@@ -184,7 +184,7 @@ class Geometry:
             )
         if machine == "IS":
             k = 2 * max(size) - 1
-        elif not isinstance(k, Real) or isinstance(k, bool) or not 1 <= k <= LARGEST_SCALE or k % 2 != 1:
+        elif not is_real(k) or not 1 <= k <= LARGEST_SCALE or k % 2 != 1:
             raise InputError(
                 f"k must be odd, from 1 to {LARGEST_SCALE}, got {k}",
                 where="locality scale",

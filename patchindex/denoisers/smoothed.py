@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, is_real
 from patchindex.denoisers.base import LARGEST_X, Call
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser
 from patchindex.denoisers.registry import register_denoiser
@@ -82,7 +81,7 @@ class SmoothedClosedForm(TrainingDenoiser):
         **options: Unpack[DenoiserOptions],
     ) -> None:
         check_least(draws=(draws, 1))
-        if not isinstance(smoothing, Real) or not 0 <= smoothing <= LARGEST_X:
+        if not is_real(smoothing) or not 0 <= smoothing <= LARGEST_X:
             raise InputError(
                 f"must be a number from 0 to {LARGEST_X:g}, got {smoothing!r}",
                 parameter="smoothing",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from patchindex.checks import check_optional
+from patchindex.checks import check_optional, is_real
 from patchindex.errors import InputError, Option
 from patchindex.exact import HeaviestPatches, ScoreRequest, scan, scan_parts
 from patchindex.index import PatchIndex, ScaleIndex
@@ -159,8 +158,7 @@ def project(scale: ScaleIndex, request: ScoreRequest) -> Tensor:
 
 def check_between(name: str, value: Any, low: float, high: float, remedy: str) -> None:
     """Refuse an option that is not a finite number above `low` and up to `high`."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not low < float(value) <= high or math.isinf(value):
+    if not is_real(value) or not low < value <= high:
         most = "" if high == math.inf else f" and at most {high:g}"
         what = f"must be a number above {low:g}{most}, got {value!r}"
         raise InputError(what, parameter=name, remedy=remedy)

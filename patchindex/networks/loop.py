@@ -20,7 +20,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from patchindex.checks import is_whole
+from patchindex.checks import is_real, is_whole
 from patchindex.devices import float64_device, to_float64
 from patchindex.errors import InputError, Option, PatchIndexError
 from patchindex.images import ImageSource
@@ -294,7 +294,8 @@ class Training:
                 state["lr"],
             ]
             numbers += [value for row in self.losses for value in row.values() if value is not None]
-            if not all(map(_is_number, numbers)) or not is_whole(before["step"]) or before["step"] < 0:
+            bounded = all(is_real(value) and abs(value) < LARGEST for value in numbers)
+            if not bounded or not is_whole(before["step"]) or before["step"] < 0:
                 raise ValueError("a number is missing or out of range")
             self.step = int(before["step"])
             self.loss_sum.fill_(float(state["loss_sum"]))
@@ -321,7 +322,3 @@ class Training:
         self.optimiser.param_groups[0]["lr"] = lr
         done = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": [lr]}
         self.scheduler.load_state_dict(self.scheduler.state_dict() | done)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchindex.checks import is_whole
+from patchindex.checks import is_real, is_whole
 from patchindex.devices import resolve_devices
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.networks.architectures import ResNet, UNet, make_network
@@ -202,7 +202,7 @@ class _Record:
         )
 
         for name in NUMBERS:
-            take(name, _is_number, "a number, or null")
+            take(name, _is_number_or_none, "a number, or null")
 
     def network(self) -> ResNet | UNet:
         """Return the network of these settings, untrained."""
@@ -221,8 +221,8 @@ def _is_integer(value: Any, least: int, most: float = float("inf")) -> bool:
     return is_whole(value) and least <= value <= most
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or is_real(value)
 
 
 def _is_shape(value: Any) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal
 
-from patchindex.checks import check_least, check_optional
+from patchindex.checks import check_least, check_optional, is_real
 from patchindex.errors import InputError, Option
 from patchindex.schedules import NOISE_SCHEDULES
 from patchindex.store.text_files import as_json
@@ -135,8 +134,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_real(name: str, value: Any, above: float, below: float, *, closed: bool = False) -> None:
-    inside = isinstance(value, Real) and math.isfinite(value)
-    if not (inside and above < value and (value <= below if closed else value < below)):
+    if not (is_real(value) and above < value and (value <= below if closed else value < below)):
         bounds = f"above {above:g}" + (
             f" and {'at most' if closed else 'below'} {below:g}" if below < math.inf else ""
         )

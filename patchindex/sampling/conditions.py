@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchindex.checks import is_real
 from patchindex.denoisers import Denoiser
 from patchindex.denoisers.noising import check_clean
 from patchindex.errors import InputError
@@ -49,8 +50,7 @@ class ImageStart:
 
     def times(self, times: Sequence[float]) -> list[float]:
         """Return the rest of a grid; refuse a strength that leaves no step."""
-        number = isinstance(self.strength, int | float) and not isinstance(self.strength, bool)
-        if not number or not 0 < self.strength <= 1:
+        if not is_real(self.strength) or not 0 < self.strength <= 1:
             raise InputError(
                 f"must lie in (0, 1], got {self.strength!r}", parameter="strength", remedy="use 0.6"
             )

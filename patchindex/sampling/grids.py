@@ -89,13 +89,12 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
 
 def _checked(times: Sequence[Any]) -> list[float]:
     """Return given times; refuse times that do not descend."""
-    numbers = [float(t) for t in times if isinstance(t, Real) and not isinstance(t, bool)]
-    if len(numbers) != len(times) or len(times) < 2:
+    if len(times) < 2 or not all(isinstance(t, Real) and not isinstance(t, bool) for t in times):
         what = f"must be a whole number or a list of at least two times, got {times!r}"
-    elif not all(0 <= t < 1 for t in numbers):
-        what = f"times must lie in [0, 1), got {next(t for t in numbers if not 0 <= t < 1)}"
-    elif any(later >= t for t, later in pairwise(numbers)):
+    elif not all(0 <= t < 1 for t in times):
+        what = f"times must lie in [0, 1), got {next(t for t in times if not 0 <= t < 1)}"
+    elif any(later >= t for t, later in pairwise(times)):
         what = "times must descend"
     else:
-        return numbers
+        return [float(t) for t in times]
     raise InputError(what, parameter="steps", remedy="use 20, or times such as [0.9, 0.5, 0.2, 0]")

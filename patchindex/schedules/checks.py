@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
 from typing import Any
+
+from patchindex.checks import is_real
 
 __all__ = ["problem_of_pairs", "problem_of_quartiles", "problem_of_scale"]
 
 
-def _is_number(value: object) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer that no float can hold
-        return False
-
-
 def problem_of_scale(k: Any) -> str | None:
     """Return the problem of a scale, or None."""
-    if not _is_number(k) or k % 2 != 1 or k < 1:
+    if not is_real(k) or k % 2 != 1 or k < 1:
         return f"k must be odd and at least 1, got {k!r}"
     return None
 
@@ -34,7 +25,7 @@ def problem_of_pairs(pairs: Any) -> str | None:
     if not _is_list_of_pairs(pairs) or not pairs:
         return "pairs must be a list of [beta, k], with at least one pair"
     for i, (beta, k) in enumerate(pairs):
-        if not _is_number(beta) or not 0 < beta < 1:
+        if not is_real(beta) or not 0 < beta < 1:
             return f"beta must lie in (0, 1), got {beta!r} in pair {i + 1}"
         if i and not beta > pairs[i - 1][0]:
             return f"beta must increase from pair to pair, got {beta!r} after {pairs[i - 1][0]!r}"
@@ -50,6 +41,6 @@ def problem_of_quartiles(quartiles: Any, n: int) -> str | None:
     if not _is_list_of_pairs(quartiles) or len(quartiles) != n:
         return f"quartiles must be {n} pairs, one for each pair of beta and k"
     for i, (low, high) in enumerate(quartiles):
-        if not _is_number(low) or not _is_number(high) or not 1 <= low <= high:
+        if not is_real(low) or not is_real(high) or not 1 <= low <= high:
             return f"quartiles must ascend from 1, got {[low, high]} in pair {i + 1}"
     return None

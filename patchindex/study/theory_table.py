@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from patchindex.checks import is_real
 from patchindex.errors import InputError, SourceNotFoundError
 from patchindex.store.text_files import write_csv
 from patchindex.study.bootstrap import median_interval
@@ -151,14 +151,10 @@ def _problem_of(run: Run) -> str | None:
         return "a denoiser has no name"
     for row in run.points:
         t, r = row["t"], row["pearson_r"]
-        if not (_is_number(t) and (r is None or _is_number(r)) and isinstance(row["denoiser"], str)):
+        if not (is_real(t) and (r is None or is_real(r)) and isinstance(row["denoiser"], str)):
             return "points has a row without a denoiser, t or r"
     run.summary()
     return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def wide_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -97,6 +97,7 @@ def test_the_standard_error_is_right(images, noisy):
         ({"draws": 2.5}, "draws: must be a whole number"),
         ({"smoothing": -1.0}, "smoothing: must be a number from 0 to 100, got -1"),
         ({"smoothing": float("nan")}, "smoothing: must be a number from 0"),
+        ({"smoothing": 10**400}, "smoothing: must be a number from 0"),
         ({"smoothing": 1e38}, "smoothing: must be a number from 0 to 100"),
     ],
 )

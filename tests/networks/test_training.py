@@ -250,6 +250,7 @@ def test_settings_may_be_numbers_of_numpy(pictures, tmp_path):
         ({"epochs": 0}, "epochs: must be at least 1"),
         ({"lr": 0.0}, "lr: must be above 0"),
         ({"lr": float("nan")}, "lr: must be above 0"),
+        ({"lr": 10**400}, "lr: must be above 0"),
         ({"lr_decay": 1.5}, "lr_decay: must be above 0 and at most 1"),
         ({"minutes": -1}, "minutes: must be above 0"),
         ({"ema": 1.0}, "ema: must be above 0 and below 1"),
