@@ -7,9 +7,10 @@ DEMO := demo
 IMAGES := data/fashion_mnist_6k.npz
 NETWORK := data/fashion_resnet
 MNIST ?= mnist_train.npz
-# Of `make bench`; without CIFAR10, the commands that need it are left out.
+# Of `make bench`; without CIFAR10 and AUTHORS, the commands that need them are left out.
 WORK ?= bench
 CIFAR10 ?=
+AUTHORS ?=
 
 SITE := site
 PACKAGE := build/package
@@ -21,8 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,diffusers,docs,dev]'
 	touch $@
 
+# A test uses one core most of the time, so several run at once. A worker needs up to 2 GiB.
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -77,11 +79,9 @@ study-mnist: | $(STAMP)
 	$(BIN)/python benchmarks/table1.py --mnist $(MNIST) --work study-mnist \
 		--only mnist-resnet-zeros mnist-resnet-circular mnist-unet-zeros
 
-# Writes docs/benchmarks.md, with CIFAR10 given, or else $(WORK)/benchmarks.md without the tables of CIFAR-10: a quarter of an
-# hour with a store of CIFAR-10 in $(WORK), more without one.
+# Writes docs/benchmarks.md; without CIFAR10 or AUTHORS, $(WORK)/benchmarks.md with some of the tables.
 bench: | $(STAMP)
-	$(BIN)/python benchmarks/page.py --work $(WORK) \
-		$(if $(CIFAR10),--cifar10 $(CIFAR10),--output $(WORK)/benchmarks.md)
+	$(BIN)/python benchmarks/page.py --work $(WORK) $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(if $(AUTHORS),--authors $(AUTHORS))
 
 clean:
 	rm -rf $(DEMO) $(SITE) build dist *.egg-info

@@ -1,12 +1,12 @@
 r"""Run the benchmarks of docs/benchmarks.md on this machine, and write the page with what they print.
 
-    make bench CIFAR10=cifar10_train.npz WORK=DIR
-    python benchmarks/page.py --cifar10 cifar10_train.npz --work DIR [--only images ...]
+    make bench CIFAR10=cifar10_train.npz AUTHORS=CHECKOUT WORK=DIR
+    python benchmarks/page.py --cifar10 cifar10_train.npz --authors CHECKOUT --work DIR [--only images ...]
 
 The page is benchmarks/page.md, with a description of the machine, and with the output of each command below
 the command. DIR keeps the outputs and the stores, so that an interrupted run goes on: a command runs again
-when the command or the commit has changed. Without --cifar10, the commands that need it are left out, and the
-page says so. With a store of all of CIFAR-10 in DIR it takes a quarter of an hour on two cores.
+when the command or the commit has changed. Without --cifar10 or --authors, the commands that need them are
+left out, the page says so, and it goes to DIR, as with --only.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Inputs(NamedTuple):
     """Paths that the words in capitals stand for in commands; None for a path that was not given."""
 
     CIFAR10: Path | None
+    AUTHORS: Path | None
     WORK: Path
 
     def missing(self, text: str) -> list[str]:
@@ -125,15 +126,18 @@ def main() -> None:
     parser.add_argument(
         "--cifar10", type=Path, help="training set of CIFAR-10: .npz with `images` and `labels`"
     )
+    parser.add_argument("--authors", type=Path, help="a checkout of Kambm/convolutional_diffusion")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="blocks to run")
-    parser.add_argument("-o", "--output", type=Path, default=PAGE)
+    parser.add_argument("-o", "--output", type=Path, help="default: docs/benchmarks.md, if it is whole")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    given = (args.cifar10, args.work)
+    given = (args.cifar10, args.authors, args.work)
     inputs = Inputs(*(path.resolve() if path else None for path in given))
-    args.output.write_text(write(inputs, args.only))
-    print(f"written: {args.output}")
+    whole = all(given) and not args.only
+    output = args.output or (PAGE if whole else args.work / "benchmarks.md")
+    output.write_text(write(inputs, args.only))
+    print(f"written: {output}")
 
 
 if __name__ == "__main__":

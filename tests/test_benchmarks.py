@@ -46,7 +46,7 @@ def test_the_page_runs_commands_and_keeps_outputs(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     page = runpy.run_path(str(FOLDER / "page.py"))
     command = "python -c \"import sys; print('found', sys.argv[1])\" WORK/a"
-    inputs = page["Inputs"](CIFAR10=None, WORK=tmp_path)
+    inputs = page["Inputs"](CIFAR10=None, AUTHORS=None, WORK=tmp_path)
     assert page["output_of"]("name", [command], inputs) == "found WORK/a\n"
     (kept,) = tmp_path.glob("name-*.txt")
     kept.write_text("kept\n")

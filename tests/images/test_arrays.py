@@ -145,7 +145,7 @@ def test_other_shapes_are_refused(shape, words, refused):
         3,
         object(),
     ],
-    ids=str,
+    ids=["lists of different lengths", "with gradient", "bfloat16", "None", "number", "object"],
 )
 def test_other_objects_are_refused(value, refused):
     with refused("array"):
