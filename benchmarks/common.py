@@ -71,8 +71,9 @@ class Times:
 def alternate(ways: dict[str, Callable[[], Any]], repeats: int) -> Times:
     """Time all ways in turn, `repeats` times, after one call of each that does not count.
 
-    A fast way is called for at least `LEAST` seconds a round. Otherwise the caches and the spinning threads
-    that the way before it leaves behind would slow it down more than a slow way.
+    A fast way is called for at least `LEAST` seconds a round, after one call that does not count. Otherwise
+    the caches, the spinning threads and the memory that went cold during the way before it would slow it down
+    more than a slow way.
     """
     results, calls, seconds = {}, {}, {name: [] for name in ways}
     for name, way in ways.items():
@@ -81,6 +82,8 @@ def alternate(ways: dict[str, Callable[[], Any]], repeats: int) -> Times:
         calls[name] = max(1, math.ceil(LEAST / (time.perf_counter() - start)))
     for _ in range(repeats):
         for name, way in ways.items():
+            if calls[name] > 1:
+                way()
             start = time.perf_counter()
             for _ in range(calls[name]):
                 results[name] = way()

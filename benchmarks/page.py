@@ -134,7 +134,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     given = (args.cifar10, args.authors, args.work)
     inputs = Inputs(*(path.resolve() if path else None for path in given))
-    whole = all(given) and not args.only
+    whole = not inputs.missing(TEMPLATE.read_text()) and not args.only
     output = args.output or (PAGE if whole else args.work / "benchmarks.md")
     output.write_text(write(inputs, args.only))
     print(f"written: {output}")
