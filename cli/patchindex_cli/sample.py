@@ -146,7 +146,7 @@ def sample(
     of single images.
 
     Finished images are kept until these files are written: an interrupted run goes on with --resume, draws
-    the images that are missing, and gives the same files. The images of a batch are finished together; with
+    the images that are missing, and gives the same images. The images of a batch are finished together; with
     --resume, --batch-size may differ.
 
     \b
