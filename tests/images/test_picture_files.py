@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 import patchindex as pi
 from patchindex.errors import PatchIndexWarning
@@ -35,7 +35,7 @@ def save(path, image, **options):
     ],
 )
 def test_all_usual_suffixes_are_read(suffix, kind, gray, tmp_path):
-    if kind == "AVIF" and not features.check("avif"):
+    if suffix not in Image.registered_extensions() and kind == "AVIF":
         pytest.skip("this Pillow has no AVIF")
     for i in range(3):
         picture = Image.fromarray(gray[i])

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from inspect import signature
 
 import pytest
 import torch
@@ -136,6 +137,9 @@ def test_a_pipeline_without_all_weights_is_refused(tmp_path):
     ids=str,
 )
 def test_a_model_larger_than_its_files_takes_no_memory(tmp_path, settings, words):
+    name = "time_embedding_dim"
+    if name in settings and name not in signature(diffusers.UNet2DModel.__init__).parameters:
+        pytest.skip(f"this diffusers has no {name}")
     save(tmp_path)
     change(tmp_path / "unet" / "config.json", **settings)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -147,8 +147,8 @@ def test_a_manifest_that_leads_out_of_the_cache_is_refused(small, put, tmp_path,
     files.store[f"/s.zarr/{name}"] = fsspec.implementations.memory.MemoryFile(files, name, b"pwned")
     with pytest.raises(StoreError, match=rf"^{URL}/{MANIFEST}: has an invalid file name"):
         pi.open_index(URL)
-    files_here = [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()]
-    assert sorted(files_here) == ["lock", MANIFEST]
+    files_here = {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+    assert files_here - {"lock"} == {MANIFEST}  # some versions of filelock remove the lock
 
 
 @pytest.mark.parametrize("content", [[1], {"zarr.json": 5}, {"zarr.json": ["1", "2"]}])

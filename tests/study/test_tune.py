@@ -106,7 +106,8 @@ def test_small_near_fields_miss_more_and_leave_more_variance_to_the_sample(curve
         for one, two in zip(small, large, strict=True):
             assert one.beta == two.beta
             assert np.mean(one.variance) > np.mean(two.variance)
-            assert (np.array(one.missed) >= two.missed).all()
+            # They may differ by rounding where both miss next to nothing.
+            assert (np.subtract(one.missed, two.missed) > -1e-6).all()
             assert (np.diff(one.missed) >= 0).all()  # the smaller the moves that count, the more
         assert max(max(point.missed) for point in small) > 0
 
