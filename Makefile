@@ -7,7 +7,7 @@ DEMO := demo
 IMAGES := data/fashion_mnist_6k.npz
 NETWORK := data/fashion_resnet
 MNIST ?= mnist_train.npz
-# Of `make bench`; without CIFAR10 and AUTHORS, the commands that need them are left out.
+# Of `make bench`; commands that need CIFAR10 or AUTHORS are left out without them.
 WORK ?= bench
 CIFAR10 ?=
 AUTHORS ?=
@@ -79,7 +79,7 @@ study-mnist: | $(STAMP)
 	$(BIN)/python benchmarks/table1.py --mnist $(MNIST) --work study-mnist \
 		--only mnist-resnet-zeros mnist-resnet-circular mnist-unet-zeros
 
-# Writes docs/benchmarks.md; without CIFAR10 or AUTHORS, $(WORK)/benchmarks.md with some of the tables.
+# Writes docs/benchmarks.md, or $(WORK)/benchmarks.md where a command needs CIFAR10 or AUTHORS and they are not given.
 bench: | $(STAMP)
 	$(BIN)/python benchmarks/page.py --work $(WORK) $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(if $(AUTHORS),--authors $(AUTHORS))
 
