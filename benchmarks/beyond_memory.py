@@ -2,7 +2,7 @@ r"""The exact scan over more images than fit in memory: time, peak memory, and t
 
     python benchmarks/beyond_memory.py cifar10_train.npz --work DIR
 
-Writes a zarr array of `--gibibytes` (3) to DIR: the images, then shifted and mirrored copies of the images.
+Writes a zarr array of `--gibibytes` (3) to DIR: the images, then mirrored and shifted copies of the images.
 A process of its own scans the array for 16 pixels of a noisy image while its RssAnon is watched. Then a slice
 of the array is scanned from disk and from memory in turn, for 16 pixels and for all. Before each scan from
 disk the files are dropped from the system's memory; the time counts.
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import zarr
-from common import alternate, arguments, exact_mean, noisy, report, some_pixels, write_json
+from common import alternate, arguments, exact_mean, noisy, report, some_pixels, variant, write_json
 from peak import run_measured
 
 import patchindex as pi
@@ -32,7 +32,7 @@ CHUNK = 4096  # images per chunk of the array
 
 
 def write(images: np.ndarray, path: Path, count: int) -> None:
-    """Write `count` images chunk by chunk: copies that are mirrored or shifted by a few pixels."""
+    """Write `count` images chunk by chunk: the images and variants of them."""
     array = zarr.create_array(
         path,
         shape=(count, *images.shape[1:]),
@@ -41,14 +41,8 @@ def write(images: np.ndarray, path: Path, count: int) -> None:
         overwrite=True,
     )
     for start in range(0, count, CHUNK):
-        ids = np.arange(start, min(start + CHUNK, count))
-        copy, source = ids // len(images), ids % len(images)
-        block = images[source]
-        for number in np.unique(copy):
-            mine = copy == number
-            moved = block[mine] if number % 2 == 0 else block[mine][:, :, ::-1]
-            block[mine] = np.roll(moved, (number // 2 % 5, number // 10), (1, 2))
-        array[start : start + len(ids)] = block
+        ids = range(start, min(start + CHUNK, count))
+        array[start : ids.stop] = np.stack([variant(images, i) for i in ids])
 
 
 def forget(path: Path) -> None:

@@ -17,24 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from common import anonymous_mebibytes, arguments, exact_mean, report, some_pixels, write_json
+from common import anonymous_mebibytes, arguments, exact_mean, report, some_pixels, variant, write_json
 from PIL import Image
 
 import patchindex as pi
 from patchindex.schedules import cosine
 
 SPLITS = (0.99, 0.005, 0.005)
-
-
-def variant(images: np.ndarray, i: int) -> np.ndarray:
-    """Return image i of four times as many: the image, its mirror image, and both shifted by two pixels."""
-    which, n = divmod(i, len(images))
-    image = images[n]
-    if which % 2:
-        image = image[:, ::-1]
-    if which >= 2:
-        image = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")[4:, :-4]
-    return image
 
 
 def write(images: np.ndarray, folder: Path, count: int) -> None:
@@ -44,7 +33,7 @@ def write(images: np.ndarray, folder: Path, count: int) -> None:
 
     def save(first: int) -> None:
         for i in range(first, min(first + 1000, count)):
-            picture = Image.fromarray(np.ascontiguousarray(variant(images, i)))
+            picture = Image.fromarray(variant(images, i))
             picture.save(faces / f"{i + 1:06d}.jpg", quality=95, subsampling=0)
 
     with ThreadPoolExecutor() as pool:

@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +44,32 @@ def arguments(
     return parser
 
 
-def store_of(source: Path, n: int, work: Path) -> pi.PatchIndex:
-    """Return a store of the first n images, by the schedule `LOCALITY`; build a missing one in `work`."""
-    path = work / f"cifar10-{n}.zarr"
+def variant(images: np.ndarray, i: int) -> np.ndarray:
+    """Return image i of a larger data set: the images, their mirror images, and shifted copies of both."""
+    copy, n = divmod(i, len(images))
+    image, shift = images[n], 2 * (copy // 2)
+    if copy % 2:
+        image = image[:, ::-1]
+    if shift:
+        rows, columns = image.shape[:2]
+        edges = ((shift, shift), (shift, shift), *((0, 0),) * (image.ndim - 2))
+        image = np.pad(image, edges, mode="reflect")[2 * shift :, :columns]
+    return np.ascontiguousarray(image)
+
+
+def store_of(source: Path, n: int, work: Path, scales: Sequence[int] | None = None) -> pi.PatchIndex:
+    """Return a store of n images, with the scales of `LOCALITY` or others; build a missing one in `work`.
+
+    The images are the first n of the source, and variants of them where the source has fewer.
+    """
+    name = "-".join(map(str, [n, *(scales or [])]))
+    path = work / f"cifar10-{name}.zarr"
     if not path.exists():
-        pi.build_index(pi.open_images(source, limit=n), path, locality=LOCALITY, resume=True)
+        images = pi.open_images(source, limit=n)
+        if len(images) < n:
+            few = images[:]
+            images = np.stack([variant(few, i) for i in range(n)])
+        pi.build_index(images, path, scales, locality=LOCALITY, resume=True)
     return pi.open_index(path)
 
 

@@ -10,6 +10,7 @@ the processor time, with one thread, is the better figure. Noisy images are trai
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -80,7 +81,7 @@ def main() -> None:
             for t in args.times:
                 x = noisy(images[: args.n], t)
                 rows.append({"denoiser": text, **time_call(denoiser, x, t, args.repeats)})
-                print(f"{text} at t = {t}: {rows[-1]['s']:.3f} s", flush=True)
+                print(f"{text} at t = {t}: {rows[-1]['s']:.3f} s", file=sys.stderr)
     count = len(images) if args.label is None else int((labels == args.label).sum())
     report(rows, FORMATS, f"{count} images of shape {images.shape[1:]}, {args.n} noisy images a call")
     write_json(args.json, images=count, shape=images.shape[1:], noisy_images=args.n, rows=rows)

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from celeba_scale import variant
-from common import arguments, write_json
+from common import arguments, variant, write_json
 from PIL import Image
 
 import patchindex as pi

@@ -85,7 +85,7 @@ def draw(path: Path, n: int, steps: int) -> list[dict[str, Any]]:
         seconds, cpu = (time.perf_counter() - start) / BATCH, (time.process_time() - busy) / BATCH
         rows.append({"images": first + BATCH, "rss": rss_mebibytes(), "seconds": seconds, "CPU seconds": cpu})
         if rows[-1]["images"] % 100 == 0:
-            print(f"{rows[-1]['images']} images", flush=True)
+            print(f"{rows[-1]['images']} images", file=sys.stderr)
     return rows
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,9 @@ class Remote:
         name = self._root.rpartition("/")[2] or "store"
         self._home = cache_folder() / f"{fingerprint(self.url.encode())}-{name}"
         self._folders: dict[str, Path] = {}
+        self._mending = threading.Lock()
         self._mended: set[Path] = set()
+        self._asked: set[tuple[Path, int]] = set()  # files and the threads that found them damaged
         self._offline: _UnreachableError | None = None  # set when copies are used as they are
 
     def is_store(self) -> bool:
@@ -110,16 +113,25 @@ class Remote:
     def mend(self, file: Path) -> bool:
         """Fetch a damaged file of a copy again, and return True; False the second time, or without a network.
 
-        The new bytes are written over the old, so that memory maps of the file see them.
+        The new bytes are written over the old, so that memory maps of the file see them. Threads that find the
+        same damage wait, and the file is fetched for one of them; each may ask once.
 
         Raises
         ------
         StoreError
             When the file at the URL is damaged as well.
         """
-        if file in self._mended or self._offline is not None:
-            return False
-        self._mended.add(file)
+        asking = file, threading.get_ident()
+        with self._mending:
+            if asking in self._asked or self._offline is not None:
+                return False
+            self._asked.add(asking)
+            if file not in self._mended:
+                self._mended.add(file)
+                self._fetch_again(file)
+        return True
+
+    def _fetch_again(self, file: Path) -> None:
         part, folder = next(each for each in self._folders.items() if file.is_relative_to(each[1]))
         arriving, name = file.with_name(file.name + ARRIVING), file.relative_to(folder).as_posix()
         with self._locked():
@@ -134,7 +146,6 @@ class Remote:
                 arriving.unlink(missing_ok=True)
         if problem is not None:
             raise self._damaged(part, name, problem)
-        return True
 
     def fetch_attributes(self, part: str, folder: Path) -> Path:
         """Copy the attributes, manifest and operating curve of a part into an empty folder, and return it.

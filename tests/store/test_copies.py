@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -219,6 +222,34 @@ def test_a_file_that_arrives_damaged_is_fetched_once_more(small, put, monkeypatc
     monkeypatch.setattr(type(files), "get_file", first_damaged)
     means_of(pi.open_index(URL))
     assert {calls.count(source) for source in calls} == {2}
+
+
+def test_threads_that_find_the_same_damage_all_go_on(small, put, monkeypatch):
+    """One of them fetches the file again, and the others wait for it."""
+    files = put(small)
+    expected = means_of(pi.open_index(small))[0]
+    remote = pi.open_index(URL)
+    get, calls = type(files).get_file, []
+
+    def slow(self, source, target):
+        calls.append(source)
+        time.sleep(0.3)
+        get(self, source, target)
+
+    flip(raw_path(remote.path, "images", 4), 50)
+    monkeypatch.setattr(type(files), "get_file", slow)
+    barrier = threading.Barrier(4)
+
+    def first_images(_):
+        barrier.wait()
+        remote.check_images(0, 40)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(first_images, range(4)))
+    assert len(calls) == 1
+    x = torch.ones(1, 1, 14, 14)
+    found = pi.ScoreMachine(remote, estimator="exact").posterior_mean(x, 0.5).mean
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_a_damaged_copy_is_refused_without_a_network(small, put, monkeypatch):
