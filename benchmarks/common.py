@@ -51,9 +51,8 @@ def variant(images: np.ndarray, i: int) -> np.ndarray:
     if copy % 2:
         image = image[:, ::-1]
     if shift:
-        rows, columns = image.shape[:2]
         edges = ((shift, shift), (shift, shift), *((0, 0),) * (image.ndim - 2))
-        image = np.pad(image, edges, mode="reflect")[2 * shift :, :columns]
+        image = np.pad(image, edges, mode="reflect")[2 * shift :, : -2 * shift]
     return np.ascontiguousarray(image)
 
 

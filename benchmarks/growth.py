@@ -45,8 +45,7 @@ def main() -> None:
         us = {}
         for way, options in WAYS.items():
             machines = {
-                f"{n}": pi.ScoreMachine(store, estimator=way, **options)
-                for n, store in stores.items()
+                f"{n}": pi.ScoreMachine(store, estimator=way, **options) for n, store in stores.items()
             }
             times = alternate(
                 {

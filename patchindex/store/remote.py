@@ -113,8 +113,8 @@ class Remote:
     def mend(self, file: Path) -> bool:
         """Fetch a damaged file of a copy again, and return True; False the second time, or without a network.
 
-        The new bytes are written over the old, so that memory maps of the file see them. Threads that find the
-        same damage wait, and the file is fetched for one of them; each may ask once.
+        The new bytes are written over the old, so that memory maps of the file see them. When several threads
+        find the same damage, the file is fetched once, and all of them wait; each thread may ask once.
 
         Raises
         ------
