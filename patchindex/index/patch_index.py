@@ -31,7 +31,7 @@ from patchindex.index.layout import (
     scale_group,
     scales_of,
 )
-from patchindex.index.scale import ScaleIndex
+from patchindex.index.scale import ScaleIndex, never_mended
 from patchindex.index.scale_info import attributes_info, read_scale_info
 from patchindex.index.values import image_columns, image_names
 from patchindex.notebook import html_table
@@ -155,6 +155,8 @@ class PatchIndex:
         self, path: Path, attributes: dict[str, Any], device: torch.device, remote: Remote | None = None
     ) -> None:
         self.path, self.attributes, self.device, self._remote = path, attributes, device, remote
+        # No method of this object: a scale has it, and the two would keep each other and their maps alive.
+        self._mend = never_mended if remote is None else remote.mend
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
         # A scale that was lost stays listed: without it the schedule would change silently.
@@ -333,10 +335,6 @@ class PatchIndex:
         """Return the place of an image in the store with its file name, as it is printed."""
         names = self.training.source.file_names
         return numbered(place, names[[place]][0] if names is not None else "")
-
-    def _mend(self, file: Path) -> bool:
-        """Fetch a damaged file of a remote store again; return False where that cannot help."""
-        return self._remote is not None and self._remote.mend(file)
 
     def pixels_on(self, device: torch.device) -> torch.Tensor:
         """Return the images as a uint8 tensor (N, H, W, C) in label order, on a device.

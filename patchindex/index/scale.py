@@ -40,6 +40,11 @@ __all__ = ["ScaleIndex"]
 MEASURE_AGAIN = ("measure it again: tune with ", Option("overwrite", True))
 
 
+def never_mended(file: Path) -> bool:
+    """Return False: a damaged file of a store on this machine cannot be fetched again."""
+    return False
+
+
 class ScaleIndex:
     """The patches of one locality scale, in inverted lists.
 
@@ -68,7 +73,7 @@ class ScaleIndex:
         device: torch.device,
         images: IndexedImages,
         checked: np.ndarray | None = None,
-        mend: Callable[[Path], bool] = lambda file: False,
+        mend: Callable[[Path], bool] = never_mended,
     ) -> None:
         self._mend = mend
         self.path, self.geometry, self.device = path, geometry, device

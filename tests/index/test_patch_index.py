@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import html
 import os
+import weakref
 
 import pytest
 import torch
@@ -105,3 +107,19 @@ def test_a_notebook_shows_the_scales_of_a_store(store):
     assert html.escape(repr(store)) in shown
     for k in store.scales:
         assert f"<tr><td>{k}</td><td>{store.scale(k).attributes['patches']:,}</td><td>" in shown
+
+
+@pytest.mark.parametrize("estimator", ["exact", "auto", "topk"])
+def test_a_store_that_nobody_uses_is_closed_at_once(own_store, estimator):
+    """Its maps would keep the disk space of a store that was removed, until Python looks for cycles."""
+    index = pi.open_index(own_store)
+    m = pi.ScoreMachine(index, estimator=estimator)
+    m.posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
+    index.scale(3)
+    there = weakref.ref(index), weakref.ref(index.scale(3))
+    gc.disable()
+    try:
+        del m, index
+        assert [one() for one in there] == [None, None]
+    finally:
+        gc.enable()
