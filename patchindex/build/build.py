@@ -93,7 +93,7 @@ def build_index(
     seed : int
         Seed for k-means and the sampling of training patches.
     threads : int, optional
-        CPU threads. Stores built with different numbers of threads differ by rounding.
+        CPU threads. Stores built with different numbers of threads may differ by rounding.
     memory : int or str, optional
         Memory budget in bytes, or as `"4G"`; by default half of the memory that the process may use,
         in a container for example. A build that needs more is refused before it starts.

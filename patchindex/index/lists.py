@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -121,9 +121,7 @@ class InvertedLists:
         if len(self.bounds) == 2:  # one class, the common case, needs no copies
             self._assign(vectors, 0, found)
             return found
-        order = np.argsort(classes, kind="stable")
-        members = np.split(order, np.searchsorted(classes[order], np.arange(1, len(self.bounds) - 1)))
-        for c, mine in enumerate(members):
+        for c, mine in enumerate(_rows_of(classes, len(self.bounds) - 1)):
             of_class = np.empty(len(mine), np.int64)
             self._assign(vectors[torch.from_numpy(mine).to(vectors.device)], c, of_class)
             found[mine] = of_class
@@ -216,38 +214,68 @@ def train_lists(
 
     `counts` has the lists of each class; the sample has at least as many patches of a class as lists.
     `progress` is called after each k-means, with the work that is done and all work: patches times centroids.
-    Equal samples, seeds and numbers of threads give equal centroids.
+    Equal samples and seeds give equal centroids, on any number of threads.
     """
-    centroids, cells, cell_sizes, bounds = [], [], [], [0]
     members = np.bincount(classes, minlength=len(counts))
     finding, filling = clustering_work(members, counts)
     done, work = 0.0, finding.sum() + filling.sum()
-    for c, count in enumerate(counts):
-        mine = np.ascontiguousarray(sample[classes == c])
-        n_cells = cells_of(int(count))
-        top = k_means(mine, n_cells, TRAINING_PATCHES_PER_CELL, seed, device)
+    on_gpu = device.type == "cuda" and faiss_gpus() > 0
+    workers = pool(1 if on_gpu else torch.get_num_threads())
+    cells, fillings, bounds = [], list[_Filling](), [0]
+    for c, (count, rows) in enumerate(zip(counts.tolist(), _rows_of(classes, len(counts)), strict=True)):
+        mine = sample if len(counts) == 1 else sample[rows]
+        n_cells = cells_of(count)
+        top = workers.submit(_k_means_alone, mine, n_cells, TRAINING_PATCHES_PER_CELL, seed, device).result()
         done += finding[c]
         progress(done, work)
         all_in_one = np.array([0, n_cells])
         flat = InvertedLists(top, all_in_one, mine.mean(0, keepdims=True), all_in_one, device)
         cell_of = flat.assign(torch.from_numpy(mine).to(device), np.zeros(len(mine), np.int64))
-        in_cell = np.bincount(cell_of, minlength=n_cells)
-        kept = np.flatnonzero(in_cell)
+        in_cell = [rows[at] for at in _rows_of(cell_of, n_cells)]
+        kept = [i for i, some in enumerate(in_cell) if len(some)]
         cells.append(top[kept])
-        for i, size in zip(kept, _shares(int(count), in_cell[kept]), strict=True):
-            inside = np.ascontiguousarray(mine[cell_of == i])
-            centroids.append(k_means(inside, int(size), TRAINING_PATCHES_PER_LIST, seed, device))
-            cell_sizes.append(size)
-            done += filling[c] * len(inside) / len(mine)
+        shares = _shares(count, np.array([len(in_cell[i]) for i in kept])).tolist()
+        fillings += [
+            _Filling(in_cell[i], lists, filling[c] * len(in_cell[i]) / members[c])
+            for i, lists in zip(kept, shares, strict=True)
+        ]
+        bounds.append(bounds[-1] + sum(shares))
+
+    def fill(cell: _Filling) -> np.ndarray:
+        return _k_means_alone(sample[cell.rows], cell.lists, TRAINING_PATCHES_PER_LIST, seed, device)
+
+    centroids = []
+    # A cell is small, so each gets one thread, which is faster than all threads of FAISS for each in turn.
+    futures = [workers.submit(fill, cell) for cell in fillings]
+    try:
+        for cell, future in zip(fillings, futures, strict=True):
+            centroids.append(future.result())
+            done += cell.work
             progress(min(done, work), work)
-        bounds.append(sum(cell_sizes))
+    finally:  # when `progress` raises, the rest does not begin
+        for future in futures:
+            future.cancel()
     return InvertedLists(
         np.concatenate(centroids),
         np.array(bounds),
         np.concatenate(cells),
-        np.concatenate([[0], np.cumsum(cell_sizes)]),
+        np.concatenate([[0], np.cumsum([cell.lists for cell in fillings])]),
         device,
     )
+
+
+class _Filling(NamedTuple):
+    """A cell whose lists are to be found: rows of its patches in the sample, number of lists, and work."""
+
+    rows: np.ndarray
+    lists: int
+    work: float
+
+
+def _rows_of(groups: np.ndarray, n: int) -> list[np.ndarray]:
+    """Return the rows of each of n groups, ascending."""
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.searchsorted(groups[order], np.arange(1, n)))
 
 
 def clustering_work(members: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -265,6 +293,12 @@ def _shares(total: int, members: np.ndarray) -> np.ndarray:
     edges = np.rint(np.cumsum(members) * (total - len(members)) / members.sum()).astype(np.int64)
     # No more lists than members, and no cell so large that assigning to its lists takes long.
     return np.minimum(1 + np.diff(edges, prepend=0), np.minimum(members, most))
+
+
+def _k_means_alone(vectors: np.ndarray, n: int, sample: int, seed: int, device: torch.device) -> np.ndarray:
+    """Return the centroids of `k_means`, found on this thread of a pool alone."""
+    require_faiss().omp_set_num_threads(1)  # of this thread
+    return k_means(vectors, n, sample, seed, device)
 
 
 def k_means(vectors: np.ndarray, n: int, sample: int, seed: int, device: torch.device) -> np.ndarray:

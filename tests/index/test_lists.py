@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from patchindex.index.lists import MIN_PATCHES_PER_LIST, InvertedLists, list_counts, most_lists, train_lists
-from patchindex.runtime import require_faiss
+from patchindex.runtime import require_faiss, threads
 
 CPU = torch.device("cpu")
 
@@ -69,6 +69,38 @@ def test_train_lists_is_repeatable():
     ]
     np.testing.assert_array_equal(made[0], made[1])
     assert (made[0] != made[2]).any()
+
+
+def test_train_lists_gives_equal_centroids_on_any_number_of_threads(real_images):
+    pixels = real_images(200, 16)[0].reshape(200 * 16, 16).astype(np.float32)
+    classes, counts = np.arange(len(pixels)) % 2, np.array([150, 40])  # the first class has cells
+    made = []
+    for number in (1, 2, 3):
+        with threads(number):
+            made.append(train_lists(pixels, classes, counts, 0, CPU))
+    for other in made[1:]:
+        for name in ("centroids", "cells", "cell_bounds", "bounds"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(made[0], name))
+
+
+def test_training_stops_when_its_progress_raises():
+    """Cells that are not begun are left, and the next training is not disturbed."""
+    sample = np.random.default_rng(0).standard_normal((8000, 8)).astype(np.float32)
+    classes, counts, calls = np.zeros(len(sample), int), np.array([200]), []
+
+    def interrupt(done, total):
+        calls.append(done / total)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_lists(sample, classes, counts, 0, CPU, interrupt)
+    assert len(calls) == 3
+    shares = []
+    lists = train_lists(sample, classes, counts, 0, CPU, lambda done, total: shares.append(done / total))
+    assert len(lists.centroids) == 200
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
 
 
 def test_training_by_cells_is_nearly_as_good_as_plain_kmeans(real_images):
