@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from patchindex.index.faiss_file import ID_BYTES
+from patchindex.kernels.by_list import add_moments
 from patchindex.runtime import require_faiss
 from patchindex.store.checksums import crc32c
 from patchindex.store.raw import ChecksumWriter
@@ -23,7 +24,6 @@ __all__ = ["Bucket", "ListStatistics", "write_index"]
 
 PIECE_BYTES = 1 << 20
 NO_LISTS = b"il00"  # the end of FAISS's bytes for an index without lists
-BLOCK_CODES = 4096
 
 
 class Bucket(NamedTuple):
@@ -51,7 +51,7 @@ class ListStatistics:
     def __init__(self, lists: int, dims: int, label_of: np.ndarray, patches_per_image: int) -> None:
         self._label_of, self._per_image = label_of, patches_per_image
         self.counts = np.zeros((int(label_of.max()) + 1, lists), np.int64)
-        self._sums, self._squares = np.zeros((lists, dims)), np.zeros((lists, dims))
+        self._sums, self._squares = (np.zeros((lists, dims), np.int64) for _ in range(2))
 
     def add(self, bucket: Bucket) -> None:
         """Count the patches of a bucket, and add up their codes and squared codes."""
@@ -59,11 +59,8 @@ class ListStatistics:
         flat = self._label_of[bucket.ids // self._per_image] * n + np.repeat(np.arange(n), bucket.sizes)
         counts = np.bincount(flat, minlength=labels * n).reshape(labels, n)
         self.counts[:, bucket.first : bucket.first + n] += counts
-        for c, _, codes in bucket.lists():
-            for start in range(0, len(codes), BLOCK_CODES):
-                exact = codes[start : start + BLOCK_CODES].astype(np.float64)  # integers below 2^53
-                self._sums[c] += exact.sum(0)
-                self._squares[c] += np.einsum("nd,nd->d", exact, exact)
+        lists = np.repeat(np.arange(bucket.first, bucket.first + n), bucket.sizes)
+        add_moments(lists, bucket.codes, self._sums, self._squares)
 
     def moments(self, low: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the means and variances of the decoded vectors of each list, float32, shape (lists, dims).

@@ -17,6 +17,7 @@ from patchindex.build.merge import Bucket
 from patchindex.build.workdir import GO_ON
 from patchindex.errors import Option, StoreError
 from patchindex.index.scale import ScaleIndex
+from patchindex.kernels.by_list import put_records, take_records
 from patchindex.store.atomic import atomic_write
 from patchindex.store.checksums import CHECKSUM_OF_CHECKED, checksum_of_file
 from patchindex.store.raw import CHECKSUM_BYTES, ChecksumWriter
@@ -72,6 +73,7 @@ class Shards:
         self._folder, self._lists, self._old, self._go_on = folder, lists, old, go_on
         self._images, self._per_image = images, patches_per_image
         self._record = np.dtype([("id", "<i8"), ("code", "u1", (code_bytes,))])
+        self._code_bytes = code_bytes
         image_bytes = patches_per_image * self._record.itemsize
         n = len(images)
         self._bytes = shard_bytes(n * image_bytes)
@@ -106,13 +108,14 @@ class Shards:
 
         Raises FileNotFoundError when the scale is not trained yet, or is merged already.
         """
-        order = np.argsort(lists, kind="stable")
+        start, stop = self.images(i)
+        lists = lists.astype(np.int64)
+        ids = self._images[start:stop, None] * self._per_image + np.arange(self._per_image)
+        sizes = np.bincount(lists, minlength=self._lists)
         records = np.empty(len(lists), self._record)
-        image, position = np.divmod(order, self._per_image)
-        records["id"] = self._images[self.images(i)[0] + image] * self._per_image + position
-        records["code"] = codes[order]
+        put_records(lists, ids.reshape(-1), codes, np.cumsum(sizes) - sizes, records.view(np.uint8))
         head = np.zeros(1, self._head)
-        head["seconds"], head["sizes"] = seconds, np.bincount(lists, minlength=self._lists)
+        head["seconds"], head["sizes"] = seconds, sizes
         # Not durable: a shard that a loss of power damages fails its checksum, and is encoded again.
         with atomic_write(self._path(i), durable=False, shared=True) as file:
             out = ChecksumWriter(file)
@@ -156,23 +159,31 @@ class Shards:
                 lo += 1
                 continue
             sizes = [self._sizes(i, lo, hi) for i in range(len(self))]
-            pieces = []
-            for i, size in enumerate(sizes):
-                pieces.append(self._read(i, at[i], self._record, int(size.sum())))
-                at[i] += pieces[i].nbytes
             if self._old is not None:
                 sizes.append(self._old.sizes()[lo:hi])
-                pieces.append(self._old_records(self._old, lo, sizes[-1]))
-            records = np.concatenate(pieces)
-            del pieces
-            lists = np.concatenate([np.repeat(np.arange(hi - lo), size) for size in sizes])
-            # Ids of later shards are larger, so a stable sort keeps ids ascending; old ids are mixed.
-            stable = self._old is None
-            order = np.argsort(lists, kind="stable") if stable else np.lexsort((records["id"], lists))
-            ids, codes = records["id"][order], records["code"][order]
-            del records
-            yield Bucket(lo, np.stack(sizes).sum(0, dtype=np.int64), ids, codes)
+            total = np.stack(sizes).sum(0, dtype=np.int64)
+            ids, codes = np.empty(total.sum(), np.int64), np.empty((total.sum(), self._code_bytes), np.uint8)
+            places = np.cumsum(total) - total
+            for records, size in zip(self._records(lo, sizes, at), sizes, strict=True):
+                lists = np.repeat(np.arange(hi - lo), size)
+                take_records(lists, records.view(np.uint8), places, ids, codes)
+            if self._old is not None:  # ids of later shards are larger; old ids are mixed with them
+                order = np.lexsort((ids, np.repeat(np.arange(hi - lo), total)))
+                ids, codes = ids[order], codes[order]
+            yield Bucket(lo, total, ids, codes)
             lo = hi
+
+    def _records(self, lo: int, sizes: list[np.ndarray], at: list[int]) -> Iterator[np.ndarray]:
+        """Yield the records of lists lo, lo + 1, ... of each shard, and of the old patches; advance `at`.
+
+        `sizes` has the patches of these lists in each shard, then of the old patches.
+        """
+        for i in range(len(self)):
+            records = self._read(i, at[i], self._record, int(sizes[i].sum()))
+            at[i] += records.nbytes
+            yield records
+        if self._old is not None:
+            yield self._old_records(self._old, lo, sizes[-1])
 
     def _old_records(self, old: OldLists, lo: int, sizes: np.ndarray) -> np.ndarray:
         records = np.empty(int(sizes.sum()), self._record)

@@ -54,7 +54,9 @@ class PCA:
     def _convolve(self, padded: Tensor, a: float) -> Tensor:
         filters = torch.from_numpy(self.components).to(padded.device)
         offset = -a * (filters.flatten(1) @ torch.from_numpy(self.mean).to(padded.device).flatten())
-        out = torch.nn.functional.conv2d(padded, filters.permute(0, 3, 1, 2).contiguous(), offset)
+        # With the channels last, torch convolves faster, and the result needs no other order.
+        images = padded.contiguous(memory_format=torch.channels_last)
+        out = torch.nn.functional.conv2d(images, filters.permute(0, 3, 1, 2), offset)
         return out.permute(0, 2, 3, 1).reshape(-1, self.dims)
 
 
