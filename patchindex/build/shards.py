@@ -113,7 +113,9 @@ class Shards:
         ids = self._images[start:stop, None] * self._per_image + np.arange(self._per_image)
         sizes = np.bincount(lists, minlength=self._lists)
         records = np.empty(len(lists), self._record)
-        put_records(lists, ids.reshape(-1), codes, np.cumsum(sizes) - sizes, records.view(np.uint8))
+        # The kernel checks no bounds: the new shapes do.
+        ids, codes = ids.reshape(len(lists)), codes.reshape(len(lists), self._code_bytes)
+        put_records(lists, ids, codes, np.cumsum(sizes) - sizes, records.view(np.uint8))
         head = np.zeros(1, self._head)
         head["seconds"], head["sizes"] = seconds, sizes
         # Not durable: a shard that a loss of power damages fails its checksum, and is encoded again.
@@ -167,9 +169,12 @@ class Shards:
             for records, size in zip(self._records(lo, sizes, at), sizes, strict=True):
                 lists = np.repeat(np.arange(hi - lo), size)
                 take_records(lists, records.view(np.uint8), places, ids, codes)
+                del records, lists  # the caller keeps the bucket for long
             if self._old is not None:  # ids of later shards are larger; old ids are mixed with them
                 order = np.lexsort((ids, np.repeat(np.arange(hi - lo), total)))
-                ids, codes = ids[order], codes[order]
+                ids = ids[order]
+                codes = codes[order]
+                del order
             yield Bucket(lo, total, ids, codes)
             lo = hi
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -219,13 +220,11 @@ def train_lists(
     members = np.bincount(classes, minlength=len(counts))
     finding, filling = clustering_work(members, counts)
     done, work = 0.0, finding.sum() + filling.sum()
-    on_gpu = device.type == "cuda" and faiss_gpus() > 0
-    workers = pool(1 if on_gpu else torch.get_num_threads())
     cells, fillings, bounds = [], list[_Filling](), [0]
     for c, (count, rows) in enumerate(zip(counts.tolist(), _rows_of(classes, len(counts)), strict=True)):
         mine = sample if len(counts) == 1 else sample[rows]
         n_cells = cells_of(count)
-        top = workers.submit(_k_means_alone, mine, n_cells, TRAINING_PATCHES_PER_CELL, seed, device).result()
+        top = k_means(mine, n_cells, TRAINING_PATCHES_PER_CELL, seed, device)
         done += finding[c]
         progress(done, work)
         all_in_one = np.array([0, n_cells])
@@ -242,19 +241,19 @@ def train_lists(
         bounds.append(bounds[-1] + sum(shares))
 
     def fill(cell: _Filling) -> np.ndarray:
-        return _k_means_alone(sample[cell.rows], cell.lists, TRAINING_PATCHES_PER_LIST, seed, device)
+        return k_means(sample[cell.rows], cell.lists, TRAINING_PATCHES_PER_LIST, seed, device)
 
     centroids = []
-    # A cell is small, so each gets one thread, which is faster than all threads of FAISS for each in turn.
-    futures = [workers.submit(fill, cell) for cell in fillings]
+    # Cells are many and small, so each is computed by one thread. Other work may wait for the threads of
+    # `pool`, so these are others. FAISS computes on a GPU from one thread at a time.
+    workers = ThreadPoolExecutor(1 if _on_gpu(device) else torch.get_num_threads(), "patchindex-k-means")
     try:
-        for cell, future in zip(fillings, futures, strict=True):
-            centroids.append(future.result())
+        for cell, found in zip(fillings, workers.map(fill, fillings), strict=True):
+            centroids.append(found)
             done += cell.work
             progress(min(done, work), work)
-    finally:  # when `progress` raises, the rest does not begin
-        for future in futures:
-            future.cancel()
+    finally:
+        workers.shutdown(cancel_futures=True)
     return InvertedLists(
         np.concatenate(centroids),
         np.array(bounds),
@@ -295,15 +294,13 @@ def _shares(total: int, members: np.ndarray) -> np.ndarray:
     return np.minimum(1 + np.diff(edges, prepend=0), np.minimum(members, most))
 
 
-def _k_means_alone(vectors: np.ndarray, n: int, sample: int, seed: int, device: torch.device) -> np.ndarray:
-    """Return the centroids of `k_means`, found on this thread of a pool alone."""
-    require_faiss().omp_set_num_threads(1)  # of this thread
-    return k_means(vectors, n, sample, seed, device)
-
-
 def k_means(vectors: np.ndarray, n: int, sample: int, seed: int, device: torch.device) -> np.ndarray:
-    """Return n centroids, found from at most `sample` vectors for each; float32, shape (n, dims)."""
-    faiss = require_faiss()
+    """Return n centroids, found from at most `sample` vectors for each; float32, shape (n, dims).
+
+    On the CPU, FAISS computes on the calling thread alone, so that the centroids do not depend on the number
+    of threads.
+    """
+    faiss, on_gpu = require_faiss(), _on_gpu(device)
     kmeans = faiss.Kmeans(
         vectors.shape[1],
         n,
@@ -311,7 +308,16 @@ def k_means(vectors: np.ndarray, n: int, sample: int, seed: int, device: torch.d
         seed=seed % 2**31,  # FAISS takes a C int
         min_points_per_centroid=1,  # small classes have few patches, and FAISS warns on stderr
         max_points_per_centroid=sample,
-        gpu=device.type == "cuda" and faiss_gpus() > 0,
+        gpu=on_gpu,
     )
-    kmeans.train(vectors)
+    threads = faiss.omp_get_max_threads()  # of the calling thread
+    faiss.omp_set_num_threads(threads if on_gpu else 1)
+    try:
+        kmeans.train(vectors)
+    finally:
+        faiss.omp_set_num_threads(threads)
     return np.asarray(kmeans.centroids, np.float32)
+
+
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda" and faiss_gpus() > 0

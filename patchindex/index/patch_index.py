@@ -311,7 +311,9 @@ class PatchIndex:
         with self._opening:
             scales = list(self._scales.values())
         for array, file in ((self._map, self._file), *(scale.mapped for scale in scales)):
-            if is_shorter(array) and not self._mend(file):
+            while is_shorter(array):
+                if self._mend(file):
+                    continue
                 raise StoreError(
                     "became shorter while it was in use", where=file, remedy="restore it, and open it again"
                 )

@@ -127,8 +127,8 @@ class Remote:
                 return False
             self._asked.add(asking)
             if file not in self._mended:
-                self._mended.add(file)
                 self._fetch_again(file)
+                self._mended.add(file)
         return True
 
     def _fetch_again(self, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -83,10 +84,10 @@ def test_train_lists_gives_equal_centroids_on_any_number_of_threads(real_images)
             np.testing.assert_array_equal(getattr(other, name), getattr(made[0], name))
 
 
-def test_training_stops_when_its_progress_raises():
-    """Cells that are not begun are left, and the next training is not disturbed."""
+def test_training_ends_its_threads_when_its_progress_raises():
     sample = np.random.default_rng(0).standard_normal((8000, 8)).astype(np.float32)
     classes, counts, calls = np.zeros(len(sample), int), np.array([200]), []
+    before = require_faiss().omp_get_max_threads()
 
     def interrupt(done, total):
         calls.append(done / total)
@@ -96,6 +97,8 @@ def test_training_stops_when_its_progress_raises():
     with pytest.raises(KeyboardInterrupt):
         train_lists(sample, classes, counts, 0, CPU, interrupt)
     assert len(calls) == 3
+    assert not [t for t in threading.enumerate() if t.name.startswith("patchindex-k-means")]
+    assert require_faiss().omp_get_max_threads() == before
     shares = []
     lists = train_lists(sample, classes, counts, 0, CPU, lambda done, total: shares.append(done / total))
     assert len(lists.centroids) == 200

@@ -252,6 +252,18 @@ def test_threads_that_find_the_same_damage_all_go_on(small, put, monkeypatch):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+def test_another_thread_tries_again_after_a_failed_fetch(small, put, monkeypatch):
+    files = put(small)
+    remote = pi.open_index(URL)
+    flip(raw_path(remote.path, "images", 4), 50)
+    with monkeypatch.context() as broken:
+        broken.setattr(type(files), "get_file", fail)
+        with pytest.raises(PatchIndexError, match="cannot be copied"):
+            remote.check_images(0, 40)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(remote.check_images, 0, 40).result()
+
+
 def test_a_damaged_copy_is_refused_without_a_network(small, put, monkeypatch):
     files = put(small)
     copy = pi.open_index(URL)
