@@ -16,7 +16,7 @@ __all__ = ["add_moments", "put_records", "take_records"]
 
 @lean
 def put_records(lists, ids, codes, places, records):  # type: ignore[no-untyped-def]
-    """Write the records of n patches by list, those of a list in the order in which they come.
+    """Write the records of n patches, ordered by list. The patches of a list keep their order.
 
     `lists` and `ids` are int64 (n,), `codes` uint8 (n, code bytes), and `records` uint8 (bytes,). `places`,
     int64 (lists,), is the next free record of each list; the kernel counts it up.
