@@ -225,7 +225,7 @@ def _forecast(geometry: Geometry, of: _Images, dims: int, goal: int, *, trained:
     shards = -(-images // (a_shard // an_image))
     # Merging keeps the ids of a list that is larger than a bucket in a temporary file: at worst all ids.
     scratch = patches * (dims + 2 * ID_BYTES) + shards * (4 * n_lists + OVERHEAD_BYTES)
-    # Training holds a sample, copies of one class and of one cell, and a covariance. Encoding holds a shard
+    # Training holds a sample, copies of one class and of some cells, and a covariance. Encoding holds a shard
     # and its sorted copy. Merging holds a bucket, its sorted copy, and exact sums of all lists.
     sample = 4 * n_lists * TRAINING_PATCHES_PER_LIST * dims
     training = 0 if trained else 3 * sample + 8 * (2 * PCA_SAMPLE * pixels + 5 * pixels**2)

@@ -155,7 +155,7 @@ class PatchIndex:
         self, path: Path, attributes: dict[str, Any], device: torch.device, remote: Remote | None = None
     ) -> None:
         self.path, self.attributes, self.device, self._remote = path, attributes, device, remote
-        # No method of this object: a scale has it, and the two would keep each other and their maps alive.
+        # Not a method of this object: scales keep it, and a cycle would keep the memory maps open.
         self._mend = never_mended if remote is None else remote.mend
         self.machine: str = attributes["machine"]
         self.train_windows: str = attributes["train_windows"]
