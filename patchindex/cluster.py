@@ -22,7 +22,7 @@ from patchindex.checks import check_optional
 from patchindex.dask_tasks import lost_workers, on_workers, submit
 from patchindex.denoisers.from_images import is_store
 from patchindex.denoisers.machine import MachineOptions, ScoreMachine
-from patchindex.errors import DeviceError, InputError, PatchIndexError
+from patchindex.errors import DeviceError, InputError, PatchIndexError, PatchIndexWarning, warn
 from patchindex.exact import ScoreRequest, Shards
 from patchindex.exact.shards import in_tree, merged, scan_shard, settings_of
 from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, open_images
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageShards", "connect", "draw_batches", "sample"]
 
 SHARD_BYTES = 256 << 20  # images of a shard
+REPLACED = 30  # seconds to wait for the process that replaces a lost worker
 COMPARED = 64  # images whose contents tell two data sets apart
 
 
@@ -94,7 +95,10 @@ def connect(
             Client(cluster) as client,
         ):
             client.register_plugin(_same_threads(threads or max(1, cores // workers)))
-            yield client
+            try:
+                yield client
+            finally:
+                _wait_for_replacements(client, workers)
         return
     for name, value in {"workers": workers, "threads": threads}.items():
         if value is not None:
@@ -111,6 +115,23 @@ def connect(
         ) from error
     with client:
         yield client
+
+
+def _wait_for_replacements(client: Client, workers: int) -> None:
+    """Wait until each lost worker of a local cluster is replaced.
+
+    A cluster that closes while it starts a process can raise AssertionError (seen with distributed 2026.8).
+    """
+    try:
+        client.wait_for_workers(workers, timeout=REPLACED)
+    except TimeoutError:
+        warn(
+            PatchIndexWarning(
+                f"a lost worker was not replaced within {REPLACED} seconds",
+                where="cluster",
+                remedy="look for the reason in the output of its process",
+            )
+        )
 
 
 def _same_threads(n: int) -> WorkerPlugin:
