@@ -59,7 +59,8 @@ def variant(images: np.ndarray, i: int) -> np.ndarray:
 def store_of(source: Path, n: int, work: Path, scales: Sequence[int] | None = None) -> pi.PatchIndex:
     """Return a store of n images, with the scales of `LOCALITY` or others; build a missing one in `work`.
 
-    The images are the first n of the source, and variants of them where the source has fewer.
+    The images are the first n of the source. Where the source has fewer, its images follow mirrored, upside
+    down, and both. No patch of these is the shifted copy of another, so the store has n images of patches.
     """
     name = "-".join(map(str, [n, *(scales or [])]))
     path = work / f"cifar10-{name}.zarr"
@@ -67,7 +68,9 @@ def store_of(source: Path, n: int, work: Path, scales: Sequence[int] | None = No
         images = pi.open_images(source, limit=n)
         if len(images) < n:
             few = images[:]
-            images = np.stack([variant(few, i) for i in range(n)])
+            images = np.concatenate([few, few[:, :, ::-1], few[:, ::-1], few[:, ::-1, ::-1]])[:n]
+            if len(images) < n:
+                raise SystemExit(f"{source}: {len(few)} images make {len(images)}, and {n} are needed")
         pi.build_index(images, path, scales, locality=LOCALITY, resume=True)
     return pi.open_index(path)
 

@@ -5,13 +5,17 @@ r"""Time of a step against the number of training images, at a fixed tolerance.
 
 Builds stores of the first 6 250, 12 500, 25 000 and 50 000 images in DIR where they are missing, with the
 schedule cifar10-resnet-circular. Each way estimates the 19 noisy images of the exact trajectory in
-benchmarks/data with each store, in turn: `auto` several times, `exact` once. Above 50 000, the images are
-followed by their mirror images and by shifted copies. With --scales, the stores have only these scales, and
-only the noisy images at these scales are estimated.
+benchmarks/data with each store, in turn: `auto` several times, `exact` once. With --sizes above 50 000, the
+images are followed by themselves mirrored (100 000), upside down, and both (200 000). With --scales, the
+stores have only these scales, and only the noisy images at these scales are estimated. With --near, `auto` is
+measured with each of these near fields.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,50 +26,58 @@ from common import TRAJECTORY, alternate, arguments, report, store_of, write_jso
 
 import patchindex as pi
 
-# The same near field for all stores, tuned or not.
-WAYS: dict[str, dict[str, Any]] = {"auto": {"probes": 1024, "candidates": 1024}, "exact": {}}
+EXACT = "exact"
 
 
 def main() -> None:
     parser = arguments(__doc__, work=True, repeats=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[6250, 12500, 25000, 50000])
     parser.add_argument("--scales", type=int, nargs="+", help="default: the scales of the schedule")
+    parser.add_argument(
+        "--near", nargs="+", default=["1024,1024"], metavar="PROBES,CANDIDATES", help="near fields of `auto`"
+    )
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     sizes: list[int] = args.sizes
     scales: list[int] | None = args.scales
+    # The same near fields for all stores, tuned or not.
+    ways: dict[str, dict[str, Any]] = {}
+    for near in args.near:
+        probes, candidates = map(int, near.split(","))
+        ways[f"auto {near}"] = {"estimator": "auto", "probes": probes, "candidates": candidates}
+    ways[EXACT] = {"estimator": EXACT}
     stores = {n: store_of(args.source, n, args.work, scales) for n in sizes}
     with np.load(TRAJECTORY) as archive:
         steps = list(zip(*(archive[name] for name in ("t", "k", "x")), strict=True))
     path = [(t, k, x) for t, k, x in steps if scales is None or k in scales]
-    rows: list[dict[str, Any]] = []
-    totals = {way: np.zeros(len(sizes)) for way in WAYS}
-    for t, k, image in path:
+    seconds = {way: np.empty((len(path), len(sizes))) for way in ways}
+    for step, (t, k, image) in enumerate(path):
         x = torch.from_numpy(image)[None]
-        us = {}
-        for way, options in WAYS.items():
-            machines = {
-                f"{n}": pi.ScoreMachine(store, estimator=way, **options) for n, store in stores.items()
+        for way, options in ways.items():
+            calls: dict[str, Callable[[], Any]] = {
+                str(n): partial(pi.ScoreMachine(store, **options).posterior_mean, x, float(t), k=int(k))
+                for n, store in stores.items()
             }
-            times = alternate(
-                {
-                    n: lambda m=m, t=t, k=k, x=x: m.posterior_mean(x, float(t), k=int(k))
-                    for n, m in machines.items()
-                },
-                args.repeats if way == "auto" else 1,
-            )
-            seconds = {n: times.median(n) for n in machines}
-            totals[way] += list(seconds.values())
-            us[way] = {n: 1e6 * s / x[0, 0].numel() for n, s in seconds.items()}
-        ratios = {f"x{b}": us["auto"][b] / us["auto"][a] for a, b in pairwise(us["auto"])}
-        rows.append({"t": float(t), "k": int(k)} | us["auto"] | ratios)
+            times = alternate(calls, 1 if way == EXACT else args.repeats)
+            seconds[way][step] = [times.median(n) for n in calls]
+        print(f"step {step + 1} of {len(path)}", file=sys.stderr, flush=True)
+
     forms = {"t": ".2f", "k": "d"} | dict.fromkeys(map(str, sizes), ".0f")
-    heading = "auto: microseconds per pixel, and ratio to half as many images"
-    report(rows, forms | {f"x{n}": ".2f" for n in sizes[1:]}, heading)
-    for way, seconds in totals.items():
-        growth = ", ".join(f"{b / a:.2f}" for a, b in pairwise(seconds))
-        print(f"{way}: {len(path)} steps {', '.join(f'{s:.1f}' for s in seconds)} s; growth {growth}")
-    write_json(args.json, sizes=sizes, rows=rows, seconds={w: s.tolist() for w, s in totals.items()})
+    forms |= {f"x{n}": ".2f" for n in sizes[1:]}
+    for way, taken in seconds.items():
+        rows = []
+        for (t, k, image), times_of_step in zip(path, taken, strict=True):
+            us = dict(zip(map(str, sizes), 1e6 * times_of_step / image[0].size, strict=True))
+            rows.append({"t": float(t), "k": int(k)} | us | {f"x{b}": us[b] / us[a] for a, b in pairwise(us)})
+        report(rows, forms, f"{way}: microseconds per pixel, and ratio to half as many images")
+    totals = {way: taken.sum(0) for way, taken in seconds.items()}
+    if len(args.near) > 1:
+        fastest = np.min([taken for way, taken in seconds.items() if way != EXACT], 0)
+        totals["auto, the fastest at each step"] = fastest.sum(0)
+    for way, total in totals.items():
+        growth = ", ".join(f"{b / a:.2f}" for a, b in pairwise(total))
+        print(f"{way}: {len(path)} steps {', '.join(f'{s:.1f}' for s in total)} s; growth {growth}")
+    write_json(args.json, sizes=sizes, seconds={way: taken.tolist() for way, taken in seconds.items()})
     if args.plot:
         draw(args.plot, sizes, totals)
 
