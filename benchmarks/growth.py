@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--near", nargs="+", default=["1024,1024"], metavar="PROBES,CANDIDATES", help="near fields of `auto`"
     )
+    parser.add_argument("--no-exact", action="store_true", help="only `auto`")
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     sizes: list[int] = args.sizes
@@ -45,7 +46,8 @@ def main() -> None:
     for near in args.near:
         probes, candidates = map(int, near.split(","))
         ways[f"auto {near}"] = {"estimator": "auto", "probes": probes, "candidates": candidates}
-    ways[EXACT] = {"estimator": EXACT}
+    if not args.no_exact:
+        ways[EXACT] = {"estimator": EXACT}
     stores = {n: store_of(args.source, n, args.work, scales) for n in sizes}
     with np.load(TRAJECTORY) as archive:
         steps = list(zip(*(archive[name] for name in ("t", "k", "x")), strict=True))

@@ -118,36 +118,43 @@ class InvertedLists:
 
     def assign(self, vectors: Tensor, classes: np.ndarray) -> np.ndarray:
         """Return the list of each vector, int64 (n,): the nearest in the two nearest cells of its class."""
+        n_classes = len(self.bounds) - 1
+        if n_classes == 1:  # the common case, needs no copies
+            return self._assign(vectors, np.array([0, len(vectors)]))
+        order = np.argsort(classes, kind="stable")
+        bounds = np.searchsorted(classes[order], np.arange(n_classes + 1))
         found = np.empty(len(vectors), np.int64)
-        if len(self.bounds) == 2:  # one class, the common case, needs no copies
-            self._assign(vectors, 0, found)
-            return found
-        for c, mine in enumerate(_rows_of(classes, len(self.bounds) - 1)):
-            of_class = np.empty(len(mine), np.int64)
-            self._assign(vectors[torch.from_numpy(mine).to(vectors.device)], c, of_class)
-            found[mine] = of_class
+        found[order] = self._assign(vectors[torch.from_numpy(order).to(vectors.device)], bounds)
         return found
 
-    def _assign(self, vectors: Tensor, c: int, out: np.ndarray) -> None:
-        """Assign vectors of class c, on all threads."""
-        if vectors.device.type != "cpu":
-            for rows in torch.arange(len(vectors), device=vectors.device).split(ASSIGNED_AT_ONCE):
-                out[rows.cpu()] = self._assign_by_torch(vectors[rows], c).cpu()
-            return
-        flat, (cells, lists) = np.ascontiguousarray(vectors.numpy()), self._tiles(c)
-        threads = torch.get_num_threads()
-        pieces = max(threads, -(-len(flat) // ASSIGNED_AT_ONCE))
-        edges = np.linspace(0, len(flat), pieces + 1).astype(int).tolist()
+    def _assign(self, vectors: Tensor, bounds: np.ndarray) -> np.ndarray:
+        """Assign vectors, of class c in the rows `bounds[c]` to `bounds[c + 1] - 1`, on all threads."""
+        out, threads = np.empty(len(vectors), np.int64), torch.get_num_threads()
+        on_cpu = vectors.device.type == "cpu"
+        most = min(ASSIGNED_AT_ONCE, len(vectors) // threads + 1) if on_cpu else ASSIGNED_AT_ONCE
+        pieces = [
+            (c, piece)
+            for c, (lo, hi) in enumerate(pairwise(bounds.tolist()))
+            for piece in pairwise([*range(lo, hi, most), hi])
+        ]
+        if not on_cpu:
+            for c, (lo, hi) in pieces:
+                out[lo:hi] = self._assign_by_torch(vectors[lo:hi], c).cpu()
+            return out
+        flat = np.ascontiguousarray(vectors.numpy())
+        tiles = {c: self._tiles(c) for c in sorted({c for c, _ in pieces})}
 
-        def assign(piece: tuple[int, int]) -> None:
-            n = piece[1] - piece[0]
+        def assign(piece: tuple[int, tuple[int, int]]) -> None:
+            c, (lo, hi) = piece
+            (cells, lists), n = tiles[c], hi - lo
             assign_lists(
-                cells, lists, flat[piece[0] : piece[1]].reshape(-1), np.empty((n, 2), np.float32),
+                cells, lists, flat[lo:hi].reshape(-1), np.empty((n, 2), np.float32),
                 np.empty((n, 2), np.int64), np.empty(len(lists.first), np.int64), np.empty(2 * n, np.int64),
-                aligned(BLOCK), out[piece[0] : piece[1]],
+                aligned(BLOCK), out[lo:hi],
             )  # fmt: skip
 
-        list(pool(threads).map(assign, pairwise(edges)))
+        list(pool(threads).map(assign, pieces))
+        return out
 
     def _tiles(self, c: int) -> tuple[Tiles, Tiles]:
         """Return the tiles of the cells and of the lists of a class, kept for `TILES_HELD` classes."""
