@@ -148,7 +148,7 @@ def _report_no_estimates(result: Study) -> None:
         if rows and all(row["exact_pixels"] == height * width for row in rows):
             echo(
                 f"{name}: computed all pixels exactly, so its errors are 0: with these images and options "
-                "that takes less time than estimates",
+                "that takes less time than estimates; a tuned store (`patchindex tune`) needs fewer images",
                 err=True,
             )
 
