@@ -58,8 +58,8 @@ SHOWN = 4  # patches per pixel in the printed table
 @click.option(
     "--all-steps",
     is_flag=True,
-    help="Find the patches of all steps, as --html does. Otherwise only those of the last step are found, which "
-    "are enough for the figures.",
+    help="Find the patches of all steps, as --html does. Otherwise only those of the last step are found: "
+    "the figures need no others.",
 )
 @click.option("--exact", is_flag=True, help="Compare every patch, whatever estimator drew the samples.")
 @click.option(
