@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchindex.errors import Option, PatchIndexError
-
 from .options import BuildOptions, RunOptions
 from .output import byte_size, count, echo, print_json, shorten
-from .progress import stages
+from .progress import resumable, stages
 
 if TYPE_CHECKING:
     from patchindex import PatchIndex
@@ -35,15 +33,10 @@ def run_build(
     import patchindex
 
     start = time.perf_counter()
-    try:
-        with stages() as progress:
-            index = build(_WithTuning(progress, options.tune))
-            if is_tuned(index, options.tune):
-                index = patchindex.tune(output, seed=run.seed, threads=run.threads, progress=progress)
-    except KeyboardInterrupt:
-        raise PatchIndexError(
-            "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
-        ) from None
+    with resumable(output), stages() as progress:
+        index = build(_WithTuning(progress, options.tune))
+        if is_tuned(index, options.tune):
+            index = patchindex.tune(output, seed=run.seed, threads=run.threads, progress=progress)
     if options.tune is None and untuned_scales(index):
         echo(f"not tuned: {EXACT_IS_FASTER}; --tune measures the estimators all the same", err=True)
     _print_summary(index, output, time.perf_counter() - start, run.as_json, appended)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchindex.errors import InputError, Option, PatchIndexError
+from patchindex.errors import InputError
 
 from .computing import Computing
 from .config import record_in
@@ -22,7 +22,7 @@ from .options import (
 )
 from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
-from .progress import stages
+from .progress import resumable, stages
 from .sources import Training, image_options, open_source, open_training, parse_label
 
 if TYPE_CHECKING:
@@ -154,26 +154,21 @@ def calibrate(
         label=parse_label(label, training), seed=run.seed, device=run.device, threads=run.threads, **values
     )
     schedules = dict(_beside(text, training) for text in beside)
-    try:
-        with stages() as progress:
-            result = patchindex.study.calibrate(
-                training.source,
-                None if network is None else _open_network(network, run),
-                machine,
-                None if scales is None else parse_scales(scales),
-                held_out=None if held_out is None else held_out_images,
-                n=n,
-                steps=steps,
-                options=options,
-                folder=output,
-                resume=resume,
-                overwrite=overwrite,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        raise PatchIndexError(
-            "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
-        ) from None
+    with resumable(output), stages() as progress:
+        result = patchindex.study.calibrate(
+            training.source,
+            None if network is None else _open_network(network, run),
+            machine,
+            None if scales is None else parse_scales(scales),
+            held_out=None if held_out is None else held_out_images,
+            n=n,
+            steps=steps,
+            options=options,
+            folder=output,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
     result.save(output, beside=schedules, overwrite=overwrite)
     record_in(output / "calibration.json")
     if run.as_json:

@@ -26,7 +26,7 @@ from .options import (
 )
 from .output import add_row, echo, new_table, print_json, print_table
 from .outputs import check_output
-from .progress import stages
+from .progress import resumable, stages
 from .sources import Training, image_options, locality_of, open_denoiser, open_training, parse_label
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def compare(
         batch_size=options.batch_size,
         **sizes,
     )
-    with stages() as progress, connected(cluster) as client:
+    with resumable(output), stages() as progress, connected(cluster) as client:
         found = patchindex.study.theory(
             network,
             denoisers,

@@ -6,11 +6,12 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from patchindex.errors import printable
+from patchindex.errors import Option, PatchIndexError, printable
 
 from .output import echo, is_plain, is_quiet
 
@@ -203,6 +204,17 @@ def stages() -> Iterator[Progress]:
     with _new_bars() as bars:
         yield bars
         bars.end()  # not after an error: the bars then show where it happened
+
+
+@contextmanager
+def resumable(output: Path) -> Iterator[None]:
+    """Turn Ctrl-C in the block into an error that says how to continue the run in `output`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise PatchIndexError(
+            "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
+        ) from None
 
 
 @contextmanager

@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from patchindex.errors import Option, PatchIndexError
-
 from .computing import Computing
 from .config import record_of
 from .options import (
@@ -22,7 +20,7 @@ from .options import (
 )
 from .output import count, echo, note, print_json
 from .outputs import check_output
-from .progress import SECONDS_PER_LINE, stages
+from .progress import SECONDS_PER_LINE, resumable, stages
 from .sources import image_options, open_source
 
 SETTINGS = (  # options that are attributes of `TrainSettings`
@@ -133,24 +131,19 @@ def train(
     )
     check_output(output, sources=[source], inputs=[values["labels"]], own="run")
     images = open_source(source, values)
-    try:
-        with stages() as progress:
-            record = patchindex.networks.train(
-                images,
-                output,
-                settings,
-                device=run.device,
-                threads=run.threads,
-                resume=resume,
-                overwrite=overwrite,
-                progress=progress,
-                report=_Report(),
-                command=record_of(click.get_current_context()),
-            )
-    except KeyboardInterrupt:
-        raise PatchIndexError(
-            "interrupted", where=output, remedy=["continue with ", Option("resume", True)]
-        ) from None
+    with resumable(output), stages() as progress:
+        record = patchindex.networks.train(
+            images,
+            output,
+            settings,
+            device=run.device,
+            threads=run.threads,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            report=_Report(),
+            command=record_of(click.get_current_context()),
+        )
     if run.as_json:
         print_json(record)
         return

@@ -76,6 +76,17 @@ def test_an_interrupted_command_is_one_line(store, monkeypatch):
     assert run("study", store, "-o", "unused", code=1).stderr.strip() == "Error: interrupted"
 
 
+def test_an_interrupted_comparison_says_how_to_continue(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("patchindex.study.theory", interrupted)
+    network = "data/fashion_resnet"
+    small = ("--limit", 9, "--other-images", "--machines", "IS", "-n", 1)
+    ended = run("compare", DATA, "--network", network, "-o", tmp_path / "compared", *small, code=1)
+    assert "compared: interrupted; continue with --resume" in ended.stderr
+
+
 def test_a_terminated_command_ends_as_an_interrupted_one(store, tmp_path, monkeypatch):
     def terminated(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
