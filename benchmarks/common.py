@@ -59,8 +59,9 @@ def variant(images: np.ndarray, i: int) -> np.ndarray:
 def store_of(source: Path, n: int, work: Path, scales: Sequence[int] | None = None) -> pi.PatchIndex:
     """Return a store of n images, with the scales of `LOCALITY` or others; build a missing one in `work`.
 
-    The images are the first n of the source. Where the source has fewer, its images follow mirrored, upside
-    down, and both. No patch of these is the shifted copy of another, so the store has n images of patches.
+    The images are the first n of the source. If the source has fewer, its mirrored images, its images
+    upside down, and its images turned by 180 degrees follow. They are no shifted copies, so patches do not
+    simply repeat.
     """
     name = "-".join(map(str, [n, *(scales or [])]))
     path = work / f"cifar10-{name}.zarr"

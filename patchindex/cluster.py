@@ -129,7 +129,7 @@ def _wait_for_replacements(client: Client, workers: int) -> None:
             PatchIndexWarning(
                 f"a lost worker was not replaced within {REPLACED} seconds",
                 where="cluster",
-                remedy="look for the reason in the output of its process",
+                remedy="look for the reason in the output of the workers",
             )
         )
 

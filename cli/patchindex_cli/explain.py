@@ -58,8 +58,8 @@ SHOWN = 4  # patches per pixel in the printed table
 @click.option(
     "--all-steps",
     is_flag=True,
-    help="Find the patches of all steps, as --html does. Otherwise only those of the last step are found: "
-    "the figures need no others.",
+    help="Find the patches of all steps, as --html does. Without both options, the command finds the patches "
+    "of the last step, and steps.png has no entropy.",
 )
 @click.option("--exact", is_flag=True, help="Compare every patch, whatever estimator drew the samples.")
 @click.option(

@@ -147,8 +147,9 @@ def _report_no_estimates(result: Study) -> None:
         rows = [row for row in result.rows if (row["estimator"], row["trajectory"]) == (name, "exact")]
         if rows and all(row["exact_pixels"] == height * width for row in rows):
             echo(
-                f"{name}: computed all pixels exactly, so its errors are 0: with these images and options "
-                "that takes less time than estimates; a tuned store (`patchindex tune`) needs fewer images",
+                f"{name}: computed all pixels exactly, so its errors are 0: with these images and options, "
+                "exact scores take less time than estimates. To see estimates, give more images, or tune the "
+                "store (`patchindex tune`)",
                 err=True,
             )
 

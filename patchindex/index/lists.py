@@ -128,7 +128,7 @@ class InvertedLists:
         return found
 
     def _assign(self, vectors: Tensor, bounds: np.ndarray) -> np.ndarray:
-        """Assign vectors, of class c in the rows `bounds[c]` to `bounds[c + 1] - 1`, on all threads."""
+        """Return the list of each vector; the rows `bounds[c]` to `bounds[c + 1] - 1` have class c."""
         out, threads = np.empty(len(vectors), np.int64), torch.get_num_threads()
         on_cpu = vectors.device.type == "cpu"
         most = min(ASSIGNED_AT_ONCE, len(vectors) // threads + 1) if on_cpu else ASSIGNED_AT_ONCE
