@@ -64,6 +64,8 @@ def store_of(source: Path, n: int, work: Path, scales: Sequence[int] | None = No
     simply repeat.
     """
     name = "-".join(map(str, [n, *(scales or [])]))
+    if n > len(pi.open_images(source)):
+        name += "-turned"
     path = work / f"cifar10-{name}.zarr"
     if not path.exists():
         images = pi.open_images(source, limit=n)

@@ -73,13 +73,11 @@ def main() -> None:
             rows.append({"t": float(t), "k": int(k)} | us | {f"x{b}": us[b] / us[a] for a, b in pairwise(us)})
         report(rows, forms, f"{way}: microseconds per pixel, and ratio to half as many images")
     totals = {way: taken.sum(0) for way, taken in seconds.items()}
-    if len(args.near) > 1:
-        fastest = np.min([taken for way, taken in seconds.items() if way != EXACT], 0)
-        totals["auto, the fastest at each step"] = fastest.sum(0)
     for way, total in totals.items():
         growth = ", ".join(f"{b / a:.2f}" for a, b in pairwise(total))
         print(f"{way}: {len(path)} steps {', '.join(f'{s:.1f}' for s in total)} s; growth {growth}")
-    write_json(args.json, sizes=sizes, seconds={way: taken.tolist() for way, taken in seconds.items()})
+    found = {way: taken.tolist() for way, taken in seconds.items()}  # of each step, for each size
+    write_json(args.json, sizes=sizes, steps=[(float(t), int(k)) for t, k, _ in path], seconds=found)
     if args.plot:
         draw(args.plot, sizes, totals)
 

@@ -7,6 +7,7 @@ training images, and the softmax states are merged in a tree: no machine holds m
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from patchindex.checks import check_optional
 from patchindex.dask_tasks import lost_workers, on_workers, submit
 from patchindex.denoisers.from_images import is_store
 from patchindex.denoisers.machine import MachineOptions, ScoreMachine
-from patchindex.errors import DeviceError, InputError, PatchIndexError, PatchIndexWarning, warn
+from patchindex.errors import DeviceError, InputError, PatchIndexError
 from patchindex.exact import ScoreRequest, Shards
 from patchindex.exact.shards import in_tree, merged, scan_shard, settings_of
 from patchindex.images import KNOWN_SETS, ImageOptions, LabelsLike, LabelSpec, open_images
@@ -35,9 +36,11 @@ from patchindex.store.checksums import fingerprint
 from patchindex.store.remote import is_url
 
 if TYPE_CHECKING:
-    from distributed import Client, WorkerPlugin
+    from distributed import Client, LocalCluster, WorkerPlugin
 
 __all__ = ["ImageShards", "connect", "draw_batches", "sample"]
+
+log = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 << 20  # images of a shard
 REPLACED = 30  # seconds to wait for the process that replaces a lost worker
@@ -97,8 +100,10 @@ def connect(
             client.register_plugin(_same_threads(threads or max(1, cores // workers)))
             try:
                 yield client
-            finally:
-                _wait_for_replacements(client, workers)
+            except Exception:  # not after Ctrl-C
+                _wait_for_replacements(cluster)
+                raise
+            _wait_for_replacements(cluster)
         return
     for name, value in {"workers": workers, "threads": threads}.items():
         if value is not None:
@@ -117,21 +122,17 @@ def connect(
         yield client
 
 
-def _wait_for_replacements(client: Client, workers: int) -> None:
-    """Wait until each lost worker of a local cluster is replaced.
+def _wait_for_replacements(cluster: LocalCluster) -> None:
+    """Wait until a local cluster has as many workers as it should have, but for at most `REPLACED` seconds.
 
     A cluster that closes while it starts a process can raise AssertionError (seen with distributed 2026.8).
     """
+    if cluster.status.name != "running":
+        return  # closed in the block
     try:
-        client.wait_for_workers(workers, timeout=REPLACED)
-    except TimeoutError:
-        warn(
-            PatchIndexWarning(
-                f"a lost worker was not replaced within {REPLACED} seconds",
-                where="cluster",
-                remedy="look for the reason in the output of the workers",
-            )
-        )
+        cluster.wait_for_workers(max(1, len(cluster.worker_spec)), timeout=REPLACED)
+    except (OSError, RuntimeError) as error:  # also TimeoutError; the cluster closes all the same
+        log.warning("lost workers of the local cluster were not replaced: %r", error)
 
 
 def _same_threads(n: int) -> WorkerPlugin:

@@ -118,6 +118,16 @@ class _Dying(distributed.WorkerPlugin):
         ScaleBuild._train = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_an_error_after_the_cluster_was_shut_down_is_raised():
+    def fail():
+        with pi.cluster.connect(workers=1, threads=1) as client:
+            client.shutdown()
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fail()
+
+
 def test_cancelled_tasks_are_reported(client):
     future = submit(client, time.sleep, 1)
     client.cancel([future])

@@ -115,12 +115,13 @@ class NearField:
         # As many pixels at once as the memory allows: a list is decoded once for all of them.
         room = sum(capacity(keep) for keep in (cells, probes, candidates))
         at_once = max(1, self._memory // 2 // (RESULT_BYTES * self._threads * room))
+        at_once = min(at_once, n // self._threads + 1)
         parts = []
         for c in np.unique(classes).tolist():
             if c not in self._lists:
                 self._lists[c] = NearLists(self._scale, c, self._label, self._request, self._threads)
             mine = np.flatnonzero(classes == c)
-            number = max(min(self._threads, len(mine)), math.ceil(len(mine) / at_once))
+            number = math.ceil(len(mine) / at_once)
             parts += [(self._lists[c], some) for some in np.array_split(mine, number)]
         list(pool(self._threads).map(lambda part: search(*part), parts))
         return ids, codes

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,18 +142,19 @@ class InvertedLists:
                 out[lo:hi] = self._assign_by_torch(vectors[lo:hi], c).cpu()
             return out
         flat = np.ascontiguousarray(vectors.numpy())
-        tiles = {c: self._tiles(c) for c in sorted({c for c, _ in pieces})}
 
-        def assign(piece: tuple[int, tuple[int, int]]) -> None:
-            c, (lo, hi) = piece
-            (cells, lists), n = tiles[c], hi - lo
+        def assign(piece: tuple[tuple[Tiles, Tiles], tuple[int, int]]) -> None:
+            (cells, lists), (lo, hi) = piece
+            n = hi - lo
             assign_lists(
                 cells, lists, flat[lo:hi].reshape(-1), np.empty((n, 2), np.float32),
                 np.empty((n, 2), np.int64), np.empty(len(lists.first), np.int64), np.empty(2 * n, np.int64),
                 aligned(BLOCK), out[lo:hi],
             )  # fmt: skip
 
-        list(pool(threads).map(assign, pieces))
+        # As many classes at once as have their tiles kept.
+        for _, some in groupby(pieces, lambda piece: piece[0] // TILES_HELD):
+            list(pool(threads).map(assign, [(self._tiles(c), rows) for c, rows in some]))
         return out
 
     def _tiles(self, c: int) -> tuple[Tiles, Tiles]:

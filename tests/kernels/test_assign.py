@@ -71,16 +71,21 @@ def test_assignment_is_the_nearest_list_of_the_two_nearest_cells(threads, dims, 
         assert (by_torch == found[mine]).mean() > 0.99 - 1 / n if mine.any() else True
 
 
-def test_assignment_does_not_depend_on_the_other_vectors():
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_assignment_does_not_depend_on_the_other_vectors_or_threads(n_classes):
     rng = np.random.default_rng(1)
-    inverted = made(rng, 24, [[40] * 30])
+    inverted = made(rng, 24, [[40] * 10] * n_classes)
     vectors = torch.from_numpy((3 * rng.standard_normal((2000, 24))).astype(np.float32))
-    classes = np.zeros(2000, np.int64)
-    whole = inverted.assign(vectors, classes)
-    pieces = [inverted.assign(vectors[lo:hi], classes[lo:hi]) for lo, hi in pairwise([0, 1, 7, 900, 2000])]
+    classes = rng.choice(n_classes, 2000)
+    with use_threads(1):
+        whole = inverted.assign(vectors, classes)
+    edges = pairwise([0, 1, 7, 900, 2000])
+    with use_threads(3):
+        pieces = [inverted.assign(vectors[lo:hi], classes[lo:hi]) for lo, hi in edges]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
     order = rng.permutation(2000)
-    np.testing.assert_array_equal(inverted.assign(vectors[torch.from_numpy(order)], classes), whole[order])
+    again = inverted.assign(vectors[torch.from_numpy(order)], classes[order])
+    np.testing.assert_array_equal(again, whole[order])
 
 
 def test_first_of_equal_centroids_is_assigned():
