@@ -84,4 +84,4 @@ bench: | $(STAMP)
 	$(BIN)/python benchmarks/page.py --work $(WORK) $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(if $(AUTHORS),--authors $(AUTHORS))
 
 clean:
-	rm -rf $(DEMO) $(SITE) build dist *.egg-info
+	rm -rf $(DEMO) $(SITE) jupyter_execute build dist *.egg-info
