@@ -7,7 +7,6 @@ training images, and the softmax states are merged in a tree: no machine holds m
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
 
 import numpy as np
-import torch
 
 from patchindex.checks import check_optional
+from patchindex.dask_local import local_cluster
 from patchindex.dask_tasks import lost_workers, on_workers, submit
 from patchindex.denoisers.from_images import is_store
 from patchindex.denoisers.machine import MachineOptions, ScoreMachine
@@ -36,14 +35,11 @@ from patchindex.store.checksums import fingerprint
 from patchindex.store.remote import is_url
 
 if TYPE_CHECKING:
-    from distributed import Client, LocalCluster, WorkerPlugin
+    from distributed import Client
 
 __all__ = ["ImageShards", "connect", "draw_batches", "sample"]
 
-log = logging.getLogger(__name__)
-
 SHARD_BYTES = 256 << 20  # images of a shard
-REPLACED = 30  # seconds to wait for the process that replaces a lost worker
 COMPARED = 64  # images whose contents tell two data sets apart
 
 
@@ -83,27 +79,14 @@ def connect(
     check_threads(threads)
     check_optional(workers=(workers, 1))
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError:
         raise DeviceError(
             "dask is not installed", where="cluster", remedy="pip install 'patchindex[dask]'"
         ) from None
     if address == "local":
-        cores = os.cpu_count() or 1
-        workers = workers or max(1, cores // 2)
-        with (
-            LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            client.register_plugin(_same_threads(threads or max(1, cores // workers)))
-            try:
-                yield client
-            except Exception:  # not after Ctrl-C
-                _wait_for_replacements(cluster)
-                raise
-            _wait_for_replacements(cluster)
+        with local_cluster(workers, threads) as client:
+            yield client
         return
     for name, value in {"workers": workers, "threads": threads}.items():
         if value is not None:
@@ -120,30 +103,6 @@ def connect(
         ) from error
     with client:
         yield client
-
-
-def _wait_for_replacements(cluster: LocalCluster) -> None:
-    """Wait until a local cluster has as many workers as it should have, but for at most `REPLACED` seconds.
-
-    A cluster that closes while it starts a process can raise AssertionError (seen with distributed 2026.8).
-    """
-    if cluster.status.name != "running":
-        return  # closed in the block
-    try:
-        cluster.wait_for_workers(max(1, len(cluster.worker_spec)), timeout=REPLACED)
-    except (OSError, RuntimeError) as error:  # also TimeoutError; the cluster closes all the same
-        log.warning("lost workers of the local cluster were not replaced: %r", error)
-
-
-def _same_threads(n: int) -> WorkerPlugin:
-    """Return a plugin that sets the threads of every worker, also of workers that join later."""
-    from distributed import WorkerPlugin
-
-    class SameThreads(WorkerPlugin):
-        def setup(self, worker: Any) -> None:
-            torch.set_num_threads(n)
-
-    return SameThreads()
 
 
 def _place(source: Any) -> Any:
