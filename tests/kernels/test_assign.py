@@ -74,7 +74,7 @@ def test_assignment_is_the_nearest_list_of_the_two_nearest_cells(threads, dims, 
 @pytest.mark.parametrize("n_classes", [1, 3])
 def test_assignment_does_not_depend_on_the_other_vectors_or_threads(n_classes):
     rng = np.random.default_rng(1)
-    inverted = made(rng, 24, [[40] * 10] * n_classes)
+    inverted = made(rng, 24, [[40] * 30] * n_classes)
     vectors = torch.from_numpy((3 * rng.standard_normal((2000, 24))).astype(np.float32))
     classes = rng.choice(n_classes, 2000)
     with use_threads(1):
