@@ -42,8 +42,9 @@ class Auto:
         Largest standard error of a pixel, root mean square over channels, in units of the images ([-1, 1]).
     probes, candidates : int, optional
         Inverted lists whose codes are scanned (probes), and patches that are compared exactly (candidates),
-        per pixel. If both are left out, the store's operating curve (`patchindex.tune`) chooses them; without
-        a curve, or if one of them is given, the other is 1 024.
+        per pixel. If both are left out, the store's operating curve (`patchindex.tune`) chooses them. Without
+        a curve, both are 1 024 at a tolerance of 0.01 or less, fewer above, and 256 from 0.04 on. If one of
+        them is given, the other is 1 024.
     policy : AutoPolicy
         Settings of the cost model: a knob for research.
 
@@ -110,7 +111,8 @@ class Auto:
     def choose(self, request: ScoreRequest) -> tuple[int, int] | None:
         """Return probes and candidates for a request; None where exact scores are expected to be cheaper."""
         curve = OperatingCurve.of(self.index.scale(request.geometry.k))
-        if curve is not None and self._probes is None and self._candidates is None:
+        free = self._probes is None and self._candidates is None
+        if curve is not None and free:
             lo, hi = request.image_range
             part, steps = (hi - lo) / curve.images, request.cache is not None
             point, _ = curve.near_field(request.beta, self.tolerance, part, steps, self.policy)
@@ -120,9 +122,12 @@ class Auto:
             )
             return found
         policy, pixels = self.policy, request.x[0, 0].numel()
-        probes, candidates = self._probes or policy.probes, self._candidates or policy.candidates
-        seconds = policy.total_cost * policy.near_field_seconds(probes, candidates) * pixels
-        return None if seconds > policy.cost_limit * _scan_seconds(request, pixels) else (probes, candidates)
+        whole = self._probes or policy.probes, self._candidates or policy.candidates
+        size = policy.near_field(self.tolerance) if free else whole
+        # A smaller near field does not make the rest of an estimate cheaper.
+        rest = (policy.total_cost - 1) * policy.near_field_seconds(*whole)
+        seconds = pixels * (policy.near_field_seconds(*size) + rest)
+        return None if seconds > policy.cost_limit * _scan_seconds(request, pixels) else size
 
     def retrieve(self, request: ScoreRequest, probes: int, candidates: int) -> NearField:
         """Retrieve the near fields of a request, starting from what an earlier step found if possible."""

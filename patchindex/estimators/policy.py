@@ -14,14 +14,18 @@ class AutoPolicy:
     A knob for research. Comments give the reasons for defaults, decision records 5 and 6 the measurements.
     """
 
-    # Lists scanned and patches compared exactly, per pixel, where the store has no operating curve: with 256
-    # lists the missed patches have ten times as much squared weight.
+    # Lists scanned and patches compared exactly, per pixel, where the store has no operating curve. Above
+    # `fine_tolerance` fewer are enough: a quarter of the lists misses ten times as much squared weight, and
+    # four times the tolerance is 16 times as large when squared. Below `least_part` little time is saved.
     probes: int = 1024
     candidates: int = 1024
+    fine_tolerance: float = 0.01
+    least_part: float = 0.25
     # Nanoseconds of one thread (AVX-512) per probe and per candidate, to predict the cost of a near field.
     probe_ns: float = 370.0
     candidate_ns: float = 250.0
-    # Cost of an estimate over the cost of its near field, measured where an exact scan costs the same.
+    # Cost of an estimate over the cost of its near field, before a coarse tolerance makes that smaller. It
+    # was measured where an exact scan costs the same.
     total_cost: float = 1.7
     # Pixels are computed exactly where an estimate costs more than this multiple of an exact scan.
     cost_limit: float = 1.0
@@ -60,6 +64,11 @@ class AutoPolicy:
     # Largest squared error by missed heavy patches, in units of the squared tolerance. Pixels use 0.4 of the
     # squared tolerance on average.
     missed: float = 0.15
+
+    def near_field(self, tolerance: float) -> tuple[int, int]:
+        """Return the probes and candidates for a tolerance where the store has no operating curve."""
+        part = min(1.0, max(self.least_part, self.fine_tolerance / tolerance))
+        return max(1, round(part * self.probes)), max(1, round(part * self.candidates))
 
     def near_field_seconds(self, probes: int, candidates: int) -> float:
         """Return the expected seconds of one thread per pixel of a near field."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import brute
 import numpy as np
 import pytest
@@ -110,6 +112,45 @@ def test_hard_pixels_get_a_larger_near_field(larger, held_out):
         assert_honest(e, exact_mean(larger, x, 0.5, 5), 0.01)
         codes.append(e.codes_scanned)
     assert codes[0] > 2 * codes[1]
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "options", "size"),
+    [
+        (1.0, {}, (10, 20)),
+        (0.02, {}, (20, 40)),
+        (0.005, {}, (40, 80)),
+        (1.0, {"probes": 30}, (30, 80)),
+        (1.0, {"candidates": 30}, (40, 30)),
+    ],
+)
+def test_a_coarse_tolerance_gets_a_smaller_near_field(larger, held_out, tolerance, options, size):
+    """Half the size for twice 0.01, and a quarter at least."""
+    x, policy = held_out(0.5), replace(SAMPLED, probes=40, candidates=80)
+    asked = dict(zip(("probes", "candidates"), size, strict=True))
+    found, expected = (
+        machine(larger, tolerance=tolerance, policy=policy, **each).posterior_mean(x, 0.5, k=3)
+        for each in (options, asked)
+    )
+    assert found.codes_scanned == expected.codes_scanned > 0
+    assert torch.equal(found.mean, expected.mean)
+
+
+def test_a_coarse_tolerance_is_estimated_where_a_fine_one_is_exact(larger, held_out):
+    x = held_out(0.5)
+    limits = np.geomspace(0.01, 1e4, 60)
+    least = [
+        next(
+            limit
+            for limit in limits
+            if machine(larger, tolerance=tolerance, policy=AutoPolicy(cost_limit=limit))
+            .posterior_mean(x[:1], 0.5, k=3)
+            .codes_scanned
+        )
+        for tolerance in (0.04, 0.01)
+    ]
+    # The near field is a quarter; the rest, .7 near fields, stays. Limits are 1.26 apart.
+    assert least[1] / least[0] == pytest.approx(1.7 / 0.95, rel=0.3)
 
 
 def test_a_tight_tolerance_costs_more(store, held_out):
