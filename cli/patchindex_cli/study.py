@@ -148,8 +148,8 @@ def _report_no_estimates(result: Study) -> None:
         if rows and all(row["exact_pixels"] == height * width for row in rows):
             echo(
                 f"{name}: computed all pixels exactly, so its errors are 0: with these images and options, "
-                "exact scores take less time than estimates. To see estimates, give more images, or tune the "
-                "store (`patchindex tune`)",
+                "exact scores take less time than estimates. To see estimates, give more images or a larger "
+                "tolerance, or tune the store (`patchindex tune`)",
                 err=True,
             )
 

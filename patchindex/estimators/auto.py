@@ -43,8 +43,8 @@ class Auto:
     probes, candidates : int, optional
         Inverted lists whose codes are scanned (probes), and patches that are compared exactly (candidates),
         per pixel. If both are left out, the store's operating curve (`patchindex.tune`) chooses them. Without
-        a curve, both are 1 024 at a tolerance of 0.01 or less, fewer above, and 256 from 0.04 on. If one of
-        them is given, the other is 1 024.
+        a curve, both are 1 024 at tolerances up to 0.01, fewer at larger ones, and 256 from 0.04 on. If one
+        of them is given, the other is 1 024.
     policy : AutoPolicy
         Settings of the cost model: a knob for research.
 
@@ -122,10 +122,10 @@ class Auto:
             )
             return found
         policy, pixels = self.policy, request.x[0, 0].numel()
-        whole = self._probes or policy.probes, self._candidates or policy.candidates
-        size = policy.near_field(self.tolerance) if free else whole
+        full = self._probes or policy.probes, self._candidates or policy.candidates
+        size = policy.untuned_size(self.tolerance) if free else full
         # A smaller near field does not make the rest of an estimate cheaper.
-        rest = (policy.total_cost - 1) * policy.near_field_seconds(*whole)
+        rest = (policy.total_cost - 1) * policy.near_field_seconds(*full)
         seconds = pixels * (policy.near_field_seconds(*size) + rest)
         return None if seconds > policy.cost_limit * _scan_seconds(request, pixels) else size
 

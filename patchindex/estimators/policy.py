@@ -15,8 +15,8 @@ class AutoPolicy:
     """
 
     # Lists scanned and patches compared exactly, per pixel, where the store has no operating curve. Above
-    # `fine_tolerance` fewer are enough: a quarter of the lists misses ten times as much squared weight, and
-    # four times the tolerance is 16 times as large when squared. Below `least_part` little time is saved.
+    # `fine_tolerance` fewer are enough: a quarter of the lists misses about ten times the squared weight, and
+    # four times the tolerance is 16 times as large when squared. Less than `least_part` saves little time.
     probes: int = 1024
     candidates: int = 1024
     fine_tolerance: float = 0.01
@@ -24,8 +24,8 @@ class AutoPolicy:
     # Nanoseconds of one thread (AVX-512) per probe and per candidate, to predict the cost of a near field.
     probe_ns: float = 370.0
     candidate_ns: float = 250.0
-    # Cost of an estimate over the cost of its near field, before a coarse tolerance makes that smaller. It
-    # was measured where an exact scan costs the same.
+    # Cost of an estimate over the cost of a near field of the size for a fine tolerance, at least 1; measured
+    # where an exact scan costs as much as the estimate.
     total_cost: float = 1.7
     # Pixels are computed exactly where an estimate costs more than this multiple of an exact scan.
     cost_limit: float = 1.0
@@ -65,7 +65,7 @@ class AutoPolicy:
     # squared tolerance on average.
     missed: float = 0.15
 
-    def near_field(self, tolerance: float) -> tuple[int, int]:
+    def untuned_size(self, tolerance: float) -> tuple[int, int]:
         """Return the probes and candidates for a tolerance where the store has no operating curve."""
         part = min(1.0, max(self.least_part, self.fine_tolerance / tolerance))
         return max(1, round(part * self.probes)), max(1, round(part * self.candidates))

@@ -136,6 +136,11 @@ def test_a_coarse_tolerance_gets_a_smaller_near_field(larger, held_out, toleranc
     assert torch.equal(found.mean, expected.mean)
 
 
+def test_the_default_sizes_of_near_fields_without_a_curve():
+    sizes = [AutoPolicy().untuned_size(tolerance) for tolerance in (0.001, 0.01, 0.02, 0.04, 9.0)]
+    assert sizes == [(n, n) for n in (1024, 1024, 512, 256, 256)]
+
+
 def test_a_coarse_tolerance_is_estimated_where_a_fine_one_is_exact(larger, held_out):
     x = held_out(0.5)
     limits = np.geomspace(0.01, 1e4, 60)
