@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from patchindex.explain import Explanation
 
 FILES = ("mosaic.png", "steps.png", "sources.png", "explain.json")
-SHOWN = 4  # patches per pixel in the printed table
+SHOWN = 4  # patches per pixel in the printed table, at most
+SHOWN_WEIGHT = 5e-5  # of these patches: a smaller one is printed as 0
 
 
 @click.command(cls=Computing, short_help="Name the training patches behind the pixels of a sample.")
@@ -54,7 +56,7 @@ SHOWN = 4  # patches per pixel in the printed table
     help="Images to show beside the sample on the page: a samples.npz, or any images. The image with the "
     "number of the sample is taken, or the only image.",
 )
-@count_option("--top", f"Patches per pixel in the files; the printed table has the {SHOWN} heaviest.", 8)
+@count_option("--top", f"Patches per pixel in the files; the table has the {SHOWN} heaviest at most.", 8)
 @click.option(
     "--all-steps",
     is_flag=True,
@@ -161,7 +163,7 @@ def explain(
     if as_json:
         print_json({**found.as_dict(), **more, "files": files})
         return
-    _print(found, chosen)
+    _print(found, chosen, training.label_names)
     echo(f"written: {', '.join(files)}")
 
 
@@ -204,7 +206,7 @@ def _write(output: Path, found: Explanation, more: dict[str, Any]) -> list[str]:
     return [str(output / name) for name in FILES]
 
 
-def _print(found: Explanation, pixels: list[tuple[int, int]]) -> None:
+def _print(found: Explanation, pixels: list[tuple[int, int]], label_names: Sequence[str]) -> None:
     from patchindex.images.file_names import numbered
 
     numbers = found.mosaic.summary()
@@ -230,15 +232,17 @@ def _print(found: Explanation, pixels: list[tuple[int, int]]) -> None:
     if not pixels:
         return
     patches = new_table(["pixel", "weight", "image", "row", "column", "label", "rest", "ESS"])
-    last = found.pixels(pixels)
+    last, names = found.pixels(pixels), dict(enumerate(label_names))
     t = float(found.steps.t[-1])
     for one in (row for row in last if row["t"] == t):
-        rest = one["rest"] + sum(patch["weight"] for patch in one["patches"][SHOWN:])
-        for i, patch in enumerate(one["patches"][:SHOWN]):
+        shown = [patch for patch in one["patches"][:SHOWN] if patch["weight"] >= SHOWN_WEIGHT]
+        shown = shown or one["patches"][:1]
+        rest = one["rest"] + sum(patch["weight"] for patch in one["patches"][len(shown) :])
+        for i, patch in enumerate(shown):
             ess = "-" if one["ess"] is None else f"{one['ess']:.1f}"
             ends = (f"{rest:.4f}", ess) if i == 0 else ("", "")
             name = f"{one['pixel'][0]},{one['pixel'][1]}" if i == 0 else ""
-            label = "-" if patch["label"] < 0 else patch["label"]
+            label = "-" if patch["label"] < 0 else numbered(patch["label"], names.get(patch["label"], ""))
             source = numbered(patch["image"], patch.get("name", ""))
             add_row(patches, name, f"{patch['weight']:.4f}", source, patch["y"], patch["x"], label, *ends)
     print_table(patches)

@@ -207,6 +207,21 @@ def test_training_images_from_files_are_shown_with_their_names(fashion, tmp_path
     assert row["heaviest_name_t0.2"] == printable(ordered[int(row["heaviest_image_t0.2"])])
 
 
+def test_patches_are_shown_with_the_names_of_their_labels_unless_they_weigh_nothing(fashion, tmp_path):
+    for i, name in enumerate(("cups", "mugs")):
+        (tmp_path / "files" / name).mkdir(parents=True)
+        Image.fromarray(fashion[0][i, 6:22, 6:22]).save(tmp_path / "files" / name / "a.png")
+    made, samples = tmp_path / "s.zarr", tmp_path / "samples"
+    options = ("--locality", "15,15", "--labels", "folders", "--no-tune", "--threads", 1)
+    run("build", tmp_path / "files", "-o", made, *options)
+    run("sample", made, "-n", 1, "-o", samples, "--steps", 3)
+    printed = run("explain", samples, "-o", tmp_path / "out", "--pixels", "8,8").stdout
+    assert "0 (cups)" in printed or "1 (mugs)" in printed
+    weights = re.findall(r" ([01]\.\d{4}) +\d \(\w+/a\.png\)", printed)
+    assert 1 <= len(weights) < 4  # of eight patches
+    assert min(map(float, weights)) > 0
+
+
 def test_samples_of_images_without_a_store_are_explained(tmp_path):
     drawn, explained = tmp_path / "drawn", tmp_path / "explained"
     prepared = ("--limit", 12, "--resize", 12)
