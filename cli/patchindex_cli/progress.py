@@ -154,11 +154,11 @@ class _Lines:
             return ""
         line = f"{self._stage}: {100 * self._share:.0f} %"
         if (state := self._whole.state()) is not None:
-            return f"{line}; {100 * state[0]:.0f} % of all stages{_minutes(state[1])}"
+            return f"{line}; {100 * state[0]:.0f} % of all stages{_time_left(state[1])}"
         gained = self._share - self._first
         if self._elapsed < LEAST_SECONDS or gained < LEAST_SHARE:
             return line
-        return line + _minutes(self._elapsed * (1 - self._share) / gained)
+        return line + _time_left(self._elapsed * (1 - self._share) / gained)
 
 
 @contextmanager
@@ -185,8 +185,10 @@ def lines(
         thread.join()
 
 
-def _minutes(seconds: float) -> str:
+def _time_left(seconds: float) -> str:
     """Return the time left as the end of a line."""
+    if seconds < 60:
+        return f", {10 * max(1, round(seconds / 10))} s left"
     minutes = math.ceil(seconds / 60)
     return f", {minutes} min left" if minutes < 120 else f", {minutes / 60:.0f} h left"
 

@@ -83,7 +83,7 @@ def test_a_build_without_a_terminal_prints_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("patchindex_cli.progress.SECONDS_PER_LINE", 0.001)
     args = ("--limit", 20, "--scales", "3", "--no-tune", "-o", tmp_path / "s.zarr")
     printed = run("build", DATA, *args).stderr.splitlines()
-    assert all(re.fullmatch(r".+: \d+ %(; \d+ % of all stages, \d+ min left)?", line) for line in printed)
+    assert all(re.fullmatch(r".+: \d+ %(; \d+ % of all stages, \d+ (s|min) left)?", line) for line in printed)
     assert any("of all stages" in line for line in printed)
     assert any(line.startswith("k = 3: ") for line in printed)
 
@@ -179,5 +179,5 @@ def test_lines_have_the_time_left_of_all_stages():
         show("images", 5, 5)
         now[0] = 10.0
         show("training", 1, 2)
-        while echoed.get(timeout=60) != "training: 50 %; 25 % of all stages, 1 min left":
+        while echoed.get(timeout=60) != "training: 50 %; 25 % of all stages, 30 s left":
             pass
