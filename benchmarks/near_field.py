@@ -26,8 +26,8 @@ import patchindex as pi
 from patchindex.study import pearson_r, r2
 
 FREE = "auto"
-STEP = {"t": ".2f", "k": "d", "near": "", "s": ".2f", "error": ".2f", "s.e.": ".2f", "ratio": ".2f"}
-STEP |= {"worst": ".1f"}  # error of a pixel, root mean square over channels
+ERRORS = {"error": ".2f", "s.e.": ".2f", "ratio": ".2f", "worst": ".1f"}
+STEP = {"t": ".2f", "k": "d", "near": "", "s": ".2f"} | ERRORS
 IMAGE = {"near": "", "s": ".1f", "r": ".5f", "R2": ".5f"}
 
 
@@ -84,6 +84,7 @@ def rows_of_step(
     }
     times, rows = alternate(calls, repeats), []
     for near, estimate in times.results.items():
+        # Of each pixel, root mean square over channels.
         errors = (estimate.mean[0] - torch.from_numpy(exact)).square().mean(0).sqrt()
         error = float(errors.square().mean().sqrt())
         stderr = float(estimate.stderr.square().mean().sqrt())

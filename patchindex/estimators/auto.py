@@ -43,8 +43,8 @@ class Auto:
     probes, candidates : int, optional
         Inverted lists whose codes are scanned (probes), and patches that are compared exactly (candidates),
         per pixel. If both are left out, the store's operating curve (`patchindex.tune`) chooses them. Without
-        a curve, both are 1 024 at tolerances up to 0.01, fewer at larger ones, and 256 from 0.04 on. If one
-        of them is given, the other is 1 024.
+        a curve, or if one of them is given, each that is left out is 1 024 for a tolerance of 0.01 or less,
+        512 for 0.02, and 256 for 0.04 or more.
     policy : AutoPolicy
         Settings of the cost model: a knob for research.
 
@@ -111,8 +111,7 @@ class Auto:
     def choose(self, request: ScoreRequest) -> tuple[int, int] | None:
         """Return probes and candidates for a request; None where exact scores are expected to be cheaper."""
         curve = OperatingCurve.of(self.index.scale(request.geometry.k))
-        free = self._probes is None and self._candidates is None
-        if curve is not None and free:
+        if curve is not None and self._probes is None and self._candidates is None:
             lo, hi = request.image_range
             part, steps = (hi - lo) / curve.images, request.cache is not None
             point, _ = curve.near_field(request.beta, self.tolerance, part, steps, self.policy)
@@ -122,9 +121,10 @@ class Auto:
             )
             return found
         policy, pixels = self.policy, request.x[0, 0].numel()
+        probes, candidates = policy.untuned_size(self.tolerance)
+        size = self._probes or probes, self._candidates or candidates
+        # A coarse tolerance makes the near field smaller, and the rest of an estimate no cheaper.
         full = self._probes or policy.probes, self._candidates or policy.candidates
-        size = policy.untuned_size(self.tolerance) if free else full
-        # A smaller near field does not make the rest of an estimate cheaper.
         rest = (policy.total_cost - 1) * policy.near_field_seconds(*full)
         seconds = pixels * (policy.near_field_seconds(*size) + rest)
         return None if seconds > policy.cost_limit * _scan_seconds(request, pixels) else size

@@ -120,8 +120,8 @@ def test_hard_pixels_get_a_larger_near_field(larger, held_out):
         (1.0, {}, (10, 20)),
         (0.02, {}, (20, 40)),
         (0.005, {}, (40, 80)),
-        (1.0, {"probes": 30}, (30, 80)),
-        (1.0, {"candidates": 30}, (40, 30)),
+        (1.0, {"probes": 30}, (30, 20)),
+        (1.0, {"candidates": 30}, (10, 30)),
     ],
 )
 def test_a_coarse_tolerance_gets_a_smaller_near_field(larger, held_out, tolerance, options, size):
