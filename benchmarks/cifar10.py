@@ -100,8 +100,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.plot([points[way][0] for way in curve], [points[way][1] for way in curve], "o-")
     for way in points.keys() - curve:
         axes.plot([points[way][0]], [points[way][1]], "s")
-    # Neighbours on the curve have their names on different sides.
-    below = set(curve[1::2])
+    # Neighbours on the curve have their names on different sides; the slowest has room on its left.
+    below = set(curve[::-2])
     for way, (seconds, error, each) in points.items():
         r = min(row["pearson r"] for row in each)
         name = f"tolerance {tolerances[way]:g}" if way in tolerances else way
