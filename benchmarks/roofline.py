@@ -6,6 +6,8 @@ The peaks are measured here, on the threads that the kernel gets: multiply-adds 
 block from arrays that fit the first and second caches. Instructions and bytes of the kernel are counted from
 its tables, for blocks of `BLOCK` floats, and timed in a batch of eight: without exponentials (all blocks are
 skipped, by a threshold that is no use otherwise) and with all of them. Real scans lie between the two.
+`logits / pairs`: the logits that the kernel computes, those of padding included, for each pair of a pixel and
+a patch.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ def counts(plan: Plan) -> dict[str, float]:
         + steps * ready_rows * 4
         + int((full.columns[..., 3] >= 0).sum()) * ready_rows,
         "loads all": ready * channels,
-        "members": ready * BLOCK,
+        "logits": ready * BLOCK,
     }
 
 
@@ -129,7 +131,7 @@ def rows_of(
                     "exponentials": share,
                     "instructions": count[share] * tiles * BLOCK / pairs,
                     "bytes": taken * tiles * BLOCK * 4 / pairs,
-                    "members / pairs": count["members"] * tiles / pairs,
+                    "logits / pairs": count["logits"] * tiles / pairs,
                     "ns at peak": ideal / pairs,
                     "ns": 1e9 * seconds / pairs,
                     "ns / ns at peak": 1e9 * seconds / ideal,
