@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 MEASURES = ("pearson_r", "r2", "mse", "error", "network_error")
-CHOICE, HELD_OUT = 11, 12  # second entries of seeds; the entries of `fresh_noise` are smaller
+CHOICE, HELD_OUT = 11, 12  # what is drawn; the kinds of `fresh_noise` are smaller
+NOISED_STREAM = 2  # tells these draws from the noise of the start and of steps: a seed may not end with 0
 ONE_COLOUR = 1e-5  # standard deviation; float32 rounds posterior means by up to about 1e-6
 
 
@@ -79,10 +80,12 @@ def correlation(images: Tensor, reference: Tensor) -> Tensor:
 
 def fresh_noise(seed: int, kind: int, n: int, shape: tuple[int, ...]) -> Tensor:
     """Draw standard normal noise (n, C, H, W); image i depends on the seed, the kind and on i only."""
-    images = [
-        np.random.default_rng([seed, kind, i]).standard_normal(shape, dtype=np.float32) for i in range(n)
-    ]
+    images = [_stream(seed, kind, i).standard_normal(shape, dtype=np.float32) for i in range(n)]
     return torch.from_numpy(np.stack(images))
+
+
+def _stream(seed: int, kind: int, i: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, kind, i, NOISED_STREAM])
 
 
 def training_images(training: TrainingImages, labels: Sequence[int | None], seed: int) -> Tensor:
@@ -90,7 +93,7 @@ def training_images(training: TrainingImages, labels: Sequence[int | None], seed
     chosen = []
     for i, label in enumerate(labels):
         lo, hi = training.range_of(label)
-        number = int(np.random.default_rng([seed, CHOICE, i]).integers(lo, hi))
+        number = int(_stream(seed, CHOICE, i).integers(lo, hi))
         chosen.append(training.read(number, number + 1))
     return _as_images(np.concatenate(chosen))
 
@@ -118,7 +121,7 @@ def held_out_images(
         raise InputError("the images have no labels", parameter="held_out", remedy="give images with labels")
     known = set(image_fingerprints(training.source))
     wanted, found = Counter(labels), {label: list[np.ndarray]() for label in labels}
-    for number in np.random.default_rng([seed, HELD_OUT]).permutation(len(images)).tolist():
+    for number in _stream(seed, HELD_OUT).permutation(len(images)).tolist():
         label = None if labels[0] is None or images.labels is None else int(images.labels[number])
         if len(found.get(label, ())) >= wanted[label]:
             continue
