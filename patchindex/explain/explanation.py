@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from patchindex.denoisers import Attributions, ScoreMachine
-from patchindex.explain.mosaic import TOLERANCE, Mosaic, mosaic_of, require_sparse
+from patchindex.explain.mosaic import TOLERANCE, Mosaic, check_tolerance, mosaic_of, require_sparse
 from patchindex.explain.steps import Steps, explain_steps
 from patchindex.images.by_label import as_tensor, to_unit
+from patchindex.images.nearest import nearest_images
 from patchindex.runtime import Progress, as_progress, part_of
 from patchindex.store.text_files import write_json
-from patchindex.study.distances import nearest_images
 
 __all__ = ["Explanation", "explain_sample"]
 
@@ -56,7 +56,8 @@ def explain_sample(
     Raises
     ------
     InputError
-        As for `ScoreMachine.explain`, or when scipy is not installed.
+        As for `ScoreMachine.explain`, when `tolerance` is not a number from 0 on, or when scipy is not
+        installed.
 
     Examples
     --------
@@ -69,6 +70,7 @@ def explain_sample(
     ((8, 8), 4)
     """
     require_sparse()  # without scipy, fail before any work
+    check_tolerance(tolerance)
     progress = as_progress(progress)
     patches = explain_steps(
         machine, steps, top, last_only=last_only, progress=part_of(progress, "explain", 0.0, 0.8)
@@ -87,16 +89,16 @@ def explain_sample(
     )
     training = machine.training
     near = nearest_images(
-        steps.image[None], training, [(0, 0)], progress=part_of(progress, "explain", 0.95, 1.0)
+        steps.image[None], training, kept=NEAREST, progress=part_of(progress, "explain", 0.95, 1.0)
     )
-    numbers = near.image[0, :NEAREST].numpy()
+    ids = near.image[0].numpy()
     return Explanation(
         steps=steps,
         patches=patches,
         mosaic=found,
-        nearest=to_unit(as_tensor(training.read_some(numbers))).permute(0, 3, 1, 2),
-        nearest_images=training.source_ids[numbers],
-        nearest_distances=near.distance[0, :NEAREST].numpy(),
+        nearest=to_unit(as_tensor(training.read_some(training.numbers_of(ids)))).permute(0, 3, 1, 2),
+        nearest_images=ids,
+        nearest_distances=near.distance[0].numpy(),
         settings={"sample": steps.number, "seed": steps.seed, "top": top, "machine": machine.settings},
         machine=machine,
     )

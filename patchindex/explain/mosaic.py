@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, is_real
 from patchindex.denoisers import Attributions, ScoreMachine
 from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, heaviest
@@ -18,7 +18,7 @@ from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.runtime import Progress, as_progress, full_precision, no_progress, part_of, plain_state
 
-__all__ = ["TOLERANCE", "Mosaic", "mosaic", "require_sparse"]
+__all__ = ["TOLERANCE", "Mosaic", "check_tolerance", "mosaic", "require_sparse"]
 
 SINGLE = 1.5  # effective sample size below which one patch has at least 79 % of the weight
 TOLERANCE = 0.05  # in [-1, 1], about 6 grey levels: less is hard to see
@@ -67,7 +67,8 @@ def mosaic(
     label : int, optional
         In place of the machine's own label.
     tolerance : float
-        Largest difference of a pixel and a centre, over channels, that counts as equal.
+        Largest difference of a pixel and a centre, over channels, that counts as equal: at least 0, in units
+        of [-1, 1].
     seed, number : int
         Seed and number of the image, for estimators that draw random numbers.
     progress : Progress, optional
@@ -80,7 +81,8 @@ def mosaic(
     Raises
     ------
     InputError
-        As for `ScoreMachine.explain`, when `x` or `image` is not one image, or when scipy is not installed.
+        As for `ScoreMachine.explain`, when `x` or `image` is not one image, when `tolerance` is not a number
+        from 0 on, or when scipy is not installed.
 
     Examples
     --------
@@ -94,6 +96,7 @@ def mosaic(
     """
     require_sparse()  # without scipy, fail before any work
     check_least(seed=(seed, 0), number=(number, 0))
+    check_tolerance(tolerance)
     progress = as_progress(progress)
     x = one_image(machine, x, "x")
     image = None if image is None else one_image(machine, image, "image")
@@ -300,6 +303,16 @@ def _centres(training: TrainingImages, image: np.ndarray, y: np.ndarray, x: np.n
     used, which = np.unique(training.numbers_of(image.ravel()), return_inverse=True)
     pixels = training.read_some(used)[which.reshape(-1), y.ravel(), x.ravel()]
     return to_unit(as_tensor(pixels)).T.reshape(-1, *image.shape)
+
+
+def check_tolerance(tolerance: object, parameter: str = "tolerance") -> None:
+    """Refuse a tolerance that is no finite number from 0 on."""
+    if not is_real(tolerance) or tolerance < 0:
+        raise InputError(
+            f"must be at least 0, got {tolerance!r}",
+            parameter=parameter,
+            remedy=f"use {TOLERANCE:g}",
+        )
 
 
 def require_sparse() -> ModuleType:

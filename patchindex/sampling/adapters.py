@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from patchindex.denoisers import Denoiser
-from patchindex.denoisers.conventions import mean_at
+from patchindex.denoisers.conventions import MOST_NOISE, mean_at
 from patchindex.devices import in_float64, to_float64
 from patchindex.errors import InputError
 from patchindex.schedules.frames import beta_of_flow, beta_of_sigma, flow_norm, sigma_of
@@ -97,7 +97,8 @@ def _level_of(scheduler: Any) -> Any:
     kept = getattr(scheduler, "alphas_cumprod", None)
     if steps and kept is not None and predicts in PREDICTIONS:
         # Schedulers with noise levels between two steps interpolate log sigma.
-        log_sigmas = [math.log(sigma_of(1 - each)) for each in to_float64(torch.as_tensor(kept)).tolist()]
+        betas = (1 - to_float64(torch.as_tensor(kept))).clamp(max=MOST_NOISE).tolist()
+        log_sigmas = [math.log(sigma_of(beta)) for beta in betas]
 
         def discrete(step: float) -> _Level:
             log_sigma = float(np.interp(step, np.arange(len(log_sigmas)), log_sigmas))

@@ -102,7 +102,7 @@ class KnownPixels:
     def prepared(self, denoiser: Denoiser, n: int) -> KnownPixels:
         """Return the same pixels as tensors (n, C, H, W) and (n, 1, H, W); refuse what does not fit."""
         images = clean_images(denoiser, self.images, n, "known")
-        mask = torch.as_tensor(self.mask)
+        mask = as_tensor(self.mask, "mask", "bools")
         height, width = denoiser.shape[1:]
         if mask.dtype != torch.bool or tuple(mask.shape) not in ((height, width), (n, height, width)):
             raise InputError(
@@ -124,9 +124,7 @@ class KnownPixels:
 
 def clean_images(denoiser: Denoiser, images: Any, n: int, parameter: str) -> Tensor:
     """Return n clean images on the denoiser's device; refuse images that do not fit."""
-    clean = denoiser.check_x(
-        images if isinstance(images, Tensor) else as_tensor(images, parameter), parameter
-    )
+    clean = denoiser.check_x(as_tensor(images, parameter), parameter)
     if len(clean) not in (1, n):
         raise InputError(
             f"there are {len(clean)} images for {n} samples", parameter=parameter, remedy="give one, or all"

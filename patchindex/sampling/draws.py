@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,20 +38,25 @@ def starting_noise(denoiser: Denoiser, n: int | None, seed: int, x_T: Tensor | n
     check_optional(n=(n, 1))
     if x_T is None:
         return draw_noise(seed, 1 if n is None else n, denoiser.shape).to(denoiser.device)
-    noise = denoiser.check_x(x_T if isinstance(x_T, Tensor) else as_tensor(x_T), "x_T")
+    noise = denoiser.check_x(as_tensor(x_T, "x_T"), "x_T")
     if n is not None and n != len(noise):
         raise InputError(f"is {n}, but x_T has {len(noise)} images", parameter="n", remedy="leave n out")
     return noise
 
 
-def as_tensor(x_T: Any, parameter: str = "x_T") -> Tensor:
-    """Return an array of floats, of any byte order, strides and width, as a tensor."""
+def as_tensor(array_like: Any, parameter: str, kind: Literal["floats", "bools"] = "floats") -> Tensor:
+    """Return an array of any byte order and strides as a tensor; a tensor is returned as it is.
+
+    Floats become float64 if they are wider than float32, or else float32.
+    """
+    if isinstance(array_like, Tensor):
+        return array_like
     try:
-        array = np.asarray(x_T)
+        array = np.asarray(array_like)
     except ValueError:  # lists of different lengths
         array = np.empty(0, object)
-    if array.dtype.kind != "f":
-        raise InputError(
-            f"is no array of floats: {type(x_T).__name__}", parameter=parameter, remedy="give floats"
-        )
-    return torch.from_numpy(np.ascontiguousarray(array, np.float64 if array.itemsize > 4 else np.float32))
+    if array.dtype.kind != kind[0]:
+        found = array.dtype if isinstance(array_like, np.ndarray) else type(array_like).__name__
+        raise InputError(f"is no array of {kind}: {found}", parameter=parameter, remedy=f"give {kind}")
+    wide = np.float64 if array.itemsize > 4 else np.float32
+    return torch.from_numpy(np.ascontiguousarray(array, wide if kind == "floats" else bool))

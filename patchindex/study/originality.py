@@ -17,14 +17,15 @@ from patchindex.errors import InputError, printable
 from patchindex.exact import ScoreRequest
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, open_images
-from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
+from patchindex.images.by_label import TrainingImages, to_unit
 from patchindex.images.formats.npz import read_arrays
+from patchindex.images.nearest import Nearest, nearest_images, shifts_within
 from patchindex.index import PatchIndex, open_index
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import draw_noise
+from patchindex.sampling.draws import as_tensor
 from patchindex.schedules.frames import with_noise
 from patchindex.study.contributions import contributions, some_pixels
-from patchindex.study.distances import Nearest, nearest_images, shifts_within
 from patchindex.study.originality_results import Originality
 
 __all__ = ["TIMES", "originality", "read_images"]
@@ -110,8 +111,9 @@ def originality(
     shares = (0.5, 0.7) if machine is not None else (0.7, 1.0)
     shifts = shifts_within(shift, training.size)
     found = _neighbours(x, training, shifts, None, part_of(progress, "nearest images", 0, shares[0]))
-    others = torch.from_numpy(np.unique(np.linspace(0, len(training) - 1, baseline).round().astype(np.int64)))
-    held = torch.cat([_read(training, int(i)) for i in others])
+    spread = np.unique(np.linspace(0, len(training) - 1, baseline).round().astype(np.int64))
+    others = torch.from_numpy(training.source_ids[spread])
+    held = _read(training, others)
     apart = _neighbours(held, training, shifts, others, part_of(progress, "baseline", *shares))
     usual = [float(np.median(each.distance[:, 0])) for each in apart]
     rows = [
@@ -134,9 +136,11 @@ def originality(
             part = part_of(progress, "training images", low, high)
             steps += _sources(machine, level, x, noise, chosen, part)
     neighbours = {
-        name: torch.cat([
-            torch.roll(_read(training, int(each.image[i, 0])), each.shift[i, 0].tolist(), (2, 3))
-            for i in range(len(x))
+        name: torch.stack([
+            torch.roll(image, shift, (1, 2))
+            for image, shift in zip(
+                _read(training, each.image[:, 0]), each.shift[:, 0].tolist(), strict=True
+            )
         ])
         for name, each in zip(("nearest", "shifted"), found, strict=True)
     }  # fmt: skip
@@ -166,9 +170,10 @@ def read_images(
     """
     if isinstance(images, str | Path) and Path(images).suffix == ".npz" and Path(images).is_file():
         images = read_arrays(Path(images), required="images")["images"]
-    given = torch.as_tensor(images) if isinstance(images, np.ndarray | Tensor) else None
+    floats = isinstance(images, np.ndarray) and images.dtype.kind == "f"
+    given = as_tensor(images, parameter) if floats else images
     # In this order of dimensions there are no uint8 images.
-    if given is not None and given.is_floating_point() and given.dim() == 4 and given.shape[-1] > 3:
+    if isinstance(given, Tensor) and given.is_floating_point() and given.dim() == 4 and given.shape[-1] > 3:
         _check_shape(tuple(given.shape[1:]), shape, parameter)
         if not len(given):
             raise InputError("holds no images", parameter=parameter, remedy="give at least one image")
@@ -203,9 +208,10 @@ def _training(source: PatchIndex | ImagesLike) -> TrainingImages:
     return TrainingImages(source)
 
 
-def _read(training: TrainingImages, number: int) -> Tensor:
-    """Return one training image, (1, C, H, W) in [-1, 1]."""
-    return to_unit(as_tensor(training.read(number, number + 1))).permute(0, 3, 1, 2)
+def _read(training: TrainingImages, ids: Tensor) -> Tensor:
+    """Return training images by their numbers in the source, (n, C, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(training.read_some(training.numbers_of(ids.numpy())))
+    return to_unit(pixels).permute(0, 3, 1, 2)
 
 
 def _neighbours(
@@ -220,7 +226,12 @@ def _neighbours(
     each = ((shifts[:1], 0.0, share), (shifts, share, 1.0))
     plain, shifted = (
         nearest_images(
-            x, training, some, leave_out=leave_out, progress=part_of(progress, "nearest images", low, high)
+            x,
+            training,
+            some,
+            kept=2,  # the second tells a copy from an image that many resemble
+            leave_out=leave_out,
+            progress=part_of(progress, "nearest images", low, high),
         )
         for some, low, high in each
     )
@@ -242,9 +253,8 @@ def _row(
     }
 
 
-def _named(column: str, place: int, training: TrainingImages) -> dict[str, Any]:
+def _named(column: str, number: int, training: TrainingImages) -> dict[str, Any]:
     """Return the number in the source of a training image, and its file name if the images have names."""
-    number = int(training.source_ids[place])
     name = {f"{column}_name": printable(training.image_names([number])[0])} if training.has_names else {}
     return {f"{column}_image": number, **name}
 
@@ -286,8 +296,8 @@ def _sources(
     )
     found = contributions(request)
     heaviest, where = found.weight.max(1)
-    places = request.image_range[0] + where.numpy()
-    nothing = dict.fromkeys(_named("heaviest", 0, machine.training))
+    ids = machine.training.source_ids[request.image_range[0] + where.numpy()]
+    nothing = dict.fromkeys(_named("heaviest", int(ids[0]), machine.training))
     return [
         {
             "image": i,
@@ -298,7 +308,7 @@ def _sources(
             "images_per_pixel": float(found.images_per_pixel[i]) if len(chosen[i]) else None,
             "images": float(found.images[i]) if len(chosen[i]) else None,
             "heaviest": float(heaviest[i]) if len(chosen[i]) else None,
-            **(_named("heaviest", int(places[i]), machine.training) if len(chosen[i]) else nothing),
+            **(_named("heaviest", int(ids[i]), machine.training) if len(chosen[i]) else nothing),
         }
         for i in range(len(x))
     ]

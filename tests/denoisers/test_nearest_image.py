@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import patchindex as pi
-from patchindex.denoisers.nearest import find_nearest
 from patchindex.images.by_label import TrainingImages
+from patchindex.images.nearest import nearest_images
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_distances_that_float32_cannot_tell_apart(images, memory):
         * ((away * along).sum((1, 2, 3)) / np.maximum((along**2).sum((1, 2, 3)), 1))[:, None, None, None]
     )
     for y in (middle + 1e-7 * along, middle - 1e-7 * along, middle + 1000 * away + 1e-6 * along):
-        found = find_nearest(TrainingImages(pixels), torch.from_numpy(y), memory=memory)
-        assert found.ids.tolist() == nearest(pixels, y)
+        found = nearest_images(torch.from_numpy(y), TrainingImages(pixels), memory=memory)
+        assert found.image[:, 0].tolist() == nearest(pixels, y)
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 28])
@@ -61,22 +61,21 @@ def test_the_first_image_of_the_source_is_taken_among_equals(images, tmp_path, m
     y = torch.from_numpy(pixels[:6].transpose(0, 3, 1, 2) / 127.5 - 1)
     store = pi.build_index(pixels, tmp_path / "s.zarr", labels=labels, machine="IS")
     for training in (TrainingImages(pixels), TrainingImages(pixels, labels), store.training):
-        found = find_nearest(training, y, memory=memory)
-        assert found.ids.tolist() == [0, 1, 2, 3, 4, 5]
-        assert found.squared_distances.tolist() == [0] * 6
-        np.testing.assert_array_equal(found.images, pixels[:6])
+        found = nearest_images(y, training, memory=memory)
+        assert found.image[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+        assert found.distance[:, 0].tolist() == [0] * 6
     for training in (TrainingImages(pixels, labels), store.training):
-        found = find_nearest(training, y, 2, memory=memory)
+        found = nearest_images(y, training, label=2, memory=memory)
         first = [next(i for i in range(30) if labels[i] == 2 and i % 6 == j % 6) for j in (0, 2, 4)]
-        assert found.ids[::2].tolist() == first
+        assert found.image[::2, 0].tolist() == first
 
 
 def test_images_at_the_same_distance_from_the_query(tmp_path):
     """Black and white are equally far from grey; the first of the source is taken."""
     pixels = np.array([255, 0] * 20, np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
     grey = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
-    assert find_nearest(TrainingImages(pixels), grey).ids.tolist() == [0]
-    assert find_nearest(TrainingImages(pixels, 1 - np.arange(40) % 2), grey).ids.tolist() == [0]
+    assert nearest_images(grey, TrainingImages(pixels)).image.tolist() == [[0]]
+    assert nearest_images(grey, TrainingImages(pixels, 1 - np.arange(40) % 2)).image.tolist() == [[0]]
 
 
 def test_it_is_the_limit_of_the_ideal_score_machine(images, real_images):

@@ -96,6 +96,18 @@ def test_segments_are_connected_along_edges_and_ordered_by_size():
     assert segments(key[None]).tolist() == [[1, 1, 0], [2, 1, 0], [3, 0, 0]]
 
 
+@pytest.mark.parametrize("tolerance", [-1, float("nan"), float("inf"), "0.1", None])
+def test_a_tolerance_is_a_number_from_0_on(images, tolerance):
+    m = pi.ScoreMachine(images, machine="LS", locality=3)
+    x = m.training.source.floats(4)
+    assert pi.explain.mosaic(m, x, 0.02, tolerance=0).settings["tolerance"] == 0
+    steps = pi.explain.redraw(m, x, steps=3)
+    with pytest.raises(InputError, match="tolerance: must be at least 0, got"):
+        pi.explain.mosaic(m, x, 0.02, tolerance=tolerance)
+    with pytest.raises(InputError, match="tolerance: must be at least 0, got"):
+        pi.explain.explain_sample(m, steps, tolerance=tolerance)
+
+
 def test_images_have_one_shape_in_all_functions_that_explain(images):
     m = pi.ScoreMachine(images, machine="LS", locality=3)
     one, two, flat = torch.zeros(1, 3, *SIZE), torch.zeros(2, 3, *SIZE), torch.zeros(3, *SIZE)

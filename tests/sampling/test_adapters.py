@@ -54,6 +54,22 @@ def test_ddim_of_diffusers_draws_the_images_of_ours(diffusers, machine, noise, p
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-3)  # 10 float32 steps of two implementations
 
 
+def test_a_scheduler_that_starts_from_noise_alone(diffusers, machine, noise):
+    scheduler = diffusers.DDIMScheduler(
+        clip_sample=False,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+    )
+    assert scheduler.alphas_cumprod[-1] == 0
+    theirs = run(scheduler, as_unet(machine, scheduler), noise)
+    assert torch.isfinite(theirs).all()
+    # The first step starts where no image is left in x: the prediction of v is minus the posterior mean.
+    mean = machine.posterior_mean(noise, 1 - 1e-6).mean
+    first = as_unet(machine, scheduler)(noise, scheduler.timesteps[0]).sample
+    torch.testing.assert_close(first, -mean, rtol=0, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' own code
 def test_heun_of_diffusers_converges_to_the_images_of_ours(diffusers, machine, noise):
     scheduler = diffusers.HeunDiscreteScheduler(beta_end=0.02, use_karras_sigmas=True)

@@ -52,7 +52,7 @@ def test_known_pixels_have_their_values_and_the_others_are_drawn(machine, clean)
     mask = np.zeros((10, 10), bool)
     mask[:, :5] = True
     seen = []
-    known = KnownPixels(clean[:1], mask)
+    known = KnownPixels(clean[:1], mask[:, ::-1][:, ::-1])  # of any strides
     r = pi.sample(machine, n=2, steps=8, known=known, callback=seen.append, seed=1)
     assert torch.equal(r.images[:, :, :, :5], clean[:1, :, :, :5].expand(2, -1, -1, -1))
     assert (r.images[0, :, :, 5:] - r.images[1, :, :, 5:]).abs().max() > 0.05
@@ -100,8 +100,15 @@ def test_starts_that_make_no_sense_are_refused(machine, clean, start, words):
 
 
 @pytest.mark.parametrize(
-    "mask", [np.zeros((5, 10), bool), np.zeros((10, 10)), torch.zeros(2, 10, 10, dtype=torch.bool)]
+    "mask",
+    [
+        np.zeros((5, 10), bool),
+        np.zeros((10, 10)),
+        torch.zeros(10, 10),
+        torch.zeros(2, 10, 10, dtype=torch.bool),
+        [[True], [True, False]],
+    ],
 )
 def test_masks_that_do_not_fit_are_refused(machine, clean, mask):
-    with pytest.raises(InputError, match=r"mask: must be bool of shape \(10, 10\)"):
+    with pytest.raises(InputError, match=r"mask: (must be bool of shape \(10, 10\)|is no array of bools)"):
         pi.sample(machine, n=3, steps=10, known=KnownPixels(clean[:1], mask))

@@ -235,7 +235,7 @@ def test_sampling_from_a_store(images, tmp_path, estimator):
         ({"x_T": torch.zeros(2, 1, 10, 10, dtype=torch.int32)}, "x_T: must be finite floats"),
         ({"x_T": torch.zeros(2, 1, 10, 10, dtype=torch.complex64)}, "x_T: must be finite floats"),
         ({"x_T": torch.zeros(2, 1, 10, 10).to_sparse()}, "x_T: must be finite floats in a dense tensor"),
-        ({"x_T": np.zeros((2, 1, 10, 10), int)}, "x_T: is no array of floats: ndarray"),
+        ({"x_T": np.zeros((2, 1, 10, 10), int)}, "x_T: is no array of floats: int64"),
         ({"x_T": [[1.0], [1.0, 2.0]]}, "x_T: is no array of floats: list"),
         ({"x_T": "noise"}, "x_T: is no array of floats: str"),
     ],

@@ -63,6 +63,12 @@ def test_numbers_are_those_of_the_source_also_in_a_store(real_images, tmp_path):
     store = pi.build_index(images, tmp_path / "s.zarr", scales=(3,), labels=labels, lists=20)
     rows = originality(images[[4, 21]], store, baseline=2).rows
     assert [row["nearest_image"] for row in rows] == [4, 21]
+    unit = images / 127.5 - 1
+    for row in originality(images[:1], store, baseline=5, shift=0).baseline:
+        off = np.sqrt(((unit - unit[row["image"]]) ** 2).mean((1, 2, 3)))
+        off[row["image"]] = np.inf
+        assert row["nearest"] == pytest.approx(off.min(), rel=1e-6)
+        assert row["nearest_image"] == off.argmin()
 
 
 def test_files_hold_the_tables(found, tmp_path):
@@ -93,6 +99,8 @@ def test_samples_are_read_as_they_were_written(tmp_path):
     drawn = torch.rand(3, 1, 14, 14) * 2 - 1
     np.savez(tmp_path / "samples.npz", images=drawn.numpy())
     assert torch.equal(read_images(tmp_path / "samples.npz", (1, 14, 14)), drawn)
+    for same in (drawn.numpy().astype(">f4"), drawn.numpy()[:, :, ::-1].copy()[:, :, ::-1]):
+        assert torch.equal(read_images(same, (1, 14, 14)), drawn)
     levels = np.full((2, 14, 14), 255, np.uint8)
     assert torch.equal(read_images(levels, (1, 14, 14)), torch.ones(2, 1, 14, 14))
 
@@ -121,6 +129,8 @@ def test_what_does_not_fit_is_refused(training, new):
         originality(new[:, :12, :12], training)
     with pytest.raises(InputError, match="images: must be finite and about"):
         originality(torch.full((1, 1, 14, 14), 9.0), training)
+    with pytest.raises(InputError, match="dtype <U5 is not uint8 or float"):
+        originality(np.full((1, 1, 14, 14), "words"), training)
     with pytest.raises(InputError, match="images: holds no images; give at least one"):
         originality(np.zeros((0, 1, 14, 14), np.float32), training)
     with pytest.raises(InputError, match="machine: has other images than the source"):

@@ -14,15 +14,14 @@ from ambient import default_dtype
 import patchindex as pi
 from patchindex import study
 from patchindex.denoisers import image_moments
-from patchindex.denoisers.nearest import find_nearest
 from patchindex.errors import InputError
 from patchindex.exact import ScoreRequest, heaviest, scan
 from patchindex.explain import explain_sample, mosaic, redraw
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
+from patchindex.images.nearest import nearest_images
 from patchindex.networks import TrainSettings, open_run, train
 from patchindex.study.contributions import contributions, textured
-from patchindex.study.distances import nearest_images
 
 SIZE = 10
 LOGITS = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
@@ -85,7 +84,6 @@ FUNCTIONS = {
     "contributions": lambda i: contributions(i.request(pixels=[torch.arange(5), torch.arange(7)])),
     "textured": lambda i: textured(i.x),
     "nearest_images": lambda i: nearest_images(i.x, i.training, [(0, 0), (0, 1)]),
-    "find_nearest": lambda i: find_nearest(i.training, i.x),
     "image_moments": lambda i: image_moments(i.training),
     "verify": lambda i: pi.verify(i.store).whole,
     "open_run": lambda i: open_run(i.run).posterior_mean(i.x, 0.5).mean,

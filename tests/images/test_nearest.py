@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchindex.images.by_label import TrainingImages
-from patchindex.study.distances import nearest_images, shifts_within
+from patchindex.images.by_label import TrainingImages, to_unit
+from patchindex.images.nearest import nearest_images, shifts_within
 
 
 def brute(x, training, shifts, leave_out=None):
@@ -31,10 +31,10 @@ def test_nearest_images_are_those_of_brute_force(real_images, size, channels, mo
     training = TrainingImages(images[:40], labels[:40])
     x = torch.from_numpy(images[40:45].transpose(0, 3, 1, 2) / 127.5 - 1).float()
     shifts = shifts_within(most, training.size)
-    found = nearest_images(x, training, shifts)
+    found = nearest_images(x, training, shifts, kept=4)
     for row, (distance, image, dy, dx) in enumerate(brute(x, training, shifts)):
         assert float(found.distance[row, 0]) == pytest.approx(distance, rel=1e-6)  # x is float32
-        assert int(found.image[row, 0]) == image
+        assert int(found.image[row, 0]) == training.source_ids[image]
         assert found.shift[row, 0].tolist() == [dy, dx]
     assert (found.distance.diff(dim=1) >= 0).all()
 
@@ -44,22 +44,64 @@ def test_little_memory_gives_the_same(real_images):
     training = TrainingImages(images[:50])
     x = torch.from_numpy(images[50:].transpose(0, 3, 1, 2) / 127.5 - 1).float()
     shifts = shifts_within(1, training.size)
-    one, two = (nearest_images(x, training, shifts, memory=size) for size in (1 << 26, 20_000))
-    assert torch.equal(one.image, two.image)
-    assert torch.equal(one.distance, two.distance)
+    one, *others = (nearest_images(x, training, shifts, kept=3, memory=size) for size in (1 << 26, 20_000, 1))
+    for two in others:
+        assert torch.equal(one.image, two.image)
+        assert torch.equal(one.distance, two.distance)
+        assert torch.equal(one.shift, two.shift)
+
+
+def near_copies():
+    """500 images that differ from one image by a grey level of one pixel each, and its copy at number 250."""
+    rng = np.random.default_rng(3)
+    image = rng.integers(1, 255, (16, 16, 3), np.uint8)
+    others = np.repeat(image[None], 501, 0)
+    for n, pixel in enumerate(rng.choice(image.size, 501, replace=False)):
+        others[n].reshape(-1)[pixel] += n != 250
+    return image, others
+
+
+def test_a_copy_among_images_that_float32_cannot_tell_apart():
+    """The products of float32 are off by more than the distances; all 500 others are equally far."""
+    image, others = near_copies()
+    x = to_unit(torch.from_numpy(image[None])).permute(0, 3, 1, 2)
+    for labels in (None, np.arange(501) % 3):
+        found = nearest_images(x, TrainingImages(others, labels), kept=4)
+        assert found.distance[0, 0] == 0
+        assert found.image.tolist() == [[250, 0, 1, 2]]  # among equals, the first of the source
+        assert found.distance[0, 1:].numpy() == pytest.approx(1 / 127.5 / image.size**0.5, rel=1e-5)
+
+
+def test_shifts_that_float32_cannot_tell_apart():
+    image, others = near_copies()
+    moved = np.roll(image, (1, -2), (0, 1))
+    x = to_unit(torch.from_numpy(moved[None])).permute(0, 3, 1, 2)
+    found = nearest_images(x, TrainingImages(others), shifts_within(2, (16, 16)), kept=2)
+    assert found.image.tolist() == [[250, 0]]
+    assert found.shift.tolist() == [[[1, -2]] * 2]
+    assert found.distance[0, 0] == 0
+
+
+def test_there_are_no_more_images_than_training_images(real_images):
+    images, _ = real_images(3, 14)
+    x = torch.from_numpy(images[:2].transpose(0, 3, 1, 2) / 127.5 - 1)
+    found = nearest_images(x, TrainingImages(images), shifts_within(1, (14, 14)), kept=5)
+    assert sorted(found.image[0].tolist()) == [0, 1, 2]
+    own = torch.arange(2)
+    found = nearest_images(x, TrainingImages(images), kept=5, leave_out=own)
+    assert [sorted(row) for row in found.image.tolist()] == [[1, 2], [0, 2]]
 
 
 def test_an_image_is_left_out_of_its_own_neighbours(real_images):
     images, labels = real_images(30, 14)
     training = TrainingImages(images, labels)  # in another order than the source
     numbers = torch.arange(0, 30, 4)
-    x = torch.cat([torch.from_numpy(training.read(i, i + 1) / 127.5 - 1) for i in numbers.tolist()])
-    x = x.permute(0, 3, 1, 2).float()
+    x = torch.from_numpy(images[numbers] / 127.5 - 1).permute(0, 3, 1, 2).float()
     shifts = shifts_within(1, training.size)
     assert nearest_images(x, training, shifts).image[:, 0].tolist() == numbers.tolist()
-    found = nearest_images(x, training, shifts, leave_out=numbers)
+    found = nearest_images(x, training, shifts, kept=4, leave_out=numbers)
     assert (found.image != numbers[:, None]).all()
-    for row, expected in enumerate(brute(x, training, shifts, numbers)):
+    for row, expected in enumerate(brute(x, training, shifts, training.numbers_of(numbers.numpy()))):
         assert float(found.distance[row, 0]) == pytest.approx(expected[0], rel=1e-6)
 
 
