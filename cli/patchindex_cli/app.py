@@ -124,7 +124,11 @@ def _is_short_of_memory(error: Exception) -> bool:
 
 def _is_of_device(error: Exception) -> bool:
     """Return True for an allocation on a device that torch was refused."""
-    return type(error).__name__ == "OutOfMemoryError" or "MPS backend out of memory" in str(error)
+    if "torch" not in sys.modules:  # which takes seconds to import
+        return False
+    from patchindex.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _message_of(error: Exception) -> str:

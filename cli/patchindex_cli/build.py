@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 )
 @locality_option(
     "Locality schedule that `sample` uses by default. If you also give --scales, each entry moves to the "
-    "nearest of them."
+    "nearest of them.",
+    otherwise="none with --scales; without them",
 )
 @click.option(
     "--machine",

@@ -84,7 +84,7 @@ def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: boo
             drift = describe_drift(scale["drift"][-1], scale["pca_energy"])
             echo(f"k = {k}: new patches: {drift}")
     if index.locality is None and index.machine != "IS":
-        echo("the store has no locality schedule: give --locality to sample")
+        echo("the store has no locality schedule: sample takes a preset unless you give --locality")
     elif unused := sorted(set(index.scales) - set(index.locality.distinct if index.locality else ())):
         echo(f"the locality schedule does not use k = {shorten(unused)}: give --locality to sample")
 

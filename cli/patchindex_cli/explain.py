@@ -67,9 +67,10 @@ SHOWN_WEIGHT = 5e-5  # of these patches: a smaller one is printed as 0
 @click.option(
     "--mosaic-tolerance",
     type=float,
+    default=0.05,
+    show_default=True,
     metavar="X",
-    help="Difference up to which a pixel counts as equal to the centre of its nearest patch, in [-1, 1].  "
-    "[default: 0.05]",
+    help="Difference up to which a pixel counts as equal to the centre of its nearest patch, in [-1, 1].",
 )
 @click.option(
     "--store",
@@ -92,7 +93,7 @@ def explain(
     top: int,
     all_steps: bool,
     exact: bool,
-    mosaic_tolerance: float | None,
+    mosaic_tolerance: float,
     store: Path | str | None,
     overwrite: bool,
     threads: int | None,
@@ -120,9 +121,10 @@ def explain(
       patchindex explain of-photos -o explained --resize 32 --limit 500
     """
     import patchindex
-    from patchindex.explain.mosaic import TOLERANCE, require_sparse
+    from patchindex.explain.mosaic import check_tolerance, require_sparse
     from patchindex.figures import figure_class
 
+    check_tolerance(mosaic_tolerance, "mosaic_tolerance")
     outputs = [(output, FILES), *([] if html is None else [(html.parent, (html.name,))])]
     for place, names in outputs:
         check_output(place, names, overwrite=overwrite, inputs=[samples, beside])
@@ -147,7 +149,7 @@ def explain(
             steps,
             top=top,
             last_only=not (all_steps or html is not None),
-            tolerance=TOLERANCE if mosaic_tolerance is None else mosaic_tolerance,
+            tolerance=mosaic_tolerance,
             progress=progress,
         )
     more = {"pixels": found.pixels(chosen)} if chosen else {}

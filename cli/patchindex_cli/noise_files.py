@@ -33,6 +33,8 @@ def read_noise(path: Path) -> np.ndarray:
     if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
         kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
         raise _refused(path, f"holds {kind}, not floats", "save float32 noise of shape (n, C, H, W)")
+    if found.ndim != 4:
+        raise _refused(path, f"holds an array of shape {found.shape}", "save noise of shape (n, C, H, W)")
     return found
 
 

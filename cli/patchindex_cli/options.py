@@ -96,7 +96,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Options of `sample` and `study`."""
+    """Options of `sample`, `study` and `compare`."""
 
     locality: str | None
     resize_locality: bool
@@ -190,15 +190,18 @@ build_options = grouped(
 ONE_LABEL = "Use the training images of this label only."
 
 
-def locality_option(help_text: str) -> Decorator:
-    """Return a decorator that adds --locality and --resize-locality; `parse_locality` reads the values."""
+def locality_option(help_text: str, otherwise: str = "the store's schedule; without one") -> Decorator:
+    """Return a decorator that adds --locality and --resize-locality; `parse_locality` reads the values.
+
+    `otherwise` says what is taken without the option, before the presets.
+    """
     presets = ", ".join(LOCALITY_PRESETS)
     schedule = click.option(
         "--locality",
         metavar="SCHEDULE|K,K,...",
         help=f"{help_text} A preset ({presets}), a .json file, or locality scales by time, lowest noise "
-        f"first: 3,3,5,7.  [default: the store's schedule; without one {GRAY_PRESET} for gray images and "
-        f"{COLOUR_PRESET} for colour images, resized]",
+        f"first: 3,3,5,7.  [default: {otherwise} {GRAY_PRESET} for gray images and {COLOUR_PRESET} for "
+        "colour images, resized]",
     )
     resize = click.option(
         "--resize-locality",
@@ -254,7 +257,7 @@ def resized_locality(schedule: LocalitySchedule | None, size: tuple[int, int]) -
 
 
 def sampling_options(batch_size: int, label_help: str = ONE_LABEL) -> Decorator:
-    """Return a decorator that adds the options of `sample` and `study`, as `options`."""
+    """Return a decorator that adds the options of `sample`, `study` and `compare`, as `options`."""
     options: list[Decorator] = [
         locality_option("Locality schedule, in place of the store's schedule."),
         click.option("--label", metavar="NUMBER|NAME", multiple=True, help=label_help),

@@ -13,20 +13,21 @@ from .computing import Computing
 from .config import record_in
 from .options import (
     LocalPath,
-    RunOptions,
     count_option,
+    json_option,
     locality_option,
     parse_locality,
     resized_locality,
-    run_options,
+    seed_option,
     store_path,
+    threads_option,
 )
 from .output import add_row, count, echo, new_table, print_json, print_table
 from .outputs import check_output
 from .progress import stages
+from .sources import default_locality
 
 if TYPE_CHECKING:
-    from patchindex import LocalitySchedule, PatchIndex, ScoreMachine
     from patchindex.study import Memorisation, Originality
 
 FILES = ("originality.csv", "originality.json", "originality.png", "neighbours.png")
@@ -56,7 +57,9 @@ MEMORISATION = ("memorisation.csv", "memorisation.json", "memorisation.png")
 )
 @locality_option("Locality schedule, in place of the store's schedule.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run.")
-@run_options("Seed of the noise and of the pixels.", several_devices=True)
+@seed_option("Seed of the noise and of the pixels.")
+@threads_option
+@json_option
 def originality(
     samples: Path,
     store: Path | str,
@@ -67,13 +70,15 @@ def originality(
     locality: str | None,
     resize_locality: bool,
     overwrite: bool,
-    run: RunOptions,
+    seed: int,
+    threads: int | None,
+    as_json: bool,
     **sizes: int,
 ) -> None:
     """Measure how far SAMPLES are from the training images of a STORE, and how many images they draw from.
 
     SAMPLES is a samples.npz that `patchindex sample` wrote, or any images that `patchindex build` reads. All
-    distances and weights are exact, over all images of the store.
+    distances and weights are exact, over all images of the store, and computed on the CPU.
 
     Writes originality.csv (one row per image), originality.json (settings, summary, all tables),
     originality.png (distances, and numbers of training images) and neighbours.png (images above their nearest
@@ -101,23 +106,26 @@ def originality(
     """
     import patchindex
     from patchindex.figures import figure_class
-    from patchindex.runtime import threads
     from patchindex.study.originality import read_images
 
     planned = (*FILES, *(MEMORISATION if memorise else ()))
     check_output(output, planned, overwrite=overwrite, sources=[samples, store])
     figure_class()  # matplotlib is optional: without it, fail before any work
-    index = patchindex.open_index(store, device=run.device)
+    index = patchindex.open_index(store)
     training = index.training
     images = read_images(samples, (training.channels, *training.size), parameter="samples")[:n]
     schedule = parse_locality(locality) or index.locality
     if resize_locality:
         schedule = resized_locality(schedule, training.size)
     at = _parse_times(times)
-    machine = _machine(index, schedule, run) if at else None
-    with threads(run.threads), stages() as progress:
+    if schedule is None and index.machine != "IS" and (at or memorise):
+        schedule = default_locality(training.source, index.scales)
+    machine = None
+    if at:
+        machine = patchindex.ScoreMachine(index, estimator="exact", locality=schedule, threads=threads)
+    with patchindex.runtime.threads(threads), stages() as progress:
         found = patchindex.study.originality(
-            images, index, machine, times=at, seed=run.seed, progress=progress, **sizes
+            images, index, machine, times=at, seed=seed, progress=progress, **sizes
         )
         study = None
         if memorise:
@@ -126,12 +134,12 @@ def originality(
                 schedule.distinct if schedule is not None else (1,),
                 machine=index.machine,
                 train_windows=index.train_windows,
-                seed=run.seed,
+                seed=seed,
                 progress=progress,
             )
     files = _write(output, found, study)
     record_in(output / "originality.json")
-    if run.as_json:
+    if as_json:
         print_json({"settings": found.settings, "summary": found.summary(), "files": files})
         return
     _print(found.summary())
@@ -146,18 +154,6 @@ def _parse_times(text: str) -> list[float]:
         raise InputError(
             f"{text!r} is not a list of times", parameter="times", remedy="write for example 0.05,0.5"
         ) from None
-
-
-def _machine(index: PatchIndex, schedule: LocalitySchedule | None, run: RunOptions) -> ScoreMachine:
-    import patchindex
-
-    if schedule is None and index.machine != "IS":
-        raise InputError(
-            "the store has no schedule", parameter="locality", remedy="give a preset, a .json file or scales"
-        )
-    return patchindex.ScoreMachine(
-        index, estimator="exact", locality=schedule, device=run.device, threads=run.threads
-    )
 
 
 def _write(output: Path, found: Originality, study: Memorisation | None) -> list[str]:

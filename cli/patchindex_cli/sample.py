@@ -243,7 +243,7 @@ def _images_per_label(n: int | None, x_T: np.ndarray | None, labels: int) -> int
     """Return the number of images per label: -n, or the number of noise images divided by the labels."""
     if x_T is None:
         return 16 if n is None else n
-    per_label, rest = divmod(len(x_T), labels) if x_T.ndim else (0, 0)
+    per_label, rest = divmod(len(x_T), labels)
     if rest or (n is not None and n != per_label):
         wanted = (
             f"{labels} labels" if n is None else f"{count(labels, 'label')} with {count(n, 'image')} each"

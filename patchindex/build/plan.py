@@ -246,7 +246,7 @@ def parse_memory(memory: int | str | None) -> int:
         return memory_limit() // 2
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(memory).strip(), re.IGNORECASE)
     value = float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ") if found else 0
-    if value < 1:
+    if not 1 <= value < math.inf:
         raise InputError(
             f"{memory!r} is not an amount of memory", parameter="memory", remedy="use 500M, 4G, ..."
         )

@@ -36,12 +36,17 @@ def make_auto(
     Raises
     ------
     InputError, DeviceError
-        As from `Auto` and `SampledAuto`, and when there are probes or candidates and no near field.
+        As from `Auto` and `SampledAuto`, and when there are probes, candidates or a policy and no near field.
     """
     indexed = context.index is not None and bool(context.index.scales)
     if indexed and context.device.type == "cpu" and engine is None:
         return Auto(context, tolerance, probes, candidates, policy)
-    for name, value in {"probes": probes, "candidates": candidates}.items():
+    given = {
+        "probes": probes,
+        "candidates": candidates,
+        "policy": None if policy is DEFAULT_POLICY else policy,
+    }
+    for name, value in given.items():
         if value is not None:
             raise InputError(
                 "applies to an index on the CPU only: here, auto has no near field",

@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import PurePath
@@ -252,16 +253,16 @@ def _fill(found: Explanation, data: dict[str, Any], sprite: str) -> str:
     title = f"Patches behind sample {found.steps.number}"
     # Text of a JSON element ends at "</", which JSON may write as "<\/".
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    text = (folder / "page.html").read_text(encoding="utf-8")
-    for mark, value in (
-        ("@TITLE@", html.escape(title)),
-        ("@STYLE@", (folder / "page.css").read_text(encoding="utf-8")),
-        ("@SCRIPT@", (folder / "page.js").read_text(encoding="utf-8")),
-        ("@DATA@", packed),
-        ("@SOURCES@", sprite),
-    ):
-        text = text.replace(mark, value)
-    return text
+    parts = {
+        "TITLE": html.escape(title),
+        "STYLE": (folder / "page.css").read_text(encoding="utf-8"),
+        "SCRIPT": (folder / "page.js").read_text(encoding="utf-8"),
+        "DATA": packed,
+        "SOURCES": sprite,
+    }
+    # All at once: the name of a label or of a file may be a mark.
+    template = (folder / "page.html").read_text(encoding="utf-8")
+    return re.sub("@(TITLE|STYLE|SCRIPT|DATA|SOURCES)@", lambda mark: parts[mark[1]], template)
 
 
 def _packed(array: np.ndarray) -> dict[str, str]:

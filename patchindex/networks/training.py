@@ -67,7 +67,8 @@ def train(
         Continue an unfinished run, or a finished run with larger limits. Starts a run where there is none. A
         network without `state.safetensors` cannot be continued, and is refused.
     overwrite : bool
-        Replace an earlier run.
+        Replace an earlier run. With `resume`, replace only a run that cannot be continued: of other settings
+        or images, or damaged.
     progress : Progress, optional
         Called as `progress(stage, done, total)`.
     report : callable, optional
@@ -119,18 +120,26 @@ def train(
             where=folder,
             remedy=["use another folder, or replace with ", Option("overwrite", True)],
         )
-    training = Training(images, held_out, settings, resolve_device(device))
+    device = resolve_device(device)
+    training = Training(images, held_out, settings, device)
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     busy = InputError("another process trains in this folder", where=folder, remedy="wait until it ends")
     with use_threads(threads) as used, hold_lock(folder / LOCK, busy):
         training.describe(used)
+        resumed = resume and (folder / STATE).exists()
+        try:
+            if resumed:
+                training.restore(folder)
+        except InputError:
+            if not overwrite:
+                raise
+            training, resumed = Training(images, held_out, settings, device), False
+            training.describe(used)
         if command is not None:
             training.record["command"] = dict(command)
-        if resume and (folder / STATE).exists():
-            training.restore(folder)
         training.batches.keep_in_memory(progress)
-        if not resume:
+        if not resumed:
             for name in existing:
                 (folder / name).unlink()
         log.info("training a %s on %d images, %d threads", settings.arch, len(images), used)

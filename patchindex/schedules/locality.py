@@ -168,12 +168,24 @@ class LocalitySchedule:
     def nearest(self, scales: Iterable[int]) -> LocalitySchedule:
         """Return this schedule with every scale moved to the nearest of `scales`, the smaller one in a tie.
 
+        Parameters
+        ----------
+        scales : iterable of int
+            At least one locality scale.
+
+        Raises
+        ------
+        InputError
+            When there are no scales.
+
         Examples
         --------
         >>> LocalitySchedule.of("cifar10-resnet-circular").nearest([3, 7, 15]).scales[2::3]
         (3, 3, 7, 7, 15, 15)
         """
         ascending = sorted(scales)
+        if not ascending:
+            raise InputError("there are none", parameter="scales", remedy="give at least one scale")
         if set(self.distinct) <= set(ascending):
             return self
         moved = [min(ascending, key=lambda s: abs(s - k)) for k in self.scales]

@@ -22,6 +22,7 @@ from patchindex.images import ImagesLike, open_images
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import Sampling, starting_noise
 from patchindex.store.text_files import write_csv, write_json
+from patchindex.study.bootstrap import bootstrap_interval
 from patchindex.study.limb_plots import plot_counts, plot_examples
 from patchindex.study.shown import ShownRows
 
@@ -177,7 +178,7 @@ class FeatureCounts(ShownRows):
         for name, counts in self.counts().items():
             row = {"name": name, "images": len(counts)}
             for column, values in (("right", counts == expected), ("mean", counts)):
-                low, high = _interval(values)
+                _, low, high = bootstrap_interval(values, np.mean, resamples=RESAMPLES)
                 row |= {column: float(values.mean()), f"{column}_low": low, f"{column}_high": high}
             more, fewer = (counts > expected).mean(), (counts < expected).mean()
             found.append({**row, "fewer": float(fewer), "more": float(more)})
@@ -250,10 +251,3 @@ def _count(counter: Counter, images: Tensor) -> np.ndarray:
             remedy="return one whole number from 0 per image",
         )
     return counts
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 2.5 % and 97.5 % quantiles of the mean over bootstrap resamples."""
-    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
-    return float(low), float(high)

@@ -37,7 +37,9 @@ def test_parse_memory(text, expected):
     assert parse_memory(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "G", "4X", "four", "-1G", 0, -5, "0", "0.5", "1e400", "4GG", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "G", "4X", "four", "-1G", 0, -5, "0", "0.5", "1e400", "4GG", "nan", "9" * 400]
+)
 def test_invalid_amounts_of_memory_are_refused(text):
     with pytest.raises(InputError, match="not an amount of memory"):
         parse_memory(text)

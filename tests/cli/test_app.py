@@ -124,6 +124,17 @@ def test_a_gpu_without_enough_memory_is_one_short_line():
     )
 
 
+def test_an_apple_gpu_without_enough_memory_is_one_line():
+    """As torch 2.5 and later say it for a buffer beyond the limit of Metal."""
+
+    def take():
+        raise RuntimeError("Invalid buffer size: 256.00 GiB")
+
+    said = CliRunner().invoke(type(main)(commands={"take": click.command()(take)}), ["take"])
+    assert said.exit_code == 1
+    assert said.stderr.startswith("Error: not enough memory (an array of 256.00 GiB does not fit)")
+
+
 def test_other_errors_keep_their_traceback():
     def fail():
         raise RuntimeError("a fault of the program")

@@ -221,7 +221,7 @@ def test_adding_existing_scales_does_nothing(store):
 
 def test_a_store_without_a_schedule_says_how_to_sample(source, tmp_path):
     build = ("build", source, "-o", tmp_path / "s.zarr", "--no-tune")
-    hint = "the store has no locality schedule: give --locality to sample"
+    hint = "the store has no locality schedule: sample takes a preset unless you give --locality"
     assert hint in run(*build, "--scales", "3").stdout
     assert hint not in run(*build, "--locality", "3,3", "--overwrite").stdout
     assert hint not in run(*build, "--machine", "IS", "--overwrite").stdout

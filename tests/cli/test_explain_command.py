@@ -116,6 +116,7 @@ def test_another_store_is_refused(samples, store, source, tmp_path):
         (["--image", 2], "--image: there is no sample 2; use 0 to 1"),
         (["--pixels", "28,0"], "--pixels: 28,0 is outside the image; use 0,0 to 27,27"),
         (["--pixels", "3"], "--pixels: '3' is not a pixel"),
+        (["--mosaic-tolerance", "nan"], "--mosaic-tolerance: must be at least 0, got nan; use 0.05"),
     ],
 )
 def test_what_does_not_fit_is_refused(samples, tmp_path, args, message):

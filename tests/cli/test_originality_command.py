@@ -42,6 +42,17 @@ def test_memorisation_has_the_scales_of_the_store(samples, store, tmp_path):
     assert (tmp_path / "memorisation.png").is_file()
 
 
+def test_a_store_without_a_schedule_takes_the_preset_that_sample_takes(samples, store, fashion, tmp_path):
+    np.savez(tmp_path / "images.npz", images=fashion[0][:40])
+    run("build", tmp_path / "images.npz", "-o", tmp_path / "s.zarr", "--scales", 5, "--no-tune")
+    args = ("originality", samples, tmp_path / "s.zarr", "-o", tmp_path, "--shift", 0, "--baseline", 2)
+    done = run(*args, "--times", "0.5", "--pixels", 4, "--memorisation")
+    assert "no --locality: taking fashion-mnist-resnet-zeros for images of 28 x 28 (scales 5)" in done.stderr
+    rows = json.loads((tmp_path / "memorisation.json").read_text())["rows"]
+    assert {row["k"] for row in rows} == {5}
+    assert {row["k"] for row in json.loads((tmp_path / "originality.json").read_text())["steps"]} == {5}
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -264,6 +264,7 @@ class Evil:
         ("other.safetensors", lambda path: save_file({"a": np.zeros(1)}, path), "has no tensor x_T"),
         ("text.safetensors", lambda path: path.write_text("text"), "cannot be read"),
         ("whole.npy", lambda path: np.save(path, np.zeros((1, 1, 28, 28), int)), "holds int64, not floats"),
+        ("number.npy", lambda path: np.save(path, np.float32(1)), "holds an array of shape ()"),
         ("noise.csv", lambda path: path.write_text("1"), "is no file of noise; known: .npz, .npy"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 import patchindex as pi
 from patchindex.devices import ACCELERATORS
 from patchindex.errors import InputError
+from patchindex.estimators import AutoPolicy
 from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 from patchindex.images.by_label import TrainingImages
@@ -224,6 +225,7 @@ def test_patches_behind_a_pixel_are_compared_exactly(images, noisy_images):
     [
         ({"probes": 8}, "probes: applies to an index on the CPU only"),
         ({"candidates": 8, "engine": "offsets"}, "candidates: applies to an index on the CPU only"),
+        ({"policy": AutoPolicy(missed=0.2)}, "policy: applies to an index on the CPU only"),
         ({"tolerance": 0}, "tolerance: must be a number above 0"),
         ({"engine": "warp"}, "unknown engine 'warp'"),
         ({"dtype": torch.float64}, "auto computes in float32 only"),

@@ -28,6 +28,12 @@ def test_the_page_names_nothing_outside(text):
     assert len(text) < 400_000
 
 
+def test_names_that_are_marks_of_the_template_stay_names(explanation):
+    names = ["@SOURCES@", "@SCRIPT@", *NAMES[2:]]
+    text = page_of(explanation, beside=explanation.nearest[:1], beside_name="@DATA@", label_names=names)
+    assert text.count("@SOURCES@") == text.count("@SCRIPT@") == text.count("@DATA@") == 1
+
+
 def test_a_smaller_page_leaves_out_the_lightest_images(explanation, text):
     small = page_of(explanation, largest=len(text) - 5_000)
     assert len(small) <= len(text) - 5_000

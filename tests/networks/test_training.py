@@ -145,6 +145,21 @@ def test_a_run_is_not_replaced_by_accident(pictures, small, tmp_path):
     assert (tmp_path / "weights.safetensors").read_bytes() != before
 
 
+def test_a_run_of_other_settings_is_replaced_on_resume_only_if_asked(pictures, small, tmp_path):
+    first = train(pictures[0], tmp_path, small(steps=2), threads=1)
+    both = {"resume": True, "overwrite": True, "threads": 1}
+    assert train(pictures[0], tmp_path, small(steps=4), **both)["created"] == first["created"]
+    before = (tmp_path / "weights.safetensors").read_bytes()
+    other = small(steps=3, batch_size=3)
+    with pytest.raises(InputError, match=r"batch_size: the run has .*, not 3; .*overwrite=True"):
+        train(pictures[0], tmp_path, other, threads=1, resume=True)
+    assert (tmp_path / "weights.safetensors").read_bytes() == before
+    replaced = train(pictures[0], tmp_path, other, **both)
+    assert (replaced["step"], replaced["settings"]["batch_size"]) == (3, 3)
+    alone = train(pictures[0], tmp_path / "alone", other, threads=1)
+    assert replaced["loss"] == alone["loss"]
+
+
 def test_a_network_without_the_state_to_continue_from_is_kept(pictures, small, tmp_path):
     train(pictures[0], tmp_path, small(steps=2))
     (tmp_path / "state.safetensors").unlink()

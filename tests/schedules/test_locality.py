@@ -127,6 +127,8 @@ def test_nearest_takes_the_smaller_scale_in_a_tie():
     assert schedule.nearest([7, 3]).scales == (3, 3, 7, 7, 7)
     assert schedule.nearest([3, 7]).name == "custom/nearest-3-7"
     assert schedule.nearest([15, 9, 7, 5, 3, 1]) is schedule
+    with pytest.raises(InputError, match="scales: there are none; give at least one scale"):
+        schedule.nearest([])
     moved = LocalitySchedule.of("mnist-unet-zeros").nearest([3, 27])
     assert moved.name == "mnist-unet-zeros/nearest-3-27"
     assert moved.provenance == LocalitySchedule.of("mnist-unet-zeros").provenance

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of medians cover as often as they say, and do not depend on anything but the seed."""
+"""Bootstrap intervals cover as often as they say, and do not depend on anything but the seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from patchindex.errors import InputError
 from patchindex.study import bootstrap
-from patchindex.study.bootstrap import median_interval
+from patchindex.study.bootstrap import bootstrap_interval, median_interval
 
 
 def test_intervals_cover_the_median_of_a_known_distribution():
@@ -30,6 +30,14 @@ def test_equal_seeds_give_equal_intervals_in_any_memory(monkeypatch):
     monkeypatch.setattr(bootstrap, "BLOCK", 100)
     assert median_interval(values, seed=3, resamples=50) == whole
     assert median_interval(values, seed=4, resamples=50) != whole
+
+
+def test_the_mean_has_an_interval_in_the_same_way():
+    values = np.random.default_rng(2).normal(size=700)
+    found = bootstrap_interval(values, np.mean, resamples=2000)  # in two blocks
+    drawn = np.random.default_rng(0).integers(0, 700, (2000, 700))
+    assert found[1:] == tuple(np.quantile(values[drawn].mean(1), [0.025, 0.975]))
+    assert found.value == pytest.approx(values.mean(), rel=1e-12)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, np.nan]])
