@@ -85,7 +85,9 @@ SETTINGS = (  # options that are attributes of `TrainSettings`
 @count_option("--validation", "Hold out the last N images, and measure the loss on them.", 0, least=0)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
 @click.option(
-    "--overwrite", is_flag=True, help="Replace an earlier run; with --resume, only if it cannot continue."
+    "--overwrite",
+    is_flag=True,
+    help="Replace an earlier run; with --resume, only a run of other settings or images.",
 )
 @image_options
 @run_options("Seed of the weights, the order of the images, the times and the noise.")

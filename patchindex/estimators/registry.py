@@ -44,7 +44,7 @@ def make_auto(
     given = {
         "probes": probes,
         "candidates": candidates,
-        "policy": None if policy is DEFAULT_POLICY else policy,
+        "policy": None if policy == DEFAULT_POLICY else policy,
     }
     for name, value in given.items():
         if value is not None:

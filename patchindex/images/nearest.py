@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patchindex.errors import InputError
 from patchindex.images.by_label import TrainingImages, as_tensor, read_ahead, to_unit
 from patchindex.runtime import Progress, no_progress, plain_state
 
@@ -15,6 +16,9 @@ __all__ = ["Nearest", "nearest_images", "shifts_within"]
 
 WORK_BYTES = 256 << 20
 SAMPLE = 64  # images whose mean is subtracted, which makes rounding errors smaller
+COLUMNS = 1024  # numbers per matrix product, for the same reason
+LARGEST = 1e12  # of a query: squares and their sums stay within float32
+SUM_BITS = 61  # of the sums of rounded squares, in int64
 NO_SHIFT = ((0, 0),)
 
 
@@ -74,11 +78,12 @@ def nearest_images(
     images : Tensor, shape (n, C, H, W), float32 or float64
         In the units of training images in [-1, 1]; values may lie outside. Training images are computed from
         uint8 in the same type, by `to_unit`, so that the distance of a copy is 0. The device must have
-        float64.
+        float64. At most 1e12.
     training : TrainingImages
     shifts : sequence of (dy, dx)
     kept : int
-        Training images per image. There are fewer in the result if there are fewer training images.
+        Training images per image. The result has fewer if there are fewer training images (of the label),
+        not counting one image that may be left out.
     label : int, optional
         Compare with the training images of this label only.
     leave_out : Tensor, shape (n,), int64, optional
@@ -89,14 +94,16 @@ def nearest_images(
     Raises
     ------
     InputError
-        When no training image has the label.
+        When no training image has the label, none is left, or a value is not finite or larger than 1e12.
 
     Notes
     -----
     A cyclic shift moves pixels and changes no norm, so the squared distance from v, shifted by s, to x is
-    `|x|^2 + |v|^2 - 2 <shift_(-s) x, v>`. One float32 matrix product of all shifted images and a block of
-    training images gives these distances, with a bound of their rounding errors. Pairs that may be among the
-    nearest within the bound are compared again, in float64.
+    `|x|^2 + |v|^2 - 2 <shift_(-s) x, v>`. Float32 matrix products of all shifted images and a block of
+    training images give these distances, with a bound of their rounding errors. Pairs that may be among the
+    nearest within the bound are compared again: the squares of their differences are rounded to a grid, 61
+    bits below the largest sum, and added as integers. So equal distances are equal in any order of the
+    pixels, and with any number of threads.
 
     Examples
     --------
@@ -109,14 +116,18 @@ def nearest_images(
     tensor([[[0, 1]]])
     """
     lo, hi = training.range_of(label)
+    if not images.abs().max() <= LARGEST:  # also NaN
+        raise InputError("must be finite, and at most 1e12", parameter="images", remedy="scale the images")
     numbers = images[0].numel()
     kept = min(kept, hi - lo - (leave_out is not None))
+    if kept < 1:
+        raise InputError("there is one image", parameter="training", remedy="give at least two images")
     ids = as_tensor(training.ids_of_blocks(lo, hi), images.device)
-    # A quarter of the memory is for the shifted images of a group, twice, and again in float32, twice; a
-    # quarter for the pixels of a block, three times as floats, and its distances.
-    group = max(1, memory // 4 // (len(shifts) * numbers * (2 * images.element_size() + 8)))
+    # Half of the memory is for the shifted images of a group, as they are and in float32. A quarter is for
+    # the pixels of a block, three times as floats, and its distances; a quarter for pairs in float64.
+    group = max(1, memory // 2 // (len(shifts) * numbers * (images.element_size() + 4)))
     step = max(1, memory // 4 // (14 * numbers + 24 * min(group, len(images)) * len(shifts)))
-    pairs = max(1, memory // 4 // (32 * numbers))
+    pairs = max(1, memory // 4 // (40 * numbers))
     parts = []
     for first in range(0, len(images), group):
         x = images[first : first + group]
@@ -128,76 +139,107 @@ def nearest_images(
                 done += len(block)
                 progress("nearest images", first * (hi - lo) + len(x) * done, len(images) * (hi - lo))
         moves = torch.tensor(shifts, device=x.device)
-        parts.append(Nearest((best.squares / numbers).sqrt(), best.ids, moves[best.shifts]))
+        parts.append(Nearest((best.squares() / numbers).sqrt(), best.ids, moves[best.shifts]))
     return Nearest(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
 class _Best:
     """The nearest training images so far of n images.
 
-    `squares`, `ids` and `shifts`, of shape (n, kept), are squared distances, numbers in the source and
-    numbers of shifts. Without an image the distance is infinite.
+    `sums`, `ids` and `shifts`, of shape (n, kept), are squared distances as integers, numbers in the source
+    and numbers of shifts. Without an image the sum is `NONE`.
     """
+
+    NONE = torch.iinfo(torch.int64).max
 
     def __init__(
         self, x: Tensor, shifts: Sequence[tuple[int, int]], kept: int, own: Tensor | None, pairs: int
     ) -> None:
-        moved = torch.stack([torch.roll(x, (-dy, -dx), (2, 3)) for dy, dx in shifts], 1)
-        self._moved = moved.permute(0, 1, 3, 4, 2).flatten(2)  # in the order of the pixels of training images
+        pixels = x.permute(0, 2, 3, 1)  # in the order of the pixels of training images
+        self._moved = x.new_empty((len(x), len(shifts), x[0].numel()))
+        for number, (dy, dx) in enumerate(shifts):
+            self._moved[:, number] = torch.roll(pixels, (-dy, -dx), (1, 2)).flatten(1)
+        # A power of two, so that no sum of squares has more than `SUM_BITS` bits: differences are at most
+        # 1 more than the largest value, and an error of float32 more.
+        most = (pixels.flatten(1).abs().amax(1).double() + 1.001).square() * x[0].numel()
+        self._grid = torch.exp2(SUM_BITS - torch.log2(most).ceil())
         self._own, self._pairs = own, pairs
         self._origin: Tensor | None = None
-        self.squares = torch.full((len(x), kept), torch.inf, dtype=torch.float64, device=x.device)
-        self.ids = torch.full((len(x), kept), -1, device=x.device)
-        self.shifts = torch.full_like(self.ids, -1)
+        self.sums = torch.full((len(x), kept), self.NONE, device=x.device)
+        self.ids = torch.full_like(self.sums, -1)
+        self.shifts = torch.full_like(self.sums, -1)
+
+    def squares(self) -> Tensor:
+        """Return squared distances, (n, kept) in float64; infinity without an image."""
+        squares = self.sums.double() / self._grid[:, None]
+        return squares.masked_fill_(self.sums == self.NONE, torch.inf)
+
+    def _centre(self, origin: Tensor) -> None:
+        """Subtract the origin from the images, and keep their norms."""
+        self._origin = origin
+        rows = self._moved.flatten(0, 1)
+        self._centred = torch.empty(rows.shape, device=rows.device)
+        norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+        for first in range(0, len(rows), self._pairs):
+            centred = rows[first : first + self._pairs].double() - origin.double()
+            norms[first : first + self._pairs] = centred.square().sum(1)
+            self._centred[first : first + self._pairs] = centred
+        norms = norms.reshape(self._moved.shape[:2])
+        self._lengths, self._least = norms.amax(1).sqrt(), norms.amin(1)
+        self._more = norms - self._least[:, None]
 
     def add(self, pixels: Tensor, ids: Tensor) -> None:
         """Compare with training images (b, H * W * C)."""
         values = to_unit(pixels)
         if self._origin is None:
-            self._origin = values[:SAMPLE].mean(0)
-            centred = self._moved - self._origin
-            norms = torch.stack([each.double().square().sum(1) for each in centred])
-            self._centred, self._lengths = centred.flatten(0, 1).float(), norms.amax(1).sqrt()
-            self._least = norms.amin(1)
-            self._more = (norms - self._least[:, None]).float().flatten()
+            self._centre(values[:SAMPLE].mean(0))
         values -= self._origin
-        norms = values.square().sum(1)
-        # Squared distances less `_least`, which all training images and shifts have in common. `error` bounds
-        # their rounding: of the sums of products, and of the values after the origin is subtracted.
-        found = torch.addmm(norms[:, None], values, self._centred.T, alpha=-2).add_(self._more)
+        # Squared distances less `_least`, which all training images and shifts have in common.
+        found = self._more.float().flatten().repeat(len(values), 1)
+        norms = torch.zeros_like(found[:, 0])
+        for v, c in zip(values.split(COLUMNS, 1), self._centred.split(COLUMNS, 1), strict=True):
+            found.addmm_(v, c.T, alpha=-2)
+            norms += v.square().sum(1)
+        found += norms[:, None]
         found = found.reshape(len(values), *self._moved.shape[:2])
+        # A bound of the rounding errors: of the sums of products, each of at most `COLUMNS` numbers, and of
+        # the values after the origin is subtracted.
         longest, numbers = norms.max().double().sqrt(), values.shape[1]
-        product = longest * (longest + 2 * self._lengths) + self._more.reshape(found.shape[1:]).amax(1)
-        error = 2.0**-24 * ((numbers + 8) * product + 16 * numbers**0.5 * (longest + self._lengths))
+        sums = min(COLUMNS, numbers) + numbers // COLUMNS + 16
+        product = longest * (longest + 2 * self._lengths) + self._more.amax(1)
+        error = 2.0**-24 * (sums * product + 16 * numbers**0.5 * (longest + self._lengths))
         if self._own is not None:
             found[ids[:, None] == self._own] = torch.inf
-        limit = self.squares[:, -1] - self._least
-        if len(found) >= self.squares.shape[1]:
-            nearest = found.amin(2).topk(self.squares.shape[1], 0, largest=False).values[-1]
+        kept = self.sums.shape[1]
+        limit = self.squares()[:, -1] - self._least
+        if len(found) >= kept:
+            nearest = found.amin(2).topk(kept, 0, largest=False).values[-1]
             limit = torch.minimum(limit, nearest + error)
-        limit += error + 1e-12 * self._least + 1e-9
-        limit += 2.0**-23 * limit.abs()  # rounding to float32 must not make it smaller
+        # The rounding of `_least`, of the grid, and of the limit to float32 must not make it smaller.
+        limit += error + 1e-12 * self._least + numbers / self._grid
+        limit += 2.0**-23 * limit.abs()
         near = (found <= limit.float()[:, None]) & (found < torch.inf)
         for image, query, shift in (part.unbind(1) for part in near.nonzero().split(self._pairs)):
             v = to_unit(pixels[image], self._moved.dtype).double()
-            self._take(query, ids[image], shift, (v - self._moved[query, shift]).square_().sum(1))
+            squares = v.sub_(self._moved[query, shift]).square_().mul_(self._grid[query, None])
+            self._take(query, ids[image], shift, squares.round_().long().sum(1))
 
-    def _take(self, query: Tensor, ids: Tensor, shift: Tensor, squares: Tensor) -> None:
+    def _take(self, query: Tensor, ids: Tensor, shift: Tensor, sums: Tensor) -> None:
         """Keep the nearest of these pairs and of the pairs so far, each training image once."""
-        known = self.squares.isfinite()
+        known = self.sums < self.NONE
         query = torch.cat([known.nonzero()[:, 0], query])
         ids, shift = torch.cat([self.ids[known], ids]), torch.cat([self.shifts[known], shift])
-        squares = torch.cat([self.squares[known], squares])
-        order = _order(query, ids, squares, shift)
+        sums = torch.cat([self.sums[known], sums])
+        order = _order(query, ids, sums, shift)
         other = torch.ones_like(query, dtype=torch.bool)
         other[1:] = (query[order].diff() != 0) | (ids[order].diff() != 0)
         order = order[other]
-        order = order[_order(query[order], squares[order], ids[order])]
+        order = order[_order(query[order], sums[order], ids[order])]
         query = query[order]
         place = torch.arange(len(order), device=query.device) - torch.searchsorted(query, query)
-        first = place < self.squares.shape[1]
+        first = place < self.sums.shape[1]
         where, order = (query[first], place[first]), order[first]
-        self.squares[where], self.ids[where], self.shifts[where] = squares[order], ids[order], shift[order]
+        self.sums[where], self.ids[where], self.shifts[where] = sums[order], ids[order], shift[order]
 
 
 def _order(*keys: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ from patchindex.networks.files import (
 )
 from patchindex.networks.losses import COLUMNS, plot_losses, write_losses
 from patchindex.networks.provenance import ImagesRecord
-from patchindex.networks.settings import TrainSettings
+from patchindex.networks.settings import OtherRunError, TrainSettings
 from patchindex.runtime import Progress
 from patchindex.schedules import noise_schedule
 from patchindex.store.text_files import write_json
@@ -280,10 +280,13 @@ class Training:
             before = state["run"]
             self.settings.check_resumed(before["settings"], folder)
             if ImagesRecord(**before["images"]) != ImagesRecord(**self.record["images"]):
-                raise InputError(
+                raise OtherRunError(
                     "the run has other images",
                     where=folder,
-                    remedy="give the images that it was started with",
+                    remedy=[
+                        "give the images that it was started with, or replace the run with ",
+                        Option("overwrite", True),
+                    ],
                 )
             self.losses = [{name: row[name] for name in COLUMNS} for row in state["losses"]]
             numbers = [
@@ -307,7 +310,9 @@ class Training:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"is damaged ({error!r})", where=path, remedy=["start again with ", Option("overwrite", True)]
+                f"is damaged ({error!r})",
+                where=path,
+                remedy=["start again with ", Option("overwrite", True), ", and without ", Option("resume")],
             ) from None
 
     @torch.no_grad()

@@ -13,11 +13,15 @@ from patchindex.errors import InputError, Option
 from patchindex.schedules import NOISE_SCHEDULES
 from patchindex.store.text_files import as_json
 
-__all__ = ["PRECISIONS", "TrainSettings"]
+__all__ = ["PRECISIONS", "OtherRunError", "TrainSettings"]
 
 PRECISIONS = ("float32", "bfloat16")
 EPOCHS = 300
 LIMITS = ("epochs", "steps", "minutes")  # a resumed run may have other limits
+
+
+class OtherRunError(InputError):
+    """The run to resume has other settings or images."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class TrainSettings:
         now, then = _flat(self.to_json()), _flat(before)
         for name in (*now, *before.get("options", {})):
             if name not in LIMITS and now.get(name) != then.get(name):
-                raise InputError(
+                raise OtherRunError(
                     f"the run has {then.get(name)!r}, not {now.get(name)!r}",
                     parameter=name,
                     remedy=["give the same settings, or replace ", str(where), " with ",

@@ -16,7 +16,7 @@ from patchindex.images import ImagesLike, LabelsLike, open_images
 from patchindex.networks.batches import split_images
 from patchindex.networks.files import FILES, LOCK, RUN, STATE, WEIGHTS
 from patchindex.networks.loop import Report, Training
-from patchindex.networks.settings import TrainSettings
+from patchindex.networks.settings import OtherRunError, TrainSettings
 from patchindex.runtime import Progress, as_progress, plain_state
 from patchindex.runtime import threads as use_threads
 
@@ -67,8 +67,7 @@ def train(
         Continue an unfinished run, or a finished run with larger limits. Starts a run where there is none. A
         network without `state.safetensors` cannot be continued, and is refused.
     overwrite : bool
-        Replace an earlier run. With `resume`, replace only a run that cannot be continued: of other settings
-        or images, or damaged.
+        Replace an earlier run. With `resume`, replace only a run of other settings or images.
     progress : Progress, optional
         Called as `progress(stage, done, total)`.
     report : callable, optional
@@ -131,7 +130,7 @@ def train(
         try:
             if resumed:
                 training.restore(folder)
-        except InputError:
+        except OtherRunError:
             if not overwrite:
                 raise
             training, resumed = Training(images, held_out, settings, device), False

@@ -52,7 +52,7 @@ def test_known_pixels_have_their_values_and_the_others_are_drawn(machine, clean)
     mask = np.zeros((10, 10), bool)
     mask[:, :5] = True
     seen = []
-    known = KnownPixels(clean[:1], mask[:, ::-1][:, ::-1])  # of any strides
+    known = KnownPixels(clean[:1], mask[:, ::-1].copy()[:, ::-1])  # of any strides
     r = pi.sample(machine, n=2, steps=8, known=known, callback=seen.append, seed=1)
     assert torch.equal(r.images[:, :, :, :5], clean[:1, :, :, :5].expand(2, -1, -1, -1))
     assert (r.images[0, :, :, 5:] - r.images[1, :, :, 5:]).abs().max() > 0.05

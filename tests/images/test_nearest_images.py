@@ -1,11 +1,15 @@
 """Nearest training images, with and without shifts, against brute force in float64."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from patchindex.errors import InputError
 from patchindex.images.by_label import TrainingImages, to_unit
-from patchindex.images.nearest import nearest_images, shifts_within
+from patchindex.images.nearest import WORK_BYTES, nearest_images, shifts_within
 
 
 def brute(x, training, shifts, leave_out=None):
@@ -62,7 +66,7 @@ def near_copies():
 
 
 def test_a_copy_among_images_that_float32_cannot_tell_apart():
-    """The products of float32 are off by more than the distances; all 500 others are equally far."""
+    """All 500 others are equally far."""
     image, others = near_copies()
     x = to_unit(torch.from_numpy(image[None])).permute(0, 3, 1, 2)
     for labels in (None, np.arange(501) % 3):
@@ -80,6 +84,111 @@ def test_shifts_that_float32_cannot_tell_apart():
     assert found.image.tolist() == [[250, 0]]
     assert found.shift.tolist() == [[[1, -2]] * 2]
     assert found.distance[0, 0] == 0
+
+
+@pytest.mark.parametrize("scale", [0.5, 30, 1e3, 1e5, 1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_queries_and_training_images_that_are_nearly_equal(scale, dtype):
+    """The products of float32 are off by more than the distances differ by."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(200, 203, (60, 7, 6), np.uint8)
+    x = torch.from_numpy(rng.standard_normal((20, 1, 7, 6)) * scale).to(dtype)
+    shifts = shifts_within(1, (7, 6))
+    v = to_unit(torch.from_numpy(images), dtype).double().numpy()
+    for memory in (1, 1 << 26):
+        found = nearest_images(x, TrainingImages(images), shifts, kept=3, memory=memory)
+        for row, query in enumerate(x[:, 0].double().numpy()):
+            # Squares without the query's, which are the same for all and hide the last digits.
+            each = [[(w * w - 2 * w * query).sum() for w in np.roll(v, s, (1, 2))] for s in shifts]
+            nearest = np.argsort(np.min(each, 0), kind="stable")[:3]
+            assert found.image[row].tolist() == nearest.tolist()
+            best = [shifts[n] for n in np.argmin(each, 0)[nearest]]
+            assert [tuple(shift) for shift in found.shift[row].tolist()] == best
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_first_of_equal_images_comes_first_in_any_batch(count):
+    """A sum of 49 152 numbers is shared by threads, and its order then depends on the batch."""
+    rng = np.random.default_rng(1)
+    copies = np.repeat(rng.integers(0, 256, (1, 128, 128, 3), np.uint8), 43, 0)
+    x = torch.from_numpy(rng.uniform(-1, 1, (6, 3, 128, 128)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        for rows in (x, x[:1], x[1:2], x[2:3], x[3:4]):
+            assert nearest_images(rows, TrainingImages(copies), kept=3).image.tolist() == [[0, 1, 2]] * len(
+                rows
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_first_of_equal_shifts_is_taken(dtype):
+    """Shifts of an image of one colour are equal, and so are some shifts of stripes."""
+    images = np.zeros((3, 12, 12), np.uint8)
+    images[1], images[2, :, ::4] = 255, 200
+    x = torch.from_numpy(np.random.default_rng(2).uniform(-1, 1, (40, 1, 12, 12))).to(dtype)
+    shifts = shifts_within(4, (12, 12))
+    found = nearest_images(x, TrainingImages(images), shifts, kept=3)
+    plain = nearest_images(x, TrainingImages(images), kept=3)
+    one_colour = found.image < 2
+    assert (found.shift[one_colour] == 0).all()
+    assert (found.shift[~one_colour][:, 0] == 0).all()
+    assert torch.equal(
+        found.distance[one_colour].sort().values, plain.distance[plain.image < 2].sort().values
+    )
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e13])
+def test_queries_that_no_distance_can_be_computed_of_are_refused(value):
+    x = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    x[1, 0, 2, 2] = value
+    with pytest.raises(InputError, match="images: must be finite, and at most 1e12"):
+        nearest_images(x, TrainingImages(np.zeros((3, 4, 4), np.uint8)))
+
+
+def test_one_image_has_no_other(real_images):
+    images, _ = real_images(1, 14)
+    x = torch.zeros(1, 1, 14, 14)
+    with pytest.raises(InputError, match="training: there is one image; give at least two"):
+        nearest_images(x, TrainingImages(images), leave_out=torch.tensor([0]))
+
+
+MEMORY = """
+import threading, time
+import numpy as np, torch
+from patchindex.images.by_label import TrainingImages
+from patchindex.images.nearest import nearest_images, shifts_within
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) * 1024
+
+def watch():
+    while not done:
+        peak.append(max(peak.pop(), anonymous()))
+        time.sleep(0.002)
+
+images = np.random.default_rng(0).integers(0, 256, (20, 256, 256, 3), np.uint8)
+x = torch.zeros(1, 3, 256, 256)
+nearest_images(x, TrainingImages(images[:2]))  # loads what is needed
+peak, done = [anonymous()], []
+before = peak[0]
+watcher = threading.Thread(target=watch)
+watcher.start()
+nearest_images(x, TrainingImages(images), shifts_within(4, (256, 256)))
+done.append(True)
+watcher.join()
+print(peak[0] - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports RssAnon")
+def test_memory_stays_within_its_budget():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert (96 << 20) < int(done.stdout) < WORK_BYTES  # 127 MB are for the shifted images alone
 
 
 def test_there_are_no_more_images_than_training_images(real_images):
