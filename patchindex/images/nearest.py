@@ -16,7 +16,7 @@ __all__ = ["Nearest", "nearest_images", "shifts_within"]
 
 WORK_BYTES = 256 << 20
 SAMPLE = 64  # images whose mean is subtracted, which makes rounding errors smaller
-COLUMNS = 1024  # numbers per matrix product, for the same reason
+COLUMNS = 4096  # numbers per matrix product, for the same reason
 LARGEST = 1e12  # of a query: squares and their sums stay within float32
 SUM_BITS = 61  # of the sums of rounded squares, in int64
 NO_SHIFT = ((0, 0),)
@@ -174,9 +174,8 @@ class _Best:
         squares = self.sums.double() / self._grid[:, None]
         return squares.masked_fill_(self.sums == self.NONE, torch.inf)
 
-    def _centre(self, origin: Tensor) -> None:
-        """Subtract the origin from the images, and keep their norms."""
-        self._origin = origin
+    def _centre(self, origin: Tensor) -> Tensor:
+        """Subtract the origin from the images, and keep their norms; return the origin."""
         rows = self._moved.flatten(0, 1)
         self._centred = torch.empty(rows.shape, device=rows.device)
         norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
@@ -187,12 +186,13 @@ class _Best:
         norms = norms.reshape(self._moved.shape[:2])
         self._lengths, self._least = norms.amax(1).sqrt(), norms.amin(1)
         self._more = norms - self._least[:, None]
+        return origin
 
     def add(self, pixels: Tensor, ids: Tensor) -> None:
         """Compare with training images (b, H * W * C)."""
         values = to_unit(pixels)
         if self._origin is None:
-            self._centre(values[:SAMPLE].mean(0))
+            self._origin = self._centre(values[:SAMPLE].mean(0))
         values -= self._origin
         # Squared distances less `_least`, which all training images and shifts have in common.
         found = self._more.float().flatten().repeat(len(values), 1)

@@ -322,5 +322,7 @@ def test_an_optimiser_of_other_steps_is_refused_on_resume(pictures, small, tmp_p
     tensors = load_file(path)
     name = next(name for name in tensors if name.startswith("optimiser.step."))
     save_file({**tensors, name: torch.tensor(step)}, path, metadata)
+    before = (tmp_path / "weights.safetensors").read_bytes()
     with pytest.raises(InputError, match=r"is damaged .*after 1 steps.*start again with overwrite=True"):
-        train(pictures[0], tmp_path, small(), threads=1, resume=True)
+        train(pictures[0], tmp_path, small(), threads=1, resume=True, overwrite=True)
+    assert (tmp_path / "weights.safetensors").read_bytes() == before
