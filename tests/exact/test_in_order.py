@@ -65,6 +65,20 @@ def test_exact_gives_equal_bytes_on_any_number_of_threads(images, x, machine, k)
         assert_equal_bytes(means[0], other)
 
 
+@pytest.mark.parametrize(
+    ("machine", "side", "memory"), [("LS", 128, None), ("LS", 14, "4M"), ("ELS", 14, "2M")]
+)
+def test_exact_gives_equal_bytes_on_any_number_of_threads_in_short_memory(machine, side, memory):
+    images = np.random.default_rng(0).integers(0, 256, (40, side, side, 3), np.uint8)
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((1, 3, side, side), np.float32))
+    means = [
+        pi.ScoreMachine(images, machine=machine, threads=n, memory=memory).posterior_mean(x, T, 3)
+        for n in (1, 2, 4, 16)
+    ]
+    for other in means[1:]:
+        assert_equal_bytes(means[0], other)
+
+
 @pytest.mark.parametrize("machine", ["LS", "ELS", "bbELS"])
 @pytest.mark.parametrize("n", [20, 400])
 def test_samples_with_exact_have_equal_bytes_in_any_batches(images, machine, n):
