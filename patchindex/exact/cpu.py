@@ -245,8 +245,7 @@ def _run(request: ScoreRequest, frame: Frame, pixels: list[np.ndarray | None]) -
     # In memory at once: a block for each thread, the next block, and one that is being read.
     at_once = max(1, memory // 2 // (threads + 2) // (frame.counts.size * plan.channels))
     with read_ahead(request.training.blocks(lo, hi, at_once, multiple=lanes)) as blocks:
-        tiles = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
-        tasks = _Tasks(frame, tiles, cut)
+        tasks = _Tasks(frame, _tiles(blocks, lanes), cut)
         with ThreadPoolExecutor(threads, "patchindex-exact") as pool:
             try:
                 futures = [pool.submit(_work, frame, pixels, tasks) for _ in range(threads)]
@@ -261,6 +260,23 @@ def _run(request: ScoreRequest, frame: Frame, pixels: list[np.ndarray | None]) -
             finally:
                 tasks.stop.set()  # after an error or Ctrl-C, threads end with their current task
     return tasks
+
+
+def _tiles(blocks: Iterator[np.ndarray], lanes: int) -> Iterator[np.ndarray]:
+    """Yield tiles of `lanes` images, the last of which may have fewer, wherever a block ends."""
+    rest: np.ndarray | None = None  # the last images of a block, too few for a tile
+    for block in blocks:
+        if rest is not None:
+            missing = lanes - len(rest)
+            rest, block = np.concatenate([rest, block[:missing]]), block[missing:]
+            if len(rest) < lanes:
+                continue
+            yield rest
+        whole = len(block) // lanes * lanes
+        yield from (block[i : i + lanes] for i in range(0, whole, lanes))
+        rest = block[whole:] if whole < len(block) else None
+    if rest is not None:
+        yield rest
 
 
 def _thread_bytes(plan: Plan) -> int:
