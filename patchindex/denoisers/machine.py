@@ -85,7 +85,8 @@ class ScoreMachine(TrainingDenoiser):
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies, on a device that has float64.
     shards : patchindex.cluster.ImageShards, optional
-        The same images on the workers of a cluster, which then compute the exact scores.
+        The same images on the workers of a cluster, which then compute the exact scores: all scores of
+        `"exact"`, and those of `"auto"` with an index where it compares every patch.
     **options
         Of the estimator: `tolerance`, `probes`, `candidates` and `engine` for `"auto"`; `candidates`,
         `probes` and `quality` for `"topk"`; `engine` for `"exact"`.
@@ -127,7 +128,11 @@ class ScoreMachine(TrainingDenoiser):
         **options: Unpack[EstimatorOptions],
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
-            raise InputError(f"{dtype} is too coarse", parameter="dtype", remedy="use float32 or float64")
+            raise InputError(
+                f"{dtype!r} is neither torch.float32 nor torch.float64",
+                parameter="dtype",
+                remedy="use one of them",
+            )
         super().__init__(
             source, labels, noise=noise, label=label, device=device, threads=threads, memory=memory
         )
@@ -149,6 +154,12 @@ class ScoreMachine(TrainingDenoiser):
                 remedy="leave it out, or use 'exact'",
             )
         self._score_pixels = make_estimator(self.estimator, self._context, **options)
+        if shards is not None and not self._score_pixels.takes_shards:
+            raise InputError(
+                f"{self.estimator} gives no work to the workers of a cluster here",
+                parameter="shards",
+                remedy="leave it out, or use 'exact'",
+            )
         self.locality = None if locality is None else LocalitySchedule.of(locality, self.noise)
         if self.locality is not None and self.machine != "IS":
             self.locality.check_image_size(self.training.size)
