@@ -146,7 +146,7 @@ def resolve_device(device: str | torch.device | None, *, needs_faiss: bool = Fal
         raise DeviceError(f"{device!r} names several devices", parameter="device", remedy="use one of them")
     try:
         found = torch.device("cpu" if device is None else device)
-    except RuntimeError:
+    except (RuntimeError, TypeError, ValueError):
         raise DeviceError(f"unknown device {device!r}", parameter="device", remedy=KNOWN) from None
     if found.type == "cpu":
         return found

@@ -217,6 +217,11 @@ class Geometry:
         return len(self.y.train_positions) * len(self.x.train_positions)
 
     @property
+    def largest_class(self) -> int:
+        """Largest number of training windows of an image that a pixel is compared with."""
+        return int(np.bincount(self.train_classes).max())
+
+    @property
     def is_exact(self) -> bool:
         """True for machines that compare a pixel with one patch per image, which need no index."""
         return self.machine not in INDEXED_MACHINES

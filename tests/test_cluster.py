@@ -243,6 +243,18 @@ def test_shards_of_other_images_are_refused(client, saved, labelled, tmp_path):
             pi.cluster.ImageShards(client, store, **{name: value})
 
 
+def test_shards_are_refused_where_no_worker_would_compute(client, saved, held_out, tmp_path):
+    index = pi.build_index(saved, tmp_path / "s.zarr", scales=[3])
+    for source, estimator in ((saved, "auto"), (index, "topk")):
+        shards = pi.cluster.ImageShards(client, saved)
+        with pytest.raises(InputError, match=f"shards: {estimator} gives no work to the workers"):
+            pi.ScoreMachine(source, estimator=estimator, shards=shards)
+    stages, shards = [], pi.cluster.ImageShards(client, saved, images=20)
+    auto = pi.ScoreMachine(index, estimator="auto", shards=shards)
+    auto.exact().posterior_mean(held_out(0.4), 0.4, k=3, progress=lambda *report: stages.append(report[:2]))
+    assert len(stages) == 2  # one for each shard
+
+
 def test_shards_of_a_store_that_is_damaged_are_refused(client, saved, held_out, tmp_path):
     store = pi.build_index(saved, tmp_path / "s.zarr", machine="LS").path
     shards = pi.cluster.ImageShards(client, store, images=7)

@@ -16,11 +16,14 @@ from patchindex.figures import figure_class, file_title, show_image, show_window
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.file_names import numbered
 from patchindex.images.tensors import as_tensor, to_unit
+from patchindex.runtime import memory_limit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Attribution", "Attributions", "check_pixels"]
+__all__ = ["Attribution", "Attributions", "check_pixels", "check_top"]
+
+PATCH_BYTES = 160  # of a pixel and a named patch, in the search and in the arrays of the result
 
 
 @dataclass(frozen=True, repr=False)
@@ -270,6 +273,19 @@ class Attributions(Sequence[Attribution]):
 
     def __repr__(self) -> str:
         return f"Attributions({len(self)} pixels, {self.weight.shape[1]} patches each, {self.method})"
+
+
+def check_top(top: int, pixels: int) -> None:
+    """Refuse a number of patches per pixel that is below 1, or takes more memory than the process may use."""
+    check_least(top=(top, 1))
+    need, limit = PATCH_BYTES * top * pixels, memory_limit()
+    if need > limit:
+        raise InputError(
+            f"{top} patches for each of {pixels} pixels take {need / 2**30:,.1f} GiB, and this process may "
+            f"use {limit / 2**30:,.1f}",
+            parameter="top",
+            remedy="use fewer patches, or fewer pixels at a time",
+        )
 
 
 def check_pixels(pixels: Any, size: tuple[int, int]) -> np.ndarray:

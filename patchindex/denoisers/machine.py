@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchindex.checks import check_least
 from patchindex.denoisers.arguments import Label, image_numbers, times_of
-from patchindex.denoisers.attribution import Attributions, check_pixels
+from patchindex.denoisers.attribution import Attributions, check_pixels, check_top
 from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import TrainingDenoiser
 from patchindex.devices import check_dtype, enough_memory, resolve_devices
@@ -85,7 +85,8 @@ class ScoreMachine(TrainingDenoiser):
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies, on a device that has float64.
     shards : patchindex.cluster.ImageShards, optional
-        The same images on the workers of a cluster, which then compute the exact scores.
+        The same images on the workers of a cluster, which then compute the exact scores: all scores of
+        `"exact"`, and those of `"auto"` with an index where it compares every patch.
     **options
         Of the estimator: `tolerance`, `probes`, `candidates` and `engine` for `"auto"`; `candidates`,
         `probes` and `quality` for `"topk"`; `engine` for `"exact"`.
@@ -127,7 +128,11 @@ class ScoreMachine(TrainingDenoiser):
         **options: Unpack[EstimatorOptions],
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
-            raise InputError(f"{dtype} is too coarse", parameter="dtype", remedy="use float32 or float64")
+            raise InputError(
+                f"{dtype!r} is neither torch.float32 nor torch.float64",
+                parameter="dtype",
+                remedy="use one of them",
+            )
         super().__init__(
             source, labels, noise=noise, label=label, device=device, threads=threads, memory=memory
         )
@@ -149,6 +154,12 @@ class ScoreMachine(TrainingDenoiser):
                 remedy="leave it out, or use 'exact'",
             )
         self._score_pixels = make_estimator(self.estimator, self._context, **options)
+        if shards is not None and not self._score_pixels.takes_shards:
+            raise InputError(
+                f"{self.estimator} gives no work to the workers of a cluster here",
+                parameter="shards",
+                remedy="leave it out, or use 'exact'",
+            )
         self.locality = None if locality is None else LocalitySchedule.of(locality, self.noise)
         if self.locality is not None and self.machine != "IS":
             self.locality.check_image_size(self.training.size)
@@ -289,7 +300,7 @@ class ScoreMachine(TrainingDenoiser):
         k : int, optional
             Locality scale, in place of the schedule's.
         top : int
-            Patches per pixel.
+            Patches per pixel; where a pixel is compared with fewer, the arrays end with places of no patch.
         label, seed, image_ids, progress
             As for `posterior_mean`.
 
@@ -301,7 +312,8 @@ class ScoreMachine(TrainingDenoiser):
         Raises
         ------
         InputError
-            As for `posterior_mean`, and when a pixel is outside the image.
+            As for `posterior_mean`; when a pixel is outside the image; or when the result would take more
+            memory than the process may use.
 
         Examples
         --------
@@ -315,20 +327,21 @@ class ScoreMachine(TrainingDenoiser):
         True
         """
         x = self.check_x(x)
-        check_least(top=(top, 1), seed=(seed, 0))
+        check_least(seed=(seed, 0))
         (time,) = times_of(t, 1)
         number = self.label if label is None else self.number_of(label)
         self.check_label(number)
         self._check_images(number)
         size = self.training.size
         chosen = check_pixels(pixels, size)
+        check_top(top, len(x) * len(chosen))
         numbers = torch.from_numpy(chosen[:, 0] * size[1] + chosen[:, 1]).to(x.device)
         ids = image_numbers(image_ids, len(x))
         call = Call(time, number, ids, int(seed), as_progress(progress), k=k)
         request = replace(self._request(x, self._beta(time), call), pixels=[numbers] * len(x))
         with use_threads(self._threads), enough_memory(self.device, *self._if_out_of_memory):
-            found = self._score_pixels.heaviest(request, top)
-        return Attributions.of(found, chosen, x, time, self.scale_at(time, k), self.training)
+            found = self._score_pixels.heaviest(request, min(top, request.most_patches))
+        return Attributions.of(found.padded(top), chosen, x, time, self.scale_at(time, k), self.training)
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
         return self._score_pixels(self._request(x, beta, call))

@@ -17,11 +17,12 @@ from patchindex.runtime import memory_limit
 from patchindex.schedules import NoiseSchedule
 from patchindex.schedules.frames import with_noise
 
-__all__ = ["KEPT", "Noising", "check_clean", "check_memory", "draw_noise"]
+__all__ = ["KEPT", "Noising", "check_clean", "check_memory", "draw_noise", "random_stream"]
 
 VALUE_BYTES = 4  # float32
 KEPT = 2  # arrays of the size of the images that `sample` always keeps: the noise and the images
 ROUNDING = 0.01  # drawn images may leave [-1, 1] by so much
+WORD = 1 << 32  # NumPy makes a seed of words of 32 bits
 
 
 def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
@@ -33,8 +34,20 @@ def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
     check_memory(n, KEPT * math.prod(shape))
     noise = np.empty((n, *shape), np.float32)
     for i in range(n):
-        noise[i] = np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32)
+        noise[i] = random_stream(seed, i).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(noise)
+
+
+def random_stream(seed: int, *key: int) -> np.random.Generator:
+    """Return the random generator of a seed for a key, such as the number of an image.
+
+    >>> bool(random_stream(0, 1).random() == random_stream(2**32, 0).random())
+    False
+    """
+    if seed < WORD:
+        return np.random.default_rng([seed, *key])
+    # In one list, the second word of a large seed is the same as the first number of a key.
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def check_memory(n: int, values: int) -> None:

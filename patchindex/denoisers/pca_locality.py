@@ -8,6 +8,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from patchindex.checks import is_real
+from patchindex.denoisers.arguments import Label
 from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser
 from patchindex.denoisers.moments import image_moments
@@ -93,9 +95,9 @@ class PCALocality(TrainingDenoiser):
         channels, height, width = self.shape
         if tau is None:
             tau = 0.02 if max(height, width) > 32 else 0.05 if channels > 1 else 0.005
-        if not 0 <= tau <= 1:
+        if not is_real(tau) or not 0 <= tau <= 1:
             raise InputError(
-                f"must lie in [0, 1], got {tau}", parameter="tau", remedy="use 0.05, for example"
+                f"must be a number in [0, 1], got {tau!r}", parameter="tau", remedy="use 0.05, for example"
             )
         if relative_to not in RELATIVE:
             raise InputError(
@@ -113,18 +115,29 @@ class PCALocality(TrainingDenoiser):
         """The settings of the denoiser, as plain data."""
         return {**super().settings, "tau": self.tau, "relative_to": self.relative_to}
 
-    def masks(self, beta: float, label: int | None = None) -> Tensor:
+    def masks(self, beta: float, label: Label | None = None) -> Tensor:
         """Return the masks at a noise variance: bool (C, H, W, C, H, W), the mask of an entry last.
 
         Parameters
         ----------
         beta : float
             Noise variance of x_t, in (0, 1).
-        label : int, optional
-            The label whose covariance is taken.
+        label : int or str, optional
+            Take the covariance of this label, in place of the denoiser's own label.
+
+        Raises
+        ------
+        InputError
+            When `beta` is outside (0, 1), or the label is unknown.
         """
+        if not is_real(beta) or not 0 < beta < 1:
+            raise InputError(
+                f"must be a number in (0, 1), got {beta!r}", parameter="beta", remedy="use 0.5, for example"
+            )
+        number = self.label if label is None else self.number_of(label)
+        self.check_label(number)
         channels, height, width = self.shape
-        flat = locality_masks(self._covariance_of(label), beta / (1 - beta), self.tau, self.relative_to)
+        flat = locality_masks(self._covariance_of(number), beta / (1 - beta), self.tau, self.relative_to)
         return flat.reshape(height, width, channels, height, width, channels).permute(2, 0, 1, 5, 3, 4)
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:

@@ -162,6 +162,10 @@ def _machine(machine: str) -> Factory:
         locality: LocalityLike | None = None,
         **options: Any,
     ) -> ScoreMachine:
+        if "machine" in options:
+            raise InputError(
+                f"is {machine} by the name of the denoiser", parameter="machine", remedy="leave it out"
+            )
         if is_store(source):
             source = open_index(source, device=options.get("device"))
         if isinstance(source, PatchIndex):

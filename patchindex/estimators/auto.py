@@ -55,6 +55,7 @@ class Auto:
     """
 
     searches = True
+    takes_shards = True
 
     def __init__(
         self,

@@ -173,9 +173,12 @@ class Estimator(Protocol):
     ----------
     searches : bool
         True when the estimator searches an index, which must have the scale of each request.
+    takes_shards : bool
+        True when the estimator gives exact scores by `ScoreContext.scan`, which shards on a cluster replace.
     """
 
     searches: bool
+    takes_shards: bool
 
     def __call__(self, request: ScoreRequest) -> Estimate:
         """Estimate the posterior mean at every pixel of the request."""

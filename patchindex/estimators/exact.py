@@ -34,6 +34,7 @@ class Exact:
     """
 
     searches = False
+    takes_shards = True
 
     def __init__(self, context: ScoreContext, engine: str | None = None) -> None:
         if engine is not None:

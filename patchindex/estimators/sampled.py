@@ -63,6 +63,7 @@ class SampledAuto:
     """
 
     searches = False
+    takes_shards = False
 
     def __init__(self, context: ScoreContext, tolerance: float = 0.01, engine: str | None = None) -> None:
         check_between("tolerance", tolerance, 0, math.inf, "use 0.01, for example")

@@ -54,6 +54,7 @@ class TopK:
     """
 
     searches = True
+    takes_shards = False
 
     def __init__(
         self, context: ScoreContext, candidates: int = 256, probes: int | None = None, quality: float = 0.98

@@ -1,8 +1,8 @@
 """The exact scan on a CPU: threads run the kernel on tiles of training images.
 
 A noisy image is a *query*, and a few training images are a *tile*. A *task* compares one tile with a part of
-the queries. Unless memory is short, the cut into tasks depends on the data and not on the number of threads.
-Each thread keeps float32 sums for a task, which are added to float64 sums in the order of the tasks.
+the queries. The cut into tasks depends on the data and on the memory, and not on the number of threads. Each
+thread keeps float32 sums for a task, which are added to float64 sums in the order of the tasks.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # the longest task: Ctrl-C stops threads only between tasks
 LEAST_LAG = 4  # tiles in a row that threads can work on without waiting for one another
 LEAST_TASKS = 16  # with many tasks, threads wait little for the last task to end
+ROOM = 4  # threads that tiles must leave memory for: four with small tiles beat two with large ones
 
 
 class Piece(NamedTuple):
@@ -66,12 +67,23 @@ def _scan(request: ScoreRequest) -> SoftmaxState:
     """Sum the softmax over all patches, in float32 whatever the dtype of the request."""
     geometry, x = request.geometry, request.x
     lo, hi = request.image_range
-    plan = plan_of(geometry, x.shape[1], lanes(geometry, hi - lo))
-    if _thread_bytes(plan) > request.memory // 2 // torch.get_num_threads():
-        plan = plan_of(geometry, x.shape[1], LANES)  # smaller tiles take less memory
+    plan = _plan(geometry, x.shape[1], hi - lo, request.memory // 2)
     frame = Frame.of(plan, x, request.beta, request.training.read(lo, min(lo + SAMPLE, hi)), hi - lo)
     tasks = _run(request, frame, _choose(plan, request))
     return frame.state(tasks.tops, tasks.totals, frame.counts * (hi - lo))
+
+
+def _plan(geometry: Geometry, channels: int, images: int, memory: int) -> Plan:
+    """Return the plan with the largest tiles of which `memory` holds four sets.
+
+    Float sums depend on the size of a tile, so the size does not depend on the number of threads.
+    """
+    wanted = lanes(geometry, images)
+    plan = plan_of(geometry, channels, wanted)
+    while wanted > LANES and ROOM * _thread_bytes(plan) > memory:
+        wanted //= 2
+        plan = plan_of(geometry, channels, wanted)
+    return plan
 
 
 def load_kernel() -> float | None:
@@ -233,8 +245,7 @@ def _run(request: ScoreRequest, frame: Frame, pixels: list[np.ndarray | None]) -
     # In memory at once: a block for each thread, the next block, and one that is being read.
     at_once = max(1, memory // 2 // (threads + 2) // (frame.counts.size * plan.channels))
     with read_ahead(request.training.blocks(lo, hi, at_once, multiple=lanes)) as blocks:
-        tiles = (block[i : i + lanes] for block in blocks for i in range(0, len(block), lanes))
-        tasks = _Tasks(frame, tiles, cut)
+        tasks = _Tasks(frame, _tiles(blocks, lanes), cut)
         with ThreadPoolExecutor(threads, "patchindex-exact") as pool:
             try:
                 futures = [pool.submit(_work, frame, pixels, tasks) for _ in range(threads)]
@@ -249,6 +260,23 @@ def _run(request: ScoreRequest, frame: Frame, pixels: list[np.ndarray | None]) -
             finally:
                 tasks.stop.set()  # after an error or Ctrl-C, threads end with their current task
     return tasks
+
+
+def _tiles(blocks: Iterator[np.ndarray], lanes: int) -> Iterator[np.ndarray]:
+    """Yield tiles of `lanes` images, the last of which may have fewer, wherever a block ends."""
+    rest: np.ndarray | None = None  # the last images of a block, too few for a tile
+    for block in blocks:
+        if rest is not None:
+            missing = lanes - len(rest)
+            rest, block = np.concatenate([rest, block[:missing]]), block[missing:]
+            if len(rest) < lanes:
+                continue
+            yield rest
+        whole = len(block) // lanes * lanes
+        yield from (block[i : i + lanes] for i in range(0, whole, lanes))
+        rest = block[whole:] if whole < len(block) else None
+    if rest is not None:
+        yield rest
 
 
 def _thread_bytes(plan: Plan) -> int:

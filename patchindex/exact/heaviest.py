@@ -11,11 +11,13 @@ products are on the device of the noisy images, and the heaviest patches so far 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from patchindex.devices import float64_device, to_float64
 from patchindex.exact.request import ScoreRequest
@@ -79,6 +81,13 @@ class HeaviestPatches:
         """Return the patches of some pixels."""
         fields = {name: value[rows] for name, value in vars(self).items() if name != "method"}
         return HeaviestPatches(**fields, method=self.method)
+
+    def padded(self, top: int) -> HeaviestPatches:
+        """Return the same patches in `top` columns, the last of which hold no patch."""
+        nothing: dict[str, float] = {"image": -1, "place": -1, "logit": -torch.inf, "weight": 0}
+        more = (0, top - self.image.shape[1])
+        wider: dict[str, Any] = {name: pad(getattr(self, name), more, value=v) for name, v in nothing.items()}
+        return replace(self, **wider)
 
     @classmethod
     def cat(cls, parts: Sequence[HeaviestPatches]) -> HeaviestPatches:

@@ -88,6 +88,12 @@ class ScoreRequest:
         """Range [lo, hi) of the training images with `label`, or of all if `label` is None."""
         return self.training.range_of(self.label)
 
+    @property
+    def most_patches(self) -> int:
+        """Largest number of training patches that a pixel is compared with."""
+        lo, hi = self.image_range
+        return (hi - lo) * self.geometry.largest_class
+
     @cached_property
     def mask(self) -> Tensor | None:
         """The wanted pixels as a mask of bool, shape (B, H * W); None for all."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchindex.checks import check_least, check_optional
 from patchindex.denoisers import Denoiser
-from patchindex.denoisers.noising import draw_noise
+from patchindex.denoisers.noising import draw_noise, random_stream
 from patchindex.errors import InputError
 
 __all__ = ["as_tensor", "starting_noise", "step_noise"]
@@ -24,7 +24,7 @@ def step_noise(seed: int, image_ids: Sequence[int]) -> Callable[[Tensor, int], T
 
     def draw(x: Tensor, i: int) -> Tensor:
         rows = [
-            np.random.default_rng([seed, image, i, STEPS_STREAM]).standard_normal(x.shape[1:], np.float32)
+            random_stream(seed, image, i, STEPS_STREAM).standard_normal(x.shape[1:], np.float32)
             for image in image_ids
         ]
         return torch.from_numpy(np.stack(rows)).to(x.device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchindex.denoisers.noising import random_stream
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
@@ -85,7 +86,7 @@ def fresh_noise(seed: int, kind: int, n: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def _stream(seed: int, kind: int, i: int = 0) -> np.random.Generator:
-    return np.random.default_rng([seed, kind, i, NOISED_STREAM])
+    return random_stream(seed, kind, i, NOISED_STREAM)
 
 
 def training_images(training: TrainingImages, labels: Sequence[int | None], seed: int) -> Tensor:

@@ -88,6 +88,12 @@ def test_an_unknown_option_is_refused(name, images):
         pi.denoiser(name, images[0], width=3)
 
 
+@pytest.mark.parametrize("machine", ["ELS", "LS"])
+def test_a_name_of_a_machine_takes_no_other_machine(images, machine):
+    with pytest.raises(InputError, match="machine: is LS by the name of the denoiser; leave it out"):
+        pi.denoiser("LS", images, machine=machine)
+
+
 def test_texts_have_the_options_of_a_class_and_not_those_that_all_share(own_denoiser):
     assert parse_denoiser("average:shift=0.5") == ("average", {"shift": 0.5})
     with pytest.raises(InputError, match="machine: average has no option 'threads'; its options are shift"):

@@ -103,6 +103,26 @@ def test_one_pixel_may_be_given_alone(labelled, held_out):
     assert [one.pixel for one in m.explain(held_out(0.3)[:1], 0.3, (2, 5))] == [(2, 5)]
 
 
+@pytest.mark.parametrize(("name", "label"), [("LS", None), ("IS", 4), ("bbELS", 4)])
+def test_more_patches_than_there_are_leave_places_empty(labelled, held_out, name, label):
+    images, labels = labelled
+    m, x = pi.ScoreMachine(images, labels, machine=name, locality=3), held_out(0.5)
+    many, most = 20_000, 40 * 12 * 12
+    found, all_ = (m.explain(x, 0.5, PIXELS, label=label, top=top) for top in (many, most))
+    assert found.weight.shape == (len(x) * len(PIXELS), many)
+    assert (found.image[:, most:] == -1).all()
+    assert (found.weight[:, most:] == 0).all()
+    for field in ("image", "y", "x", "label", "weight"):
+        assert np.array_equal(getattr(found, field)[:, :most], getattr(all_, field))
+    assert np.array_equal(found.rest, all_.rest)
+
+
+def test_more_patches_than_memory_holds_are_refused(labelled, held_out):
+    m = pi.ScoreMachine(labelled[0], machine="LS", locality=3)
+    with pytest.raises(InputError, match=r"top: 100000000000 patches for each of 2 pixels take 29,802.3 GiB"):
+        m.explain(held_out(0.3)[:1], 0.3, [(0, 0), (6, 7)], top=10**11)
+
+
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [

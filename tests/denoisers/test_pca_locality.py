@@ -76,6 +76,25 @@ def test_masks_are_the_definition(case, t, relative_to):
     assert (found.reshape(size, size).numpy() == masks_of(images, beta, 0.1, relative_to)).all()
 
 
+def test_masks_are_of_the_label(case):
+    images, labels, _ = case
+    names = [f"class {number}" for number in range(9)]
+    source = pi.open_images(images, labels=labels)
+    source.label_names = names
+    d = PCALocality(source, label=5)
+    for given, label in ((None, 5), (8, 8), ("class 8", 8)):
+        alone = PCALocality(images[labels == label]).masks(0.5)
+        assert torch.equal(d.masks(0.5, given), alone)
+    with pytest.raises(InputError, match="label: no image has label 4"):
+        d.masks(0.5, 4)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -0.5, float("nan"), "0.5"])
+def test_masks_at_no_noise_variance_are_refused(case, beta):
+    with pytest.raises(InputError, match=r"beta: must be a number in \(0, 1\)"):
+        PCALocality(case[0]).masks(beta)
+
+
 def test_a_label_has_a_covariance_and_a_softmax_of_its_own(case):
     images, labels, clean = case
     x = torch.from_numpy(brute.noisy(clean, 0.5))
@@ -159,8 +178,9 @@ def test_progress_covers_moments_and_scan(case):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tau": -0.1}, r"tau: must lie in \[0, 1\], got -0.1"),
-        ({"tau": float("nan")}, "tau: must lie in"),
+        ({"tau": -0.1}, r"tau: must be a number in \[0, 1\], got -0.1"),
+        ({"tau": float("nan")}, "tau: must be a number in"),
+        ({"tau": "0.1"}, "tau: must be a number in .* got '0.1'"),
         ({"relative_to": "row"}, "unknown maximum 'row'; use matrix or pixel"),
     ],
 )

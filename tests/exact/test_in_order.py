@@ -7,6 +7,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+import zarr
 
 import patchindex as pi
 from patchindex.estimators import AutoPolicy
@@ -60,6 +61,32 @@ def assert_equal_bytes(a, b):
 def test_exact_gives_equal_bytes_on_any_number_of_threads(images, x, machine, k):
     means = [
         pi.ScoreMachine(images, machine=machine, threads=n).posterior_mean(x, T, k) for n in (1, 2, 3, 7, 2)
+    ]
+    for other in means[1:]:
+        assert_equal_bytes(means[0], other)
+
+
+@pytest.mark.parametrize(
+    ("machine", "side", "memory"), [("LS", 128, None), ("LS", 14, "4M"), ("ELS", 14, "2M")]
+)
+def test_exact_gives_equal_bytes_on_any_number_of_threads_in_short_memory(machine, side, memory):
+    images = np.random.default_rng(0).integers(0, 256, (40, side, side, 3), np.uint8)
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((1, 3, side, side), np.float32))
+    means = [
+        pi.ScoreMachine(images, machine=machine, threads=n, memory=memory).posterior_mean(x, T, 3)
+        for n in (1, 2, 4, 16)
+    ]
+    for other in means[1:]:
+        assert_equal_bytes(means[0], other)
+
+
+def test_exact_gives_equal_bytes_on_any_number_of_threads_from_chunks_of_any_size(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5000, 8, 8), np.uint8)
+    zarr.create_array(tmp_path / "images.zarr", data=images, chunks=(10, 8, 8))
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((1, 1, 8, 8), np.float32))
+    means = [
+        pi.ScoreMachine(source, machine="ELS", threads=n, memory="2M").posterior_mean(x, T, 3)
+        for source, n in ((images, 1), (tmp_path / "images.zarr", 1), (tmp_path / "images.zarr", 4))
     ]
     for other in means[1:]:
         assert_equal_bytes(means[0], other)
