@@ -7,6 +7,7 @@ import html
 import os
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import zarr
@@ -71,6 +72,18 @@ def test_damaged_scale_is_refused_when_it_is_used(own_store, file, change, words
     machine = pi.ScoreMachine(pi.open_index(own_store), estimator="topk")
     with pytest.raises(StoreError, match=words):
         machine.posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
+
+
+@pytest.mark.parametrize("size", [(1, 10), (3, 10), (10, 1), (10, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_store_of_images_of_any_height_opens(tmp_path, size, channels):
+    """A height of 1 or 3 looks like channels, which a store has last."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *size, channels), np.uint8)
+    source = pi.open_images(pixels, axes="NHWC", labels=np.arange(8) % 2)
+    index = pi.build_index(source, tmp_path / "s.zarr", machine="LS")
+    opened = pi.open_index(index.path).training
+    np.testing.assert_array_equal(opened.in_source_order()[:], pixels)
+    assert pi.verify(index.path).whole
 
 
 def test_missing_path_is_refused(tmp_path):
