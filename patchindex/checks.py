@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from patchindex.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["check_least", "check_optional", "check_path", "check_times", "is_real", "is_whole"]
+__all__ = ["as_bool", "check_least", "check_optional", "check_path", "check_times", "is_real", "is_whole"]
 
 
 def is_whole(value: object) -> TypeIs[int]:
@@ -35,6 +37,23 @@ def is_real(value: object) -> TypeIs[float]:
         return math.isfinite(value)
     except OverflowError:  # an integer that no float can hold
         return False
+
+
+def as_bool(value: object, parameter: str) -> bool:
+    """Return a value that is True or False, also of NumPy, as a bool; refuse any other value.
+
+    Examples
+    --------
+    >>> as_bool("no", "grayscale")
+    Traceback (most recent call last):
+        ...
+    patchindex.errors.InputError: grayscale: must be True or False, got 'no'; give one of them
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(
+            f"must be True or False, got {value!r}", parameter=parameter, remedy="give one of them"
+        )
+    return bool(value)
 
 
 def check_least(**limits: tuple[Any, int] | tuple[Any, int, int]) -> None:
