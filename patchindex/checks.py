@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,17 @@ from patchindex.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["as_bool", "check_least", "check_optional", "check_path", "check_times", "is_real", "is_whole"]
+__all__ = [
+    "accessing",
+    "as_bool",
+    "check_least",
+    "check_optional",
+    "check_path",
+    "check_times",
+    "is_real",
+    "is_whole",
+    "path_exists",
+]
 
 
 def is_whole(value: object) -> TypeIs[int]:
@@ -93,6 +105,25 @@ def check_path(path: object, parameter: str = "path") -> None:
     else:
         return
     raise InputError(what, parameter=parameter, remedy="give the name of a file or folder")
+
+
+@contextmanager
+def accessing(path: object) -> Iterator[None]:
+    """Turn an OSError in the block, which looks for a path, into InputError: a name may be too long."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot be accessed ({error.strerror})",
+            where=path,
+            remedy="check the path and its permissions",
+        ) from error
+
+
+def path_exists(path: Path) -> bool:
+    """Return whether a path exists; refuse a path that the system cannot look up."""
+    with accessing(path):
+        return path.exists()
 
 
 def check_times(times: Iterable[Any]) -> None:

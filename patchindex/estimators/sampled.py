@@ -41,9 +41,9 @@ class SampledAuto:
     The images are scanned in random order, group after group. A pixel leaves when its standard error is
     within the tolerance. A pixel that never does is exact in the end, when all images are scanned. The order
     depends on the seed and on the noise level, and not on the noisy image, so that a batch shares its scans.
-    IS and LS, and fewer than 1 024 images, are computed exactly. So are, on the CPU, images that are unpacked
-    several at a time, as from zarr or HDF5 in chunks, also with a `limit` or joined with other images: a scan in
-    random order would unpack each chunk many times.
+    IS and LS, and fewer than 1 024 images, are computed exactly. On the CPU, so are images of which several
+    are unpacked to read one (`ImageSource.packed`), as from zarr or HDF5 in chunks: a scan in random order
+    would unpack each chunk many times.
 
     The standard error has two parts: the spread of the groups, and an allowance for patches that were not
     drawn (`patchindex.exact.groups`). A pixel whose sum of weights has a relative standard error above .25

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
-from patchindex.checks import as_bool, check_optional
+from patchindex.checks import accessing, as_bool, check_optional
 from patchindex.errors import InputError, Option, SourceNotFoundError, printable
 from patchindex.images.arrays import ArraySource, choose_values
 from patchindex.images.axes import AXES
@@ -214,8 +214,9 @@ def paths_of(source: Any) -> list[str | os.PathLike[str]] | None:
     """Return the paths that a source means, None if it is an object."""
     if isinstance(source, list | tuple) and source and all(isinstance(s, str | os.PathLike) for s in source):
         return list(source)
-    if isinstance(source, str) and "*" in source and "://" not in source and not Path(source).exists():
-        found = sorted(glob.glob(source))
+    if isinstance(source, str) and "*" in source and "://" not in source:
+        with accessing(source):
+            found = [source] if Path(source).exists() else sorted(glob.glob(source))
         if not found:
             raise SourceNotFoundError(
                 "no path matches this pattern", where=source, remedy="check the pattern"
@@ -317,7 +318,7 @@ def _locate(source: str | os.PathLike[str], dataset: str | None) -> tuple[Path, 
             raise SourceNotFoundError("this known set is not installed", where=source, remedy=remedy)
         return path, dataset
     path = Path(source)
-    try:
+    with accessing(source):
         if str(source) and path.exists():
             return path, dataset
         for form in UNICODE_FORMS:
@@ -333,12 +334,6 @@ def _locate(source: str | os.PathLike[str], dataset: str | None) -> tuple[Path, 
                     remedy="name one",
                 )
             return Path(before), inside
-    except OSError as error:
-        raise InputError(
-            f"cannot be accessed ({error.strerror})",
-            where=source,
-            remedy="check the path and its permissions",
-        ) from error
     if path.is_symlink():
         raise missing(path)
     raise SourceNotFoundError(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchindex.checks import check_path
+from patchindex.checks import check_path, path_exists
 from patchindex.devices import device_of_faiss, free_bytes, resolve_devices
 from patchindex.errors import DeviceError, InputError, Option, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
@@ -77,7 +77,7 @@ def open_index(
     SourceNotFoundError
         When nothing is at the path.
     InputError
-        When the path is not a store.
+        When the path is not a store, or cannot be accessed.
     StoreError
         When the store is damaged or has another format.
 
@@ -95,7 +95,7 @@ def open_index(
         remote = Remote(str(path), storage_options)
         path = remote.fetch()
     path = Path(path)
-    if not path.exists():
+    if not path_exists(path):
         replaced = replaced_path(path)
         raise SourceNotFoundError(
             "no such store",

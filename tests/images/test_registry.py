@@ -72,6 +72,8 @@ def test_missing_sources_are_refused(tmp_path, monkeypatch, source, refused):
 def test_other_paths_are_refused(tmp_path, gray, refused):
     with refused("xxx", "cannot be accessed"):
         open_images("x" * 5000)
+    with refused("***", "cannot be accessed (File name too long)"):
+        open_images("*" * 5000)
     (tmp_path / "set.parquet").write_bytes(b"PAR1")
     with refused("set.parquet", ".npz", ".npy", ".h5", ".zarr", "idx3-ubyte", ".png"):
         open_images(tmp_path / "set.parquet")

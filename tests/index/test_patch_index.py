@@ -91,6 +91,24 @@ def test_missing_path_is_refused(tmp_path):
         pi.open_index(tmp_path / "none.zarr")
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        pi.open_index,
+        pi.verify,
+        pi.tune,
+        lambda path: pi.add_scales(path, [3]),
+        lambda path: pi.append(path, np.zeros((2, 8, 8), np.uint8)),
+        lambda path: pi.ScoreMachine(path, locality=3),
+        lambda path: pi.build_index(np.zeros((2, 8, 8), np.uint8), path, machine="IS"),
+    ],
+    ids=["open_index", "verify", "tune", "add_scales", "append", "ScoreMachine", "build_index"],
+)
+def test_a_name_that_is_too_long_is_refused_in_one_line(use, tmp_path):
+    with pytest.raises(InputError, match=r"xxx: cannot be accessed \(File name too long\); check the path"):
+        use(tmp_path / ("x" * 300))
+
+
 def test_missing_scale_is_refused_with_what_python_can_do(own_store):
     remedy = r"index it with add_scales, .* LocalitySchedule\.nearest, or .*estimator='exact'$"
     with pytest.raises(InputError, match=f"for 3; {remedy}"):
