@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from patchindex.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["check_least", "check_optional", "check_path", "check_times", "is_real", "is_whole"]
+__all__ = [
+    "accessing",
+    "as_bool",
+    "check_least",
+    "check_optional",
+    "check_path",
+    "check_times",
+    "is_real",
+    "is_whole",
+    "path_exists",
+]
 
 
 def is_whole(value: object) -> TypeIs[int]:
@@ -35,6 +49,23 @@ def is_real(value: object) -> TypeIs[float]:
         return math.isfinite(value)
     except OverflowError:  # an integer that no float can hold
         return False
+
+
+def as_bool(value: object, parameter: str) -> bool:
+    """Return a value that is True or False, also of NumPy, as a bool; refuse any other value.
+
+    Examples
+    --------
+    >>> as_bool("no", "grayscale")
+    Traceback (most recent call last):
+        ...
+    patchindex.errors.InputError: grayscale: must be True or False, got 'no'; give one of them
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(
+            f"must be True or False, got {value!r}", parameter=parameter, remedy="give one of them"
+        )
+    return bool(value)
 
 
 def check_least(**limits: tuple[Any, int] | tuple[Any, int, int]) -> None:
@@ -74,6 +105,25 @@ def check_path(path: object, parameter: str = "path") -> None:
     else:
         return
     raise InputError(what, parameter=parameter, remedy="give the name of a file or folder")
+
+
+@contextmanager
+def accessing(path: object) -> Iterator[None]:
+    """Turn an OSError in the block, which looks for a path, into InputError: a name may be too long."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot be accessed ({error.strerror})",
+            where=path,
+            remedy="check the path and its permissions",
+        ) from error
+
+
+def path_exists(path: Path) -> bool:
+    """Return whether a path exists; refuse a path that the system cannot look up."""
+    with accessing(path):
+        return path.exists()
 
 
 def check_times(times: Iterable[Any]) -> None:

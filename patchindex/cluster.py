@@ -274,7 +274,7 @@ def _read(source: _Source, lo: int, hi: int) -> TrainingImages:
     """Return images [lo, hi) in label order, in memory."""
     images = _opened(source)
     labels = None if images.training.labels is None else images.training.labels[lo:hi]
-    some = open_images(images.read(lo, hi), labels=labels)
+    some = open_images(images.read(lo, hi), labels=labels, axes="NHWC")
     return TrainingImages(some, source_ids=images.training.source_ids[lo:hi])
 
 

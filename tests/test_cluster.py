@@ -326,6 +326,19 @@ def test_urls_and_known_sets_are_no_paths(client, saved, tmp_path, monkeypatch):
         pi.cluster.ImageShards(client, "fashion-mnist")
 
 
+def test_shards_of_images_of_one_row_are_read(client, tmp_path):
+    """One row looks like one channel."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 1, 10, 1), np.uint8)
+    np.save(tmp_path / "rows.npy", pixels)
+    source, x = pi.open_images(tmp_path / "rows.npy", axes="NHWC"), torch.zeros(1, 1, 1, 10)
+    shards = pi.cluster.ImageShards(client, tmp_path / "rows.npy", images=5, axes="NHWC")
+    there, here = (
+        pi.ScoreMachine(source, machine="LS", estimator="exact", locality=3, shards=each)
+        for each in (shards, None)
+    )
+    torch.testing.assert_close(there.posterior_mean(x, 0.4).mean, here.posterior_mean(x, 0.4).mean)
+
+
 def test_samples_are_those_that_are_drawn_here(client, saved, tmp_path):
     store = pi.build_index(saved, tmp_path / "s.zarr", locality=[3, 3, 5], threads=1).path
     way = {"estimator": "topk", "candidates": 50}

@@ -71,8 +71,7 @@ class Training:
     @property
     def label_names(self) -> Sequence[str]:
         """Names of the labels 0, 1, ...; empty if there are none."""
-        names = self.images.label_names if self.index is None else self.index.attributes["label_names"]
-        return names or []
+        return self.images.label_names or []
 
 
 def image_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,6 @@ import torch
 from patchindex.build.contents import check_attributes, write_attributes, write_images
 from patchindex.build.duplicates import find_duplicates
 from patchindex.build.limits import check_limits, failing_disk
-from patchindex.build.more_scales import labelled_images
 from patchindex.build.plan import parse_memory, plan_append
 from patchindex.build.scale import ScaleBuild
 from patchindex.build.settings import appended_settings
@@ -122,7 +121,7 @@ def append(
     source = open_images(images, **prepared | ({} if labels is None else {"labels": labels}))
     with use_threads(threads), failing_disk(path, *GO_ON), locked(path):
         old = open_index(path)
-        both = ConcatSource([labelled_images(old), source])
+        both = ConcatSource([old.training.source, source])
         settings = appended_settings(old.attributes["settings"], old.scales, both, source)
         skipped = [*old.attributes["skipped"], *source.skipped]
         check_attributes(settings, both, skipped)

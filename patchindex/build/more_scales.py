@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,6 @@ from patchindex.build.times import announce
 from patchindex.build.workdir import check_no_unfinished, locked, real_path
 from patchindex.devices import resolve_device
 from patchindex.errors import InputError, Option
-from patchindex.images import ImageSource
 from patchindex.index.layout import scales_of
 from patchindex.index.patch_index import PatchIndex, open_index
 from patchindex.runtime import Progress, as_progress, plain_state, require_faiss
@@ -27,7 +25,7 @@ from patchindex.runtime import threads as use_threads
 from patchindex.schedules import LocalitySchedule
 from patchindex.store.checksums import SCALES, fingerprint, read_checksummed, write_scales
 
-__all__ = ["add_scales", "labelled_images", "plan_scales"]
+__all__ = ["add_scales", "plan_scales"]
 
 AGAIN = "add the scales again"  # in a remedy: how an interrupted call continues
 
@@ -166,17 +164,9 @@ def _settings(
 
 
 def _plan(index: PatchIndex, settings: BuildSettings, memory: int | None) -> BuildPlan:
-    plan, _ = plan_build(labelled_images(index), settings, memory=memory, beside=index.scales)
+    plan, _ = plan_build(index.training.source, settings, memory=memory, beside=index.scales)
     if not plan.scales:
         raise InputError(
             f"{index.machine} has no index", parameter="scales", remedy=["leave out ", Option("scales")]
         )
     return replace(plan, adds_scales=True)
-
-
-def labelled_images(index: PatchIndex) -> ImageSource:
-    """Return the images of a store with their labels and label names."""
-    source, names = copy.copy(index.training.source), index.attributes["label_names"]
-    source.labels = index.training.labels
-    source.label_names = None if names is None else tuple(names)
-    return source

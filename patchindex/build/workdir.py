@@ -20,7 +20,7 @@ import zarr
 from filelock import FileLock, Timeout
 
 from patchindex.build.settings import changed_settings
-from patchindex.checks import check_path
+from patchindex.checks import check_path, path_exists
 from patchindex.errors import InputError, Option, OutputExistsError, PatchIndexError, StoreError
 from patchindex.index.layout import attributes_of, read_attributes, replaced_path, scales_of
 from patchindex.store.atomic import sync, sync_file
@@ -174,7 +174,9 @@ def real_path(path: str | os.PathLike[str]) -> Path:
     check_path(path)
     if is_url(path):
         raise InputError("is a URL", where=path, remedy="build on a local disk, and copy the store there")
-    return Path(os.path.realpath(path))
+    real = Path(os.path.realpath(path))
+    path_exists(real)  # so that a name that is too long is refused before any work
+    return real
 
 
 def working_path(path: Path) -> Path:

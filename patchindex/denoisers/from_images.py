@@ -123,9 +123,6 @@ class TrainingDenoiser(Denoiser):
     @property
     def label_names(self) -> Sequence[str] | None:  # type: ignore[override]
         """Names of the labels 0, 1, ..., None if they have none."""
-        if self.index is not None:
-            names: Sequence[str] | None = self.index.attributes["label_names"]
-            return names
         return self.training.source.label_names
 
     def check_label(self, label: int | None) -> None:

@@ -41,7 +41,9 @@ class SampledAuto:
     The images are scanned in random order, group after group. A pixel leaves when its standard error is
     within the tolerance. A pixel that never does is exact in the end, when all images are scanned. The order
     depends on the seed and on the noise level, and not on the noisy image, so that a batch shares its scans.
-    IS and LS, and fewer than 1 024 images, are computed exactly.
+    IS and LS, and fewer than 1 024 images, are computed exactly. On the CPU, so are images of which several
+    are unpacked to read one (`ImageSource.packed`), as from zarr or HDF5 in chunks: a scan in random order
+    would unpack each chunk many times.
 
     The standard error has two parts: the spread of the groups, and an allowance for patches that were not
     drawn (`patchindex.exact.groups`). A pixel whose sum of weights has a relative standard error above .25
@@ -94,8 +96,8 @@ class SampledAuto:
     def _exact_is_faster(self, request: ScoreRequest) -> bool:
         """Return whether all images are scanned anyway, or cannot be read in random order."""
         lo, hi = request.image_range
-        # Sources that unpack many images to read one: a store or a .npy file is read in any order.
-        packed = request.x.device.type == "cpu" and request.training.source.chunk > 1
+        # A store or a .npy file is read in any order.
+        packed = request.x.device.type == "cpu" and request.training.source.packed
         return request.geometry.is_exact or hi - lo < 2 * FIRST * LEAST or packed
 
     def _estimate(self, request: ScoreRequest) -> Estimate:

@@ -46,6 +46,13 @@ class ConcatSource(ImageSource):
         self.kept = _joined_kept(parts)
         self.file_names = FileNames.joined([(part.file_names, len(part)) for part in parts])
         self._parts, self._ends = tuple(parts), ends
+        if all(part.chunk == first.chunk for part in parts) and not (ends[:-1] % first.chunk).any():
+            self.chunk = first.chunk
+
+    @property
+    def packed(self) -> bool:
+        """True if several images of a part are unpacked to read one image."""
+        return any(part.packed for part in self._parts)
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         ids = np.arange(index.start, index.stop) if isinstance(index, slice) else index

@@ -59,8 +59,8 @@ class Format:
     features : tuple, optional
         The options that `open` takes care of: "dataset", "external_links", "split", labels from "folders",
         labels from "attributes", "transform"; "arrays" for `axes` (`open_images` sees to `values`);
-        "pictures" for `max_pixels`. `open_images` refuses an option that the format does not name; it applies
-        the transform itself if the format does not name it.
+        "pictures" for `max_pixels` and `skip_bad`. `open_images` refuses an option that the format does not
+        name; it applies the transform itself if the format does not name it.
     matches_anything : bool
         True for a format that is asked last, because it matches what other formats match too.
     """

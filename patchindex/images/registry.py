@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
-from patchindex.checks import check_optional
+from patchindex.checks import accessing, as_bool, check_optional
 from patchindex.errors import InputError, Option, SourceNotFoundError, printable
 from patchindex.images.arrays import ArraySource, choose_values
 from patchindex.images.axes import AXES
@@ -118,8 +118,9 @@ def open_images(
     split : {"train", "valid", "test", "all"}, optional
         Of CelebA; by default "train" if there is a partition list.
     skip_bad : bool, optional
-        Leave out images that cannot be decoded; `skipped` of the result names them. Every image is decoded
-        once more for that. Errors of the disk or the system are raised all the same.
+        Leave out image files, or images of a data set, that cannot be decoded; `skipped` of the result names
+        them. Every image is decoded once more for that. Errors of the disk or the system are raised all the
+        same.
     axes : {"NHW", "NHWC", "NCHW", "HW", "HWC", "CHW"}, optional
         The order of the axes of an array, or of the items of a data set. An array without N is one image.
     values : {"unit", "signed"}, optional
@@ -162,11 +163,11 @@ def open_images(
         dataset,
         LabelSpec.parse(labels),
         Transform.parse(crop, resize, grayscale),
-        skip_bad,
+        as_bool(skip_bad, "skip_bad"),
         split,
         _one_of("axes", axes, AXES),
         _one_of("values", values, VALUES),
-        external_links,
+        as_bool(external_links, "external_links"),
         None if max_pixels is None else int(max_pixels),
     )
     paths = paths_of(source)
@@ -213,8 +214,9 @@ def paths_of(source: Any) -> list[str | os.PathLike[str]] | None:
     """Return the paths that a source means, None if it is an object."""
     if isinstance(source, list | tuple) and source and all(isinstance(s, str | os.PathLike) for s in source):
         return list(source)
-    if isinstance(source, str) and "*" in source and "://" not in source and not Path(source).exists():
-        found = sorted(glob.glob(source))
+    if isinstance(source, str) and "*" in source and "://" not in source:
+        with accessing(source):
+            found = [source] if Path(source).exists() else sorted(glob.glob(source))
         if not found:
             raise SourceNotFoundError(
                 "no path matches this pattern", where=source, remedy="check the pattern"
@@ -232,6 +234,7 @@ def _open_object(source: Any, options: Options) -> tuple[ImageSource, Transform]
         ("labels", kind if kind in ("folders", "attributes") else None),
         ("max_pixels", options.max_pixels),
         ("external_links", options.external_links or None),
+        ("skip_bad", (options.skip_bad and not is_dataset(source)) or None),
     ):
         if value is not None:
             raise InputError(
@@ -240,8 +243,8 @@ def _open_object(source: Any, options: Options) -> tuple[ImageSource, Transform]
                 remedy=["leave out ", Option(parameter)],
             )
     if isinstance(source, ImageSource):
-        for parameter in ("axes", "values"):
-            if getattr(options, parameter) is not None:
+        for parameter in ("axes", "values", "skip_bad"):
+            if getattr(options, parameter):
                 raise InputError(
                     "the images are open already",
                     parameter=parameter,
@@ -292,6 +295,10 @@ def _check_features(fmt: Format, options: Options, where: object) -> None:
             ("leave out ", Option("max_pixels")),
         ),
         (
+            *("pictures", options.skip_bad, "is not a folder of image files"),
+            ("leave out ", Option("skip_bad")),
+        ),
+        (
             *("external_links", options.external_links, "has no links to other files"),
             ("leave out ", Option("external_links")),
         ),
@@ -311,7 +318,7 @@ def _locate(source: str | os.PathLike[str], dataset: str | None) -> tuple[Path, 
             raise SourceNotFoundError("this known set is not installed", where=source, remedy=remedy)
         return path, dataset
     path = Path(source)
-    try:
+    with accessing(source):
         if str(source) and path.exists():
             return path, dataset
         for form in UNICODE_FORMS:
@@ -327,12 +334,6 @@ def _locate(source: str | os.PathLike[str], dataset: str | None) -> tuple[Path, 
                     remedy="name one",
                 )
             return Path(before), inside
-    except OSError as error:
-        raise InputError(
-            f"cannot be accessed ({error.strerror})",
-            where=source,
-            remedy="check the path and its permissions",
-        ) from error
     if path.is_symlink():
         raise missing(path)
     raise SourceNotFoundError(

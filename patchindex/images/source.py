@@ -44,7 +44,10 @@ class ImageSource(ABC):
     labels : numpy.ndarray or None
         int64, shape (N,).
     chunk : int
-        Number of images that are stored and unpacked together; 1 if each can be read by itself.
+        Number of images that are stored and unpacked together, from each multiple of this number on; 1 if
+        each image can be read by itself, or if chunks begin elsewhere (see `packed`).
+    packed : bool
+        True if several images are unpacked to read one image.
     skipped : tuple of str
         Files that were left out because they cannot be read.
     kept : numpy.ndarray or None
@@ -110,6 +113,11 @@ class ImageSource(ABC):
         self.prepared = Preparation()
         self.labels = None if labels is None else as_labels(labels, count, where=name)
         self.label_names = None if label_names is None else tuple(label_names)
+
+    @property
+    def packed(self) -> bool:
+        """True if several images are unpacked to read one image."""
+        return self.chunk > 1
 
     @property
     def found(self) -> int:
@@ -265,6 +273,13 @@ class SubsetSource(ImageSource):
         self.skipped, self.prepared = parent.skipped, parent.prepared
         self.file_names = None if parent.file_names is None else parent.file_names.subset(index)
         self._parent, self._index = parent, index
+        if isinstance(index, slice) and index.start % parent.chunk == 0:
+            self.chunk = parent.chunk
+
+    @property
+    def packed(self) -> bool:
+        """True if several images of the parent are unpacked to read one image."""
+        return self._parent.packed
 
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         if isinstance(self._index, np.ndarray):

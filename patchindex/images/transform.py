@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
+from patchindex.checks import as_bool
 from patchindex.errors import InputError, Option
 
 __all__ = ["Size", "Transform"]
@@ -36,7 +37,9 @@ class Transform:
     def parse(cls, crop: Size | str | None, resize: Size | None, grayscale: bool) -> Transform:
         """Return the transform that the parameters of `open_images` mean; an int means a square."""
         square: Square | None = "square" if isinstance(crop, str) and crop == "square" else None
-        return cls(square or _as_size(crop, "crop"), _as_size(resize, "resize"), grayscale)
+        return cls(
+            square or _as_size(crop, "crop"), _as_size(resize, "resize"), as_bool(grayscale, "grayscale")
+        )
 
     def size(self, height: int, width: int, *, where: object) -> tuple[int, int]:
         """Return (height, width) of a transformed image; InputError if the crop is larger than the image."""

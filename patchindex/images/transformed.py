@@ -26,6 +26,11 @@ class TransformedSource(ImageSource):
         self.chunk, self.skipped, self.file_names = parent.chunk, parent.skipped, parent.file_names
         self._parent, self._transform = parent, transform
 
+    @property
+    def packed(self) -> bool:
+        """True if several images of the parent are unpacked to read one image."""
+        return self._parent.packed
+
     def _read(self, index: slice | np.ndarray) -> np.ndarray:
         images = self._parent.read(index)
         mode = "L" if self.shape[3] == 1 else "RGB"

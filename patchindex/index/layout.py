@@ -29,6 +29,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from patchindex.checks import accessing
 from patchindex.errors import StoreError
 from patchindex.geometry import LARGEST_SCALE
 from patchindex.regular_files import IrregularFileError, refuse_links
@@ -94,8 +95,9 @@ def replaced_path(path: Path) -> Path:
 
 def read_attributes(path: Path) -> dict[str, Any] | None:
     """Return the attributes of a store, or None when the path is no finished store."""
-    if not (path / METADATA).is_file():
-        return None
+    with accessing(path):
+        if not (path / METADATA).is_file():
+            return None
     try:
         found = (read_group(path) or {}).get("patchindex")
     except StoreError:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchindex.checks import check_path
+from patchindex.checks import check_path, path_exists
 from patchindex.devices import device_of_faiss, free_bytes, resolve_devices
 from patchindex.errors import DeviceError, InputError, Option, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
-from patchindex.images import open_images
+from patchindex.images.arrays import ArraySource
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.file_names import numbered
 from patchindex.images.on_device import resident
@@ -77,7 +77,7 @@ def open_index(
     SourceNotFoundError
         When nothing is at the path.
     InputError
-        When the path is not a store.
+        When the path is not a store, or cannot be accessed.
     StoreError
         When the store is damaged or has another format.
 
@@ -95,7 +95,7 @@ def open_index(
         remote = Remote(str(path), storage_options)
         path = remote.fetch()
     path = Path(path)
-    if not path.exists():
+    if not path_exists(path):
         replaced = replaced_path(path)
         raise SourceNotFoundError(
             "no such store",
@@ -170,13 +170,14 @@ class PatchIndex:
             self.locality = self.locality.nearest(self.scales)
         self._map, self._file = images, raw_path(path, "images", len(shape))
         self.pixels: torch.Tensor = torch.from_numpy(images)
-        source = open_images(images)
-        source.name = attributes["source"]
-        source.file_names = image_names(path, shape[0])
         blocks = -(-shape[0] // image_block(shape[1:3], shape[3]))
         self._image_checksums, labels, ids = image_columns(path, shape[0], blocks, attributes["labels"])
         self._checked = np.zeros(blocks, bool)
-        self.training = TrainingImages(source, labels, ids)
+        source = ArraySource(images, name=attributes["source"], labels=labels, axes="NHWC")
+        names: list[str] | None = attributes["label_names"]
+        source.label_names = None if names is None else tuple(names)
+        source.file_names = image_names(path, shape[0])
+        self.training = TrainingImages(source, source_ids=ids)
         by_label = np.array([shape[0]]) if labels is None else np.unique(labels, return_counts=True)[1]
         self._images = IndexedImages(by_label, shape[3], raw_checksum(path, "images"))
         self._scales, self._opening = dict[int, ScaleIndex](), RLock()  # threads share open scales

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from patchindex.checks import check_least, is_whole
+from patchindex.checks import accessing, check_least, is_whole, path_exists
 from patchindex.errors import (
     InputError,
     Option,
@@ -255,7 +255,7 @@ class LocalitySchedule:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the schedule to a JSON file, which `load` and `--locality` read."""
         path = Path(path)
-        if path.exists() and not overwrite:
+        if path_exists(path) and not overwrite:
             raise OutputExistsError(
                 "exists", where=path, remedy=["use another name, or ", Option("overwrite", True)]
             )
@@ -270,10 +270,12 @@ class LocalitySchedule:
         Raises
         ------
         SourceNotFoundError, InputError
-            When there is no such file, or its content has a wrong form.
+            When there is no such file, it cannot be accessed, or its content has a wrong form.
         """
         path = Path(path)
-        if not path.is_file():
+        with accessing(path):
+            is_file = path.is_file()
+        if not is_file:
             raise SourceNotFoundError("no such file", where=path, remedy="check the path of the schedule")
         try:
             found = json.loads(path.read_text())

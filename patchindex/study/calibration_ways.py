@@ -296,7 +296,7 @@ class OnImages:
         state = theory.state(noisy, k, progress)
         found = []
         for b, j in enumerate(noisy.numbers):
-            alone = replace(theory, training=TrainingImages(self.images[j : j + 1]))
+            alone = replace(theory, training=TrainingImages(open_images(self.images[j : j + 1], axes="NHWC")))
             held, seen = state[b : b + 1], alone.state(replace(noisy.one(b), label=None), k)
             mse, ess = _error(held.mean(), step.target[b]), float(held.ess().mean())
             seen.merge(held)

@@ -21,7 +21,7 @@ from patchindex.estimators.policy import DEFAULT_POLICY
 from patchindex.estimators.topk import TopK, rerank
 from patchindex.exact import ScoreRequest, expected_seconds, scan
 from patchindex.geometry import pad, query_windows
-from patchindex.images.by_label import TrainingImages, to_unit
+from patchindex.images.by_label import to_unit
 from patchindex.index import PatchIndex
 from patchindex.index.attributes import MOST_SIZE
 from patchindex.kernels.known_patches import KnownPatches
@@ -126,7 +126,7 @@ def measure_curve(
 
 def _exact_seconds(request: ScoreRequest, index: PatchIndex, images: int) -> float:
     """Return the seconds per pixel of exact scores, of all training images."""
-    training = TrainingImages(index.pixels[:images].numpy())
+    training = index.training.select(slice(images))
     one = replace(request.select(slice(1)), training=training)
     scan(one)  # loads kernels
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from patchindex.estimators.neighbours import PAIR_BYTES
 from patchindex.exact import ScoreRequest, expected_seconds, scan
 from patchindex.exact.request import WORKING_MEMORY
 from patchindex.geometry import Geometry
-from patchindex.images import ImageSource
+from patchindex.images import ImageSource, open_images
 from patchindex.images.by_label import TrainingImages
 from patchindex.study.measure import DEFAULT_SETTINGS, TuneSettings
 
@@ -71,7 +71,8 @@ def measure_slowness(source: ImageSource, plan: BuildPlan) -> float:
     images = some_images(source, MEASURED_IMAGES)
     geometry = Geometry.of(plan.machine, plan.scales[0].k, images.shape[1:3], plan.train_windows)
     x = np.random.default_rng(0).standard_normal((1, images.shape[3], *images.shape[1:3]), np.float32)
-    request = ScoreRequest(TrainingImages(images), geometry, torch.from_numpy(x), 0.5)
+    training = TrainingImages(open_images(images, axes="NHWC"))
+    request = ScoreRequest(training, geometry, torch.from_numpy(x), 0.5)
     scan(request)  # loads kernels
     start = time.perf_counter()
     scan(request)

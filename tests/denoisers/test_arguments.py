@@ -42,6 +42,14 @@ def test_a_label_has_a_number_or_a_name(named, kind):
         m.posterior_mean(x, 0.4, label="dress")
 
 
+def test_a_machine_other_than_that_of_the_store_knows_the_names(named):
+    x = torch.randn(1, 1, 10, 10, generator=torch.Generator().manual_seed(0))
+    m = pi.denoiser("bbELS", named[0], label="pullover", locality=3)
+    expected = pi.denoiser("bbELS", named[1], label="pullover", locality=3, estimator="exact")
+    assert m.label_names == expected.label_names == ("5", "pullover")
+    assert torch.equal(m.posterior_mean(x, 0.4).mean, expected.posterior_mean(x, 0.4).mean)
+
+
 def test_names_of_labels_without_names_are_refused(real_images):
     m = pi.ScoreMachine(*real_images(12, 10, classes=(2, 5)), machine="LS", locality=5)
     with pytest.raises(InputError, match="no label is called 'dress'; give its number"):

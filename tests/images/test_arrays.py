@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from patchindex.images.arrays import ArraySource
+from patchindex.images.by_label import TrainingImages
+from patchindex.images.concat import ConcatSource
 
 ALL_LEVELS = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
 FLOATS = [np.float16, np.float32, np.float64]
@@ -164,6 +166,37 @@ class Storage:
             raise OSError("checksum mismatch\nin chunk 0")
         self.slices.append((index.start, index.stop))
         return self._array[index]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda source: source,
+        lambda source: source.subset(18),
+        lambda source: source.subset(slice(5, 19)),
+        lambda source: ConcatSource([source.subset(10), source.subset(slice(10, 18))]),
+    ],
+    ids=["all", "the first", "from the end of a chunk", "joined"],
+)
+def test_blocks_end_at_the_ends_of_storage_chunks(rgb, make):
+    storage = Storage(rgb)
+    source = make(ArraySource(storage, name="set.zarr"))
+    blocks = list(TrainingImages(source).blocks(0, len(source), most=7, multiple=2))
+    np.testing.assert_array_equal(np.concatenate(blocks), source[:])
+    assert all(start // 5 == (stop - 1) // 5 for start, stop in storage.slices[: len(blocks)])
+    assert source.packed
+
+
+def test_chunks_that_begin_elsewhere_do_not_end_blocks(rgb):
+    source = ArraySource(Storage(rgb), name="set.zarr")
+    for other in (
+        source.subset(slice(3, 19)),
+        source.subset([7, 2, 9]),
+        ConcatSource([source.subset(8)] * 2),
+    ):
+        assert (other.chunk, other.packed) == (1, True)
+    plain = ArraySource(rgb).subset(3)
+    assert (plain.chunk, plain.packed) == (1, False)
 
 
 def test_each_storage_chunk_is_read_once(rgb, refused):

@@ -1,5 +1,6 @@
 import inspect
 import re
+import struct
 from pathlib import Path
 
 import h5py
@@ -71,6 +72,8 @@ def test_missing_sources_are_refused(tmp_path, monkeypatch, source, refused):
 def test_other_paths_are_refused(tmp_path, gray, refused):
     with refused("xxx", "cannot be accessed"):
         open_images("x" * 5000)
+    with refused("***", "cannot be accessed (File name too long)"):
+        open_images("*" * 5000)
     (tmp_path / "set.parquet").write_bytes(b"PAR1")
     with refused("set.parquet", ".npz", ".npy", ".h5", ".zarr", "idx3-ubyte", ".png"):
         open_images(tmp_path / "set.parquet")
@@ -85,6 +88,44 @@ def test_options_that_need_a_path_are_refused(gray, refused):
         for option, value in (("split", "test"), ("dataset", "images"), ("labels", "folders")):
             with refused(option, f"{value!r} needs a path"):
                 open_images(source, **{option: value})
+
+
+@pytest.mark.parametrize("option", ["grayscale", "skip_bad", "external_links"])
+def test_values_that_are_no_bool_are_refused(option, rgb, refused):
+    for value in ("no", 1, None, [True]):
+        with refused(option, f"must be True or False, got {value!r}"):
+            open_images(rgb, **{option: value})
+    assert open_images(rgb, **{option: np.False_}).shape == rgb.shape
+
+
+def test_a_bool_of_numpy_is_recorded_as_a_bool(rgb):
+    source = open_images(rgb, grayscale=np.True_)
+    assert source.shape[3] == 1
+    assert source.prepared.as_dict()["grayscale"] is True
+
+
+def test_images_without_files_cannot_be_skipped(tmp_path, gray, refused):
+    for name in ("a.npy", "a.npz", "a.h5", "a.zarr", "a-images-idx3-ubyte", "data_batch_1.bin"):
+        path = tmp_path / name
+        if name.endswith("npy"):
+            np.save(path, gray)
+        elif name.endswith("npz"):
+            np.savez(path, images=gray)
+        elif name.endswith("h5"):
+            with h5py.File(path, "w") as file:
+                file["images"] = gray
+        elif name.endswith("zarr"):
+            zarr.create_array(path, data=gray)
+        elif name.endswith("bin"):
+            path.write_bytes(bytes(3073))
+        else:
+            path.write_bytes(struct.pack(">IIII", 2051, *gray.shape) + gray.tobytes())
+        assert len(open_images(path, skip_bad=False))
+        with refused(name, "is not a folder of image files", "leave out skip_bad"):
+            open_images(path, skip_bad=True)
+    for source in (gray, open_images(gray)):
+        with refused("skip_bad", "leave out skip_bad"):
+            open_images(source, skip_bad=True)
 
 
 def test_objects_that_hold_several_arrays_are_refused(tmp_path, gray, refused):

@@ -7,6 +7,7 @@ import html
 import os
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import zarr
@@ -73,9 +74,39 @@ def test_damaged_scale_is_refused_when_it_is_used(own_store, file, change, words
         machine.posterior_mean(torch.zeros(1, 1, 14, 14), 0.5, k=3)
 
 
+@pytest.mark.parametrize("size", [(1, 10), (3, 10), (10, 1), (10, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_store_of_images_of_any_height_opens(tmp_path, size, channels):
+    """A height of 1 or 3 looks like channels, which a store has last."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *size, channels), np.uint8)
+    source = pi.open_images(pixels, axes="NHWC", labels=np.arange(8) % 2)
+    index = pi.build_index(source, tmp_path / "s.zarr", machine="LS")
+    opened = pi.open_index(index.path).training
+    np.testing.assert_array_equal(opened.in_source_order()[:], pixels)
+    assert pi.verify(index.path).whole
+
+
 def test_missing_path_is_refused(tmp_path):
     with pytest.raises(SourceNotFoundError, match="no such store"):
         pi.open_index(tmp_path / "none.zarr")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pi.open_index,
+        pi.verify,
+        pi.tune,
+        lambda path: pi.add_scales(path, [3]),
+        lambda path: pi.append(path, np.zeros((2, 8, 8), np.uint8)),
+        lambda path: pi.ScoreMachine(path, locality=3),
+        lambda path: pi.build_index(np.zeros((2, 8, 8), np.uint8), path, machine="IS"),
+    ],
+    ids=["open_index", "verify", "tune", "add_scales", "append", "ScoreMachine", "build_index"],
+)
+def test_a_name_that_is_too_long_is_refused_in_one_line(use, tmp_path):
+    with pytest.raises(InputError, match=r"xxx: cannot be accessed \(File name too long\); check the path"):
+        use(tmp_path / ("x" * 300))
 
 
 def test_missing_scale_is_refused_with_what_python_can_do(own_store):

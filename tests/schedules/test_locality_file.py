@@ -46,6 +46,13 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path):
     assert LocalitySchedule.load(path).scales == (5,)
 
 
+def test_a_name_that_is_too_long_is_refused():
+    path = "x" * 300 + ".json"
+    for use in (LocalitySchedule.load, LocalitySchedule.of, LocalitySchedule.of(3).save):
+        with pytest.raises(InputError, match=r"\.json: cannot be accessed \(File name too long\)"):
+            use(path)
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(SourceNotFoundError, match=r"none.json: no such file"):
         LocalitySchedule.of("none.json")

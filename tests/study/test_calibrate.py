@@ -103,6 +103,13 @@ def test_errors_on_held_out_and_training_images_are_those_of_brute_force(real_im
             assert row[f"{prefix}ess"] == pytest.approx(truth.ess.mean(), rel=1e-2)
 
 
+def test_held_out_images_of_three_rows_are_compared():
+    """Three rows look like channels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 10, 1), np.uint8)
+    found = calibrate(pi.open_images(pixels, axes="NHWC"), None, "bbELS", (1, 3), n=1, steps=3)
+    assert all(row["train_mse"] < row["mse"] for row in found.rows)
+
+
 def test_training_images_among_the_held_out_images_are_left_out(real_images):
     images, _ = real_images(30, 10)
     others, _ = real_images(3, 10, skip=500)

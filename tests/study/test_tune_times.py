@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from stores import stages_of
 
 import patchindex as pi
 from patchindex.build import BuildSettings, plan_build
 from patchindex.estimators import AutoPolicy
+from patchindex.estimators.curve import OperatingCurve
 from patchindex.study.measure import TuneSettings
 from patchindex.study.tune import exact_is_faster
 from patchindex.study.tune_times import measure_slowness, tuning_seconds
@@ -45,6 +47,15 @@ def test_a_plan_is_tuned_if_its_store_is(images, tmp_path):
     for settings in (TuneSettings(), TuneSettings(policy=AutoPolicy(probes=1, candidates=1))):
         assert exact_is_faster(plan, settings) == exact_is_faster(index, settings)
     assert not exact_is_faster(plan_build(images, BuildSettings((3,)), assume_images=10**5)[0])
+
+
+def test_images_of_three_rows_are_measured(tmp_path):
+    """Three rows look like channels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 14, 1), np.uint8)
+    images = pi.open_images(pixels, axes="NHWC")
+    assert measure_slowness(images, plan_build(images, BuildSettings((3,)))[0]) > 0
+    index = pi.tune(pi.build_index(images, tmp_path / "s.zarr", scales=(3,)).path, settings=QUICK)
+    assert OperatingCurve.of(index.scale(3)) is not None
 
 
 def test_the_speed_of_this_machine_is_measured(images):
