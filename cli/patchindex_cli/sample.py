@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     "--tolerance",
     type=float,
     metavar="X",
-    help="auto: largest standard error of a pixel, in [-1, 1].  [default: 0.01]",
+    help="auto: largest standard error of a pixel of images in [-1, 1], at most 2.  [default: 0.01]",
 )
 @click.option(
     "--nearest-scales",
