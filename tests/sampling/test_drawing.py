@@ -278,3 +278,9 @@ def test_a_trajectory_that_diverges_names_the_denoiser_and_the_step(explodes, wo
     with pytest.raises(PatchIndexError, match=f"network unstable: .* diverged: at {words}") as refused:
         pi.sample(network, steps=8)
     assert refused.value.exit_code == 1
+
+
+def test_a_trajectory_that_diverges_by_long_steps_gets_more_steps(machine):
+    words = "diverged: at step .*; use more steps, or sampler='ddim'"
+    with pytest.raises(PatchIndexError, match=words):
+        pi.sample(machine, steps=3, sampler="heun", spacing="karras")
