@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--estimator",
     metavar="NAME[:OPTION=VALUE,...]",
-    help="Of a score machine: exact, topk or auto, with options: topk:candidates=512,probes=64,quality=0.9 "
+    help="Of a score machine: exact, topk or auto, with options: topk:candidates=512,quality=0.9 "
     "or auto:candidates=2048,probes=1024.  [default: auto, or exact for a store without an index]",
 )
 @click.option(

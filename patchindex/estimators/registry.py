@@ -66,7 +66,7 @@ class EstimatorOptions(TypedDict, total=False):
     tolerance: float
     probes: int | None
     candidates: int
-    quality: float
+    quality: float | None
     policy: AutoPolicy
 
 

@@ -81,6 +81,12 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
     [
         ({"estimator": "topk", "candidates": 2.5}, {}, "candidates: must be a whole number"),
         ({"estimator": "topk", "candidates": True}, {}, "candidates: must be a whole number"),
+        (
+            {"estimator": "topk", "quality": 0.9, "probes": 8},
+            {},
+            "quality: chooses the probes, which are given; give one of the two",
+        ),
+        ({"estimator": "topk", "quality": 0.9}, {}, "quality: scale 3 of the store has no operating curve"),
         *(
             ({"estimator": "topk", "quality": quality}, {}, "quality: must be a number above 0 and at most 1")
             for quality in ("0.9", 0, 1.01)
