@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from patchindex.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["check_least", "check_optional", "check_path", "check_times", "is_real", "is_whole"]
+__all__ = ["check_least", "check_optional", "check_path", "check_times", "is_name_in", "is_real", "is_whole"]
+
+
+def is_name_in(value: object, names: Collection[str]) -> TypeGuard[str]:
+    """Return whether a value is one of these names; `value in names` raises TypeError for a list."""
+    return isinstance(value, str) and value in names
 
 
 def is_whole(value: object) -> TypeIs[int]:

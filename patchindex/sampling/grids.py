@@ -7,7 +7,7 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, is_name_in
 from patchindex.errors import InputError
 from patchindex.schedules import NoiseSchedule, time_of
 from patchindex.schedules.frames import beta_of_sigma, sigma_of
@@ -67,7 +67,7 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
     >>> [round(t, 3) for t in time_grid(4, cosine, "karras")]
     [0.999, 0.733, 0.001, 0.0]
     """
-    if not isinstance(spacing, str) or spacing not in SPACINGS:
+    if not is_name_in(spacing, SPACINGS):
         raise InputError(
             f"unknown spacing {spacing!r}", parameter="spacing", remedy=f"use {', '.join(SPACINGS)}"
         )

@@ -100,6 +100,12 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
             )
             for tolerance in (0, -0.1, 2.01, 1e200, np.inf, np.nan, 10**400)
         ),
+        (
+            {"estimator": ["exact"]},
+            {},
+            r"estimator: unknown estimator \['exact'\]; use one of exact, topk, auto",
+        ),
+        ({"estimator": "exact", "engine": ["cpu"]}, {}, r"engine: unknown engine \['cpu'\]; use one of cpu"),
         ({"estimator": "best"}, {}, "unknown estimator 'best'; use one of exact, topk, auto"),
         (
             {"estimator": "topk", "depth": 3},
