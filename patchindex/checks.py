@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -24,10 +24,16 @@ __all__ = [
     "check_optional",
     "check_path",
     "check_times",
+    "is_name_in",
     "is_real",
     "is_whole",
     "path_exists",
 ]
+
+
+def is_name_in(value: object, names: Collection[str]) -> TypeGuard[str]:
+    """Return whether a value is one of these names; `value in names` raises TypeError for a list."""
+    return isinstance(value, str) and value in names
 
 
 def is_whole(value: object) -> TypeIs[int]:

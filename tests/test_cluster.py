@@ -10,8 +10,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from patchindex_cli import main
 from stores import assert_same_lists
 
 import patchindex as pi
@@ -366,13 +364,6 @@ def test_bad_arguments_are_refused(client, labelled, saved):
         pass
 
 
-def test_a_build_at_the_command_line(saved, tmp_path):
-    command = ["build", str(saved), "-o", str(tmp_path / "s.zarr"), "--scales", "3", "--no-tune"]
-    done = CliRunner().invoke(main, [*command, "--cluster", "local"])
-    assert done.exit_code == 0, done.output
-    assert pi.verify(tmp_path / "s.zarr").whole
-
-
 def test_a_comparison_has_the_same_results(client, saved, tmp_path):
     store = pi.build_index(saved, tmp_path / "s.zarr", machine="IS", threads=1).path
     options = pi.study.TheoryOptions(steps=4, network_steps=5, along=2, noised=2, batch_size=1)
@@ -388,22 +379,3 @@ def test_a_comparison_has_the_same_results(client, saved, tmp_path):
         for row, reference in zip(mine, other, strict=True):
             row, reference = ({k: v for k, v in each.items() if k != "seconds"} for each in (row, reference))
             assert row == pytest.approx(reference, abs=1e-4, nan_ok=True)
-
-
-@pytest.mark.parametrize("machine", ["ELS", "wiener"])
-def test_a_sample_at_the_command_line(saved, tmp_path, machine):
-    store = pi.build_index(saved, tmp_path / "s.zarr", locality=[3, 3, 5], threads=1).path
-    command = ["sample", str(store), "-n", "3", "--steps", "4", "--batch-size", "2", "--machine", machine]
-    for output, how in {"there": ["--cluster", "local"], "here": []}.items():
-        done = CliRunner().invoke(
-            main, [*command, "-o", str(tmp_path / output), "--save-trajectory", *how], catch_exceptions=False
-        )
-        assert done.exit_code == 0, done.output
-    with (
-        np.load(tmp_path / "there" / "samples.npz") as there,
-        np.load(tmp_path / "here" / "samples.npz") as here,
-    ):
-        np.testing.assert_allclose(there["images"], here["images"], atol=1e-4)  # as `sample` promises
-    files = [pi.sampling.TrajectoryFile(tmp_path / each / "trajectory.zarr") for each in ("there", "here")]
-    paths = [file.read(range(3)) for file in files]
-    np.testing.assert_allclose(paths[0].x, paths[1].x, atol=1e-4)

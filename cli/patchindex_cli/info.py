@@ -197,9 +197,10 @@ def _print_curves(scales: dict[str, dict[str, Any]]) -> None:
     """Print the settings that `auto` and `topk` choose by default, and their expected cost."""
     from patchindex.estimators import ESTIMATORS
     from patchindex.estimators.curve import OperatingCurve
+    from patchindex.estimators.topk import QUALITY
 
     tolerance = _default(ESTIMATORS["auto"], "tolerance")
-    candidates, quality = (_default(ESTIMATORS["topk"], name) for name in ("candidates", "quality"))
+    candidates = _default(ESTIMATORS["topk"], "candidates")
     columns = ("k", "beta", "exact", "auto", "probes", "candidates", "topk", "probes", "recall")
     table = new_table(columns)
     for k, scale in scales.items():
@@ -207,14 +208,14 @@ def _print_curves(scales: dict[str, dict[str, Any]]) -> None:
             continue
         for beta in sorted({point.beta for point in curve.near}):
             near, seconds = curve.near_field(beta, tolerance, steps=True)
-            top = curve.search(beta, candidates, quality)
+            top = curve.search(beta, candidates, QUALITY)
             auto = ("exact", "", "") if near is None else (_micro(seconds), near.probes, near.candidates)
             row = (k, f"{beta:.3f}", _micro(curve.exact), *auto, _micro(top.seconds), top.probes)
             add_row(table, *map(str, row), f"{top.mass:.3f}")
     if table.row_count:
         echo(
             f"operating curve: microseconds per pixel; auto to a tolerance of {tolerance}, "
-            f"topk with {candidates} candidates to a quality of {quality}"
+            f"topk with {candidates} candidates to a quality of {QUALITY}"
         )
         print_table(table)
 

@@ -67,14 +67,14 @@ if TYPE_CHECKING:
 @click.option(
     "--estimator",
     metavar="NAME[:OPTION=VALUE,...]",
-    help="Of a score machine: exact, topk or auto, with options: topk:candidates=512,probes=64,quality=0.9 "
+    help="Of a score machine: exact, topk or auto, with options: topk:candidates=512,quality=0.9 "
     "or auto:candidates=2048,probes=1024.  [default: auto, or exact for a store without an index]",
 )
 @click.option(
     "--tolerance",
     type=float,
     metavar="X",
-    help="auto: largest standard error of a pixel, in [-1, 1].  [default: 0.01]",
+    help="auto: largest standard error of a pixel of images in [-1, 1], at most 2.  [default: 0.01]",
 )
 @click.option(
     "--nearest-scales",

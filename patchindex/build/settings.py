@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +44,14 @@ class BuildSettings:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, int(value))  # FAISS takes no numbers of NumPy
         if self.scales is not None:
-            if not is_whole(self.scales) and not isinstance(self.scales, Iterable):
+            try:
+                scales = (self.scales,) if is_whole(self.scales) else tuple(self.scales)
+            except TypeError:
                 raise InputError(
                     f"must be a sequence, got {self.scales!r}",
                     parameter="scales",
                     remedy="give for example [3, 5]",
-                )
-            scales = (self.scales,) if is_whole(self.scales) else tuple(self.scales)
+                ) from None
             for k in scales:
                 if (problem := problem_of_scale(k)) is not None:
                     raise InputError(problem, parameter="scales", remedy="give for example [3, 5]")

@@ -19,14 +19,7 @@ from patchindex.errors import InputError, Option, PatchIndexError
 from patchindex.estimators import Estimate
 from patchindex.exact import TrajectoryCache
 from patchindex.notebook import html_table
-from patchindex.runtime import (
-    Progress,
-    as_progress,
-    check_threads,
-    no_progress,
-    part_of,
-    plain_state,
-)
+from patchindex.runtime import Progress, as_progress, check_threads, no_progress, part_of, plain_state
 from patchindex.runtime import threads as use_threads
 from patchindex.schedules import NoiseSchedule, noise_schedule
 
@@ -327,6 +320,11 @@ class Denoiser(Adaptable, Noising, ABC):
         """The remedy for a posterior mean that is not finite."""
         return "check the function that computes it"
 
+    @property
+    def _if_diverged(self) -> str | Sequence[str | Option]:
+        """The remedy for a trajectory that diverges."""
+        return self._if_not_finite
+
     def score(self, x: Tensor, t: float | Tensor, *, label: Label | None = None) -> Tensor:
         """Return `(a mu - x) / beta`, (B, C, H, W); mu is the `posterior_mean` and a = sqrt(1 - beta)."""
         return self.score_of(self.posterior_mean(x, t, label=label).mean, x, t)
@@ -396,5 +394,5 @@ class Denoiser(Adaptable, Noising, ABC):
             raise PatchIndexError(
                 f"the trajectory diverged: at step {step}, t = {t:.4g}, a value is {largest:.3g}",
                 where=self._who,
-                remedy=self._if_not_finite,
+                remedy=self._if_diverged,
             )

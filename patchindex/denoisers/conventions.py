@@ -22,6 +22,7 @@ from patchindex.schedules.frames import beta_of_flow, beta_of_sigma, flow_norm
 __all__ = ["Adaptable", "Epsilon", "VarianceExploding", "Velocity", "mean_at"]
 
 
+LARGEST_SIGMA = torch.finfo(torch.float32).max  # noisy images of more noise overflow
 MOST_NOISE = 1 - 1e-9  # stands for 1, images of noise alone: the weights of patches differ by 1e-4 there
 
 
@@ -62,7 +63,7 @@ class VarianceExploding(_Adapter):
 
     def __call__(self, y: Tensor, sigma: float | Tensor, label: Label | None = None) -> Tensor:
         """Return the posterior mean, (B, C, H, W); `sigma` is above 0, a number or of shape (B,)."""
-        sigmas = _numbers(sigma, len(y), "sigma")
+        sigmas = _numbers(sigma, len(y), "sigma", LARGEST_SIGMA)
         factor = _column([(1 + each**2) ** -0.5 for each in sigmas], y)
         return self._mean(y * factor, [beta_of_sigma(each) for each in sigmas], label).to(y.dtype)
 
@@ -74,7 +75,7 @@ class Epsilon(_Adapter):
         """Return the noise, (B, C, H, W); t in (0, 1) is a number or of shape (B,)."""
         label = self.label if label is None else label
         mean = self.denoiser.posterior_mean(x, t, label=label, seed=self.seed).mean
-        betas = [self.denoiser.noise(time) for time in _numbers(t, len(x), "t")]
+        betas = [self.denoiser.noise(time) for time in _numbers(t, len(x), "t", 1)]
         a, b = (_column([each**0.5 for each in values], x) for values in ([1 - v for v in betas], betas))
         return ((x - a * mean) / b).to(x.dtype)
 
@@ -84,7 +85,7 @@ class Velocity(_Adapter):
 
     def __call__(self, z: Tensor, s: float | Tensor, label: Label | None = None) -> Tensor:
         """Return the velocity, (B, C, H, W); s in (0, 1] is a number or of shape (B,)."""
-        times = _numbers(s, len(z), "s")
+        times = _numbers(s, len(z), "s", 1)
         mean = self._mean(
             z / _column([flow_norm(each) for each in times], z), [beta_of_flow(each) for each in times], label
         )
@@ -116,15 +117,15 @@ def mean_at(
     return denoiser.posterior_mean(x, t, label=label, seed=seed).mean
 
 
-def _numbers(value: Any, batch: int, name: str) -> list[float]:
-    """Return a number per image."""
+def _numbers(value: Any, batch: int, name: str, most: float) -> list[float]:
+    """Return a number per image, above 0 and up to `most`."""
     try:
         numbers = in_float64(value).flatten().tolist()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         numbers = []
-    if len(numbers) not in (1, batch) or not all(0 < each < float("inf") for each in numbers):
+    if len(numbers) not in (1, batch) or not all(0 < each <= most for each in numbers):
         raise InputError(
-            f"must be one positive number, or {batch}, got {value!r}",
+            f"must be one positive number, or {batch}, up to {most:.2g}, got {value!r}",
             parameter=name,
             remedy="give one for each image",
         )

@@ -121,6 +121,11 @@ class TrainingDenoiser(Denoiser):
         return "check the images" if self.index is None else "check the store with patchindex verify"
 
     @property
+    def _if_diverged(self) -> Sequence[str | Option]:
+        # No posterior mean of images grows faster than x: a trajectory diverges when the steps are too long.
+        return ["use more ", Option("steps"), ", or ", Option("sampler", "ddim")]
+
+    @property
     def label_names(self) -> Sequence[str] | None:  # type: ignore[override]
         """Names of the labels 0, 1, ..., None if they have none."""
         return self.training.source.label_names

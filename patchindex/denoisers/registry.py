@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from patchindex.checks import is_name_in
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser, is_store
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
@@ -122,7 +123,7 @@ def denoiser(
     ScoreMachine(1 x 8 x 8, noise=cosine, machine=IS, estimator=exact)
     Wiener(1 x 8 x 8, noise=cosine)
     """
-    if name not in DENOISERS:
+    if not is_name_in(name, DENOISERS):
         raise InputError(
             f"unknown denoiser {name!r}", parameter="name", remedy=f"use one of {', '.join(DENOISERS)}"
         )

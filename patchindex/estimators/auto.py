@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of
+from patchindex.estimators.base import Estimate, ScoreContext, check_tolerance, index_of
 from patchindex.estimators.curve import OperatingCurve, best_share
 from patchindex.estimators.exact import Exact
 from patchindex.estimators.near import Near, NearField
@@ -40,6 +40,7 @@ class Auto:
     ----------
     tolerance : float
         Largest standard error of a pixel, root mean square over channels, in units of the images ([-1, 1]).
+        In (0, 2]: no error is larger than 2.
     probes, candidates : int, optional
         Inverted lists whose codes are scanned (probes), and patches that are compared exactly (candidates),
         per pixel. If both are left out, the store's operating curve (`patchindex.tune`) chooses them. Without
@@ -51,7 +52,7 @@ class Auto:
     Raises
     ------
     InputError
-        When there is no index, or an option is not positive.
+        When there is no index, or an option is out of range.
     """
 
     searches = True
@@ -66,7 +67,7 @@ class Auto:
         policy: AutoPolicy = DEFAULT_POLICY,
     ) -> None:
         self.index = index_of(context, "auto", probes=probes, candidates=candidates)
-        check_between("tolerance", tolerance, 0, math.inf, "use 0.01, for example")
+        check_tolerance(tolerance)
         self.tolerance, self.policy = tolerance, policy
         self._context, self._probes, self._candidates = context, probes, candidates
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ __all__ = [
     "Estimator",
     "ScoreContext",
     "check_between",
+    "check_tolerance",
     "index_of",
     "label_index",
     "project",
@@ -157,11 +157,15 @@ def project(scale: ScaleIndex, request: ScoreRequest) -> Tensor:
 
 
 def check_between(name: str, value: Any, low: float, high: float, remedy: str) -> None:
-    """Refuse an option that is not a finite number above `low` and up to `high`."""
+    """Refuse an option that is not a number above `low` and up to `high`."""
     if not is_real(value) or not low < value <= high:
-        most = "" if high == math.inf else f" and at most {high:g}"
-        what = f"must be a number above {low:g}{most}, got {value!r}"
+        what = f"must be a number above {low:g} and at most {high:g}, got {value!r}"
         raise InputError(what, parameter=name, remedy=remedy)
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Refuse a tolerance outside (0, 2]: images lie in [-1, 1], so that no error is larger than 2."""
+    check_between("tolerance", tolerance, 0, 2, "use 0.01, for example")
 
 
 class Estimator(Protocol):

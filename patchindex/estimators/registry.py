@@ -8,6 +8,7 @@ from typing import TypedDict, Unpack, cast
 
 import numpy as np
 
+from patchindex.checks import is_name_in
 from patchindex.errors import InputError
 from patchindex.estimators.auto import Auto
 from patchindex.estimators.base import Estimator, ScoreContext
@@ -66,7 +67,7 @@ class EstimatorOptions(TypedDict, total=False):
     tolerance: float
     probes: int | None
     candidates: int
-    quality: float
+    quality: float | None
     policy: AutoPolicy
 
 
@@ -129,7 +130,7 @@ def make_estimator(name: str, context: ScoreContext, **options: Unpack[Estimator
 
 
 def _check_name(name: str) -> None:
-    if name not in ESTIMATORS:
+    if not is_name_in(name, ESTIMATORS):
         known = ", ".join(ESTIMATORS)
         raise InputError(f"unknown estimator {name!r}", parameter="estimator", remedy=f"use one of {known}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patchindex.devices import float64_device
-from patchindex.estimators.base import Estimate, ScoreContext, check_between
+from patchindex.estimators.base import Estimate, ScoreContext, check_tolerance
 from patchindex.estimators.exact import Exact
 from patchindex.exact import HeaviestPatches, ScoreRequest, check_engine, heaviest
 from patchindex.exact.groups import GroupSums
@@ -55,20 +55,21 @@ class SampledAuto:
     ----------
     tolerance : float
         Largest standard error of a pixel, root mean square over channels, in units of the images ([-1, 1]).
+        In (0, 2]: no error is larger than 2.
     engine : str, optional
         Engine of the scans, as for `Exact`.
 
     Raises
     ------
     InputError, DeviceError
-        When the tolerance is not positive, or the engine is unknown or cannot run on the device.
+        When the tolerance is outside (0, 2], or the engine is unknown or cannot run on the device.
     """
 
     searches = False
     takes_shards = False
 
     def __init__(self, context: ScoreContext, tolerance: float = 0.01, engine: str | None = None) -> None:
-        check_between("tolerance", tolerance, 0, math.inf, "use 0.01, for example")
+        check_tolerance(tolerance)
         if engine is not None:
             check_engine(engine, context.device)
         self.tolerance, self._context, self._engine = tolerance, context, engine

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchindex.devices import resolve_device, to_float64, warn_of_faiss
+from patchindex.errors import InputError
 from patchindex.estimators.base import Estimate, ScoreContext, check_between, index_of, label_index, project
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.neighbours import NOTHING, PAIR_BYTES, NeighbourRefiner
@@ -18,8 +19,9 @@ from patchindex.geometry import gather_patches, query_windows
 from patchindex.index import ScaleIndex
 from patchindex.softmax import SoftmaxState
 
-__all__ = ["TopK", "rerank"]
+__all__ = ["QUALITY", "TopK", "rerank"]
 
+QUALITY = 0.98  # by default, with an operating curve
 PROBES = 32  # without an operating curve
 IMAGES_PER_SEARCH = 4
 RERANK_BYTES = 32 << 20  # for copies of patches, on devices other than the CPU
@@ -41,29 +43,39 @@ class TopK:
     probes : int, optional
         Inverted lists scanned per pixel. By default, the fewest lists that reach `quality` on the operating
         curve that `tune` measured, or 32 lists without a curve.
-    quality : float
-        The wanted quality, in (0, 1]: the weight of the candidates, divided by the weight of the equally many
-        heaviest patches, averaged over pixels. The curve is measured over all labels; with one label the
-        quality is lower.
+    quality : float, optional
+        The wanted quality, in (0, 1], by default 0.98: the weight of the candidates, divided by the weight of
+        the equally many heaviest patches, averaged over pixels. The curve is measured over all labels; with
+        one label the quality is lower. It chooses `probes`, so give one of the two. It needs a curve.
 
     Raises
     ------
     InputError
-        When there is no index, or an option is below 1 or out of its range; a DeviceError when the index is
-        on a GPU, and the installed FAISS cannot search there.
+        When there is no index, an option is below 1 or out of its range, or `quality` is given with `probes`;
+        in a call, when `quality` is given and the scale has no operating curve. A DeviceError when the index
+        is on a GPU, and the installed FAISS cannot search there.
     """
 
     searches = True
     takes_shards = False
 
     def __init__(
-        self, context: ScoreContext, candidates: int = 256, probes: int | None = None, quality: float = 0.98
+        self,
+        context: ScoreContext,
+        candidates: int = 256,
+        probes: int | None = None,
+        quality: float | None = None,
     ) -> None:
         self._context = context
         self._index = index_of(context, "topk", candidates=candidates, probes=probes)
         resolve_device(self._index.device, needs_faiss=True)
         warn_of_faiss(context.device)
-        check_between("quality", quality, 0, 1, "use 0.98, for example")
+        if quality is not None:
+            check_between("quality", quality, 0, 1, "use 0.98, for example")
+            if probes is not None:
+                raise InputError(
+                    "chooses the probes, which are given", parameter="quality", remedy="give one of the two"
+                )
         self._candidates, self._probes, self._quality = candidates, probes, quality
 
     def __call__(self, request: ScoreRequest) -> Estimate:
@@ -166,8 +178,17 @@ class TopK:
 
     def _probes_at(self, scale: ScaleIndex, beta: float) -> int:
         curve = OperatingCurve.of(scale) if self._probes is None else None
-        chosen = curve.search(beta, self._candidates, self._quality).probes if curve else self._probes
-        return min(chosen or PROBES, len(scale.lists.centroids))
+        if curve is not None:
+            chosen = curve.search(beta, self._candidates, self._quality or QUALITY).probes
+        elif self._quality is None:
+            chosen = self._probes or PROBES
+        else:
+            raise InputError(
+                f"scale {scale.geometry.k} of the store has no operating curve",
+                parameter="quality",
+                remedy="tune the store with patchindex tune, or give probes instead",
+            )
+        return min(chosen, len(scale.lists.centroids))
 
     def _kept(self, request: ScoreRequest) -> int:
         lo, hi = request.image_range

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from patchindex.checks import is_name_in
 from patchindex.errors import DeviceError, InputError, Option, PatchIndexWarning, warn
 from patchindex.exact import cpu, offsets, whole_images
 from patchindex.exact.fused import Fused
@@ -96,7 +97,7 @@ def check_engine(
     DeviceError
         When `fused` needs another device, or Triton.
     """
-    if name not in ENGINES:
+    if not is_name_in(name, ENGINES):
         raise InputError(
             f"unknown engine {name!r}", parameter="engine", remedy=f"use one of {', '.join(ENGINES)}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -151,11 +152,16 @@ class _Items:
             return None, None  # the items have other labels
         else:
             found = (getattr(self._dataset, name, None) for name in ("targets", "labels"))
-            labels = next((v for v in found if v is not None and len(v) == len(self._dataset)), None)
+            labels = next((v for v in found if _is_of_length(v, len(self._dataset))), None)
         return (
             None if labels is None else np.asarray(labels),
             None if names is None else tuple(map(str, names)),
         )
+
+
+def _is_of_length(value: Any, length: int) -> bool:
+    """Return whether an attribute of a data set has an entry per item; a method or a number has no length."""
+    return isinstance(value, Sized) and getattr(value, "shape", None) != () and len(value) == length
 
 
 def _as_image(item: Any, i: int, name: str, axes: str | None) -> Image.Image:

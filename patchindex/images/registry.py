@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
-from patchindex.checks import accessing, as_bool, check_optional
+from patchindex.checks import accessing, as_bool, check_optional, is_name_in
 from patchindex.errors import InputError, Option, SourceNotFoundError, printable
 from patchindex.images.arrays import ArraySource, choose_values
 from patchindex.images.axes import AXES
@@ -159,6 +159,10 @@ def open_images(
     ((4, 28, 28, 1), [0, 1, 2, 3])
     """
     check_optional(limit=(limit, 1), max_pixels=(max_pixels, 1))
+    if dataset is not None and not isinstance(dataset, str):
+        raise InputError(
+            f"must be a name, got {dataset!r}", parameter="dataset", remedy="use 'images', for example"
+        )
     options = Options(
         dataset,
         LabelSpec.parse(labels),
@@ -191,7 +195,7 @@ def open_images(
 
 
 def _one_of(parameter: str, value: str | None, known: Collection[str]) -> str | None:
-    if value is not None and value not in known:
+    if value is not None and not is_name_in(value, known):
         raise InputError(f"there is no {value!r}", parameter=parameter, remedy=f"use {', '.join(known)}")
     return value
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchindex.checks import check_path, path_exists
+from patchindex.checks import check_least, check_path, path_exists
 from patchindex.devices import device_of_faiss, free_bytes, resolve_devices
 from patchindex.errors import DeviceError, InputError, Option, SourceNotFoundError, StoreError
 from patchindex.geometry import Geometry
@@ -259,6 +259,7 @@ class PatchIndex:
         StoreError
             When the scale is missing, damaged or of another store, or the store was replaced.
         """
+        check_least(k=(k, 1))
         if k not in self.scales:
             held = ", ".join(map(str, self.scales)) or "none"
             raise InputError(

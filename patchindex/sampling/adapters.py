@@ -54,10 +54,21 @@ class UNetStandIn(nn.Module):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> Predicted | tuple[Tensor]:
-        """Return the prediction for noisy images (B, C, H, W) at a time step of the scheduler."""
+        """Return the prediction for noisy images (B, C, H, W) at a time step of the scheduler.
+
+        Raises InputError when there is not one time step, or one per image, or one class label per image.
+        """
+        images = len(sample)
         steps = in_float64(timestep).flatten().tolist()
-        steps = steps * len(sample) if len(steps) == 1 else steps
-        labels = [self._label] * len(sample) if class_labels is None else class_labels.tolist()
+        steps = steps * images if len(steps) == 1 else steps
+        labels = [self._label] * images if class_labels is None else class_labels.flatten().tolist()
+        for name, given in (("timestep", steps), ("class_labels", labels)):
+            if len(given) != images:
+                raise InputError(
+                    f"there are {len(given)} for {images} images",
+                    parameter=name,
+                    remedy="give one for each image",
+                )
         predicted = torch.empty_like(sample)
         for key in dict.fromkeys(zip(steps, labels, strict=True)):
             rows = [row for row, each in enumerate(zip(steps, labels, strict=True)) if each == key]

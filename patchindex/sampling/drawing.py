@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.checks import check_least, is_whole
+from patchindex.checks import check_least, is_name_in, is_whole
 from patchindex.denoisers import Denoiser
 from patchindex.denoisers.arguments import Label
 from patchindex.denoisers.noising import KEPT, check_memory
@@ -166,10 +166,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         denoiser, sampler = self.denoiser, self.sampler
-        if not isinstance(sampler, str) or sampler not in SAMPLERS:
+        if not is_name_in(sampler, SAMPLERS):
             raise InputError(
                 f"unknown sampler {sampler!r}", parameter="sampler", remedy=f"use {', '.join(SAMPLERS)}"
             )
+        for name, is_right, wanted in (
+            ("callback", callable(self.callback), "a function of a step"),
+            ("start", isinstance(self.start, ImageStart), "an ImageStart"),
+            ("known", isinstance(self.known, KnownPixels), "a KnownPixels"),
+        ):
+            if getattr(self, name) is not None and not is_right:
+                found = type(getattr(self, name)).__name__
+                raise InputError(
+                    f"must be {wanted}, got {found}", parameter=name, remedy="give one, or leave it out"
+                )
         check_least(batch_size=(self.batch_size, 1), first=(self.first, 0), seed=(self.seed, 0))
         self.times = time_grid(self.steps, denoiser.noise, self.spacing)
         given, self.x_T = self.x_T is not None, starting_noise(denoiser, self.n, self.seed, self.x_T)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, is_name_in
 from patchindex.errors import InputError
 from patchindex.schedules import NoiseSchedule, time_of
 from patchindex.schedules.frames import beta_of_sigma, sigma_of
@@ -56,7 +56,8 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
     Raises
     ------
     InputError
-        When the number of steps, the spacing or the times make no sense.
+        When the number of steps, the spacing or the times make no sense; or when the grid is spaced by sigma,
+        and `noise` gives no beta in (0, 1) at the times 0.999 and 0.001.
 
     Examples
     --------
@@ -66,7 +67,7 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
     >>> [round(t, 3) for t in time_grid(4, cosine, "karras")]
     [0.999, 0.733, 0.001, 0.0]
     """
-    if not isinstance(spacing, str) or spacing not in SPACINGS:
+    if not is_name_in(spacing, SPACINGS):
         raise InputError(
             f"unknown spacing {spacing!r}", parameter="spacing", remedy=f"use {', '.join(SPACINGS)}"
         )
@@ -78,13 +79,24 @@ def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> l
     steps, spaced = int(steps), SPACINGS[spacing]
     if spaced is None:
         return [i / steps for i in range(steps - 1, -1, -1)]
-    high, low = (sigma_of(noise(t)) for t in ENDS)
+    high, low = (_sigma_at(t, noise) for t in ENDS)
     levels = [spaced(i / max(steps - 2, 1), high, low) for i in range(steps - 1)]
     times = [1.0]
     for t in (time_of(noise, beta_of_sigma(sigma)) for sigma in levels):
         if t < times[-1]:
             times.append(t)
     return [*times[1:], 0.0]
+
+
+def _sigma_at(t: float, noise: NoiseSchedule) -> float:
+    beta = noise(t)
+    if not 0 < beta < 1:  # 1, noise alone, has no sigma
+        raise InputError(
+            f"gives beta = {beta} at t = {t}, an end of the grid",
+            parameter="noise",
+            remedy="give beta in (0, 1), or use the spacing uniform",
+        )
+    return sigma_of(beta)
 
 
 def _checked(times: Sequence[Any]) -> list[float]:

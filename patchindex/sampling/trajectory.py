@@ -16,7 +16,7 @@ from torch import Tensor
 from zarr.storage import LocalStore
 
 from patchindex.checks import is_whole
-from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
 from patchindex.estimators import Estimate
 from patchindex.images.zarr_data import CheckedStore, check_array, checked_store
 
@@ -175,7 +175,7 @@ class TrajectoryFile:
         ------
         InputError
             When the group has other steps, another number of images or another shape than this part, or n
-            images do not hold the part.
+            images do not hold the part. OutputExistsError when the path is a file.
         """
         count = part.x.shape[1]
         if not 0 <= first <= n - count:
@@ -184,6 +184,8 @@ class TrajectoryFile:
                 parameter="first",
                 remedy="give the number of the part's first image, and the number of all images",
             )
+        if self.path.is_file():
+            raise OutputExistsError("is a file", where=self.path, remedy="write to another path")
         group = zarr.open_group(LocalStore(self.path), mode="a", zarr_format=3)
         if "format" not in group.attrs:
             for name in OF_STEPS:

@@ -253,8 +253,18 @@ class LocalitySchedule:
             warn(warning)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the schedule to a JSON file, which `load` and `--locality` read."""
+        """Write the schedule to a JSON file, which `load` and `--locality` read.
+
+        Raises
+        ------
+        OutputExistsError, SourceNotFoundError
+            When the file exists and `overwrite` is False, or its folder does not exist.
+        """
         path = Path(path)
+        if not path.parent.is_dir():
+            raise SourceNotFoundError(
+                "no such folder", where=path.parent, remedy="make it, or use another path"
+            )
         if path_exists(path) and not overwrite:
             raise OutputExistsError(
                 "exists", where=path, remedy=["use another name, or ", Option("overwrite", True)]

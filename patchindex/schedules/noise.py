@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import accumulate, pairwise
 from numbers import Real
 
+from patchindex.checks import is_name_in
 from patchindex.errors import InputError
 from patchindex.schedules.frames import beta_of_flow, beta_of_sigma
 
@@ -133,7 +134,7 @@ def noise_schedule(noise: str | NoiseSchedule) -> NoiseSchedule:
         if noise not in NOISE_SCHEDULES.values():
             _check_function(noise)
         return noise
-    if not isinstance(noise, str) or noise not in NOISE_SCHEDULES:
+    if not is_name_in(noise, NOISE_SCHEDULES):
         known = ", ".join(sorted(NOISE_SCHEDULES))
         raise InputError(f"unknown noise schedule {noise!r}", parameter="noise", remedy=f"use {known}")
     return NOISE_SCHEDULES[noise]

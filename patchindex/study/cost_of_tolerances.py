@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from patchindex.estimators.base import check_tolerance
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex
 from patchindex.schedules import cosine
@@ -35,7 +36,7 @@ def cost_of_tolerances(
     index : PatchIndex
         A store, as `patchindex.open_index` returns it.
     tolerances : sequence of float
-        Tolerances of `auto`, above 0, in units of the images ([-1, 1]).
+        Tolerances of `auto`, in (0, 2], in units of the images ([-1, 1]).
     steps : int
         Steps of an image.
 
@@ -47,6 +48,8 @@ def cost_of_tolerances(
 
     Raises
     ------
+    InputError
+        When a tolerance is out of range.
     StoreError
         When an operating curve is damaged.
 
@@ -58,6 +61,8 @@ def cost_of_tolerances(
     >>> cost_of_tolerances(index)  # it is not tuned
     []
     """
+    for tolerance in tolerances:
+        check_tolerance(tolerance)
     schedule, area = index.locality, index.pixels.shape[1] * index.pixels.shape[2]
     curves = {k: OperatingCurve.of(index.scale(k)) for k in index.scales}
     betas = [cosine(i / steps) for i in range(steps - 1, 0, -1)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchindex.estimators import ESTIMATORS
 from patchindex.estimators.curve import OperatingCurve
+from patchindex.estimators.topk import QUALITY
 from patchindex.figures import figure_class
 
 if TYPE_CHECKING:
@@ -68,13 +69,13 @@ def _plot_curves(axes: Axes, curves: Mapping[int, OperatingCurve], colours: Mapp
     """Draw the microseconds per pixel that each estimator is expected to take with its default options."""
     options = {name: inspect.signature(ESTIMATORS[name]).parameters for name in ("auto", "topk")}
     tolerance = options["auto"]["tolerance"].default
-    candidates, quality = (options["topk"][name].default for name in ("candidates", "quality"))
+    candidates = options["topk"]["candidates"].default
     for k, curve in curves.items():
         betas = sorted({point.beta for point in curve.near})
         times = {
             "exact": [curve.exact] * len(betas),
             "auto": [curve.near_field(beta, tolerance, steps=True)[1] for beta in betas],
-            "topk": [curve.search(beta, candidates, quality).seconds for beta in betas],
+            "topk": [curve.search(beta, candidates, QUALITY).seconds for beta in betas],
         }
         for name, seconds in times.items():
             axes.plot(betas, [1e6 * each for each in seconds], STYLES[name], color=colours[k], alpha=0.8)

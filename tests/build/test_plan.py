@@ -101,6 +101,7 @@ def test_scales_default_to_those_of_the_schedule(labelled):
         ({"scales": []}, "scales: the sequence is empty"),
         ({"scales": 3.5}, "scales: must be a sequence, got 3.5"),
         ({"scales": True}, "scales: must be a sequence, got True"),
+        ({"scales": np.array(3)}, r"scales: must be a sequence, got array\(3\)"),
         ({"scales": [3, "5"]}, "scales: k must be odd and at least 1, got '5'"),
         ({"scales": [3], "seed": None}, "seed: must be a whole number, got None"),
         ({"scales": [3], "seed": 1.5}, "seed: must be a whole number, got 1.5"),

@@ -138,6 +138,10 @@ def test_a_machine_has_its_estimator_in_its_own_text(store, tmp_path):
         (["--estimator", "topk:probes"], "--estimator: 'probes' has no value; write topk:probes=VALUE"),
         (["--estimator", "topk:probes=0"], "probes"),
         (["--estimator", "auto:tolerance=0"], "tolerance"),
+        (
+            ["--estimator", "auto", "--tolerance", 1e200],
+            "--tolerance: must be a number above 0 and at most 2",
+        ),
         (["--estimator", "auto:tolerance=0.1", "--tolerance", 0.2], "--tolerance: is also in --estimator"),
         (["--estimator", "topk", "--tolerance", 0.2], "topk has no option 'tolerance'"),
         (["--machine", "vienna"], "--machine: unknown denoiser 'vienna'; use one of IS, LS, ELS, bbELS, "),

@@ -94,10 +94,16 @@ def test_labels(real_images):
     assert (m.as_denoiser()(y, 2.0) - alone).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("sigma", [0, -1.0, float("nan"), float("inf"), "much", torch.ones(2)])
+@pytest.mark.parametrize("sigma", [0, -1.0, float("nan"), float("inf"), 1e200, "much", torch.ones(2)])
 def test_noise_levels_that_make_no_sense_are_refused(machine, sigma):
-    with pytest.raises(InputError, match="sigma: must be one positive number, or 3"):
+    with pytest.raises(InputError, match=r"sigma: must be one positive number, or 3, up to 3\.4e"):
         machine.as_denoiser()(torch.zeros(3, 1, 8, 8), sigma)
+
+
+@pytest.mark.parametrize("s", [0, 1.5, 1e200])
+def test_times_of_a_flow_that_make_no_sense_are_refused(machine, s):
+    with pytest.raises(InputError, match="s: must be one positive number, or 3, up to 1, got"):
+        machine.as_velocity()(torch.zeros(3, 1, 8, 8), s)
 
 
 def test_more_noise_than_the_schedule_has_is_refused_with_a_way_out(pixels):

@@ -81,15 +81,31 @@ def test_numpy_numbers_and_large_seeds_are_accepted(store, held_out, way):
     [
         ({"estimator": "topk", "candidates": 2.5}, {}, "candidates: must be a whole number"),
         ({"estimator": "topk", "candidates": True}, {}, "candidates: must be a whole number"),
+        (
+            {"estimator": "topk", "quality": 0.9, "probes": 8},
+            {},
+            "quality: chooses the probes, which are given; give one of the two",
+        ),
+        ({"estimator": "topk", "quality": 0.9}, {}, "quality: scale 3 of the store has no operating curve"),
         *(
             ({"estimator": "topk", "quality": quality}, {}, "quality: must be a number above 0 and at most 1")
             for quality in ("0.9", 0, 1.01)
         ),
-        ({"estimator": "auto", "tolerance": "0.01"}, {}, "tolerance: must be a number above 0, got '0.01'"),
+        ({"estimator": "auto", "tolerance": "0.01"}, {}, "tolerance: must be a number above 0 and .* '0.01'"),
         *(
-            ({"estimator": "auto", "tolerance": tolerance}, {}, "tolerance: must be a number above 0")
-            for tolerance in (0, -0.1, np.inf, np.nan, 10**400)
+            (
+                {"estimator": "auto", "tolerance": tolerance},
+                {},
+                "tolerance: must be a number above 0 and at most 2, got",
+            )
+            for tolerance in (0, -0.1, 2.01, 1e200, np.inf, np.nan, 10**400)
         ),
+        (
+            {"estimator": ["exact"]},
+            {},
+            r"estimator: unknown estimator \['exact'\]; use one of exact, topk, auto",
+        ),
+        ({"estimator": "exact", "engine": ["cpu"]}, {}, r"engine: unknown engine \['cpu'\]; use one of cpu"),
         ({"estimator": "best"}, {}, "unknown estimator 'best'; use one of exact, topk, auto"),
         (
             {"estimator": "topk", "depth": 3},

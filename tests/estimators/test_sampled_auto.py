@@ -231,6 +231,7 @@ def test_patches_behind_a_pixel_are_compared_exactly(images, noisy_images):
         ({"candidates": 8, "engine": "offsets"}, "candidates: applies to an index on the CPU only"),
         ({"policy": AutoPolicy(missed=0.2)}, "policy: applies to an index on the CPU only"),
         ({"tolerance": 0}, "tolerance: must be a number above 0"),
+        ({"tolerance": 1e200}, "tolerance: must be a number above 0 and at most 2, got 1e"),
         ({"engine": "warp"}, "unknown engine 'warp'"),
         ({"dtype": torch.float64}, "auto computes in float32 only"),
     ],

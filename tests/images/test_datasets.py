@@ -115,6 +115,14 @@ def test_changed_labels_are_those_of_the_items_and_have_no_names(real_images):
         assert source.label_names is None
 
 
+@pytest.mark.parametrize("attribute", [3, np.array(3), len])
+def test_an_attribute_that_is_no_list_of_labels_leaves_those_of_the_items(real_images, attribute):
+    images, labels = real_images(20, 14)
+    dataset = tensors(images, labels)
+    dataset.labels = attribute
+    np.testing.assert_array_equal(open_images(dataset).labels, labels)
+
+
 def test_too_few_label_names_are_left_out(real_images):
     few = OfTorch(*real_images(20, 14))
     few.classes = ("a", "b")

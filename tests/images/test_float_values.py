@@ -71,6 +71,8 @@ def test_a_choice_that_does_not_fit_is_refused(shards, refused):
         open_images(LEVELS, values="unit")
     with refused("values", "there is no 'Unit'", "unit, signed"):
         open_images(LEVELS, values="Unit")
+    with refused("values", "there is no ['unit']", "unit, signed"):
+        open_images(LEVELS, values=["unit"])
 
 
 def test_bytes_and_floats_are_one_source(shards):

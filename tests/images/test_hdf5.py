@@ -56,6 +56,8 @@ def test_an_unclear_choice_lists_the_candidates(path, gray, rgb, labels, refused
     for name in ("valid/x", "train", "y/x"):
         with refused(path, f"no dataset {name}", "train/x"):
             open_images(path, dataset=name)
+    with refused("dataset", "must be a name, got 3"):
+        open_images(path, dataset=3)
     with refused(path, "dtype int64"):
         open_images(path, dataset="y")
     write(path, y=labels, nothing=h5py.Empty("f4"))

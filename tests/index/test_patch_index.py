@@ -113,6 +113,8 @@ def test_missing_scale_is_refused_with_what_python_can_do(own_store):
     remedy = r"index it with add_scales, .* LocalitySchedule\.nearest, or .*estimator='exact'$"
     with pytest.raises(InputError, match=f"for 3; {remedy}"):
         pi.open_index(own_store).scale(5)
+    with pytest.raises(InputError, match=r"k: must be a whole number, got 3\.0"):
+        pi.open_index(own_store).scale(3.0)
 
 
 @pytest.mark.parametrize("part", ["images", "faiss"])

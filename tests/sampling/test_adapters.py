@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -123,6 +125,20 @@ def test_class_labels_and_steps_per_image(diffusers, machine, noise):
         assert torch.equal(
             as_unet(machine, scheduler, label=int(labels[i]))(noise[i : i + 1], steps[i]).sample, one
         )
+
+
+@pytest.mark.parametrize(
+    ("step", "labels", "words"),
+    [
+        (800, torch.tensor([2]), "class_labels: there are 1 for 3 images; give one for each image"),
+        (torch.tensor([800, 100]), None, "timestep: there are 2 for 3 images; give one for each image"),
+    ],
+)
+def test_another_number_of_labels_or_steps_than_images_is_refused(machine, noise, step, labels, words):
+    config = SimpleNamespace(num_train_timesteps=1000, prediction_type="epsilon")
+    unet = as_unet(machine, SimpleNamespace(config=config, alphas_cumprod=torch.linspace(0.99, 0.01, 1000)))
+    with pytest.raises(InputError, match=words):
+        unet(noise[:3], step, class_labels=labels)
 
 
 @pytest.mark.parametrize("scheduler", [None, "ddim", object()])

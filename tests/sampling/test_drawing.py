@@ -214,6 +214,9 @@ def test_sampling_from_a_store(images, tmp_path, estimator):
         ({"batch_size": 2.5}, "batch_size: must be a whole number, got 2.5"),
         ({"first": "a"}, "first: must be a whole number, got 'a'"),
         ({"sampler": []}, r"sampler: unknown sampler \[\]"),
+        ({"callback": 3}, "callback: must be a function of a step, got int"),
+        ({"start": "abc"}, "start: must be an ImageStart, got str"),
+        ({"known": (0, 1)}, "known: must be a KnownPixels, got tuple"),
         ({"steps": 1}, "steps: must be at least 2, got 1"),
         ({"seed": -1}, "seed: must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
@@ -278,3 +281,9 @@ def test_a_trajectory_that_diverges_names_the_denoiser_and_the_step(explodes, wo
     with pytest.raises(PatchIndexError, match=f"network unstable: .* diverged: at {words}") as refused:
         pi.sample(network, steps=8)
     assert refused.value.exit_code == 1
+
+
+def test_a_trajectory_that_diverges_by_long_steps_gets_more_steps(machine):
+    words = "diverged: at step .*; use more steps, or sampler='ddim'"
+    with pytest.raises(PatchIndexError, match=words):
+        pi.sample(machine, steps=3, sampler="heun", spacing="karras")

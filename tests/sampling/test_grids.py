@@ -46,6 +46,17 @@ def test_a_grid_descends_for_fewer_noise_levels_than_steps(noise, spacing):
     assert {noise(t) for t in times[:-1]} == {noise(t) for t in np.linspace(0.05, 0.95, 19)}
 
 
+@pytest.mark.parametrize("spacing", ["karras", "log-snr"])
+@pytest.mark.parametrize(
+    ("noise", "end"), [(lambda t: min(1.0, t / 0.998), 0.999), (lambda t: 0.5 * (t > 0.5), 0.001)]
+)
+def test_a_schedule_without_a_sigma_at_an_end_is_refused(noise, end, spacing):
+    with pytest.raises(
+        InputError, match=f"noise: gives beta = .* at t = {end}, an end of the grid; give beta"
+    ):
+        time_grid(5, noise, spacing)
+
+
 def test_times_may_be_given():
     assert time_grid([0.9, 0.5, 0], cosine) == [0.9, 0.5, 0.0]
     assert time_grid((0.9, 0.5), cosine, "karras") == [0.9, 0.5]

@@ -11,7 +11,7 @@ import torch
 import zarr
 
 import patchindex as pi
-from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.errors import InputError, OutputExistsError, SourceNotFoundError
 from patchindex.sampling import Trajectory, TrajectoryFile
 
 ARRAYS = ("t", "k", "x", "mean", "stderr", "ess", "captured_mass")
@@ -100,6 +100,13 @@ def test_a_part_outside_of_the_images_is_refused(drawn, tmp_path, first):
     with pytest.raises(InputError, match=f"first: 3 images from image {first} on do not fit into 3; give"):
         file.write(drawn.trajectory, first, 3)
     assert not file.path.exists()
+
+
+def test_a_file_in_the_way_is_refused(drawn, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputExistsError, match="file: is a file; write to another path"):
+        TrajectoryFile(tmp_path / "file").write(drawn.trajectory, 0, 3)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def _drop(path):

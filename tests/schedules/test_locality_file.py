@@ -53,6 +53,12 @@ def test_a_name_that_is_too_long_is_refused():
             use(path)
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(SourceNotFoundError, match=r"none: no such folder; make it, or use another path"):
+        MEASURED.save(tmp_path / "none" / "k.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(SourceNotFoundError, match=r"none.json: no such file"):
         LocalitySchedule.of("none.json")

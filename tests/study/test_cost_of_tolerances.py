@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import patchindex as pi
+from patchindex.errors import InputError
 from patchindex.estimators.curve import MOVES, NearPoint, OperatingCurve, TopPoint
 from patchindex.schedules import cosine
 from patchindex.study.cost_of_tolerances import cost_of_tolerances
@@ -39,6 +40,12 @@ def test_a_larger_tolerance_costs_less_and_exact_scores_cost_the_same(tuned):
 def test_fewer_steps_take_less_time(tuned):
     (ten,), (twenty,) = (cost_of_tolerances(tuned, [0.01], steps) for steps in (10, 20))
     assert ten.exact == pytest.approx(9 / 19 * twenty.exact)
+
+
+@pytest.mark.parametrize("tolerance", [0, 1e200])
+def test_a_tolerance_out_of_range_is_refused(tuned, tolerance):
+    with pytest.raises(InputError, match="tolerance: must be a number above 0 and at most 2"):
+        cost_of_tolerances(tuned, [0.01, tolerance])
 
 
 def test_a_store_that_says_too_little_has_no_costs(tuned, real_images, tmp_path):
