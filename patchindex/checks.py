@@ -10,8 +10,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
-
 from patchindex.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +65,11 @@ def as_bool(value: object, parameter: str) -> bool:
         ...
     patchindex.errors.InputError: grayscale: must be True or False, got 'no'; give one of them
     """
-    if not isinstance(value, bool | np.bool_):
+    if isinstance(value, bool):
+        return value
+    from numpy import bool_  # the help of a command imports this module, and not NumPy
+
+    if not isinstance(value, bool_):
         raise InputError(
             f"must be True or False, got {value!r}", parameter=parameter, remedy="give one of them"
         )
