@@ -1,11 +1,9 @@
 """Nearest training images, with and without shifts, against brute force in float64."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from watched import linux_only, run_watched
 
 from patchindex.errors import InputError
 from patchindex.images.by_label import TrainingImages, to_unit
@@ -156,39 +154,20 @@ def test_one_image_has_no_other(real_images):
 
 
 MEMORY = """
-import threading, time
 import numpy as np, torch
 from patchindex.images.by_label import TrainingImages
 from patchindex.images.nearest import nearest_images, shifts_within
 
-def anonymous():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) * 1024
-
-def watch():
-    while not done:
-        peak.append(max(peak.pop(), anonymous()))
-        time.sleep(0.002)
-
 images = np.random.default_rng(0).integers(0, 256, (20, 256, 256, 3), np.uint8)
 x = torch.zeros(1, 3, 256, 256)
 nearest_images(x, TrainingImages(images[:2]))  # loads what is needed
-peak, done = [anonymous()], []
-before = peak[0]
-watcher = threading.Thread(target=watch)
-watcher.start()
-nearest_images(x, TrainingImages(images), shifts_within(4, (256, 256)))
-done.append(True)
-watcher.join()
-print(peak[0] - before)
+print(rise(lambda: nearest_images(x, TrainingImages(images), shifts_within(4, (256, 256)))))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports RssAnon")
+@linux_only
 def test_memory_stays_within_its_budget():
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert (96 << 20) < int(done.stdout) < WORK_BYTES  # 127 MB are for the shifted images alone
+    assert (96 << 20) < run_watched(MEMORY) < WORK_BYTES  # 127 MB are for the shifted images alone
 
 
 def test_there_are_no_more_images_than_training_images(real_images):
