@@ -1,4 +1,4 @@
-"""Noise of noisy images: other draws than those that images start from, and those of samplers."""
+"""The noise of noisy images differs from the noise that samples start from, and from the noise of samplers."""
 
 from __future__ import annotations
 
