@@ -1,4 +1,4 @@
-"""The noise of noisy images differs from the noise that samples start from, and from the noise of samplers."""
+"""The noise of noisy images differs from the noise that samples start from, and from that of samplers."""
 
 from __future__ import annotations
 
