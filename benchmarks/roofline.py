@@ -6,8 +6,8 @@ The peaks are measured here, on the threads that the kernel gets: multiply-adds 
 block from arrays that fit the first and second caches. Instructions and bytes of the kernel are counted from
 its tables, for blocks of `BLOCK` floats, and timed in a batch of eight: without exponentials (all blocks are
 skipped, by a threshold that is no use otherwise) and with all of them. Real scans lie between the two.
-`logits / pairs`: the logits that the kernel computes, those of padding included, for each pair of a pixel and
-a patch.
+The kernel also computes logits of padding, so `logits / pairs`, its number of logits per pair of a pixel and
+a patch, is above 1.
 """
 
 from __future__ import annotations

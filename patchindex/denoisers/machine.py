@@ -85,8 +85,8 @@ class ScoreMachine(TrainingDenoiser):
     dtype : torch.dtype
         `torch.float32`, or `torch.float64` for exact studies, on a device that has float64.
     shards : patchindex.cluster.ImageShards, optional
-        The same images on the workers of a cluster, which then compute the exact scores: all scores of
-        `"exact"`, and those of `"auto"` with an index where it compares every patch.
+        The same images on the workers of a cluster. The workers compute the scores of `"exact"`. With an
+        index, they also compute the steps at which `"auto"` compares every patch.
     **options
         Of the estimator: `tolerance`, `probes`, `candidates` and `engine` for `"auto"`; `candidates`,
         `probes` and `quality` for `"topk"`; `engine` for `"exact"`.

@@ -41,7 +41,7 @@ POLL = 0.1  # seconds between looks at progress and Ctrl-C
 TASK_SECONDS = 0.2  # the longest task: Ctrl-C stops threads only between tasks
 LEAST_LAG = 4  # tiles in a row that threads can work on without waiting for one another
 LEAST_TASKS = 16  # with many tasks, threads wait little for the last task to end
-ROOM = 4  # threads that tiles must leave memory for: four with small tiles beat two with large ones
+ROOM = 4  # threads for whose tiles the memory must suffice: with larger tiles, fewer threads could run
 
 
 class Piece(NamedTuple):
