@@ -18,6 +18,7 @@ from patchindex.index.lists import TRAINING_PATCHES_PER_LIST, InvertedLists, lis
 from patchindex.index.model import ScaleModel, fit_ranges, project_all
 from patchindex.index.pca import PCA, fit_pca
 from patchindex.index.scale import ScaleIndex
+from patchindex.random_streams import random_stream
 from patchindex.runtime import Progress
 
 __all__ = [
@@ -55,7 +56,7 @@ def train_scale(
     `lists` the number of lists that the position classes share.
     """
     clock = [time.perf_counter()]
-    rng = np.random.default_rng([seed, geometry.k])
+    rng = random_stream(seed, geometry.k)
     ids = draw_patches(geometry, len(pixels), PCA_SAMPLE, rng)
     pca = fit_pca(gather_patches(pixels, geometry, torch.from_numpy(ids)), dims)
     by_class = len(pixels) * np.bincount(geometry.train_classes, minlength=geometry.n_classes)

@@ -13,16 +13,16 @@ from patchindex.checks import check_least
 from patchindex.denoisers.arguments import times_of
 from patchindex.devices import to_float64
 from patchindex.errors import InputError
+from patchindex.random_streams import random_stream
 from patchindex.runtime import memory_limit
 from patchindex.schedules import NoiseSchedule
 from patchindex.schedules.frames import with_noise
 
-__all__ = ["KEPT", "Noising", "check_clean", "check_memory", "draw_noise", "random_stream"]
+__all__ = ["KEPT", "Noising", "check_clean", "check_memory", "draw_noise"]
 
 VALUE_BYTES = 4  # float32
 KEPT = 2  # arrays of the size of the images that `sample` always keeps: the noise and the images
 ROUNDING = 0.01  # drawn images may leave [-1, 1] by so much
-WORD = 1 << 32  # NumPy makes a seed of words of 32 bits
 
 
 def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
@@ -36,18 +36,6 @@ def draw_noise(seed: int, n: int, shape: tuple[int, ...]) -> Tensor:
     for i in range(n):
         noise[i] = random_stream(seed, i).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(noise)
-
-
-def random_stream(seed: int, *key: int) -> np.random.Generator:
-    """Return the random generator of a seed for a key, such as the number of an image.
-
-    >>> bool(random_stream(0, 1).random() == random_stream(2**32, 0).random())
-    False
-    """
-    if seed < WORD:
-        return np.random.default_rng([seed, *key])
-    # In one list, the second word of a large seed is the same as the first number of a key.
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def check_memory(n: int, values: int) -> None:

@@ -20,6 +20,7 @@ from patchindex.exact.whole_images import image_bytes, scan_images
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, LabelsLike
 from patchindex.index import PatchIndex
+from patchindex.random_streams import random_stream
 from patchindex.runtime import part_of
 
 __all__ = ["SmoothedClosedForm"]
@@ -101,7 +102,7 @@ class SmoothedClosedForm(TrainingDenoiser):
         batch, numbers = len(x), x[0].numel()
         scale = self.smoothing * ((1 - beta) ** 0.5 + beta**0.5)
         time = int(np.float64(call.t).view(np.uint64))
-        generators = [np.random.default_rng([call.seed, number, time]) for number in call.image_ids]
+        generators = [random_stream(call.seed, number, time) for number in call.image_ids]
         sums = float64_device(x.device)
         images = torch.arange(batch, device=sums).repeat_interleave(self.draws)
         total = torch.zeros((batch, numbers), dtype=torch.float64, device=sums)

@@ -31,6 +31,7 @@ from patchindex.kernels import scan as kernel
 from patchindex.kernels.known_patches import KnownPatches, Placed, StratumTables, find_members, remove
 from patchindex.kernels.simd import LANES
 from patchindex.kernels.totals import flush_sample, merge_sample
+from patchindex.random_streams import random_stream
 from patchindex.runtime import pool
 from patchindex.softmax import SoftmaxState
 
@@ -63,7 +64,7 @@ class SampledScan:
         plan = plan_of(geometry, channels, lanes(geometry, self._n))
         self._frame = Frame.of(plan, request.x, beta, images[lo : min(hi, lo + SAMPLE)], self._n)
         level = int(np.float64(beta).view(np.uint64))
-        rng = np.random.default_rng([request.seed % 2**64, request.image_ids[0] % 2**64, level, salt])
+        rng = random_stream(request.seed % 2**64, request.image_ids[0] % 2**64, level, salt)
         self._image_order = lo + rng.permutation(self._n)
         self._classes = CLASSES if request.mask is None else 1
         self.strata, self.scanned = -(-self._n // plan.lanes) * self._classes, 0

@@ -16,6 +16,7 @@ from patchindex.build import parse_memory
 from patchindex.errors import InputError, Option
 from patchindex.images import ImageSource
 from patchindex.networks.settings import TrainSettings
+from patchindex.random_streams import random_stream
 from patchindex.runtime import Progress
 
 __all__ = [
@@ -130,7 +131,7 @@ def held_out_batches(images: ImageSource, batch_size: int, seed: int) -> Iterato
 
 
 def _stream(seed: int, kind: int, number: int) -> np.random.Generator:
-    return np.random.default_rng([seed, kind, number])
+    return random_stream(seed, kind, number)
 
 
 def _draw(pixels: np.ndarray, labels: np.ndarray | None, stream: np.random.Generator) -> Batch:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from patchindex.checks import check_least, check_optional
 from patchindex.denoisers import Denoiser
-from patchindex.denoisers.noising import draw_noise, random_stream
+from patchindex.denoisers.noising import draw_noise
 from patchindex.errors import InputError
+from patchindex.random_streams import random_stream
 
 __all__ = ["as_tensor", "starting_noise", "step_noise"]
 

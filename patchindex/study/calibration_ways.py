@@ -18,6 +18,7 @@ from patchindex.images import ImagesLike, ImageSource, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.images.fingerprints import FINGERPRINT_BYTES, image_fingerprints
 from patchindex.networks.network import Network
+from patchindex.random_streams import random_stream
 from patchindex.runtime import Progress
 from patchindex.sampling import ddim, draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
@@ -240,7 +241,7 @@ class OnImages:
             raise InputError(
                 f"is {n}, but there are {left} images{unseen}", parameter="n", remedy="use a smaller number"
             )
-        rng = np.random.default_rng([options.seed, len(mine)])
+        rng = random_stream(options.seed, len(mine))
         chosen = np.sort(rng.choice(usable, n, replace=False))
         if held_out is None:
             # Copies of a held-out image are no training images either.
@@ -280,7 +281,7 @@ class OnImages:
             t = i / self.steps
             beta = self.noise(t)
             eps = [
-                np.random.default_rng([self.options.seed, j, i]).standard_normal(clean.shape[1:], np.float32)
+                random_stream(self.options.seed, j, i).standard_normal(clean.shape[1:], np.float32)
                 for j in samples
             ]
             x = with_noise(clean, torch.from_numpy(np.stack(eps)), beta)
@@ -331,8 +332,7 @@ def _some_pixels(
     if options.pixels is None or options.pixels >= area:
         return None
     chosen = (
-        np.random.default_rng([options.seed, j, i, 1]).choice(area, options.pixels, replace=False)
-        for j in samples
+        random_stream(options.seed, j, i, 1).choice(area, options.pixels, replace=False) for j in samples
     )
     return [torch.from_numpy(np.sort(each)) for each in chosen]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import windows
 from patchindex.images.by_label import as_tensor, read_ahead, to_unit
+from patchindex.random_streams import random_stream
 from patchindex.runtime import part_of, plain_state
 
 __all__ = ["Contributions", "contributions", "some_pixels", "textured"]
@@ -65,7 +66,7 @@ def some_pixels(images: Tensor, most: int, seed: int = 0) -> list[Tensor]:
     chosen = []
     for i, mask in enumerate(textured(images)):
         numbers = mask.flatten().nonzero()[:, 0].cpu().numpy()
-        drawn = np.random.default_rng([seed, i]).permutation(numbers)[:most]
+        drawn = random_stream(seed, i).permutation(numbers)[:most]
         chosen.append(torch.from_numpy(np.sort(drawn)))
     return chosen
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patchindex.checks import check_least
 from patchindex.errors import InputError
+from patchindex.random_streams import random_stream
 
 __all__ = ["count_holes", "count_limbs", "count_strokes", "draw_figures"]
 
@@ -56,7 +57,7 @@ def draw_figures(n: int, *, size: int = 32, limbs: int = 4, seed: int = 0) -> np
     ((2, 32, 32, 1), dtype('uint8'), [3, 3])
     """
     check_least(n=(n, 1), size=(size, 32), limbs=(limbs, 1, 6), seed=(seed, 0))
-    return np.stack([_figure(size, limbs, np.random.default_rng([seed, i])) for i in range(n)])
+    return np.stack([_figure(size, limbs, random_stream(seed, i)) for i in range(n)])
 
 
 def _figure(size: int, limbs: int, rng: np.random.Generator) -> np.ndarray:

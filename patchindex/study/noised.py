@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchindex.denoisers.noising import random_stream
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.images.fingerprints import image_fingerprint, image_fingerprints
+from patchindex.random_streams import random_stream
 from patchindex.study.metrics import pearson_r, r2, rmse
 
 __all__ = [

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from patchindex.build import BuildPlan
@@ -27,6 +26,7 @@ from patchindex.exact import expected_seconds
 from patchindex.geometry import Geometry
 from patchindex.index import PatchIndex, open_index
 from patchindex.index.layout import scale_group
+from patchindex.random_streams import random_stream
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.runtime import threads as use_threads
 from patchindex.sampling import sample
@@ -108,7 +108,7 @@ def tune(
         for k in todo:
             betas = noise_levels(k, index.locality)
             betas = sorted({betas[0], betas[len(betas) // 2], betas[-1]})
-            rng, stage = np.random.default_rng([seed, k]), f"k = {k}: {CURVE_STAGE}"
+            rng, stage = random_stream(seed, k), f"k = {k}: {CURVE_STAGE}"
             curve = measure_curve(index, k, betas, clean, rng, settings, partial(progress, stage))
             index.scale(k).save_curve(curve.as_dict())
             log.info("k %d: operating curve measured at %d noise levels", k, len(betas))

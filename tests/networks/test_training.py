@@ -76,6 +76,14 @@ def test_a_seed_determines_the_weights(pictures, small, tmp_path):
     assert not torch.equal(*(weights(tmp_path / name)["first.weight"] for name in "bc"))
 
 
+def test_seeds_of_more_than_32_bits_have_batches_of_their_own(pictures):
+    """In one list of words, 5 + 3 * 2**32, stream 2 and step 0 are the same as 5, stream 3 and batch 2."""
+    source = pi.open_images(pictures[0])
+    held_out = list(batches.held_out_batches(source, 4, 5))[2]
+    trained_on = batches.Batches(source, 4, 5 + 3 * 2**32).at(0)
+    assert not np.array_equal(held_out.eps, trained_on.eps)
+
+
 def test_images_that_do_not_fit_into_memory_are_read_at_each_step(pictures, small, tmp_path, monkeypatch):
     train(pictures[0], tmp_path / "memory", small(), threads=1)
     monkeypatch.setattr(batches, "parse_memory", lambda memory: 100)
