@@ -9,18 +9,19 @@ each point at which the operation was killed: the number of the point, and the p
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import signal
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from children import in_a_child, killed_at, opens_to_write
 
 import patchindex as pi
 from patchindex.build import shards
 
+IMAGES = Path(__file__).parents[1] / "data" / "fashion_mnist_6k.npz"
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
 LAST = 8  # all of the last changes are points: they put the new store in its place
 
@@ -29,7 +30,7 @@ class Operation:
     """An operation that makes a store, from an older store or from none."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        with np.load("data/fashion_mnist_6k.npz") as data:
+        with np.load(IMAGES) as data:
             self.images, self.labels = data["images"][:60, ::2, ::2].copy(), data["labels"][:60].astype(int)
         self.name, self.folder, self.path = name, folder, folder / "at" / "s.zarr"
         self.base = None if name == "build" else folder / "base.zarr"
@@ -50,21 +51,9 @@ class Operation:
             pi.build_index(self.images, self.path, [3], self.labels, threads=1, resume=resume, overwrite=over)
         return "done"
 
-    def killed_at(self, point: int) -> str:
-        count = 0
-
-        def hook(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal count
-            flags = arguments[2] if event == "open" else 0
-            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
-            if event in CHANGES or (writes and str(self.path) in str(arguments[0])):
-                count += 1
-                if count == point:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        self.do(resume=False)
-        return str(count)
+    def is_change(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        """Return whether an audit event changes files of the store."""
+        return event in CHANGES or (opens_to_write(event, arguments) and str(self.path) in str(arguments[0]))
 
     def state(self) -> str:
         """Return a description of the whole store and of the files beside it."""
@@ -84,24 +73,6 @@ class Operation:
         return self.state().partition("; ")[0] if self.path.exists() else "nothing"
 
 
-def in_a_child(work: Callable[[], str]) -> str:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        try:
-            result = work()
-        except BaseException as error:
-            result = f"{type(error).__name__}: {error}"
-        os.write(writing, result.encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        result = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return "killed" if os.WIFSIGNALED(status) else result
-
-
 def main(name: str, folder: Path, points: int) -> None:
     shards.SHARD_BYTES, shards.PIECE_BYTES = 20_000, 0  # several shards
     operation = Operation(name, folder)
@@ -112,19 +83,21 @@ def main(name: str, folder: Path, points: int) -> None:
         in_a_child(lambda: str(pi.build_index(images, path, [3], labels, threads=1)))
     operation.prepare()
     before = in_a_child(operation.store)
-    in_a_child(lambda: operation.do(resume=False))
+    work = partial(operation.do, resume=False)
+    in_a_child(work)
     after = in_a_child(operation.state)
+    if (problems := in_a_child(lambda: str(pi.verify(operation.path).problems))) != "()":
+        raise SystemExit(f"without a kill, the store has {problems}")
     operation.prepare()
-    changes = int(in_a_child(lambda: operation.killed_at(0)))
+    changes = int(in_a_child(partial(killed_at, 0, operation.is_change, work)))
     for point in {*np.linspace(1, changes, points).astype(int), *range(changes - LAST, changes + 1)}:
         operation.prepare()
         wrong = []
-        if in_a_child(lambda at=int(point): operation.killed_at(at)) != "killed":  # type: ignore[misc]
+        if in_a_child(partial(killed_at, int(point), operation.is_change, work)) != "killed":
             wrong.append("was not killed")
         if (found := in_a_child(operation.store)) not in (before, after.partition("; ")[0], "nothing"):
             wrong.append(f"left {found}")
-        if (result := in_a_child(lambda: operation.do(resume=True))) != "done":
-            wrong.append(f"resumed with {result}")
+        in_a_child(partial(operation.do, resume=True))
         if (found := in_a_child(operation.state)) != after:
             wrong.append(f"ended with {found}, not {after}")
         print(point, *wrong, flush=True)

@@ -21,6 +21,7 @@ __all__ = [
     "MEASURES",
     "Noised",
     "correlation",
+    "determination",
     "fresh_noise",
     "held_out_images",
     "training_images",
@@ -61,7 +62,7 @@ class Noised:
         mean, network = mean.cpu(), torch.from_numpy(self.mean[rows, step])
         found = {
             "pearson_r": correlation(mean, network),
-            "r2": r2(mean, network),
+            "r2": determination(mean, network),
             "mse": rmse(mean, network).square(),
             "error": torch.full((len(rows),), torch.nan),
             "network_error": torch.full((len(rows),), torch.nan),
@@ -75,8 +76,16 @@ class Noised:
 
 def correlation(images: Tensor, reference: Tensor) -> Tensor:
     """Return Pearson's r of each image (n, C, H, W); 0 where an image has one colour up to rounding."""
-    one_colour = [each.double().flatten(1).std(1, correction=0) <= ONE_COLOUR for each in (images, reference)]
-    return pearson_r(images, reference).masked_fill(one_colour[0] | one_colour[1], 0.0)
+    return pearson_r(images, reference).masked_fill(_one_colour(images) | _one_colour(reference), 0.0)
+
+
+def determination(images: Tensor, reference: Tensor) -> Tensor:
+    """Return R^2 of each image (n, C, H, W); NaN where a reference has one colour up to rounding."""
+    return r2(images, reference).masked_fill(_one_colour(reference), torch.nan)
+
+
+def _one_colour(images: Tensor) -> Tensor:
+    return images.double().flatten(1).std(1, correction=0) <= ONE_COLOUR
 
 
 def fresh_noise(seed: int, kind: int, n: int, shape: tuple[int, ...]) -> Tensor:

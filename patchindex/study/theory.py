@@ -22,8 +22,8 @@ from patchindex.images.by_label import TrainingImages
 from patchindex.runtime import Progress, as_progress, plain_state
 from patchindex.sampling import starting_noise
 from patchindex.store.checksums import fingerprint
-from patchindex.study.metrics import r2, rmse
-from patchindex.study.noised import Noised, correlation, held_out_images, training_images
+from patchindex.study.metrics import rmse
+from patchindex.study.noised import Noised, correlation, determination, held_out_images, training_images
 from patchindex.study.parts import Parts, compared_settings, hold_folder
 from patchindex.study.replay import NETWORK, Replay, images_in, layout
 from patchindex.study.theory_results import Theory
@@ -253,7 +253,7 @@ def _image_rows(
     """Yield a row for each image of a denoiser, against the network's image in some steps."""
     values: dict[str, Any] = {
         "pearson_r": correlation(drawn, reference),
-        "r2": r2(drawn, reference),
+        "r2": determination(drawn, reference),
         "mse": rmse(drawn, reference).square(),
         "seconds": replay.parts.get(name, images_in(replay.steps), range(len(drawn)))["seconds"],
     }

@@ -38,7 +38,7 @@ class Theory(ShownRows):
         has `pearson_r` 0, and no `r2` if the network drew it. r is what the paper calls r^2.
     points : list of dict
         A row per denoiser, kind of noisy image (`inputs`: `trajectory`, `training` or `held-out`), image and
-        time. `pearson_r`, `r2` and `mse` compare the posterior mean with the network's; `error` and
+        time. `pearson_r`, `r2` and `mse` compare the posterior mean with the network's, as above; `error` and
         `network_error` are the mean square errors of both against the clean image, None on the trajectory.
     finals : dict of str to Tensor
         The final images, (n, C, H, W), of the network (`network, 150 steps`) and of each denoiser.
@@ -128,7 +128,7 @@ class Theory(ShownRows):
                 "beta": found[0]["beta"],
                 "k": found[0]["k"],
             }
-            for measure in ("pearson_r", "r2", "mse", "error", "network_error"):
+            for measure in MEASURES:
                 values = [each[measure] for each in found if each[measure] is not None]
                 row[measure] = float(np.median(values)) if values else None
             rows.append(row)
