@@ -122,7 +122,7 @@ def accessing(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot be accessed ({error.strerror})",
+            f"cannot be accessed ({error.strerror or error})",
             where=path,
             remedy="check the path and its permissions",
         ) from error

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and on what they are for, and on nothing else."""
+"""Random numbers that depend on a seed and on a key, and on nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ WORD = 1 << 32  # NumPy makes a seed of words of 32 bits
 def random_stream(seed: int, *key: int) -> np.random.Generator:
     """Return the random generator of a seed for a key, such as the number of an image.
 
-    NumPy adds zeros to a short key: keys that differ only in zeros at the end have the same generator.
+    With a seed below 2^32, NumPy adds zeros to less than four numbers: keys that differ only in zeros at the
+    end may have the same generator.
 
     >>> bool(random_stream(0, 1).random() == random_stream(2**32, 0).random())
     False

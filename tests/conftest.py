@@ -33,6 +33,13 @@ settings.register_profile(
 )
 settings.load_profile("short")
 
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let draws of torch's global generator depend on the test, and not on the tests before it."""
+    torch.manual_seed(0)
+
+
 RealImages = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from patchindex.images.source import ImageSource
 
-__all__ = ["FINGERPRINT_BYTES", "image_fingerprint", "image_fingerprints"]
+__all__ = ["all_fingerprints", "image_fingerprint", "image_fingerprints"]
 
 FINGERPRINT_BYTES = 16  # two different images have one fingerprint with a chance of 2^-128
 BLOCK = 4096  # images in memory at once
@@ -34,3 +34,8 @@ def image_fingerprints(source: ImageSource) -> Iterator[bytes]:
     """
     for _, block in source.chunks(BLOCK):
         yield from map(image_fingerprint, block)
+
+
+def all_fingerprints(source: ImageSource) -> np.ndarray:
+    """Return the fingerprints of all images of a source, (N,) of bytes."""
+    return np.fromiter(image_fingerprints(source), f"S{FINGERPRINT_BYTES}", len(source))

@@ -21,6 +21,7 @@ __all__ = ["ImageSource", "Index", "SubsetSource"]
 
 Index = slice | np.ndarray | Sequence[int]
 
+FLOAT_BYTES = 8  # a float32, once more while the axes are moved
 LARGEST_AXIS = 1 << 40  # images, or pixels; a larger number is a damaged header
 
 
@@ -161,7 +162,7 @@ class ImageSource(ABC):
         Raises
         ------
         InputError
-            As from `read`.
+            As from `read`; also when the floats take more memory than the process may use.
 
         Examples
         --------
@@ -171,9 +172,19 @@ class ImageSource(ABC):
         (torch.Size([2, 3, 8, 9]), torch.Size([1, 3, 8, 9]), 1.0)
         """
         from patchindex.images.tensors import as_tensor, to_unit  # torch takes seconds to import
+        from patchindex.runtime import memory_limit
 
         ids = [index] if is_whole(index) else index
-        return to_unit(as_tensor(self.read(ids))).permute(0, 3, 1, 2).contiguous()
+        pixels = self.read(ids)
+        need, limit = FLOAT_BYTES * pixels.size, memory_limit()
+        if need > limit:
+            raise InputError(
+                f"{len(pixels)} images as floats take {need / 2**30:,.0f} GiB, "
+                f"and this process may use {limit / 2**30:,.1f}",
+                where=self.name,
+                remedy="take fewer at once",
+            )
+        return to_unit(as_tensor(pixels)).permute(0, 3, 1, 2).contiguous()
 
     def _resolve(self, index: Index) -> slice | np.ndarray:
         """Return the index as slice(start, stop) or int64 ids inside [0, N)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from patchindex.checks import check_least
+from patchindex.checks import check_least, is_name_in
 from patchindex.errors import InputError
 
 __all__ = ["ARCHITECTURES", "PADDINGS", "ResNet", "UNet", "make_network"]
@@ -321,7 +321,7 @@ def make_network(
     InputError
         When the architecture or an option is unknown, or the sizes do not fit each other or the images.
     """
-    if name not in ARCHITECTURES:
+    if not is_name_in(name, ARCHITECTURES):
         raise InputError(
             f"unknown architecture {name!r}", parameter="arch", remedy=f"use {', '.join(ARCHITECTURES)}"
         )
@@ -380,7 +380,7 @@ def _check_width(name: str, value: Any) -> None:
 
 
 def _check_padding(padding: Any) -> None:
-    if padding not in PADDINGS:
+    if not is_name_in(padding, PADDINGS):
         raise InputError(
             f"unknown padding {padding!r}", parameter="padding", remedy=f"use {' or '.join(PADDINGS)}"
         )

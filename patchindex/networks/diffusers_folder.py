@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchindex.checks import is_whole
+from patchindex.checks import is_name_in, is_whole
 from patchindex.devices import resolve_devices
 from patchindex.errors import InputError, PatchIndexError
 from patchindex.networks.conversions import NoiseTable
@@ -29,6 +29,13 @@ BAD_CONFIG = (
 )  # fmt: skip
 AGAIN = "copy the folder again"
 WRAP = "wrap the model by patchindex.networks.wrap"
+# Their settings describe noise variances in the same way. Others have sigmas, or flows in place of noise.
+SCHEDULERS = frozenset({
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+})  # fmt: skip
 PREDICTS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 
 
@@ -51,8 +58,8 @@ def open_diffusers(
     Raises
     ------
     InputError
-        When diffusers is not installed; when the folder has another model, no scheduler, or no weights in
-        safetensors files.
+        When diffusers is not installed; when the folder has another model, no scheduler with the noise of
+        DDPM, or no weights in safetensors files.
     """
     if not (folder / PIPELINE).is_file():
         raise _refused(
@@ -61,20 +68,26 @@ def open_diffusers(
             "give the folder of the pipeline, or wrap the model by patchindex.networks.wrap with schedule=",
         )
     parts = _read_json(folder / PIPELINE)
-    if parts.get("unet") != ["diffusers", "UNet2DModel"] or not isinstance(parts.get("scheduler"), list):
+    named = parts.get("scheduler")
+    if parts.get("unet") != ["diffusers", "UNet2DModel"] or not isinstance(named, list) or len(named) != 2:
         raise _refused(
             folder,
             f"is not a pipeline of a UNet2DModel and a scheduler, but a {parts.get('_class_name')}",
             "wrap its model by patchindex.networks.wrap",
         )
     scheduler_file = folder / "scheduler" / SCHEDULER
-    steps = _read_json(scheduler_file).get("num_train_timesteps", 1000)
+    settings = _read_json(scheduler_file)
+    for kind in (named[1], settings.get("_class_name", named[1])):
+        if not is_name_in(kind, SCHEDULERS):
+            what = f"has a scheduler {kind!r:.60}, whose noise is not described as that of DDPMScheduler"
+            raise _refused(folder / "scheduler", what, WRAP)
+    steps = settings.get("num_train_timesteps", 1000)
     if not is_whole(steps) or not 1 <= steps <= MOST_STEPS:
         raise _refused(folder / "scheduler", f"has {steps!r:.40} time steps", AGAIN)
     model, scheduler = _load(folder)
     config = model.config
     prediction, classes = scheduler.config.prediction_type, config.num_class_embeds
-    if prediction not in PREDICTS:
+    if not is_name_in(prediction, PREDICTS):
         raise _refused(
             folder, f"has the unknown prediction type {prediction!r:.40}", "wrap the model yourself"
         )

@@ -95,7 +95,7 @@ class Training:
             )
         self.batches = Batches(images, settings.batch_size, settings.seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(weights_seed(settings.seed))
+            torch.default_generator.manual_seed(weights_seed(settings.seed))  # of the CPU only
             network = make_network(
                 settings.arch, (channels, height, width), len(self.classes), settings.options
             )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchindex.checks import is_whole
+from patchindex.checks import is_name_in, is_whole
 from patchindex.denoisers import Call, Denoiser
 from patchindex.denoisers.arguments import Label
 from patchindex.errors import InputError, Option
@@ -79,13 +79,13 @@ class Network(Denoiser):
                 remedy="give (3, 32, 32)",
             )
         shape = (int(sides[0]), int(sides[1]), int(sides[2]))
-        if predicts not in PREDICTIONS:
+        if not is_name_in(predicts, PREDICTIONS):
             raise InputError(
                 f"unknown prediction {predicts!r}",
                 parameter="predicts",
                 remedy=f"use {', '.join(PREDICTIONS)}",
             )
-        if time not in TIMES:
+        if not is_name_in(time, TIMES):
             raise InputError(
                 f"unknown time variable {time!r}", parameter="time", remedy=f"use {', '.join(TIMES)}"
             )
@@ -98,6 +98,8 @@ class Network(Denoiser):
             )
         self._predict, self._predicts, self._time = predict, predicts, time
         self.labels = None if labels is None else np.unique(np.asarray(labels, np.int64))
+        if self.labels is not None and not len(self.labels):
+            raise InputError("are none", parameter="labels", remedy="leave it out, or give the known labels")
         self.label_names = None if label_names is None else tuple(label_names)
         self.name = name or getattr(predict, "__name__", type(predict).__name__)
         self.images, self.run = images, run

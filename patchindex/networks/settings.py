@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from patchindex.checks import check_least, check_optional, is_real
+from patchindex.checks import check_least, check_optional, is_name_in, is_real
 from patchindex.errors import InputError, Option
 from patchindex.schedules import NOISE_SCHEDULES
 from patchindex.store.text_files import as_json
@@ -89,13 +89,13 @@ class TrainSettings:
         object.__setattr__(self, "options", MappingProxyType(as_json(self.options)))
         if all(getattr(self, name) is None for name in LIMITS):
             object.__setattr__(self, "epochs", EPOCHS)
-        if self.noise not in NOISE_SCHEDULES:
+        if not is_name_in(self.noise, NOISE_SCHEDULES):
             raise InputError(
                 f"unknown noise schedule {self.noise!r}",
                 parameter="noise",
                 remedy=f"use {', '.join(sorted(NOISE_SCHEDULES))}",
             )
-        if self.precision not in PRECISIONS:
+        if not is_name_in(self.precision, PRECISIONS):
             raise InputError(
                 f"unknown precision {self.precision!r}",
                 parameter="precision",

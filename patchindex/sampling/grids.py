@@ -38,7 +38,9 @@ SPACINGS: dict[str, Callable[[float, float, float], float] | None] = {
 
 
 def time_grid(steps: Steps, noise: NoiseSchedule, spacing: str = "uniform") -> list[float]:
-    """Return the times of a sampler, descending; the last one is 0, the time of the data.
+    """Return the times of a sampler, descending.
+
+    The last one is 0, the time of the data, unless the times themselves are given.
 
     Parameters
     ----------

@@ -106,7 +106,7 @@ def image_grid(
     grid = Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)
     if any(column_names):
         grid = _with_heads(grid, column_names, column_step, gap)
-    return _with_row_names(grid, row_names, row_step, gap) if any(row_names) else grid
+    return _with_row_names(grid, row_names, len(rows), row_step, gap) if any(row_names) else grid
 
 
 def pictures_of(images: Tensor) -> list[Image.Image]:
@@ -140,7 +140,7 @@ def filmstrip(trajectory: Trajectory, images: Tensor, most: int = 10, height: in
     images : Tensor, shape (n, C, H, W)
         The final images, of which as many are shown as the trajectory has.
     most, height : int
-        Number of steps; least height of an image in pixels.
+        Number of steps; the most pixels that an enlarged image may be high.
     """
     shown = np.unique(np.linspace(0, len(trajectory) - 1, most).round().astype(int))
     rows = []
@@ -164,14 +164,14 @@ def png_of(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _with_row_names(grid: Image.Image, names: Sequence[str], step: int, gap: int) -> Image.Image:
-    """Return a grid with a name to the left of each row; rows are `step` pixels apart."""
+def _with_row_names(grid: Image.Image, names: Sequence[str], rows: int, step: int, gap: int) -> Image.Image:
+    """Return a grid with a name to the left of each of its rows, which are `step` pixels apart."""
     font, texts = ImageFont.load_default(NAME_SIZE), [_wrapped(name) for name in names]
     measure = ImageDraw.Draw(grid)
     width = math.ceil(max(measure.multiline_textbbox((0, 0), text, font=font)[2] for text in texts)) + 2 * gap
     canvas = Image.new(grid.mode, (grid.width + width, grid.height), "white")
     canvas.paste(grid, (width, 0))
-    draw, rows = ImageDraw.Draw(canvas), (grid.height - gap) // step
+    draw = ImageDraw.Draw(canvas)
     top = grid.height - rows * step
     for i, text in enumerate(texts[:rows]):
         place = (width - gap, top + i * step + (step - gap) / 2)

@@ -29,7 +29,8 @@ class SampleResult:
     Attributes
     ----------
     images : Tensor, shape (n, C, H, W), float32
-        In [-1, 1], up to rounding; a posterior mean is an average of training pixels.
+        In [-1, 1] up to rounding if a score machine drew them to t = 0: its last posterior mean is an
+        average of training pixels. Images of other denoisers may leave that range.
     x_T : Tensor, shape (n, C, H, W), float32
         The noise at the start.
     steps : list of dict

@@ -41,7 +41,7 @@ class Step:
     x : Tensor, shape (n, C, H, W), float32
         Noisy images before the step.
     mean : Tensor, shape (n, C, H, W), float32
-        Posterior means, in [-1, 1].
+        Posterior means; those of a score machine are in [-1, 1].
     stderr, ess, captured_mass : Tensor, shape (n, H, W), float32
         As in `Estimate`.
     """
@@ -68,7 +68,7 @@ class Trajectory:
     x : numpy.ndarray, shape (S, n, C, H, W), float32
         Noisy images before the step; x[0] is the noise at the start.
     mean : numpy.ndarray, shape (S, n, C, H, W), float32
-        Posterior means, in [-1, 1].
+        Posterior means; those of a score machine are in [-1, 1].
     stderr, ess, captured_mass : numpy.ndarray, shape (S, n, H, W), float32
         As in `Estimate`.
 
@@ -175,7 +175,9 @@ class TrajectoryFile:
         ------
         InputError
             When the group has other steps, another number of images or another shape than this part, or n
-            images do not hold the part. OutputExistsError when the path is a file.
+            images do not hold the part.
+        OutputExistsError
+            When the path is a file, or a folder with something else than a trajectory.
         """
         count = part.x.shape[1]
         if not 0 <= first <= n - count:
@@ -184,22 +186,35 @@ class TrajectoryFile:
                 parameter="first",
                 remedy="give the number of the part's first image, and the number of all images",
             )
-        if self.path.is_file():
-            raise OutputExistsError("is a file", where=self.path, remedy="write to another path")
-        group = zarr.open_group(LocalStore(self.path), mode="a", zarr_format=3)
-        if "format" not in group.attrs:
-            for name in OF_STEPS:
-                group.create_array(name, data=getattr(part, name), overwrite=True)
-            for name in (*OF_IMAGES, *OF_PIXELS):
+        group = self._group()
+        for name in OF_STEPS:
+            if name not in group:
+                group.create_array(name, data=getattr(part, name))
+        for name in (*OF_IMAGES, *OF_PIXELS):
+            if name not in group:
                 steps, _, *rest = getattr(part, name).shape
-                group.create_array(
-                    name, shape=(steps, n, *rest), chunks=(steps, 1, *rest), dtype="f4", overwrite=True
-                )
-            group.attrs["format"] = FORMAT
+                shape, chunks = (steps, n, *rest), (steps, 1, *rest)
+                group.create_array(name, shape=shape, chunks=chunks, dtype="f4", fill_value=np.nan)
         self._check_fits(group, part, n)
         for name in (*OF_IMAGES, *OF_PIXELS):
             array: Any = group[name]
             array[:, first : first + count] = getattr(part, name)
+
+    def _group(self) -> zarr.Group:
+        """Return the group, a new one if there is nothing at the path."""
+        if self.path.is_file():
+            raise OutputExistsError("is a file", where=self.path, remedy="write to another path")
+        store = LocalStore(self.path)
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return zarr.create_group(store, zarr_format=3, attributes={"format": FORMAT})
+        try:
+            group = zarr.open_group(store, mode="r+", zarr_format=3)
+            is_trajectory = group.attrs.get("format") == FORMAT
+        except (zarr.errors.GroupNotFoundError, ValueError):
+            is_trajectory = False
+        if not is_trajectory:
+            raise OutputExistsError("is no trajectory", where=self.path, remedy="write to another path")
+        return group
 
     def _check_fits(self, group: zarr.Group, part: Trajectory, n: int) -> None:
         """Refuse a part of another trajectory than the group has."""
@@ -225,13 +240,18 @@ class TrajectoryFile:
         SourceNotFoundError
             When there is no such folder.
         InputError
-            When the folder is no trajectory, its arrays do not fit each other, or it has no such image.
+            When the folder is no trajectory, its arrays do not fit each other, or it has no such image, or
+            the image is not drawn yet.
         """
         if not self.path.is_dir():
             raise SourceNotFoundError(
                 "no such trajectory", where=self.path, remedy="draw with --save-trajectory"
             )
         store = checked_store(str(self.path))
+        with self._reading("group"):
+            found_format = zarr.open_group(store, mode="r", zarr_format=3).attrs.get("format")
+        if found_format != FORMAT:
+            raise self._refusal(f"has the format {found_format!r:.60}, not {FORMAT!r}")
         arrays = {each.name: self._array(store, each.name) for each in fields(Trajectory)}
         (steps, n, *shape) = arrays["x"].shape if arrays["x"].ndim == 5 else (0, 0)
         for name, array in arrays.items():
@@ -251,6 +271,12 @@ class TrajectoryFile:
         for name, array in arrays.items():
             with self._reading(name):
                 found[name] = array[:] if name in OF_STEPS else np.stack([array[:, i] for i in chosen], 1)
+        drawn = np.isfinite(found["x"]).all(axis=(0, 2, 3, 4))
+        if not drawn.all():
+            number = chosen[int(drawn.argmin())]
+            raise InputError(
+                f"image {number} is not drawn yet", where=self.path, remedy="continue with sample --resume"
+            )
         return Trajectory(**found)
 
     def _array(self, store: CheckedStore, name: str) -> Any:

@@ -20,6 +20,7 @@ from patchindex.errors import (
     SourceNotFoundError,
     warn,
 )
+from patchindex.regular_files import read_regular
 from patchindex.schedules.checks import problem_of_pairs, problem_of_quartiles, problem_of_scale
 from patchindex.schedules.noise import NoiseSchedule, cosine, noise_schedule
 from patchindex.schedules.presets import LOCALITY_PRESETS, PUBLISHED, Provenance, provenance_of
@@ -28,6 +29,7 @@ __all__ = ["LOCALITY_PRESETS", "LocalityLike", "LocalitySchedule", "Provenance",
 
 STEPS = 20  # of the paper's sampling grid
 FILE_VERSION = 1
+MOST_BYTES = 1 << 22  # of a file; a schedule of a thousand pairs with quartiles takes less than 2^18
 
 
 @dataclass(frozen=True)
@@ -287,8 +289,10 @@ class LocalitySchedule:
             is_file = path.is_file()
         if not is_file:
             raise SourceNotFoundError("no such file", where=path, remedy="check the path of the schedule")
+        with accessing(path):
+            content = read_regular(path, MOST_BYTES, follow_links=True)
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise _not_a_schedule(f"is not JSON ({error})", path) from None
         if not isinstance(found, dict) or found.get("version") != FILE_VERSION:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from patchindex.images.by_label import TrainingImages
 from patchindex.index import PatchIndex, open_index
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.runtime import threads as use_threads
+from patchindex.schedules import NoiseSchedule
 from patchindex.store.checksums import fingerprint
 from patchindex.study.calibration import COLUMNS, Calibration
 from patchindex.study.calibration_ways import CalibrationOptions, OnImages, OnNetwork
@@ -150,6 +152,7 @@ def calibrate(
     else:
         way = OnImages.of(theory, held_out, n or HELD_OUT, steps, options)
     theory = way.theory
+    _check_levels(way.noise, steps)
     log.info("%s, scales %s, %d noise levels", theory.machine, ", ".join(map(str, ks)), steps - 1)
     settings = {
         "machine": theory.machine,
@@ -176,6 +179,17 @@ def calibrate(
         _run(way, ks, options.pixels, _batches(way, options.batch_size), parts, progress)
         reported = {**settings, "source": training.source.name, **way.reported}
         return Calibration(list(_rows(way, ks, parts)), reported)
+
+
+def _check_levels(noise: NoiseSchedule, steps: int) -> None:
+    """Refuse a noise schedule with fewer levels than steps: a locality schedule has one scale for each."""
+    betas = [noise(i / steps) for i in range(1, steps)]
+    if any(low >= high for low, high in pairwise(betas)):
+        raise InputError(
+            f"of {steps} steps, two have the same noise level",
+            parameter="steps",
+            remedy="use fewer steps",
+        )
 
 
 def _machine_of(index: PatchIndex | None, machine: str | None, windows: str | None) -> tuple[str, str]:

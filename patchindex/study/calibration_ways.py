@@ -14,9 +14,9 @@ from patchindex.checks import check_least, check_optional
 from patchindex.denoisers.base import Denoiser
 from patchindex.devices import resolve_device
 from patchindex.errors import InputError, Option
-from patchindex.images import ImagesLike, ImageSource, open_images
+from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
-from patchindex.images.fingerprints import FINGERPRINT_BYTES, image_fingerprints
+from patchindex.images.fingerprints import all_fingerprints
 from patchindex.networks.network import Network
 from patchindex.random_streams import random_stream
 from patchindex.runtime import Progress
@@ -232,9 +232,9 @@ class OnImages:
                     "the held-out images have no labels", parameter="held_out", remedy="give labels"
                 )
             usable = np.flatnonzero(mine.labels == options.label)
-        fingerprints = _fingerprints(source)
+        fingerprints = all_fingerprints(source)
         if held_out is not None:
-            usable = usable[~np.isin(_fingerprints(mine)[usable], fingerprints)]
+            usable = usable[~np.isin(all_fingerprints(mine)[usable], fingerprints)]
         left = len(usable) - (held_out is None)  # one training image has to be left
         if n > left:
             unseen = "" if held_out is None else " that are not training images"
@@ -335,7 +335,3 @@ def _some_pixels(
         random_stream(options.seed, j, i, 1).choice(area, options.pixels, replace=False) for j in samples
     )
     return [torch.from_numpy(np.sort(each)) for each in chosen]
-
-
-def _fingerprints(source: ImageSource) -> np.ndarray:
-    return np.fromiter(image_fingerprints(source), f"S{FINGERPRINT_BYTES}", len(source))

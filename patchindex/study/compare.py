@@ -18,7 +18,7 @@ from patchindex.estimators.base import COSTS
 from patchindex.exact import load_kernel
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import sample, starting_noise
-from patchindex.study.metrics import accuracy, pearson_r, r2, rmse, root_mean_square
+from patchindex.study.metrics import accuracy, has_one_colour, pearson_r, r2, rmse, root_mean_square
 from patchindex.study.table import COLUMNS, PLACE, Study
 
 __all__ = ["Study", "compare"]
@@ -202,13 +202,18 @@ def _own(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row per image: the image after a step of an own trajectory and of the exact one."""
     (i, first), off = at, (to_float64(x) - to_float64(exact)).abs().flatten(1)
-    measures = {"rmse": rmse(x, exact), "pearson_r": pearson_r(x, exact), "r2": r2(x, exact)}
+    flat = has_one_colour(exact)
+    measures = {
+        "rmse": rmse(x, exact),
+        "pearson_r": pearson_r(x, exact).masked_fill(flat | has_one_colour(x), torch.nan),
+        "r2": r2(x, exact).masked_fill(flat, torch.nan),
+    }
     costs = {cost: record[cost] / len(x) for cost in ("seconds", *COSTS)}
     for b in range(len(x)):
         yield _row(
             name, "own", first + b, i, record["t"], record["k"],
             **costs,
-            # Images of one colour have no correlation.
+            # NaN: an image has one colour, and the measure does not apply.
             **{m: float(values[b]) if values[b].isfinite() else None for m, values in measures.items()},
             max_error=float(off[b].max()),
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from patchindex.checks import check_least
 from patchindex.estimators.base import check_tolerance
 from patchindex.estimators.curve import OperatingCurve
 from patchindex.index import PatchIndex
@@ -38,7 +39,7 @@ def cost_of_tolerances(
     tolerances : sequence of float
         Tolerances of `auto`, in (0, 2], in units of the images ([-1, 1]).
     steps : int
-        Steps of an image.
+        Number of grid points, at least 2; a sampler takes one step fewer.
 
     Returns
     -------
@@ -49,7 +50,7 @@ def cost_of_tolerances(
     Raises
     ------
     InputError
-        When a tolerance is out of range.
+        When a tolerance is out of range, or there are fewer than two grid points.
     StoreError
         When an operating curve is damaged.
 
@@ -61,6 +62,7 @@ def cost_of_tolerances(
     >>> cost_of_tolerances(index)  # it is not tuned
     []
     """
+    check_least(steps=(steps, 2))
     for tolerance in tolerances:
         check_tolerance(tolerance)
     schedule, area = index.locality, index.pixels.shape[1] * index.pixels.shape[2]

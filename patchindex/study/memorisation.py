@@ -16,6 +16,7 @@ from patchindex.exact import ScoreRequest, scan
 from patchindex.geometry import Geometry
 from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages
+from patchindex.images.fingerprints import all_fingerprints
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import draw_noise
 from patchindex.schedules import NoiseSchedule, noise_schedule
@@ -49,9 +50,10 @@ def memorisation(
 ) -> Memorisation:
     """Measure the exact posterior mean of noisy images, held out and not, at each scale and time.
 
-    `n` images, evenly spread, are held out: the machine does not have them. As many of the others are noised
-    as well. Where the effective sample size is near 1, the posterior mean of a pixel is the centre of the
-    training patch that is nearest to its noisy window; for a training image this patch is its own.
+    `n` images, evenly spread, are held out: the machine has neither them nor copies of them. As many of the
+    others are noised as well. Where the effective sample size is near 1, the posterior mean of a pixel is the
+    centre of the training patch that is nearest to its noisy window; for a training image this patch is its
+    own.
 
     Parameters
     ----------
@@ -79,7 +81,8 @@ def memorisation(
     Raises
     ------
     InputError
-        When there are not more than 2 n images, all neighbourhoods are flat, or a setting is unknown.
+        When fewer than n images are left for the machine, or all neighbourhoods are flat, or a setting is
+        unknown.
 
     Examples
     --------
@@ -93,10 +96,15 @@ def memorisation(
     check_times(times)
     opened, schedule = open_images(source), noise_schedule(noise)
     geometries = [Geometry.of(machine, k, opened.shape[1:3], train_windows or "valid") for k in scales]
-    if len(opened) <= 2 * n:
-        raise InputError(f"{len(opened)} images are too few", parameter="n", remedy="hold out fewer images")
     held = np.linspace(0, len(opened) - 1, n).round().astype(np.int64)
-    rest = np.setdiff1d(np.arange(len(opened)), held)
+    prints = all_fingerprints(opened)
+    rest = np.flatnonzero(~np.isin(prints, prints[held]))
+    if len(rest) <= n:
+        raise InputError(
+            f"leaves {len(rest)} of {len(opened)} images that are not copies of held-out images",
+            parameter="n",
+            remedy="hold out fewer images",
+        )
     known = rest[np.linspace(0, len(rest) - 1, n).round().astype(np.int64)]
     training = TrainingImages(opened.subset(rest))
     clean = opened.floats(np.concatenate([held, known]))
@@ -127,7 +135,7 @@ def memorisation(
                 "single": float((ess < SINGLE).double().mean()),
                 "rmse_held_out": rmse[0],
                 "rmse_training": rmse[1],
-                "ratio": rmse[1] / rmse[0],
+                "ratio": rmse[1] / rmse[0] if rmse[0] else None,
             }
         )
     settings = {"machine": machine, "train_windows": train_windows, "n": n, "pixels": pixels, "seed": seed}
@@ -145,7 +153,8 @@ class Memorisation(ShownRows):
         held-out images, the geometric mean over pixels. `single`: share of their pixels with an effective
         sample size below 1.5, where one patch decides. `rmse_held_out`, `rmse_training`: error of the
         posterior mean against the clean image. `ratio`: the error on training images over the error on
-        held-out images; near 0 the machine memorises, near 1 it treats both alike.
+        held-out images; near 0 the machine memorises, near 1 it treats both alike. None if no
+        held-out image has an error.
     settings : dict
     """
 

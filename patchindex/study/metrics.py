@@ -15,6 +15,8 @@ from torch import Tensor
 from patchindex.devices import to_float64
 from patchindex.estimators import Estimate
 
+ONE_COLOUR = 1e-5  # standard deviation; float32 rounds posterior means by up to about 1e-6
+
 __all__ = ["accuracy", "pearson_r", "r2", "rmse", "root_mean_square"]
 
 SLACK = 0.001  # of an error beyond two standard errors: 1/8 of a grey level
@@ -45,6 +47,14 @@ def r2(images: Tensor, reference: Tensor) -> Tensor:
     """
     a, b = to_float64(images).flatten(1), to_float64(reference).flatten(1)
     return 1 - (a - b).square().sum(1) / (b - b.mean(1, keepdim=True)).square().sum(1)
+
+
+def has_one_colour(images: Tensor) -> Tensor:
+    """Return whether each image (n, C, H, W) has one value up to rounding: (n,) bool.
+
+    Neither Pearson's r nor R^2 applies to such an image: they would compare rounding errors.
+    """
+    return to_float64(images).flatten(1).std(1, correction=0) <= ONE_COLOUR
 
 
 def rmse(images: Tensor, reference: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from patchindex.images import ImagesLike, open_images
 from patchindex.images.by_label import TrainingImages, as_tensor, to_unit
 from patchindex.images.fingerprints import image_fingerprint, image_fingerprints
 from patchindex.random_streams import random_stream
-from patchindex.study.metrics import pearson_r, r2, rmse
+from patchindex.study.metrics import has_one_colour, pearson_r, r2, rmse
 
 __all__ = [
     "MEASURES",
@@ -30,7 +30,6 @@ __all__ = [
 MEASURES = ("pearson_r", "r2", "mse", "error", "network_error")
 CHOICE, HELD_OUT = 11, 12  # what is drawn; the kinds of `fresh_noise` are smaller
 NOISED_STREAM = 2  # tells these draws from the noise of the start and of steps: a seed may not end with 0
-ONE_COLOUR = 1e-5  # standard deviation; float32 rounds posterior means by up to about 1e-6
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,12 @@ class Noised:
 
 def correlation(images: Tensor, reference: Tensor) -> Tensor:
     """Return Pearson's r of each image (n, C, H, W); 0 where an image has one colour up to rounding."""
-    return pearson_r(images, reference).masked_fill(_one_colour(images) | _one_colour(reference), 0.0)
+    return pearson_r(images, reference).masked_fill(has_one_colour(images) | has_one_colour(reference), 0.0)
 
 
 def determination(images: Tensor, reference: Tensor) -> Tensor:
     """Return R^2 of each image (n, C, H, W); NaN where a reference has one colour up to rounding."""
-    return r2(images, reference).masked_fill(_one_colour(reference), torch.nan)
-
-
-def _one_colour(images: Tensor) -> Tensor:
-    return images.double().flatten(1).std(1, correction=0) <= ONE_COLOUR
+    return r2(images, reference).masked_fill(has_one_colour(reference), torch.nan)
 
 
 def fresh_noise(seed: int, kind: int, n: int, shape: tuple[int, ...]) -> Tensor:

@@ -21,6 +21,7 @@ from patchindex.images.by_label import TrainingImages, to_unit
 from patchindex.images.formats.npz import read_arrays
 from patchindex.images.nearest import Nearest, nearest_images, shifts_within
 from patchindex.index import PatchIndex, open_index
+from patchindex.networks.provenance import ImagesRecord
 from patchindex.runtime import Progress, as_progress, part_of, plain_state
 from patchindex.sampling import draw_noise
 from patchindex.sampling.draws import as_tensor
@@ -103,7 +104,7 @@ def originality(
     x = read_images(images, (training.channels, *training.size))
     if len(training) < 2:
         raise InputError("holds one image", parameter="source", remedy="give at least two images")
-    if machine is not None and (len(machine.training), machine.shape) != (len(training), tuple(x.shape[1:])):
+    if machine is not None and not _has_images(machine, training):
         raise InputError(
             "has other images than the source", parameter="machine", remedy="use the same images"
         )
@@ -273,6 +274,14 @@ class _Level:
         k = machine.scale_at(t)
         geometry = Geometry.of(machine.machine, k, machine.training.size, machine.train_windows)
         return cls(t, machine.noise(t), k, geometry)
+
+
+def _has_images(machine: ScoreMachine, training: TrainingImages) -> bool:
+    """Return whether a machine has these training images."""
+    if (len(machine.training), machine.shape) != (len(training), (training.channels, *training.size)):
+        return False
+    found, wanted = (ImagesRecord.of(each) for each in (machine.training, training))
+    return found.fingerprint == wanted.fingerprint
 
 
 def _sources(

@@ -97,6 +97,7 @@ class Parts:
         self._layout = layout
         self._folder = None if folder is None else folder / PARTS
         self._found: dict[tuple[str, str], dict[int, Result]] = {}
+        self._checked: dict[str, Any] = {}  # settings of denoisers by name
         if self._folder is None:
             return
         has_results = any(self._folder.rglob("*.npz"))
@@ -144,10 +145,11 @@ class Parts:
 
     def check(self, name: str, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         """Refuse results of a denoiser whose settings have changed; `overwrite` deletes them."""
+        wanted = self._checked[name] = as_json(settings)
         if self._folder is None:
             return
         folder = self._folder / quote(name, safe="=,")
-        found, wanted = self._settings(folder), as_json(settings)
+        found = self._settings(folder)
         if found is not None and found != wanted:
             if not overwrite:
                 what = f"has results of {name} with other settings: {', '.join(_differences(found, wanted))}"
@@ -157,11 +159,13 @@ class Parts:
         self._write_settings(folder, wanted)
 
     def reuse(self, other: Parts, name: str, kind: str, images: Iterable[int]) -> None:
-        """Copy results that are missing from another study, if they have the same settings."""
-        if self._folder is not None and other._folder is not None:
-            folder = quote(name, safe="=,")
-            if self._settings(self._folder / folder) != self._settings(other._folder / folder):
-                return
+        """Copy missing results of a denoiser from another study, if the denoiser has the same settings there.
+
+        `check` has to be called for the denoiser before, and `of` made the other study.
+        """
+        assert other._folder is not None
+        if other._settings(other._folder / quote(name, safe="=,")) != self._checked[name]:
+            return
         missing = self.missing(name, kind, images)
         if known := sorted({*missing} - {*other.missing(name, kind, missing)}):
             self.add(name, kind, known, **other.get(name, kind, known))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchindex.sampling.pictures import image_grid
 from patchindex.store.text_files import write_csv, write_json
+from patchindex.study.noised import MEASURES
 from patchindex.study.plots_theory import plot_curves, plot_scatter
 from patchindex.study.shown import ShownRows
 from patchindex.study.theory_table import RESULTS, Run, write_tables

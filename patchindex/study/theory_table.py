@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from patchindex.checks import is_real
+from patchindex.checks import accessing, is_real, is_whole
 from patchindex.errors import InputError, SourceNotFoundError
+from patchindex.regular_files import read_regular
 from patchindex.store.text_files import write_csv
 from patchindex.study.bootstrap import median_interval
 
 __all__ = ["RESULTS", "Run", "markdown", "read_run", "wide_rows", "write_tables"]
 
 RESULTS = "results.json"
+MOST_BYTES = 1 << 28  # of a file of results: 10^5 images with ten denoisers take less
 FACTS = ("network", "parameters", "loss", "minutes", "images")  # the first columns of a main table
 
 
@@ -115,12 +117,16 @@ def read_run(folder: str | Path) -> Run:
         When there is no such comparison, or it is damaged.
     """
     path = Path(folder) / RESULTS
-    if not path.is_file():
+    with accessing(path):
+        is_file = path.is_file()
+    if not is_file:
         raise SourceNotFoundError(
             f"has no {RESULTS}", where=folder, remedy="give folders of finished comparisons"
         )
+    with accessing(path):
+        content = read_regular(path, MOST_BYTES, follow_links=True)
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(content)
         run = Run(found["name"], found["network"], found["settings"], found["images"], found["points"])
         problem = _problem_of(run)
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -134,14 +140,11 @@ def _problem_of(run: Run) -> str | None:
     """Return the first problem of a run that was read from a file, or None."""
     if not isinstance(run.name, str):
         return "name is no text"
-    for where, names in (
-        (run.network, ("parameters", "loss", "minutes")),
-        (run.settings, ("seed", "steps", "n")),
-    ):
-        for name in names:
-            value = where[name] if where is run.settings else where.get(name)
-            if isinstance(value, bool | str | list | dict):
-                return f"{name} is no number"
+    for name in ("parameters", "loss", "minutes"):
+        if isinstance(run.network.get(name), bool | str | list | dict):
+            return f"{name} is no number"
+    if any(not is_whole(run.settings[name]) or run.settings[name] < 0 for name in ("seed", "steps", "n")):
+        return "seed, steps and n are no whole numbers"
     places = {(row["network_steps"], row["denoiser"], row["image"]) for row in run.images}
     pictures = {row["image"] for row in run.images}
     whole = len(run.grids) * len(run.denoisers) * len(pictures)

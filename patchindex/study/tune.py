@@ -85,7 +85,7 @@ def tune(
 
     Examples
     --------
-    >>> import tempfile, patchindex as pi
+    >>> import tempfile, numpy as np, patchindex as pi
     >>> images = np.random.default_rng(0).integers(0, 256, (30, 12, 12), np.uint8)
     >>> path = tempfile.mkdtemp() + "/s.zarr"
     >>> _ = pi.build_index(images, path, scales=[3])

@@ -98,6 +98,8 @@ def test_a_table_of_variances_is_a_noise_schedule():
         ({"schedule": [0.5, 0.4]}, "schedule: must be noise variances in (0, 1], ascending"),
         ({"schedule": [0.5, float("nan")]}, "schedule: must be noise variances"),
         ({"schedule": "parabola"}, "unknown noise schedule 'parabola'"),
+        ({"predicts": ["x0"]}, "predicts: unknown prediction ['x0']"),
+        ({"labels": []}, "labels: are none"),
         ({"shape": (4, 4)}, "shape: must be (channels, height, width), got (4, 4)"),
     ],
 )

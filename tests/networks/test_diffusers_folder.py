@@ -88,6 +88,35 @@ def test_other_pipelines_are_refused(tmp_path, content, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("where", ["model_index.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize(
+    "kind", ["CMStochasticIterativeScheduler", "EDMEulerScheduler", ["DDPMScheduler"], None]
+)
+def test_a_scheduler_with_other_noise_is_refused(tmp_path, where, kind):
+    save(tmp_path)
+    named = {"scheduler": ["diffusers", kind]} if where == "model_index.json" else {"_class_name": kind}
+    change(tmp_path / where, **named)
+    with pytest.raises(InputError, match="whose noise is not described as that of DDPMScheduler; wrap"):
+        open_network(tmp_path)
+
+
+def test_other_schedulers_of_the_same_noise_are_taken(tmp_path):
+    pipeline = save(tmp_path)
+    expected = open_network(tmp_path).noise
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path)
+    assert "DDIMScheduler" in (tmp_path / "model_index.json").read_text()
+    assert all(open_network(tmp_path).noise(t) == expected(t) for t in (0.1, 0.5, 0.9))
+
+
+@pytest.mark.parametrize("prediction", ["flow_prediction", ["epsilon"], None])
+def test_an_unknown_prediction_is_refused(tmp_path, prediction):
+    save(tmp_path)
+    change(tmp_path / "scheduler" / "scheduler_config.json", prediction_type=prediction)
+    with pytest.raises(InputError, match="has the unknown prediction type"):
+        open_network(tmp_path)
+
+
 def test_a_damaged_pipeline_is_one_line(tmp_path):
     save(tmp_path)
     (tmp_path / "unet" / "config.json").write_text("{}")

@@ -267,6 +267,7 @@ def test_settings_may_be_numbers_of_numpy(pictures, tmp_path):
     [
         ({"options": 5}, "options: must be a mapping, got 5"),
         ({"noise": "parabola"}, "unknown noise schedule 'parabola'"),
+        ({"noise": ["cosine"]}, "unknown noise schedule"),
         ({"precision": "int8"}, "unknown precision 'int8'"),
         ({"batch_size": 0}, "batch_size: must be at least 1"),
         ({"batch_size": True}, "batch_size: must be a whole number"),

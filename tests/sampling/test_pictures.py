@@ -46,6 +46,18 @@ def test_names_are_written_to_the_left_of_rows(drawn):
     assert written[92:132].any()
 
 
+def test_names_of_rows_stand_beside_small_images_with_heads():
+    images = torch.ones(1, 1, 8, 8)
+    names = {"row_names": ["a", "b"], "column_names": ["1"]}
+    grid = np.asarray(image_grid(torch.cat([images, images]), 1, height=8, **names))
+    plain = np.asarray(image_grid(torch.cat([images, images]), 1, height=8, column_names=["1"]))
+    margin = grid[:, : -plain.shape[1]]
+    tops = np.flatnonzero((margin < 200).any(axis=1))
+    first = plain.shape[0] - 2 * 12  # from here on, rows of 8 pixels and 4 between them
+    assert first - 2 <= tops[0]
+    assert abs(tops.mean() - (first + 12 - 2)) < 3  # between the two rows
+
+
 def test_a_mapping_is_a_row_per_name_and_rows_may_differ_in_length_and_colour(drawn):
     rows = {"LS": drawn, "red": torch.ones(2, 3, 10, 10)}
     grid = np.asarray(image_grid(rows, height=20, gap=2))

@@ -157,3 +157,33 @@ def test_a_damaged_file_is_refused_in_one_line(drawn, tmp_path, damage):
 def test_no_file(tmp_path):
     with pytest.raises(SourceNotFoundError, match="no such trajectory"):
         TrajectoryFile(tmp_path / "none.zarr").read()
+
+
+def test_an_image_that_is_not_drawn_yet_is_refused(drawn, tmp_path):
+    file = TrajectoryFile(tmp_path / "t.zarr")
+    file.write(drawn.trajectory, 0, 5)
+    assert file.read([2]).x.shape[1] == 1
+    with pytest.raises(InputError, match=r"t\.zarr: image 3 is not drawn yet; continue with sample --resume"):
+        file.read([2, 3])
+
+
+def test_a_file_of_another_format_is_refused(drawn, tmp_path):
+    file = TrajectoryFile(tmp_path / "t.zarr")
+    file.write(drawn.trajectory, 0, 3)
+    zarr.open_group(file.path).attrs["format"] = "patchindex trajectory 2"
+    with pytest.raises(InputError, match="has the format 'patchindex trajectory 2', not"):
+        file.read()
+    with pytest.raises(OutputExistsError, match="is no trajectory; write to another path"):
+        file.write(drawn.trajectory, 0, 3)
+
+
+def test_nothing_in_a_folder_is_replaced(drawn, tmp_path):
+    group = zarr.open_group(tmp_path / "mine.zarr", mode="w")
+    group["x"] = np.arange(3)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "x").write_text("mine")
+    for name in ("mine.zarr", "notes"):
+        with pytest.raises(OutputExistsError, match="is no trajectory; write to another path"):
+            TrajectoryFile(tmp_path / name).write(drawn.trajectory, 0, 3)
+    assert group["x"][:].tolist() == [0, 1, 2]
+    assert (tmp_path / "notes" / "x").read_text() == "mine"

@@ -112,6 +112,13 @@ def test_a_file_that_is_no_schedule_is_refused(content, tmp_path):
         LocalitySchedule.load(path)
 
 
+def test_a_file_that_is_too_large_is_refused(tmp_path):
+    path = tmp_path / "k.json"
+    path.write_bytes(json.dumps(GOOD).encode() + b" " * (1 << 22))
+    with pytest.raises(InputError, match=r"k\.json: cannot be accessed .holds more than 4,194,304 bytes"):
+        LocalitySchedule.load(path)
+
+
 def test_scales_by_time_are_not_read_from_a_file(tmp_path):
     (tmp_path / "k.json").write_text('{"version": 1, "name": "old", "scales": [3, 5]}')
     with pytest.raises(InputError, match=r"k.json: has an unknown field 'scales'"):

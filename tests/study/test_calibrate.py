@@ -13,6 +13,7 @@ import patchindex as pi
 from patchindex.denoisers import Denoiser
 from patchindex.errors import InputError, OutputExistsError
 from patchindex.estimators import Estimate
+from patchindex.networks.conversions import NoiseTable
 from patchindex.sampling import draw_noise
 from patchindex.study import Calibration, CalibrationOptions, calibrate
 from patchindex.study.calibration import FILES
@@ -29,6 +30,13 @@ class Grey(Denoiser):
     def _estimate(self, x, beta, call):
         one = torch.ones_like(x[:, 0])
         return Estimate(torch.full_like(x, self.level), 0 * one, one, one, patches_evaluated=0)
+
+
+class Coarse(Grey):
+    """A denoiser with the noise schedule of a table of four levels."""
+
+    def __init__(self, shape):
+        super().__init__(shape, noise=NoiseTable([0.1, 0.3, 0.6, 0.9]))
 
 
 def without_seconds(result):
@@ -349,6 +357,7 @@ def test_the_default_grid_is_dense_below_and_fits():
         ({"n": 0}, "n: must be at least 1"),
         ({"n": 20}, "n: is 20, but there are 19 images"),
         ({"steps": 1}, "steps: must be at least 2"),
+        ({"network": Coarse((1, 10, 10)), "steps": 9}, "steps: of 9 steps, two have the same noise level"),
         ({"network": Grey((1, 8, 8))}, "draws images of shape"),
         (
             {"network": Grey((1, 10, 10)), "held_out": np.zeros((1, 10, 10), np.uint8)},

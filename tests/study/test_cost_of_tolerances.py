@@ -48,6 +48,11 @@ def test_a_tolerance_out_of_range_is_refused(tuned, tolerance):
         cost_of_tolerances(tuned, [0.01, tolerance])
 
 
+def test_one_grid_point_is_refused(tuned):
+    with pytest.raises(InputError, match="steps: must be at least 2"):
+        cost_of_tolerances(tuned, [0.01], steps=1)
+
+
 def test_a_store_that_says_too_little_has_no_costs(tuned, real_images, tmp_path):
     (tuned.path / "scales" / "k005" / "operating_curve.json").unlink()
     assert cost_of_tolerances(pi.open_index(tuned.path)) == []

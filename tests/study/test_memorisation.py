@@ -46,6 +46,14 @@ def test_errors_are_those_of_the_machine(real_images):
     assert study.rows[0]["rmse_held_out"] == pytest.approx(float(off.square().mean().sqrt()), rel=1e-4)
 
 
+def test_copies_of_held_out_images_are_held_out(real_images):
+    images = real_images(20, 14)[0]
+    settings = {"scales": (9,), "times": (0.05,), "machine": "LS", "n": 2, "pixels": 20}
+    (row,) = memorisation(np.concatenate([images, images[:19]]), **settings).rows  # both held-out images
+    assert row["rmse_held_out"] > 0.05
+    assert row["ratio"] < 0.2
+
+
 def test_files_and_the_figure_hold_every_cell(found, tmp_path):
     found.to_csv(tmp_path / "m.csv")
     found.to_json(tmp_path / "m.json")
@@ -72,9 +80,9 @@ def test_times_and_scales_are_checked_before_any_work(real_images, scales, times
 
 def test_bad_input_is_refused(real_images):
     images = real_images(10, 14)[0]
-    with pytest.raises(InputError, match="n: 10 images are too few"):
+    with pytest.raises(InputError, match=r"n: leaves 5 of 10 images that are not copies of held-out images"):
         memorisation(images, n=5)
     with pytest.raises(InputError, match=r"times: must lie in \(0, 1\), got 0"):
         memorisation(images, (3,), (0.0,), n=2)
     with pytest.raises(InputError, match="all neighbourhoods are flat"):
-        memorisation(np.zeros((10, 14, 14), np.uint8), (3,), (0.5,), n=2)
+        memorisation(np.arange(10, dtype=np.uint8).repeat(14 * 14).reshape(10, 14, 14), (3,), (0.5,), n=2)

@@ -135,6 +135,8 @@ def test_what_does_not_fit_is_refused(training, new):
         originality(np.zeros((0, 1, 14, 14), np.float32), training)
     with pytest.raises(InputError, match="machine: has other images than the source"):
         originality(new, training, pi.ScoreMachine(training[:30], locality=3))
+    with pytest.raises(InputError, match="machine: has other images than the source"):
+        originality(new, training, pi.ScoreMachine(255 - training, locality=3))
     with pytest.raises(InputError, match="source: holds one image"):
         originality(new, training[:1])
     with pytest.raises(InputError, match="shift: must be at least 0"):

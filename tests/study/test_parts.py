@@ -257,6 +257,18 @@ def test_images_of_denoisers_are_reused_with_another_network(images, denoisers, 
     assert not torch.equal(second.finals["network, 2 steps"], first.finals["network, 2 steps"])
 
 
+def test_without_a_folder_only_images_of_the_same_denoiser_are_reused(images, denoisers, tmp_path):
+    def run(locality, **places):
+        every = {"IS": denoisers["IS"], "LS": pi.denoiser("LS", *images, locality=locality)}
+        return theory(denoisers["bbELS"], every, 2, options=SHORT, **places).finals["LS"]
+
+    first = run(3, folder=tmp_path)
+    again, other = (run(locality, reuse=tmp_path) for locality in (3, 5))
+    assert torch.equal(again, first)
+    assert torch.equal(other, run(5))
+    assert not torch.equal(other, first)
+
+
 def test_only_results_of_the_same_images_and_settings_are_reused(denoisers, tmp_path):
     def run(folder, **options):
         settings = TheoryOptions(steps=2, network_steps=2, along=0, noised=0, **options)

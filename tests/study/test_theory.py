@@ -151,6 +151,7 @@ def test_images_of_one_colour_up_to_rounding_have_r_0_and_no_r2(images):
     "change",
     [
         {"images": 5}, {"images": []}, {"images": [{}]}, {"images": [1]}, {"settings": []}, {"settings": {}},
+        {"setting": {"seed": None}}, {"setting": {"seed": 0.5}}, {"setting": {"n": -1}},
         {"name": 5}, {"network": None}, {"network": {"loss": "x"}}, {"first": {"r2": "x"}},
         {"first": {"image": 1}}, {"first": {"denoiser": None}}, {"first": {"r2": 10**400}},
         {"points": 5}, {"points": [{}]}, {"point": {"t": "x"}}, {"point": {"pearson_r": True}},
@@ -163,6 +164,7 @@ def test_damaged_results_of_a_comparison_are_not_joined(found, tmp_path, change)
     content = json.loads(path.read_text())
     content["images"][0] |= change.pop("first", {})
     content["points"][0] |= change.pop("point", {})
+    content["settings"] |= change.pop("setting", {})
     path.write_text(json.dumps({**content, **change}))
     with pytest.raises(InputError, match=r"results.json: cannot be read \(.+\); compare again"):
         read_run(tmp_path)
