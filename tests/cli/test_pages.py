@@ -30,6 +30,7 @@ SMALLER = [
     (r"--image 3", "--image 1"),
     (r"--assume-images \d+", "--assume-images 1000"),
     (r"--resize 32", "--resize 20"),
+    (r"--locality celeba-resnet-zeros", "--locality 3,3,5,7"),
     (r"--limit \d+", "--limit 12"),
     (r"--minutes [\d.]+", "--steps 2"),
     (r"--steps \d{3,}", "--steps 2"),
@@ -38,6 +39,8 @@ SMALLER = [
     (r"--widths [\d,]+", "--widths 16,16,16"),
     (r"--validation \d+", "--validation 4"),
     (r"minutes=\d+", "steps=2"),
+    (r"TheoryOptions\(", "TheoryOptions(steps=3, "),
+    (r"along=\d+, noised=\d+", "along=1, noised=1"),
     (r"steps=150", "steps=3"),
     (r'"widths": \(32, 64\)', '"widths": (16, 16)'),
     (r"draw_figures\(\d+\)", "draw_figures(20)"),
@@ -76,7 +79,7 @@ def stand_ins(fashion, tmp_path_factory):
         run("build", "data/fashion_mnist_6k.npz", "-o", "fashion.zarr", *schedule)
         run("build", "mnist.npz", "-o", "mnist.zarr", "--scales", "3", "--threads", 1)
         shutil.copytree("fashion.zarr", "moved.zarr")
-        run("build", "photos", "-o", "photos.zarr", "--resize", 12, "--scales", "3", "--threads", 1)
+        run("build", "photos", "-o", "photos.zarr", "--resize", 12, "--locality", "3,3,5", "--threads", 1)
         for name, source in (("run", "data/fashion_mnist_6k.npz"), ("run-on-mnist", "mnist.npz")):
             run("train", source, "-o", name, *TRAINED)
         shutil.copytree("run", "other-run")
