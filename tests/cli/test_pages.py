@@ -76,7 +76,7 @@ def stand_ins(fashion, tmp_path_factory):
         run("build", "data/fashion_mnist_6k.npz", "-o", "fashion.zarr", *schedule)
         run("build", "mnist.npz", "-o", "mnist.zarr", "--scales", "3", "--threads", 1)
         shutil.copytree("fashion.zarr", "moved.zarr")
-        run("build", "photos", "-o", "photos.zarr", "--resize", 12, "--scales", "3", "--threads", 1)
+        run("build", "photos", "-o", "photos.zarr", "--resize", 12, "--locality", "3,3", "--threads", 1)
         for name, source in (("run", "data/fashion_mnist_6k.npz"), ("run-on-mnist", "mnist.npz")):
             run("train", source, "-o", name, *TRAINED)
         shutil.copytree("run", "other-run")
