@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,15 +94,22 @@ class Times:
         return float(np.median(self.seconds[name] / self.seconds[to]))
 
 
-def alternate(ways: dict[str, Callable[[], Any]], repeats: int) -> Times:
+def alternate(
+    ways: Mapping[str, Callable[[], Any]], repeats: int, warm: Mapping[str, Callable[[], Any]] | None = None
+) -> Times:
     """Time all ways in turn, `repeats` times, after one call of each that does not count.
+
+    For slow ways, `warm` has shorter calls that do not count; each way is then called once a round.
 
     A fast way is called for at least `LEAST` seconds a round, after one call that does not count. Otherwise
     the caches, the spinning threads and the memory that went cold during the way before it would slow it down
     more than a slow way.
     """
-    results, calls, seconds = {}, {}, {name: [] for name in ways}
+    results, calls, seconds = {}, dict.fromkeys(ways, 1), {name: [] for name in ways}
     for name, way in ways.items():
+        if warm is not None:
+            warm[name]()
+            continue
         start = time.perf_counter()
         results[name] = way()
         calls[name] = max(1, math.ceil(LEAST / (time.perf_counter() - start)))

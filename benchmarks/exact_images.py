@@ -1,6 +1,7 @@
 r"""Exact images of a whole data set, kept so that approximations can be measured against them.
 
-    python benchmarks/exact_images.py cifar10_train.npz --locality cifar10-resnet-circular --seeds 0 1 2 3
+    python benchmarks/exact_images.py cifar10_train.npz -o DIR --locality cifar10-resnet-circular \
+        --seeds 0 1 2 3
 
 Each image is drawn by itself, from the first noise of its seed. Writes `NAME_finals.npz` (seeds, x_T, images)
 and `NAME_trajectory.npz` (of the first seed: t, k, x, mean), and prints times and peak memory.

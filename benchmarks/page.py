@@ -4,9 +4,10 @@ r"""Run the benchmarks of docs/benchmarks.md on this machine, and write the page
     python benchmarks/page.py --cifar10 cifar10_train.npz --authors CHECKOUT --work DIR [--only images ...]
 
 The page is benchmarks/page.md, with a description of the machine, and with the output of each command below
-the command. DIR keeps the outputs and the stores, so that an interrupted run goes on: a command runs again
-when the command or the commit has changed. Without --cifar10 or --authors, the commands that need them are
-left out, the page says so, and it goes to DIR, as with --only.
+the command. DIR keeps the outputs, the plots and the stores, so that an interrupted run goes on: a command
+runs again when the command or the commit has changed, and always if files differ from their commit. Without
+--cifar10 or --authors, the commands that need them are left out, the page says so, and it goes to DIR, as
+with --only. The plots of a whole page are copied to the folder of the page.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 TEMPLATE, PAGE = ROOT / "benchmarks" / "page.md", ROOT / "docs" / "benchmarks.md"
 RUN = re.compile(r"^```run (?P<name>[\w-]+)\n(?P<commands>.*?)^```\n", re.MULTILINE | re.DOTALL)
+IMAGE = re.compile(r"^!\[.*?\]\((?P<name>[\w.-]+)\)$", re.MULTILINE)
 PACKAGES = ("numpy", "numba", "torch", "faiss-cpu", "zarr")
 
 
@@ -73,7 +76,7 @@ def machine() -> str:
 def commit() -> str:
     """Return the short name of the commit, with a plus if files have changed since."""
     name = _git("rev-parse", "--short", "HEAD")
-    return name + ("+" if _git("status", "--porcelain", "--", "patchindex", "benchmarks") else "")
+    return name + ("+" if _git("status", "--porcelain", "--", "patchindex", "cli", "benchmarks") else "")
 
 
 def _git(*words: str) -> str:
@@ -83,10 +86,14 @@ def _git(*words: str) -> str:
 
 
 def output_of(name: str, commands: list[str], inputs: Inputs) -> str:
-    """Run the commands of a block, and return what they print; or return what an earlier run kept."""
-    key = hashlib.sha256("\n".join([commit(), *commands]).encode()).hexdigest()[:12]
-    kept = inputs.WORK / f"{name}-{key}.txt"
-    if kept.exists():
+    """Run the commands of a block, and return what they print; or return what an earlier run kept.
+
+    Outputs of files that differ from their commit are not kept, for nothing names what the files were.
+    """
+    code = commit()
+    key = hashlib.sha256("\n".join([code, *commands]).encode()).hexdigest()[:12]
+    kept = None if code.endswith("+") else inputs.WORK / f"{name}-{key}.txt"
+    if kept is not None and kept.exists():
         return kept.read_text()
     found = []
     for command in commands:
@@ -98,8 +105,9 @@ def output_of(name: str, commands: list[str], inputs: Inputs) -> str:
     text = "\n\n".join(found)
     for name_, path in inputs._asdict().items():  # no path of this machine is on the page
         text = text.replace(str(path), name_) if path else text
-    kept.write_text(text + "\n")
-    return kept.read_text()
+    if kept is not None:
+        kept.write_text(text + "\n")
+    return text + "\n"
 
 
 def write(inputs: Inputs, only: list[str]) -> str:
@@ -119,6 +127,12 @@ def write(inputs: Inputs, only: list[str]) -> str:
     return RUN.sub(block, page)
 
 
+def copy_plots(page: str, work: Path, folder: Path) -> None:
+    """Copy the plots that the commands made in `work`, and that a page shows, to the folder of the page."""
+    for name in IMAGE.findall(page):
+        shutil.copyfile(work / name, folder / name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -136,7 +150,10 @@ def main() -> None:
     inputs = Inputs(*(path.resolve() if path else None for path in given))
     whole = not inputs.missing(TEMPLATE.read_text()) and not args.only
     output = args.output or (PAGE if whole else args.work / "benchmarks.md")
-    output.write_text(write(inputs, args.only))
+    text = write(inputs, args.only)
+    output.write_text(text)
+    if whole and output.parent.resolve() != inputs.WORK:
+        copy_plots(text, args.work, output.parent)
     print(f"written: {output}")
 
 

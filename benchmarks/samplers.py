@@ -1,6 +1,6 @@
 r"""Samplers beside diffusers and k-diffusion, and the convergence of the ODE samplers.
 
-    python benchmarks/samplers.py data/fashion_mnist_6k.npz --limit 1000 --plot docs/samplers.png
+    python benchmarks/samplers.py data/fashion_mnist_6k.npz --limit 1000 --plot FILE
     python benchmarks/samplers.py cifar10_train.npz --limit 10000 --label 3 -n 2
 
 From the same noise and by exact scores, it draws images by our samplers; by `DDIMScheduler`,

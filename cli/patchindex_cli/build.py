@@ -11,7 +11,7 @@ import click
 
 from patchindex.errors import InputError, Option
 
-from .building import is_tuned, run_build, untuned_scales
+from .building import is_tuned, run_build, summary_of, untuned_scales
 from .computing import Computing
 from .dry_run import codes_of, report_clamped, report_plan
 from .options import (
@@ -29,7 +29,7 @@ from .options import (
     resized_locality,
     run_options,
 )
-from .output import echo, shorten
+from .output import echo, print_json, shorten
 from .outputs import check_output
 from .sources import default_locality, image_options, open_source
 
@@ -148,6 +148,8 @@ def build(
         if not new:
             echo(f"nothing to add: {output} has k = {shorten(asked)} already", err=True)
             if dry_run or not (untuned_scales(store) and is_tuned(store, options.tune)):
+                if run.as_json:
+                    print_json(summary_of(store, 0.0, added_scales=[]))
                 return
         if dry_run:
             plan = plan_scales(store, new, **codes, memory=budget)
@@ -188,13 +190,17 @@ def build(
         with connected(cluster) as client:
             return start(progress=progress, client=client)
 
-    index = run_build(work, output, options, run)
+    index = run_build(work, output, options, run, added_scales=new)
     report_clamped(codes_of(index, index.scales if new is None else new), **codes)
 
 
 def _refuse_given(names: Sequence[str], what: str, remedy: str) -> None:
-    """Refuse options that do not apply."""
-    context = click.get_current_context()
+    """Refuse options that do not apply; the record of a run, which --config reads, has their defaults."""
+    context, origins = click.get_current_context(), click.core.ParameterSource
+    defaults = {parameter.name: parameter.default for parameter in context.command.params}
     for name in names:
-        if context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT):
+        source, value = context.get_parameter_source(name), context.params.get(name)
+        if source is origins.DEFAULT_MAP and (value is False or value == defaults[name]):
+            continue
+        if source not in (None, origins.DEFAULT):
             raise InputError(what, parameter=name, remedy=remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,12 @@ def run_build(
     run: RunOptions,
     *,
     appended: bool = False,
+    added_scales: Sequence[int] | None = None,
 ) -> PatchIndex:
-    """Build or append, tune the estimators, and print a summary; return the store."""
+    """Build or append, tune the estimators, and print a summary; return the store.
+
+    `added_scales` are the new scales of `--add-scales`, or None for another build.
+    """
     import patchindex
 
     start = time.perf_counter()
@@ -39,7 +43,11 @@ def run_build(
             index = patchindex.tune(output, seed=run.seed, threads=run.threads, progress=progress)
     if options.tune is None and untuned_scales(index):
         echo(f"not tuned: {EXACT_IS_FASTER}; --tune measures the estimators all the same", err=True)
-    _print_summary(index, output, time.perf_counter() - start, run.as_json, appended)
+    seconds = time.perf_counter() - start
+    if run.as_json:
+        print_json(summary_of(index, seconds, appended=appended, added_scales=added_scales))
+    else:
+        _print_summary(index, output, seconds, appended)
     return index
 
 
@@ -61,12 +69,21 @@ class _WithTuning:
             expect({**seconds, **(tuning_seconds(plan) if is_tuned(plan, self._asked) else {})})
 
 
-def _print_summary(index: PatchIndex, output: Path, seconds: float, as_json: bool, appended: bool) -> None:
+def summary_of(
+    index: PatchIndex, seconds: float, *, appended: bool = False, added_scales: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Return what `build` and `append` print with --json; the parameters are those of `run_build`."""
+    found = {**index.info(), "seconds": round(seconds, 2)}
+    if appended:
+        found["added"] = found["settings"]["appended"][-1]["images"]
+    if added_scales is not None:
+        found["added_scales"] = [*added_scales]
+    return found
+
+
+def _print_summary(index: PatchIndex, output: Path, seconds: float, appended: bool) -> None:
     info = index.info()
     added = info["settings"]["appended"][-1]["images"] if appended else None
-    if as_json:
-        print_json({**info, "seconds": round(seconds, 2)} | ({"added": added} if appended else {}))
-        return
     patches = sum(scale["patches"] for scale in info["indexes"].values())
     echo(
         f"{output}: {count(info['images'], 'image')}{f' ({added:,} added)' if appended else ''}, "

@@ -30,7 +30,7 @@ META = "patchindex_cli.config"  # where a context keeps the file of --config
 # Options of one run. The record of a run leaves them out, and a record that has them is refused.
 NOT_RECORDED = (
     *("dry-run", "other-inputs"),
-    *("output", "overwrite", "resume", "json", "config", "verbose", "quiet", "help"),
+    *("output", "html", "overwrite", "resume", "json", "config", "verbose", "quiet", "help"),
 )
 NOT_IN_FILES = ("config", "help")
 

@@ -65,7 +65,7 @@ def files_in_the_way(output: Path, *, resume: bool) -> Sequence[str]:
     """Return the files that a run may not replace: not the files of the run that it resumes.
 
     An interrupted run has left its images, and a trajectory; a finished run has left samples.json, which
-    `Drawing.is_finished` compares with the settings.
+    `Drawing.finished_record` compares with the settings.
     """
     if os.path.exists(output / PARTS):
         return () if resume else FILES
@@ -98,22 +98,34 @@ class Drawing:
 
         return hold_folder(self.output)
 
-    def is_finished(self) -> bool:
-        """Return whether an earlier run wrote its files; refuse files of other settings."""
+    def finished_record(self, *, overwrite: bool = False) -> dict[str, Any] | None:
+        """Return the record of an earlier run of these settings that wrote all its files, or None.
+
+        Files of other settings are refused, unless `overwrite` is given or an interrupted run, which replaces
+        the files, has left images.
+        """
         path = self.output / RECORD
         if not path.is_file():
-            return False
+            return None
         try:
-            found = json.loads(path.read_text())["settings"]
+            record = json.loads(path.read_text())
+            found = record["settings"]
         except (ValueError, KeyError, TypeError, RecursionError):
             found = None
         if not isinstance(found, dict) or _of_images(found) != _of_images(self.settings):
+            if overwrite or any((self.output / PARTS).rglob("*.npz")):
+                return None
             raise InputError(
                 "has samples of other settings",
                 where=self.output,
                 remedy=["use the same settings, another folder, or ", Option("overwrite", True)],
             )
-        return all((self.output / name).exists() for name in self._names)
+        return record if all(file.exists() for file in self.files) else None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the run writes, the grid first."""
+        return [self.output / name for name in self._names]
 
     @property
     def _names(self) -> Sequence[str]:
@@ -239,7 +251,7 @@ class Drawing:
                 elif name != TRAJECTORY:  # there already
                     shutil.move(os.fspath(folder / name), self.output / name)
         self._remove_parts()
-        return [self.output / name for name in self._names]
+        return self.files
 
     def _remove_trajectory(self) -> None:
         if (self.output / TRAJECTORY).exists():

@@ -124,6 +124,9 @@ def explain(
     from patchindex.explain.mosaic import check_tolerance, require_sparse
     from patchindex.figures import figure_class
 
+    ctx = click.get_current_context()
+    if html is not None:  # the record of the run leaves the path out, and keeps what the page needs
+        all_steps = ctx.params["all_steps"] = True
     check_tolerance(mosaic_tolerance, "mosaic_tolerance")
     outputs = [(output, FILES), *([] if html is None else [(html.parent, (html.name,))])]
     for place, names in outputs:
@@ -148,12 +151,12 @@ def explain(
             machine.exact() if exact else machine,
             steps,
             top=top,
-            last_only=not (all_steps or html is not None),
+            last_only=not all_steps,
             tolerance=mosaic_tolerance,
             progress=progress,
         )
     more = {"pixels": found.pixels(chosen)} if chosen else {}
-    files = _write(output, found, {**more, "command": record_of(click.get_current_context())})
+    files = _write(output, found, {**more, "command": record_of(ctx)})
     if html is not None:
         name = beside.name if beside else ""
         text = patchindex.explain.page_of(

@@ -62,13 +62,13 @@ if TYPE_CHECKING:
     metavar="NAME[:OPTION=VALUE,...]",
     help="Denoiser: a score machine (IS, LS, ELS, bbELS), or wiener, nearest, ..., with its options, such as "
     "wiener:circulant=true. Other denoisers than the store's own machine are computed from all its images.  "
-    "[default: the store's machine]",
+    "[default: the store's machine; ELS for images]",
 )
 @click.option(
     "--estimator",
     metavar="NAME[:OPTION=VALUE,...]",
     help="Of a score machine: exact, topk or auto, with options: topk:candidates=512,quality=0.9 "
-    "or auto:candidates=2048,probes=1024.  [default: auto, or exact for a store without an index]",
+    "or auto:candidates=2048,probes=1024.  [default: auto, or exact without an index]",
 )
 @click.option(
     "--tolerance",
@@ -137,8 +137,9 @@ def sample(
 ) -> None:
     """Draw images from a STORE, or from images without one.
 
-    Images are any source that `build` takes; every patch is then compared exactly, which takes long for many
-    images. A line on stderr says from how many images on an index can pay.
+    Images are any source that `build` takes. Without an index, every patch is compared exactly by default,
+    which takes long for many images; a line on stderr says from how many images on an index can pay. There,
+    `--estimator auto` samples the training images, from 1 024 images on.
 
     Writes grid.png, samples.npz (images, x_T, labels, settings) and samples.json (settings, versions,
     fingerprint of the store, times) to the output folder; with --save-trajectory also trajectory.zarr (noisy
@@ -177,14 +178,16 @@ def sample(
         inputs=[conditions.x_t, conditions.mask, image["labels"]],
     )
     training = open_training(str(store), image, run)
+    index = training.index
+    if nearest_scales and (index is None or not index.scales):
+        raise InputError("needs a store with an index", parameter="nearest_scales", remedy="leave it out")
     fingerprint = fingerprint_of(training)
     check_store(store, fingerprint, accept=conditions.other_inputs)
-    index = training.index
     text = machine or ("ELS" if index is None else index.machine)
     settings = _score_settings(text, options, estimator, tolerance, nearest_scales)
     settings |= {"memory": memory, "noise": noise}
     schedule = locality_of(text, options, training, noise)
-    if schedule is not None and nearest_scales and index is not None and index.scales:
+    if schedule is not None and nearest_scales and index is not None:
         schedule = schedule.nearest(index.scales)
     labels = [parse_label(label, training) for label in options.label] or [None]
     denoiser = open_denoiser(text, training, run, locality=schedule, label=labels[0], settings=settings)
@@ -205,8 +208,10 @@ def sample(
     versions = _versions()
     report_versions(versions)
     with drawing.hold():
-        if files.resume and drawing.is_finished():
-            echo(f"{output}: finished already")
+        if files.resume and (record := drawing.finished_record(overwrite=options.overwrite)) is not None:
+            echo(f"{output}: finished already", err=run.as_json)
+            if run.as_json:
+                print_json({**record, "files": [str(path) for path in drawing.files]})
             return
         parts = drawing.open_parts(resume=files.resume, overwrite=options.overwrite)
         with stages() as progress, connected(cluster) as client:
@@ -245,11 +250,13 @@ def _images_per_label(n: int | None, x_T: np.ndarray | None, labels: int) -> int
         return 16 if n is None else n
     per_label, rest = divmod(len(x_T), labels)
     if rest or (n is not None and n != per_label):
-        wanted = (
-            f"{labels} labels" if n is None else f"{count(labels, 'label')} with {count(n, 'image')} each"
-        )
+        if n is None:
+            wanted, remedy = f"{labels} labels", f"give noise for a multiple of {labels} images"
+        else:
+            wanted = f"{count(labels, 'label')} with {count(n, 'image')} each"
+            remedy = f"give noise for {count(n * labels, 'image')}" if rest else "leave -n out"
         raise InputError(
-            f"has noise for {len(x_T)} images, not for {wanted}", parameter="x_t", remedy="leave -n out"
+            f"has noise for {count(len(x_T), 'image')}, not for {wanted}", parameter="x_t", remedy=remedy
         )
     return per_label
 

@@ -79,12 +79,16 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def recorded_store(record: dict[str, Any]) -> Path | str:
     """Return the store that the samples name."""
+    from patchindex.images import KNOWN_SETS
+
     path = (record.get("store") or {}).get("path")
     if not isinstance(path, str):
         raise InputError(
             "samples.json names no store", parameter="samples", remedy=["give ", Option("store")]
         )
-    if "://" not in path and not os.path.exists(path):
+    # `open_images` looks for the files of a URL, a pattern, a file::dataset or a known set.
+    is_path = path not in KNOWN_SETS and not any(mark in path for mark in ("://", "*", "::"))
+    if is_path and not os.path.exists(path):
         raise SourceNotFoundError(
             "the store of the samples is not there", where=path, remedy=["give ", Option("store")]
         )

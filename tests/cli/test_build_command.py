@@ -1,6 +1,7 @@
 """`patchindex build`: options, --dry-run, --add-scales, and what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -216,7 +217,25 @@ def test_adding_existing_scales_does_nothing(store):
         done = run("build", "--add-scales", "3,5", "-o", store, *more)
         assert done.stdout == ""
         assert done.stderr == f"nothing to add: {store} has k = 3, 5 already\n"
+        found = json.loads(run("build", "--add-scales", "3,5", "-o", store, *more, "--json").stdout)
+        assert (found["scales"], found["added_scales"]) == ([3, 5, 7], [])
     assert modified(store) == before
+
+
+def test_the_record_of_added_scales_adds_them_to_another_store(copied, store, tmp_path):
+    args = ("--add-scales", "9", "--no-tune", "--threads", 1)
+    found = run("build", "-o", copied, *args, "--json")
+    assert json.loads(found.stdout)["added_scales"] == [9]
+    (tmp_path / "run.json").write_text(found.stdout)
+    another = shutil.copytree(store, tmp_path / "another.zarr")
+    run("build", "--config", tmp_path / "run.json", "-o", another)
+    assert pi.open_index(another).scales == (3, 5, 7, 9)
+    for key, value in (("machine", "bbELS"), ("grayscale", True), ("limit", 3)):
+        record = json.loads(found.stdout)
+        record["command"]["options"][key] = value
+        (tmp_path / "other.json").write_text(json.dumps(record))
+        said = run("build", "--config", tmp_path / "other.json", "-o", another, code=2).stderr
+        assert f"--{key}: is fixed in the store" in said
 
 
 def test_a_store_without_a_schedule_says_how_to_sample(source, tmp_path):

@@ -95,6 +95,16 @@ def test_the_page_has_all_steps_and_no_folder_of_this_machine(samples, store, tm
     assert "already has page.html" in refused("explain", samples, "-o", tmp_path / "b", "--html", page)
 
 
+def test_a_run_with_a_page_is_repeated_without_its_page(samples, tmp_path):
+    page = tmp_path / "page.html"
+    first = explained(samples, tmp_path / "out", "--html", page)
+    written = page.stat().st_mtime_ns
+    run("explain", "--config", tmp_path / "out" / "explain.json", "-o", tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "explain.json").read_text())
+    assert again == {name: value for name, value in first.items() if name != "files"}
+    assert page.stat().st_mtime_ns == written
+
+
 def test_another_store_is_refused(samples, store, source, tmp_path):
     other = tmp_path / "other.zarr"
     run("build", source, "-o", other, "--locality", "3,5", "--limit", 20, "--no-tune", "--threads", 1)
@@ -232,3 +242,16 @@ def test_samples_of_images_without_a_store_are_explained(tmp_path):
     assert "--resize" in message
     found = json.loads(run("explain", drawn, "-o", explained, *prepared, "--json").stdout)
     assert 1 <= found["mosaic"]["source_images"] <= 12
+
+
+def test_samples_of_images_that_a_pattern_names_are_explained(fashion, tmp_path):
+    for i, image in enumerate(fashion[0][:4, 8:20, 8:20]):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    run("sample", tmp_path / "*.png", "-o", tmp_path / "drawn", "-n", 1, "--steps", 3, "--locality", "3,5")
+    found = explained(tmp_path / "drawn", tmp_path / "out")
+    assert {row["name"] for row in found["nearest"]} <= {"0.png", "1.png", "2.png", "3.png"}
+    for image in tmp_path.glob("*.png"):
+        image.unlink()
+    assert "*.png: no path matches this pattern" in refused(
+        "explain", tmp_path / "drawn", "-o", tmp_path / "none"
+    )

@@ -1,4 +1,6 @@
-"""Outputs of commands: never in a store, a source, an unfinished build or a run, and never over an input."""
+"""Outputs of commands: never inside a store, a source or an unfinished build, nor the folder of a run itself,
+and never over an input.
+"""
 
 import os
 import shutil

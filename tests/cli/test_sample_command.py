@@ -234,6 +234,14 @@ def test_images_without_a_store_are_drawn_from_exactly(source, tmp_path):
     )
 
 
+def test_scales_of_a_store_need_an_index(source, store, tmp_path):
+    run("build", source, "-o", tmp_path / "LS.zarr", "--machine", "LS", "--locality", 3)
+    for images in (source, tmp_path / "LS.zarr"):
+        message = refused("sample", images, "-o", tmp_path / "out", "--nearest-scales")
+        assert "--nearest-scales: needs a store with an index; leave it out" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_auto_draws_from_images_without_an_index(real_images, tmp_path):
     source = tmp_path / "images.npz"
     np.savez(source, images=real_images(1100, 10)[0])

@@ -134,6 +134,45 @@ def test_a_finished_run_is_not_drawn_again(store, tmp_path):
     assert "has samples of other settings" in refused(*args, "--seed", 1)
 
 
+def test_resume_of_a_finished_run_prints_what_the_run_printed(small_store, tmp_path):
+    args = ("sample", small_store, "-n", 2, "-o", tmp_path, *QUICK, "--json", "--png")
+    first, again = run(*args), run(*args, "--resume")
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    assert again.stderr == f"{tmp_path}: finished already\n"
+
+
+def test_resume_with_overwrite_replaces_a_finished_run_of_other_settings(small_store, tmp_path):
+    args = ("sample", small_store, "-n", 2, *QUICK, "--resume")
+    run(*args, "-o", tmp_path / "out", "--save-trajectory", "--png")
+    other = (*args, "--seed", 1)
+    assert "has samples of other settings" in refused(*other, "-o", tmp_path / "out")
+    run(*other, "-o", tmp_path / "out", "--overwrite")
+    run(*other, "-o", tmp_path / "fresh")
+    np.testing.assert_array_equal(images_of(tmp_path / "out"), images_of(tmp_path / "fresh"))
+    names = [sorted(file.name for file in (tmp_path / folder).iterdir()) for folder in ("out", "fresh")]
+    assert names[0] == names[1]
+    assert "finished already" in run(*other, "-o", tmp_path / "out", "--overwrite").output
+
+
+def test_an_interrupted_run_that_replaces_another_resumes(small_store, tmp_path, monkeypatch):
+    args = ("sample", small_store, "-n", 2, "-o", tmp_path, "--batch-size", 1, *QUICK)
+    run(*args)
+    draw = Sampling.draw
+
+    def fails(self, lo, hi, progress=None):
+        if lo == 1:
+            raise StoppedError
+        return draw(self, lo, hi, progress)
+
+    other = (*args, "--seed", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Sampling, "draw", fails)
+        failed = CliRunner().invoke(main, [*map(str, other), "--overwrite"])
+    assert "1 of 2 images are finished; give --resume to continue" in failed.stderr
+    run(*other, "--resume")
+    assert json.loads((tmp_path / "samples.json").read_text())["settings"]["seed"] == 1
+
+
 @pytest.mark.parametrize("name", ["grid.png", "trajectory.zarr", "filmstrip.png"])
 def test_resume_replaces_no_file_of_another_origin(store, tmp_path, name):
     args = ("sample", store, "-n", 2, "-o", tmp_path, *QUICK, "--save-trajectory", "--resume")
@@ -197,7 +236,10 @@ def test_labels_given_again_have_a_row_each(store, tmp_path):
     message = refused(
         "sample", store, "-o", tmp_path / "no", "--label", 2, "--label", 7, "--x-t", tmp_path / "noise.npy"
     )
-    assert "--x-t: has noise for 3 images, not for 2 labels" in message
+    assert "has noise for 3 images, not for 2 labels; give noise for a multiple of 2 images" in message
+    one = ("sample", store, "-o", tmp_path / "no", "--label", 2, "--x-t", tmp_path / "noise.npy", "-n", 2)
+    assert "not for 1 label with 2 images each; leave -n out" in refused(*one)
+    assert "not for 2 labels with 2 images each; give noise for 4 images" in refused(*one, "--label", 7)
     assert "--label: is given 2 times" in refused(
         "study", store, "-o", tmp_path / "s", "--estimator", "exact", "--label", 2, "--label", 7
     )

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import refused, run
 from PIL import Image
@@ -70,6 +71,15 @@ def test_images_without_an_index_are_studied_exactly(source, tmp_path):
     assert "--limit 20 " in again.stderr
     same = [(tmp_path / name / "images.png").read_bytes() for name in ("out", "again")]
     assert same[0] == same[1]
+
+
+def test_auto_without_an_index_samples_images_and_is_not_called_exact(real_images, tmp_path):
+    images = tmp_path / "images.npz"
+    np.savez(images, images=real_images(1100, 10)[0])
+    auto = ("--estimator", "auto:tolerance=0.2,engine=offsets", "--locality", 3, "--steps", 3)
+    said = run("study", images, "-o", tmp_path / "out", *auto, "--threads", 1)
+    assert "no index: exact scores" not in said.stderr
+    assert "computed all pixels exactly" not in said.stderr
 
 
 def test_estimators_of_images_need_a_store(source, tmp_path):
