@@ -6,6 +6,7 @@ It shares no code with the package. It is slow, and the reference of the engines
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,19 @@ def noisy(images: np.ndarray, t: float, seed: int = 0) -> np.ndarray:
     x0 = images.transpose(0, 3, 1, 2) / 127.5 - 1
     eps = np.random.default_rng(seed).standard_normal(x0.shape)
     return (math.sqrt(1 - beta) * x0 + math.sqrt(beta) * eps).astype(np.float32)
+
+
+def images_and_query(
+    real_images: Callable[..., tuple[np.ndarray, np.ndarray]],
+    n: int,
+    size: tuple[int, int],
+    channels: int,
+    t: float,
+    queries: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return n real images, and as many other images as there are queries with the noise of time t."""
+    images = real_images(n, size, channels=channels)[0]
+    return images, noisy(real_images(queries, size, channels=channels, skip=500)[0], t)
 
 
 def window(image: np.ndarray, y: int, x: int, k: int, padding: str) -> np.ndarray:

@@ -21,8 +21,7 @@ CASES = [
 
 
 def geometry_of(name, k, size):
-    train_windows = "wrapped" if name == "ELS-wrapped" else "valid"
-    return Geometry.of(name.removesuffix("-wrapped"), k, size, train_windows)
+    return Geometry.of(k=k, size=size, **brute.settings_of(name))
 
 
 def pairs_by_definition(name, k, size):

@@ -19,8 +19,7 @@ PIXEL = 2e-7
 
 
 def geometry_of(name, k):
-    train_windows = "wrapped" if name == "ELS-wrapped" else "valid"
-    return Geometry.of(name.removesuffix("-wrapped"), k, SIZE, train_windows)
+    return Geometry.of(k=k, size=SIZE, **brute.settings_of(name))
 
 
 @pytest.fixture(params=[1, 3], ids=["gray", "colour"])

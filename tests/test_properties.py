@@ -89,7 +89,9 @@ def test_exact_posterior_means_agree_with_brute_force(case, dtype, memory):
     e = m.posterior_mean(torch.from_numpy(case.x), case.t, k=case.k)
     assert_near(e, case.truth(), case.rounding if dtype == torch.float32 else 1e-6)
     assert (e.stderr == 0).all()
-    np.testing.assert_allclose(e.ess, [each.ess for each in case.truth()], rtol=1e-2)
+    # A float32 logit of 1e5 is rounded by up to 1e-2, and its weight by the same share.
+    rtol = 1e-2 if dtype == torch.float32 else 1e-5
+    np.testing.assert_allclose(e.ess, [each.ess for each in case.truth()], rtol=rtol)
 
 
 @given(cases(), st.sampled_from([np.float32, np.float64, np.uint8]))
@@ -101,7 +103,7 @@ def test_images_of_any_dtype_are_the_same_images(case, dtype):
         )
         for images in (case.images, given)
     )
-    torch.testing.assert_close(one.mean, other.mean, rtol=0, atol=2 * case.rounding)
+    assert torch.equal(one.mean, other.mean)
 
 
 @settings(max_examples=max(1, settings().max_examples // 4))

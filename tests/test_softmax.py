@@ -302,7 +302,6 @@ def test_the_standard_error_is_the_spread_of_poisson_samples(poisson):
     # 20 000 repeats tell the spread to 0.5 %; the linearised variance is low by about 1 in the sample size
     # (200 here), and the estimate of it is noisy. 5 % also tells apart m - 1 from m (12 % and more).
     torch.testing.assert_close(predicted, spread, rtol=0.05, atol=0)
-    assert ((predicted / spread - 1).abs() < 0.05).all()
 
 
 def test_one_in_three_normalised_errors_is_over_one(poisson):

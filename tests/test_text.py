@@ -30,7 +30,7 @@ def all_avoided() -> list[str]:
     return [line for file in files for line in avoided(file)]
 
 
-def test_docstrings_begin_with_an_imperative_or_a_noun():
+def test_no_docstring_begins_with_an_avoided_word():
     found = all_avoided()
     assert not found, "\n".join(["docstrings begin with an avoided word:", *found])
 

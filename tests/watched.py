@@ -31,9 +31,11 @@ def rise(work):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    work()
-    done.append(True)
-    watcher.join()
+    try:
+        work()
+    finally:
+        done.append(True)
+        watcher.join()
     return peaks[0] - before
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -30,7 +29,6 @@ from patchindex.errors import InputError
         (" 7 ", 7),
         (1.0e9, 10**9),
         (np.int64(5), 5),
-        (None, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2),
     ],
 )
 def test_parse_memory(text, expected):

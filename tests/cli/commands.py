@@ -1,9 +1,12 @@
 """Run a command in this process, as a user would."""
 
+from pathlib import Path
+
 from click.testing import CliRunner
 from patchindex_cli import main
 
-DATA = "data/fashion_mnist_6k.npz"
+ROOT = Path(__file__).parents[2]
+DATA = str(ROOT / "data" / "fashion_mnist_6k.npz")
 
 
 def run(*args, code=0):

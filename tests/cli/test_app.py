@@ -13,7 +13,7 @@ import patchindex_cli
 import pytest
 import torch
 from click.testing import CliRunner
-from commands import DATA, refused, run
+from commands import DATA, ROOT, refused, run
 from patchindex_cli.app import main
 
 COMMANDS = [
@@ -81,7 +81,7 @@ def test_an_interrupted_comparison_says_how_to_continue(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("patchindex.study.theory", interrupted)
-    network = "data/fashion_resnet"
+    network = ROOT / "data" / "fashion_resnet"
     small = ("--limit", 9, "--other-images", "--machines", "IS", "-n", 1)
     ended = run("compare", DATA, "--network", network, "-o", tmp_path / "compared", *small, code=1)
     assert "compared: interrupted; continue with --resume" in ended.stderr

@@ -10,8 +10,8 @@ from patchindex_cli import main
 import patchindex as pi
 
 pytest.importorskip("distributed")
-# What distributed and its parts warn of among themselves.
-pytestmark = pytest.mark.filterwarnings("ignore")
+# What distributed and its parts warn of among themselves; a warning of this package still fails a test.
+pytestmark = pytest.mark.filterwarnings("ignore", "error::patchindex.errors.PatchIndexWarning")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import refused, run
+from commands import DATA, refused, run
 
 from patchindex import LocalitySchedule, Provenance
 
@@ -73,7 +73,7 @@ def test_a_schedule_is_read_from_a_file(store, tmp_path):
     assert said == ""
     assert locality == schedule.as_dict()
     assert scales == [7] * 9 + [3] * 10
-    run("build", "--machine", "LS", "data/fashion_mnist_6k.npz", "--limit", 3, "-o", tmp_path / "s.zarr",
+    run("build", "--machine", "LS", DATA, "--limit", 3, "-o", tmp_path / "s.zarr",
         "--locality", path)  # fmt: skip
     assert json.loads(run("info", tmp_path / "s.zarr", "--json").stdout)["locality"] == schedule.as_dict()
 

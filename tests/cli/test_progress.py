@@ -2,11 +2,19 @@
 
 import re
 from queue import Queue
+from time import monotonic
 
 import pytest
 from commands import DATA, run
 from patchindex_cli.progress import Bars, Whole, lines
 from rich.progress import Progress
+
+
+def await_line(echoed, line):
+    """Wait for a line, among others that are printed all the time; fail after a minute."""
+    deadline = monotonic() + 60
+    while (printed := echoed.get(timeout=60)) != line:
+        assert monotonic() < deadline, f"the last line is {printed!r}"
 
 
 @pytest.fixture
@@ -49,8 +57,7 @@ def test_without_a_terminal_the_progress_is_a_line_every_few_seconds():
     with lines(echoed.put, seconds=0.001) as show:
         for done, line in ((0, "k = 3: encoding patches: 0 %"), (4, "k = 3: encoding patches: 40 %")):
             show("k = 3: encoding patches", done, 10)
-            while echoed.get(timeout=60) != line:  # also while a stage does not report
-                pass
+            await_line(echoed, line)  # also while a stage does not report
 
 
 def test_lines_of_a_long_stage_have_the_time_left():
@@ -64,8 +71,7 @@ def test_lines_of_a_long_stage_have_the_time_left():
         ):
             now[0] = time
             show("images", done, 100)
-            while echoed.get(timeout=60) != line:
-                pass
+            await_line(echoed, line)
 
 
 def test_the_time_left_of_a_resumed_stage_counts_the_resumed_work_only():
@@ -75,8 +81,7 @@ def test_the_time_left_of_a_resumed_stage_counts_the_resumed_work_only():
         for done, time, line in ((70, 0.0, "training: 70 %"), (80, 600.0, "training: 80 %, 20 min left")):
             now[0] = time
             show("training", done, 100)
-            while echoed.get(timeout=60) != line:
-                pass
+            await_line(echoed, line)
 
 
 def test_a_build_without_a_terminal_prints_lines(tmp_path, monkeypatch):
@@ -179,5 +184,4 @@ def test_lines_have_the_time_left_of_all_stages():
         show("images", 5, 5)
         now[0] = 10.0
         show("training", 1, 2)
-        while echoed.get(timeout=60) != "training: 50 %; 25 % of all stages, 30 s left":
-            pass
+        await_line(echoed, "training: 50 %; 25 % of all stages, 30 s left")

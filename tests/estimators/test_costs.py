@@ -23,9 +23,9 @@ DEEPER = AutoPolicy(cost_limit=np.inf, first_strata=24, pixel_strata=2, probe_ns
 DEARER = AutoPolicy(cost_limit=np.inf, first_strata=24, pixel_strata=2, probe_ns=60.0, candidate_ns=60.0)
 SMALL_FIELD = {"tolerance": 0.02, "probes": 20, "candidates": 40}
 TINY_FIELD = {"tolerance": 0.01, "probes": 4, "candidates": 10}
-# The clusters of FAISS differ a little between processors, and the cost model with the length of a block: by
-# up to 2.3 times without AVX-512.
-CLOSE = 0.03 if BLOCK == 64 else 1.5
+# Processors round the clusters of FAISS in other ways, which changes the work by a few per cent. The cost
+# model depends on the length of a block: without AVX-512 the work is up to 2.3 times as much, or as little.
+RATIO = 1.03 if BLOCK == 64 else 2.5
 # Scale, time, label, options and policy; then codes per pixel, patches per pixel and exact pixels, of a first
 # step and of a second step.
 WORK = [
@@ -51,6 +51,15 @@ def larger(real_images, tmp_path_factory):
     return pi.build_index(images, where, scales=(3, 5), labels=labels)
 
 
+def is_recorded(found, recorded):
+    """Return whether numbers are within `RATIO` of the recorded ones, or within 2.
+
+    Where a standard error is close to the tolerance, a pixel or two more are computed exactly.
+    """
+    pairs = zip(found, recorded, strict=True)
+    return all(number / RATIO - 2 <= each <= number * RATIO + 2 for each, number in pairs)
+
+
 def work_of(estimate):
     pixels = estimate.stderr.numel()
     return estimate.codes_scanned / pixels, estimate.patches_evaluated / pixels, estimate.exact_pixels
@@ -67,8 +76,8 @@ def test_an_estimate_does_the_recorded_work(larger, held_out, k, t, label, optio
     first = estimate(t)
     estimate(t + 0.05, cache=cache)
     found = work_of(first), work_of(estimate(t, cache=cache))
-    # A pixel or two more are computed exactly where a standard error is close to the tolerance.
-    assert found == (pytest.approx(alone, rel=CLOSE, abs=2), pytest.approx(after, rel=CLOSE, abs=2))
+    assert is_recorded(found[0], alone), found
+    assert is_recorded(found[1], after), found
 
 
 @pytest.fixture

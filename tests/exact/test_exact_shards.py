@@ -133,13 +133,13 @@ def test_an_unknown_label_is_refused(training, x):
 
 
 def test_progress_comes_in_the_thread_of_the_caller_and_ends_at_one(training, x):
-    told = []
-    progress = lambda stage, done, total: told.append((get_ident(), stage, done / total))  # noqa: E731
+    reported = []
+    progress = lambda stage, done, total: reported.append((get_ident(), stage, done / total))  # noqa: E731
     DeviceShards([CPU, CPU]).scan(request_of(training, x, progress=progress))
-    assert {thread for thread, _, _ in told} == {get_ident()}
-    shares = [share for _, _, share in told]
+    assert {thread for thread, _, _ in reported} == {get_ident()}
+    shares = [share for _, _, share in reported]
     assert shares == sorted(shares)
-    assert told[-1][1:] == ("exact scan", 1)
+    assert reported[-1][1:] == ("exact scan", 1)
 
 
 def test_a_callback_that_raises_ends_the_scans_of_all_devices(training, x):

@@ -37,11 +37,6 @@ def request_of(images, x, t, name, k, **settings):
     return exact.ScoreRequest(training, geometry, x, brute.beta_of(t), engine="fused", **settings)
 
 
-def images_and_query(real_images, n, size, channels, t, queries=1):
-    images = real_images(n, size, channels=channels)[0]
-    return images, brute.noisy(real_images(queries, size, channels=channels, skip=500)[0], t)
-
-
 def assert_same(a, b, tolerance=FLOAT32):
     torch.testing.assert_close(a.mean(), b.mean(), rtol=0, atol=tolerance)
     torch.testing.assert_close(a.log_weight(), b.log_weight(), rtol=1e-6, atol=1e-3)
@@ -94,7 +89,7 @@ CASES = [
 @pytest.mark.parametrize("t", [0.05, 0.5])
 @pytest.mark.parametrize(("name", "k", "size", "n", "channels"), CASES)
 def test_the_kernel_agrees_with_brute_force(real_images, name, k, size, n, channels, t):
-    images, x = images_and_query(real_images, n, size, channels, t)
+    images, x = brute.images_and_query(real_images, n, size, channels, t)
     assert_agrees_with_brute_force(images, x, t, name, k)
 
 
@@ -104,7 +99,7 @@ def test_long_windows_are_streamed(real_images, monkeypatch, name, streamed):
     k, size = (17, (17, 18)) if not streamed else (7, (9, 12))
     settings = Settings(1, 8 << 10) if streamed else fused_device.settings_of(DEVICE)
     use(monkeypatch, settings)
-    images, x = images_and_query(real_images, 12, size, 1, 0.5)
+    images, x = brute.images_and_query(real_images, 12, size, 1, 0.5)
     request = request_of(images, x, 0.5, name, k)
     assert not fused._Frame(request, images, settings).tables.layout.held
     assert_agrees_with_brute_force(images, x, 0.5, name, k)
@@ -114,7 +109,7 @@ def test_long_windows_are_streamed(real_images, monkeypatch, name, streamed):
 @pytest.mark.parametrize("t", [0.05, 0.5])
 def test_dark_images(real_images, name, t):
     """Distances are small differences of large numbers unless a grey level is subtracted."""
-    images, _ = images_and_query(real_images, 30, (10, 10), 1, t)
+    images, _ = brute.images_and_query(real_images, 30, (10, 10), 1, t)
     images = images // 64
     x = brute.noisy(images[:1], t, seed=3)
     assert_agrees_with_brute_force(images, x, t, name, 5)
@@ -123,7 +118,7 @@ def test_dark_images(real_images, name, t):
 @pytest.mark.parametrize("beta", [1e-6, 1 - 1e-9])
 def test_noise_near_nothing_and_near_everything(real_images, beta):
     """Query windows in the units of logits are then up to 1e4 or down to 1e-6, where float16 ends."""
-    images, x = images_and_query(real_images, 12, (8, 8), 1, 0.5)
+    images, x = brute.images_and_query(real_images, 12, (8, 8), 1, 0.5)
     x = images[:1].transpose(0, 3, 1, 2) / 127.5 - 1 if beta < 0.5 else x
     request = replace(request_of(images, x, 0.5, "ELS", 3), beta=beta)
     state = exact.scan(request)
@@ -136,7 +131,7 @@ def test_noise_near_nothing_and_near_everything(real_images, beta):
 @pytest.mark.parametrize("name", MACHINES)
 def test_some_pixels_of_some_images(real_images, name):
     size = small(name)
-    images, x = images_and_query(real_images, 30, size, 3, 0.4, queries=3)
+    images, x = brute.images_and_query(real_images, 30, size, 3, 0.4, queries=3)
     mask = torch.from_numpy(np.random.default_rng(0).random((3, *size)) < 0.3)
     mask[1] = False
     whole = exact.scan(request_of(images, x, 0.4, name, 3))
@@ -151,7 +146,7 @@ def test_some_pixels_of_some_images(real_images, name):
 def test_a_label_restricts_to_its_images(real_images, name):
     size = small(name)
     images, labels = real_images(40, size, classes=(1, 4, 9))
-    _, x = images_and_query(real_images, 1, size, 1, 0.4)
+    _, x = brute.images_and_query(real_images, 1, size, 1, 0.4)
     found = exact.scan(request_of(TrainingImages(images, labels), x, 0.4, name, 3, label=4))
     assert_same(found, exact.scan(request_of(images[labels == 4], x, 0.4, name, 3)), 1e-6)
 
@@ -160,7 +155,7 @@ def test_a_label_restricts_to_its_images(real_images, name):
 def test_memory_batches_and_segments_change_nothing(real_images, monkeypatch, name):
     """Blocks of one image and of all, queries alone and together, and one segment for each image."""
     size = small(name)
-    images, x = images_and_query(real_images, 4, size, 3, 0.4, queries=3)
+    images, x = brute.images_and_query(real_images, 4, size, 3, 0.4, queries=3)
     request = request_of(images, x, 0.4, name, 3)
     usual = exact.scan(request)
     assert_same(exact.scan(replace(request, memory=1)), usual, 1e-6)
@@ -173,7 +168,7 @@ def test_memory_batches_and_segments_change_nothing(real_images, monkeypatch, na
 
 def test_many_segments_are_merged(real_images, monkeypatch):
     """More than a program merges at a time, and no multiple."""
-    images, x = images_and_query(real_images, 71, (4, 4), 1, 0.4)
+    images, x = brute.images_and_query(real_images, 71, (4, 4), 1, 0.4)
     request = request_of(images, x, 0.4, "ELS", 3)
     usual = exact.scan(request)
     use(monkeypatch, Settings(10_000, LARGE_GPU, 1024, columns=1))
@@ -185,7 +180,7 @@ def test_many_segments_are_merged(real_images, monkeypatch):
 def test_parts_of_the_images(real_images, name, memory):
     """Parts that end inside blocks and at their ends, of all images and of a selection in another order."""
     size = small(name)
-    images, x = images_and_query(real_images, 8, size, 3, 0.4)
+    images, x = brute.images_and_query(real_images, 8, size, 3, 0.4)
     request = request_of(images, x, 0.4, name, 3, memory=memory)
     order = np.random.default_rng(0).permutation(8)
     for numbers, bounds in ((np.arange(8), [0, 1, 5, 8]), (order, [1, 2, 4, 7])):
@@ -215,13 +210,13 @@ def test_sums_that_are_truncated_keep_the_bounds(real_images, few_programs, monk
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", truncated)
     for k, t in ((7, 0.05), (17, 0.3)):
-        images, x = images_and_query(real_images, 30, (17, 19), 3, t)
+        images, x = brute.images_and_query(real_images, 30, (17, 19), 3, t)
         assert_agrees_with_brute_force(images, x, t, "ELS", k)
     assert {shape[1] for shape in calls} == {32, 64, 128}
 
 
 def test_ess_reaches_the_number_of_patches(real_images):
-    images, x = images_and_query(real_images, 30, (8, 8), 1, 0.4)
+    images, x = brute.images_and_query(real_images, 30, (8, 8), 1, 0.4)
     state = exact.scan(replace(request_of(images, x, 0.4, "ELS", 3), beta=1 - 1e-12))
     torch.testing.assert_close(state.ess(), state.count.double(), rtol=1e-6, atol=0)
     assert (state.ess() <= state.count).all()
@@ -229,7 +224,7 @@ def test_ess_reaches_the_number_of_patches(real_images):
 
 def test_progress_grows_to_one(real_images):
     shares = []
-    images, x = images_and_query(real_images, 10, (7, 7), 1, 0.4, queries=2)
+    images, x = brute.images_and_query(real_images, 10, (7, 7), 1, 0.4, queries=2)
     exact.scan(
         request_of(
             images, x, 0.4, "ELS", 3, memory=1, progress=lambda _, done, total: shares.append(done / total)

@@ -35,7 +35,7 @@ def images(real_images):
 
 
 def test_the_default_engine_agrees_with_the_cpu(images):
-    """A thousand images of full size, in a few blocks, by the engine that a GPU takes."""
+    """Six hundred images of full size, in a few blocks, by the engine that a GPU takes."""
     x = torch.from_numpy(brute.noisy(images[:2], 0.4))
     for name, k in (("ELS", 3), ("ELS", 17), ("ELS-wrapped", 5), ("bbELS", 7), ("LS", 9), ("IS", None)):
         on_cpu, on_gpu = (

@@ -134,8 +134,10 @@ def test_sums_are_unbiased_and_errors_honest(case, machine, train_windows, singl
     mean = torch.stack(weights).mean(1)  # pixels share their sample: a mean over them for each seed
     assert abs(float(mean.mean()) - 1) < 3.5 * float(mean.std()) / 40**0.5
     ratio = torch.stack(errors).square().mean().sqrt() / torch.stack(stderrs).square().mean().sqrt()
+    # Pixels share their sample, so 40 seeds are 40 draws: the spread of 40 draws has an error of
+    # 1 / sqrt(2 * 40) = 11 %, and the bounds are about two of these errors.
     assert 0.8 < float(ratio) < 1.25
-    # Some strata have more members than others: where patches are few, sums vary by more than their lanes do.
+    # The errors are no rounding.
     assert float(torch.stack(errors).square().mean().sqrt()) > 1e-3
 
 

@@ -1,7 +1,7 @@
 """Seeded mutations of bytes, fields, text and JSON, and of what packed files hold.
 
-Some files have checksums or are packed: their mutants are sealed again, so that the damage gets past the
-checksum.
+Some files have checksums or are packed: their mutants are packed again, with new checksums, so that the
+damage gets past the checksum.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def change_json(data: bytes, rng: random.Random) -> bytes:
 PLAIN = (change_bytes, change_field)
 
 
-# Mutations inside packed files, which are sealed again.
+# Mutations inside packed files, which are packed again.
 
 
 def inside_zip(*mutations: Mutation) -> Mutation:

@@ -64,7 +64,6 @@ def test_every_flipped_byte_is_found(copied):
     which = np.concatenate(
         [np.repeat(np.arange(len(files)), 2), rng.choice(len(files), 200, p=sizes / sizes.sum())]
     )
-    assert len(which) >= 200
     for i in which:
         file = files[i]
         whole = file.read_bytes()

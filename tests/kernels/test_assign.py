@@ -64,11 +64,12 @@ def test_assignment_is_the_nearest_list_of_the_two_nearest_cells(threads, dims, 
     same = found == expected
     near, nearest = (np.square(vectors - inverted.centroids[lists]).sum(1) for lists in (found, expected))
     assert (same | (near <= nearest * (1 + 1e-4) + 1e-4)).all()
-    assert same.mean() > 0.99 - 1 / n
+    assert (~same).sum() <= max(1, n // 100)
     for c in range(len(by_class)):
         mine = classes == c
-        by_torch = inverted._assign_by_torch(torch.from_numpy(vectors[mine]), c).numpy()
-        assert (by_torch == found[mine]).mean() > 0.99 - 1 / n if mine.any() else True
+        if mine.any():
+            by_torch = inverted._assign_by_torch(torch.from_numpy(vectors[mine]), c).numpy()
+            assert (by_torch != found[mine]).sum() <= max(1, n // 100)
 
 
 @pytest.mark.parametrize("n_classes", [1, 3])

@@ -187,9 +187,9 @@ try:
 except PatchIndexWarning as warning:
     print(warning)
 """
-    told = " ".join(run(script, NUMBA_CACHE_DIR=str(tmp_path)))
-    assert "compiled kernels cannot be kept" in told
-    assert "; set NUMBA_CACHE_DIR to a folder with free space" in told
+    reported = " ".join(run(script, NUMBA_CACHE_DIR=str(tmp_path)))
+    assert "compiled kernels cannot be kept" in reported
+    assert "; set NUMBA_CACHE_DIR to a folder with free space" in reported
 
 
 def test_read_only_installation_without_home_compiles_in_every_process(copied_package):

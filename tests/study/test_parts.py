@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-import resource
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from stand_ins import OPTIONS, SHORT, SIZE, Fragile, Reweighted, StoppedError
+from watched import linux_only, run_watched
 
 import patchindex as pi
 from patchindex.errors import InputError, OutputExistsError, StoreError
@@ -189,12 +189,14 @@ def test_damaged_results_are_named(denoisers, tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_that_unpacks_to_gigabytes_takes_no_memory(denoisers, tmp_path):
-    def run():
-        every = {"IS": denoisers["IS"]}
-        return theory(denoisers["LS"], every, 2, options=SHORT, folder=tmp_path, resume=True)
+def compare_is(denoisers, folder):
+    return theory(denoisers["LS"], {"IS": denoisers["IS"]}, 2, options=SHORT, folder=folder, resume=True)
 
-    run()
+
+@pytest.fixture
+def packed(denoisers, tmp_path):
+    """The folder of a comparison of IS whose images unpack from less than 1 MiB to 256 MiB."""
+    compare_is(denoisers, tmp_path)
     path = next((tmp_path / "parts" / "IS").glob("images*.npz"))
     header, about = io.BytesIO(), {"descr": "<f4", "fortran_order": False, "shape": (2, 1, 1 << 12, 1 << 13)}
     np.lib.format.write_array_header_1_0(header, about)
@@ -210,10 +212,37 @@ def test_a_part_that_unpacks_to_gigabytes_takes_no_memory(denoisers, tmp_path):
                 member.write(bytes(1 << 20))
     path.with_suffix(".new").replace(path)
     assert path.stat().st_size < 1 << 20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return tmp_path
+
+
+def test_a_packed_part_is_refused(denoisers, packed):
     with pytest.raises(StoreError, match=r"is damaged .is packed.; delete it"):
-        run()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+        compare_is(denoisers, packed)
+
+
+READ = """
+from pathlib import Path
+from patchindex.errors import StoreError
+from patchindex.study.parts import Parts
+
+folder = Path(sys.argv[1])
+settings = json.loads((folder / "parts" / "settings.json").read_text())
+parts = Parts(folder, settings, lambda *_: {"images": (1, 4096, 8192)}, resume=True)
+
+def read():
+    try:
+        parts.missing("IS", "images-2", [0, 1])
+    except StoreError:
+        return
+    raise AssertionError("the part is not refused")
+
+print(json.dumps(rise(read)))
+"""
+
+
+@linux_only
+def test_a_packed_part_takes_no_memory(packed):
+    assert run_watched(READ, packed) < 100 << 20
 
 
 def test_a_second_comparison_in_the_same_folder_is_refused(denoisers, tmp_path):

@@ -226,7 +226,7 @@ def test_sizes_that_a_curve_cannot_hold_are_refused_before_any_work(name, sizes)
         TuneSettings(**{name: sizes})
 
 
-def test_exact_scores_are_faster_for_few_images_and_slower_for_many(real_images, tmp_path):
+def test_exact_scores_of_few_images_are_slower_than_a_tiny_near_field_only(real_images, tmp_path):
     index = pi.build_index(real_images(40, 14)[0], tmp_path / "s.zarr", scales=[3])
     assert exact_is_faster(index)
     quick = TuneSettings(policy=AutoPolicy(probes=1, candidates=1))
