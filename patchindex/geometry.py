@@ -163,8 +163,9 @@ class Geometry:
     def of(cls, machine: str, k: int | None, size: tuple[int, int], train_windows: str = "valid") -> Geometry:
         """Check the settings and make the geometry, for images of `size` (height, width); IS ignores k.
 
-        Raises InputError when the machine is unknown; when k is even, below 1 or above `LARGEST_SCALE`; or
-        when k is larger than the images and the machine is ELS with `valid` windows.
+        Raises InputError when the machine or `train_windows` is unknown, or another machine than ELS is to
+        have other windows than `valid`; when k is even, below 1 or above `LARGEST_SCALE`; or when k is larger
+        than the images and the machine is ELS with `valid` windows.
         """
         if machine not in MACHINES:
             raise InputError(

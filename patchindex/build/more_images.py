@@ -101,7 +101,7 @@ def append(
     OutputExistsError
         When there is an unfinished build of the store, and `resume` is not given.
     SourceNotFoundError, StoreError
-        As `open_index` does.
+        As `open_index` does; StoreError also when an image of the store is damaged.
 
     Examples
     --------
@@ -134,6 +134,7 @@ def append(
             require_faiss()
         training, old_places, new_places = _in_label_order(old, both)
         announce(plan, progress)
+        old.check_images(0, len(old.training))  # the new store has checksums of what is copied
         with working_directory(path, settings, existing) as folder:
             write_images(folder, training, progress)
             found = find_duplicates(open_raw(folder, "images"), new_places, progress)

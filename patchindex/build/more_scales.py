@@ -93,6 +93,7 @@ def add_scales(
         plan = _plan(index, settings, budget)
         check_limits(path, plan, budget)
         announce(plan, progress)
+        index.check_images(0, len(index.training))  # nothing else compares them with their checksums
         build_id = fingerprint(
             [index.attributes["fingerprint"], settings.pca_dims, settings.lists, settings.seed]
         )

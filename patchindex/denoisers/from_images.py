@@ -35,6 +35,14 @@ class DenoiserOptions(TypedDict, total=False):
     memory: int | str | None
 
 
+def refuse_labels(labels: object) -> None:
+    """Refuse labels that are given with a store, which has its own."""
+    if labels is not None:
+        raise InputError(
+            "is fixed in the store", parameter="labels", remedy="leave it out, or give the images themselves"
+        )
+
+
 class TrainingDenoiser(Denoiser):
     """A denoiser that is computed from training images.
 
@@ -78,12 +86,7 @@ class TrainingDenoiser(Denoiser):
         if is_store(source):
             source = open_index(source, device=resolve_devices(device)[0])
         if isinstance(source, PatchIndex):
-            if labels is not None:
-                raise InputError(
-                    "is fixed in the store",
-                    parameter="labels",
-                    remedy="leave it out, or give the images themselves",
-                )
+            refuse_labels(labels)
             self.index: PatchIndex | None = source
             self.training = source.training
         else:

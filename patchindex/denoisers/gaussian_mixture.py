@@ -73,17 +73,22 @@ class GaussianMixture(GaussianDenoiser):
 
     def _estimate(self, x: Tensor, beta: float, call: Call) -> Estimate:
         components = self._components(call.label)
-        means, logs = [], []
+        x = to_float64(x)
+        top = torch.full((len(x), 1, 1, 1), -torch.inf, dtype=x.dtype, device=x.device)
+        total, squares, mean = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(x)
         for i, label in enumerate(components):
             part = part_of(call.progress, "posterior mean", i / len(components), (i + 1) / len(components))
             gaussian = self._filter(label, part)
             assert isinstance(gaussian, DenseGaussian)
             lo, hi = self.training.range_of(label)
-            means.append(gaussian.apply(to_float64(x), beta))
-            logs.append(math.log(hi - lo) + gaussian.log_density(to_float64(x), beta))
+            log = (math.log(hi - lo) + gaussian.log_density(x, beta)).reshape(top.shape)
+            # A softmax with a running maximum, so that the means of one label are in memory at a time.
+            highest = torch.maximum(top, log)
+            old, weight, top = (top - highest).exp(), (log - highest).exp(), highest
+            total, squares = old * total + weight, old.square() * squares + weight.square()
+            mean = old * mean + weight * gaussian.apply(x, beta)
             part("posterior mean", 1, 1)
-        weights = torch.stack(logs).softmax(0)  # (components, B)
-        mean = torch.einsum("cb,cbijk->bijk", weights, torch.stack(means)).float().contiguous()
+        mean = (mean / total).float().contiguous()
         one = torch.ones_like(mean[:, 0])
-        ess = (1 / weights.square().sum(0)).float()[:, None, None] * one
+        ess = (total.square() / squares).float()[:, 0] * one
         return Estimate(mean, stderr=0 * one, ess=ess, captured_mass=one, patches_evaluated=0)

@@ -373,13 +373,13 @@ class ScoreMachine(TrainingDenoiser):
         InputError
             When there is neither k nor a schedule.
         """
-        if k is not None or self.machine == "IS":
-            return k
-        if self.locality is None:
+        if self.machine == "IS":
+            return None
+        if k is None and self.locality is None:
             raise InputError(
                 "there is none", parameter="locality", remedy="give a locality schedule, or k with the call"
             )
-        return self.locality.k(self._beta(t))
+        return k if k is not None or self.locality is None else self.locality.k(self._beta(t))
 
 
 def _plain(value: Any) -> Any:

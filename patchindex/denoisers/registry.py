@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from patchindex.checks import is_name_in
-from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser, is_store
+from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser, is_store, refuse_labels
 from patchindex.denoisers.machine import ScoreMachine
 from patchindex.errors import InputError
 from patchindex.images import ImagesLike, LabelsLike
@@ -170,6 +170,7 @@ def _machine(machine: str) -> Factory:
         if is_store(source):
             source = open_index(source, device=options.get("device"))
         if isinstance(source, PatchIndex):
+            refuse_labels(labels)
             locality = source.locality if locality is None else locality
             if source.machine != machine or train_windows not in (None, source.train_windows):
                 source.check_images(0, len(source.training))  # nothing else compares them with checksums

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchindex.checks import check_least, is_real
-from patchindex.denoisers.base import LARGEST_X, Call
+from patchindex.denoisers.base import Call
 from patchindex.denoisers.from_images import DenoiserOptions, TrainingDenoiser
 from patchindex.denoisers.registry import register_denoiser
 from patchindex.devices import float64_device
@@ -24,6 +24,8 @@ from patchindex.random_streams import random_stream
 from patchindex.runtime import part_of
 
 __all__ = ["SmoothedClosedForm"]
+
+MOST_SMOOTHING = 10.0  # a displacement of seven standard deviations is then within `LARGEST_X` of 0
 
 
 @register_denoiser("smoothed")
@@ -47,7 +49,7 @@ class SmoothedClosedForm(TrainingDenoiser):
     draws : int
         Number M of displacements, at least 1. With few draws the paper's model mixes M training images.
     smoothing : float
-        Standard deviation s, from 0 to 100; with 0 the denoiser is IS. The best s depends on the data set:
+        Standard deviation s, from 0 to 10; with 0 the denoiser is IS. The best s depends on the data set:
         s = 1 has the smallest denoising error of 0.5, 1, 2 and 4 on held-out Fashion-MNIST images.
     **options
         `noise`, `label`, `device`, `threads` and `memory`, as for `TrainingDenoiser`.
@@ -82,9 +84,9 @@ class SmoothedClosedForm(TrainingDenoiser):
         **options: Unpack[DenoiserOptions],
     ) -> None:
         check_least(draws=(draws, 1))
-        if not is_real(smoothing) or not 0 <= smoothing <= LARGEST_X:
+        if not is_real(smoothing) or not 0 <= smoothing <= MOST_SMOOTHING:
             raise InputError(
-                f"must be a number from 0 to {LARGEST_X:g}, got {smoothing!r}",
+                f"must be a number from 0 to {MOST_SMOOTHING:g}, got {smoothing!r}",
                 parameter="smoothing",
                 remedy="use 1.0, for example",
             )

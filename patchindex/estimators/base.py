@@ -48,7 +48,8 @@ class Estimate:
     Attributes
     ----------
     mean : Tensor, shape (B, C, H, W), float32
-        `E[x_0 | x_t]` under the machine, in [-1, 1].
+        `E[x_0 | x_t]` under the denoiser, in [-1, 1] if it is an average of training images. `Wiener`,
+        `GaussianMixture` and networks may leave that range.
     stderr : Tensor, shape (B, H, W)
         Standard error of the mean that random draws cause, root mean square over channels: 0 for `exact` and
         for each denoiser that draws none, NaN for `topk`, whose error is a bias and not a variance.

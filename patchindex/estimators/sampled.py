@@ -106,7 +106,7 @@ class SampledAuto:
         """Sample until every pixel has left; return the estimate."""
         (lo, hi), (batch, _, height, width) = request.image_range, request.x.shape
         level = int(np.float64(request.beta).view(np.uint64))
-        order = random_stream(request.seed % 2**64, level).permutation(hi - lo)
+        order = random_stream(request.seed, level).permutation(hi - lo)
         drawn = replace(request, training=request.training.select(lo + order), label=None)
         # Groups of one size, but for the last one: other sizes would add to the spread of the sums.
         bounds = [*range(0, hi - lo, _group_size(hi - lo)), hi - lo]

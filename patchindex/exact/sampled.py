@@ -64,7 +64,7 @@ class SampledScan:
         plan = plan_of(geometry, channels, lanes(geometry, self._n))
         self._frame = Frame.of(plan, request.x, beta, images[lo : min(hi, lo + SAMPLE)], self._n)
         level = int(np.float64(beta).view(np.uint64))
-        rng = random_stream(request.seed % 2**64, request.image_ids[0] % 2**64, level, salt)
+        rng = random_stream(request.seed, request.image_ids[0], level, salt)
         self._image_order = lo + rng.permutation(self._n)
         self._classes = CLASSES if request.mask is None else 1
         self.strata, self.scanned = -(-self._n // plan.lanes) * self._classes, 0

@@ -9,7 +9,7 @@ from stores import interrupted, names_in, tree
 
 import patchindex as pi
 from patchindex.build import image_options_of
-from patchindex.errors import InputError, OutputExistsError
+from patchindex.errors import InputError, OutputExistsError, StoreError
 
 EVERYTHING = {"estimator": "topk", "candidates": 10**6, "probes": 10**4}
 
@@ -17,6 +17,19 @@ EVERYTHING = {"estimator": "topk", "candidates": 10**6, "probes": 10**4}
 @pytest.fixture
 def small(labelled, tmp_path):
     return pi.build_index(labelled[0], tmp_path / "s.zarr", scales=[3], labels=labelled[1], seed=3)
+
+
+def test_damaged_images_are_not_copied(small, labelled, tmp_path):
+    """The new store would have checksums of the damaged images."""
+    file = small.path / "images" / "c" / "0" / "0" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    content[500] ^= 255
+    file.write_bytes(content)
+    before = tree(small.path)
+    with pytest.raises(StoreError, match=r"images 0 to \d+ are damaged"):
+        pi.append(small.path, labelled[0][:5], labelled[1][:5])
+    assert tree(small.path) == before
+    assert names_in(tmp_path) == ["s.zarr"]
 
 
 @pytest.mark.parametrize("machine", ["ELS", "bbELS"])

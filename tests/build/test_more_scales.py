@@ -31,6 +31,18 @@ def test_added_scales_equal_those_of_one_build(small, labelled, tmp_path):
     assert names_in(tmp_path) == ["s.zarr", "w.zarr"]
 
 
+def test_damaged_images_get_no_scale(small, tmp_path):
+    file = small.path / "images" / "c" / "0" / "0" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    content[500] ^= 255
+    file.write_bytes(content)
+    before = tree(small.path)
+    with pytest.raises(StoreError, match=r"images 0 to \d+ are damaged"):
+        pi.add_scales(small.path, [5])
+    assert tree(small.path) == before
+    assert names_in(tmp_path) == ["s.zarr"]
+
+
 def test_code_size_and_schedule_depend_on_all_scales(labelled, tmp_path):
     """The code size depends on the noise at which the schedule uses a scale."""
     images, locality = np.tile(labelled[0], (2, 1, 1, 1)), [3, 3, 5, 5, 7, 7, 9, 9]

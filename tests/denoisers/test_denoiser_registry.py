@@ -72,6 +72,12 @@ def test_sample_takes_a_registered_denoiser(own_denoiser, images):
     assert [step["k"] for step in drawn.steps] == [None] * 6
 
 
+@pytest.mark.parametrize("name", ["bbELS", "LS", "IS", "wiener"])
+def test_labels_are_fixed_in_a_store(store, name):
+    with pytest.raises(InputError, match="labels: is fixed in the store; leave it out, or give the images"):
+        pi.denoiser(name, store, labels=np.zeros(len(store.training), int))
+
+
 def test_a_name_that_is_taken_is_refused():
     with pytest.raises(InputError, match="'LS' is taken"):
         pi.register_denoiser("LS")(lambda source, labels: None)

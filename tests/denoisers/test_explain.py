@@ -34,6 +34,13 @@ def test_patches_are_named_by_image_and_position_in_the_source(labelled, held_ou
         assert (one.captured_mass, one.relative_error) == (1, 0)
 
 
+def test_whole_images_have_no_scale_whatever_k_is(labelled, held_out):
+    m = pi.ScoreMachine(*labelled, machine="IS")
+    (one,) = m.explain(held_out(0.3)[:1], 0.3, PIXELS[:1], k=4)
+    assert one.k is None
+    assert m.scale_at(0.3, 4) is None
+
+
 @pytest.mark.parametrize("name", brute.MACHINES)
 def test_all_patches_together_give_the_posterior_mean(labelled, held_out, name):
     images, labels = labelled

@@ -6,6 +6,7 @@ import brute
 import numpy as np
 import pytest
 import torch
+from watched import linux_only, run_watched
 
 import patchindex as pi
 from patchindex.errors import InputError
@@ -83,3 +84,20 @@ def test_options_of_wiener_are_refused(images):
     with pytest.raises(InputError, match="memory: the covariance of 90 numbers per image needs") as refused:
         pi.denoiser("gaussian-mixture", *images, memory="9K")
     assert str(refused.value).endswith("; give more, or use smaller images")  # `circulant` is Wiener's
+
+
+MANY = """
+import numpy as np, torch, patchindex as pi
+
+images = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 3), np.uint8)
+mixture = pi.denoiser("gaussian-mixture", images, labels=np.arange(400) % 200, memory="8M")
+x = torch.randn(48, 3, 16, 16)
+mixture.posterior_mean(x[:1], 0.5)
+print(json.dumps(rise(lambda: mixture.posterior_mean(x, 0.5))))
+"""
+
+
+@linux_only
+def test_the_means_of_many_labels_are_not_in_memory_together():
+    """The means of all labels take 200 * 48 * 768 * 8 bytes, which is 56 MiB."""
+    assert run_watched(MANY) < 40 << 20

@@ -95,10 +95,10 @@ def test_the_standard_error_is_right(images, noisy):
         ({"draws": 0}, "draws: must be at least 1, got 0"),
         ({"draws": True}, "draws: must be a whole number"),
         ({"draws": 2.5}, "draws: must be a whole number"),
-        ({"smoothing": -1.0}, "smoothing: must be a number from 0 to 100, got -1"),
+        ({"smoothing": -1.0}, "smoothing: must be a number from 0 to 10, got -1"),
         ({"smoothing": float("nan")}, "smoothing: must be a number from 0"),
         ({"smoothing": 10**400}, "smoothing: must be a number from 0"),
-        ({"smoothing": 1e38}, "smoothing: must be a number from 0 to 100"),
+        ({"smoothing": 11}, "smoothing: must be a number from 0 to 10, got 11"),
     ],
 )
 def test_options_out_of_range_are_refused(images, options, message):

@@ -103,6 +103,8 @@ def test_equal_seeds_give_equal_means_in_any_batch(images, noisy_images):
     small = machine(images, tolerance=0.05, memory="1M").posterior_mean(x, 0.8, k=3, seed=3)
     torch.testing.assert_close(small.mean, both.mean, rtol=0, atol=1e-5)
     other = m.posterior_mean(x, 0.8, k=3, seed=5)
+    large = m.posterior_mean(x, 0.8, k=3, seed=3 + 2**64)
+    assert not torch.equal(large.mean, both.mean)
     assert (other.mean - both.mean).abs().max() > 1e-3
 
 
