@@ -88,6 +88,7 @@ class Auto:
                 image = _Image(self, mine.select(slice(i, i + 1)), field, i).grow_to_tolerance()
                 parts.append(image.estimate())
                 self.remember(mine, i, image.near)
+                del image  # its near fields need memory, and so do those of the next image
                 request.progress("posterior mean", len(parts), batch)
         return Estimate.cat(parts)
 
@@ -178,6 +179,7 @@ class _Image:
         self.near = field.image(i)
         self.sample = auto.sample(request, self.near)
         self.near_weight = self.near.state.log_weight().reshape(request.geometry.size)
+        self.larger: tuple[Near, Tensor] | None = None  # a larger near field, and the mask of its pixels
         self.codes, self.exact = self.near.codes, 0
         self.dropped = 0  # patches of samples that a larger near field replaced
 
@@ -224,6 +226,7 @@ class _Image:
             weight = near.state.log_weight().reshape(deep.shape)
             self.near_weight = torch.where(deep, weight, self.near_weight)
             self.codes += near.codes
+            self.larger = near, deep
 
     def finish_pixels(self) -> None:
         """Step 3: sample for single pixels, in addition to the sample for all, or compute them exactly."""
@@ -236,12 +239,19 @@ class _Image:
         return near_mass + self.shares * (1 - near_mass)
 
     def heaviest(self, place: Tensor, top: int) -> HeaviestPatches:
-        """Return the heaviest members of the near field of some pixels, raster numbers."""
-        wanted = torch.zeros(self.state.weight.numel(), dtype=torch.bool)
-        wanted[place] = True
-        members = KnownPatches(
-            *(array[wanted.numpy()[self.near.members.pixel]] for array in self.near.members)
-        )
+        """Return the heaviest members of the near fields of some pixels, raster numbers.
+
+        A pixel with a larger near field has the members of the larger near field.
+        """
+        wanted = np.zeros(self.state.weight.numel(), bool)
+        wanted[place.numpy()] = True
+        if self.larger is None:
+            members = _members_of(self.near, wanted)
+        else:
+            near, mask = self.larger
+            deep = mask.flatten().numpy()
+            both = _members_of(self.near, wanted & ~deep), _members_of(near, wanted & deep)
+            members = KnownPatches(*map(np.concatenate, zip(*both, strict=True)))
         total = self.state.log_weight().flatten()
         table = largest_first(members, total, top)[place]
         spread = self.state.variance[..., 0].sqrt() / self.state.weight
@@ -307,6 +317,12 @@ def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
         part.scale(share / sum(shares))
         state.merge(part)
     return state
+
+
+def _members_of(near: Near, wanted: np.ndarray) -> KnownPatches:
+    """Return the members of a near field that belong to some pixels, a mask of raster numbers."""
+    mine = wanted[near.members.pixel]
+    return KnownPatches(*(array[mine] for array in near.members))
 
 
 def _variance(state: SoftmaxState) -> Tensor:
