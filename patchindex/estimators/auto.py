@@ -243,17 +243,19 @@ class _Image:
 
         A pixel with a larger near field has the members of the larger near field.
         """
-        wanted = np.zeros(self.state.weight.numel(), bool)
-        wanted[place.numpy()] = True
+        pixels, rows = place.unique(return_inverse=True)  # the same pixel may be wanted twice
+        row_of = np.full(self.state.weight.numel(), -1, np.int32)
+        row_of[pixels.numpy()] = np.arange(len(pixels))
         if self.larger is None:
-            members = _members_of(self.near, wanted)
+            members = _members_of(self.near, row_of)
         else:
-            near, mask = self.larger
+            larger, mask = self.larger
             deep = mask.flatten().numpy()
-            both = _members_of(self.near, wanted & ~deep), _members_of(near, wanted & deep)
-            members = KnownPatches(*map(np.concatenate, zip(*both, strict=True)))
-        total = self.state.log_weight().flatten()
-        table = largest_first(members, total, top)[place]
+            others = _members_of(self.near, np.where(deep, -1, row_of))
+            members = _members_of(larger, np.where(deep, row_of, -1))
+            members = KnownPatches(*map(np.concatenate, zip(others, members, strict=True)))
+        total = self.state.log_weight().flatten()[pixels]
+        table = largest_first(members, total, top)[rows].padded(top)
         spread = self.state.variance[..., 0].sqrt() / self.state.weight
         return replace(
             table,
@@ -319,10 +321,11 @@ def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
     return state
 
 
-def _members_of(near: Near, wanted: np.ndarray) -> KnownPatches:
-    """Return the members of a near field that belong to some pixels, a mask of raster numbers."""
-    mine = wanted[near.members.pixel]
-    return KnownPatches(*(array[mine] for array in near.members))
+def _members_of(near: Near, row_of: np.ndarray) -> KnownPatches:
+    """Return the members of some pixels, with rows in place of pixels; other pixels have the row -1."""
+    rows = row_of[near.members.pixel]
+    mine = rows >= 0
+    return KnownPatches(rows[mine], *(array[mine] for array in near.members[1:]))
 
 
 def _variance(state: SoftmaxState) -> Tensor:
