@@ -34,6 +34,21 @@ took = rise(lambda: found.append(m.explain(x, 0.3, [(0, 0)], k=3, top=80_000)))
 print(json.dumps([found[0].method, found[0].weight.shape, took]))
 """
 
+EXPLAIN_BATCH = """
+import numpy as np, torch
+import patchindex as pi
+
+data, path = sys.argv[1:3]
+images = np.load(data)["images"][:24].reshape(8, 3, 28, 28).transpose(0, 2, 3, 1)
+store = pi.build_index(images, path, scales=(15,))
+m = pi.ScoreMachine(store, estimator="topk", probes=4, candidates=16, memory="16M")
+x = torch.from_numpy(images[:1] / np.float32(127.5) - 1).permute(0, 3, 1, 2) + torch.randn(64, 3, 28, 28) / 2
+m.explain(x[:4], 0.3, [(0, 0)], k=15, top=4)  # compiles
+found = []
+took = rise(lambda: found.append(m.explain(x, 0.3, [(14, 9)], k=15, top=4)))
+print(json.dumps([found[0].method, found[0].weight.shape, took]))
+"""
+
 
 @pytest.mark.parametrize("label", [None, 4])
 @pytest.mark.parametrize("name", brute.MACHINES)
@@ -127,6 +142,25 @@ def test_topk_names_the_heaviest_patches(store, held_out, label):
         np.testing.assert_allclose(ratios, ratios[0], rtol=2e-3)
         assert 0.5 < ratios[0] < 1.1
         assert np.isnan(mine.ess)
+
+
+@linux_only
+def test_a_search_for_one_pixel_of_many_images_takes_the_memory_of_few_images(tmp_path):
+    method, shape, took = run_watched(EXPLAIN_BATCH, DATA, tmp_path / "s.zarr")
+    assert (method, shape) == ("topk", [64, 4])
+    assert took < 60 << 20  # all windows of 64 images would take 135 MB
+
+
+@pytest.mark.parametrize("label", [None, 4])
+def test_topk_explains_images_of_a_batch_as_single_images(store, held_out, label):
+    m = pi.ScoreMachine(store, estimator="topk", probes=20, candidates=64)
+    x = torch.cat([held_out(t) for t in (0.2, 0.3, 0.25)])
+    all_ = m.explain(x, 0.25, PIXELS, k=5, label=label, top=4)
+    for i in range(6):
+        alone = m.explain(x[i : i + 1], 0.25, PIXELS, k=5, label=label, top=4)
+        mine = slice(3 * i, 3 * i + 3)
+        assert np.array_equal(all_.image[mine], alone.image)
+        np.testing.assert_allclose(all_.weight[mine], alone.weight, rtol=1e-4)
 
 
 def test_all_pixels_are_explained_by_default(labelled, held_out):
