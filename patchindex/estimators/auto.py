@@ -88,6 +88,7 @@ class Auto:
                 image = _Image(self, mine.select(slice(i, i + 1)), field, i).grow_to_tolerance()
                 parts.append(image.estimate())
                 self.remember(mine, i, image.near)
+                del image  # its near fields need memory, and so do those of the next image
                 request.progress("posterior mean", len(parts), batch)
         return Estimate.cat(parts)
 
@@ -178,6 +179,7 @@ class _Image:
         self.near = field.image(i)
         self.sample = auto.sample(request, self.near)
         self.near_weight = self.near.state.log_weight().reshape(request.geometry.size)
+        self.larger: tuple[Near, Tensor] | None = None  # a larger near field, and the mask of its pixels
         self.codes, self.exact = self.near.codes, 0
         self.dropped = 0  # patches of samples that a larger near field replaced
 
@@ -224,6 +226,7 @@ class _Image:
             weight = near.state.log_weight().reshape(deep.shape)
             self.near_weight = torch.where(deep, weight, self.near_weight)
             self.codes += near.codes
+            self.larger = near, deep
 
     def finish_pixels(self) -> None:
         """Step 3: sample for single pixels, in addition to the sample for all, or compute them exactly."""
@@ -236,14 +239,23 @@ class _Image:
         return near_mass + self.shares * (1 - near_mass)
 
     def heaviest(self, place: Tensor, top: int) -> HeaviestPatches:
-        """Return the heaviest members of the near field of some pixels, raster numbers."""
-        wanted = torch.zeros(self.state.weight.numel(), dtype=torch.bool)
-        wanted[place] = True
-        members = KnownPatches(
-            *(array[wanted.numpy()[self.near.members.pixel]] for array in self.near.members)
-        )
-        total = self.state.log_weight().flatten()
-        table = largest_first(members, total, top)[place]
+        """Return the heaviest members of the near fields of some pixels, raster numbers.
+
+        A pixel with a larger near field has the members of the larger near field.
+        """
+        pixels, rows = place.unique(return_inverse=True)  # the same pixel may be wanted twice
+        row_of = np.full(self.state.weight.numel(), -1, np.int32)
+        row_of[pixels.numpy()] = np.arange(len(pixels))
+        if self.larger is None:
+            members = _members_of(self.near, row_of)
+        else:
+            larger, mask = self.larger
+            deep = mask.flatten().numpy()
+            others = _members_of(self.near, np.where(deep, -1, row_of))
+            members = _members_of(larger, np.where(deep, row_of, -1))
+            members = KnownPatches(*map(np.concatenate, zip(others, members, strict=True)))
+        total = self.state.log_weight().flatten()[pixels]
+        table = largest_first(members, total, top)[rows].padded(top)
         spread = self.state.variance[..., 0].sqrt() / self.state.weight
         return replace(
             table,
@@ -307,6 +319,13 @@ def combine(near: Near, *samples: SampledScan) -> SoftmaxState:
         part.scale(share / sum(shares))
         state.merge(part)
     return state
+
+
+def _members_of(near: Near, row_of: np.ndarray) -> KnownPatches:
+    """Return the members of some pixels, with rows in place of pixels; other pixels have the row -1."""
+    rows = row_of[near.members.pixel]
+    mine = rows >= 0
+    return KnownPatches(rows[mine], *(array[mine] for array in near.members[1:]))
 
 
 def _variance(state: SoftmaxState) -> Tensor:

@@ -15,7 +15,7 @@ from patchindex.estimators.curve import OperatingCurve
 from patchindex.estimators.neighbours import NOTHING, PAIR_BYTES, NeighbourRefiner
 from patchindex.exact import HeaviestPatches, ScoreRequest
 from patchindex.exact.heaviest import wanted_pixels
-from patchindex.geometry import gather_patches, query_windows
+from patchindex.geometry import gather_patches, windows
 from patchindex.index import ScaleIndex
 from patchindex.softmax import SoftmaxState
 
@@ -92,18 +92,21 @@ class TopK:
 
         The captured mass gives the sum of all weights; its error is unknown.
         """
-        image, place = wanted_pixels(request)
-        rows = (image * request.x[0, 0].numel() + place).cpu().numpy()
-        z = project(self._index.scale(request.geometry.k), request)[image * request.x[0, 0].numel() + place]
-        pixels = self._index.pixels_on(self._context.device)
+        scale, pixels = self._index.scale(request.geometry.k), self._index.pixels_on(self._context.device)
         step = max(1, request.memory // (RESULT_BYTES * self._kept(request)))
-        parts = []
-        for first in range(0, len(rows), step):
-            mine = rows[first : first + step]
-            ids, distances, _ = self.search(request, z[first : first + step], mine)
-            captured = self._captured(request, z[first : first + step], mine, ids, distances)
-            parts.append(_heaviest_of(pixels, request, mine, ids, captured, top))
-            request.progress("heaviest patches", first + len(mine), len(rows))
+        parts, done, number = [], 0, len(wanted_pixels(request)[0])
+        for first in range(0, len(request.x), IMAGES_PER_SEARCH):
+            some = request.select(slice(first, first + IMAGES_PER_SEARCH))
+            image, place = wanted_pixels(some)
+            wanted = image * some.x[0, 0].numel() + place
+            z_of_rows, rows = project(scale, some)[wanted], wanted.cpu().numpy()
+            for start in range(0, len(rows), step):
+                mine, z = rows[start : start + step], z_of_rows[start : start + step]
+                ids, distances, _ = self.search(some, z, mine)
+                captured = self._captured(some, z, mine, ids, distances)
+                parts.append(_heaviest_of(pixels, some, mine, ids, captured, top))
+                done += len(mine)
+                request.progress("heaviest patches", done, number)
         return HeaviestPatches.cat(parts)
 
     def _estimate(self, request: ScoreRequest) -> Estimate:
@@ -281,13 +284,15 @@ def _compare(
     """Yield patch ids (n, candidates), logits and centres of some rows after the other."""
     geometry, a, beta = request.geometry, request.a, request.beta
     mine, found = (torch.from_numpy(array).to(pixels.device) for array in (rows, ids))
-    windows = query_windows(request.x, geometry)[mine]
+    by_pixel = windows(request.x, geometry, query=True)
     # Per patch: uint8 and float pixels, a scaled copy, and 64-bit indices.
-    per_query = ids.shape[1] * geometry.k**2 * (13 * windows.shape[3] + 16)
+    per_query = ids.shape[1] * geometry.k**2 * (13 * request.x.shape[1] + 16)
     step = max(1, min(request.memory, RERANK_BYTES) // per_query)
-    middle = geometry.k // 2
-    for part, window in zip(found.split(step), windows.split(step), strict=True):
+    (height, width), middle = geometry.size, geometry.k // 2
+    for part, some in zip(found.split(step), mine.split(step), strict=True):
         patches = gather_patches(pixels, geometry, part.clamp_min(0))
         centres = patches[:, :, middle, middle].clone()
+        image, place = some // (height * width), some % (height * width)
+        window = by_pixel[image, :, place // width, place % width].permute(0, 2, 3, 1)
         difference = patches.mul_(a).sub_(window.unsqueeze(1)).flatten(2)
         yield part, torch.linalg.vector_norm(difference, dim=-1).square() / (-2 * beta), centres

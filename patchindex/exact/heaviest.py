@@ -362,21 +362,23 @@ class _Search:
 def largest_first(members: KnownPatches, total: Tensor, top: int) -> HeaviestPatches:
     """Return the heaviest of the patches that pixels are known to be compared with.
 
-    `total` (pixels,) is the logarithm of the sum of all weights. Effective sample size and captured mass,
-    which the members do not tell, are NaN.
+    `members.pixel` are rows of `total` (rows,), the logarithm of the sum of all weights. The result has `top`
+    columns, or fewer where every row has fewer members. Effective sample size and captured mass, which the
+    members do not tell, are NaN.
     """
     # The heaviest first; among equals, the first in the images.
     order = np.lexsort((members.place, members.image, -members.logit, members.pixel))
-    pixel, image, place, logit = (torch.from_numpy(array[order]) for array in members)
-    pixel = pixel.long()
-    counts = torch.bincount(pixel, minlength=len(total))
-    rank = torch.arange(len(pixel)) - (counts.cumsum(0) - counts)[pixel]
+    row, image, place, logit = (torch.from_numpy(array[order]) for array in members)
+    row = row.long()
+    counts = torch.bincount(row, minlength=len(total))
+    rank = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
     named = rank < top
-    pixel, rank = pixel[named], rank[named]
-    images = torch.full((len(total), top), -1)
-    places, logits = images.clone(), torch.full((len(total), top), -torch.inf, dtype=torch.float64)
-    images[pixel, rank], places[pixel, rank] = image[named].long(), place[named].long()
-    logits[pixel, rank] = logit[named].double()
+    row, rank = row[named], rank[named]
+    most = int(counts.max()) if len(counts) else 0
+    images = torch.full((len(total), min(top, most)), -1)
+    places, logits = images.clone(), torch.full(images.shape, -torch.inf, dtype=torch.float64)
+    images[row, rank], places[row, rank] = image[named].long(), place[named].long()
+    logits[row, rank] = logit[named].double()
     # Sums of float32 weights are rounded: the named patches hold the whole sum at most.
     weights = (logits - torch.maximum(total, logits.logsumexp(1))[:, None]).exp()
     unknown = torch.full_like(total, torch.nan)

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import brute
 import numpy as np
 import pytest
 import torch
+from watched import linux_only, run_watched
 
 import patchindex as pi
 from patchindex.errors import InputError
 from patchindex.images.file_names import FileNames
 
+DATA = Path(__file__).parents[2] / "data" / "fashion_mnist_6k.npz"
 PIXELS = [(0, 0), (6, 7), (13, 4)]
+
+EXPLAIN = """
+import numpy as np, torch
+import patchindex as pi
+from patchindex.estimators import AutoPolicy
+
+data, path = sys.argv[1:3]
+images = np.load(data)["images"][:220, 2:26, 2:26]
+store = pi.build_index(images[..., None], path, scales=(3,))
+policy = AutoPolicy(cost_limit=np.inf)
+m = pi.ScoreMachine(store, tolerance=0.1, probes=4, candidates=8, policy=policy)
+x = torch.from_numpy(images[:1, None] / np.float32(127.5) - 1) + torch.randn(1, 1, 24, 24) / 2
+m.explain(x, 0.3, [(0, 0)], k=3, top=4)  # compiles
+found = []
+took = rise(lambda: found.append(m.explain(x, 0.3, [(0, 0)], k=3, top=80_000)))
+print(json.dumps([found[0].method, found[0].weight.shape, took]))
+"""
+
+EXPLAIN_BATCH = """
+import numpy as np, torch
+import patchindex as pi
+
+data, path = sys.argv[1:3]
+images = np.load(data)["images"][:24].reshape(8, 3, 28, 28).transpose(0, 2, 3, 1)
+store = pi.build_index(images, path, scales=(15,))
+m = pi.ScoreMachine(store, estimator="topk", probes=4, candidates=16, memory="16M")
+x = torch.from_numpy(images[:1] / np.float32(127.5) - 1).permute(0, 3, 1, 2) + torch.randn(64, 3, 28, 28) / 2
+m.explain(x[:4], 0.3, [(0, 0)], k=15, top=4)  # compiles
+found = []
+took = rise(lambda: found.append(m.explain(x, 0.3, [(14, 9)], k=15, top=4)))
+print(json.dumps([found[0].method, found[0].weight.shape, took]))
+"""
 
 
 @pytest.mark.parametrize("label", [None, 4])
@@ -77,6 +113,26 @@ def test_the_near_field_names_the_heaviest_patches(store, held_out, t, label, mo
             assert (mine.image[0], mine.y[0], mine.x[0]) == (truth.image[0], truth.y[0], truth.x[0])
 
 
+@linux_only
+def test_the_near_field_of_one_pixel_takes_the_memory_of_one_pixel(tmp_path):
+    method, shape, took = run_watched(EXPLAIN, DATA, tmp_path / "s.zarr")
+    assert (method, shape) == ("near field", [1, 80_000])
+    assert took < 100 << 20  # 24 x 24 pixels would have 369 MB of weights alone
+
+
+def test_a_pixel_may_be_named_twice(store, held_out, monkeypatch):
+    monkeypatch.setattr("patchindex.estimators.auto._scan_seconds", lambda *args: 1e9)  # never exact
+    m, pixels = pi.ScoreMachine(store, tolerance=0.1, probes=8, candidates=20), [(6, 7), (0, 0), (6, 7)]
+    found = m.explain(held_out(0.3), 0.3, pixels, k=5, top=900)
+    assert found.method == "near field"
+    for i, one in enumerate(found):
+        (alone,) = m.explain(held_out(0.3), 0.3, [one.pixel], k=5, top=4)[i // 3 : i // 3 + 1]
+        assert one.image[:4].tolist() == alone.image.tolist()
+        np.testing.assert_allclose(one.weight[:4], alone.weight, rtol=1e-5)
+        assert one.weight.sum() + one.rest == pytest.approx(1, abs=1e-9)
+    assert found.image.shape == (6, 900)
+
+
 @pytest.mark.parametrize("label", [None, 4])
 def test_topk_names_the_heaviest_patches(store, held_out, label):
     m = pi.ScoreMachine(store, estimator="topk", probes=150, candidates=256)
@@ -93,6 +149,25 @@ def test_topk_names_the_heaviest_patches(store, held_out, label):
         np.testing.assert_allclose(ratios, ratios[0], rtol=2e-3)
         assert 0.5 < ratios[0] < 1.1
         assert np.isnan(mine.ess)
+
+
+@linux_only
+def test_a_search_for_one_pixel_of_many_images_takes_the_memory_of_few_images(tmp_path):
+    method, shape, took = run_watched(EXPLAIN_BATCH, DATA, tmp_path / "s.zarr")
+    assert (method, shape) == ("topk", [64, 4])
+    assert took < 60 << 20  # all windows of 64 images would take 135 MB
+
+
+@pytest.mark.parametrize("label", [None, 4])
+def test_topk_explains_images_of_a_batch_as_single_images(store, held_out, label):
+    m = pi.ScoreMachine(store, estimator="topk", probes=20, candidates=64)
+    x = torch.cat([held_out(t) for t in (0.2, 0.3, 0.25)])
+    all_ = m.explain(x, 0.25, PIXELS, k=5, label=label, top=4)
+    for i in range(6):
+        alone = m.explain(x[i : i + 1], 0.25, PIXELS, k=5, label=label, top=4)
+        mine = slice(3 * i, 3 * i + 3)
+        assert np.array_equal(all_.image[mine], alone.image)
+        np.testing.assert_allclose(all_.weight[mine], alone.weight, rtol=1e-4)
 
 
 def test_all_pixels_are_explained_by_default(labelled, held_out):

@@ -231,3 +231,17 @@ def test_the_relative_error_of_weights_is_the_error_of_their_sum(larger, held_ou
     assert same.double().mean() > 0.5
     # The pixels of an image share their sample, so one draw says less than their number.
     assert 0.4 < float((off.square().mean() / stated.square().mean()).sqrt()) < 1.6
+
+
+def test_the_patches_of_a_larger_near_field_are_named(larger, held_out):
+    x, pixels, shares = held_out(0.2), [(y, x) for y in range(14) for x in range(0, 14, 3)], []
+    for worth in (0.0, np.inf):  # a larger near field for every pixel that is left, and for none
+        policy = AutoPolicy(cost_limit=np.inf, first_strata=4, worth_deeper=worth, heavy=2.0)
+        m = machine(larger, tolerance=0.01, probes=1, candidates=4, policy=policy)
+        found = m.explain(x, 0.2, pixels, k=5, top=8)
+        truth = m.exact().explain(x, 0.2, pixels, k=5, top=1)
+        mine, heaviest_one = (np.stack([each.image, each.y, each.x]) for each in (found, truth))
+        is_named = (mine == heaviest_one).all(0).any(1)
+        shares.append(is_named[truth.weight[:, 0] > 0.2].mean())
+        np.testing.assert_allclose(found.weight.sum(1) + found.rest, 1, rtol=0, atol=1e-9)
+    assert shares[0] > shares[1] + 0.1
