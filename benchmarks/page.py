@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 TEMPLATE, PAGE = ROOT / "benchmarks" / "page.md", ROOT / "docs" / "benchmarks.md"
 RUN = re.compile(r"^```run (?P<name>[\w-]+)\n(?P<commands>.*?)^```\n", re.MULTILINE | re.DOTALL)
 IMAGE = re.compile(r"^!\[.*?\]\((?P<name>[\w.-]+)\)$", re.MULTILINE)
+PLOT = re.compile(r"--plot (\S+)")
 PACKAGES = ("numpy", "numba", "torch", "faiss-cpu", "zarr")
 
 
@@ -88,12 +89,14 @@ def _git(*words: str) -> str:
 def output_of(name: str, commands: list[str], inputs: Inputs) -> str:
     """Run the commands of a block, and return what they print; or return what an earlier run kept.
 
-    Outputs of files that differ from their commit are not kept, for nothing names what the files were.
+    Outputs of files that differ from their commit are not kept, for nothing names what the files were. An
+    output whose plot is missing, or was drawn again since, is not taken.
     """
     code = commit()
     key = hashlib.sha256("\n".join([code, *commands]).encode()).hexdigest()[:12]
     kept = None if code.endswith("+") else inputs.WORK / f"{name}-{key}.txt"
-    if kept is not None and kept.exists():
+    plots = [Path(path) for command in commands for path in PLOT.findall(" ".join(inputs.fill(command)))]
+    if kept is not None and kept.exists() and not any(_is_newer(plot, kept) for plot in plots):
         return kept.read_text()
     found = []
     for command in commands:
@@ -108,6 +111,10 @@ def output_of(name: str, commands: list[str], inputs: Inputs) -> str:
     if kept is not None:
         kept.write_text(text + "\n")
     return text + "\n"
+
+
+def _is_newer(plot: Path, kept: Path) -> bool:
+    return not plot.exists() or plot.stat().st_mtime_ns > kept.stat().st_mtime_ns
 
 
 def write(inputs: Inputs, only: list[str]) -> str:
@@ -151,9 +158,9 @@ def main() -> None:
     whole = not inputs.missing(TEMPLATE.read_text()) and not args.only
     output = args.output or (PAGE if whole else args.work / "benchmarks.md")
     text = write(inputs, args.only)
-    output.write_text(text)
     if whole and output.parent.resolve() != inputs.WORK:
         copy_plots(text, args.work, output.parent)
+    output.write_text(text)
     print(f"written: {output}")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from patchindex.errors import InputError
+from patchindex.regular_files import IrregularFileError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -117,12 +118,17 @@ def check_path(path: object, parameter: str = "path") -> None:
 
 @contextmanager
 def accessing(path: object) -> Iterator[None]:
-    """Turn an OSError in the block, which looks for a path, into InputError: a name may be too long."""
+    """Turn an OSError in the block, which looks for a path, into InputError: a name may be too long.
+
+    An IrregularFileError says more than that the path cannot be accessed, and is raised as it is.
+    """
     try:
         yield
+    except IrregularFileError:
+        raise
     except OSError as error:
         raise InputError(
-            f"cannot be accessed ({error.strerror or error})",
+            f"cannot be accessed ({error.strerror})",
             where=path,
             remedy="check the path and its permissions",
         ) from error

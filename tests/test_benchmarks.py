@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import sys
@@ -105,6 +106,23 @@ def test_plots_go_beside_the_page_when_it_is_whole(tmp_path, monkeypatch, script
     assert (docs / "new.png").read_text() == ("old" if only else "new")
     assert (docs / "page.md").exists() == (not only)
     assert (work / "benchmarks.md").exists() == bool(only)
+
+
+def test_an_output_whose_plot_was_drawn_again_is_not_taken(tmp_path, monkeypatch, script):
+    page = script("page")
+    monkeypatch.setitem(page, "commit", lambda: "abc")
+    draw = "import sys; open(sys.argv[2], 'w').write('plot'); print('drawn')"
+    command, plot = f'python -c "{draw}" --plot WORK/new.png', tmp_path / "new.png"
+    inputs = page["Inputs"](CIFAR10=None, AUTHORS=None, WORK=tmp_path)
+    assert page["output_of"]("name", [command], inputs) == "drawn\n"
+    (kept,) = tmp_path.glob("name-*.txt")
+    kept.write_text("kept\n")
+    assert page["output_of"]("name", [command], inputs) == "kept\n"
+    os.utime(plot, ns=(0, kept.stat().st_mtime_ns + 1))
+    assert page["output_of"]("name", [command], inputs) == "drawn\n"
+    plot.unlink()
+    assert page["output_of"]("name", [command], inputs) == "drawn\n"
+    assert plot.read_text() == "plot"
 
 
 def test_the_commands_of_the_page_write_to_the_work_folder_only(script):

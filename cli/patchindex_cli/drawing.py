@@ -101,11 +101,11 @@ class Drawing:
     def finished_record(self, *, overwrite: bool = False) -> dict[str, Any] | None:
         """Return the record of an earlier run of these settings that wrote all its files, or None.
 
-        Files of other settings are refused, unless `overwrite` is given or an interrupted run, which replaces
-        the files, has left images.
+        Files of other settings are refused, unless `overwrite` is given. An interrupted run that has left
+        finished images is to replace the files, whatever their settings.
         """
         path = self.output / RECORD
-        if not path.is_file():
+        if not path.is_file() or any((self.output / PARTS).rglob("*.npz")):
             return None
         try:
             record = json.loads(path.read_text())
@@ -113,7 +113,7 @@ class Drawing:
         except (ValueError, KeyError, TypeError, RecursionError):
             found = None
         if not isinstance(found, dict) or _of_images(found) != _of_images(self.settings):
-            if overwrite or any((self.output / PARTS).rglob("*.npz")):
+            if overwrite:
                 return None
             raise InputError(
                 "has samples of other settings",

@@ -29,12 +29,15 @@ BAD_CONFIG = (
 )  # fmt: skip
 AGAIN = "copy the folder again"
 WRAP = "wrap the model by patchindex.networks.wrap"
-# Their settings describe noise variances in the same way. Others have sigmas, or flows in place of noise.
+# The settings of these schedulers describe noise variances as those of DDPMScheduler do.
 SCHEDULERS = frozenset({
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler",
+    "DDPMParallelScheduler", "DDPMScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+    "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler",
+    "UniPCMultistepScheduler",
 })  # fmt: skip
 PREDICTS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 

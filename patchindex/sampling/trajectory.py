@@ -187,16 +187,18 @@ class TrajectoryFile:
                 remedy="give the number of the part's first image, and the number of all images",
             )
         group = self._group()
-        for name in OF_STEPS:
-            if name not in group:
-                group.create_array(name, data=getattr(part, name))
-        for name in (*OF_IMAGES, *OF_PIXELS):
-            if name not in group:
+        if not group.attrs.get("complete", True):  # a kill may have left some arrays
+            for name in OF_STEPS:
+                group.create_array(name, data=getattr(part, name), overwrite=True)
+            for name in (*OF_IMAGES, *OF_PIXELS):
                 steps, _, *rest = getattr(part, name).shape
-                shape, chunks = (steps, n, *rest), (steps, 1, *rest)
-                group.create_array(name, shape=shape, chunks=chunks, dtype="f4", fill_value=np.nan)
+                group.create_array(
+                    name, shape=(steps, n, *rest), chunks=(steps, 1, *rest),
+                    dtype="f4", fill_value=np.nan, overwrite=True,
+                )  # fmt: skip
+            group.attrs["complete"] = True
         self._check_fits(group, part, n)
-        for name in (*OF_IMAGES, *OF_PIXELS):
+        for name in (*OF_PIXELS, *reversed(OF_IMAGES)):  # x last: it says that an image is drawn
             array: Any = group[name]
             array[:, first : first + count] = getattr(part, name)
 
@@ -205,8 +207,8 @@ class TrajectoryFile:
         if self.path.is_file():
             raise OutputExistsError("is a file", where=self.path, remedy="write to another path")
         store = LocalStore(self.path)
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return zarr.create_group(store, zarr_format=3, attributes={"format": FORMAT})
+        if not self.path.exists() or all(file.name.endswith(".partial") for file in self.path.iterdir()):
+            return zarr.create_group(store, zarr_format=3, attributes={"format": FORMAT, "complete": False})
         try:
             group = zarr.open_group(store, mode="r+", zarr_format=3)
             is_trajectory = group.attrs.get("format") == FORMAT

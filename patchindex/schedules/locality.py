@@ -20,7 +20,7 @@ from patchindex.errors import (
     SourceNotFoundError,
     warn,
 )
-from patchindex.regular_files import read_regular
+from patchindex.regular_files import IrregularFileError, read_regular
 from patchindex.schedules.checks import problem_of_pairs, problem_of_quartiles, problem_of_scale
 from patchindex.schedules.noise import NoiseSchedule, cosine, noise_schedule
 from patchindex.schedules.presets import LOCALITY_PRESETS, PUBLISHED, Provenance, provenance_of
@@ -289,8 +289,11 @@ class LocalitySchedule:
             is_file = path.is_file()
         if not is_file:
             raise SourceNotFoundError("no such file", where=path, remedy="check the path of the schedule")
-        with accessing(path):
-            content = read_regular(path, MOST_BYTES, follow_links=True)
+        try:
+            with accessing(path):
+                content = read_regular(path, MOST_BYTES, follow_links=True)
+        except IrregularFileError as error:
+            raise _not_a_schedule(error.what, path) from None
         try:
             found = json.loads(content)
         except (ValueError, RecursionError) as error:

@@ -81,7 +81,7 @@ def memorisation(
     Raises
     ------
     InputError
-        When fewer than n images are left for the machine, or all neighbourhoods are flat, or a setting is
+        When not more than n images are left for the machine, all neighbourhoods are flat, or a setting is
         unknown.
 
     Examples

@@ -13,14 +13,14 @@ import numpy as np
 
 from patchindex.checks import accessing, is_real, is_whole
 from patchindex.errors import InputError, SourceNotFoundError
-from patchindex.regular_files import read_regular
+from patchindex.regular_files import IrregularFileError, read_regular
 from patchindex.store.text_files import write_csv
 from patchindex.study.bootstrap import median_interval
 
 __all__ = ["RESULTS", "Run", "markdown", "read_run", "wide_rows", "write_tables"]
 
 RESULTS = "results.json"
-MOST_BYTES = 1 << 28  # of a file of results: 10^5 images with ten denoisers take less
+MOST_BYTES = 1 << 30  # of a file of results: 10^5 images, ten denoisers and two grids take half of it
 FACTS = ("network", "parameters", "loss", "minutes", "images")  # the first columns of a main table
 
 
@@ -123,8 +123,11 @@ def read_run(folder: str | Path) -> Run:
         raise SourceNotFoundError(
             f"has no {RESULTS}", where=folder, remedy="give folders of finished comparisons"
         )
-    with accessing(path):
-        content = read_regular(path, MOST_BYTES, follow_links=True)
+    try:
+        with accessing(path):
+            content = read_regular(path, MOST_BYTES, follow_links=True)
+    except IrregularFileError as error:
+        raise InputError(error.what, where=path, remedy="give folders of finished comparisons") from None
     try:
         found = json.loads(content)
         run = Run(found["name"], found["network"], found["settings"], found["images"], found["points"])

@@ -162,8 +162,9 @@ def test_resume_with_overwrite_replaces_a_finished_run_of_other_settings(small_s
     assert "finished already" in run(*other, "-o", tmp_path / "out", "--overwrite").output
 
 
-def test_an_interrupted_run_that_replaces_another_resumes(small_store, tmp_path, monkeypatch):
-    args = ("sample", small_store, "-n", 2, "-o", tmp_path, "--batch-size", 1, *QUICK)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_interrupted_run_that_replaces_another_resumes(small_store, tmp_path, monkeypatch, seed):
+    args = ("sample", small_store, "-n", 2, "-o", tmp_path, "--batch-size", 1, "--save-trajectory", *QUICK)
     run(*args)
     draw = Sampling.draw
 
@@ -172,13 +173,14 @@ def test_an_interrupted_run_that_replaces_another_resumes(small_store, tmp_path,
             raise StoppedError
         return draw(self, lo, hi, progress)
 
-    other = (*args, "--seed", 1)
+    other = (*args, "--seed", seed)
     with monkeypatch.context() as patched:
         patched.setattr(Sampling, "draw", fails)
         failed = CliRunner().invoke(main, [*map(str, other), "--overwrite"])
     assert "1 of 2 images are finished; give --resume to continue" in failed.stderr
     run(*other, "--resume")
-    assert json.loads((tmp_path / "samples.json").read_text())["settings"]["seed"] == 1
+    assert json.loads((tmp_path / "samples.json").read_text())["settings"]["seed"] == seed
+    assert TrajectoryFile(tmp_path / "trajectory.zarr").read().x.shape[1] == 2
 
 
 @pytest.mark.parametrize("name", ["grid.png", "trajectory.zarr", "filmstrip.png"])

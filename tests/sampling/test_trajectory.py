@@ -187,3 +187,35 @@ def test_nothing_in_a_folder_is_replaced(drawn, tmp_path):
             TrajectoryFile(tmp_path / name).write(drawn.trajectory, 0, 3)
     assert group["x"][:].tolist() == [0, 1, 2]
     assert (tmp_path / "notes" / "x").read_text() == "mine"
+
+
+def test_a_group_whose_creation_was_killed_is_made_again(drawn, tmp_path):
+    whole, cut, begun = (TrajectoryFile(tmp_path / name) for name in ("whole.zarr", "cut.zarr", "begun.zarr"))
+    whole.write(drawn.trajectory, 0, 3)
+    cut.write(drawn.trajectory, 0, 3)
+    group = zarr.open_group(cut.path)
+    group.attrs["complete"] = False
+    group["t"][:] = 0  # killed between the metadata and the values of an array
+    del group["x"]
+    begun.path.mkdir()
+    (begun.path / "zarr.json.0f3a.partial").write_text("{")
+    for file in (cut, begun):
+        file.write(drawn.trajectory, 0, 3)
+        np.testing.assert_array_equal(file.read().x, whole.read().x)
+
+
+@pytest.mark.parametrize("name", ["mean", "stderr"])
+def test_an_image_counts_as_drawn_only_when_all_its_arrays_are_written(drawn, tmp_path, monkeypatch, name):
+    file, write = TrajectoryFile(tmp_path / "t.zarr"), zarr.Array.__setitem__
+
+    def killed(array, *value):
+        if array.basename == name:
+            raise KeyboardInterrupt
+        write(array, *value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zarr.Array, "__setitem__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            file.write(drawn.trajectory, 0, 3)
+    with pytest.raises(InputError, match="image 0 is not drawn yet"):
+        file.read()
