@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from patchindex.errors import StoreError
 from patchindex.index.layout import scale_group
 from patchindex.store.raw import raw_path
 
@@ -45,6 +46,18 @@ def search_everything(index, k, label=None):
 def tree(path):
     """Return the content of every file of a folder, by its name."""
     return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+def assert_refuses_damaged_images(path, work):
+    """Change a pixel of a store; `work` has to refuse the images, and to change nothing."""
+    file = path / "images" / "c" / "0" / "0" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    content[500] ^= 255
+    file.write_bytes(content)
+    before = tree(path)
+    with pytest.raises(StoreError, match=r"images 0 to \d+ are damaged"):
+        work()
+    assert tree(path) == before
 
 
 def names_in(folder):
