@@ -8,8 +8,8 @@ Builds a store of all images in DIR where it is missing, and measures its operat
 estimator with its options, as in `patchindex sample --estimator`. Two tables. `steps`: each step of the exact
 trajectory of seed 0, where every way sees the same noisy image. `images`: the images that each way draws by
 itself from the noise of seeds 0 to 3, four at once. `exact` draws the image of seed 0 alone, as the first way
-of each round: `exact / it` is the median over rounds of the seconds per image of `exact` divided by those of
-the way. The plot has the error of the images over the seconds per image.
+of each round. `exact / it` divides the seconds per image of `exact` by the seconds per image of the way, and
+is the median over rounds. The plot has the error of the images over the seconds per image.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class _WithTuning:
 def summary_of(
     index: PatchIndex, seconds: float, *, appended: bool = False, added_scales: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Return what `build` and `append` print with --json; the parameters are those of `run_build`."""
+    """Return what `build` and `append` print with --json; the parameters are as for `run_build`."""
     found = {**index.info(), "seconds": round(seconds, 2)}
     if appended:
         found["added"] = found["settings"]["appended"][-1]["images"]

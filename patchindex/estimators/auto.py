@@ -88,7 +88,7 @@ class Auto:
                 image = _Image(self, mine.select(slice(i, i + 1)), field, i).grow_to_tolerance()
                 parts.append(image.estimate())
                 self.remember(mine, i, image.near)
-                del image  # its near fields need memory, and so do those of the next image
+                del image  # frees its near fields before the next image makes its own
                 request.progress("posterior mean", len(parts), batch)
         return Estimate.cat(parts)
 

@@ -29,7 +29,7 @@ BAD_CONFIG = (
 )  # fmt: skip
 AGAIN = "copy the folder again"
 WRAP = "wrap the model by patchindex.networks.wrap"
-# The settings of these schedulers describe noise variances as those of DDPMScheduler do.
+# These schedulers compute noise variances from their settings as DDPMScheduler does.
 SCHEDULERS = frozenset({
     "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler",
     "DDPMParallelScheduler", "DDPMScheduler",

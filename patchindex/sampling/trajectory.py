@@ -41,7 +41,7 @@ class Step:
     x : Tensor, shape (n, C, H, W), float32
         Noisy images before the step.
     mean : Tensor, shape (n, C, H, W), float32
-        Posterior means; those of a score machine are in [-1, 1].
+        Posterior means; a score machine has posterior means in [-1, 1].
     stderr, ess, captured_mass : Tensor, shape (n, H, W), float32
         As in `Estimate`.
     """
@@ -68,7 +68,7 @@ class Trajectory:
     x : numpy.ndarray, shape (S, n, C, H, W), float32
         Noisy images before the step; x[0] is the noise at the start.
     mean : numpy.ndarray, shape (S, n, C, H, W), float32
-        Posterior means; those of a score machine are in [-1, 1].
+        Posterior means; a score machine has posterior means in [-1, 1].
     stderr, ess, captured_mass : numpy.ndarray, shape (S, n, H, W), float32
         As in `Estimate`.
 

@@ -15,7 +15,7 @@ from patchindex.build import parse_memory
 from patchindex.build.settings import FINGERPRINT_IMAGES, some_images
 from patchindex.checks import check_least, check_optional
 from patchindex.denoisers.base import Denoiser
-from patchindex.denoisers.from_images import is_store
+from patchindex.denoisers.from_images import is_store, refuse_labels
 from patchindex.devices import memory_budget, resolve_device
 from patchindex.errors import InputError, Option
 from patchindex.exact import load_kernel
@@ -126,8 +126,8 @@ def calibrate(
     if is_store(source):
         source = open_index(source)
     index = source if isinstance(source, PatchIndex) else None
-    if index is not None and labels is not None:
-        raise InputError("is fixed in the store", parameter="labels", remedy="leave it out")
+    if index is not None:
+        refuse_labels(labels)
     training = TrainingImages(source, labels) if index is None else index.training  # type: ignore[arg-type]
     kind, windows = _machine_of(index, machine, options.train_windows)
     use_auto = _use_auto(options, index, kind, network)
