@@ -4,6 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# Read when torch and FAISS are imported. A worker has as many threads as there are cores, and by default
+# OpenMP lets a thread that waits use its core, which the other workers need.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import brute
 import numpy as np
 import pytest
