@@ -17,9 +17,10 @@ PACKAGE := build/package
 
 .PHONY: demo test lint docs notebooks links package format bench study-mnist clean
 
+# Python compiles a module when it is first imported; compiling all of them takes more than a minute.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,diffusers,docs,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,diffusers,docs,dev]'
 	touch $@
 
 # A test uses one core most of the time, so several run at once. A worker needs up to 2 GiB.
@@ -50,7 +51,7 @@ package: $(STAMP)
 	rm -rf $(PACKAGE)
 	$(BIN)/python -m build --outdir $(PACKAGE) . > /dev/null
 	$(PYTHON) -m venv $(PACKAGE)/venv
-	$(PACKAGE)/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo $(PACKAGE)/*.whl)[cpu]"
+	$(PACKAGE)/venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt "$$(echo $(PACKAGE)/*.whl)[cpu]"
 	$(PACKAGE)/venv/bin/patchindex build $(IMAGES) -o $(PACKAGE)/store.zarr --limit 50 --scales 3 --no-tune --quiet
 	$(PACKAGE)/venv/bin/patchindex sample $(PACKAGE)/store.zarr -n 1 --steps 3 -o $(PACKAGE)/samples --quiet
 	test -s $(PACKAGE)/samples/grid.png

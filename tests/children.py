@@ -12,7 +12,18 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["in_a_child", "killed_at", "opens_to_write"]
+from numba.core.registry import cpu_target
+
+from patchindex.runtime import load_faiss
+
+__all__ = ["in_a_child", "killed_at", "load_libraries", "opens_to_write"]
+
+
+def load_libraries() -> None:
+    """Load what FAISS and Numba load on first use, and start no thread: a forked process has it then."""
+    load_faiss()
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
 
 def in_a_child(work: Callable[[], str]) -> str:

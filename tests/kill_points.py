@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from children import in_a_child, killed_at, opens_to_write
+from children import in_a_child, killed_at, load_libraries, opens_to_write
 
 import patchindex as pi
 from patchindex.build import shards
@@ -75,6 +75,7 @@ class Operation:
 
 def main(name: str, folder: Path, points: int) -> None:
     shards.SHARD_BYTES, shards.PIECE_BYTES = 20_000, 0  # several shards
+    load_libraries()
     operation = Operation(name, folder)
     if operation.base is not None:
         some = slice(0, 60 if name == "add_scales" else 40)

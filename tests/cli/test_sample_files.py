@@ -51,8 +51,8 @@ runpy.run_module("patchindex", run_name="__main__", alter_sys=True)
 """
 
 
-def test_an_interrupted_run_keeps_its_batches_and_resumes_with_the_same_bytes(store, tmp_path):
-    args = [str(store), "-n", "40", "--batch-size", "2", "--steps", "6", "--estimator", "exact"]
+def test_an_interrupted_run_keeps_its_batches_and_resumes_with_the_same_bytes(small_store, tmp_path):
+    args = [str(small_store), "-n", "40", "--batch-size", "2", "--steps", "6", "--estimator", "exact"]
     args += ["--save-trajectory", "--threads", "1"]
     output = tmp_path / "cut"
     command = [sys.executable, "-c", INTERRUPTED, "sample", *args, "-o", str(output)]

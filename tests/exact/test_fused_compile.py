@@ -70,7 +70,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
     """The kernels for an H100 and for a GPU with 99 KiB of shared memory, compiled by another process."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
