@@ -17,10 +17,9 @@ PACKAGE := build/package
 
 .PHONY: demo test lint docs notebooks links package format bench study-mnist clean
 
-# Python compiles a module when it is first imported; compiling all of them takes more than a minute.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,diffusers,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,plots,dask,s3,studies,diffusers,docs,dev]'
 	touch $@
 
 # A test uses one core most of the time, so several run at once. A worker needs up to 2 GiB.
@@ -46,7 +45,8 @@ notebooks: $(STAMP)
 links: $(STAMP)
 	$(BIN)/sphinx-build --builder linkcheck --quiet docs $(SITE)/links
 
-# The wheel is built from the sdist. Both commands run from the wheel alone, in an environment of its own.
+# The wheel is built from the sdist. Both commands run from the wheel alone, in an environment of its own. Two
+# commands need few of the modules, so pip does not compile all of them.
 package: $(STAMP)
 	rm -rf $(PACKAGE)
 	$(BIN)/python -m build --outdir $(PACKAGE) . > /dev/null
